@@ -1,0 +1,127 @@
+//! Poses as a QEMU and misbehaves at its monitor: what a QEMU that its guest took over could do.
+//!
+//! It takes a command line like QEMU's, `-name NAME -qmp unix:PATH,server=on,wait=off -fake MANNER`,
+//! listens on the socket, and treats one client after the other in that manner. It ends when its
+//! standard input does, so that none outlives a test that was killed.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+
+/// What a QEMU 7.2 says first.
+const GREETING: &str = concat!(
+    r#"{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": ""}, "#,
+    r#""capabilities": ["oob"]}}"#,
+    "\r\n"
+);
+/// Events at a time: writing each by itself would make the flood a brook.
+const EVENTS_A_WRITE: usize = 1000;
+/// Deeper than any parser should follow, within four megabytes.
+const DEPTH: usize = 100_000;
+/// How long the liar takes for each answer: below any limit for one command.
+const SLOW: Duration = Duration::from_secs(1);
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().collect();
+    let value = |option: &str| {
+        let at = arguments.iter().position(|argument| argument == option);
+        at.and_then(|at| arguments.get(at + 1)).with_context(|| format!("no {option}"))
+    };
+    let socket = value("-qmp")?.strip_prefix("unix:").context("-qmp is no unix: socket")?;
+    let path = socket.split(',').next().unwrap_or(socket);
+    let manner = match value("-fake")?.as_str() {
+        "silent" => say_nothing,
+        "mute" => greet_only,
+        "events" => flood_events,
+        "garbage" => flood_garbage,
+        "endless" => one_endless_line,
+        "deep" => nest_deeply,
+        "liar" => lie_slowly,
+        other => bail!("no manner {other}"),
+    };
+    let listener = UnixListener::bind(path).with_context(|| format!("cannot bind {path}"))?;
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            // The client hanging up is how each of these ends.
+            let _ = manner(client);
+        }
+    });
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    Ok(())
+}
+
+fn say_nothing(mut client: UnixStream) -> Result<()> {
+    Ok(std::io::copy(&mut client, &mut std::io::sink()).map(|_| ())?)
+}
+
+fn greet_only(mut client: UnixStream) -> Result<()> {
+    client.write_all(GREETING.as_bytes())?;
+    say_nothing(client)
+}
+
+/// Behaves until the client trusts it, then reports that the VM stopped, over and over.
+fn flood_events(mut client: UnixStream) -> Result<()> {
+    client.write_all(GREETING.as_bytes())?;
+    let mut requests = BufReader::new(client.try_clone()?);
+    for answer in [json!({}), json!({"status": "running", "singlestep": false, "running": true})] {
+        let id = next_request(&mut requests)?["id"].clone();
+        client.write_all(format!("{}\r\n", json!({"return": answer, "id": id})).as_bytes())?;
+    }
+    let event = json!({"timestamp": {"seconds": 1, "microseconds": 1}, "event": "STOP"});
+    let events = format!("{event}\r\n").repeat(EVENTS_A_WRITE);
+    loop {
+        client.write_all(events.as_bytes())?;
+    }
+}
+
+fn flood_garbage(mut client: UnixStream) -> Result<()> {
+    let garbage = vec![0xff; 1 << 16];
+    loop {
+        client.write_all(&garbage)?;
+    }
+}
+
+fn one_endless_line(mut client: UnixStream) -> Result<()> {
+    client.write_all(GREETING.as_bytes())?;
+    client.write_all(b"{\"event\": \"")?;
+    let name = vec![b'x'; 1 << 16];
+    loop {
+        client.write_all(&name)?;
+    }
+}
+
+fn nest_deeply(mut client: UnixStream) -> Result<()> {
+    client.write_all(GREETING.as_bytes())?;
+    let message = format!("{}1{}\r\n", "{\"a\":".repeat(DEPTH), "}".repeat(DEPTH));
+    loop {
+        client.write_all(message.as_bytes())?;
+    }
+}
+
+/// Says that the guest panicked whatever is done about it, and takes its time over each answer.
+fn lie_slowly(mut client: UnixStream) -> Result<()> {
+    client.write_all(GREETING.as_bytes())?;
+    let mut requests = BufReader::new(client.try_clone()?);
+    loop {
+        let request = next_request(&mut requests)?;
+        std::thread::sleep(SLOW);
+        let answer = match request["execute"].as_str() {
+            Some("query-status") => {
+                json!({"status": "guest-panicked", "singlestep": false, "running": false})
+            }
+            Some("query-cpus-fast") => json!([]),
+            _ => json!({}),
+        };
+        let answer = json!({"return": answer, "id": request["id"]});
+        client.write_all(format!("{answer}\r\n").as_bytes())?;
+    }
+}
+
+fn next_request(requests: &mut BufReader<UnixStream>) -> Result<Value> {
+    let mut line = Vec::new();
+    requests.by_ref().take(1 << 20).read_until(b'\n', &mut line)?;
+    serde_json::from_slice(&line).context("the client sent no JSON line")
+}

@@ -1,0 +1,278 @@
+//! One virtual machine: a QEMU that is our own child, on sockets and a serial console of ours.
+
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use rustix::process::{Pid, Signal};
+use serde_json::Value;
+
+use crate::console::{Log, Mark};
+use crate::interrupt;
+pub use crate::machine::{Accelerator, DiskConfig, GuestConfig, GuestKind, private_qemu};
+use crate::qmp::Qmp;
+
+/// A Linux guest prints a line with this, and its number of CPUs, when it takes commands.
+pub const BANNER: &str = "FLATLINE-GUEST READY";
+
+/// A running machine; dropping it kills its QEMU, and waits until it is gone.
+#[derive(Debug)]
+pub struct Guest {
+    name: String,
+    pid: Pid,
+    child: Mutex<Child>,
+    stdin: Mutex<ChildStdin>,
+    log: Log,
+    qmp: Mutex<Qmp>,
+    qmp_path: PathBuf,
+}
+
+impl GuestConfig {
+    /// Starts the machine and returns once its QMP answers; a Linux is then still booting.
+    ///
+    /// # Errors
+    ///
+    /// If QEMU cannot be started, or ends or does not answer within 10 s: with what it said.
+    pub fn start(&self) -> Result<Guest> {
+        let mut command = self.command()?;
+        // A process group of its own: Ctrl-C is for the harness, which then ends its guests in order.
+        command.process_group(0);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let log = Log::new();
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.executable.display()))?;
+        let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
+            bail!("the pipes were asked for");
+        };
+        log.drain(stdout);
+        log.drain(stderr);
+        let mut child = Reaper(Some(child));
+        let socket = self.test_socket();
+        let qmp = interrupt::wait_until("QMP", Duration::from_secs(10), || {
+            if child.ended()? {
+                // The drain may be behind the end by a moment.
+                std::thread::sleep(Duration::from_millis(50));
+                bail!("QEMU ended at once: {}", log.text());
+            }
+            // Refused until QEMU listens; cut off when it ends over a later argument.
+            Ok(UnixStream::connect(&socket).ok().and_then(|stream| Qmp::new(stream).ok()))
+        })
+        .with_context(|| format!("guest {}", self.name))?;
+        let child = child.0.take().context("it was there a moment ago")?;
+        Ok(Guest {
+            name: self.name.clone(),
+            pid: Pid::from_child(&child),
+            child: Mutex::new(child),
+            stdin: Mutex::new(stdin),
+            log,
+            qmp: Mutex::new(qmp),
+            qmp_path: self.daemon_socket(),
+        })
+    }
+}
+
+impl Guest {
+    /// QEMU's process id.
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// The machine's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The QMP socket that is the daemon's.
+    pub fn qmp_path(&self) -> &Path {
+        &self.qmp_path
+    }
+
+    /// What the machine wrote to its serial console, and QEMU to its standard error.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// Where the console is now.
+    pub fn mark(&self) -> Mark {
+        self.log.mark()
+    }
+
+    /// Waits for a line since the start; returns the time from the start to it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Log::wait_for`].
+    pub fn wait_for(&self, wanted: &str, timeout: Duration) -> Result<Duration> {
+        self.wait_for_after(self.log.start(), wanted, timeout)
+    }
+
+    /// Waits for a line after `mark`; returns the time from the mark to it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Log::wait_for`].
+    pub fn wait_for_after(&self, mark: Mark, wanted: &str, timeout: Duration) -> Result<Duration> {
+        let found = self.log.wait_for(mark, wanted, timeout);
+        found.with_context(|| format!("guest {}", self.name))
+    }
+
+    /// Waits until a Linux takes commands for the first time; returns how long that took.
+    ///
+    /// # Errors
+    ///
+    /// As [`Log::wait_for`].
+    pub fn wait_until_booted(&self, timeout: Duration) -> Result<Duration> {
+        self.wait_for(BANNER, timeout)
+    }
+
+    /// How often Linux came up.
+    pub fn banner_count(&self) -> usize {
+        self.log.count(self.log.start(), BANNER)
+    }
+
+    /// Gives Linux a command (see `guest-init.sh`) and does not wait.
+    ///
+    /// # Errors
+    ///
+    /// If QEMU is gone.
+    pub fn send(&self, command: &str) -> Result<()> {
+        use std::io::Write as _;
+        let mut stdin = lock(&self.stdin);
+        let text = format!("{command}\n");
+        stdin.write_all(text.as_bytes()).with_context(|| format!("guest {}: {command}", self.name))
+    }
+
+    /// Gives Linux a command that ends, and waits until it has.
+    ///
+    /// # Errors
+    ///
+    /// If QEMU is gone, or Linux does not say that it is done in time.
+    pub fn run(&self, command: &str, timeout: Duration) -> Result<Duration> {
+        let mark = self.mark();
+        self.send(command)?;
+        let verb = command.split_whitespace().next().unwrap_or_default();
+        self.wait_for_after(mark, &format!("DONE {verb}"), timeout)
+    }
+
+    /// Carries out a QMP command on the test's own socket; `arguments` may be null.
+    ///
+    /// # Errors
+    ///
+    /// As [`Qmp::execute`].
+    pub fn qmp(&self, command: &str, arguments: &Value) -> Result<Value> {
+        let answer = lock(&self.qmp).execute(command, arguments);
+        answer.with_context(|| format!("guest {}", self.name))
+    }
+
+    /// The QMP events since the last call.
+    ///
+    /// # Errors
+    ///
+    /// As [`Qmp::take_events`].
+    pub fn events(&self) -> Result<Vec<Value>> {
+        lock(&self.qmp).take_events()
+    }
+
+    /// The `status` of `query-status`, such as `running` or `guest-panicked`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Qmp::execute`].
+    pub fn run_state(&self) -> Result<String> {
+        let status = self.qmp("query-status", &Value::Null)?;
+        let state = status.get("status").and_then(Value::as_str);
+        state.map(str::to_owned).ok_or_else(|| anyhow!("query-status: no status in {status}"))
+    }
+
+    /// Whether QEMU runs still (a stopped machine's does).
+    pub fn is_running(&self) -> bool {
+        matches!(lock(&self.child).try_wait(), Ok(None))
+    }
+
+    /// Waits until QEMU ended by itself.
+    ///
+    /// # Errors
+    ///
+    /// After `timeout`, or on a signal.
+    pub fn wait_for_exit(&self, timeout: Duration) -> Result<ExitStatus> {
+        interrupt::wait_until(&format!("exit of {}", self.name), timeout, || {
+            Ok(lock(&self.child).try_wait()?)
+        })
+    }
+
+    /// Sends QEMU a signal, such as `Signal::STOP` and `Signal::CONT`.
+    ///
+    /// # Errors
+    ///
+    /// If QEMU is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        // Held so that nobody reaps the child in between, and the pid is still its own.
+        let mut child = lock(&self.child);
+        if child.try_wait()?.is_some() {
+            bail!("guest {}: QEMU is gone", self.name);
+        }
+        rustix::process::kill_process(self.pid, signal).context("cannot signal QEMU")
+    }
+
+    /// Kills QEMU and waits until it is gone. Returns how it ended: it may have been gone before.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be waited for.
+    pub fn kill(&self) -> Result<ExitStatus> {
+        let mut child = lock(&self.child);
+        reap(&mut child).with_context(|| format!("guest {}", self.name))
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if let Err(error) = self.kill() {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+/// Kills a child that turns out useless before it became a [`Guest`].
+struct Reaper(Option<Child>);
+
+impl Reaper {
+    fn ended(&mut self) -> Result<bool> {
+        Ok(match &mut self.0 {
+            Some(child) => child.try_wait()?.is_some(),
+            None => true,
+        })
+    }
+}
+
+impl Drop for Reaper {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            // The error that led here is the one worth telling.
+            let _ = reap(child);
+        }
+    }
+}
+
+fn reap(child: &mut Child) -> Result<ExitStatus> {
+    if let Some(status) = child.try_wait()? {
+        return Ok(status);
+    }
+    child.kill()?;
+    Ok(child.wait()?)
+}
+
+/// Whether a process was ended by SIGKILL, as [`Guest::kill`] does it.
+pub fn was_killed(status: ExitStatus) -> bool {
+    status.signal() == Some(Signal::KILL.as_raw())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,19 @@
+//! Real guests on real taps: what the demo and the end-to-end tests stand on.
+//!
+//! Everything here runs the programs by path and looks at them from outside, as an operator would:
+//! nothing links to the daemon. Plain threads and blocking calls, since a test is one sequence of
+//! events. Whatever is started or created is ended or deleted when its value is dropped, and
+//! [`interrupt::install`] makes that hold for Ctrl-C too.
+
+pub mod boot_sector;
+pub mod broadcast;
+pub mod command;
+pub mod console;
+mod cpio;
+pub mod daemon;
+pub mod guest;
+pub mod image;
+pub mod interrupt;
+mod machine;
+pub mod netns;
+pub mod qmp;

@@ -1,0 +1,261 @@
+//! What a virtual machine is made of, and the QEMU command line that it comes to.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context as _, Result, anyhow};
+
+use crate::boot_sector::BootSector;
+use crate::image::Images;
+use crate::netns::Tap;
+
+/// Where distributions keep QEMU's firmware. A QEMU that runs from elsewhere does not find it by
+/// itself.
+const FIRMWARE_DIRECTORIES: [&str; 3] =
+    ["/usr/share/qemu", "/usr/share/seabios", "/usr/lib/ipxe/qemu"];
+
+/// Where they keep its loadable modules (Debian's TCG is one); the same holds for them.
+const MODULE_DIRECTORIES: [&str; 3] =
+    ["/usr/lib/x86_64-linux-gnu/qemu", "/usr/lib64/qemu", "/usr/lib/qemu"];
+
+/// An address that makes no guest collide with another: the last bytes of its MAC.
+static NEXT_MAC: AtomicU32 = AtomicU32::new(1);
+
+/// What a machine boots.
+#[derive(Clone, Debug)]
+pub enum GuestKind {
+    /// Linux with the init of this crate, which obeys [`Guest::send`].
+    Linux(Images),
+    /// A few bytes of machine code.
+    BootSector(BootSector),
+}
+
+/// What executes the vCPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accelerator {
+    /// Emulation, one thread a vCPU.
+    Tcg,
+    /// `/dev/kvm`.
+    Kvm,
+}
+
+/// A virtio disk on a raw file, which is made if it is not there. Linux sees it as `/dev/vda`.
+#[derive(Clone, Debug)]
+pub struct DiskConfig {
+    /// The image file.
+    pub path: PathBuf,
+    /// Its size in bytes; the guest's `disk` load wants 8 MiB.
+    pub size: u64,
+    /// QEMU's `aio=`: `threads`, `native` or `io_uring`. `native` wants `cache=none`.
+    pub aio: String,
+    /// QEMU's `cache=`, such as `none` or `writeback`.
+    pub cache: String,
+}
+
+/// A machine to be. Start from [`GuestConfig::new`] and set what differs.
+#[derive(Clone, Debug)]
+pub struct GuestConfig {
+    /// QEMU's `-name`.
+    pub name: String,
+    /// What it boots.
+    pub kind: GuestKind,
+    /// The QEMU to run; see [`private_qemu`].
+    pub executable: PathBuf,
+    /// Where its sockets go: `NAME.qmp` for the daemon, `NAME.test.qmp` for the test. A socket's
+    /// path has room for 107 bytes.
+    pub dir: PathBuf,
+    /// How many vCPUs the machine has.
+    pub vcpus: u32,
+    /// Whether Linux is told to start one CPU only (`maxcpus=1`).
+    pub maxcpus: bool,
+    /// What executes them.
+    pub accelerator: Accelerator,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// A tap for its network card, if it has one.
+    pub tap: Option<Tap>,
+    /// Linux' address with its prefix, such as `10.7.0.2/24`; the gateway is the network's first.
+    pub ip: Option<String>,
+    /// Its disk, if it has one.
+    pub disk: Option<DiskConfig>,
+    /// Whether it has a pvpanic device, through which a panic is reported.
+    pub pvpanic: bool,
+    /// Whether QEMU names its threads.
+    pub debug_threads: bool,
+    /// More words for Linux' command line; they come last, and so win.
+    pub kernel_args: Vec<String>,
+    /// More arguments for QEMU; they come last.
+    pub extra_args: Vec<String>,
+}
+
+impl GuestConfig {
+    /// One vCPU under TCG, without network and disk.
+    pub fn new(name: &str, kind: GuestKind, executable: &Path, dir: &Path) -> Self {
+        let memory_mib = match kind {
+            // The unpacked kernel alone takes 63 MiB.
+            GuestKind::Linux(_) => 128,
+            GuestKind::BootSector(_) => 16,
+        };
+        Self {
+            name: name.to_owned(),
+            kind,
+            executable: executable.to_owned(),
+            dir: dir.to_owned(),
+            vcpus: 1,
+            maxcpus: false,
+            accelerator: Accelerator::Tcg,
+            memory_mib,
+            tap: None,
+            ip: None,
+            disk: None,
+            pvpanic: false,
+            debug_threads: true,
+            kernel_args: Vec::new(),
+            extra_args: Vec::new(),
+        }
+    }
+
+    /// The QMP socket for the daemon.
+    pub(crate) fn daemon_socket(&self) -> PathBuf {
+        self.dir.join(format!("{}.qmp", self.name))
+    }
+
+    /// The QMP socket for the test's own steering.
+    pub(crate) fn test_socket(&self) -> PathBuf {
+        self.dir.join(format!("{}.test.qmp", self.name))
+    }
+
+    /// The command that becomes this machine's QEMU: whatever enters the namespace execs, so that
+    /// the child's pid is QEMU's. Makes the disk and the boot sector's image.
+    ///
+    /// # Errors
+    ///
+    /// If an image cannot be made, or a path is no UTF-8.
+    pub(crate) fn command(&self) -> Result<Command> {
+        let mut command = match &self.tap {
+            Some(tap) => {
+                let [program, option] = tap.enter_prefix();
+                let mut command = Command::new(program);
+                command.arg(option).arg("--").arg(&self.executable);
+                command
+            }
+            None => Command::new(&self.executable),
+        };
+        command.args(self.arguments()?);
+        if let Some(directory) =
+            MODULE_DIRECTORIES.into_iter().find(|path| Path::new(path).is_dir())
+        {
+            command.env("QEMU_MODULE_DIR", directory);
+        }
+        Ok(command)
+    }
+
+    fn arguments(&self) -> Result<Vec<OsString>> {
+        let mut arguments = Vec::new();
+        let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
+        let debug_threads = if self.debug_threads { "on" } else { "off" };
+        add(&["-name", &format!("{},debug-threads={debug_threads}", self.name)]);
+        add(&["-no-user-config", "-nodefaults", "-display", "none", "-machine", "pc"]);
+        match self.accelerator {
+            Accelerator::Tcg => add(&["-accel", "tcg,thread=multi", "-cpu", "qemu64"]),
+            Accelerator::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
+        }
+        add(&["-smp", &self.vcpus.to_string(), "-m", &self.memory_mib.to_string()]);
+        for directory in FIRMWARE_DIRECTORIES {
+            if Path::new(directory).is_dir() {
+                add(&["-L", directory]);
+            }
+        }
+        // The order matters: the daemon takes the first.
+        for socket in [self.daemon_socket(), self.test_socket()] {
+            add(&["-qmp", &format!("unix:{},server=on,wait=off", utf8(&socket)?)]);
+        }
+        add(&["-serial", "stdio"]);
+        match &self.kind {
+            GuestKind::Linux(images) => {
+                add(&["-kernel", utf8(&images.kernel)?, "-initrd", utf8(&images.initramfs)?]);
+                add(&["-append", &self.kernel_command_line()]);
+            }
+            GuestKind::BootSector(sector) => {
+                let path = self.dir.join(format!("{}.img", self.name));
+                sector.write(&path)?;
+                let path = utf8(&path)?;
+                add(&["-drive", &format!("file={path},format=raw,if=ide,file.locking=off")]);
+            }
+        }
+        if let Some(tap) = &self.tap {
+            let [_, a, b, c] = NEXT_MAC.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+            add(&["-netdev"]);
+            add(&[&format!("tap,id=net0,ifname={},script=no,downscript=no,vhost=off", tap.name())]);
+            let mac = format!("52:54:00:{a:02x}:{b:02x}:{c:02x}");
+            // Without a ROM: nobody boots from the network.
+            add(&["-device", &format!("virtio-net-pci,netdev=net0,mac={mac},romfile=")]);
+        }
+        if let Some(disk) = &self.disk {
+            let file = std::fs::OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(&disk.path)
+                .with_context(|| format!("cannot make {}", disk.path.display()))?;
+            file.set_len(disk.size)?;
+            let (path, aio, cache) = (utf8(&disk.path)?, &disk.aio, &disk.cache);
+            add(&["-drive"]);
+            add(&[&format!("file={path},format=raw,if=none,id=disk0,aio={aio},cache={cache}")]);
+            add(&["-device", "virtio-blk-pci,drive=disk0"]);
+        }
+        if self.pvpanic {
+            add(&["-device", "pvpanic"]);
+        }
+        arguments.extend(self.extra_args.iter().map(OsString::from));
+        Ok(arguments)
+    }
+
+    fn kernel_command_line(&self) -> String {
+        // All but the first three save boot time: no calibration against timers that the emulation
+        // makes late, and no self-tests.
+        let mut line = String::from(
+            "console=ttyS0 panic=0 quiet tsc=reliable no_timer_check mitigations=off \
+             cryptomgr.notests init_on_alloc=0",
+        );
+        if self.maxcpus {
+            line.push_str(" maxcpus=1");
+        }
+        if let Some(ip) = &self.ip {
+            line.push_str(&format!(" flatline.ip={ip}"));
+        }
+        for word in &self.kernel_args {
+            line.push_str(&format!(" {word}"));
+        }
+        line
+    }
+}
+
+/// Puts a QEMU of one's own into `dir`, and returns its path: a daemon that allows only this
+/// executable sees no other test's guests. `FLATLINE_QEMU` names another than Debian's.
+///
+/// # Errors
+///
+/// If there is no QEMU, or `dir` cannot be written.
+pub fn private_qemu(dir: &Path) -> Result<PathBuf> {
+    let source = std::env::var_os("FLATLINE_QEMU")
+        .map_or_else(|| PathBuf::from("/usr/bin/qemu-system-x86_64"), PathBuf::from);
+    // A link to a symbolic link would run under the name that this points to.
+    let source = std::fs::canonicalize(&source)
+        .with_context(|| format!("no {}: install qemu-system-x86", source.display()))?;
+    let target = std::path::absolute(dir)?.join("qemu-system-x86_64");
+    if target.exists() {
+        return Ok(target);
+    }
+    // A hard link does not work across file systems.
+    std::fs::hard_link(&source, &target)
+        .or_else(|_| std::fs::copy(&source, &target).map(|_| ()))
+        .with_context(|| format!("cannot make {}", target.display()))?;
+    Ok(target)
+}
+
+fn utf8(path: &Path) -> Result<&str> {
+    path.to_str().ok_or_else(|| anyhow!("{} is no UTF-8", path.display()))
+}
