@@ -1,0 +1,69 @@
+//! flatline's tasks: `cargo xtask TASK`, one module a task.
+//!
+//! Each task first makes sure of what it needs, so that any of them works on a fresh clone.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use flatline_tests::interrupt;
+
+mod apt;
+mod btf_names;
+mod build_ebpf;
+mod demo;
+mod guest;
+mod lint;
+mod process;
+mod setup;
+mod test;
+
+/// Sets up, builds and tests flatline.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing to build and to test
+    Setup {
+        /// Only tell what would be done
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Compile the eBPF programs into target/ebpf/flatline-ebpf.o
+    BuildEbpf,
+    /// Build the images of the tests' guests into target/guest
+    Guest,
+    /// Check the formatting, and run clippy on everything
+    Lint,
+    /// Show three real guests, crash one, and watch flatline bring it back
+    Demo,
+    /// Lint, then run the unit tests and the end-to-end tests with real guests
+    Test(test::Options),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().task {
+        Task::Setup { dry_run } => setup::task(dry_run),
+        Task::BuildEbpf => setup::ensure().and_then(|()| {
+            let object = build_ebpf::build()?;
+            println!("{}", object.display());
+            Ok(())
+        }),
+        Task::Guest => guest::task(),
+        Task::Lint => lint::task(),
+        Task::Demo => demo::task(),
+        Task::Test(options) => test::task(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            // What a shell reports for a program that Ctrl-C ended.
+            if interrupt::interrupted() { ExitCode::from(130) } else { ExitCode::FAILURE }
+        }
+    }
+}

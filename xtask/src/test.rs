@@ -1,0 +1,91 @@
+//! `cargo xtask test`: lint, the unit tests, and the end-to-end tests with real guests.
+//!
+//! The runners write to the terminal themselves; their closing lines are passed on as they are. A
+//! failure in one part doesn't keep the next from running: one run tells everything that is wrong.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::process::{self, capture, cargo_command, heading, workspace_root};
+use crate::{build_ebpf, guest, lint, setup};
+
+/// What to run.
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    /// Only the unit tests: no lint, no guests
+    #[arg(long)]
+    quick: bool,
+    /// Leave out formatting and clippy
+    #[arg(long)]
+    no_lint: bool,
+    /// Only tests whose name contains this
+    filter: Option<String>,
+    /// Options for the end-to-end tests' runner
+    #[arg(last = true)]
+    runner: Vec<String>,
+}
+
+/// Runs them all; an error names the failed parts.
+pub(crate) fn task(options: &Options) -> Result<()> {
+    let lints = !options.quick && !options.no_lint;
+    if lints {
+        setup::ensure_with_optional()?;
+    } else {
+        setup::ensure()?;
+    }
+    build_ebpf::build()?;
+    let mut failed = Vec::new();
+    let mut part = |name: &'static str, result: Result<()>| {
+        if let Err(error) = result {
+            eprintln!("{error:#}");
+            failed.push(name);
+        }
+    };
+    if lints {
+        part("lint", lint::check_all());
+    }
+    part("unit tests", unit_tests(options));
+    if !options.quick {
+        part("end-to-end tests", end_to_end_tests(options));
+    }
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+fn unit_tests(options: &Options) -> Result<()> {
+    heading("unit tests");
+    let mut command = cargo_command(["test", "--workspace", "--exclude", "flatline-tests"]);
+    // `--no-fail-fast`: every package's tests, also after one has failed.
+    command.arg("--no-fail-fast").args(&options.filter);
+    process::run(&mut command)
+}
+
+fn end_to_end_tests(options: &Options) -> Result<()> {
+    heading("building the daemon");
+    process::run(&mut cargo_command(["build", "--release", "--package", "flatline"]))?;
+    let binary = target_directory()?.join("release/flatline");
+    let images = guest::build()?;
+    heading("end-to-end tests");
+    let mut command = cargo_command(["test", "--package", "flatline-tests", "--no-fail-fast"]);
+    command.args(&options.filter);
+    if !options.runner.is_empty() {
+        // Only the runner knows these: the package's own unit tests would refuse them.
+        command.args(["--test", "*", "--"]).args(&options.runner);
+    }
+    command.env("FLATLINE_BINARY", binary).env("FLATLINE_GUEST_DIR", images);
+    process::run(&mut command)
+}
+
+/// Where cargo puts what it builds: `CARGO_TARGET_DIR` and its configuration may say elsewhere.
+fn target_directory() -> Result<PathBuf> {
+    let mut command = cargo_command(["metadata", "--no-deps", "--format-version=1"]);
+    let metadata = capture(&mut command).context("cargo metadata failed")?;
+    let metadata: serde_json::Value =
+        serde_json::from_str(&metadata).context("cargo metadata is no JSON")?;
+    let directory = metadata["target_directory"].as_str();
+    Ok(directory.map_or_else(|| workspace_root().join("target"), PathBuf::from))
+}
