@@ -1,0 +1,235 @@
+//! What the operator configured, checked in full before anything starts.
+//!
+//! The file is parsed once into a raw form that mirrors the TOML (`raw`), and converted once into
+//! the values here (`resolve`). A mistake is an error with file, line and key, an unknown key as
+//! well: a misspelt `flat_fro` that silently left the default in force would restart guests on
+//! terms that nobody chose. Limits that a value must keep are checked for the host and for every
+//! `[[vm]]` rule, since a rule may change only one of two values that depend on each other.
+
+mod passwd;
+mod raw;
+mod resolve;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use glob::Pattern;
+use serde::{Deserialize, Serialize};
+
+use crate::discover::Scope;
+
+/// The file that is read when none is named; it need not exist.
+pub const DEFAULT_FILE: &str = "/etc/flatline/flatline.toml";
+
+/// Whether verdicts are acted upon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Crashed guests are restarted.
+    Recover,
+    /// Verdicts are given and recorded; no guest is touched.
+    Observe,
+}
+
+impl Mode {
+    /// The word that stands for it in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Recover => "recover",
+            Self::Observe => "observe",
+        }
+    }
+}
+
+/// How the programs are attached to taps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TapHook {
+    /// tcx where the kernel has it, else clsact.
+    Auto,
+    /// tcx (Linux 6.6) or nothing.
+    Tcx,
+    /// A clsact queueing discipline with direct-action filters.
+    Clsact,
+}
+
+/// How much the eBPF programs log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProbeLog {
+    /// Nothing; the programs are loaded without their log calls taking effect.
+    Off,
+    /// Errors only.
+    Error,
+    /// Warnings and errors.
+    Warn,
+    /// Single events of note.
+    Info,
+    /// Decisions of the programs.
+    Debug,
+    /// Every event.
+    Trace,
+}
+
+/// Where flatline keeps its files; every path is absolute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// Incidents, evidence and restart budgets: outlives the daemon and the host's restart.
+    pub state_dir: PathBuf,
+    /// The control socket.
+    pub runtime_dir: PathBuf,
+    /// Pinned maps and links; lies on a bpf file system.
+    pub bpffs_dir: PathBuf,
+}
+
+/// Which processes are taken for QEMUs that may be managed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Discovery {
+    /// Patterns of absolute paths; `*` does not cross a `/`. Never empty.
+    pub executables: Vec<Pattern>,
+    /// User ids whose QEMUs may be managed; empty: any.
+    pub users: Vec<u32>,
+}
+
+impl Discovery {
+    /// The same as discovery takes it, which has the one rule for what is in scope.
+    pub fn scope(&self) -> Scope {
+        Scope { executables: self.executables.clone(), users: self.users.clone() }
+    }
+}
+
+/// How the eBPF programs are attached and how much they say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probes {
+    /// How taps are hooked.
+    pub tap_hook: TapHook,
+    /// The programs' log level.
+    pub log: ProbeLog,
+}
+
+/// Where figures are to be served to Prometheus.
+///
+/// Accepted and validated so that a configuration can be written once; this version serves no
+/// metrics, and nothing listens on the address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metrics {
+    /// Address and port.
+    pub listen: SocketAddr,
+}
+
+/// The terms on which one VM is judged and restarted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Whether verdicts are acted upon.
+    pub mode: Mode,
+    /// Silence before the VM is suspected.
+    pub flat_for: Duration,
+    /// Silence before a VM for which no probe ever answered may be restarted; never below
+    /// `flat_for`.
+    pub unconfirmed_flat_for: Duration,
+    /// After a start or reset, or until the first sign of life: no suspicion.
+    pub boot_grace: Duration,
+    /// Restarts within `window` before a person is called; 0: never restart.
+    pub max_restarts: u32,
+    /// The time over which restarts are counted.
+    pub window: Duration,
+}
+
+/// A `[[vm]]` table: the VMs that it is for, and what it changes for them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmRule {
+    /// Pattern of VM names.
+    pub pattern: Pattern,
+    /// The complete terms of these VMs: the host's, with the rule's keys put over them.
+    pub policy: Policy,
+}
+
+/// A complete, valid configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The host's mode; a rule may set another one for its VMs.
+    pub mode: Mode,
+    /// Where files are kept.
+    pub paths: Paths,
+    /// Which processes are managed.
+    pub discovery: Discovery,
+    /// The eBPF programs.
+    pub probes: Probes,
+    /// Time between two samples, the same for all VMs of the host.
+    pub sample_interval: Duration,
+    /// Address for metrics.
+    pub metrics: Metrics,
+    /// The terms of VMs that no rule names.
+    pub policy: Policy,
+    /// `[[vm]]` tables in the file's order.
+    pub vms: Vec<VmRule>,
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("can't read the configuration {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Something in the file is wrong.
+    #[error("{file}:{line}: {}{message}", if key.is_empty() { String::new() } else { format!("{key}: ") })]
+    Invalid {
+        /// The file's name as it was given.
+        file: String,
+        /// The line, counted from 1.
+        line: usize,
+        /// The key with its tables, such as `detection.flat_for` or `vm[0].mode`; empty where no
+        /// key was read before the tear.
+        key: String,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+impl Config {
+    /// Reads the configuration from `path`, which must exist, or from [`DEFAULT_FILE`]: if that
+    /// is missing, everything has its default.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let file = path.unwrap_or(Path::new(DEFAULT_FILE));
+        let text = match std::fs::read_to_string(file) {
+            Ok(text) => text,
+            Err(error) if path.is_none() && error.kind() == io::ErrorKind::NotFound => {
+                String::new()
+            }
+            Err(source) => {
+                return Err(ConfigError::Read { path: file.to_owned(), source });
+            }
+        };
+        Self::parse(&text, &file.to_string_lossy())
+    }
+
+    /// Parses `text`; `file_name` is only for messages.
+    pub fn parse(text: &str, file_name: &str) -> Result<Self, ConfigError> {
+        resolve::parse(text).map_err(|problem| ConfigError::Invalid {
+            file: file_name.to_owned(),
+            line: raw::line_of(text, problem.offset),
+            key: raw::key_at(text, problem.offset),
+            message: problem.message,
+        })
+    }
+
+    /// The terms for the VM called `vm_name`: those of the first rule that matches, else the
+    /// host's.
+    pub fn policy_for(&self, vm_name: &str) -> Policy {
+        self.vms
+            .iter()
+            .find(|rule| rule.pattern.matches(vm_name))
+            .map_or(&self.policy, |rule| &rule.policy)
+            .clone()
+    }
+}

@@ -1,0 +1,137 @@
+//! The configuration as it stands in the file: every key optional, every value with its place.
+//!
+//! Values keep their span, so that a value which is well-formed TOML but wrong gets the same kind
+//! of message as one that is not. The key of a place is looked up in the parsed document rather
+//! than carried beside each value: this also names the key for errors that serde finds.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::{Mode, ProbeLog, TapHook};
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    pub(super) mode: Option<Mode>,
+    #[serde(default)]
+    pub(super) paths: Paths,
+    #[serde(default)]
+    pub(super) discovery: Discovery,
+    #[serde(default)]
+    pub(super) probes: Probes,
+    #[serde(default)]
+    pub(super) detection: Detection,
+    #[serde(default)]
+    pub(super) recovery: Recovery,
+    #[serde(default)]
+    pub(super) metrics: Metrics,
+    #[serde(default)]
+    pub(super) vm: Vec<Spanned<Vm>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Paths {
+    pub(super) state_dir: Option<Spanned<PathBuf>>,
+    pub(super) runtime_dir: Option<Spanned<PathBuf>>,
+    pub(super) bpffs_dir: Option<Spanned<PathBuf>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Discovery {
+    pub(super) executables: Option<Spanned<Vec<Spanned<String>>>>,
+    pub(super) users: Option<Vec<Spanned<User>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a user's name or number")]
+pub(super) enum User {
+    Id(i64),
+    Name(String),
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Probes {
+    pub(super) tap_hook: Option<TapHook>,
+    pub(super) log: Option<ProbeLog>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Detection {
+    pub(super) sample_interval: Option<Spanned<String>>,
+    pub(super) flat_for: Option<Spanned<String>>,
+    pub(super) unconfirmed_flat_for: Option<Spanned<String>>,
+    pub(super) boot_grace: Option<Spanned<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Recovery {
+    pub(super) max_restarts: Option<Spanned<i64>>,
+    pub(super) window: Option<Spanned<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Metrics {
+    pub(super) listen: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Vm {
+    pub(super) r#match: Option<Spanned<String>>,
+    pub(super) mode: Option<Mode>,
+    // Known, so that it can be refused with its reason instead of as an unknown key.
+    pub(super) sample_interval: Option<Spanned<toml::Value>>,
+    pub(super) flat_for: Option<Spanned<String>>,
+    pub(super) unconfirmed_flat_for: Option<Spanned<String>>,
+    pub(super) boot_grace: Option<Spanned<String>>,
+    pub(super) max_restarts: Option<Spanned<i64>>,
+    pub(super) window: Option<Spanned<String>>,
+}
+
+/// The line of the byte `offset`, counted from 1.
+pub(super) fn line_of(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+}
+
+/// The key, with the tables around it, whose name or value covers the byte `offset`; empty if
+/// there is none.
+pub(super) fn key_at(text: &str, offset: usize) -> String {
+    // Of a torn file, what could be read names the key before the tear, on the same line.
+    let (table, _) = DeTable::parse_recoverable(text);
+    let line = text.get(..offset).and_then(|before| before.rfind('\n')).map_or(0, |end| end + 1);
+    (line..=offset).rev().find_map(|at| in_table(table.get_ref(), at)).unwrap_or_default()
+}
+
+fn in_table(table: &DeTable<'_>, offset: usize) -> Option<String> {
+    // A deeper key first: the span of a table covers its header only, or all of its values.
+    let deeper = table.iter().find_map(|(key, value)| {
+        let below = match value.get_ref() {
+            DeValue::Table(table) => format!(".{}", in_table(table, offset)?),
+            DeValue::Array(items) => items.iter().enumerate().find_map(|(index, item)| {
+                let inner = match item.get_ref() {
+                    DeValue::Table(table) => in_table(table, offset).map(|key| format!(".{key}")),
+                    _ => None,
+                };
+                let here = item.span().contains(&offset).then(String::new);
+                inner.or(here).map(|rest| format!("[{index}]{rest}"))
+            })?,
+            _ => return None,
+        };
+        Some(format!("{}{below}", key.get_ref()))
+    });
+    deeper.or_else(|| {
+        table.iter().find_map(|(key, value)| {
+            let covers = key.span().contains(&offset) || value.span().contains(&offset);
+            covers.then(|| key.get_ref().to_string())
+        })
+    })
+}

@@ -1,0 +1,274 @@
+//! From the raw file to valid values; the only place that knows defaults and limits.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use glob::Pattern;
+use toml::Spanned;
+
+use super::{
+    Config, Discovery, Metrics, Mode, Paths, Policy, ProbeLog, Probes, TapHook, VmRule, passwd, raw,
+};
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+const EXECUTABLES: [&str; 3] = ["/usr/bin/qemu-system-*", "/usr/bin/kvm", "/usr/libexec/qemu-kvm"];
+
+/// More than this within a window is a loop that a person should see, not a budget.
+const MAX_RESTARTS: u32 = 1000;
+
+/// What is wrong, and at which byte of the text.
+pub(super) struct Problem {
+    pub(super) offset: usize,
+    pub(super) message: String,
+}
+
+impl Problem {
+    fn at<T>(value: &Spanned<T>, message: impl Into<String>) -> Self {
+        Self { offset: value.span().start, message: message.into() }
+    }
+}
+
+pub(super) fn parse(text: &str) -> Result<Config, Problem> {
+    let file: raw::File = toml::from_str(text).map_err(|error| Problem {
+        offset: error.span().map_or(0, |span| span.start),
+        message: error.message().to_owned(),
+    })?;
+    // Destructured in full: a new key must be handled here.
+    let raw::File { mode, paths, discovery, probes, detection, recovery, metrics, vm } = file;
+    let raw::Detection { sample_interval, flat_for, unconfirmed_flat_for, boot_grace } = detection;
+    let raw::Recovery { max_restarts, window } = recovery;
+
+    let place = sample_interval.as_ref().map_or(0, |value| value.span().start);
+    let sample_interval = duration(sample_interval.as_ref(), SECOND, 100 * MS, MINUTE)?;
+    let defaults = Policy {
+        mode: Mode::Recover,
+        flat_for: 10 * SECOND,
+        unconfirmed_flat_for: 120 * SECOND,
+        boot_grace: 60 * SECOND,
+        max_restarts: 3,
+        window: HOUR,
+    };
+    let host = Terms { mode, flat_for, unconfirmed_flat_for, boot_grace, max_restarts, window };
+    // A long interval alone may contradict the default of `flat_for`: then it is what is wrong.
+    let policy = host.over(&defaults, sample_interval, place)?;
+    let vms = vm.into_iter().map(|rule| vm_rule(rule, &policy, sample_interval));
+    let vms = vms.collect::<Result<Vec<_>, _>>()?;
+
+    let raw::Probes { tap_hook, log } = probes;
+    let raw::Metrics { listen } = metrics;
+    let listen = listen.map_or(Ok(([127, 0, 0, 1], 9477).into()), |listen| {
+        listen.get_ref().parse().map_err(|_| {
+            Problem::at(&listen, "not an address with a port, such as 127.0.0.1:9477 or [::1]:9477")
+        })
+    })?;
+    Ok(Config {
+        mode: policy.mode,
+        paths: resolve_paths(paths)?,
+        discovery: resolve_discovery(discovery)?,
+        probes: Probes {
+            tap_hook: tap_hook.unwrap_or(TapHook::Auto),
+            log: log.unwrap_or(ProbeLog::Off),
+        },
+        sample_interval,
+        metrics: Metrics { listen },
+        policy,
+        vms,
+    })
+}
+
+/// The keys that may stand for the host and in a rule.
+struct Terms {
+    mode: Option<Mode>,
+    flat_for: Option<Spanned<String>>,
+    unconfirmed_flat_for: Option<Spanned<String>>,
+    boot_grace: Option<Spanned<String>>,
+    max_restarts: Option<Spanned<i64>>,
+    window: Option<Spanned<String>>,
+}
+
+impl Terms {
+    /// These terms put over `base`. `place` is where a contradiction is reported if none of the
+    /// keys in question stands here.
+    fn over(
+        self,
+        base: &Policy,
+        sample_interval: Duration,
+        place: usize,
+    ) -> Result<Policy, Problem> {
+        let Self { mode, flat_for, unconfirmed_flat_for, boot_grace, max_restarts, window } = self;
+        let policy = Policy {
+            mode: mode.unwrap_or(base.mode),
+            flat_for: duration(flat_for.as_ref(), base.flat_for, SECOND, DAY)?,
+            unconfirmed_flat_for: duration(
+                unconfirmed_flat_for.as_ref(),
+                base.unconfirmed_flat_for,
+                SECOND,
+                7 * DAY,
+            )?,
+            boot_grace: duration(boot_grace.as_ref(), base.boot_grace, SECOND, DAY)?,
+            max_restarts: restarts(max_restarts.as_ref(), base.max_restarts)?,
+            window: duration(window.as_ref(), base.window, MINUTE, 30 * DAY)?,
+        };
+        let start = |value: &Option<Spanned<String>>| value.as_ref().map(|v| v.span().start);
+        if policy.flat_for < 2 * sample_interval {
+            return Err(Problem {
+                offset: start(&flat_for).unwrap_or(place),
+                message: format!(
+                    "flat_for ({}) must be at least twice detection.sample_interval ({}): one \
+                     sample in which nothing moved is no silence",
+                    say(policy.flat_for),
+                    say(sample_interval)
+                ),
+            });
+        }
+        if policy.unconfirmed_flat_for < policy.flat_for {
+            return Err(Problem {
+                offset: start(&unconfirmed_flat_for).or(start(&flat_for)).unwrap_or(place),
+                message: format!(
+                    "unconfirmed_flat_for ({}) must not be shorter than flat_for ({})",
+                    say(policy.unconfirmed_flat_for),
+                    say(policy.flat_for)
+                ),
+            });
+        }
+        Ok(policy)
+    }
+}
+
+fn vm_rule(
+    rule: Spanned<raw::Vm>,
+    host: &Policy,
+    sample_interval: Duration,
+) -> Result<VmRule, Problem> {
+    let place = rule.span().start;
+    let raw::Vm {
+        r#match,
+        mode,
+        sample_interval: refused,
+        flat_for,
+        unconfirmed_flat_for,
+        boot_grace,
+        max_restarts,
+        window,
+    } = rule.into_inner();
+    if let Some(value) = refused {
+        return Err(Problem::at(
+            &value,
+            "all VMs of the host are sampled together; set it in [detection]",
+        ));
+    }
+    let Some(names) = r#match else {
+        let message = "the key `match` is missing: a pattern of VM names".to_owned();
+        return Err(Problem { offset: place, message });
+    };
+    let terms = Terms { mode, flat_for, unconfirmed_flat_for, boot_grace, max_restarts, window };
+    let policy = terms.over(host, sample_interval, place)?;
+    Ok(VmRule { pattern: pattern(&names)?, policy })
+}
+
+fn resolve_paths(paths: raw::Paths) -> Result<Paths, Problem> {
+    let raw::Paths { state_dir, runtime_dir, bpffs_dir } = paths;
+    Ok(Paths {
+        state_dir: directory(state_dir, "/var/lib/flatline")?,
+        runtime_dir: directory(runtime_dir, "/run/flatline")?,
+        bpffs_dir: directory(bpffs_dir, "/sys/fs/bpf/flatline")?,
+    })
+}
+
+fn directory(given: Option<Spanned<PathBuf>>, default: &str) -> Result<PathBuf, Problem> {
+    let Some(path) = given else {
+        return Ok(PathBuf::from(default));
+    };
+    if !path.get_ref().is_absolute() {
+        return Err(Problem::at(&path, "must be an absolute path"));
+    }
+    Ok(path.into_inner())
+}
+
+fn resolve_discovery(discovery: raw::Discovery) -> Result<Discovery, Problem> {
+    let raw::Discovery { executables, users } = discovery;
+    let executables = match executables {
+        Some(list) if list.get_ref().is_empty() => {
+            return Err(Problem::at(&list, "is empty: no VM would ever be found"));
+        }
+        Some(list) => list.into_inner().iter().map(executable).collect::<Result<_, _>>()?,
+        None => EXECUTABLES.iter().filter_map(|text| Pattern::new(text).ok()).collect(),
+    };
+    let users = users.unwrap_or_default().iter().map(user).collect::<Result<_, _>>()?;
+    Ok(Discovery { executables, users })
+}
+
+fn executable(text: &Spanned<String>) -> Result<Pattern, Problem> {
+    if !text.get_ref().starts_with('/') {
+        return Err(Problem::at(text, "must be an absolute path or a pattern of such"));
+    }
+    pattern(text)
+}
+
+fn pattern(text: &Spanned<String>) -> Result<Pattern, Problem> {
+    if text.get_ref().is_empty() {
+        return Err(Problem::at(text, "is empty and would match nothing"));
+    }
+    Pattern::new(text.get_ref())
+        .map_err(|error| Problem::at(text, format!("not a valid pattern: {}", error.msg)))
+}
+
+fn user(user: &Spanned<raw::User>) -> Result<u32, Problem> {
+    match user.get_ref() {
+        raw::User::Id(id) => {
+            u32::try_from(*id).map_err(|_| Problem::at(user, format!("{id} is no user id")))
+        }
+        raw::User::Name(name) => {
+            let text = std::fs::read_to_string(passwd::PASSWD).map_err(|error| {
+                let message = format!("can't look up `{name}` in {}: {error}", passwd::PASSWD);
+                Problem::at(user, message)
+            })?;
+            passwd::uid_of(&text, name).ok_or_else(|| {
+                let message = format!(
+                    "no user `{name}` in {}; give the number of a user who is known elsewhere",
+                    passwd::PASSWD
+                );
+                Problem::at(user, message)
+            })
+        }
+    }
+}
+
+fn restarts(given: Option<&Spanned<i64>>, default: u32) -> Result<u32, Problem> {
+    let Some(given) = given else {
+        return Ok(default);
+    };
+    u32::try_from(*given.get_ref()).ok().filter(|count| *count <= MAX_RESTARTS).ok_or_else(|| {
+        Problem::at(given, format!("max_restarts must be between 0 and {MAX_RESTARTS}"))
+    })
+}
+
+/// The duration `given` or the default, if it lies between `least` and `most`.
+fn duration(
+    given: Option<&Spanned<String>>,
+    default: Duration,
+    least: Duration,
+    most: Duration,
+) -> Result<Duration, Problem> {
+    let Some(given) = given else {
+        return Ok(default);
+    };
+    let text = given.get_ref();
+    let value = humantime::parse_duration(text).map_err(|error| {
+        Problem::at(given, format!("`{text}` is no duration such as \"10s\": {error}"))
+    })?;
+    if value < least || value > most {
+        let message = format!("{text} is not between {} and {}", say(least), say(most));
+        return Err(Problem::at(given, message));
+    }
+    Ok(value)
+}
+
+fn say(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string().replace(' ', "")
+}

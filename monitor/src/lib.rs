@@ -1,0 +1,25 @@
+//! flatline notices from outside that a QEMU guest's operating system has crashed, and brings it back.
+//!
+//! The modules stand in the order in which the data flows; each stage takes the previous one's output
+//! type, and nothing calls backwards. `ARCHITECTURE.md` has the map.
+
+pub mod config;
+pub mod discover;
+pub mod qmp;
+
+pub mod probe;
+pub mod sample;
+
+pub mod activity;
+
+pub mod verdict;
+pub mod witness;
+
+pub mod recover;
+
+pub mod report;
+
+mod error_text;
+
+pub mod check;
+pub mod daemon;
