@@ -1,0 +1,299 @@
+//! What a QEMU's command line says of its VM. Pure: no process is looked at.
+//!
+//! Only what QEMU was *told* at its start is here; what was plugged in or out later, QMP tells.
+//! Lists are cut off at [`ITEMS`], as the command line may be hostile.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use super::disks::{self, Disk, Excluded};
+use super::options::{CommandOption, Members, options};
+use super::{ResetAction, display_text};
+
+/// Most entries of each list that are kept; real VMs have a few dozen of anything.
+const ITEMS: usize = 1024;
+/// KVM's own limit on x86 (`KVM_MAX_VCPUS`), the largest of any accelerator.
+const VCPUS: u32 = 4096;
+/// What `-smp` multiplies when it is not told the number of vCPUs itself.
+const TOPOLOGY: [&str; 8] =
+    ["drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads"];
+
+/// What a command line says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Description {
+    pub(super) name: Option<String>,
+    pub(super) uuid: Option<String>,
+    /// In the order in which QEMU tries them; never empty.
+    pub(super) accelerators: Vec<String>,
+    pub(super) machine: Option<String>,
+    pub(super) vcpus: u32,
+    pub(super) reboot_action: ResetAction,
+    pub(super) qmp_sockets: Vec<PathBuf>,
+    pub(super) unseen_networks: Vec<String>,
+    pub(super) disks: Vec<Disk>,
+    pub(super) has_balloon: bool,
+    pub(super) has_agent_channel: bool,
+    pub(super) daemonizes: bool,
+    pub(super) notes: Vec<String>,
+}
+
+/// Everything collected from the options, before what depends on several of them is decided.
+#[derive(Default)]
+struct Collected {
+    name: Members,
+    uuid: Option<String>,
+    smbios_uuid: Option<String>,
+    accelerators: Vec<String>,
+    machine: Members,
+    smp: Members,
+    reboots_shut_down: bool,
+    chardevs: BTreeMap<String, Members>,
+    qmp_chardevs: Vec<String>,
+    qmp_sockets: Vec<PathBuf>,
+    networks: BTreeSet<String>,
+    networks_chosen: bool,
+    blockdevs: Vec<Members>,
+    drives: Vec<Members>,
+    disks: Vec<Disk>,
+    excluded: Excluded,
+    has_balloon: bool,
+    has_agent_channel: bool,
+    daemonizes: bool,
+    asks_for_help: bool,
+    notes: BTreeSet<String>,
+}
+
+/// What `arguments`, the program's own name first, say; `None` if they start no VM but print
+/// something or serve a management tool's questions (`-machine none`).
+pub(super) fn describe(arguments: &[String]) -> Option<Description> {
+    let (program, arguments) = arguments.split_first()?;
+    let mut collected = Collected::default();
+    for option in options(arguments) {
+        collected.take(option);
+    }
+    let machine = collected.machine.get("type").map(str::to_owned);
+    if collected.asks_for_help || machine.as_deref() == Some("none") {
+        return None;
+    }
+    Some(collected.finish(program, machine))
+}
+
+impl Collected {
+    fn take(&mut self, option: CommandOption) {
+        let CommandOption { name, value } = option;
+        let Some(value) = value else {
+            return self.take_flag(&name);
+        };
+        let members = |implied| Members::parse(&value, implied);
+        // Of any other option (`-name help`, say) these are ordinary values.
+        let lists = ["M", "accel", "chardev", "cpu", "d", "device", "machine", "netdev", "object"];
+        if lists.contains(&name.as_str()) && is_question(&value) {
+            self.asks_for_help = true;
+        }
+        match name.as_str() {
+            "name" => self.name.merge(members(Some("guest"))),
+            "uuid" => self.uuid = well_formed_uuid(&value).or(self.uuid.take()),
+            // Proxmox gives the UUID in this way alone.
+            "smbios" => {
+                if let Some(uuid) = members(None).get("uuid").and_then(well_formed_uuid) {
+                    self.smbios_uuid = Some(uuid);
+                }
+            }
+            "accel" => {
+                self.accelerators.extend(members(Some("accel")).get("accel").map(str::to_owned));
+            }
+            "machine" | "M" => self.machine.merge(members(Some("type"))),
+            "smp" => self.smp.merge(members(Some("cpus"))),
+            "action" => match members(None).get("reboot") {
+                Some("shutdown") => self.reboots_shut_down = true,
+                Some(_) => self.reboots_shut_down = false,
+                None => {}
+            },
+            "chardev" => {
+                let members = members(Some("backend"));
+                if let Some(id) = members.get("id").map(str::to_owned) {
+                    self.chardevs.insert(id, members);
+                }
+            }
+            "mon" => {
+                let members = members(Some("chardev"));
+                if members.get("mode") == Some("control") {
+                    self.qmp_chardevs.extend(members.get("chardev").map(str::to_owned));
+                }
+            }
+            "qmp" | "qmp-pretty" => self.take_qmp(&value),
+            "netdev" | "net" | "nic" => self.take_network(&name, &members(Some("type"))),
+            "device" => self.take_device(&members(Some("driver"))),
+            "balloon" => self.has_balloon |= value.starts_with("virtio"),
+            "blockdev" => self.blockdevs.push(members(Some("driver"))),
+            "drive" => self.drives.push(members(None)),
+            "hda" | "hdb" | "hdc" | "hdd" | "sd" | "mtdblock" => {
+                self.disks.extend(disks::of_file_name(&value));
+            }
+            "readconfig" => {
+                self.notes.insert("its -readconfig file is not read".to_owned());
+            }
+            _ => {}
+        }
+    }
+
+    fn take_flag(&mut self, name: &str) {
+        match name {
+            "enable-kvm" => self.accelerators.push("kvm".to_owned()),
+            "no-reboot" => self.reboots_shut_down = true,
+            "nodefaults" => self.networks_chosen = true,
+            "daemonize" => self.daemonizes = true,
+            "h" | "help" | "version" | "audio-help" => self.asks_for_help = true,
+            _ => {}
+        }
+    }
+
+    fn take_qmp(&mut self, value: &str) {
+        if let Some(address) = value.strip_prefix("unix:") {
+            self.take_qmp_socket("-qmp", &Members::parse(address, Some("path")));
+        } else if let Some(id) = value.strip_prefix("chardev:") {
+            self.qmp_chardevs.push(id.to_owned());
+        } else {
+            self.notes.insert("a QMP monitor that is no Unix socket is not used".to_owned());
+        }
+    }
+
+    /// A socket counts if it has a path and QEMU listens on it; one to which QEMU connects
+    /// (Proxmox's `qmp-event`) leads to somebody else.
+    fn take_qmp_socket(&mut self, label: &str, socket: &Members) {
+        // QAPI's default is a server, the short form's is not.
+        let listens = socket
+            .switch("server")
+            .or_else(|| socket.switch("backend.data.server"))
+            .unwrap_or(socket.is_json);
+        if !listens {
+            return;
+        }
+        let path = socket.get_any(&["path", "addr.path", "backend.data.addr.data.path"]);
+        let is_abstract = socket.switch("abstract").unwrap_or(false);
+        match path {
+            Some(path) if !is_abstract => self.qmp_sockets.push(PathBuf::from(path)),
+            _ => {
+                let label = display_text(label);
+                self.notes.insert(format!("QMP monitor {label} has no path on the command line"));
+            }
+        }
+    }
+
+    fn take_network(&mut self, option: &str, members: &Members) {
+        self.networks_chosen = true;
+        let Some(kind) = members.get("type") else {
+            return;
+        };
+        // Taps are found among the descriptors; the others carry no packets of their own.
+        let carries_none = ["tap", "bridge", "hubport", "nic", "none"].contains(&kind);
+        if is_question(kind) && option != "netdev" {
+            self.asks_for_help = true;
+        } else if !carries_none {
+            self.networks.insert(display_text(kind));
+        }
+    }
+
+    fn take_device(&mut self, members: &Members) {
+        let Some(driver) = members.get("driver") else {
+            return;
+        };
+        self.has_balloon |= driver.starts_with("virtio-balloon");
+        self.has_agent_channel |=
+            driver == "virtserialport" && members.get("name") == Some("org.qemu.guest_agent.0");
+        // A passed-through device may be anything, a network card among them.
+        if driver.starts_with("vfio-") || driver.starts_with("vhost-vdpa") {
+            self.networks.insert(display_text(driver));
+        }
+        if ["ide-cd", "scsi-cd"].contains(&driver) {
+            self.excluded.extend(members.get("drive").map(str::to_owned));
+        }
+    }
+
+    fn finish(mut self, program: &str, machine: Option<String>) -> Description {
+        for id in std::mem::take(&mut self.qmp_chardevs) {
+            if let Some(chardev) = self.chardevs.remove(&id) {
+                let backend = chardev.get_any(&["backend", "backend.type"]);
+                if backend == Some("socket") {
+                    self.take_qmp_socket(&id, &chardev);
+                }
+            }
+        }
+        if !self.networks_chosen {
+            // QEMU then makes a network of its own.
+            self.networks.insert("user".to_owned());
+        }
+        let flash = ["pflash0", "pflash1"].map(|key| self.machine.get(key).map(str::to_owned));
+        self.excluded.extend(flash.into_iter().flatten());
+        disks::exclude_below(&self.blockdevs, &mut self.excluded);
+        let excluded = &self.excluded;
+        self.disks.extend(self.drives.iter().filter_map(|drive| disks::of_drive(drive, excluded)));
+        self.disks
+            .extend(self.blockdevs.iter().filter_map(|node| disks::of_blockdev(node, excluded)));
+        Description {
+            name: self.name.get("guest").map(display_text).filter(|name| !name.is_empty()),
+            uuid: self.uuid.or(self.smbios_uuid),
+            vcpus: vcpus(&self.smp, &self.machine),
+            accelerators: accelerators(self.accelerators, &self.machine, program),
+            machine: machine.as_deref().map(display_text),
+            reboot_action: if self.reboots_shut_down {
+                ResetAction::Shutdown
+            } else {
+                ResetAction::Reset
+            },
+            qmp_sockets: self.qmp_sockets.into_iter().take(ITEMS).collect(),
+            unseen_networks: self.networks.into_iter().take(ITEMS).collect(),
+            disks: self.disks.into_iter().take(ITEMS).collect(),
+            has_balloon: self.has_balloon,
+            has_agent_channel: self.has_agent_channel,
+            daemonizes: self.daemonizes,
+            notes: self.notes.into_iter().take(ITEMS).collect(),
+        }
+    }
+}
+
+/// QEMU prints a list and ends, for `help` and `?`, and for a driver's own `driver,help`.
+fn is_question(value: &str) -> bool {
+    matches!(value, "help" | "?") || value.ends_with(",help") || value.ends_with(",?")
+}
+
+/// The accelerators to be tried. Told nothing, a QEMU whose name ends in `kvm` prefers KVM, any
+/// other TCG (`configure_accelerators` in QEMU's system/vl.c).
+fn accelerators(told: Vec<String>, machine: &Members, program: &str) -> Vec<String> {
+    let mut list: Vec<String> = told;
+    if list.is_empty() {
+        let told = machine.get("accel").unwrap_or_default();
+        list.extend(told.split(':').map(str::to_owned));
+    }
+    list.retain(|accelerator| !accelerator.is_empty());
+    if list.is_empty() {
+        let default = if program.ends_with("kvm") { ["kvm", "tcg"] } else { ["tcg", "kvm"] };
+        list.extend(default.map(str::to_owned));
+    }
+    list.iter().take(ITEMS).map(|accelerator| display_text(accelerator)).collect()
+}
+
+/// The vCPUs at start: as told, else the product of the topology, 1 by default.
+fn vcpus(smp: &Members, machine: &Members) -> u32 {
+    let number = |key: &str| {
+        let told = smp.get(key).or_else(|| machine.get(&format!("smp.{key}")))?;
+        told.parse::<u32>().ok().filter(|&number| number > 0)
+    };
+    let count = number("cpus").or_else(|| number("maxcpus")).unwrap_or_else(|| {
+        TOPOLOGY.iter().filter_map(|key| number(key)).fold(1, u32::saturating_mul)
+    });
+    count.min(VCPUS)
+}
+
+/// A UUID in its usual form, in lower case.
+fn well_formed_uuid(text: &str) -> Option<String> {
+    let groups: Vec<&str> = text.split('-').collect();
+    let lengths: Vec<usize> = groups.iter().map(|group| group.len()).collect();
+    let is_uuid =
+        lengths == [8, 4, 4, 4, 12] && groups.concat().bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_uuid.then(|| text.to_ascii_lowercase())
+}
+
+#[cfg(test)]
+#[path = "command_line_tests.rs"]
+mod tests;

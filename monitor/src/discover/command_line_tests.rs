@@ -1,0 +1,298 @@
+//! Real-life and hostile command lines.
+
+use std::path::PathBuf;
+
+use super::{Description, describe};
+use crate::discover::ResetAction;
+
+/// As libvirt 9 starts a guest (shortened where nothing is read from).
+const LIBVIRT: &[&str] = &[
+    "/usr/bin/qemu-system-x86_64",
+    "-name",
+    "guest=db,,1,debug-threads=on",
+    "-S",
+    "-object",
+    r#"{"qom-type":"secret","id":"masterKey0","format":"raw","file":"/var/lib/libvirt/k.aes"}"#,
+    "-blockdev",
+    r#"{"driver":"file","filename":"/usr/share/OVMF/CODE.fd","node-name":"pflash0-storage","auto-read-only":true}"#,
+    "-blockdev",
+    r#"{"node-name":"pflash0-format","read-only":true,"driver":"raw","file":"pflash0-storage"}"#,
+    "-machine",
+    "pc-q35-7.2,usb=off,dump-guest-core=off,pflash0=pflash0-format,memory-backend=pc.ram",
+    "-accel",
+    "kvm",
+    "-smp",
+    "4,sockets=1,cores=2,threads=2",
+    "-uuid",
+    "7F3B6A10-58E2-4C6D-9A37-0D1C5E2B4F60",
+    "-no-user-config",
+    "-nodefaults",
+    "-chardev",
+    "socket,id=charmonitor,fd=21,server=on,wait=off",
+    "-mon",
+    "chardev=charmonitor,id=monitor,mode=control",
+    "-no-shutdown",
+    "-blockdev",
+    r#"{"driver":"file","filename":"/img/db.qcow2","node-name":"libvirt-2-storage"}"#,
+    "-blockdev",
+    r#"{"node-name":"libvirt-2-format","driver":"qcow2","file":"libvirt-2-storage"}"#,
+    "-device",
+    r#"{"driver":"virtio-blk-pci","drive":"libvirt-2-format","id":"virtio-disk0"}"#,
+    "-blockdev",
+    r#"{"driver":"file","filename":"/img/install.iso","node-name":"libvirt-1-storage"}"#,
+    "-blockdev",
+    r#"{"node-name":"libvirt-1-format","driver":"raw","file":"libvirt-1-storage"}"#,
+    "-device",
+    r#"{"driver":"ide-cd","bus":"ide.0","drive":"libvirt-1-format","id":"sata0-0-0"}"#,
+    "-netdev",
+    r#"{"type":"tap","fd":"23","vhost":true,"vhostfd":"25","id":"hostnet0"}"#,
+    "-netdev",
+    r#"{"type":"vhost-user","chardev":"charnet1","id":"hostnet1"}"#,
+    "-chardev",
+    "socket,id=charchannel0,fd=20,server=on,wait=off",
+    "-device",
+    r#"{"driver":"virtserialport","bus":"virtio-serial0.0","nr":1,"chardev":"charchannel0","id":"channel0","name":"org.qemu.guest_agent.0"}"#,
+    "-device",
+    r#"{"driver":"virtio-balloon-pci","id":"balloon0","bus":"pci.4","addr":"0x0"}"#,
+    "-device",
+    r#"{"driver":"vfio-pci","host":"0000:03:00.0","id":"hostdev0"}"#,
+    "-msg",
+    "timestamp=on",
+];
+
+/// As Proxmox VE 8 starts one.
+const PROXMOX: &[&str] = &[
+    "/usr/bin/kvm",
+    "-id",
+    "100",
+    "-name",
+    "web-1,debug-threads=on",
+    "-no-shutdown",
+    "-chardev",
+    "socket,id=qmp,path=/var/run/qemu-server/100.qmp,server=on,wait=off",
+    "-mon",
+    "chardev=qmp,mode=control",
+    "-chardev",
+    "socket,id=qmp-event,path=/var/run/qmeventd.sock,reconnect=5",
+    "-mon",
+    "chardev=qmp-event,mode=control",
+    "-pidfile",
+    "/var/run/qemu-server/100.pid",
+    "-daemonize",
+    "-smbios",
+    "type=1,uuid=0b9f6c1e-4a2d-4b7b-8c55-2f1e6d3a9b10",
+    "-smp",
+    "sockets=2,cores=3",
+    "-nodefaults",
+    "-vnc",
+    "unix:/var/run/qemu-server/100.vnc,password=on",
+    "-chardev",
+    "socket,path=/var/run/qemu-server/100.qga,server=on,wait=off,id=qga0",
+    "-device",
+    "virtio-serial,id=qga0,bus=pci.0,addr=0x8",
+    "-device",
+    "virtserialport,chardev=qga0,name=org.qemu.guest_agent.0",
+    "-device",
+    "virtio-balloon-pci,id=balloon0,bus=pci.0,addr=0x3",
+    "-drive",
+    "file=/iso/debian.iso,if=none,id=drive-ide2,media=cdrom,aio=io_uring",
+    "-drive",
+    "file=/dev/pve/vm-100-disk-0,if=none,id=drive-scsi0,format=raw,cache=none,aio=io_uring",
+    "-netdev",
+    "type=tap,id=net0,ifname=tap100i0,script=/usr/libexec/qemu-server/pve-bridge,vhost=on",
+    "-machine",
+    "type=pc+pve0",
+];
+
+fn read(line: &[&str]) -> Option<Description> {
+    let arguments: Vec<String> = line.iter().map(|&argument| argument.to_owned()).collect();
+    describe(&arguments)
+}
+
+fn after_qemu(line: &[&str]) -> Description {
+    read(&[&["qemu-system-x86_64"], line].concat()).expect("a VM")
+}
+
+fn disks(description: &Description) -> Vec<(&str, &str)> {
+    description.disks.iter().map(|disk| (disk.backend.as_str(), disk.path.as_str())).collect()
+}
+
+#[test]
+fn a_libvirt_guest_is_read() {
+    let vm = read(LIBVIRT).expect("a VM");
+    assert_eq!(vm.name.as_deref(), Some("db,1"));
+    assert_eq!(vm.uuid.as_deref(), Some("7f3b6a10-58e2-4c6d-9a37-0d1c5e2b4f60"));
+    assert_eq!(vm.accelerators, ["kvm"]);
+    assert_eq!(vm.machine.as_deref(), Some("pc-q35-7.2"));
+    assert_eq!(vm.vcpus, 4);
+    assert_eq!(vm.reboot_action, ResetAction::Reset);
+    assert!(vm.qmp_sockets.is_empty());
+    assert_eq!(vm.notes, ["QMP monitor charmonitor has no path on the command line"]);
+    assert_eq!(vm.unseen_networks, ["vfio-pci", "vhost-user"]);
+    assert_eq!(disks(&vm), [("file", "/img/db.qcow2")]);
+    assert!(vm.has_balloon && vm.has_agent_channel && !vm.daemonizes);
+}
+
+#[test]
+fn a_proxmox_guest_is_read() {
+    let vm = read(PROXMOX).expect("a VM");
+    assert_eq!(vm.name.as_deref(), Some("web-1"));
+    assert_eq!(vm.uuid.as_deref(), Some("0b9f6c1e-4a2d-4b7b-8c55-2f1e6d3a9b10"));
+    assert_eq!(vm.accelerators, ["kvm", "tcg"]);
+    assert_eq!(vm.machine.as_deref(), Some("pc+pve0"));
+    assert_eq!(vm.vcpus, 6);
+    assert_eq!(vm.qmp_sockets, [PathBuf::from("/var/run/qemu-server/100.qmp")]);
+    assert_eq!(vm.unseen_networks, [""; 0]);
+    assert_eq!(disks(&vm), [("host_device", "/dev/pve/vm-100-disk-0")]);
+    assert!(vm.has_balloon && vm.has_agent_channel && vm.daemonizes);
+    assert_eq!(vm.notes, [""; 0]);
+}
+
+#[test]
+fn a_bare_qemu_has_the_defaults() {
+    let vm = after_qemu(&["disk.qcow2"]);
+    assert_eq!(vm.name, None);
+    assert_eq!((vm.vcpus, vm.reboot_action), (1, ResetAction::Reset));
+    assert_eq!(vm.accelerators, ["tcg", "kvm"]);
+    assert_eq!(vm.unseen_networks, ["user"]);
+    assert_eq!(disks(&vm), [("file", "disk.qcow2")]);
+    assert!(!vm.has_balloon && !vm.has_agent_channel);
+}
+
+#[test]
+fn accelerators_stand_in_the_order_in_which_they_are_tried() {
+    for (line, expected) in [
+        (&["-machine", "q35,accel=kvm:tcg"][..], &["kvm", "tcg"][..]),
+        (&["-M", "q35", "-machine", "accel=tcg"], &["tcg"]),
+        (&["-accel", "xen", "-accel", "tcg,thread=multi"], &["xen", "tcg"]),
+        (&["--enable-kvm"], &["kvm"]),
+    ] {
+        assert_eq!(after_qemu(line).accelerators, expected, "{line:?}");
+    }
+}
+
+#[test]
+fn qmp_sockets_are_found_in_each_form_and_kept_as_told() {
+    for line in [
+        &["-qmp", "unix:run/q,,1.sock,server,nowait"][..],
+        &["-qmp-pretty", "unix:path=run/q,,1.sock,server=on,wait=off"],
+        &["-mon", "m,mode=control", "-chardev", "socket,id=m,path=run/q,,1.sock,server=yes"],
+        &["-chardev", "socket,id=m,path=run/q,,1.sock,server=on", "-qmp", "chardev:m"],
+        &[
+            "-mon",
+            "chardev=m,mode=control",
+            "-chardev",
+            r#"{"id":"m","backend":{"type":"socket","data":{"addr":{"type":"unix","data":{"path":"run/q,1.sock"}},"server":true}}}"#,
+        ],
+    ] {
+        assert_eq!(after_qemu(line).qmp_sockets, [PathBuf::from("run/q,1.sock")], "{line:?}");
+    }
+}
+
+#[test]
+fn monitors_that_lead_elsewhere_are_not_taken() {
+    for line in [
+        &["-qmp", "unix:/somebody/listens"][..],
+        &["-qmp", "tcp:localhost:4444,server=on"],
+        &["-qmp", "unix:name,abstract=on,server=on"],
+        &["-mon", "chardev=m", "-chardev", "socket,id=m,path=/hmp,server=on"],
+        &["-monitor", "unix:/hmp,server=on"],
+        &["-chardev", "socket,id=unused,path=/x,server=on"],
+        &["-append", "-qmp unix:/x,server=on"],
+        &["-append", "-qmp", "unix:/x,server=on"],
+    ] {
+        assert!(after_qemu(line).qmp_sockets.is_empty(), "{line:?}");
+    }
+}
+
+#[test]
+fn the_last_word_on_reboots_counts() {
+    for (line, expected) in [
+        (&["-no-reboot"][..], ResetAction::Shutdown),
+        (&["-action", "reboot=shutdown,shutdown=pause"], ResetAction::Shutdown),
+        (&["-no-reboot", "-action", "reboot=reset"], ResetAction::Reset),
+        (&["-no-reboot", "-action", "panic=none"], ResetAction::Shutdown),
+        (&["-append", "-no-reboot"], ResetAction::Reset),
+    ] {
+        assert_eq!(after_qemu(line).reboot_action, expected, "{line:?}");
+    }
+}
+
+#[test]
+fn vcpus_are_counted_in_each_form() {
+    for (line, expected) in [
+        (&["-smp", "3"][..], 3),
+        (&["-smp", "cpus=2,maxcpus=8"], 2),
+        (&["-smp", "maxcpus=8"], 8),
+        (&["-smp", "sockets=2,cores=2,threads=2"], 8),
+        (&["-smp", "2", "-smp", "cores=2"], 2),
+        (&["-machine", "q35,smp.cpus=5"], 5),
+        (&["-smp", "lots"], 1),
+        (&["-smp", "4294967295"], 4096),
+        (&["-smp", "sockets=4294967295,cores=4294967295"], 4096),
+    ] {
+        assert_eq!(after_qemu(line).vcpus, expected, "{line:?}");
+    }
+}
+
+#[test]
+fn networks_without_a_tap_are_named() {
+    for (line, expected) in [
+        (&["-netdev", "user,id=n"][..], &["user"][..]),
+        (&["-nic", "tap,ifname=t", "-nic", "vde"], &["vde"]),
+        (&["-net", "nic", "-net", "tap"], &[]),
+        (&["-nic", "none"], &[]),
+        (&["-nodefaults"], &[]),
+        (&["-nodefaults", "-device", "vfio-pci-nohotplug,host=1:0.0"], &["vfio-pci-nohotplug"]),
+    ] {
+        assert_eq!(after_qemu(line).unseen_networks, expected, "{line:?}");
+    }
+}
+
+#[test]
+fn what_starts_no_vm_is_none() {
+    for line in [
+        &["--version"][..],
+        &["-h"],
+        &["-accel", "help"],
+        &["-M", "?"],
+        &["-device", "virtio-blk-pci,help"],
+        &["-nic", "help"],
+        &["-S", "-no-user-config", "-nodefaults", "-machine", "none,accel=kvm:tcg", "-daemonize"],
+        &["-M", "type=none"],
+    ] {
+        assert_eq!(read(&[&["qemu-system-x86_64"], line].concat()), None, "{line:?}");
+    }
+    assert_eq!(read(&[]), None);
+    assert_eq!(after_qemu(&["-name", "help"]).name.as_deref(), Some("help"));
+}
+
+#[test]
+fn names_are_made_fit_for_display() {
+    let name = |value| after_qemu(&["-name", value]).name;
+    assert_eq!(name("a\u{1b}[2Jb\n").as_deref(), Some("a\u{fffd}[2Jb\u{fffd}"));
+    assert_eq!(name("foo,process=bar").as_deref(), Some("foo"));
+    assert_eq!(name("debug-threads=on"), None);
+    assert_eq!(name(&"x".repeat(1000)).map(|name| name.len()), Some(128));
+}
+
+#[test]
+fn a_malformed_uuid_is_none() {
+    assert_eq!(after_qemu(&["-uuid", "\u{1b}[2J"]).uuid, None);
+    assert_eq!(after_qemu(&["-uuid", "0b9f6c1e4a2d4b7b8c552f1e6d3a9b10"]).uuid, None);
+}
+
+#[test]
+fn a_hostile_command_line_is_read_and_cut_off() {
+    let mut line = vec!["", "-", "--", "---", "-name", "", "-name", ",,,=", "-drive", "=,=,,"];
+    line.extend(["-chardev", "{", "-device", "{}", "-mon", "mode=control", "-smbios", "é,=é"]);
+    let networks: Vec<String> = (0..5000).map(|number| format!("n{number}")).collect();
+    for network in &networks {
+        line.extend(["-netdev", network.as_str(), "-hda", "x", "-qmp", "unix:s,server"]);
+    }
+    line.push("-blockdev");
+    let vm = after_qemu(&line);
+    for count in [vm.unseen_networks.len(), vm.disks.len(), vm.qmp_sockets.len()] {
+        assert_eq!(count, 1024);
+    }
+}

@@ -1,0 +1,85 @@
+//! Network namespaces: which one a process is in, and running code inside one.
+//!
+//! Moving a thread is for good and concerns whatever runs on it later, so nothing but a thread of
+//! its own is ever moved.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::thread;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::DiscoverError;
+
+/// Runs `f` on a fresh thread that was moved into the network namespace behind `pid_of_ns`, an
+/// opened `/proc/PID/ns/net` or `/run/netns/NAME`. Sockets that `f` opens stay in that namespace;
+/// `/sys` shows the old one all the same.
+///
+/// # Errors
+/// If the thread cannot be started or moved (which needs `CAP_SYS_ADMIN`), or if `f` panicked.
+pub fn in_netns<T: Send>(pid_of_ns: &File, f: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        thread::Builder::new()
+            .name("netns".to_owned())
+            .spawn_scoped(scope, || {
+                move_into_link_name_space(pid_of_ns.as_fd(), Some(LinkNameSpaceType::Network))?;
+                Ok(f())
+            })?
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
+    })
+}
+
+/// The network namespace of `pid`, opened, and its inode number.
+pub(super) fn netns_of(pid: u32) -> Result<(File, u32), DiscoverError> {
+    let open = || {
+        let file = File::open(format!("/proc/{pid}/ns/net"))?;
+        let inode = inode_number(&file.metadata()?)?;
+        Ok((file, inode))
+    };
+    open().map_err(|source| DiscoverError::read(pid, "ns/net", source))
+}
+
+/// The inode number of the calling thread's own network namespace.
+pub(super) fn own_netns() -> io::Result<u32> {
+    inode_number(&fs::metadata("/proc/thread-self/ns/net")?)
+}
+
+/// The kernel numbers namespaces with 32 bits.
+fn inode_number(metadata: &fs::Metadata) -> io::Result<u32> {
+    u32::try_from(metadata.ino()).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::{in_netns, own_netns};
+
+    #[test]
+    fn a_panic_inside_is_an_error_outside() {
+        let own = File::open("/proc/self/ns/net").expect("our own namespace");
+        let answer = in_netns(&own, || panic!("on purpose"));
+        let error = answer.map(|()| "an answer").expect_err("a panic has no answer");
+        // Without the privilege to move, the thread never gets as far as to panic.
+        assert!(error.to_string().contains("panicked") || error.raw_os_error() == Some(1));
+    }
+
+    #[test]
+    fn a_file_that_is_no_namespace_is_refused() {
+        let file = File::open("/dev/null").expect("the null device");
+        assert!(in_netns(&file, || ()).is_err());
+    }
+
+    #[test]
+    fn the_calling_thread_stays_where_it_is() {
+        let before = own_netns().expect("our own namespace");
+        let own = File::open("/proc/self/ns/net").expect("our own namespace");
+        if let Ok(inside) = in_netns(&own, own_netns) {
+            assert_eq!(inside.expect("the namespace inside"), before);
+        }
+        assert_eq!(own_netns().expect("our own namespace"), before);
+    }
+}

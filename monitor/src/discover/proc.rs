@@ -1,0 +1,281 @@
+//! What `/proc/PID` says of a process: identity, state, owner, threads and descriptors.
+//!
+//! A process may end between any two reads; that is [`DiscoverError::Gone`], apart from every
+//! other failure. What a process can choose itself (its name, its number of threads and
+//! descriptors) is read with a bound.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use super::DiscoverError;
+
+/// Longest command line that is read, in bytes: Linux's default limit for arguments and
+/// environment together (a quarter of an 8 MiB stack).
+const CMDLINE_BYTES: u64 = 2 << 20;
+/// `stat`, `status`, `comm` and `fdinfo` of a process are far shorter.
+const SMALL_FILE_BYTES: u64 = 16 << 10;
+/// Most threads or descriptors looked at: sixteen times the vCPUs that KVM allows a guest.
+const ENTRIES: usize = 65_536;
+
+/// The fields of `/proc/PID/stat` that are used here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stat {
+    pub(super) comm: String,
+    pub(super) state: char,
+    pub(super) parent: u32,
+    /// Pid of the session's leader; 0 if that is outside our pid namespace.
+    pub(super) session: u32,
+    /// Clock ticks after boot.
+    pub(super) start_ticks: u64,
+}
+
+/// Parses `/proc/PID/stat`. The name is in parentheses and may itself contain parentheses and
+/// spaces, so it ends at the *last* closing one. `None` if a field is missing or no number.
+pub(super) fn parse_stat(text: &str) -> Option<Stat> {
+    let (_, after_open) = text.split_once('(')?;
+    let (comm, after_name) = after_open.rsplit_once(')')?;
+    // proc(5) numbers the fields from 1; the name is the second.
+    let fields: Vec<&str> = after_name.split_ascii_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3).copied();
+    let mut state = field(3)?.chars();
+    let stat = Stat {
+        comm: comm.to_owned(),
+        state: state.next()?,
+        parent: field(4)?.parse().ok()?,
+        session: field(6)?.parse().ok()?,
+        start_ticks: field(22)?.parse().ok()?,
+    };
+    state.next().is_none().then_some(stat)
+}
+
+/// Threads that run a VM's vCPUs, as far as their names tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VcpuThreads {
+    /// One thread a vCPU, by vCPU number.
+    Each(Vec<VcpuThread>),
+    /// One thread runs all vCPUs in turn (`-accel tcg,thread=single`); its thread id.
+    OneForAll(u32),
+    /// No thread is named so: QEMU runs without `debug-threads=on`, or has not yet named them.
+    /// QMP's `query-cpus-fast` tells.
+    Unnamed,
+}
+
+/// A vCPU and the thread that runs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct VcpuThread {
+    /// The vCPU's number, as in QMP's `cpu-index`.
+    pub index: u32,
+    /// The thread's id on the host.
+    pub tid: u32,
+}
+
+/// When `pid` started, in clock ticks after boot; with the pid it names a process for good.
+///
+/// # Errors
+/// [`DiscoverError::Gone`] if there is no such process.
+pub fn start_ticks(pid: u32) -> Result<u64, DiscoverError> {
+    stat(pid).map(|stat| stat.start_ticks)
+}
+
+/// The state letter of `pid`'s main thread: `R`, `S`, `D`, `T`, `t`, `Z`, .. as in proc(5).
+///
+/// # Errors
+/// [`DiscoverError::Gone`] if there is no such process.
+pub fn process_state(pid: u32) -> Result<char, DiscoverError> {
+    stat(pid).map(|stat| stat.state)
+}
+
+/// The vCPU threads of `pid`, told by their names alone, which a QEMU that a guest took over may
+/// choose freely.
+///
+/// # Errors
+/// [`DiscoverError::Gone`] if there is no such process.
+pub fn vcpu_threads(pid: u32) -> Result<VcpuThreads, DiscoverError> {
+    let mut named = Vec::new();
+    for tid in numeric_entries(pid, "task")? {
+        // The main thread bears the name that `-name process=` gave it and never runs a vCPU.
+        if tid == pid {
+            continue;
+        }
+        // A thread that ended meanwhile is not one of those wanted.
+        let Ok(comm) = read_bounded(pid, &format!("task/{tid}/comm"), SMALL_FILE_BYTES) else {
+            continue;
+        };
+        named.push((String::from_utf8_lossy(&comm).trim_end_matches('\n').to_owned(), tid));
+    }
+    Ok(vcpu_threads_from_names(&named))
+}
+
+fn vcpu_threads_from_names(named: &[(String, u32)]) -> VcpuThreads {
+    let mut each: Vec<VcpuThread> = named
+        .iter()
+        .filter_map(|(name, tid)| Some(VcpuThread { index: vcpu_index(name)?, tid: *tid }))
+        .collect();
+    if !each.is_empty() {
+        each.sort_unstable();
+        each.dedup_by_key(|thread| thread.index);
+        return VcpuThreads::Each(each);
+    }
+    match named.iter().find(|(name, _)| name == "ALL CPUs/TCG") {
+        Some(&(_, tid)) => VcpuThreads::OneForAll(tid),
+        None => VcpuThreads::Unnamed,
+    }
+}
+
+/// The `n` of `CPU n/KVM`.
+fn vcpu_index(name: &str) -> Option<u32> {
+    let (index, accelerator) = name.strip_prefix("CPU ")?.split_once('/')?;
+    matches!(accelerator, "KVM" | "TCG" | "HVF").then(|| index.parse().ok())?
+}
+
+pub(super) fn stat(pid: u32) -> Result<Stat, DiscoverError> {
+    let text = read_bounded(pid, "stat", SMALL_FILE_BYTES)?;
+    parse_stat(&String::from_utf8_lossy(&text))
+        .ok_or(DiscoverError::Malformed { pid, file: "stat".to_owned() })
+}
+
+/// The real user id.
+pub(super) fn real_uid(pid: u32) -> Result<u32, DiscoverError> {
+    let text = read_bounded(pid, "status", SMALL_FILE_BYTES)?;
+    parse_real_uid(&String::from_utf8_lossy(&text))
+        .ok_or(DiscoverError::Malformed { pid, file: "status".to_owned() })
+}
+
+/// The kernel escapes newlines in a process' name, so no name can pose as the `Uid:` line.
+fn parse_real_uid(status: &str) -> Option<u32> {
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    ids.split_ascii_whitespace().next()?.parse().ok()
+}
+
+/// The executable, without the ` (deleted)` of one whose package was upgraded meanwhile; kernel
+/// threads have none and are [`DiscoverError::Gone`].
+pub(super) fn executable(pid: u32) -> Result<PathBuf, DiscoverError> {
+    let path = fs::read_link(format!("/proc/{pid}/exe"))
+        .map_err(|source| DiscoverError::read(pid, "exe", source))?;
+    Ok(without_deleted(path))
+}
+
+fn without_deleted(path: PathBuf) -> PathBuf {
+    match path.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
+        Some(kept) => PathBuf::from(OsStr::from_bytes(kept)),
+        None => path,
+    }
+}
+
+/// The raw command line; empty for kernel threads and zombies.
+pub(super) fn command_line(pid: u32) -> Result<Vec<u8>, DiscoverError> {
+    let text = read_bounded(pid, "cmdline", CMDLINE_BYTES + 1)?;
+    if u64::try_from(text.len()).is_ok_and(|length| length > CMDLINE_BYTES) {
+        return Err(DiscoverError::CommandLineTooLong { pid, limit_bytes: CMDLINE_BYTES });
+    }
+    Ok(text)
+}
+
+/// Descriptors of `pid` with what each links to. By their links only: to `stat` through a
+/// descriptor could hang on the very storage whose stalling is to be noticed.
+pub(super) fn descriptors(pid: u32) -> Result<Vec<(u32, PathBuf)>, DiscoverError> {
+    let numbers = numeric_entries(pid, "fd")?;
+    // A descriptor that was closed meanwhile is simply not there.
+    Ok(numbers
+        .into_iter()
+        .filter_map(|fd| Some((fd, fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?)))
+        .collect())
+}
+
+/// The text of `/proc/PID/fdinfo/FD`.
+pub(super) fn descriptor_info(pid: u32, fd: u32) -> Result<String, DiscoverError> {
+    let text = read_bounded(pid, &format!("fdinfo/{fd}"), SMALL_FILE_BYTES)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// All pids there are now.
+pub(super) fn pids() -> Result<Vec<u32>, DiscoverError> {
+    let entries =
+        fs::read_dir("/proc").map_err(|source| DiscoverError::ListProcesses { source })?;
+    Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
+}
+
+fn numeric_entries(pid: u32, folder: &str) -> Result<Vec<u32>, DiscoverError> {
+    let entries = fs::read_dir(format!("/proc/{pid}/{folder}"))
+        .map_err(|source| DiscoverError::read(pid, folder, source))?;
+    Ok(entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .take(ENTRIES)
+        .collect())
+}
+
+fn read_bounded(pid: u32, file: &str, limit_bytes: u64) -> Result<Vec<u8>, DiscoverError> {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut content = Vec::new();
+        File::open(format!("/proc/{pid}/{file}"))?.take(limit_bytes).read_to_end(&mut content)?;
+        Ok(content)
+    };
+    read().map_err(|source| DiscoverError::read(pid, file, source))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::{
+        VcpuThread, VcpuThreads, parse_real_uid, parse_stat, start_ticks, vcpu_threads_from_names,
+        without_deleted,
+    };
+    use crate::discover::DiscoverError;
+
+    const AFTER_NAME: &str = "S 7 8 9 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 4 0 123456789 1 2";
+
+    #[test]
+    fn a_name_with_spaces_and_parentheses_does_not_shift_the_fields() {
+        for name in ["qemu", "CPU 0/KVM", "a) R 1 (b", ")", ""] {
+            let stat = parse_stat(&format!("42 ({name}) {AFTER_NAME}")).expect("a stat line");
+            assert_eq!(stat.comm, name);
+            assert_eq!((stat.state, stat.parent, stat.session), ('S', 7, 9));
+            assert_eq!(stat.start_ticks, 123_456_789);
+        }
+    }
+
+    #[test]
+    fn a_short_or_garbled_stat_is_refused() {
+        for text in ["", "42", "42 (x", "42 (x)", "42 (x) S 7 8 9", "42 (x) SS 7 8 9 0"] {
+            assert_eq!(parse_stat(text), None, "{text}");
+        }
+        assert_eq!(parse_stat(&format!("42 (x) {}", AFTER_NAME.replace("123456789", "-1"))), None);
+    }
+
+    #[test]
+    fn the_real_uid_is_the_first_of_four() {
+        assert_eq!(parse_real_uid("Name:\tq\nUid:\t107\t0\t0\t0\nGid:\t1\t1\t1\t1\n"), Some(107));
+        assert_eq!(parse_real_uid("Name:\tq\n"), None);
+    }
+
+    #[test]
+    fn an_upgraded_executable_keeps_its_path() {
+        assert_eq!(without_deleted(PathBuf::from("/bin/q (deleted)")), PathBuf::from("/bin/q"));
+        assert_eq!(without_deleted(PathBuf::from("/bin/q")), PathBuf::from("/bin/q"));
+    }
+
+    #[test]
+    fn threads_are_sorted_by_vcpu_and_others_ignored() {
+        let named = [("CPU 10/KVM", 30), ("call_rcu", 11), ("CPU 2/KVM", 31), ("CPU x/KVM", 32)]
+            .map(|(name, tid)| (name.to_owned(), tid));
+        let expected = vec![VcpuThread { index: 2, tid: 31 }, VcpuThread { index: 10, tid: 30 }];
+        assert_eq!(vcpu_threads_from_names(&named), VcpuThreads::Each(expected));
+    }
+
+    #[test]
+    fn one_thread_for_all_and_none_at_all_are_told_apart() {
+        let single = [("ALL CPUs/TCG".to_owned(), 12)];
+        assert_eq!(vcpu_threads_from_names(&single), VcpuThreads::OneForAll(12));
+        let unnamed = [("qemu-system-x86".to_owned(), 12)];
+        assert_eq!(vcpu_threads_from_names(&unnamed), VcpuThreads::Unnamed);
+    }
+
+    #[test]
+    fn a_pid_that_does_not_exist_is_gone() {
+        assert!(matches!(start_ticks(u32::MAX), Err(DiscoverError::Gone { pid: u32::MAX })));
+    }
+}

@@ -1,0 +1,409 @@
+//! What is found of QEMUs that really run: paused, without a guest, each ended with its test.
+//!
+//! Where QEMU, or a privilege that a test needs, is missing, it says so and returns.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal, getuid, pidfd_open, pidfd_send_signal};
+use tempfile::TempDir;
+
+use super::{
+    Accelerator, DiscoverError, ResetAction, Scope, VcpuThreads, Vm, in_netns, inspect,
+    process_state, start_ticks, sweep, taps, vcpu_threads,
+};
+
+/// QEMU takes 0.3 s; a machine that runs all tests at once, longer.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Options of every QEMU here: paused before its first instruction.
+const PAUSED: &[&str] = &["-S", "-display", "none", "-nodefaults", "-m", "16"];
+
+/// A process that ends with its test, passed or failed.
+struct Started(Child);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        // It may have ended by itself, which is as good.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Started {
+    fn start(program: &Path, arguments: &[&str]) -> Self {
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
+        Self(command.spawn().expect("starting a program"))
+    }
+
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Its VM, once there is one and `ready` says so; `None` if it ended before.
+    fn vm_when(&mut self, scope: &Scope, ready: impl Fn(&Vm) -> bool) -> Option<Vm> {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if self.0.try_wait().expect("its status").is_some() {
+                return None;
+            }
+            if let Some(vm) = inspect(self.pid(), scope).expect("reading our own child")
+                && ready(&vm)
+            {
+                return Some(vm);
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        panic!("no VM within {PATIENCE:?}");
+    }
+}
+
+/// The QEMU to be tried, and a scope of just that; says so if there is none.
+fn qemu() -> Option<(PathBuf, Scope)> {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&paths)
+        .find_map(|folder| folder.join("qemu-system-x86_64").canonicalize().ok());
+    let Some(path) = found else {
+        eprintln!("skipped: qemu-system-x86_64 is not installed");
+        return None;
+    };
+    let scope = scope_of(&path);
+    Some((path, scope))
+}
+
+fn scope_of(path: &Path) -> Scope {
+    let escaped = glob::Pattern::escape(path.to_str().expect("a UTF-8 path"));
+    Scope { executables: vec![glob::Pattern::new(&escaped).expect("a pattern")], users: Vec::new() }
+}
+
+fn folder() -> TempDir {
+    tempfile::tempdir().expect("a folder")
+}
+
+fn is_root() -> bool {
+    let is_root = getuid().is_root();
+    if !is_root {
+        eprintln!("skipped: not root");
+    }
+    is_root
+}
+
+fn run(program: &str, arguments: &[&str]) -> bool {
+    Command::new(program).args(arguments).status().is_ok_and(|status| status.success())
+}
+
+#[test]
+fn a_running_qemu_is_found_with_what_it_was_told() {
+    let Some((path, scope)) = qemu() else { return };
+    let folder = folder();
+    let socket = folder.path().join("qmp.sock");
+    let disk = folder.path().join("disk.img");
+    File::create(&disk).and_then(|file| file.set_len(1 << 20)).expect("an image");
+    let qmp = format!("unix:{},server=on,wait=off", socket.display());
+    let drive = format!("file={},if=none,id=d,format=raw", disk.display());
+    let mut arguments = PAUSED.to_vec();
+    arguments.extend(["-accel", "tcg", "-smp", "2", "-machine", "q35", "-no-reboot"]);
+    arguments.extend(["-name", "found,, with a space", "-qmp", &qmp, "-drive", &drive]);
+    arguments.extend(["-device", "virtio-blk-pci,drive=d", "-device", "virtio-balloon-pci"]);
+    arguments.extend(["-uuid", "0B9F6C1E-4A2D-4B7B-8C55-2F1E6D3A9B10"]);
+    let mut qemu = Started::start(&path, &arguments);
+    let vm = qemu.vm_when(&scope, |_| socket.exists()).expect("a VM");
+
+    assert_eq!(vm.id.pid, qemu.pid());
+    assert_eq!(vm.id.start_ticks, start_ticks(qemu.pid()).expect("its start"));
+    assert_eq!(vm.name, "found, with a space");
+    assert_eq!(vm.uuid.as_deref(), Some("0b9f6c1e-4a2d-4b7b-8c55-2f1e6d3a9b10"));
+    assert_eq!(vm.accelerator, Accelerator::Tcg);
+    assert_eq!(vm.executable, path);
+    assert_eq!(vm.uid, getuid().as_raw());
+    let own = fs::metadata("/proc/self/ns/net").expect("our own namespace").ino();
+    assert_eq!(u64::from(vm.netns), own);
+    assert_eq!(vm.qmp_sockets, [socket]);
+    assert!(vm.taps.is_empty() && vm.unseen_networks.is_empty());
+    assert_eq!(vm.disks.len(), 1);
+    assert_eq!((Path::new(&vm.disks[0].path), vm.disks[0].backend.as_str()), (&*disk, "file"));
+    assert_eq!((vm.vcpus, vm.machine.as_deref()), (2, Some("q35")));
+    assert_eq!(vm.reboot_action, ResetAction::Shutdown);
+    assert!(vm.has_balloon && !vm.has_agent_channel);
+    assert!(matches!(process_state(qemu.pid()).expect("its state"), 'S' | 'R' | 'D'));
+}
+
+#[test]
+fn only_the_users_in_scope_are_found_and_nothing_of_one_that_ended() {
+    let Some((path, scope)) = qemu() else { return };
+    let mut qemu = Started::start(&path, PAUSED);
+    let vm = qemu.vm_when(&scope, |_| true).expect("a VM");
+    assert_eq!(vm.name, format!("qemu-{}", qemu.pid()));
+
+    let with_users = |uid| Scope { users: vec![uid], ..scope.clone() };
+    let found = |scope: &Scope| inspect(qemu.pid(), scope).expect("reading our child").is_some();
+    assert!(found(&with_users(vm.uid)));
+    assert!(!found(&with_users(vm.uid + 1)));
+    assert!(sweep(&scope).iter().flatten().any(|found| found.id == vm.id));
+
+    let pid = qemu.pid();
+    qemu.0.kill().expect("ending our child");
+    // A zombie until it is waited for.
+    let deadline = Instant::now() + PATIENCE;
+    while process_state(pid).expect("not yet waited for") != 'Z' {
+        assert!(Instant::now() < deadline, "it does not end");
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert!(inspect(pid, &scope).expect("a zombie").is_none());
+    drop(qemu);
+    assert!(inspect(pid, &scope).expect("nothing").is_none());
+    assert!(matches!(vcpu_threads(pid), Err(DiscoverError::Gone { .. })));
+    assert!(!sweep(&scope).iter().flatten().any(|found| found.id == vm.id));
+}
+
+#[test]
+fn vcpu_threads_are_told_by_name_where_they_have_one() {
+    let Some((path, scope)) = qemu() else { return };
+    let threads = |accelerator: &str, name: &str| {
+        let folder = folder();
+        let socket = folder.path().join("qmp.sock");
+        let qmp = format!("unix:{},server=on,wait=off", socket.display());
+        let mut arguments = PAUSED.to_vec();
+        arguments.extend(["-accel", accelerator, "-name", name, "-smp", "2", "-qmp", &qmp]);
+        let mut qemu = Started::start(&path, &arguments);
+        qemu.vm_when(&scope, |_| socket.exists()).expect("a VM");
+        // The threads name themselves a little after QEMU listens.
+        let deadline = Instant::now() + Duration::from_secs(2);
+        loop {
+            let threads = vcpu_threads(qemu.pid()).expect("its threads");
+            let is_named = match &threads {
+                VcpuThreads::Each(each) => each.len() == 2,
+                VcpuThreads::OneForAll(_) => true,
+                VcpuThreads::Unnamed => false,
+            };
+            if is_named || Instant::now() > deadline {
+                return (qemu.pid(), threads);
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let (pid, named) = threads("tcg,thread=multi", "n,debug-threads=on");
+    let VcpuThreads::Each(each) = named else { panic!("not a thread each: {named:?}") };
+    assert_eq!(each.iter().map(|thread| thread.index).collect::<Vec<_>>(), [0, 1]);
+    assert!(each[0].tid != each[1].tid && each.iter().all(|thread| thread.tid != pid));
+
+    let (pid, single) = threads("tcg,thread=single", "n,debug-threads=on");
+    assert!(matches!(single, VcpuThreads::OneForAll(tid) if tid != pid), "{single:?}");
+
+    let (_, unnamed) = threads("tcg,thread=multi", "n,debug-threads=off");
+    assert_eq!(unnamed, VcpuThreads::Unnamed);
+}
+
+#[test]
+fn a_kvm_guest_is_told_by_its_descriptor() {
+    let Some((path, scope)) = qemu() else { return };
+    if File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        eprintln!("skipped: /dev/kvm cannot be opened");
+        return;
+    }
+    let mut arguments = PAUSED.to_vec();
+    // Offered last, so that only the descriptor can tell.
+    arguments.extend(["-accel", "xen", "-accel", "kvm"]);
+    let mut qemu = Started::start(&path, &arguments);
+    let kvm = |vm: &Vm| vm.accelerator == Accelerator::Kvm;
+    if qemu.vm_when(&scope, kvm).is_none() {
+        eprintln!("skipped: QEMU cannot use KVM here");
+    }
+}
+
+/// Starts a `-daemonize`d QEMU through `prefix`, and sweeps until it alone was found for a while.
+fn daemonized(prefix: &[&str]) {
+    let Some((path, scope)) = qemu() else { return };
+    let folder = folder();
+    let pidfile = folder.path().join("pid");
+    let name = format!("daemonized-{}-{}", prefix.len(), std::process::id());
+    let mut words: Vec<&str> = prefix.to_vec();
+    words.push(path.to_str().expect("a UTF-8 path"));
+    words.extend(PAUSED);
+    let pidfile_argument = pidfile.to_str().expect("a UTF-8 path");
+    words.extend(["-daemonize", "-name", &name, "-pidfile", pidfile_argument]);
+    let _launcher = Started::start(Path::new(words[0]), &words[1..]);
+    let mut seen = BTreeSet::new();
+    let deadline = Instant::now() + PATIENCE;
+    let mut since_ready = None;
+    while since_ready.is_none_or(|since: Instant| since.elapsed() < Duration::from_millis(300)) {
+        assert!(Instant::now() < deadline, "the grandchild does not start");
+        let found = sweep(&scope).into_iter().flatten().filter(|vm| vm.name == name);
+        seen.extend(found.map(|vm| vm.id.pid));
+        if fs::read_to_string(&pidfile).is_ok_and(|written| written.ends_with('\n')) {
+            since_ready.get_or_insert_with(Instant::now);
+        }
+    }
+    // Ended before anything is asserted of it, so that no failure leaves it behind.
+    let written = fs::read_to_string(&pidfile).expect("a pid file");
+    let grandchild = Pid::from_raw(written.trim().parse().expect("a pid")).expect("a pid");
+    let pidfd = pidfd_open(grandchild, PidfdFlags::empty()).expect("our grandchild");
+    pidfd_send_signal(&pidfd, Signal::KILL).expect("ending our grandchild");
+    let seen: Vec<String> = seen.iter().map(u32::to_string).collect();
+    assert_eq!(seen, [written.trim()], "others were taken for a VM, or it was not found");
+}
+
+#[test]
+fn a_daemonized_qemu_is_found_once_and_its_launcher_never() {
+    daemonized(&[]);
+}
+
+#[test]
+fn the_launcher_of_a_daemonized_qemu_is_no_vm_in_a_session_without_a_leader_either() {
+    let detached = r#"("$@"; true) & exit 0"#;
+    daemonized(&["setsid", "--fork", "sh", "-c", detached, "sh"]);
+}
+
+#[test]
+fn a_qemu_whose_executable_was_replaced_is_still_found() {
+    let Some((path, _)) = qemu() else { return };
+    let folder = folder();
+    let prefix = folder.path().canonicalize().expect("its path");
+    let copy = prefix.join("bin").join("qemu-system-x86_64");
+    fs::create_dir(prefix.join("bin")).expect("a folder");
+    fs::copy(&path, &copy).expect("a copy of QEMU");
+    // QEMU looks for its modules and firmware beside the folder that it was started from.
+    for beside in ["lib", "share"] {
+        let original = path.with_file_name("..").join(beside);
+        symlink(original, prefix.join(beside)).expect("a link");
+    }
+    let socket = prefix.join("qmp.sock");
+    let qmp = format!("unix:{},server=on,wait=off", socket.display());
+    let mut arguments = PAUSED.to_vec();
+    arguments.extend(["-accel", "tcg", "-qmp", &qmp]);
+    let mut qemu = Started::start(&copy, &arguments);
+    let scope = scope_of(&copy);
+    let before = qemu.vm_when(&scope, |_| socket.exists()).expect("a VM");
+    fs::remove_file(&copy).expect("removing the copy");
+    let after = inspect(qemu.pid(), &scope).expect("reading our child").expect("still a VM");
+    assert_eq!((after.id, after.executable), (before.id, copy));
+}
+
+#[test]
+fn a_qemu_that_only_answers_questions_is_no_vm() {
+    let Some((path, scope)) = qemu() else { return };
+    let folder = folder();
+    let socket = folder.path().join("qmp.sock");
+    let qmp = format!("unix:{},server=on,wait=off", socket.display());
+    let mut arguments = PAUSED.to_vec();
+    arguments.extend(["-machine", "none,accel=tcg", "-qmp", &qmp]);
+    let qemu = Started::start(&path, &arguments);
+    let deadline = Instant::now() + PATIENCE;
+    while !socket.exists() {
+        assert!(Instant::now() < deadline, "it does not start");
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(inspect(qemu.pid(), &scope).expect("reading our child").is_none());
+}
+
+/// A network namespace that ends with its test, passed or failed.
+struct Namespace(String);
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        run("ip", &["netns", "del", &self.0]);
+    }
+}
+
+impl Namespace {
+    /// `None`, and says so, where none can be made.
+    fn new(label: &str) -> Option<Self> {
+        let name = format!("flatline-{label}-{}", std::process::id());
+        if !is_root() {
+            return None;
+        }
+        if !run("ip", &["netns", "add", &name]) {
+            eprintln!("skipped: no network namespace can be made");
+            return None;
+        }
+        Some(Self(name))
+    }
+
+    fn file(&self) -> File {
+        File::open(format!("/run/netns/{}", self.0)).expect("the namespace")
+    }
+}
+
+/// A QEMU in `namespace` with two queues of `tap7`, which is made there; says so if it cannot be.
+fn qemu_with_tap(namespace: &Namespace, path: &Path, scope: &Scope) -> Option<(Started, Vm)> {
+    let tuntap = ["-n", &namespace.0, "tuntap", "add", "tap7", "mode", "tap", "multi_queue"];
+    if !run("ip", &tuntap) {
+        eprintln!("skipped: no tap can be made");
+        return None;
+    }
+    let enter = format!("--net=/run/netns/{}", namespace.0);
+    let mut arguments = vec![enter.as_str(), path.to_str().expect("a UTF-8 path")];
+    arguments.extend(PAUSED);
+    let netdev = "tap,id=n,ifname=tap7,script=no,downscript=no,queues=2,vhost=off";
+    arguments.extend(["-netdev", netdev, "-device", "virtio-net-pci,netdev=n,mq=on"]);
+    let mut qemu = Started::start(Path::new("nsenter"), &arguments);
+    let vm = qemu.vm_when(scope, |vm| !vm.taps.is_empty()).expect("a VM");
+    Some((qemu, vm))
+}
+
+#[test]
+fn a_tap_with_two_queues_is_found_once_in_the_namespace_of_its_qemu() {
+    let Some((path, scope)) = qemu() else { return };
+    let Some(namespace) = Namespace::new("tap") else {
+        return;
+    };
+    let Some((qemu, vm)) = qemu_with_tap(&namespace, &path, &scope) else {
+        return;
+    };
+
+    let inode = namespace.file().metadata().expect("its inode").ino();
+    assert_eq!(u64::from(vm.netns), inode);
+    let listed = Command::new("ip")
+        .args(["-n", &namespace.0, "-j", "link", "show", "tap7"])
+        .output()
+        .expect("a listing");
+    let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).expect("JSON");
+    assert_eq!(vm.taps.len(), 1);
+    assert_eq!((vm.taps[0].name.as_str(), vm.taps[0].netns), ("tap7", vm.netns));
+    assert_eq!(listed[0]["ifindex"].as_u64(), Some(u64::from(vm.taps[0].ifindex)));
+    assert_eq!(vm.unseen_networks, [""; 0]);
+    assert_eq!(taps(qemu.pid()).expect("its taps"), (vm.taps, Vec::new()));
+}
+
+#[test]
+fn a_tap_that_moved_is_found_in_our_namespace_and_noted_if_it_is_in_neither() {
+    let Some((path, scope)) = qemu() else { return };
+    let Some(namespace) = Namespace::new("from") else {
+        return;
+    };
+    let Some(other) = Namespace::new("to") else {
+        return;
+    };
+    let Some((qemu, _)) = qemu_with_tap(&namespace, &path, &scope) else {
+        return;
+    };
+    assert!(run("ip", &["-n", &namespace.0, "link", "set", "tap7", "netns", &other.0]));
+
+    let (found, notes) = taps(qemu.pid()).expect("its taps");
+    assert_eq!(found, []);
+    assert_eq!(notes, ["tap tap7 (in a namespace that is not known)"]);
+    let (found, notes) = in_netns(&other.file(), || taps(qemu.pid()))
+        .expect("entering the namespace")
+        .expect("its taps");
+    let inode = other.file().metadata().expect("its inode").ino();
+    assert_eq!(found.iter().map(|tap| u64::from(tap.netns)).collect::<Vec<_>>(), [inode]);
+    assert_eq!(notes, [""; 0]);
+}
+
+#[test]
+fn code_inside_a_namespace_sees_that_one_and_code_outside_does_not() {
+    let Some(namespace) = Namespace::new("enter") else {
+        return;
+    };
+    let here = || fs::metadata("/proc/thread-self/ns/net").expect("a namespace").ino();
+    let outside = here();
+    let inside = in_netns(&namespace.file(), here).expect("entering it");
+    assert_eq!(inside, namespace.file().metadata().expect("its inode").ino());
+    assert_ne!(inside, outside);
+    assert_eq!(here(), outside);
+}

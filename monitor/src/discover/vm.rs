@@ -1,0 +1,172 @@
+//! What is handed on to the later stages: a VM as its host sees it, and which ones are wanted.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Disk, Tap};
+
+/// Most characters of a name that came from outside; a longer one spoils every table.
+const DISPLAY_CHARS: usize = 128;
+
+/// Names one VM for as long as the host is up.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct VmId {
+    /// The QEMU's process id.
+    pub pid: u32,
+    /// When it started, in clock ticks after boot.
+    pub start_ticks: u64,
+}
+
+impl fmt::Display for VmId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.pid, self.start_ticks)
+    }
+}
+
+/// What runs the guest's code.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Accelerator {
+    /// The host's kernel.
+    Kvm,
+    /// QEMU's translator.
+    Tcg,
+    /// Another one, by QEMU's name for it.
+    Other(String),
+}
+
+impl fmt::Display for Accelerator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+            Self::Other(name) => name,
+        })
+    }
+}
+
+/// What QEMU does when the guest reboots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ResetAction {
+    /// It resets the guest.
+    Reset,
+    /// It shuts down (`-no-reboot`, `-action reboot=shutdown`); so it does on a bare
+    /// `system_reset`.
+    Shutdown,
+}
+
+/// All that is known of a VM from outside. What came from the command line is as of QEMU's start.
+#[derive(Debug, Clone)]
+pub struct Vm {
+    /// The process.
+    pub id: VmId,
+    /// `-name`, fit for display; `qemu-PID` if there is none.
+    pub name: String,
+    /// `-uuid`, or that of `-smbios type=1`; in lower case.
+    pub uuid: Option<String>,
+    /// From the descriptors, which tell what QEMU chose of those it was offered.
+    pub accelerator: Accelerator,
+    /// The executable, as seen from within the process' own file system.
+    pub executable: PathBuf,
+    /// The real user id.
+    pub uid: u32,
+    /// Inode number of the process' network namespace.
+    pub netns: u32,
+    /// Unix sockets on which QEMU listens for QMP, as QEMU was told: to be resolved against the
+    /// process' root and, if relative, its working directory.
+    pub qmp_sockets: Vec<PathBuf>,
+    /// Taps that are open now; [`taps()`](super::taps()) reads them again.
+    pub taps: Vec<Tap>,
+    /// Networks whose packets cannot be seen: `user`, `vhost-user`, `vfio-pci`, ..
+    pub unseen_networks: Vec<String>,
+    /// Images of its disks.
+    pub disks: Vec<Disk>,
+    /// vCPUs at start, at most 4096; 1 by default.
+    pub vcpus: u32,
+    /// The machine type, without which QEMU takes its default.
+    pub machine: Option<String>,
+    /// What a guest's reboot leads to.
+    pub reboot_action: ResetAction,
+    /// Whether there is a virtio balloon.
+    pub has_balloon: bool,
+    /// Whether there is a channel for the guest agent, on virtio.
+    pub has_agent_channel: bool,
+    /// What else the command line has that could not be made use of, for people to read.
+    pub notes: Vec<String>,
+    /// Holds the process: readable once it has ended.
+    pub pidfd: Arc<OwnedFd>,
+}
+
+/// Which processes count.
+#[derive(Debug, Clone, Default)]
+pub struct Scope {
+    /// Executables; `*` does not match a slash. None: no process counts.
+    pub executables: Vec<glob::Pattern>,
+    /// Real user ids; empty: any.
+    pub users: Vec<u32>,
+}
+
+impl Scope {
+    /// Whether a process that runs `path` is in scope.
+    pub(crate) fn has_executable(&self, path: &Path) -> bool {
+        let options = glob::MatchOptions {
+            case_sensitive: true,
+            require_literal_separator: true,
+            require_literal_leading_dot: false,
+        };
+        self.executables.iter().any(|pattern| pattern.matches_path_with(path, options))
+    }
+
+    /// Whether a process of the user `uid` is in scope.
+    pub(crate) fn has_user(&self, uid: u32) -> bool {
+        self.users.is_empty() || self.users.contains(&uid)
+    }
+}
+
+/// Text from outside, fit for a terminal and a table: control and direction characters become
+/// U+FFFD, and it is cut at 128 characters.
+pub(super) fn display_text(text: &str) -> String {
+    let is_unfit = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let fit = |c| {
+        if is_unfit(c) { char::REPLACEMENT_CHARACTER } else { c }
+    };
+    text.chars().take(DISPLAY_CHARS).map(fit).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{Scope, VmId, display_text};
+
+    #[test]
+    fn a_star_does_not_reach_into_folders() {
+        let scope = Scope {
+            executables: vec![glob::Pattern::new("/usr/bin/qemu-system-*").expect("a pattern")],
+            users: Vec::new(),
+        };
+        assert!(scope.has_executable(Path::new("/usr/bin/qemu-system-x86_64")));
+        assert!(!scope.has_executable(Path::new("/usr/bin/qemu-system-x/evil")));
+        assert!(!scope.has_executable(Path::new("/tmp/usr/bin/qemu-system-x86_64")));
+    }
+
+    #[test]
+    fn no_users_means_any() {
+        let scope = |users: &[u32]| Scope { executables: Vec::new(), users: users.to_vec() };
+        assert!(scope(&[]).has_user(7) && scope(&[7]).has_user(7) && !scope(&[0]).has_user(7));
+    }
+
+    #[test]
+    fn an_id_reads_as_pid_and_start() {
+        assert_eq!(VmId { pid: 4711, start_ticks: 99 }.to_string(), "4711@99");
+    }
+
+    #[test]
+    fn direction_characters_are_not_shown() {
+        assert_eq!(display_text("a\u{202e}b\u{0}"), "a\u{fffd}b\u{fffd}");
+    }
+}
