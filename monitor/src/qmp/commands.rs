@@ -1,0 +1,119 @@
+//! The commands that are asked often, with typed answers.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{QmpError, QmpHandle, RunState};
+
+/// How long a helper of this module waits. A healthy QEMU answers in 0.1 ms, one whose main loop is
+/// busy with its disks in some 100 ms.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// The most vCPUs that are taken: QEMU's own maximum (q35 since 9.0) is 4,096.
+const MAX_VCPUS: usize = 4_096;
+
+/// A vCPU and the host thread that runs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct QmpCpu {
+    /// QEMU's number of the vCPU, from 0.
+    pub index: u32,
+    /// The host thread, in QEMU's PID namespace. All vCPUs share one under TCG with `thread=single`.
+    pub thread_id: u32,
+}
+
+/// The run state in a reply of `query-status`.
+pub(super) fn run_state(reply: &Value) -> Option<RunState> {
+    reply.get("status").and_then(Value::as_str).map(RunState::parse)
+}
+
+fn cpus(reply: &Value) -> Option<Vec<QmpCpu>> {
+    let number = |cpu: &Value, field: &str| u32::try_from(cpu.get(field)?.as_u64()?).ok();
+    reply
+        .as_array()
+        .filter(|cpus| cpus.len() <= MAX_VCPUS)?
+        .iter()
+        .map(|cpu| {
+            Some(QmpCpu { index: number(cpu, "cpu-index")?, thread_id: number(cpu, "thread-id")? })
+        })
+        .collect()
+}
+
+fn malformed(command: &str) -> QmpError {
+    QmpError::Malformed { command: command.to_owned() }
+}
+
+impl QmpHandle {
+    /// The VM's run state (`query-status`), within 5 s.
+    ///
+    /// # Errors
+    /// As [`QmpHandle::execute`], and [`QmpError::Malformed`].
+    pub async fn query_status(&self) -> Result<RunState, QmpError> {
+        let command = "query-status";
+        let reply = self.execute(command, None, LIMIT).await?;
+        run_state(&reply).ok_or_else(|| malformed(command))
+    }
+
+    /// The VM's vCPUs (`query-cpus-fast`), within 5 s.
+    ///
+    /// # Errors
+    /// As [`QmpHandle::execute`], and [`QmpError::Malformed`]: a field is missing, or there are more
+    /// than 4,096 vCPUs.
+    pub async fn query_cpus(&self) -> Result<Vec<QmpCpu>, QmpError> {
+        let command = "query-cpus-fast";
+        let reply = self.execute(command, None, LIMIT).await?;
+        cpus(&reply).ok_or_else(|| malformed(command))
+    }
+
+    /// What the human monitor prints for `command_line`, within 5 s; line ends are `\r\n`. Its
+    /// errors are text like any other answer.
+    ///
+    /// # Errors
+    /// As [`QmpHandle::execute`], and [`QmpError::Malformed`].
+    pub async fn human(&self, command_line: &str) -> Result<String, QmpError> {
+        let command = "human-monitor-command";
+        let arguments = json!({ "command-line": command_line });
+        match self.execute(command, Some(arguments), LIMIT).await? {
+            Value::String(text) => Ok(text),
+            _ => Err(malformed(command)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{MAX_VCPUS, QmpCpu, cpus, run_state};
+    use crate::qmp::RunState;
+
+    #[test]
+    fn the_reply_of_qemu_7_2_to_query_cpus_fast_is_understood() {
+        let reply = json!([
+            {"thread-id": 6310, "props": {"core-id": 0, "thread-id": 0, "socket-id": 0},
+             "qom-path": "/machine/unattached/device[0]", "cpu-index": 0, "target": "x86_64"},
+            {"thread-id": 6311, "props": {"core-id": 1, "thread-id": 0, "socket-id": 0},
+             "qom-path": "/machine/unattached/device[2]", "cpu-index": 1, "target": "x86_64"}
+        ]);
+        let expected = [QmpCpu { index: 0, thread_id: 6310 }, QmpCpu { index: 1, thread_id: 6311 }];
+        assert_eq!(cpus(&reply).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_vcpu_without_a_thread_and_too_many_vcpus_are_not_an_answer() {
+        assert_eq!(cpus(&json!([{"cpu-index": 0}])), None);
+        assert_eq!(cpus(&json!([{"cpu-index": 0, "thread-id": -1}])), None);
+        assert_eq!(cpus(&json!({})), None);
+        let vcpu = json!({"cpu-index": 0, "thread-id": 1});
+        assert!(cpus(&vec![vcpu.clone(); MAX_VCPUS].into()).is_some());
+        assert!(cpus(&vec![vcpu; MAX_VCPUS + 1].into()).is_none());
+    }
+
+    #[test]
+    fn the_run_state_is_found_with_and_without_the_fields_of_other_versions() {
+        let old = json!({"status": "running", "singlestep": false, "running": true});
+        assert_eq!(run_state(&old), Some(RunState::Running));
+        assert_eq!(run_state(&json!({"status": "io-error"})), Some(RunState::IoError));
+        assert_eq!(run_state(&json!({"running": true})), None);
+    }
+}

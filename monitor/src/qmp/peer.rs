@@ -1,0 +1,162 @@
+//! Finds a QEMU's QMP socket as that QEMU sees it, connects, and makes sure who is at the other end.
+//!
+//! A path on a QEMU's command line means something in its mount namespace and root only, and the
+//! links on the way may be the work of a hostile QEMU. So the path is resolved by the kernel with the
+//! QEMU's root (or working directory) as a wall, and the very socket that was found is connected
+//! to, through its descriptor: the path cannot change in between, nor be too long for `sun_path`.
+//!
+//! `SO_PEERCRED` names the process that called `listen`. A management layer that opens the socket and
+//! hands it to QEMU (`-chardev socket,fd=N`) is therefore refused: it cannot be told from an impostor.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
+use rustix::io::Errno;
+use tokio::net::UnixStream;
+
+use crate::discover::{self, VmId};
+
+/// Why there is no connection to the QEMU.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PeerError {
+    #[error("process {pid} has no {what}")]
+    NoBase { pid: u32, what: &'static str, source: io::Error },
+    #[error("this kernel lacks openat2 (Linux 5.6), which finds {path:?} safely")]
+    NoOpenat2 { path: PathBuf },
+    #[error("{path:?} leads out of the working directory of process {pid}")]
+    Escapes { path: PathBuf, pid: u32 },
+    #[error("cannot find the QMP socket {path:?} as process {pid} sees it")]
+    NotFound { path: PathBuf, pid: u32, source: io::Error },
+    #[error("{path:?} is not a socket")]
+    NotASocket { path: PathBuf },
+    #[error("cannot connect to the QMP socket {path:?}")]
+    Connect { path: PathBuf, source: io::Error },
+    #[error("the listen queue of {path:?} is full")]
+    QueueFull { path: PathBuf },
+    #[error(
+        "the QMP socket belongs to {}, not to {expected}",
+        found.map_or("nobody that is told".to_owned(), |pid| format!("process {pid}"))
+    )]
+    WrongProcess { found: Option<i32>, expected: u32 },
+    #[error("process {vm} is gone")]
+    ProcessGone { vm: VmId },
+}
+
+/// A descriptor of the socket that process `pid` knows as `path`. Blocks on the file systems that
+/// the path leads through, for as long as these like.
+pub(super) fn resolve(pid: u32, path: &Path) -> Result<OwnedFd, PeerError> {
+    // RESOLVE_IN_ROOT would turn `..` and absolute links below a working directory into other paths
+    // than the QEMU means; RESOLVE_BENEATH reports them.
+    let (what, wall) = if path.is_absolute() {
+        ("root", ResolveFlags::IN_ROOT)
+    } else {
+        ("cwd", ResolveFlags::BENEATH)
+    };
+    let base = openat(
+        CWD,
+        format!("/proc/{pid}/{what}"),
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|errno| PeerError::NoBase { pid, what, source: errno.into() })?;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = wall | ResolveFlags::NO_MAGICLINKS;
+    let socket = openat2(base, path, flags, Mode::empty(), resolve).map_err(|errno| {
+        let path = path.to_owned();
+        match errno {
+            Errno::NOSYS => PeerError::NoOpenat2 { path },
+            Errno::XDEV => PeerError::Escapes { path, pid },
+            _ => PeerError::NotFound { path, pid, source: errno.into() },
+        }
+    })?;
+    match fstat(&socket) {
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Socket => Ok(socket),
+        _ => Err(PeerError::NotASocket { path: path.to_owned() }),
+    }
+}
+
+/// Connects to a socket of [`resolve`] and checks that `vm` is at its other end. `path` is for errors.
+pub(super) async fn connect(
+    vm: VmId,
+    socket: OwnedFd,
+    path: &Path,
+) -> Result<UnixStream, PeerError> {
+    let connected = UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd())).await;
+    let stream = connected.map_err(|source| {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::WouldBlock => PeerError::QueueFull { path },
+            _ => PeerError::Connect { path, source },
+        }
+    })?;
+    let found = stream.peer_cred().ok().and_then(|peer| peer.pid());
+    if found.and_then(|pid| u32::try_from(pid).ok()) != Some(vm.pid) {
+        return Err(PeerError::WrongProcess { found, expected: vm.pid });
+    }
+    // After the connection: the process that lived at that time is the one that is asked about.
+    match discover::start_ticks(vm.pid) {
+        Ok(ticks) if ticks == vm.start_ticks => Ok(stream),
+        _ => Err(PeerError::ProcessGone { vm }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn an_absolute_path_is_found_below_the_root_of_the_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("q.sock");
+        let _listener = UnixListener::bind(&path).unwrap();
+        resolve(std::process::id(), &path).unwrap();
+        symlink(&path, dir.path().join("link")).unwrap();
+        resolve(std::process::id(), &dir.path().join("link")).unwrap();
+    }
+
+    #[test]
+    fn a_relative_socket_path_is_found_below_the_working_directory_and_not_above() {
+        let dir = tempfile::tempdir().unwrap();
+        let below = dir.path().join("cwd/sub");
+        std::fs::create_dir_all(&below).unwrap();
+        let _outer = UnixListener::bind(dir.path().join("outer.sock")).unwrap();
+        let _inner = UnixListener::bind(below.join("inner.sock")).unwrap();
+        symlink(dir.path(), dir.path().join("cwd/out")).unwrap();
+        let mut sleeper = std::process::Command::new("sleep")
+            .arg("60")
+            .current_dir(dir.path().join("cwd"))
+            .spawn()
+            .unwrap();
+        let pid = sleeper.id();
+        let inner = resolve(pid, Path::new("sub/inner.sock"));
+        let dotdot = resolve(pid, Path::new("../outer.sock"));
+        let linked = resolve(pid, Path::new("out/outer.sock"));
+        let missing = resolve(pid, Path::new("sub/no.sock"));
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+        inner.unwrap();
+        assert!(matches!(dotdot, Err(PeerError::Escapes { .. })));
+        assert!(matches!(linked, Err(PeerError::Escapes { .. })));
+        assert!(matches!(missing, Err(PeerError::NotFound { .. })));
+    }
+
+    #[test]
+    fn a_file_that_is_no_socket_is_said_to_be_none() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let found = resolve(std::process::id(), file.path());
+        assert!(matches!(found, Err(PeerError::NotASocket { .. })));
+    }
+
+    #[test]
+    fn a_process_that_is_gone_has_no_socket() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        let found = resolve(child.id(), Path::new("/x"));
+        assert!(matches!(found, Err(PeerError::NoBase { .. })));
+    }
+}

@@ -1,0 +1,248 @@
+//! Reads the text of the human monitor's `info registers -a` and `info lapic N` of an x86 QEMU.
+//! Pure: does no I/O and knows no clock.
+//!
+//! The formats are those of QEMU's target/i386/cpu-dump.c (5.0 to 10.0; before 7.0 it stood in
+//! target/i386/helper.c), which prints `key=value` pairs and is the same under TCG and KVM. Whatever
+//! isn't needed is passed over. A vCPU that lacks a needed field is an error and never a zero: a
+//! guest must not be judged on a figure that was not read.
+//!
+//! # What a vCPU looks like that runs no guest code
+//!
+//! Seen on QEMU 7.2 with `-smp 2`, SeaBIOS and no operating system:
+//!
+//! | second vCPU | `info registers` | `info lapic` |
+//! |---|---|---|
+//! | parked by SeaBIOS, or by `maxcpus=1` after it | `HLT=1`, IF=0 at EIP=000fd09a | disabled, every LVT masked |
+//! | waits for its start-up IPI, TCG | `HLT=1`, IF=0 at F000:FFF0 | disabled, every LVT masked |
+//! | the same, KVM | **`HLT=0`**, IF=0 at F000:FFF0 | disabled, every LVT masked |
+//!
+//! So a vCPU that no operating system has started cannot be told from a crashed one by HLT and IF;
+//! one that it has started has its local APIC software-enabled, until a panic disables it. The vCPU
+//! that burns no time and whose APIC never was seen enabled is the one not to count; see also
+//! [`VcpuRegisters::is_at_reset_vector`].
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+/// The registers of a vCPU that say whether it can ever run again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VcpuRegisters {
+    /// QEMU's number of the vCPU.
+    pub index: u32,
+    /// The instruction pointer, an offset into the code segment. Under TCG it may be as old as the
+    /// running translation block.
+    pub ip: u64,
+    /// The privilege level: 0 is the kernel, 3 is user mode.
+    pub cpl: u8,
+    /// Whether it waits in `hlt`.
+    pub halted: bool,
+    /// Whether it takes maskable interrupts (EFLAGS.IF).
+    pub interrupts_enabled: bool,
+    /// A digest of the general registers, which changes when one of them does. Comparable only
+    /// within this process.
+    pub general_digest: u64,
+}
+
+impl VcpuRegisters {
+    /// Whether it stands where a reset or an INIT puts it, interrupts off: not started yet, if this
+    /// lasts. No operating system has kernel code at this address.
+    #[must_use]
+    pub fn is_at_reset_vector(&self) -> bool {
+        self.ip == 0xfff0 && self.cpl == 0 && !self.interrupts_enabled
+    }
+}
+
+/// How a local APIC's timer works (SDM volume 3, 10.5.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimerMode {
+    /// Counts down to zero once.
+    OneShot,
+    /// Counts down to zero again and again.
+    Periodic,
+    /// Fires when the time stamp counter reaches a value; has no count.
+    TscDeadline,
+}
+
+/// What a vCPU's local APIC lets through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lapic {
+    /// Spurious interrupt vector, bit 8. Disabled, it takes no interrupts but NMI, INIT, start-up.
+    pub software_enabled: bool,
+    /// Whether its timer cannot interrupt.
+    pub timer_masked: bool,
+    /// How its timer works.
+    pub timer_mode: TimerMode,
+    /// What the timer counts down from; 0: it is not running.
+    pub timer_initial_count: u64,
+    /// What is left of the count. `None`: old QEMUs (4.0) don't print it, or the timer has none
+    /// (TSC deadline). Under KVM's own irqchip QEMU computes it anew at each look, so that it stays
+    /// at the initial count: there a count that stands still says nothing.
+    pub timer_count: Option<u64>,
+    /// Whether LINT0 passes on the legacy interrupt controller's interrupts: unmasked, delivery mode
+    /// `ExtINT`. Firmware leaves the first vCPU so, and a guest on the PIT stays so.
+    pub lint0_accepts_external: bool,
+}
+
+/// Why the text could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RegistersError {
+    /// No vCPU in it: an error message, or cut short.
+    #[error("no vCPU in the text of info registers")]
+    NoVcpus,
+    /// A vCPU has no number.
+    #[error("a vCPU without a number in the text of info registers")]
+    NoIndex,
+    /// More vCPUs than any QEMU has.
+    #[error("more than {MAX_VCPUS} vCPUs in the text of info registers")]
+    TooManyVcpus,
+    /// Not an x86 guest, or a format that is not known.
+    #[error("no x86 instruction pointer for vCPU {index}: not an x86 guest?")]
+    NotX86 {
+        /// The vCPU.
+        index: u32,
+    },
+    /// A field is missing, or is not a number of its range.
+    #[error("vCPU {index} has no readable {field}")]
+    Field {
+        /// The vCPU.
+        index: u32,
+        /// QEMU's name of the field.
+        field: &'static str,
+    },
+    /// A line of the local APIC is missing, or is not understood.
+    #[error("the local APIC has no readable {field}")]
+    LapicField {
+        /// QEMU's name of the field.
+        field: &'static str,
+    },
+}
+
+/// QEMU's own maximum (q35 since 9.0).
+const MAX_VCPUS: usize = 4_096;
+
+/// Reads `info registers -a`, in the order in which QEMU prints the vCPUs.
+///
+/// # Errors
+/// [`RegistersError`]; one unreadable vCPU makes the whole text unreadable.
+pub fn parse_registers(text: &str) -> Result<Vec<VcpuRegisters>, RegistersError> {
+    let mut vcpus = Vec::new();
+    // What stands before the first heading belongs to no vCPU.
+    for block in text.split("CPU#").skip(1) {
+        if vcpus.len() == MAX_VCPUS {
+            return Err(RegistersError::TooManyVcpus);
+        }
+        vcpus.push(parse_vcpu(block)?);
+    }
+    if vcpus.is_empty() { Err(RegistersError::NoVcpus) } else { Ok(vcpus) }
+}
+
+fn parse_vcpu(block: &str) -> Result<VcpuRegisters, RegistersError> {
+    let mut lines = block.lines();
+    let index = lines
+        .next()
+        .and_then(|number| number.trim().parse().ok())
+        .ok_or(RegistersError::NoIndex)?;
+    let mut general = DefaultHasher::new();
+    // One line has all the rest. Reading it alone keeps a value from being taken out of another one.
+    let line = lines
+        .find(|line| {
+            let last = line.starts_with("RIP=") || line.starts_with("EIP=");
+            if !last {
+                line.hash(&mut general);
+            }
+            last
+        })
+        .ok_or(RegistersError::NotX86 { index })?;
+    let field = |field: &'static str, radix: u32| {
+        value(line, field)
+            .and_then(|digits| u64::from_str_radix(digits, radix).ok())
+            .ok_or(RegistersError::Field { index, field })
+    };
+    let (ip, flags) = if line.starts_with('R') { ("RIP", "RFL") } else { ("EIP", "EFL") };
+    let bit = |name: &'static str| match field(name, 10)? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(RegistersError::Field { index, field: name }),
+    };
+    let cpl = match u8::try_from(field("CPL", 10)?) {
+        Ok(cpl @ 0..=3) => cpl,
+        _ => {
+            return Err(RegistersError::Field { index, field: "CPL" });
+        }
+    };
+    Ok(VcpuRegisters {
+        index,
+        ip: field(ip, 16)?,
+        cpl,
+        halted: bit("HLT")?,
+        interrupts_enabled: field(flags, 16)? & EFLAGS_IF != 0,
+        general_digest: general.finish(),
+    })
+}
+
+/// EFLAGS.IF (SDM volume 1, 3.4.3).
+const EFLAGS_IF: u64 = 1 << 9;
+
+/// The value of `key=value` among the words of a line.
+fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+    line.split_ascii_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+}
+
+// Bits of the local vector table and of the spurious vector register (SDM volume 3, 10.5.1, 10.9).
+const LVT_MASKED: u32 = 1 << 16;
+const LVT_DELIVERY_MODE: u32 = 7 << 8;
+const LVT_DELIVERY_EXTINT: u32 = 7 << 8;
+const LVT_TIMER_PERIODIC: u32 = 1 << 17;
+const LVT_TIMER_TSC_DEADLINE: u32 = 1 << 18;
+const SPIV_ENABLED: u32 = 1 << 8;
+
+/// Reads `info lapic N`. The register values are taken, not the words that explain them.
+///
+/// # Errors
+/// [`RegistersError::LapicField`] with the first line that is missing: also if there is no such
+/// vCPU, or no local APIC.
+pub fn parse_lapic(text: &str) -> Result<Lapic, RegistersError> {
+    let line = |field: &'static str| {
+        text.lines()
+            .find_map(|line| {
+                let rest = line.strip_prefix(field)?;
+                rest.starts_with(['\t', ' ']).then_some(rest)
+            })
+            .ok_or(RegistersError::LapicField { field })
+    };
+    let register = |field: &'static str| {
+        line(field)?
+            .split_ascii_whitespace()
+            .next()
+            .and_then(|word| u32::from_str_radix(word.strip_prefix("0x")?, 16).ok())
+            .ok_or(RegistersError::LapicField { field })
+    };
+    let lint0 = register("LVT0")?;
+    let timer = register("LVTT")?;
+    let spurious = register("SPIV")?;
+    let timer_mode = if timer & LVT_TIMER_TSC_DEADLINE != 0 {
+        TimerMode::TscDeadline
+    } else if timer & LVT_TIMER_PERIODIC != 0 {
+        TimerMode::Periodic
+    } else {
+        TimerMode::OneShot
+    };
+    let counts = line("Timer")?;
+    let count = |field: &'static str| {
+        let after = counts.split_once(field)?.1.strip_prefix(" = ")?;
+        after.split_ascii_whitespace().next()?.parse::<u64>().ok()
+    };
+    let timer_initial_count =
+        count("initial_count").ok_or(RegistersError::LapicField { field: "initial_count" })?;
+    Ok(Lapic {
+        software_enabled: spurious & SPIV_ENABLED != 0,
+        timer_masked: timer & LVT_MASKED != 0,
+        timer_mode,
+        timer_initial_count,
+        timer_count: count("current_count").filter(|_| timer_mode != TimerMode::TscDeadline),
+        lint0_accepts_external: lint0 & LVT_MASKED == 0
+            && lint0 & LVT_DELIVERY_MODE == LVT_DELIVERY_EXTINT,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,381 @@
+//! The texts are what QEMU 7.2.22 printed for boot sectors, line ends aside: it sends `\r\n`.
+
+use super::*;
+
+/// KVM, two vCPUs: the first in an endless loop in long mode, after it sent an INIT to the second.
+const LONG_MODE_AND_INIT_KVM: &str = r"
+CPU#0
+RAX=1122334455667788 RBX=0000000000000000 RCX=00000000c0000080 RDX=0000000000000000
+RSI=0000000000000000 RDI=00000000fee00300 RBP=0000000000000000 RSP=0000000000008000
+R8 =0000000000000000 R9 =0000000000000000 R10=0000000000000000 R11=0000000000000000
+R12=0000000000000000 R13=0000000000000000 R14=0000000000000000 R15=0000000000000000
+RIP=0000000000007c9e RFL=00000086 [--S--P-] CPL=0 II=0 A20=1 SMM=0 HLT=0
+ES =0000 0000000000000000 0000ffff 00009300 DPL=0 DS   [-WA]
+CS =0008 0000000000000000 00000000 00209b00 DPL=0 CS64 [-RA]
+SS =0010 0000000000000000 ffffffff 00c09300 DPL=0 DS   [-WA]
+DS =0000 0000000000000000 0000ffff 00009300 DPL=0 DS   [-WA]
+FS =0000 0000000000000000 0000ffff 00009300 DPL=0 DS   [-WA]
+GS =0000 0000000000000000 0000ffff 00009300 DPL=0 DS   [-WA]
+LDT=0000 0000000000000000 0000ffff 00008200 DPL=0 LDT
+TR =0000 0000000000000000 0000ffff 00008b00 DPL=0 TSS64-busy
+GDT=     0000000000007ca0 00000017
+IDT=     0000000000000000 000003ff
+CR0=80000011 CR2=0000000000000000 CR3=0000000000001000 CR4=00000020
+DR0=0000000000000000 DR1=0000000000000000 DR2=0000000000000000 DR3=0000000000000000 
+DR6=00000000ffff0ff0 DR7=0000000000000400
+EFER=0000000000000500
+FCW=037f FSW=0000 [ST=0] FTW=00 MXCSR=00001f80
+FPR0=0000000000000000 0000 FPR1=0000000000000000 0000
+FPR2=0000000000000000 0000 FPR3=0000000000000000 0000
+FPR4=0000000000000000 0000 FPR5=0000000000000000 0000
+FPR6=0000000000000000 0000 FPR7=0000000000000000 0000
+XMM00=0000000000000000 0000000000000000 XMM01=0000000000000000 0000000000000000
+XMM02=0000000000000000 0000000000000000 XMM03=0000000000000000 0000000000000000
+XMM04=0000000000000000 0000000000000000 XMM05=0000000000000000 0000000000000000
+XMM06=0000000000000000 0000000000000000 XMM07=0000000000000000 0000000000000000
+XMM08=0000000000000000 0000000000000000 XMM09=0000000000000000 0000000000000000
+XMM10=0000000000000000 0000000000000000 XMM11=0000000000000000 0000000000000000
+XMM12=0000000000000000 0000000000000000 XMM13=0000000000000000 0000000000000000
+XMM14=0000000000000000 0000000000000000 XMM15=0000000000000000 0000000000000000
+
+CPU#1
+EAX=00000000 EBX=00000000 ECX=00000000 EDX=00060fb1
+ESI=00000000 EDI=00000000 EBP=00000000 ESP=00000000
+EIP=0000fff0 EFL=00000002 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=0
+ES =0000 00000000 0000ffff 00009300
+CS =f000 ffff0000 0000ffff 00009b00
+SS =0000 00000000 0000ffff 00009300
+DS =0000 00000000 0000ffff 00009300
+FS =0000 00000000 0000ffff 00009300
+GS =0000 00000000 0000ffff 00009300
+LDT=0000 00000000 0000ffff 00008200
+TR =0000 00000000 0000ffff 00008b00
+GDT=     00000000 0000ffff
+IDT=     00000000 0000ffff
+CR0=00000010 CR2=00000000 CR3=00000000 CR4=00000000
+DR0=0000000000000000 DR1=0000000000000000 DR2=0000000000000000 DR3=0000000000000000 
+DR6=00000000ffff0ff0 DR7=0000000000000400
+EFER=0000000000000000
+FCW=037f FSW=0000 [ST=0] FTW=00 MXCSR=00001f80
+FPR0=0000000000000000 0000 FPR1=0000000000000000 0000
+FPR2=0000000000000000 0000 FPR3=0000000000000000 0000
+FPR4=0000000000000000 0000 FPR5=0000000000000000 0000
+FPR6=0000000000000000 0000 FPR7=0000000000000000 0000
+XMM00=0000000000000000 0000000000000000 XMM01=0000000000000000 0000000000000000
+XMM02=0000000000000000 0000000000000000 XMM03=0000000000000000 0000000000000000
+XMM04=0000000000000000 0000000000000000 XMM05=0000000000000000 0000000000000000
+XMM06=0000000000000000 0000000000000000 XMM07=0000000000000000 0000000000000000
+";
+
+/// TCG, `cli; hlt`; the second vCPU parked by SeaBIOS. Cut after CS.
+const CLI_HLT_TCG: &str = r"
+CPU#0
+EAX=0000aa55 EBX=00000000 ECX=00000000 EDX=00000080
+ESI=00000000 EDI=00000000 EBP=00000000 ESP=00006f04
+EIP=00007c02 EFL=00000002 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=1
+ES =0000 00000000 0000ffff 00009300
+CS =0000 00000000 0000ffff 00009b00
+
+CPU#1
+EAX=000f49f6 EBX=00000000 ECX=000002ff EDX=00000001
+ESI=00000000 EDI=00000000 EBP=00000000 ESP=00006c5c
+EIP=000fd09a EFL=00000002 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=1
+ES =0010 00000000 ffffffff 00cf9300 DPL=0 DS   [-WA]
+CS =0008 00000000 ffffffff 00cf9b00 DPL=0 CS32 [-RA]
+";
+
+/// KVM, `sti; hlt`; the second vCPU parked by SeaBIOS. Cut after CS.
+const STI_HLT_KVM: &str = r"
+CPU#0
+EAX=0000aa55 EBX=00000000 ECX=00000000 EDX=00000080
+ESI=00000000 EDI=00000000 EBP=00000000 ESP=00006f04
+EIP=00007c02 EFL=00000202 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=1
+ES =0000 00000000 0000ffff 00009300
+CS =0000 00000000 0000ffff 00009b00
+
+CPU#1
+EAX=000f49f6 EBX=00000000 ECX=000002ff EDX=00000001
+ESI=00000000 EDI=00000000 EBP=00000000 ESP=00006c5c
+EIP=000fd09a EFL=00000002 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=1
+ES =0010 00000000 ffffffff 00c09300 DPL=0 DS   [-WA]
+CS =0008 00000000 ffffffff 00c09b00 DPL=0 CS32 [-RA]
+";
+
+/// KVM, `sti; jmp .`; the second vCPU parked by SeaBIOS. Cut after CS.
+const STI_JMP_KVM: &str = r"
+CPU#0
+EAX=0000aa55 EBX=00000000 ECX=00000000 EDX=00000080
+ESI=00000000 EDI=00000000 EBP=00000000 ESP=00006f04
+EIP=00007c01 EFL=00000202 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=0
+ES =0000 00000000 0000ffff 00009300
+CS =0000 00000000 0000ffff 00009b00
+
+CPU#1
+EAX=000f49f6 EBX=00000000 ECX=000002ff EDX=00000001
+ESI=00000000 EDI=00000000 EBP=00000000 ESP=00006c5c
+EIP=000fd09a EFL=00000002 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=1
+ES =0010 00000000 ffffffff 00c09300 DPL=0 DS   [-WA]
+CS =0008 00000000 ffffffff 00c09b00 DPL=0 CS32 [-RA]
+";
+
+/// TCG, never run (`-S`). Cut after CS.
+const NEVER_STARTED_TCG: &str = r"
+CPU#0
+EAX=00000000 EBX=00000000 ECX=00000000 EDX=00060fb1
+ESI=00000000 EDI=00000000 EBP=00000000 ESP=00000000
+EIP=0000fff0 EFL=00000002 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=0
+ES =0000 00000000 0000ffff 00009300
+CS =f000 ffff0000 0000ffff 00009b00
+
+CPU#1
+EAX=00000000 EBX=00000000 ECX=00000000 EDX=00060fb1
+ESI=00000000 EDI=00000000 EBP=00000000 ESP=00000000
+EIP=0000fff0 EFL=00000002 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=1
+ES =0000 00000000 0000ffff 00009300
+CS =f000 ffff0000 0000ffff 00009b00
+";
+
+/// KVM, first vCPU, as SeaBIOS leaves it.
+const FIRST_LAPIC: &str = r"dumping local APIC state for CPU 0 
+
+LVT0	 0x00008700 active-hi level                             ExtINT (vec 0)
+LVT1	 0x00008400 active-hi level                             NMI   
+LVTPC	 0x00010000 active-hi edge  masked                      Fixed  (vec 0)
+LVTERR	 0x00010000 active-hi edge  masked                      Fixed  (vec 0)
+LVTTHMR	 0x00010000 active-hi edge  masked                      Fixed  (vec 0)
+LVTT	 0x00010000 active-hi edge  masked         one-shot     Fixed  (vec 0)
+Timer	 DCR=0x0 (divide by 2) initial_count = 0 current_count = 0
+SPIV	 0x000001ff APIC enabled, focus=off, spurious vec 255
+ICR	 0x000c4610 physical edge assert all
+ICR2	 0x00000000
+ESR	 0x00000000
+ISR	 (none)
+IRR	 (none)
+
+APR 0x00 TPR 0x00 DFR 0x0f LDR 0x00 PPR 0x00
+";
+
+/// TCG, second vCPU, parked by SeaBIOS.
+const PARKED_LAPIC: &str = r"dumping local APIC state for CPU 1 
+
+LVT0	 0x00010000 active-hi edge  masked                      Fixed  (vec 0)
+LVT1	 0x00010000 active-hi edge  masked                      Fixed  (vec 0)
+LVTPC	 0x00010000 active-hi edge  masked                      Fixed  (vec 0)
+LVTERR	 0x00010000 active-hi edge  masked                      Fixed  (vec 0)
+LVTTHMR	 0x00010000 active-hi edge  masked                      Fixed  (vec 0)
+LVTT	 0x00010000 active-hi edge  masked         one-shot     Fixed  (vec 0)
+Timer	 DCR=0x0 (divide by 2) initial_count = 0 current_count = 0
+SPIV	 0x000000ff APIC disabled, focus=off, spurious vec 255
+ICR	 0x00000000 physical edge de-assert no-shorthand
+ICR2	 0x00000000 cpu 0 (APIC ID)
+ESR	 0x00000000
+ISR	 (none)
+IRR	 (none)
+
+APR 0x00 TPR 0x00 DFR 0x0f LDR 0x00 PPR 0x00
+";
+
+/// What [`FIRST_LAPIC`] says of its timer.
+const IDLE_TIMER: &str = "DCR=0x0 (divide by 2) initial_count = 0 current_count = 0";
+
+/// TCG, a boot sector that started the timer.
+const PERIODIC_LVTT: &str =
+    "LVTT\t 0x000200ec active-hi edge                 periodic     Fixed  (vec 236)";
+const PERIODIC_TIMER: &str =
+    "DCR=0x3 (divide by 16) initial_count = 268435456 current_count = 85298773";
+const PERIODIC_COUNT: u64 = 85_298_773;
+
+/// Not captured (TCG lacks the mode): what cpu-dump.c prints for bit 18.
+const TSC_DEADLINE_LVTT: &str =
+    "LVTT\t 0x000400ec active-hi edge                 tsc-deadline Fixed  (vec 236)";
+
+fn sent_by_qemu(text: &str) -> String {
+    text.replace('\n', "\r\n")
+}
+
+/// The digest has a test of its own.
+fn registers(text: &str) -> Vec<VcpuRegisters> {
+    let vcpus = parse_registers(&sent_by_qemu(text)).unwrap();
+    vcpus.into_iter().map(|vcpu| VcpuRegisters { general_digest: 0, ..vcpu }).collect()
+}
+
+fn vcpu(index: u32, ip: u64, halted: bool) -> VcpuRegisters {
+    VcpuRegisters { index, ip, cpl: 0, halted, interrupts_enabled: false, general_digest: 0 }
+}
+
+/// What SeaBIOS parks its further vCPUs with: EIP=000fd09a EFL=00000002 HLT=1.
+const PARKED: VcpuRegisters = VcpuRegisters {
+    index: 1,
+    ip: 0xf_d09a,
+    cpl: 0,
+    halted: true,
+    interrupts_enabled: false,
+    general_digest: 0,
+};
+
+#[test]
+fn a_vcpu_in_long_mode_and_one_after_init_are_read() {
+    let vcpus = registers(LONG_MODE_AND_INIT_KVM);
+    let first = vcpu(0, 0x7c9e, false);
+    let second = vcpu(1, 0xfff0, false);
+    assert_eq!(vcpus, [first, second]);
+    assert!(!first.is_at_reset_vector());
+    assert!(second.is_at_reset_vector());
+}
+
+#[test]
+fn a_vcpu_halted_with_interrupts_off_differs_from_one_with_interrupts_on() {
+    let dead = vcpu(0, 0x7c02, true);
+    assert_eq!(registers(CLI_HLT_TCG), [dead, PARKED]);
+    let idle = VcpuRegisters { interrupts_enabled: true, ..dead };
+    assert_eq!(registers(STI_HLT_KVM), [idle, PARKED]);
+    let busy = VcpuRegisters { ip: 0x7c01, halted: false, ..idle };
+    assert_eq!(registers(STI_JMP_KVM), [busy, PARKED]);
+}
+
+#[test]
+fn the_digest_changes_with_any_general_register_and_with_nothing_else() {
+    let digest = |text: &str| parse_registers(text).unwrap()[0].general_digest;
+    let before = digest(CLI_HLT_TCG);
+    assert_eq!(digest(CLI_HLT_TCG), before);
+    for register in ["EAX=", "EBX=", "ESI=", "ESP="] {
+        let at = CLI_HLT_TCG.find(register).unwrap() + register.len();
+        let digit = if &CLI_HLT_TCG[at..=at] == "f" { "0" } else { "f" };
+        let changed = format!("{}{digit}{}", &CLI_HLT_TCG[..at], &CLI_HLT_TCG[at + 1..]);
+        assert_ne!(digest(&changed), before, "{register}");
+    }
+    assert_eq!(digest(&CLI_HLT_TCG.replacen("EIP=00007c02", "EIP=00007c03", 1)), before);
+}
+
+#[test]
+fn a_vcpu_that_never_ran_is_at_the_reset_vector() {
+    let vcpus = registers(NEVER_STARTED_TCG);
+    assert!(vcpus.iter().all(VcpuRegisters::is_at_reset_vector));
+    assert_eq!(vcpus.iter().map(|vcpu| vcpu.halted).collect::<Vec<_>>(), [false, true]);
+}
+
+#[test]
+fn user_mode_is_read_from_its_privilege_level() {
+    let vcpus = registers(&LONG_MODE_AND_INIT_KVM.replacen("CPL=0", "CPL=3", 1));
+    assert_eq!(vcpus.iter().map(|vcpu| vcpu.cpl).collect::<Vec<_>>(), [3, 0]);
+}
+
+#[test]
+fn a_missing_or_mangled_field_of_any_vcpu_is_an_error_that_names_it() {
+    let cases = [
+        (" HLT=1", "", "HLT"),
+        (" HLT=1", " HLT=2", "HLT"),
+        (" HLT=1", " HLT=", "HLT"),
+        (" CPL=0", "", "CPL"),
+        (" CPL=0", " CPL=4", "CPL"),
+        (" CPL=0", " CPL=-1", "CPL"),
+        (" EFL=00000002", "", "EFL"),
+        ("EIP=000fd09a", "EIP=", "EIP"),
+        ("EIP=000fd09a", "EIP=10000000000000000", "EIP"),
+    ];
+    let second = CLI_HLT_TCG.find("CPU#1").unwrap();
+    for (present, mangled, field) in cases {
+        let (first, rest) = CLI_HLT_TCG.split_at(second);
+        assert!(rest.contains(present), "{present}");
+        let text = format!("{first}{}", rest.replacen(present, mangled, 1));
+        let expected = RegistersError::Field { index: 1, field };
+        assert_eq!(parse_registers(&text), Err(expected), "{mangled:?}");
+    }
+}
+
+#[test]
+fn a_text_that_is_cut_short_is_an_error_or_lacks_whole_vcpus() {
+    let needed = "HLT=1";
+    for cut in 0..CLI_HLT_TCG.len() {
+        let text = &CLI_HLT_TCG[..cut];
+        let whole = text.matches(needed).count();
+        match parse_registers(text) {
+            Ok(vcpus) => assert_eq!(vcpus.len(), whole, "cut at {cut}"),
+            Err(_) => assert!(whole < 2, "cut at {cut}"),
+        }
+    }
+}
+
+#[test]
+fn other_architectures_and_other_texts_are_an_error() {
+    let arm = "\nCPU#0\n PC=0000000040000000 X00=0000000000000000 X01=0000000000000000\n";
+    assert_eq!(parse_registers(arm), Err(RegistersError::NotX86 { index: 0 }));
+    assert_eq!(parse_registers(""), Err(RegistersError::NoVcpus));
+    assert_eq!(parse_registers("unknown command: 'x'\r\n"), Err(RegistersError::NoVcpus));
+    assert_eq!(parse_registers("CPU#x\nEIP=0"), Err(RegistersError::NoIndex));
+}
+
+#[test]
+fn more_vcpus_than_qemu_has_are_an_error() {
+    let vcpu = "CPU#0\nEIP=0 EFL=2 [-] CPL=0 HLT=1\n";
+    assert_eq!(parse_registers(&vcpu.repeat(MAX_VCPUS)).unwrap().len(), MAX_VCPUS);
+    let text = vcpu.repeat(MAX_VCPUS + 1);
+    assert_eq!(parse_registers(&text), Err(RegistersError::TooManyVcpus));
+}
+
+#[test]
+fn the_first_vcpus_lapic_takes_external_interrupts_and_a_parked_ones_is_off() {
+    let first = Lapic {
+        software_enabled: true,
+        timer_masked: true,
+        timer_mode: TimerMode::OneShot,
+        timer_initial_count: 0,
+        timer_count: Some(0),
+        lint0_accepts_external: true,
+    };
+    assert_eq!(parse_lapic(&sent_by_qemu(FIRST_LAPIC)), Ok(first));
+    let parked = Lapic { software_enabled: false, lint0_accepts_external: false, ..first };
+    assert_eq!(parse_lapic(&sent_by_qemu(PARKED_LAPIC)), Ok(parked));
+}
+
+fn with_line(field: &str, line: &str) -> String {
+    let replace = |old: &str| {
+        let is_it = old.starts_with(field) && old[field.len()..].starts_with('\t');
+        format!("{}\n", if is_it { line } else { old })
+    };
+    FIRST_LAPIC.lines().map(replace).collect()
+}
+
+#[test]
+fn a_running_timer_is_read_with_its_mode_and_count() {
+    let text = with_line("LVTT", PERIODIC_LVTT).replace(IDLE_TIMER, PERIODIC_TIMER);
+    let lapic = parse_lapic(&text).unwrap();
+    assert!(!lapic.timer_masked);
+    assert_eq!(lapic.timer_mode, TimerMode::Periodic);
+    assert_eq!(lapic.timer_initial_count, 0x1000_0000);
+    assert_eq!(lapic.timer_count, Some(PERIODIC_COUNT));
+}
+
+#[test]
+fn a_tsc_deadline_timer_has_no_count() {
+    let lapic = parse_lapic(&with_line("LVTT", TSC_DEADLINE_LVTT)).unwrap();
+    assert!(!lapic.timer_masked);
+    assert_eq!(lapic.timer_mode, TimerMode::TscDeadline);
+    assert_eq!(lapic.timer_count, None);
+}
+
+#[test]
+fn a_count_that_old_qemus_do_not_print_is_missing_and_not_zero() {
+    let lapic = parse_lapic(&FIRST_LAPIC.replace(" current_count = 0", "")).unwrap();
+    assert_eq!((lapic.timer_initial_count, lapic.timer_count), (0, None));
+}
+
+#[test]
+fn lint0_masked_or_with_another_delivery_mode_takes_no_external_interrupts() {
+    for register in ["0x00018700", "0x00008400", "0x00008000"] {
+        let lapic = parse_lapic(&with_line("LVT0", &format!("LVT0\t {register} x"))).unwrap();
+        assert!(!lapic.lint0_accepts_external, "{register}");
+    }
+}
+
+#[test]
+fn a_lapic_that_lacks_a_line_is_an_error_that_names_it() {
+    for field in ["LVT0", "LVTT", "SPIV", "Timer"] {
+        let expected = RegistersError::LapicField { field };
+        assert_eq!(parse_lapic(&with_line(field, "")), Err(expected));
+    }
+    for text in ["No CPU available\r\n", "local apic state not available\r\n", ""] {
+        let expected = RegistersError::LapicField { field: "LVT0" };
+        assert_eq!(parse_lapic(text), Err(expected));
+    }
+}

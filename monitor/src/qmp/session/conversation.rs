@@ -1,0 +1,361 @@
+//! One connection's life: greeting, negotiation, commands and events, until it ends.
+//!
+//! Nothing here waits for the peer: reading, writing, new commands and the next deadline stand in one
+//! `select!`, so a QEMU that neither reads nor writes delays nobody. What it can make us hold is
+//! bounded: one message being read, and the unanswered commands.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::codec::{Decoder, Encoder};
+
+use serde_json::Value;
+
+use super::{
+    Ended, Inbox, Limits, Outbox, Parting, QmpError, QmpEvent, QmpNotice, QmpState, Request,
+};
+use crate::error_text::in_full;
+use crate::qmp::codec::{Command, Message, QmpCodec};
+use crate::qmp::commands::run_state;
+
+/// What is read at a time, and the most room that is kept between messages.
+const READ_BYTES: usize = 16 << 10;
+
+/// Talks until the connection ends.
+pub(super) async fn hold(
+    stream: UnixStream,
+    inbox: &mut Inbox,
+    outbox: &mut Outbox,
+    limits: Limits,
+) -> Result<Parting, Ended> {
+    let (mut reader, mut writer) = stream.into_split();
+    let mut talk = Conversation::new(limits);
+    let mut received = BytesMut::with_capacity(READ_BYTES);
+    loop {
+        let deadline = talk.next_deadline();
+        let step = tokio::select! {
+            request = inbox.next() => {
+                talk.accept(request?);
+                Ok(())
+            }
+            read = reader.read_buf(&mut received) => match read {
+                Ok(0) => Err(Parting::Closed("QEMU closed the connection".to_owned())),
+                Ok(bytes) => talk.receive(bytes, &mut received, outbox).await,
+                Err(error) => Err(Parting::Closed(in_full(&error))),
+            },
+            written = writer.write_buf(&mut talk.unsent), if !talk.unsent.is_empty() => {
+                written.map(|_| ()).map_err(|error| Parting::Closed(in_full(&error)))
+            }
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                talk.expire(outbox).await
+            }
+        };
+        if let Err(parting) = step {
+            talk.disconnect();
+            return Ok(parting);
+        }
+        // A long message's room is given back; there is one such buffer for each VM of the host.
+        if received.is_empty() && received.capacity() > READ_BYTES {
+            received = BytesMut::new();
+        }
+        received.reserve(READ_BYTES);
+    }
+}
+
+/// How far the connection has got.
+enum Phase {
+    /// Nothing may be sent yet.
+    Greeting { deadline: Instant },
+    /// Only `qmp_capabilities` may be sent.
+    Negotiation,
+    /// Anything may be sent.
+    Open,
+}
+
+/// Who waits for a reply.
+enum Waiting {
+    Negotiation,
+    Status,
+    Caller {
+        command: String,
+        limit: Duration,
+        reply: oneshot::Sender<Result<Value, QmpError>>,
+    },
+    /// Its time was up; the caller has been told.
+    Nobody,
+}
+
+struct Unanswered {
+    waiting: Waiting,
+    sent: Instant,
+    deadline: Instant,
+    expired: bool,
+}
+
+struct Conversation {
+    limits: Limits,
+    codec: QmpCodec,
+    unsent: BytesMut,
+    phase: Phase,
+    next_id: u64,
+    unanswered: BTreeMap<u64, Unanswered>,
+    flood: Flood,
+}
+
+impl Conversation {
+    fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            codec: QmpCodec::default(),
+            unsent: BytesMut::new(),
+            phase: Phase::Greeting { deadline: Instant::now() + limits.greeting },
+            next_id: 1,
+            unanswered: BTreeMap::new(),
+            flood: Flood::new(),
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let greeting = match self.phase {
+            Phase::Greeting { deadline } => Some(deadline),
+            Phase::Negotiation | Phase::Open => None,
+        };
+        let waiting = self.unanswered.values().filter(|one| !one.expired).map(|one| one.deadline);
+        waiting.chain(greeting).min()
+    }
+
+    fn accept(&mut self, request: Request) {
+        let Request { command, arguments, limit, deadline, reply } = request;
+        if reply.is_closed() {
+            // The caller has given up; what it asked for must not happen behind its back.
+            return;
+        }
+        let error = if !matches!(self.phase, Phase::Open) {
+            QmpError::NotConnected { reason: "not yet negotiated".to_owned() }
+        } else if self.unanswered.len() >= self.limits.unanswered {
+            QmpError::Busy
+        } else {
+            let name = command.clone();
+            let waiting = Waiting::Caller { command, limit, reply };
+            self.send(&name, arguments.as_ref(), deadline, waiting);
+            return;
+        };
+        let _ = reply.send(Err(error));
+    }
+
+    fn send(
+        &mut self,
+        execute: &str,
+        arguments: Option<&Value>,
+        deadline: Instant,
+        waiting: Waiting,
+    ) {
+        let id = self.next_id;
+        match self.codec.encode(Command { execute, arguments, id }, &mut self.unsent) {
+            Ok(()) => {
+                self.next_id += 1;
+                let sent = Instant::now();
+                self.unanswered.insert(id, Unanswered { waiting, sent, deadline, expired: false });
+            }
+            Err(source) => {
+                if let Waiting::Caller { command, reply, .. } = waiting {
+                    let _ = reply.send(Err(QmpError::Unsendable { command, source }));
+                }
+            }
+        }
+    }
+
+    fn send_own(&mut self, execute: &str, waiting: Waiting) {
+        self.send(execute, None, Instant::now() + self.limits.handshake, waiting);
+    }
+
+    /// Whatever is due: the greeting, or the answers to commands.
+    async fn expire(&mut self, outbox: &mut Outbox) -> Result<(), Parting> {
+        let now = Instant::now();
+        if let Phase::Greeting { deadline } = self.phase
+            && deadline <= now
+        {
+            return Err(Parting::Busy);
+        }
+        let mut since = None;
+        for one in self.unanswered.values_mut().filter(|one| !one.expired && one.deadline <= now) {
+            one.expired = true;
+            since = since.or(Some(one.sent.into_std()));
+            if matches!(one.waiting, Waiting::Caller { .. })
+                && let Waiting::Caller { command, limit, reply } =
+                    std::mem::replace(&mut one.waiting, Waiting::Nobody)
+            {
+                let _ = reply.send(Err(QmpError::Timeout { command, limit }));
+            }
+        }
+        match since {
+            Some(since) if !matches!(outbox.last, Some(QmpState::Unresponsive { .. })) => {
+                Ok(outbox.state(QmpState::Unresponsive { since }).await?)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn receive(
+        &mut self,
+        bytes: usize,
+        received: &mut BytesMut,
+        outbox: &mut Outbox,
+    ) -> Result<(), Parting> {
+        self.flood.bytes(bytes, &self.limits)?;
+        loop {
+            let decoded = self.codec.decode(received);
+            let Some(message) = decoded.map_err(|error| Parting::Refused(in_full(&error)))? else {
+                return Ok(());
+            };
+            self.flood.message(&self.limits)?;
+            self.take(message, outbox).await?;
+        }
+    }
+
+    async fn take(&mut self, message: Message, outbox: &mut Outbox) -> Result<(), Parting> {
+        match (message, &self.phase) {
+            (Message::Greeting, Phase::Greeting { .. }) => {
+                self.phase = Phase::Negotiation;
+                self.send_own("qmp_capabilities", Waiting::Negotiation);
+                Ok(())
+            }
+            (Message::Greeting, Phase::Negotiation | Phase::Open) => {
+                Err(Parting::Refused("a second greeting on one connection".to_owned()))
+            }
+            (_, Phase::Greeting { .. }) => {
+                Err(Parting::Refused("something else than a greeting at first".to_owned()))
+            }
+            (Message::Return { id, value }, _) => self.reply(id, Ok(value), outbox).await,
+            (Message::Error { id, class, desc }, _) => {
+                self.reply(id, Err((class, desc)), outbox).await
+            }
+            (Message::Event { name, data, timestamp: _ }, _) => {
+                let event = QmpEvent::parse(&name, &data);
+                if self.flood.event(&event, &self.limits)? {
+                    outbox.tell(QmpNotice::Event(event)).await?;
+                }
+                Ok(())
+            }
+            (Message::Unknown, _) => Ok(()),
+        }
+    }
+
+    async fn reply(
+        &mut self,
+        id: Option<u64>,
+        result: Result<Value, (String, String)>,
+        outbox: &mut Outbox,
+    ) -> Result<(), Parting> {
+        let Some((id, answered)) =
+            id.and_then(|id| self.unanswered.remove(&id).map(|one| (id, one)))
+        else {
+            return Ok(());
+        };
+        // QEMU answers in order, so what timed out before this one is never answered any more.
+        self.unanswered.retain(|other, one| *other > id || !one.expired);
+        match answered.waiting {
+            Waiting::Negotiation => match result {
+                Ok(_) => self.phase = Phase::Open,
+                Err((class, desc)) => {
+                    return Err(Parting::Refused(format!("no negotiation: {class}: {desc}")));
+                }
+            },
+            Waiting::Status => {
+                let Some(state) = result.ok().as_ref().and_then(run_state) else {
+                    let reason = "query-status is not answered with a run state";
+                    return Err(Parting::Refused(reason.to_owned()));
+                };
+                self.ready(outbox).await?;
+                return Ok(outbox.tell(QmpNotice::RunState(state)).await?);
+            }
+            Waiting::Caller { command, reply, .. } => {
+                let _ = reply.send(result.map_err(|(class, desc)| QmpError::Command {
+                    command,
+                    class,
+                    desc,
+                }));
+            }
+            Waiting::Nobody => {}
+        }
+        if self.ready(outbox).await? {
+            self.ask_status();
+        }
+        Ok(())
+    }
+
+    /// Reports Ready if that is news.
+    async fn ready(&mut self, outbox: &mut Outbox) -> Result<bool, Parting> {
+        let news = matches!(self.phase, Phase::Open) && outbox.last != Some(QmpState::Ready);
+        if news {
+            outbox.state(QmpState::Ready).await?;
+        }
+        Ok(news)
+    }
+
+    fn ask_status(&mut self) {
+        // An older one that is still open brings the run state just as well.
+        if !self.unanswered.values().any(|one| matches!(one.waiting, Waiting::Status)) {
+            self.send_own("query-status", Waiting::Status);
+        }
+    }
+
+    fn disconnect(self) {
+        for one in self.unanswered.into_values() {
+            if let Waiting::Caller { command, reply, .. } = one.waiting {
+                let _ = reply.send(Err(QmpError::Disconnected { command }));
+            }
+        }
+    }
+}
+
+/// Counts what came within the second that began at `since`.
+struct Flood {
+    since: Instant,
+    bytes: usize,
+    messages: u32,
+    events: u32,
+}
+
+impl Flood {
+    fn new() -> Self {
+        Self { since: Instant::now(), bytes: 0, messages: 0, events: 0 }
+    }
+
+    fn bytes(&mut self, bytes: usize, limits: &Limits) -> Result<(), Parting> {
+        if self.since.elapsed() >= Duration::from_secs(1) {
+            *self = Self::new();
+        }
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.bytes > limits.bytes_per_second {
+            return Err(Parting::Refused(format!("flood: {} bytes within a second", self.bytes)));
+        }
+        Ok(())
+    }
+
+    fn message(&mut self, limits: &Limits) -> Result<(), Parting> {
+        self.messages = self.messages.saturating_add(1);
+        if self.messages > limits.messages_per_second {
+            let messages = self.messages;
+            return Err(Parting::Refused(format!("flood: {messages} messages within a second")));
+        }
+        Ok(())
+    }
+
+    /// Whether the event is to be passed on.
+    fn event(&mut self, event: &QmpEvent, limits: &Limits) -> Result<bool, Parting> {
+        self.events = self.events.saturating_add(1);
+        if self.events <= limits.events_per_second {
+            Ok(true)
+        } else if event.is_expendable() {
+            Ok(false)
+        } else {
+            Err(Parting::Refused(format!("flood: {} events within a second", self.events)))
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! Sessions with a server made up here, over real Unix sockets, and with a real QEMU.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::json;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixListener;
+
+use super::*;
+use crate::qmp::parse_registers;
+
+type Notices = mpsc::Receiver<(VmId, QmpNotice)>;
+
+const GREETING: &str = "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n";
+
+fn quick() -> Limits {
+    Limits {
+        greeting: Duration::from_millis(150),
+        handshake: Duration::from_millis(400),
+        busy_pause: Duration::from_millis(50),
+        closed_pause_min: Duration::from_millis(10),
+        closed_pause_max: Duration::from_millis(50),
+        notice: Duration::from_millis(100),
+        ..Limits::default()
+    }
+}
+
+fn process(pid: u32) -> VmId {
+    VmId { pid, start_ticks: crate::discover::start_ticks(pid).unwrap() }
+}
+
+fn start(vm: VmId, socket: &Path, limits: Limits) -> (QmpHandle, Notices) {
+    let (sender, mut notices) = mpsc::channel(64);
+    let target = QmpTarget { vm, socket: socket.to_owned() };
+    let handle = spawn_with_limits(target, sender, limits);
+    assert!(notices.try_recv().is_err());
+    (handle, notices)
+}
+
+/// A server in this very process, so that it passes for the QEMU.
+fn serve() -> (tempfile::TempDir, PathBuf, UnixListener) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("qmp.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    (dir, path, listener)
+}
+
+fn own_session(path: &Path, limits: Limits) -> (QmpHandle, Notices) {
+    start(process(std::process::id()), path, limits)
+}
+
+async fn next(notices: &mut Notices) -> QmpNotice {
+    let next = timeout(Duration::from_secs(4), notices.recv()).await;
+    next.expect("a notice in time").expect("a session").1
+}
+
+async fn next_state(notices: &mut Notices) -> QmpState {
+    match next(notices).await {
+        QmpNotice::State(state) => state,
+        other => panic!("{other:?} instead of a state"),
+    }
+}
+
+async fn expect_run_state(notices: &mut Notices, expected: RunState) {
+    assert_eq!(next(notices).await, QmpNotice::RunState(expected));
+}
+
+struct Server {
+    stream: BufReader<UnixStream>,
+}
+
+impl Server {
+    async fn accept(listener: &UnixListener) -> Self {
+        let stream = BufReader::new(listener.accept().await.unwrap().0);
+        let mut server = Self { stream };
+        server.say(GREETING).await;
+        server
+    }
+
+    async fn say(&mut self, text: &str) {
+        self.stream.write_all(text.as_bytes()).await.unwrap();
+    }
+
+    /// The next command's name and id.
+    async fn hear(&mut self) -> (String, u64) {
+        let mut line = String::new();
+        self.stream.read_line(&mut line).await.unwrap();
+        let command: Value = serde_json::from_str(&line).unwrap();
+        (command["execute"].as_str().unwrap().to_owned(), command["id"].as_u64().unwrap())
+    }
+
+    async fn answer(&mut self, expected: &str, result: Value) {
+        let (command, id) = self.hear().await;
+        assert_eq!(command, expected);
+        self.say(&json!({"return": result, "id": id}).to_string()).await;
+    }
+
+    async fn negotiate(listener: &UnixListener) -> Self {
+        let mut server = Self::accept(listener).await;
+        server.answer("qmp_capabilities", json!({})).await;
+        server.answer("query-status", json!({"status": "running"})).await;
+        server
+    }
+}
+
+async fn ready(listener: &UnixListener, notices: &mut Notices) -> Server {
+    let server = Server::negotiate(listener).await;
+    assert_eq!(next_state(notices).await, QmpState::Connecting);
+    assert_eq!(next_state(notices).await, QmpState::Ready);
+    expect_run_state(notices, RunState::Running).await;
+    server
+}
+
+fn refusal(state: QmpState) -> String {
+    match state {
+        QmpState::Refused { reason } => reason,
+        other => panic!("{other:?} instead of Refused"),
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_greets_becomes_ready_and_its_answers_find_their_callers() {
+    let (_dir, path, listener) = serve();
+    let (handle, mut notices) = own_session(&path, quick());
+    let mut server = ready(&listener, &mut notices).await;
+    let limit = Duration::from_secs(1);
+    let server = async {
+        let ((first, first_id), (second, second_id)) = (server.hear().await, server.hear().await);
+        let (a, b) = if first == "a" { (first_id, second_id) } else { (second_id, first_id) };
+        assert_ne!(first, second);
+        server.say("{\"event\": \"RESET\", \"data\": {\"guest\": true}}").await;
+        let error = json!({"error": {"class": "GenericError", "desc": "no"}, "id": b});
+        server.say(&error.to_string()).await;
+        server.say(&json!({"return": 1, "id": 999}).to_string()).await;
+        server.say(&json!({"return": "for a", "id": a}).to_string()).await;
+    };
+    let (a, b, ()) =
+        tokio::join!(handle.execute("a", None, limit), handle.execute("b", None, limit), server);
+    assert_eq!(a.unwrap(), json!("for a"));
+    assert!(matches!(b, Err(QmpError::Command { desc, .. }) if desc == "no"));
+    let reset = QmpNotice::Event(QmpEvent::Reset { guest: true });
+    assert_eq!(next(&mut notices).await, reset);
+}
+
+#[tokio::test]
+async fn a_silent_server_is_busy_and_is_tried_again() {
+    let (_dir, path, listener) = serve();
+    let (handle, mut notices) = own_session(&path, quick());
+    let silent = listener.accept().await.unwrap();
+    assert_eq!(next_state(&mut notices).await, QmpState::Connecting);
+    assert_eq!(next_state(&mut notices).await, QmpState::Busy);
+    let refused = handle.execute("stop", None, Duration::from_secs(1)).await;
+    assert!(matches!(refused, Err(QmpError::NotConnected { .. })));
+    drop(silent);
+    Server::negotiate(&listener).await;
+    assert_eq!(next_state(&mut notices).await, QmpState::Ready);
+}
+
+#[tokio::test]
+async fn a_server_in_another_process_than_the_qemu_is_refused() {
+    let (_dir, path, listener) = serve();
+    let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+    let (_handle, mut notices) = start(process(child.id()), &path, quick());
+    assert_eq!(next_state(&mut notices).await, QmpState::Connecting);
+    let reason = refusal(next_state(&mut notices).await);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(reason.contains(&format!("not to {}", child.id())), "{reason}");
+    // It was told nothing.
+    let (stream, _) = listener.accept().await.unwrap();
+    let mut said = String::new();
+    BufReader::new(stream).read_line(&mut said).await.unwrap();
+    assert_eq!(said, "");
+}
+
+#[tokio::test]
+async fn a_process_that_only_has_the_pid_of_the_qemu_is_refused() {
+    let (_dir, path, _listener) = serve();
+    let vm = process(std::process::id());
+    let earlier = VmId { start_ticks: vm.start_ticks - 1, ..vm };
+    let (_handle, mut notices) = start(earlier, &path, quick());
+    assert_eq!(next_state(&mut notices).await, QmpState::Connecting);
+    assert!(refusal(next_state(&mut notices).await).contains("is gone"));
+}
+
+#[tokio::test]
+async fn floods_are_refused() {
+    let message = "{\"event\": \"BLOCK_IO_ERROR\"}".repeat(2_000);
+    let state_events = "{\"event\": \"STOP\"}".repeat(201);
+    let blanks = " ".repeat(40 << 20);
+    for (flood, says) in [(message, "messages"), (state_events, "events"), (blanks, "bytes")] {
+        let (_dir, path, listener) = serve();
+        let limits = Limits { bytes_per_second: 1 << 20, ..quick() };
+        let (_handle, mut notices) = own_session(&path, limits);
+        let mut server = ready(&listener, &mut notices).await;
+        tokio::spawn(async move {
+            // It ends when the session hangs up.
+            let _ = server.stream.write_all(flood.as_bytes()).await;
+        });
+        let mut events = 0;
+        let reason = loop {
+            match next(&mut notices).await {
+                QmpNotice::Event(_) => events += 1,
+                QmpNotice::State(state) => break refusal(state),
+                QmpNotice::RunState(_) => panic!("a run state"),
+            }
+        };
+        assert!(reason.starts_with("flood: ") && reason.contains(says), "{reason}");
+        assert!(events <= 200, "{events}");
+    }
+}
+
+#[tokio::test]
+async fn nonsense_is_refused() {
+    for nonsense in ["HTTP/1.1 400\r\n", "{\"event\": \"STOP\"}", "{\"QMP\": }"] {
+        let (_dir, path, listener) = serve();
+        let (_handle, mut notices) = own_session(&path, quick());
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(nonsense.as_bytes()).await.unwrap();
+        assert_eq!(next_state(&mut notices).await, QmpState::Connecting);
+        refusal(next_state(&mut notices).await);
+    }
+}
+
+#[tokio::test]
+async fn a_late_answer_makes_an_unresponsive_server_ready_and_its_run_state_is_asked_again() {
+    let (_dir, path, listener) = serve();
+    let (handle, mut notices) = own_session(&path, quick());
+    let mut server = ready(&listener, &mut notices).await;
+    let before = std::time::Instant::now();
+    let limit = Duration::from_millis(50);
+    let late = handle.execute("late", None, limit).await;
+    assert!(matches!(late, Err(QmpError::Timeout { .. })));
+    match next_state(&mut notices).await {
+        QmpState::Unresponsive { since } => assert!(since >= before && since < before + limit),
+        other => panic!("{other:?}"),
+    }
+    server.answer("late", json!({})).await;
+    assert_eq!(next_state(&mut notices).await, QmpState::Ready);
+    server.answer("query-status", json!({"status": "paused"})).await;
+    expect_run_state(&mut notices, RunState::Paused).await;
+}
+
+#[tokio::test]
+async fn unanswered_commands_are_limited_and_count_after_their_time_is_up() {
+    let (_dir, path, listener) = serve();
+    let (handle, mut notices) = own_session(&path, Limits { unanswered: 3, ..quick() });
+    let _server = ready(&listener, &mut notices).await;
+    for _ in 0..3 {
+        let result = handle.execute("x", None, Duration::from_millis(20)).await;
+        assert!(matches!(result, Err(QmpError::Timeout { .. })));
+    }
+    let before = Instant::now();
+    let result = handle.execute("x", None, Duration::from_secs(3)).await;
+    assert!(matches!(result, Err(QmpError::Busy)));
+    assert!(before.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_is_closed_and_made_again() {
+    let (_dir, path, listener) = serve();
+    let (handle, mut notices) = own_session(&path, quick());
+    let mut server = ready(&listener, &mut notices).await;
+    let hang_up = async {
+        server.hear().await;
+        drop(server);
+    };
+    let limit = Duration::from_secs(1);
+    let (result, ()) = tokio::join!(handle.execute("quit", None, limit), hang_up);
+    assert!(matches!(result, Err(QmpError::Disconnected { .. })));
+    assert!(matches!(next_state(&mut notices).await, QmpState::Closed { .. }));
+    Server::negotiate(&listener).await;
+    assert_eq!(next_state(&mut notices).await, QmpState::Ready);
+    expect_run_state(&mut notices, RunState::Running).await;
+}
+
+#[tokio::test]
+async fn a_socket_that_appears_later_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("late.sock");
+    let (_handle, mut notices) = own_session(&path, quick());
+    assert_eq!(next_state(&mut notices).await, QmpState::Connecting);
+    assert!(matches!(next_state(&mut notices).await, QmpState::Closed { .. }));
+    let listener = UnixListener::bind(&path).unwrap();
+    Server::negotiate(&listener).await;
+    assert_eq!(next_state(&mut notices).await, QmpState::Ready);
+}
+
+#[tokio::test]
+async fn after_notices_that_were_not_taken_the_run_state_is_asked_again() {
+    let (_dir, path, listener) = serve();
+    let (sender, mut notices) = mpsc::channel(4);
+    let vm = process(std::process::id());
+    let target = QmpTarget { vm, socket: path.clone() };
+    let _handle = spawn_with_limits(target, sender, quick());
+    let mut server = ready(&listener, &mut notices).await;
+    server.say(&"{\"event\": \"STOP\"}".repeat(6)).await;
+    // Nobody takes the notices until the session has hung up.
+    let mut rest = String::new();
+    server.stream.read_line(&mut rest).await.unwrap_or(0);
+    for _ in 0..4 {
+        assert_eq!(next(&mut notices).await, QmpNotice::Event(QmpEvent::Stop));
+    }
+    match next_state(&mut notices).await {
+        QmpState::Closed { reason } => assert!(reason.contains("not taken"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    Server::negotiate(&listener).await;
+    assert_eq!(next_state(&mut notices).await, QmpState::Ready);
+    expect_run_state(&mut notices, RunState::Running).await;
+}
+
+#[tokio::test]
+async fn the_task_ends_when_it_is_closed_and_when_its_last_handle_is_dropped() {
+    for close in [true, false] {
+        let (_dir, path, listener) = serve();
+        let (handle, mut notices) = own_session(&path, quick());
+        let _server = ready(&listener, &mut notices).await;
+        let kept = close.then(|| handle.clone());
+        if close {
+            handle.close();
+        }
+        drop(handle);
+        let ended = timeout(Duration::from_secs(1), notices.recv()).await.unwrap();
+        assert_eq!(ended, None);
+        if let Some(kept) = kept {
+            let result = kept.execute("x", None, Duration::from_secs(1)).await;
+            assert!(matches!(result, Err(QmpError::SessionClosed)));
+        }
+    }
+}
+
+/// A QEMU of ours, gone with its test.
+struct Qemu(Child);
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Qemu {
+    fn start(dir: &Path) -> Option<Self> {
+        let child = Command::new("qemu-system-x86_64")
+            .args(["-machine", "q35,accel=tcg", "-smp", "2", "-display", "none", "-nodefaults"])
+            .args(["-S", "-qmp", "unix:./q.sock,server=on,wait=off"])
+            .current_dir(dir)
+            .stdin(Stdio::null())
+            .spawn();
+        match child {
+            Ok(child) => Some(Self(child)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                eprintln!("skipped: qemu-system-x86_64 is not installed");
+                None
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+}
+
+async fn until_ready(notices: &mut Notices) {
+    while next_state(notices).await != QmpState::Ready {}
+}
+
+#[tokio::test]
+async fn a_real_qemu_is_asked_stopped_and_shared() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(qemu) = Qemu::start(dir.path()) else {
+        return;
+    };
+    let vm = process(qemu.0.id());
+    let limits = Limits { greeting: Duration::from_millis(300), ..quick() };
+    let (handle, mut notices) = start(vm, Path::new("./q.sock"), limits);
+    until_ready(&mut notices).await;
+    expect_run_state(&mut notices, RunState::Prelaunch).await;
+    assert_eq!(handle.query_status().await.unwrap(), RunState::Prelaunch);
+    assert_eq!(handle.query_cpus().await.unwrap().len(), 2);
+    let registers = parse_registers(&handle.human("info registers -a").await.unwrap()).unwrap();
+    assert!(registers.len() == 2 && registers[0].is_at_reset_vector());
+    let lapic = handle.human("info lapic 1").await.unwrap();
+    assert!(!crate::qmp::parse_lapic(&lapic).unwrap().software_enabled);
+    let limit = Duration::from_secs(2);
+    let error = handle.execute("no-such-command", None, limit).await.unwrap_err();
+    assert!(matches!(error, QmpError::Command { class, .. } if class == "CommandNotFound"));
+    handle.execute("cont", None, limit).await.unwrap();
+    assert_eq!(next(&mut notices).await, QmpNotice::Event(QmpEvent::Resume));
+
+    qemu.signal(rustix::process::Signal::STOP);
+    let error = handle.execute("query-status", None, Duration::from_millis(100)).await;
+    assert!(matches!(error, Err(QmpError::Timeout { .. })));
+    assert!(matches!(next_state(&mut notices).await, QmpState::Unresponsive { .. }));
+    qemu.signal(rustix::process::Signal::CONT);
+    assert_eq!(next_state(&mut notices).await, QmpState::Ready);
+    expect_run_state(&mut notices, RunState::Running).await;
+
+    // A second client waits until the first one leaves.
+    let (_second, mut seconds_notices) = start(vm, Path::new("./q.sock"), limits);
+    assert_eq!(next_state(&mut seconds_notices).await, QmpState::Connecting);
+    assert_eq!(next_state(&mut seconds_notices).await, QmpState::Busy);
+    handle.close();
+    assert_eq!(next_state(&mut seconds_notices).await, QmpState::Ready);
+    expect_run_state(&mut seconds_notices, RunState::Running).await;
+    drop(qemu);
+    assert!(matches!(next_state(&mut seconds_notices).await, QmpState::Closed { .. }));
+}
