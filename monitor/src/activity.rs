@@ -1,0 +1,201 @@
+//! Stage four: what moved between two samples of a VM, or what is missing and why.
+//!
+//! Pure: no clock, no I/O. A figure that could not be read stays a [`Missing`] all the way into the
+//! verdict, where it can never count as silence.
+
+use std::time::Duration;
+
+use crate::sample::{Missing, ProcessState, Reading, VcpuTime, VmSample};
+
+/// What one VM did during the last tick.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Activity {
+    /// Time between the two samples.
+    pub elapsed: Duration,
+    /// Packets that crossed its taps; `Ok(None)` for a VM that has no tap.
+    pub network: Reading<Option<NetworkActivity>>,
+    /// Requests that its QEMU submitted to the block layer.
+    pub storage: Reading<StorageActivity>,
+    /// One row a vCPU thread, by vCPU index.
+    pub vcpus: Reading<Vec<VcpuActivity>>,
+    /// Whether QEMU itself can run.
+    pub process: ProcessState,
+}
+
+/// Packets since the last sample.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NetworkActivity {
+    /// Sent by the guest of its own accord: a sign of life.
+    pub guest_packets: u64,
+    /// Sent to the guest; a dead guest receives as well.
+    pub packets_to_guest: u64,
+    /// Answers to our own probes.
+    pub probe_answers: u64,
+}
+
+/// Requests since the last sample.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StorageActivity {
+    /// Submitted for the guest, or by QEMU for itself.
+    pub submitted: u64,
+    /// Completed: a sign of life, since somebody asked for it.
+    pub completed: u64,
+    /// Submitted and not yet completed, now.
+    pub in_flight: u64,
+}
+
+/// How one vCPU thread spent the tick, as shares of the elapsed time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct VcpuActivity {
+    /// vCPU index.
+    pub index: u32,
+    /// Host thread id.
+    pub tid: u32,
+    /// Share spent running, 0 to 1.
+    pub busy: f64,
+    /// Share spent runnable, but waiting for a host CPU.
+    pub waiting: f64,
+}
+
+impl Activity {
+    /// What moved from `previous` to `current`, which were taken `elapsed` apart.
+    pub fn between(previous: &VmSample, current: &VmSample, elapsed: Duration) -> Self {
+        Self {
+            elapsed,
+            network: both(&previous.network, &current.network).and_then(|pair| match pair {
+                (Some(before), Some(now)) => {
+                    let answers = delta(before.probe_answers, now.probe_answers, "network")?;
+                    let sent = delta(before.guest_tx_packets, now.guest_tx_packets, "network")?;
+                    Ok(Some(NetworkActivity {
+                        guest_packets: sent.saturating_sub(answers),
+                        packets_to_guest: delta(
+                            before.guest_rx_packets,
+                            now.guest_rx_packets,
+                            "network",
+                        )?,
+                        probe_answers: answers,
+                    }))
+                }
+                (None, Some(_)) => {
+                    Err(Missing::new("network", "the first tap was attached just now"))
+                }
+                (_, None) => Ok(None),
+            }),
+            storage: both(&previous.storage, &current.storage).and_then(|(before, now)| {
+                Ok(StorageActivity {
+                    submitted: delta(before.submitted(), now.submitted(), "storage")?,
+                    completed: delta(before.completed_ops, now.completed_ops, "storage")?,
+                    // Lanes are read one after the other: a completion may be seen before its submission.
+                    in_flight: now.tracked_ops.saturating_sub(now.completed_ops),
+                })
+            }),
+            vcpus: both(&previous.vcpus, &current.vcpus).map(|(before, now)| {
+                now.iter().filter_map(|vcpu| vcpu_activity(before, vcpu, elapsed)).collect()
+            }),
+            process: current.process,
+        }
+    }
+}
+
+fn both<'a, T>(previous: &'a Reading<T>, current: &'a Reading<T>) -> Reading<(&'a T, &'a T)> {
+    match (previous, current) {
+        (_, Err(missing)) | (Err(missing), _) => Err(missing.clone()),
+        (Ok(previous), Ok(current)) => Ok((previous, current)),
+    }
+}
+
+/// A counter that ran backwards was replaced under us: what moved meanwhile is unknown, not zero.
+fn delta(before: u64, now: u64, what: &'static str) -> Reading<u64> {
+    now.checked_sub(before).ok_or_else(|| Missing::new(what, "its counter was replaced just now"))
+}
+
+/// `None` for a vCPU that was plugged in since the last sample.
+fn vcpu_activity(before: &[VcpuTime], now: &VcpuTime, elapsed: Duration) -> Option<VcpuActivity> {
+    let earlier = before.iter().find(|vcpu| vcpu.tid == now.tid)?;
+    let share = |from: u64, to: u64| {
+        Duration::from_nanos(to.saturating_sub(from)).as_secs_f64()
+            / elapsed.as_secs_f64().max(1e-9)
+    };
+    Some(VcpuActivity {
+        index: now.index,
+        tid: now.tid,
+        busy: share(earlier.run_ns, now.run_ns),
+        waiting: share(earlier.wait_ns, now.wait_ns),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use monitor_ebpf::{NetworkCounters, StorageCounters};
+
+    use super::*;
+
+    fn sample() -> VmSample {
+        VmSample {
+            network: Ok(Some(NetworkCounters::default())),
+            storage: Ok(StorageCounters::default()),
+            vcpus: Ok(vec![VcpuTime { index: 0, tid: 7, run_ns: 0, wait_ns: 0 }]),
+            process: ProcessState::Running,
+        }
+    }
+
+    #[test]
+    fn an_answer_to_a_probe_is_no_packet_of_the_guests_own() {
+        let mut now = sample();
+        now.network = Ok(Some(NetworkCounters {
+            guest_tx_packets: 3,
+            probe_answers: 1,
+            ..NetworkCounters::default()
+        }));
+        let activity = Activity::between(&sample(), &now, Duration::from_secs(1));
+        assert_eq!(
+            activity.network,
+            Ok(Some(NetworkActivity { guest_packets: 2, packets_to_guest: 0, probe_answers: 1 }))
+        );
+    }
+
+    #[test]
+    fn a_figure_that_either_sample_misses_is_missing_and_not_zero() {
+        let missing = Missing::new("storage", "the program is not attached");
+        for torn in [0, 1] {
+            let mut pair = [sample(), sample()];
+            pair[torn].storage = Err(missing.clone());
+            let activity = Activity::between(&pair[0], &pair[1], Duration::from_secs(1));
+            assert_eq!(activity.storage, Err(missing.clone()));
+        }
+    }
+
+    #[test]
+    fn a_counter_that_ran_backwards_is_missing() {
+        let mut before = sample();
+        before.storage = Ok(StorageCounters { completed_ops: 5, ..StorageCounters::default() });
+        let activity = Activity::between(&before, &sample(), Duration::from_secs(1));
+        assert!(activity.storage.is_err());
+    }
+
+    #[test]
+    fn run_and_wait_are_shares_of_the_time_that_really_passed() {
+        let mut now = sample();
+        now.vcpus =
+            Ok(vec![VcpuTime { index: 0, tid: 7, run_ns: 1_000_000_000, wait_ns: 500_000_000 }]);
+        let activity = Activity::between(&sample(), &now, Duration::from_secs(2));
+        let vcpus = activity.vcpus.unwrap();
+        assert!((vcpus[0].busy - 0.5).abs() < 1e-9 && (vcpus[0].waiting - 0.25).abs() < 1e-9);
+    }
+
+    #[test]
+    fn in_flight_is_what_was_followed_and_did_not_complete() {
+        let mut now = sample();
+        now.storage = Ok(StorageCounters {
+            read_ops: 9,
+            tracked_ops: 7,
+            completed_ops: 4,
+            ..StorageCounters::default()
+        });
+        let activity = Activity::between(&sample(), &now, Duration::from_secs(1));
+        assert_eq!(
+            activity.storage,
+            Ok(StorageActivity { submitted: 9, completed: 4, in_flight: 3 })
+        );
+    }
+}

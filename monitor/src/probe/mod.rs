@@ -1,0 +1,104 @@
+//! Stage two: loads the eBPF programs, pins their maps, and attaches them to what discovery found.
+//!
+//! | program | hook | required | without it |
+//! |---|---|---|---|
+//! | `block_submitted`, `block_request_completed`, `block_bio_completed` | tp_btf | yes | storage can't be read |
+//! | `process_started`, `process_ended` | tp_btf | no | a sweep of `/proc` finds QEMUs later |
+//! | `tap_from_guest`, `tap_to_guest` | tcx or clsact, each tap | yes, for that VM | its network can't be read |
+//!
+//! A program that is lost makes a figure *unreadable*, never zero.
+
+mod clsact;
+mod host;
+pub mod kernel_types;
+mod lock;
+mod taps;
+mod thread;
+
+use std::{io, path::PathBuf};
+
+use aya::{EbpfError, maps::MapError, programs::ProgramError};
+use kernel_types::KernelTypesError;
+use thiserror::Error;
+
+pub use host::ProcessEvents;
+pub(crate) use host::parse_process_event;
+pub use lock::DirectoryLock;
+pub use taps::TapProbe;
+pub use thread::{AttachReport, ProbeThread, namespace_of};
+
+/// The programs and maps, compiled by `cargo xtask build-ebpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/flatline-ebpf.o"));
+
+/// The maps that are shared by all copies of the programs, and the names they are pinned under.
+const SHARED_MAPS: [(&str, &str); 4] = [
+    ("VMS", "vms"),
+    ("TAPS", "taps"),
+    ("IN_FLIGHT", "in_flight"),
+    ("PROCESS_EVENTS", "process_events"),
+];
+
+/// How one program's loading and attaching went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProgramHealth {
+    /// The program's name in the object.
+    pub program: &'static str,
+    /// Where it hooks in.
+    pub hook: &'static str,
+    /// Whether the daemon does its work without it.
+    pub required: bool,
+    /// Why it is not attached, if it isn't.
+    pub failure: Option<String>,
+}
+
+/// Why the programs can't be loaded, or their maps not be pinned.
+#[derive(Debug, Error)]
+pub enum ProbeError {
+    /// The kernel's types can't be read.
+    #[error("cannot resolve the kernel's structures")]
+    KernelTypes(#[from] KernelTypesError),
+    /// The kernel's BTF is unreadable for aya.
+    #[error("cannot parse the kernel's BTF")]
+    Btf(#[source] aya::BtfError),
+    /// The object doesn't load.
+    #[error("cannot load the eBPF object")]
+    Object(#[source] EbpfError),
+    /// The object lacks something: it and this binary were built from different sources.
+    #[error("the eBPF object has no {0}; build both again")]
+    Incomplete(&'static str),
+    /// A program doesn't load.
+    #[error("cannot load the program {program}")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// What aya or the kernel said.
+        #[source]
+        source: ProgramError,
+    },
+    /// A map can't be used.
+    #[error("cannot use the map {map}")]
+    Map {
+        /// Its name.
+        map: &'static str,
+        /// What aya or the kernel said.
+        #[source]
+        source: MapError,
+    },
+    /// A file or directory below `bpffs_dir`, or another daemon's.
+    #[error("{what} {path}")]
+    Path {
+        /// What was tried.
+        what: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// Another daemon watches this host.
+    #[error("another flatline runs on this host: it holds {path}")]
+    AlreadyRunning {
+        /// The directory that it has locked.
+        path: PathBuf,
+    },
+}
