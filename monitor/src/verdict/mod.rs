@@ -1,0 +1,268 @@
+//! Stage five: the verdict. Pure: no clock, no I/O; `now` comes in, and all that leaves is a state and a
+//! decision with its reason.
+//!
+//! ```text
+//!             first sign of life, or the grace is over
+//!   Starting ────────────────────────────────────────▶ Alive ◀───────────────┐
+//!      ▲                                               │  ▲                  │
+//!      │ the guest resets itself,             flat_for │  │ any witness      │ sign of life
+//!      │ or is reset from elsewhere                    ▼  │ acquits          │
+//!      └────────── (any but Recovering)               Suspect                │
+//!                                                      │  the evidence is    │
+//!               the guest or KVM said so               ▼  complete           │
+//!   (any but Failed) ──────────────────────────────▶ Crashed ────────────────┤
+//!                                     restart begun ▼     ▲ convicted anew   │
+//!                                                Recovering ─────────────────┤
+//!                                                                            │
+//!                   limit reached (from Crashed) ─▶ Failed ──────────────────┘
+//!
+//!   Starting, Alive,  ──paused, migrating, host at fault──▶ Held         ─┐ when that ends: Alive,
+//!   Suspect           ──a figure that is needed is missing▶ Unobservable ─┘ or Starting, afresh
+//! ```
+//!
+//! - *Starting* ends with the first sign of life or with the boot grace, whichever comes first.
+//! - *Alive* becomes *Suspect* after `flat_for` without a packet from the guest or a completed request.
+//! - *Suspect* is asked, round after round; one answer acquits, and a conviction takes at least
+//!   [`ROUNDS_TO_CONVICT`] rounds that agree with each other and with the vCPUs' level.
+//! - *Crashed* is left through what recovery reports (a refusal for a reason outside of the guest makes it
+//!   *Held*), or because the guest lives after all.
+//! - *Recovering* waits for life until its deadline, and is then asked like a suspect: a guest that does
+//!   nothing which can be seen may have come back all the same.
+//! - *Held* and *Unobservable* never convict, whatever else is seen.
+
+mod line;
+mod step;
+mod testimony;
+#[cfg(test)]
+mod tests;
+
+use std::{fmt, time::Duration};
+
+pub use line::{Line, PINNED_RATIO, STARVED_SHARE, STILL_BUSY_RATIO};
+pub use step::{Evidence, Monitor, hear, step};
+pub use testimony::{ArpAnswer, Questions, RegistersFinding, Tally, Testimony};
+
+/// Rounds in a row that must show dead registers before a silent guest is convicted.
+pub const ROUNDS_TO_CONVICT: u32 = 2;
+/// Rounds in a row that a guest must leave ARP probes unanswered where nothing else speaks against it: a
+/// host under load may delay an answer, and an interface may be taken down on purpose.
+pub const ARP_ROUNDS_TO_CONVICT: u32 = 4;
+/// The least time that a restarted guest has to show life: a firmware's menu and a file system check
+/// take longer than a short boot grace.
+pub const LEAST_RECOVERY_PATIENCE: Duration = Duration::from_secs(60);
+/// A guest that announced a crash dump of its own is left to write it for this long.
+pub const DUMP_PATIENCE: Duration = Duration::from_secs(600);
+/// A witness that isn't needed is asked this often, so that its silence later means something.
+pub const CALIBRATE_EVERY: Duration = Duration::from_secs(300);
+
+/// Why a guest counts as crashed. The names are those of `status --json`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// The guest said so itself.
+    Panicked,
+    /// KVM gave up on it.
+    InternalError,
+    /// Its watchdog device fired, and QEMU paused it.
+    Watchdog,
+    /// Every vCPU stopped for good.
+    Halted,
+    /// A vCPU is pinned where no interrupt can reach it, and nothing else moves.
+    Spinning,
+    /// What used to answer no longer does.
+    Silent,
+    /// Its QEMU ended without being asked to.
+    QemuExited,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Panicked => "panicked",
+            Self::InternalError => "internal-error",
+            Self::Watchdog => "watchdog",
+            Self::Halted => "halted",
+            Self::Spinning => "spinning",
+            Self::Silent => "silent",
+            Self::QemuExited => "qemu-exited",
+        })
+    }
+}
+
+/// Where a VM stands, with what belongs to that standing. Moments are times since the daemon's start.
+#[derive(Clone, Debug, PartialEq)]
+pub enum State {
+    /// Within the boot grace, and no sign of life so far.
+    Starting,
+    /// Showed a sign of life within `flat_for`, or was acquitted since.
+    Alive,
+    /// Silent for `flat_for`; being asked.
+    Suspect {
+        /// What was answered so far.
+        tally: Tally,
+    },
+    /// Convicted; nothing was done yet, or nothing may be.
+    Crashed {
+        /// As what.
+        cause: Cause,
+    },
+    /// Restarted; waiting for a sign of life.
+    Recovering {
+        /// What it was convicted of.
+        cause: Cause,
+        /// When patience ends, and it is asked.
+        deadline: Duration,
+        /// What was answered since then.
+        tally: Tally,
+    },
+    /// No verdict is to be given.
+    Held,
+    /// The restart limit is reached: a person is needed.
+    Failed {
+        /// What it was convicted of last.
+        cause: Cause,
+    },
+    /// A figure that the verdict needs can't be read.
+    Unobservable,
+}
+
+impl State {
+    /// The name in `status --json`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Alive => "alive",
+            Self::Suspect { .. } => "suspect",
+            Self::Crashed { .. } => "crashed",
+            Self::Recovering { .. } => "recovering",
+            Self::Held => "held",
+            Self::Failed { .. } => "failed",
+            Self::Unobservable => "unobservable",
+        }
+    }
+
+    /// What it was convicted of, where it was.
+    pub fn cause(&self) -> Option<Cause> {
+        match self {
+            Self::Crashed { cause } | Self::Recovering { cause, .. } | Self::Failed { cause } => {
+                Some(*cause)
+            }
+            Self::Starting
+            | Self::Alive
+            | Self::Suspect { .. }
+            | Self::Held
+            | Self::Unobservable => None,
+        }
+    }
+}
+
+/// Everything that the verdict remembers of one VM.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Watch {
+    /// Where it stands.
+    pub state: State,
+    /// Why it stands there.
+    pub reason: String,
+    /// Since when.
+    pub since: Duration,
+    /// Its line.
+    pub line: Line,
+    /// This boot.
+    pub boot: Boot,
+}
+
+/// What is known of a guest's present boot; all of it is forgotten when the guest is reset.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Boot {
+    /// When it began. Time in which the VM was held is none of it.
+    pub began: Duration,
+    /// Its first sign of life.
+    pub first_life: Option<Duration>,
+    /// It answered an ARP probe, so that its silence counts against it.
+    pub arp_answered: bool,
+    /// When it was last probed while all was well.
+    pub calibrated: Option<Duration>,
+    /// It announced that it writes a crash dump of its own, and when.
+    pub dumping_since: Option<Duration>,
+}
+
+impl Boot {
+    /// A boot that began at `began`.
+    pub fn new(began: Duration) -> Self {
+        Self { began, first_life: None, arp_answered: false, calibrated: None, dumping_since: None }
+    }
+}
+
+impl Watch {
+    /// Begins to watch a VM whose QEMU has been running for `age`.
+    pub fn begin(now: Duration, age: Duration, boot_grace: Duration) -> Self {
+        let (state, reason) = if age < boot_grace {
+            (State::Starting, "its QEMU started just now")
+        } else {
+            (State::Alive, "watched since just now; no sign of life was due yet")
+        };
+        Self {
+            state,
+            reason: reason.to_owned(),
+            since: now,
+            line: Line::begin(now, "none seen yet"),
+            // A daemon that started after the guest knows no moment before its own start.
+            boot: Boot::new(now.saturating_sub(age)),
+        }
+    }
+
+    /// Enters a state, or stays in it with another reason.
+    fn enter(&mut self, state: State, reason: String, now: Duration) {
+        if std::mem::discriminant(&self.state) != std::mem::discriminant(&state) {
+            self.since = now;
+        }
+        self.state = state;
+        self.reason = reason;
+    }
+
+    /// The guest begins a new boot: whatever was learned of the last one says nothing about it.
+    fn reboot(&mut self, now: Duration, why: &str) {
+        self.boot = Boot::new(now);
+        self.line = Line::begin(now, &format!("none since {why}"));
+    }
+
+    /// A restart of this VM was carried out.
+    pub fn restarted(&mut self, cause: Cause, boot_grace: Duration, now: Duration) {
+        self.reboot(now, "it was restarted");
+        let deadline = now + boot_grace.max(LEAST_RECOVERY_PATIENCE);
+        let reason = format!("restarted because it was {cause}; waiting for a sign of life");
+        self.enter(State::Recovering { cause, deadline, tally: Tally::default() }, reason, now);
+    }
+
+    /// Whoever was convicted while QEMU's monitor told nothing is asked again now that it does.
+    pub fn reexamine(&mut self, now: Duration) {
+        let reason = "QEMU's monitor answers now, so its witnesses are asked again".to_owned();
+        self.enter(State::Suspect { tally: Tally::default() }, reason, now);
+    }
+
+    /// The restart was refused for a reason that lies outside of the guest.
+    pub fn set_aside(&mut self, reason: String, now: Duration) {
+        self.enter(State::Held, reason, now);
+    }
+
+    /// Policy allows no more restarts.
+    pub fn limit_reached(&mut self, cause: Cause, reason: String, now: Duration) {
+        self.enter(State::Failed { cause }, reason, now);
+    }
+}
+
+/// What is to be done after a step.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Act {
+    /// Nothing.
+    Nothing,
+    /// Ask witnesses, and hand their testimony to a later step.
+    Ask(Questions),
+    /// The VM was convicted just now: record it, and restart it if policy allows.
+    Convict(Cause),
+    /// It came back after a restart.
+    Recovered,
+    /// It was restarted, and showed no life in time.
+    NotRecovered(Cause),
+    /// The guest reset itself.
+    GuestReset,
+}

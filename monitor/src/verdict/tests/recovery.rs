@@ -1,0 +1,197 @@
+//! Resets, and what comes after a restart.
+
+use super::rig::{
+    FLAT_TICKS, GRACE_TICKS, Guest, Rig, TICK, answered, healthy, no_address, unanswered,
+};
+use crate::{
+    qmp::{QmpEvent, RunState},
+    verdict::{
+        Act, Cause, DUMP_PATIENCE, LEAST_RECOVERY_PATIENCE, Monitor, ROUNDS_TO_CONVICT, State,
+        Tally, Testimony,
+    },
+};
+
+#[test]
+fn a_sign_of_life_is_a_recovery() {
+    let mut rig = Rig::recovering();
+    rig.guest.sends(1);
+    assert_eq!(rig.tick(), Act::Recovered);
+    assert_eq!(rig.state(), "alive");
+    assert_eq!(rig.tick(), Act::Nothing);
+}
+
+#[test]
+fn an_answer_before_its_time_is_up_is_no_recovery_since_it_may_be_about_the_boot_before() {
+    let mut rig = Rig::recovering();
+    for testimony in [
+        Testimony { arp: answered(), registers: healthy() },
+        Testimony { arp: no_address(), registers: healthy() },
+    ] {
+        assert_eq!(rig.tick_with(Some(&testimony)), Act::Nothing);
+        assert_eq!(rig.state(), "recovering");
+    }
+    assert!(!rig.watch.boot.arp_answered);
+}
+
+#[test]
+fn a_restarted_guest_that_shows_no_life_in_time_is_reported_once() {
+    let mut rig = Rig::recovering();
+    let deadline = rig.now + LEAST_RECOVERY_PATIENCE.max(rig.policy.boot_grace);
+    rig.guest.spin();
+    rig.run(5 * GRACE_TICKS, |_, _| {});
+    let convicted = deadline + TICK * ROUNDS_TO_CONVICT;
+    assert_eq!(rig.acts, [(convicted, Act::NotRecovered(Cause::Spinning))]);
+    assert_eq!(rig.watch.state, State::Crashed { cause: Cause::Spinning });
+}
+
+#[test]
+fn a_restarted_guest_without_any_io_that_is_sound_when_asked_has_recovered() {
+    let mut rig = Rig::recovering();
+    let deadline = rig.now + LEAST_RECOVERY_PATIENCE.max(rig.policy.boot_grace);
+    rig.guest.arp = no_address();
+    rig.guest.registers = healthy();
+    rig.run(5 * GRACE_TICKS, |_, _| {});
+    assert_eq!(rig.acts, [(deadline + TICK, Act::Recovered)]);
+}
+
+#[test]
+fn time_in_which_a_restarted_guest_could_show_no_life_is_not_its_own() {
+    let shapes: [fn(&mut Guest); 2] = [
+        |guest| guest.monitor = Monitor::Answers(RunState::Paused),
+        |guest| guest.activity.network = Err(super::rig::missing("network")),
+    ];
+    for shape in shapes {
+        let mut rig = Rig::recovering();
+        let patience = LEAST_RECOVERY_PATIENCE.max(rig.policy.boot_grace);
+        let begin = rig.now;
+        shape(&mut rig.guest);
+        rig.run(300, |_, _| {});
+        rig.guest.monitor = super::rig::running();
+        rig.guest.sends(0);
+        rig.guest.spin();
+        rig.run(5 * GRACE_TICKS, |_, _| {});
+        let convicted = begin + TICK * 300 + patience + TICK * ROUNDS_TO_CONVICT;
+        assert_eq!(rig.acts, [(convicted, Act::NotRecovered(Cause::Spinning))]);
+    }
+}
+
+#[test]
+fn a_reset_by_an_operator_is_not_judged_by_the_run_state_before_it() {
+    let mut rig = Rig::calibrated();
+    rig.guest.monitor = Monitor::Answers(RunState::GuestPanicked);
+    rig.tick();
+    rig.acts.clear();
+    assert_eq!(rig.event(&QmpEvent::Reset { guest: false }), None);
+    assert_eq!(rig.state(), "starting");
+}
+
+#[test]
+fn a_short_boot_grace_does_not_shorten_the_patience_with_a_restarted_guest() {
+    for (grace, patience) in [(TICK, LEAST_RECOVERY_PATIENCE), (TICK * 300, TICK * 300)] {
+        let mut rig = Rig::crashed();
+        rig.policy.boot_grace = grace;
+        rig.restarted();
+        let deadline = rig.now + patience;
+        let expected =
+            State::Recovering { cause: Cause::Halted, deadline, tally: Tally::default() };
+        assert_eq!(rig.watch.state, expected);
+    }
+}
+
+#[test]
+fn resets_do_not_end_a_recovery_nor_prolong_it() {
+    let mut rig = Rig::recovering();
+    let before = rig.watch.state.clone();
+    rig.run(3, |_, _| {});
+    for guest in [false, true, true, true, true] {
+        assert_eq!(rig.event(&QmpEvent::Reset { guest }), None);
+        assert_eq!(rig.watch.state, before);
+        assert_eq!(rig.watch.boot.began, rig.now);
+    }
+}
+
+#[test]
+fn a_panic_of_a_restarted_guest_convicts_it_anew() {
+    let mut rig = Rig::recovering();
+    rig.tick();
+    let panicked = QmpEvent::GuestPanicked { action: "run".to_owned() };
+    assert_eq!(rig.event(&panicked), Some(Act::Convict(Cause::Panicked)));
+    assert_eq!(rig.watch.state, State::Crashed { cause: Cause::Panicked });
+
+    let mut rig = Rig::recovering();
+    rig.guest.monitor = Monitor::Answers(RunState::InternalError);
+    assert_eq!(rig.tick(), Act::Convict(Cause::InternalError));
+}
+
+#[test]
+fn a_reset_makes_a_new_boot_with_a_grace_of_its_own() {
+    for guest in [true, false] {
+        let mut rig = Rig::calibrated();
+        rig.event(&QmpEvent::GuestCrashloaded);
+        rig.run(FLAT_TICKS, |_, _| {});
+        let act = rig.event(&QmpEvent::Reset { guest });
+        assert_eq!(act, guest.then_some(Act::GuestReset));
+        assert_eq!(rig.state(), "starting");
+        let boot = &rig.watch.boot;
+        assert_eq!((boot.began, boot.arp_answered, boot.calibrated), (rig.now, false, None));
+        assert_eq!(boot.dumping_since, None);
+        // The new boot's silence is none of the calibrated one's.
+        rig.asked = None;
+        for _ in 1..GRACE_TICKS {
+            rig.guest.fall_silent();
+            assert_eq!(rig.tick(), Act::Nothing);
+        }
+        rig.run(10 * FLAT_TICKS, |_, guest| guest.arp = unanswered());
+        assert_eq!((rig.state(), rig.conviction()), ("suspect", None));
+    }
+}
+
+#[test]
+fn a_dump_of_the_boot_before_holds_nobody() {
+    let mut rig = Rig::without_address();
+    rig.event(&QmpEvent::GuestCrashloaded);
+    rig.tick();
+    assert_eq!(rig.state(), "held");
+    rig.event(&QmpEvent::Reset { guest: true });
+    rig.run(GRACE_TICKS + 5, |_, guest| guest.halt());
+    assert_eq!(rig.conviction().map(|(_, cause)| cause), Some(Cause::Halted));
+    assert!(TICK * (GRACE_TICKS + 5) < DUMP_PATIENCE);
+}
+
+#[test]
+fn a_conviction_outlasts_a_pause_and_a_missing_figure() {
+    let shapes: [fn(&mut Guest); 2] = [
+        |guest| guest.monitor = Monitor::Answers(RunState::Paused),
+        |guest| guest.activity.network = Err(super::rig::missing("network")),
+    ];
+    for shape in shapes {
+        for mut rig in [Rig::crashed(), Rig::recovering()] {
+            let before = rig.state();
+            rig.acts.clear();
+            shape(&mut rig.guest);
+            rig.run(FLAT_TICKS, |_, _| {});
+            assert_eq!((rig.state(), &rig.acts[..]), (before, &[][..]));
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_announced_its_crash_is_not_acquitted_while_qemu_still_says_so() {
+    let mut rig = Rig::calibrated();
+    rig.guest.monitor = Monitor::Answers(RunState::GuestPanicked);
+    rig.tick();
+    rig.guest.sends(1);
+    assert_eq!(rig.tick(), Act::Nothing);
+    assert_eq!(rig.state(), "crashed");
+}
+
+#[test]
+fn a_convicted_guest_that_lives_after_all_can_be_convicted_again() {
+    let mut rig = Rig::crashed();
+    rig.acts.clear();
+    rig.guest.sends(1);
+    rig.tick();
+    assert_eq!(rig.state(), "alive");
+    rig.run(FLAT_TICKS + 2, |_, guest| guest.halt());
+    assert_eq!(rig.acts, [(rig.now, Act::Convict(Cause::Halted))]);
+}
