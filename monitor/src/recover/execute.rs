@@ -1,0 +1,153 @@
+//! Carries a plan out through QMP, reading the state back, with evidence taken first.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::json;
+use thiserror::Error;
+
+use super::{Plan, Refusal, Step, plan};
+use crate::{
+    discover::ResetAction,
+    qmp::{QmpError, QmpHandle, RunState},
+};
+
+/// Time for one command. A reset is answered within a millisecond by a QEMU whose main loop runs.
+const STEP_LIMIT: Duration = Duration::from_secs(5);
+/// Time for the evidence, all together: it must not hold up the restart.
+const EVIDENCE_LIMIT: Duration = Duration::from_millis(500);
+
+/// A restart that was carried out.
+#[derive(Clone, Debug)]
+pub struct Restart {
+    /// When the reset was issued.
+    pub at: SystemTime,
+    /// The run state before, and after.
+    pub run_states: (RunState, RunState),
+    /// What was done, in QEMU's words.
+    pub action: String,
+    /// Files for the incident: name and content.
+    pub evidence: Vec<(&'static str, Vec<u8>)>,
+}
+
+/// Why a guest was not restarted, or not as planned.
+#[derive(Debug, Error)]
+pub enum RestartError {
+    /// There is a reason not to; nothing was touched.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// The run state couldn't be learned; nothing was touched.
+    #[error("QEMU does not tell its run state")]
+    Unknown(#[source] QmpError),
+    /// A step failed.
+    #[error("{step} failed")]
+    Step {
+        /// The command.
+        step: &'static str,
+        /// When the reset was issued before that, if it was.
+        reset_at: Option<SystemTime>,
+        /// What QEMU said, if anything.
+        #[source]
+        source: QmpError,
+    },
+    /// All steps were taken, and the guest does not run.
+    #[error("after the restart its run state is {0}")]
+    NotRunning(RunState),
+}
+
+/// Restarts a crashed guest by the plan for its present run state.
+///
+/// # Errors
+/// [`RestartError::Refused`] and [`RestartError::Unknown`] leave the guest untouched.
+pub async fn restart(qmp: &QmpHandle, configured: ResetAction) -> Result<Restart, RestartError> {
+    let before = qmp.query_status().await.map_err(RestartError::Unknown)?;
+    let Plan { steps } = plan(&before, configured).map_err(RestartError::Refused)?;
+    let evidence = evidence(qmp, &before).await;
+    let mut reset_at = None;
+    let mut action = Vec::new();
+    for step in steps {
+        let taken = take(qmp, step, configured).await;
+        let name = taken.map_err(|(step, source)| RestartError::Step { step, reset_at, source })?;
+        if step == Step::SystemReset {
+            reset_at = Some(SystemTime::now());
+        }
+        action.extend(name);
+    }
+    let after = qmp.query_status().await.map_err(|source| RestartError::Step {
+        step: "query-status",
+        reset_at,
+        source,
+    })?;
+    if after != RunState::Running {
+        return Err(RestartError::NotRunning(after));
+    }
+    Ok(Restart {
+        at: reset_at.unwrap_or_else(SystemTime::now),
+        run_states: (before, after),
+        action: action.join(", "),
+        evidence,
+    })
+}
+
+/// Takes one step; `Ok(None)` for one that was not needed.
+async fn take(
+    qmp: &QmpHandle,
+    step: Step,
+    configured: ResetAction,
+) -> Result<Option<&'static str>, (&'static str, QmpError)> {
+    let named = |name| move |error| (name, error);
+    match step {
+        Step::SetRebootAction(action) => {
+            let value = match action {
+                ResetAction::Reset => "reset",
+                ResetAction::Shutdown => "shutdown",
+            };
+            let arguments = json!({ "reboot": value });
+            match qmp.execute("set-action", Some(arguments), STEP_LIMIT).await {
+                Ok(_) => Ok(None),
+                // QEMU before 6.0 has no such command; where it resets on reboot anyway, none is needed.
+                Err(QmpError::Command { .. }) if configured == ResetAction::Reset => Ok(None),
+                Err(error) => Err(("set-action", error)),
+            }
+        }
+        Step::SystemReset => {
+            let reset = qmp.execute("system_reset", None, STEP_LIMIT).await;
+            reset.map(|_| Some("system_reset")).map_err(named("system_reset"))
+        }
+        Step::ContinueFromPrelaunch => {
+            let run_state = settled(qmp).await.map_err(named("query-status"))?;
+            if run_state == RunState::Running {
+                return Ok(None);
+            }
+            let cont = qmp.execute("cont", None, STEP_LIMIT).await;
+            cont.map(|_| Some("cont")).map_err(named("cont"))
+        }
+    }
+}
+
+/// The run state once the reset, which QEMU carries out in its main loop, has taken effect.
+async fn settled(qmp: &QmpHandle) -> Result<RunState, QmpError> {
+    const POLLS: u32 = 40;
+    let mut run_state = qmp.query_status().await?;
+    for _ in 0..POLLS {
+        if matches!(run_state, RunState::Running | RunState::Prelaunch) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+        run_state = qmp.query_status().await?;
+    }
+    Ok(run_state)
+}
+
+/// What the guest died with. Whatever can't be had in time is left out, and said.
+async fn evidence(qmp: &QmpHandle, run_state: &RunState) -> Vec<(&'static str, Vec<u8>)> {
+    let registers = tokio::time::timeout(EVIDENCE_LIMIT, qmp.human("info registers -a")).await;
+    let registers = match registers {
+        Ok(Ok(text)) => text.replace('\r', ""),
+        Ok(Err(error)) => format!("not to be had: {error}\n"),
+        Err(_) => format!("not to be had within {} ms\n", EVIDENCE_LIMIT.as_millis()),
+    };
+    vec![
+        ("registers.txt", registers.into_bytes()),
+        ("run-state.txt", format!("{run_state}\n").into_bytes()),
+    ]
+}

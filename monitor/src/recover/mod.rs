@@ -1,0 +1,11 @@
+//! Stage six: the only one that touches a guest.
+//!
+//! A plan is complete before anything is done ([`plan`] is pure), and is made from the run state that
+//! QEMU tells at that very moment: what was true when the verdict was given may have changed, and a
+//! VM that somebody paused meanwhile must be left alone.
+
+mod execute;
+mod plan;
+
+pub use execute::{Restart, RestartError, restart};
+pub use plan::{Clearance, Plan, Refusal, Step, clearance, plan};

@@ -1,0 +1,104 @@
+//! The control socket: one JSON line asks, one JSON line answers, then the connection ends.
+//!
+//! The server only carries: each request goes to the task that owns the state, over a channel,
+//! with a way back for its reply. Who may open the socket is decided by its mode and its
+//! directory; it takes no privilege to ask, and nothing that can be asked changes a guest.
+
+mod client;
+mod server;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub use client::{ClientError, ask};
+pub use server::{BindError, ControlRequest, bind, serve};
+
+/// Longest request in bytes, its newline not counted.
+pub const REQUEST_MAX_BYTES: usize = 64 << 10;
+
+/// Connections that are served at a time; a further one is told that the daemon is busy.
+pub const CONNECTIONS_MAX: usize = 32;
+
+/// How long a request may take from connecting to the last byte of its reply, on either side.
+pub const TIME_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// The socket's path in the runtime directory.
+pub fn socket_path(runtime_dir: &Path) -> PathBuf {
+    runtime_dir.join("control.sock")
+}
+
+/// What can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case")]
+pub enum Request {
+    /// A [`super::view::StatusView`].
+    Status,
+    /// A [`super::view::ShowView`].
+    Show {
+        /// The VM's name, UUID or process id.
+        vm: String,
+    },
+    /// An [`super::incident::IncidentsView`].
+    Incidents {
+        /// Only those of this VM.
+        #[serde(default)]
+        vm: Option<String>,
+    },
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// What was asked for.
+    Ok(Value),
+    /// Why there is no answer.
+    Error(Refusal),
+}
+
+impl Reply {
+    /// The reply that carries `view`.
+    pub fn ok(view: &impl Serialize) -> Self {
+        match serde_json::to_value(view) {
+            Ok(value) => Self::Ok(value),
+            Err(error) => Self::error(RefusalKind::Internal, error.to_string()),
+        }
+    }
+
+    /// A refusal.
+    pub fn error(kind: RefusalKind, message: impl Into<String>) -> Self {
+        Self::Error(Refusal { kind, message: message.into() })
+    }
+}
+
+/// Why a request has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// For programs.
+    pub kind: RefusalKind,
+    /// For people.
+    pub message: String,
+}
+
+/// The kinds of refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RefusalKind {
+    /// No VM has that name, UUID or process id.
+    NoSuchVm,
+    /// Several VMs have that name.
+    AmbiguousVm,
+    /// The request is too long or not understood.
+    BadRequest,
+    /// Too many connections.
+    Busy,
+    /// The daemon can't answer.
+    Internal,
+    /// A kind that this version doesn't know.
+    #[serde(other)]
+    Other,
+}

@@ -1,0 +1,157 @@
+//! The record of one crash: what was detected, what was done, what came of it.
+
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use super::rfc3339;
+
+/// Bytes of a VM's name that an id keeps: enough to tell VMs apart, and far below the 255 that a
+/// file name may have, together with the time and a number.
+const NAME_MAX_BYTES: usize = 64;
+
+/// What came of an incident.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The guest showed a sign of life after the restart.
+    Recovered,
+    /// It did not.
+    NotRecovered,
+    /// Nothing was done: observe mode, or hold.
+    Observed,
+    /// Nothing was done: the restart limit is reached.
+    LimitReached,
+    /// Nothing was done, and the incident's reason says why.
+    Refused,
+}
+
+impl Outcome {
+    /// The word that stands for it in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Recovered => "recovered",
+            Self::NotRecovered => "not-recovered",
+            Self::Observed => "observed",
+            Self::LimitReached => "limit-reached",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// One crash of one VM. Fields that are `None` are not known, or did not happen, yet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Incident {
+    /// The name of its directory; see [`incident_id`].
+    pub id: String,
+    /// The VM's name.
+    pub vm: String,
+    /// The VM's UUID.
+    pub uuid: Option<String>,
+    /// The QEMU's process id.
+    pub pid: u32,
+    /// The verdict's cause, such as `panicked`.
+    pub cause: String,
+    /// What the verdict was made from, and why an action was refused.
+    pub reason: String,
+    /// When the guest last showed a sign of life.
+    #[serde(with = "rfc3339::option", default)]
+    pub last_sign_of_life: Option<SystemTime>,
+    /// When the verdict was given.
+    #[serde(with = "rfc3339")]
+    pub detected_at: SystemTime,
+    /// What was done, such as `system_reset`.
+    pub action: Option<String>,
+    /// When it was done.
+    #[serde(with = "rfc3339::option", default)]
+    pub action_at: Option<SystemTime>,
+    /// What came of it; `None` while it is under way.
+    pub outcome: Option<Outcome>,
+    /// When the guest showed a sign of life again.
+    #[serde(with = "rfc3339::option", default)]
+    pub recovered_at: Option<SystemTime>,
+    /// Seconds from the last sign of life to the verdict.
+    pub detect_seconds: Option<f64>,
+    /// Seconds from the action to the next sign of life.
+    pub recover_seconds: Option<f64>,
+    /// Names of the evidence files beside the record.
+    pub evidence: Vec<String>,
+}
+
+/// The answer to `incidents`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct IncidentsView {
+    /// Oldest first.
+    pub incidents: Vec<Incident>,
+    /// Records that can't be read, one sentence each.
+    pub complaints: Vec<String>,
+}
+
+/// The id of an incident of the VM `vm` at `detected_at`: `20261122T100001Z-web-1`.
+///
+/// Safe as a file name whatever the VM is called: characters other than `[A-Za-z0-9._-]` become
+/// `_`, the name is cut to 64 bytes, and is never empty nor starts with a dot. Two incidents may
+/// get the same id; [`super::store::IncidentStore::new_id`] tells them apart.
+pub fn incident_id(detected_at: SystemTime, vm: &str) -> String {
+    let time = rfc3339::format(detected_at).replace(['-', ':'], "");
+    let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let name = vm.chars().map(|c| if safe(c) { c } else { '_' }).take(NAME_MAX_BYTES);
+    let mut name = name.collect::<String>();
+    if name.is_empty() {
+        name.push('_');
+    } else if name.starts_with('.') {
+        name.replace_range(..1, "_");
+    }
+    format!("{time}-{name}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+    use serde_json::json;
+
+    use super::{Incident, Outcome, incident_id};
+
+    fn at(text: &str) -> SystemTime {
+        humantime::parse_rfc3339(text).expect("a time")
+    }
+
+    #[test]
+    fn an_id_is_time_and_name() {
+        assert_eq!(incident_id(at("2026-11-22T10:00:01.9Z"), "web-1"), "20261122T100001Z-web-1");
+    }
+
+    #[test]
+    fn a_hostile_name_makes_a_safe_id() {
+        let id = |name: &str| incident_id(UNIX_EPOCH, name);
+        assert_eq!(id("../../etc/x"), "19700101T000000Z-_._.._etc_x");
+        assert_eq!(id(""), "19700101T000000Z-_");
+        assert_eq!(id("."), "19700101T000000Z-_");
+        assert_eq!(id("ä\n\0 b"), "19700101T000000Z-____b");
+        assert_eq!(id(&"n".repeat(500)), format!("19700101T000000Z-{}", "n".repeat(64)));
+        let before = incident_id(UNIX_EPOCH - Duration::from_secs(9), "a");
+        assert_eq!(before, "19700101T000000Z-a");
+    }
+
+    #[test]
+    fn an_incident_keeps_every_name_of_the_documented_json() {
+        let text = json!({"id": "20261122T100001Z-web-1", "vm": "web-1", "uuid": null,
+            "pid": 4711, "cause": "panicked", "reason": "r",
+            "last_sign_of_life": "2026-11-22T09:59:51Z", "detected_at": "2026-11-22T10:00:01Z",
+            "action": "system_reset", "action_at": "2026-11-22T10:00:02Z",
+            "outcome": "not-recovered", "recovered_at": null, "detect_seconds": 10.2,
+            "recover_seconds": null, "evidence": ["screen.png"]});
+        let incident: Incident = serde_json::from_value(text.clone()).expect("documented");
+        assert_eq!(incident.outcome, Some(Outcome::NotRecovered));
+        assert_eq!(serde_json::to_value(incident).expect("serialisable"), text);
+    }
+
+    #[test]
+    fn outcomes_are_called_the_same_in_json_and_in_tables() {
+        use Outcome::{LimitReached, NotRecovered, Observed, Recovered, Refused};
+        for outcome in [Recovered, NotRecovered, Observed, LimitReached, Refused] {
+            assert_eq!(serde_json::to_value(outcome).expect("a word"), outcome.as_str());
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! Incidents and their evidence on disk: a directory each, `STATE_DIR/incidents/ID/`.
+//!
+//! A record is replaced as a whole (temporary file, fsync, rename, fsync of the directory), so a
+//! host that loses power has the old one or the new one. Restarts that count towards the limit
+//! are also kept in memory, and noted there before the disk is asked: a full disk must not make
+//! the daemon forget that it restarted a guest a minute ago. A record that can't be read is
+//! reported and left where it is, for a person to look at.
+
+use std::collections::HashSet;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use super::incident::{Incident, incident_id};
+
+/// The most that one evidence file may hold: an uncompressed 1920x1080 picture of four bytes a
+/// pixel still fits.
+pub const EVIDENCE_MAX_BYTES: usize = 8 << 20;
+
+/// A record longer than this was not written by us.
+const RECORD_MAX_BYTES: u64 = 1 << 20;
+
+/// The form of a record; a record of a higher one was written by a newer flatline.
+const FORMAT: u32 = 1;
+
+const RECORD: &str = "incident.json";
+const DIRECTORY_MODE: u32 = 0o750;
+const FILE_MODE: u32 = 0o640;
+
+/// Why something could not be stored.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file system refused: full, read-only, or not ours.
+    #[error("can't {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// With which file or directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// An id or an evidence's name that is not a plain file name.
+    #[error("{0:?} is not a plain file name")]
+    BadName(String),
+    /// Evidence above [`EVIDENCE_MAX_BYTES`].
+    #[error("{name} has {size} bytes, more than the {EVIDENCE_MAX_BYTES} that evidence may have")]
+    TooLarge {
+        /// The evidence's name.
+        name: String,
+        /// Its size in bytes.
+        size: usize,
+    },
+    /// The record can't be put as JSON.
+    #[error("can't encode the incident {id}")]
+    Encode {
+        /// The incident.
+        id: String,
+        /// Why not.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// A record as it stands in its file.
+#[derive(Serialize, Deserialize)]
+struct Record<I> {
+    format: u32,
+    #[serde(flatten)]
+    incident: I,
+}
+
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
+/// A restart that counts towards a limit.
+struct Restart {
+    id: String,
+    vm: String,
+    uuid: Option<String>,
+    at: SystemTime,
+}
+
+/// The incidents of a state directory. One process writes it at a time.
+pub struct IncidentStore {
+    directory: PathBuf,
+    restarts: Mutex<Vec<Restart>>,
+    /// Ids that are taken: found at the start, or given out since.
+    ids: Mutex<HashSet<String>>,
+}
+
+impl IncidentStore {
+    /// Opens the store below `state_dir`, which is created with mode 0750 if it is missing, and
+    /// reads the restarts that earlier daemons made.
+    pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
+        let directory = state_dir.join("incidents");
+        DirBuilder::new()
+            .recursive(true)
+            .mode(DIRECTORY_MODE)
+            .create(&directory)
+            .map_err(io_error("create", &directory))?;
+        // The restart limit rests on this listing: better no daemon than one without a memory.
+        let taken = std::fs::read_dir(&directory)
+            .and_then(Iterator::collect::<io::Result<Vec<_>>>)
+            .map_err(io_error("list", &directory))?;
+        let ids =
+            taken.iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        let store = Self { directory, restarts: Mutex::default(), ids: Mutex::new(ids) };
+        for incident in store.all().0 {
+            store.note_restart(&incident);
+        }
+        Ok(store)
+    }
+
+    /// An id for a new incident: that of [`incident_id`], or with `-2`, `-3` and so on after it
+    /// if that is taken. Touches no disk, so that a stalled one can't hold up a verdict.
+    pub fn new_id(&self, detected_at: SystemTime, vm: &str) -> String {
+        let base = incident_id(detected_at, vm);
+        let mut id = base.clone();
+        let mut number = 1_u32;
+        let mut taken = lock(&self.ids);
+        while !taken.insert(id.clone()) {
+            number += 1;
+            id = format!("{base}-{number}");
+        }
+        id
+    }
+
+    /// Writes `incident`, in place of an earlier record of the same id. On an error the restart
+    /// it tells of counts nevertheless, for as long as this process runs.
+    pub fn put(&self, incident: &Incident) -> Result<(), StoreError> {
+        self.note_restart(incident);
+        let directory = self.incident_directory(&incident.id)?;
+        let record = Record { format: FORMAT, incident };
+        let mut text = serde_json::to_vec(&record)
+            .map_err(|source| StoreError::Encode { id: incident.id.clone(), source })?;
+        text.push(b'\n');
+        write_whole(&directory, RECORD, &text)
+    }
+
+    /// Writes an evidence file beside the record of the incident `id`. Naming it in the record's
+    /// `evidence` is the caller's.
+    pub fn add_evidence(&self, id: &str, file_name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        if file_name == RECORD || !is_plain(file_name) {
+            return Err(StoreError::BadName(file_name.to_owned()));
+        }
+        if bytes.len() > EVIDENCE_MAX_BYTES {
+            let name = file_name.to_owned();
+            return Err(StoreError::TooLarge { name, size: bytes.len() });
+        }
+        write_whole(&self.incident_directory(id)?, file_name, bytes)
+    }
+
+    /// Every record, the oldest first, and a sentence for each that can't be read: torn, written
+    /// by a newer flatline, or of another owner.
+    pub fn all(&self) -> (Vec<Incident>, Vec<String>) {
+        let mut incidents = Vec::new();
+        let mut complaints = Vec::new();
+        let entries = match std::fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) => {
+                let complaint = format!("can't list {}: {error}", self.directory.display());
+                return (incidents, vec![complaint]);
+            }
+        };
+        for entry in entries {
+            match entry.map_err(|error| format!("can't list {}: {error}", self.directory.display()))
+            {
+                Ok(entry) => {
+                    let path = entry.path().join(RECORD);
+                    match read_record(&path) {
+                        Ok(incident) => incidents.push(incident),
+                        Err(why) => complaints.push(format!("{}: {why}", path.display())),
+                    }
+                }
+                Err(complaint) => complaints.push(complaint),
+            }
+        }
+        incidents.sort_by(|a, b| (a.detected_at, &a.id).cmp(&(b.detected_at, &b.id)));
+        complaints.sort();
+        (incidents, complaints)
+    }
+
+    /// How many incidents of the VM had an action at `since` or later. `vm_key` is the VM's UUID,
+    /// or the name of one without. An action that lies in the future, because the clock was set
+    /// back, counts: too few restarts are mended by a person, too many by none.
+    pub fn restarts_since(&self, vm_key: &str, since: SystemTime) -> u32 {
+        let count = lock(&self.restarts)
+            .iter()
+            .filter(|restart| restart.uuid.as_deref().unwrap_or(&restart.vm) == vm_key)
+            .filter(|restart| restart.at >= since)
+            .count();
+        u32::try_from(count).unwrap_or(u32::MAX)
+    }
+
+    fn note_restart(&self, incident: &Incident) {
+        let Some(at) = incident.action_at else { return };
+        let mut restarts = lock(&self.restarts);
+        restarts.retain(|restart| restart.id != incident.id);
+        let (id, vm, uuid) = (incident.id.clone(), incident.vm.clone(), incident.uuid.clone());
+        restarts.push(Restart { id, vm, uuid, at });
+    }
+
+    fn incident_directory(&self, id: &str) -> Result<PathBuf, StoreError> {
+        if !is_plain(id) {
+            return Err(StoreError::BadName(id.to_owned()));
+        }
+        let path = self.directory.join(id);
+        match DirBuilder::new().mode(DIRECTORY_MODE).create(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(io_error("create", &path)(error))
+            }
+            _ => Ok(path),
+        }
+    }
+}
+
+/// What the lock guards is valid after every statement, so a panic elsewhere doesn't spoil it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn is_plain(name: &str) -> bool {
+    let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    (1..=255).contains(&name.len()) && !name.starts_with('.') && name.chars().all(safe)
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Io { action, path, source }
+}
+
+fn write_whole(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+    let temporary = directory.join(format!(".{name}.new"));
+    let path = directory.join(name);
+    let written = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(FILE_MODE)
+        .open(&temporary)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| std::fs::rename(&temporary, &path));
+    if let Err(error) = written {
+        // Gives the space back; if even that fails, the next write truncates the file.
+        let _ = std::fs::remove_file(&temporary);
+        return Err(io_error("write", &path)(error));
+    }
+    File::open(directory).and_then(|it| it.sync_all()).map_err(io_error("sync", directory))
+}
+
+fn read_record(path: &Path) -> Result<Incident, String> {
+    let file = File::open(path).map_err(|error| error.to_string())?;
+    let mut text = Vec::new();
+    let read = file.take(RECORD_MAX_BYTES + 1).read_to_end(&mut text);
+    let length = read.map_err(|error| error.to_string())? as u64;
+    if length > RECORD_MAX_BYTES {
+        return Err(format!("longer than {RECORD_MAX_BYTES} bytes"));
+    }
+    let not_ours = |error: serde_json::Error| format!("not a whole record: {error}");
+    let Format { format } = serde_json::from_slice(&text).map_err(not_ours)?;
+    if format > FORMAT {
+        return Err(format!("of format {format}, written by a newer flatline"));
+    }
+    let record: Record<Incident> = serde_json::from_slice(&text).map_err(not_ours)?;
+    Ok(record.incident)
+}
+
+#[cfg(test)]
+mod tests;

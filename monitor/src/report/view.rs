@@ -1,0 +1,285 @@
+//! The JSON of `status` and `show`: names that scripts hold on to.
+//!
+//! States and causes are strings here, so that a client shows a newer daemon's words instead of
+//! failing on them. `null` always means *not known*, never zero.
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::rfc3339;
+use crate::config::{Mode, Policy};
+
+/// The answer to `status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusView {
+    /// The daemon and its host.
+    pub host: HostView,
+    /// One for each VM.
+    pub vms: Vec<VmView>,
+}
+
+/// The daemon and its host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostView {
+    /// flatline's version.
+    pub version: String,
+    /// The host's name, if it has one.
+    pub hostname: Option<String>,
+    /// The kernel's release.
+    pub kernel: String,
+    /// Seconds since the daemon started.
+    pub uptime_seconds: u64,
+    /// The host's mode; single VMs may have another.
+    pub mode: Mode,
+    /// How many VMs are watched.
+    pub vms: usize,
+    /// The eBPF programs.
+    pub probes: Vec<ProbeView>,
+    /// What does not work as it should, in words; `None` if all does.
+    pub degraded: Option<String>,
+}
+
+/// Whether an eBPF program is in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProbeState {
+    /// It runs.
+    Attached,
+    /// The kernel refused it.
+    Failed,
+    /// The kernel lacks its hook.
+    Unsupported,
+}
+
+/// One eBPF program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeView {
+    /// The program's name.
+    pub name: String,
+    /// Whether the daemon needs it.
+    pub required: bool,
+    /// Whether it is in place.
+    pub state: ProbeState,
+    /// Where it is attached, or why it is not.
+    pub detail: String,
+}
+
+/// One VM.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VmView {
+    /// QEMU's `-name`.
+    pub name: String,
+    /// QEMU's `-uuid`.
+    pub uuid: Option<String>,
+    /// The QEMU's process id on the host.
+    pub pid: u32,
+    /// `kvm` or `tcg`.
+    pub accelerator: String,
+    /// QMP's run state; `None` while it isn't known.
+    pub run_state: Option<String>,
+    /// The VM's state: `alive`, `suspect` and so on.
+    pub state: String,
+    /// The cause of a verdict; `None` without one.
+    pub cause: Option<String>,
+    /// Why the state is what it is.
+    pub reason: String,
+    /// Since when it is.
+    #[serde(with = "rfc3339")]
+    pub since: SystemTime,
+    /// Seconds since the last sign of life; `None` if that isn't known.
+    pub flat_seconds: Option<f64>,
+    /// Restarts that count towards the limit now.
+    pub restarts_in_window: u32,
+    /// The vCPUs.
+    pub vcpus: Vec<VcpuView>,
+    /// The taps' counters together; `None` if they can't be read.
+    pub network: Option<NetworkView>,
+    /// The disks' counters together; `None` if they can't be read.
+    pub storage: Option<StorageView>,
+}
+
+/// One vCPU.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VcpuView {
+    /// QEMU's index of it.
+    pub id: u32,
+    /// Its thread's id.
+    pub tid: u32,
+    /// Share of the last sampling interval that it ran, 0 to 1; `None` if it can't be read.
+    pub busy_ratio: Option<f64>,
+}
+
+/// Traffic of all taps, counted since flatline found the VM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkView {
+    /// Packets that the guest sent.
+    pub guest_tx_packets: u64,
+    /// Bytes that the guest sent.
+    pub guest_tx_bytes: u64,
+    /// Packets sent to the guest.
+    pub guest_rx_packets: u64,
+    /// Bytes sent to the guest.
+    pub guest_rx_bytes: u64,
+}
+
+/// Requests of all disks, counted since flatline found the VM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorageView {
+    /// Reads completed.
+    pub read_ops: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Writes completed.
+    pub write_ops: u64,
+    /// Bytes written.
+    pub write_bytes: u64,
+    /// Requests that are submitted and not completed.
+    pub in_flight: u64,
+}
+
+/// The answer to `show`: a VM, and why its verdict is what it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ShowView {
+    /// What `status` says of it.
+    #[serde(flatten)]
+    pub vm: VmView,
+    /// The QEMU's executable.
+    pub executable: String,
+    /// The user id that it runs as.
+    pub uid: u32,
+    /// When it started, in clock ticks since the host's start: field 22 of `/proc/PID/stat`.
+    pub start_ticks: u64,
+    /// The QMP connection's state in words.
+    pub qmp: String,
+    /// Its taps.
+    pub taps: Vec<TapView>,
+    /// Its disks' files and devices.
+    pub disks: Vec<String>,
+    /// Why traffic exists that no tap shows (user-mode networking, vhost-user); `None` if all is
+    /// seen.
+    pub unseen_networks: Option<String>,
+    /// What the verdict was made from.
+    pub signals: Vec<SignalView>,
+    /// The terms on which it is judged.
+    pub policy: PolicyView,
+    /// Anything else that a person should know.
+    pub notes: Vec<String>,
+}
+
+/// One tap.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TapView {
+    /// The interface's name.
+    pub name: String,
+    /// Its network namespace.
+    pub netns: String,
+    /// Its index there.
+    pub ifindex: u32,
+    /// Whether its packets are counted.
+    pub attached: bool,
+    /// `tcx` or `clsact`; empty if not attached.
+    pub hook: String,
+    /// Why not, if it isn't.
+    pub detail: String,
+}
+
+/// One signal of the verdict.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignalView {
+    /// What was looked at.
+    pub name: String,
+    /// What it was, with its unit.
+    pub value: String,
+    /// What it is held against.
+    pub threshold: String,
+    /// Since when it is so, in words or RFC 3339.
+    pub since: Option<String>,
+    /// What it says of the guest.
+    pub verdict: String,
+}
+
+/// The terms on which a VM is judged; durations as they would stand in the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of `Policy`")]
+pub struct PolicyView {
+    pub mode: Mode,
+    #[serde(with = "humantime_serde")]
+    pub flat_for: Duration,
+    #[serde(with = "humantime_serde")]
+    pub unconfirmed_flat_for: Duration,
+    #[serde(with = "humantime_serde")]
+    pub boot_grace: Duration,
+    pub max_restarts: u32,
+    #[serde(with = "humantime_serde")]
+    pub window: Duration,
+}
+
+impl From<&Policy> for PolicyView {
+    fn from(policy: &Policy) -> Self {
+        let Policy { mode, flat_for, unconfirmed_flat_for, boot_grace, max_restarts, window } =
+            *policy;
+        Self { mode, flat_for, unconfirmed_flat_for, boot_grace, max_restarts, window }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::{PolicyView, ShowView, StatusView};
+    use crate::config::Config;
+
+    fn vm() -> Value {
+        json!({"name": "web-1", "uuid": null, "pid": 4711, "accelerator": "kvm",
+            "run_state": "running", "state": "alive", "cause": null,
+            "reason": "guest sent 12 packets", "since": "2026-11-22T10:00:00Z",
+            "flat_seconds": 0.4, "restarts_in_window": 0,
+            "vcpus": [{"id": 0, "tid": 4715, "busy_ratio": 0.003}],
+            "network": {"guest_tx_packets": 1, "guest_tx_bytes": 1, "guest_rx_packets": 1,
+                "guest_rx_bytes": 1},
+            "storage": {"read_ops": 1, "read_bytes": 1, "write_ops": 1, "write_bytes": 1,
+                "in_flight": 0}})
+    }
+
+    #[test]
+    fn a_status_keeps_every_name_of_the_documented_json() {
+        let text = json!({"host": {"version": "0.1.0", "hostname": "h", "kernel": "6.18",
+            "uptime_seconds": 5, "mode": "observe", "vms": 1, "degraded": null,
+            "probes": [{"name": "tap", "required": true, "state": "attached", "detail": ""}]},
+            "vms": [vm()]});
+        let view: StatusView = serde_json::from_value(text.clone()).expect("documented");
+        assert_eq!(serde_json::to_value(view).expect("serialisable"), text);
+    }
+
+    #[test]
+    fn show_is_one_flat_object_with_the_fields_of_status_and_more() {
+        let policy = PolicyView::from(&Config::parse("", "").expect("defaults").policy);
+        let mut text = vm();
+        for (key, value) in [
+            ("executable", json!("/usr/bin/kvm")),
+            ("uid", json!(107)),
+            ("start_ticks", json!(12)),
+            ("qmp", json!("connected")),
+            (
+                "taps",
+                json!([{"name": "tap0", "netns": "host", "ifindex": 3, "attached": true,
+                "hook": "tcx", "detail": ""}]),
+            ),
+            ("disks", json!(["/d"])),
+            ("unseen_networks", Value::Null),
+            (
+                "signals",
+                json!([{"name": "n", "value": "v", "threshold": "t", "since": null,
+                "verdict": "alive"}]),
+            ),
+            ("policy", serde_json::to_value(policy).expect("serialisable")),
+            ("notes", json!([])),
+        ] {
+            text[key] = value;
+        }
+        assert_eq!(text["policy"]["unconfirmed_flat_for"], "2m");
+        let view: ShowView = serde_json::from_value(text.clone()).expect("documented");
+        assert_eq!(serde_json::to_value(view).expect("serialisable"), text);
+    }
+}
