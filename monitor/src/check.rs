@@ -1,0 +1,293 @@
+//! Whether this host is fit for flatline, asked before anything is loaded or attached.
+//!
+//! Each question has three answers: yes, no, and *couldn't tell*; only a definite no of something
+//! that is required keeps the daemon from starting. What files say is judged by functions of
+//! their text, so that hosts other than the one at hand can be tested. A gap says what is missing
+//! and what to do about it in one line.
+
+mod facts;
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::config::{Config, TapHook};
+
+const BTF: &str = "/sys/kernel/btf/vmlinux";
+const OSRELEASE: &str = "/proc/sys/kernel/osrelease";
+
+/// The block tracepoints have the arguments that the programs take; ring buffers came with 5.8, programs
+/// on BTF tracepoints with 5.5.
+const OLDEST_KERNEL: (u32, u32) = (5, 11);
+/// tcx, as links that can be pinned.
+const TCX_KERNEL: (u32, u32) = (6, 6);
+
+/// `BPF_FS_MAGIC` of `include/uapi/linux/magic.h`.
+const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
+
+/// The tracepoints that programs attach to, and what for.
+const TRACEPOINTS: [(&str, &str); 5] = [
+    ("block_bio_queue", "counting the guests' disk requests"),
+    ("block_rq_complete", "counting completed disk requests"),
+    ("block_bio_complete", "counting those of stacked devices"),
+    ("sched_process_exec", "finding QEMUs as they start"),
+    ("sched_process_exit", "noticing at once that a QEMU ended"),
+];
+
+/// An answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// It is there.
+    Ok,
+    /// It is missing.
+    Gap,
+    /// It couldn't be told.
+    Unknown,
+}
+
+impl Verdict {
+    /// The word that stands for it in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Gap => "gap",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// One question and its answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Item {
+    /// What was asked for.
+    pub name: String,
+    /// Whether the daemon can't do without it.
+    pub required: bool,
+    /// The answer.
+    pub verdict: Verdict,
+    /// What was found; of a gap, also what to do.
+    pub detail: String,
+    /// What it is needed for.
+    pub needed_for: String,
+}
+
+/// All answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// In the order in which a person would mend them.
+    pub items: Vec<Item>,
+}
+
+impl Report {
+    /// Whether nothing that is required is known to be missing.
+    pub fn is_fit(&self) -> bool {
+        first_gap(self).is_none()
+    }
+}
+
+/// The first required item that is missing, in one line that says what and what to do; `None` if
+/// there is none.
+pub fn first_gap(report: &Report) -> Option<String> {
+    let gap = |item: &&Item| item.required && item.verdict == Verdict::Gap;
+    report.items.iter().find(gap).map(|item| format!("{}: {}", item.name, item.detail))
+}
+
+/// Asks everything. Reads only; takes some milliseconds, most of them for the kernel's BTF.
+pub fn check(config: &Config) -> Report {
+    let release = read(OSRELEASE);
+    let version = release.as_deref().ok().and_then(facts::kernel_version);
+    let btf = std::fs::read(BTF);
+    let btf = btf.as_deref();
+
+    let mut items = vec![kernel(version, &release), capabilities()];
+    items.push(match btf {
+        Ok(btf) => judge_btf(btf),
+        Err(error) => {
+            let remedy = match error.kind() {
+                std::io::ErrorKind::NotFound => "use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
+                _ => "run as root",
+            };
+            let detail = format!("can't read {BTF}: {error}; {remedy}");
+            item("BTF", true, Verdict::Gap, detail, "fitting the programs to this kernel")
+        }
+    });
+    items.push(bpffs(&config.paths.bpffs_dir));
+    items.extend(TRACEPOINTS.map(|(name, needed_for)| tracepoint(btf.ok(), name, needed_for)));
+    items.push(tap_hook(config.probes.tap_hook, version, btf.ok(), release.as_deref().ok()));
+    items.push(schedstat());
+    items.push(executables(config));
+    Report { items }
+}
+
+fn item(
+    name: impl Into<String>,
+    required: bool,
+    verdict: Verdict,
+    detail: impl Into<String>,
+    needed_for: &str,
+) -> Item {
+    let (name, detail, needed_for) = (name.into(), detail.into(), needed_for.to_owned());
+    Item { name, required, verdict, detail, needed_for }
+}
+
+fn read(path: impl AsRef<Path>) -> Result<String, String> {
+    let path = path.as_ref();
+    let text = std::fs::read_to_string(path);
+    text.map(|text| text.trim().to_owned())
+        .map_err(|error| format!("can't read {}: {error}", path.display()))
+}
+
+fn kernel(version: Option<(u32, u32)>, release: &Result<String, String>) -> Item {
+    let (major, minor) = OLDEST_KERNEL;
+    let (verdict, detail) = match (version, release) {
+        (Some(version), Ok(release)) if version >= OLDEST_KERNEL => (Verdict::Ok, release.clone()),
+        (Some(_), Ok(release)) => {
+            (Verdict::Gap, format!("{release} is too old; use Linux {major}.{minor} or newer"))
+        }
+        (None, Ok(release)) => (Verdict::Unknown, format!("{release:?} is no kernel's release")),
+        (_, Err(error)) => (Verdict::Unknown, error.clone()),
+    };
+    item("kernel", true, verdict, detail, "the block tracepoints as of 5.11, BPF ring buffers")
+}
+
+fn capabilities() -> Item {
+    let needed_for = facts::CAPABILITIES.map(|(_, name, why)| format!("{name}: {why}")).join("; ");
+    let status = read("/proc/self/status");
+    let (verdict, detail) = match status.as_deref().map(facts::effective_capabilities) {
+        Ok(Some(effective)) => {
+            let missing = facts::missing_capabilities(effective);
+            let initial =
+                read("/proc/self/uid_map").ok().map(|map| facts::is_initial_uid_map(&map));
+            if !missing.is_empty() {
+                let names = missing.join(", ");
+                (Verdict::Gap, format!("missing {names}; run as root or grant them to the service"))
+            } else if initial == Some(false) {
+                let detail = "held in a user namespace only, where the kernel doesn't honour them \
+                              for BPF; run in the host's own";
+                (Verdict::Gap, detail.to_owned())
+            } else {
+                (Verdict::Ok, "all held".to_owned())
+            }
+        }
+        Ok(None) => (Verdict::Unknown, "/proc/self/status has no CapEff".to_owned()),
+        Err(error) => (Verdict::Unknown, error.clone()),
+    };
+    item("capabilities", true, verdict, detail, &needed_for)
+}
+
+fn judge_btf(btf: &[u8]) -> Item {
+    let (verdict, detail) = if facts::has_btf_magic(btf) {
+        (Verdict::Ok, format!("{BTF}, {} KiB", btf.len() >> 10))
+    } else {
+        (Verdict::Gap, format!("{BTF} has no BTF magic; use a kernel that provides its BTF"))
+    };
+    item("BTF", true, verdict, detail, "fitting the programs to this kernel")
+}
+
+fn bpffs(directory: &Path) -> Item {
+    let needed_for = "keeping counters and attachments while the daemon is away";
+    let (verdict, detail) = match nearest_file_system(directory) {
+        Ok((path, BPF_FS_MAGIC)) => {
+            (Verdict::Ok, format!("{} is on a bpf file system", path.display()))
+        }
+        Ok(_) => {
+            let detail = format!(
+                "{} is on no bpf file system; mount -t bpf bpf /sys/fs/bpf",
+                directory.display()
+            );
+            (Verdict::Gap, detail)
+        }
+        Err((path, error)) => {
+            (Verdict::Unknown, format!("can't look at {}: {error}", path.display()))
+        }
+    };
+    item("bpffs", true, verdict, detail, needed_for)
+}
+
+/// The nearest ancestor of `directory`, itself included, that exists, and its file system's magic.
+fn nearest_file_system(directory: &Path) -> Result<(PathBuf, u32), (PathBuf, rustix::io::Errno)> {
+    use rustix::io::Errno;
+    let mut last = (directory.to_owned(), Errno::NOENT);
+    for path in directory.ancestors() {
+        match rustix::fs::statfs(path) {
+            // The field's type differs between architectures; no magic has more than 32 bits.
+            Ok(found) => return Ok((path.to_owned(), u32::try_from(found.f_type).unwrap_or(0))),
+            Err(error @ (Errno::NOENT | Errno::NOTDIR)) => last = (path.to_owned(), error),
+            Err(error) => return Err((path.to_owned(), error)),
+        }
+    }
+    Err(last)
+}
+
+fn tracepoint(btf: Option<&[u8]>, name: &str, needed_for: &str) -> Item {
+    let (verdict, detail) = match btf
+        .map(|btf| facts::has_btf_name(btf, &format!("btf_trace_{name}")))
+    {
+        Some(true) => (Verdict::Ok, "in the kernel's BTF".to_owned()),
+        Some(false) => {
+            let detail = "not in the kernel's BTF; use a kernel with CONFIG_BLOCK and tracepoints";
+            (Verdict::Gap, detail.to_owned())
+        }
+        None => (Verdict::Unknown, format!("can't read {BTF}")),
+    };
+    item(format!("tracepoint {name}"), true, verdict, detail, needed_for)
+}
+
+fn tap_hook(
+    wanted: TapHook,
+    version: Option<(u32, u32)>,
+    btf: Option<&[u8]>,
+    release: Option<&str>,
+) -> Item {
+    // A distribution may have put tcx into an older kernel: its BTF knows better than its number.
+    let tcx = match btf {
+        Some(btf) if facts::has_btf_name(btf, "tcx_link") => Some(true),
+        Some(_) => Some(false),
+        None => version.map(|version| version >= TCX_KERNEL),
+    };
+    let clsact = || {
+        let modules = |file| read(format!("/lib/modules/{}/{file}", release?)).ok();
+        facts::has_clsact(modules("modules.builtin").as_deref(), modules("modules.dep").as_deref())
+    };
+    let (verdict, detail) = facts::judge_tap_hook(wanted, tcx, clsact);
+    item("tap hook", true, verdict, detail, "counting what guests send and receive")
+}
+
+fn schedstat() -> Item {
+    let (verdict, detail) = match read("/proc/self/schedstat") {
+        Ok(text) if facts::has_run_time(&text) => (Verdict::Ok, "readable".to_owned()),
+        Ok(text) => (
+            Verdict::Gap,
+            format!("/proc/self/schedstat says {text:?}; use a kernel with CONFIG_SCHED_INFO"),
+        ),
+        Err(error) => (Verdict::Gap, format!("{error}; use a kernel with CONFIG_SCHED_INFO")),
+    };
+    item("schedstat", true, verdict, detail, "the vCPUs' time")
+}
+
+fn executables(config: &Config) -> Item {
+    let options =
+        glob::MatchOptions { require_literal_separator: true, ..glob::MatchOptions::new() };
+    let patterns = &config.discovery.executables;
+    let found = patterns
+        .iter()
+        .filter_map(|pattern| glob::glob_with(pattern.as_str(), options).ok())
+        .flat_map(|paths| paths.flatten())
+        .map(|path| path.display().to_string())
+        .collect::<Vec<_>>();
+    let (verdict, detail) = if found.is_empty() {
+        let patterns = patterns.iter().map(glob::Pattern::as_str).collect::<Vec<_>>().join(", ");
+        let detail = format!(
+            "no file matches {patterns}; install QEMU or set discovery.executables (a QEMU in a \
+             container is found all the same)"
+        );
+        (Verdict::Gap, detail)
+    } else {
+        (Verdict::Ok, found.join(", "))
+    };
+    item("QEMU", false, verdict, detail, "having something to watch")
+}
+
+#[cfg(test)]
+mod tests;

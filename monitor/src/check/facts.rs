@@ -1,0 +1,116 @@
+//! What texts and bytes of the kernel say; pure.
+
+use super::Verdict;
+use crate::config::TapHook;
+
+/// Number (`include/uapi/linux/capability.h`), name and purpose of each capability that the
+/// daemon cannot do without.
+pub(super) const CAPABILITIES: [(u32, &str, &str); 7] = [
+    (39, "CAP_BPF", "loading programs"),
+    (38, "CAP_PERFMON", "programs on tracepoints"),
+    (12, "CAP_NET_ADMIN", "programs on taps"),
+    (13, "CAP_NET_RAW", "ARP and NDP probes"),
+    (19, "CAP_SYS_PTRACE", "files, namespaces and threads of other users' QEMUs"),
+    (21, "CAP_SYS_ADMIN", "entering network namespaces"),
+    (2, "CAP_DAC_READ_SEARCH", "QMP sockets in other users' directories"),
+];
+
+/// Major and minor number of a kernel's release such as `6.1.0-13-amd64`; `None` if it has none.
+pub(super) fn kernel_version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// `CapEff` of `/proc/PID/status`.
+pub(super) fn effective_capabilities(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+/// Names of the needed capabilities that `effective` lacks. The kernel takes CAP_SYS_ADMIN for
+/// CAP_BPF and CAP_PERFMON too (`bpf_capable` and `perfmon_capable` in `capability.h`).
+pub(super) fn missing_capabilities(effective: u64) -> Vec<&'static str> {
+    let has = |bit: u32| effective >> bit & 1 == 1;
+    let granted = |bit: u32| has(bit) || (matches!(bit, 38 | 39) && has(21));
+    CAPABILITIES.iter().filter(|(bit, ..)| !granted(*bit)).map(|(_, name, _)| *name).collect()
+}
+
+/// Whether `/proc/self/uid_map` is that of the initial user namespace, which maps all ids.
+pub(super) fn is_initial_uid_map(map: &str) -> bool {
+    map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+/// Whether bytes begin as BTF does: `BTF_MAGIC`, in the byte order of this machine.
+pub(super) fn has_btf_magic(btf: &[u8]) -> bool {
+    btf.starts_with(&0xeb9f_u16.to_ne_bytes())
+}
+
+/// Whether the string section of `btf` holds `name`. Cheaper by far than parsing all types, and
+/// as good for names that nothing but the type in question bears.
+pub(super) fn has_btf_name(btf: &[u8], name: &str) -> bool {
+    // The header (`include/uapi/linux/btf.h`): hdr_len at 4, str_off at 16, str_len at 20.
+    let field = |at: usize| {
+        let bytes = btf.get(at..at + 4)?.try_into().ok()?;
+        usize::try_from(u32::from_ne_bytes(bytes)).ok()
+    };
+    let strings = || {
+        let start = field(4)?.checked_add(field(16)?)?;
+        btf.get(start..start.checked_add(field(20)?)?)
+    };
+    let name = name.as_bytes();
+    strings().is_some_and(|strings| strings.split(|byte| *byte == 0).any(|found| found == name))
+}
+
+/// Whether `/proc/PID/schedstat` holds the three figures, and a time that runs.
+pub(super) fn has_run_time(schedstat: &str) -> bool {
+    let figures =
+        schedstat.split_whitespace().map(str::parse::<u64>).collect::<Result<Vec<_>, _>>();
+    figures.is_ok_and(|figures| figures.len() == 3 && figures.first() != Some(&0))
+}
+
+/// Whether the kernel has clsact and its filters, from its lists of built-in and loadable modules;
+/// `None` if a list that could tell can't be read.
+pub(super) fn has_clsact(builtin: Option<&str>, loadable: Option<&str>) -> Option<bool> {
+    let listed = |list: Option<&str>, module: &str| {
+        let file = format!("/{module}.ko");
+        list.is_some_and(|list| list.contains(&file))
+    };
+    let has = |module| listed(builtin, module) || listed(loadable, module);
+    match has("sch_ingress") && has("cls_bpf") {
+        true => Some(true),
+        false if builtin.is_some() && loadable.is_some() => Some(false),
+        false => None,
+    }
+}
+
+/// The verdict on the tap hook, from whether the kernel has tcx, and clsact where that matters.
+pub(super) fn judge_tap_hook(
+    wanted: TapHook,
+    tcx: Option<bool>,
+    clsact: impl FnOnce() -> Option<bool>,
+) -> (Verdict, String) {
+    let by_clsact = |before: &str| match clsact() {
+        Some(true) => (Verdict::Ok, format!("{before}clsact")),
+        Some(false) => (
+            Verdict::Gap,
+            format!(
+                "{before}no clsact; use a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF"
+            ),
+        ),
+        None => (Verdict::Unknown, format!("{before}can't tell whether the kernel has clsact")),
+    };
+    match (wanted, tcx) {
+        (TapHook::Auto | TapHook::Tcx, Some(true)) => (Verdict::Ok, "tcx".to_owned()),
+        (TapHook::Tcx, Some(false)) => (
+            Verdict::Gap,
+            "no tcx in this kernel; set probes.tap_hook to \"auto\" or use Linux 6.6 or newer"
+                .to_owned(),
+        ),
+        (TapHook::Tcx, None) => {
+            (Verdict::Unknown, "can't tell whether the kernel has tcx".to_owned())
+        }
+        (TapHook::Auto, Some(false)) => by_clsact("no tcx; "),
+        (TapHook::Auto, None) => by_clsact("can't tell whether the kernel has tcx; "),
+        (TapHook::Clsact, _) => by_clsact(""),
+    }
+}

@@ -1,0 +1,114 @@
+use super::facts::{
+    effective_capabilities, has_btf_magic, has_btf_name, has_clsact, has_run_time,
+    is_initial_uid_map, judge_tap_hook, kernel_version, missing_capabilities,
+};
+use super::{Report, Verdict, bpffs, check, first_gap, item, kernel};
+use crate::config::{Config, TapHook};
+
+fn btf(strings: &[u8]) -> Vec<u8> {
+    let mut bytes = 0xeb9f_u16.to_ne_bytes().to_vec();
+    bytes.extend([1, 0]);
+    let length = u32::try_from(strings.len()).expect("short");
+    for field in [24_u32, 0, 8, 8, length] {
+        bytes.extend(field.to_ne_bytes());
+    }
+    bytes.extend(b"\0types\0\0");
+    bytes.extend(strings);
+    bytes
+}
+
+#[test]
+fn kernel_releases_are_read_and_old_ones_are_gaps() {
+    assert_eq!(kernel_version("6.1.0-13-amd64"), Some((6, 1)));
+    assert_eq!(kernel_version("5.10-rc1"), Some((5, 10)));
+    assert_eq!(kernel_version("linux"), None);
+    let judge = |release: &str| kernel(kernel_version(release), &Ok(release.to_owned())).verdict;
+    assert_eq!(judge("5.11.0"), Verdict::Ok);
+    assert_eq!(judge("5.10.19"), Verdict::Gap);
+    assert_eq!(judge("?"), Verdict::Unknown);
+}
+
+#[test]
+fn missing_capabilities_are_named() {
+    let status = "Name:\tx\nCapPrm:\t0000000000000000\nCapEff:\t000001fffeffffff\n";
+    assert_eq!(missing_capabilities(effective_capabilities(status).expect("there")), [""; 0]);
+    assert_eq!(missing_capabilities(0).len(), 7);
+    assert_eq!(missing_capabilities(!(1 << 12)), ["CAP_NET_ADMIN"]);
+    assert_eq!(missing_capabilities(!(3 << 38)), [""; 0], "CAP_SYS_ADMIN stands in");
+    let without_admin = missing_capabilities(!(1 << 21 | 1 << 38));
+    assert_eq!(without_admin, ["CAP_PERFMON", "CAP_SYS_ADMIN"]);
+    assert_eq!(effective_capabilities("Name:\tx\n"), None);
+}
+
+#[test]
+fn a_user_namespace_is_told_by_its_map() {
+    assert!(is_initial_uid_map("         0          0 4294967295"));
+    assert!(!is_initial_uid_map("0 1000 1"));
+    assert!(!is_initial_uid_map(""));
+}
+
+#[test]
+fn a_name_is_found_in_btf_only_whole_and_only_among_the_strings() {
+    let bytes = btf(b"\0btf_trace_block_bio_queue\0other\0");
+    assert!(has_btf_magic(&bytes) && !has_btf_magic(b"\x7fELF"));
+    assert!(has_btf_name(&bytes, "btf_trace_block_bio_queue"));
+    assert!(!has_btf_name(&bytes, "btf_trace_block_bio"));
+    assert!(!has_btf_name(&bytes, "types"));
+    for length in 0..bytes.len() {
+        assert!(!has_btf_name(&bytes[..length], "other"), "cut at {length}");
+    }
+}
+
+#[test]
+fn schedstat_without_figures_or_with_a_time_that_stands_is_of_no_use() {
+    assert!(has_run_time("113619 10947687 2"));
+    assert!(!has_run_time("0 0 0"));
+    assert!(!has_run_time(""));
+}
+
+#[test]
+fn clsact_is_found_built_in_or_loadable_or_cannot_be_told() {
+    let both = Some("kernel/net/sched/sch_ingress.ko\nkernel/net/sched/cls_bpf.ko\n");
+    let loadable = Some("kernel/net/sched/cls_bpf.ko.xz:\nkernel/net/sched/sch_ingress.ko.xz:\n");
+    assert_eq!(has_clsact(both, None), Some(true));
+    assert_eq!(has_clsact(Some(""), loadable), Some(true));
+    assert_eq!(has_clsact(Some("kernel/net/sched/cls_bpf.ko\n"), Some("")), Some(false));
+    assert_eq!(has_clsact(None, Some("")), None);
+}
+
+#[test]
+fn the_tap_hook_is_a_gap_only_if_what_was_asked_for_is_known_to_be_missing() {
+    let judge = |wanted, tcx, clsact| judge_tap_hook(wanted, tcx, || clsact).0;
+    assert_eq!(judge(TapHook::Auto, Some(true), Some(false)), Verdict::Ok);
+    assert_eq!(judge(TapHook::Auto, Some(false), Some(true)), Verdict::Ok);
+    assert_eq!(judge(TapHook::Auto, Some(false), None), Verdict::Unknown);
+    assert_eq!(judge(TapHook::Auto, Some(false), Some(false)), Verdict::Gap);
+    assert_eq!(judge(TapHook::Tcx, Some(false), Some(true)), Verdict::Gap);
+    assert_eq!(judge(TapHook::Tcx, None, Some(true)), Verdict::Unknown);
+    assert_eq!(judge(TapHook::Clsact, Some(true), Some(false)), Verdict::Gap);
+}
+
+#[test]
+fn a_directory_on_another_file_system_is_a_gap_that_says_what_to_mount() {
+    let item = bpffs("/proc/flatline/maps".as_ref());
+    assert_eq!(item.verdict, Verdict::Gap);
+    assert!(item.detail.contains("mount -t bpf bpf /sys/fs/bpf"), "{}", item.detail);
+}
+
+#[test]
+fn only_a_required_gap_makes_a_host_unfit() {
+    let with = |required, verdict| Report { items: vec![item("x", required, verdict, "y", "z")] };
+    assert_eq!(first_gap(&with(true, Verdict::Gap)), Some("x: y".to_owned()));
+    for fit in [with(false, Verdict::Gap), with(true, Verdict::Unknown), with(true, Verdict::Ok)] {
+        assert!(fit.is_fit());
+    }
+}
+
+#[test]
+fn every_answer_of_this_host_is_one_line() {
+    let report = check(&Config::parse("", "").expect("defaults"));
+    assert!(report.items.len() >= 10);
+    for item in report.items {
+        assert!(!item.detail.is_empty() && !item.detail.contains('\n'), "{item:?}");
+    }
+}

@@ -1,0 +1,23 @@
+//! Asking the daemon, and what its refusals mean for the exit code.
+
+use flatline::config::Config;
+use flatline::report::control::{self, ClientError, RefusalKind, Request};
+use serde::de::DeserializeOwned;
+
+use super::Failure;
+
+/// The daemon's answer to `request`.
+pub(super) fn ask<T: DeserializeOwned>(config: &Config, request: &Request) -> Result<T, Failure> {
+    control::ask(&config.paths.runtime_dir, request).map_err(|error| match &error {
+        ClientError::Unreachable { .. } | ClientError::NotUnderstood { .. } => {
+            Failure::Unreachable(error.into())
+        }
+        ClientError::Refused(refusal) => match refusal.kind {
+            RefusalKind::NoSuchVm | RefusalKind::AmbiguousVm => Failure::BadNews(error.into()),
+            RefusalKind::BadRequest
+            | RefusalKind::Busy
+            | RefusalKind::Internal
+            | RefusalKind::Other => Failure::Unreachable(error.into()),
+        },
+    })
+}

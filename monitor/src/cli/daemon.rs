@@ -1,0 +1,61 @@
+//! `flatline run`: logging and the runtime around the daemon.
+
+use std::io::{self, IsTerminal};
+
+use anyhow::Context;
+use flatline::config::Config;
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use super::{Answer, Failure};
+
+/// Enough that a slow write of evidence doesn't hold up sampling.
+const WORKERS: usize = 2;
+
+pub(super) fn run(config: Config, observe: bool) -> Result<Answer, Failure> {
+    init_log().map_err(Failure::BadNews)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()
+        .context("can't start the runtime")
+        .map_err(Failure::BadNews)?;
+    runtime.block_on(flatline::daemon::run(config, observe)).map_err(Failure::Start)?;
+    Ok(Answer::good(String::new()))
+}
+
+/// Logs to the journal with all fields if systemd connected standard error to it, else to standard
+/// error. `RUST_LOG` filters; without it, `info` and above are logged.
+fn init_log() -> anyhow::Result<()> {
+    let filter =
+        EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
+    let registry = tracing_subscriber::registry().with(filter);
+    let journal = if is_journal() { tracing_journald::layer().ok() } else { None };
+    match journal {
+        // The prefix keeps fields apart from the journal's own, such as UNIT.
+        Some(journal) => registry
+            .with(
+                journal
+                    .with_field_prefix(Some("FLATLINE".to_owned()))
+                    .with_syslog_identifier("flatline".to_owned()),
+            )
+            .try_init(),
+        None => {
+            let colour = io::stderr().is_terminal();
+            let layer = tracing_subscriber::fmt::layer().compact().with_ansi(colour);
+            registry.with(layer.with_writer(io::stderr)).try_init()
+        }
+    }
+    .context("can't start logging")
+}
+
+/// Whether standard error is the stream that `JOURNAL_STREAM` names (systemd.exec(5)): the
+/// variable is inherited also by a process whose output goes elsewhere.
+fn is_journal() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else {
+        return false;
+    };
+    rustix::fs::fstat(io::stderr())
+        .is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+}

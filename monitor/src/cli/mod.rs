@@ -1,0 +1,210 @@
+//! The command line: arguments become a command, its answer or failure an exit code, here only.
+//!
+//! A command returns its whole output as text. Nothing but [`main`] prints it, so that a reader
+//! that went away (`flatline status | head -1`) is no error, and nothing below exits.
+
+mod ask;
+mod check;
+mod daemon;
+mod incidents;
+mod show;
+mod status;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use flatline::config::Config;
+use flatline::daemon::StartError;
+
+/// Notices from outside that a QEMU guest's operating system has crashed, and brings it back
+#[derive(Debug, Parser)]
+#[command(name = "flatline", version)]
+struct Arguments {
+    /// Configuration file; without it /etc/flatline/flatline.toml, if that exists
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon in the foreground
+    Run {
+        /// Decide and record, but touch no guest, whatever the configuration says
+        #[arg(long)]
+        observe: bool,
+    },
+    /// A row for each VM
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// All that is known of one VM, and why its verdict is what it is
+    Show {
+        /// Name, UUID or process id
+        vm: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// What was detected, what was done, and what came of it
+    #[command(args_conflicts_with_subcommands = true)]
+    Incidents {
+        /// Print JSON, one object a line
+        #[arg(long)]
+        json: bool,
+        /// Only those of this VM: name, UUID or process id
+        #[arg(long)]
+        vm: Option<String>,
+        #[command(subcommand)]
+        command: Option<IncidentsCommand>,
+    },
+    /// Is this host fit: kernel features, BTF, capabilities, bpffs, each hook
+    Check {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look for mistakes in a configuration file
+    CheckConfig {
+        /// The file
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum IncidentsCommand {
+    /// One incident in full
+    Show {
+        /// The incident's id
+        id: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What a command found out.
+struct Answer {
+    /// For standard output.
+    text: String,
+    /// Something for standard error that doesn't make the answer a failure; may be empty.
+    remark: String,
+    /// Whether the answer is one that a script should stop at.
+    bad_news: bool,
+}
+
+impl Answer {
+    fn good(text: String) -> Self {
+        Self { text, remark: String::new(), bad_news: false }
+    }
+}
+
+/// Why a command has no answer; each variant has its exit code.
+enum Failure {
+    /// What was asked for doesn't exist or went wrong.
+    BadNews(anyhow::Error),
+    /// Wrong usage or configuration.
+    Usage(anyhow::Error),
+    /// The daemon can't be reached.
+    Unreachable(anyhow::Error),
+    /// The daemon did not start, or ended.
+    Start(StartError),
+}
+
+impl Failure {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::BadNews(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Unreachable(_) => 3,
+            Self::Start(error) => error.exit_code(),
+        }
+    }
+
+    fn into_error(self) -> anyhow::Error {
+        match self {
+            Self::BadNews(error) | Self::Usage(error) | Self::Unreachable(error) => error,
+            Self::Start(error) => error.into(),
+        }
+    }
+}
+
+/// Runs the command of this process's arguments; the only place that prints and that gives exit
+/// codes.
+pub(crate) fn main() -> ExitCode {
+    // Wrong arguments end here with 2, `--help` and `--version` with 0.
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(Answer { text, remark, bad_news }) => {
+            if !remark.is_empty() {
+                complain(&remark);
+            }
+            match print(&text) {
+                Ok(()) => ExitCode::from(u8::from(bad_news)),
+                Err(error) => {
+                    complain(&format!("can't write the answer: {error}"));
+                    ExitCode::from(1)
+                }
+            }
+        }
+        Err(failure) => {
+            let code = failure.exit_code();
+            // The alternate form joins the chain of causes by ": ".
+            complain(&format!("{:#}", failure.into_error()));
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<Answer, Failure> {
+    let Arguments { config, command } = arguments;
+    let config = config.as_deref();
+    match command {
+        Command::Run { observe } => daemon::run(load(config)?, observe),
+        Command::Status { json } => status::run(&load(config)?, json),
+        Command::Show { vm, json } => show::run(&load(config)?, vm, json),
+        Command::Incidents { command: Some(IncidentsCommand::Show { id, json }), .. } => {
+            incidents::show(&load(config)?, &id, json)
+        }
+        Command::Incidents { json, vm, command: None } => incidents::list(&load(config)?, vm, json),
+        Command::Check { json } => check::run(&load(config)?, json),
+        Command::CheckConfig { file } => {
+            load(Some(&file))?;
+            Ok(Answer::good(format!("{}: no mistakes\n", table::safe(&file.to_string_lossy()))))
+        }
+    }
+}
+
+fn load(path: Option<&Path>) -> Result<Config, Failure> {
+    Config::load(path).map_err(|error| Failure::Usage(error.into()))
+}
+
+/// `value` as indented JSON and a newline.
+fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
+    let text = serde_json::to_string_pretty(value).context("can't put the answer as JSON");
+    text.map(|text| text + "\n").map_err(Failure::BadNews)
+}
+
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
+
+fn complain(message: &str) {
+    for line in message.lines() {
+        // Without standard error there is nobody left to tell; the exit code still does.
+        let _ = writeln!(io::stderr(), "flatline: {}", table::safe(line));
+    }
+}

@@ -1,0 +1,108 @@
+//! `flatline show VM`: all that is known of one VM, and why its verdict is what it is.
+
+use flatline::config::Config;
+use flatline::report::control::Request;
+use flatline::report::view::{NetworkView, ShowView, StorageView, VcpuView};
+
+use super::ask::ask;
+use super::table::{duration, fields, or_dash, safe, seconds, table, time};
+use super::{Answer, Failure, json};
+
+pub(super) fn run(config: &Config, vm: String, as_json: bool) -> Result<Answer, Failure> {
+    let view: ShowView = ask(config, &Request::Show { vm })?;
+    Ok(Answer::good(if as_json { json(&view)? } else { text(&view) }))
+}
+
+fn text(view: &ShowView) -> String {
+    let vm = &view.vm;
+    let policy = &view.policy;
+    let mut out = fields(&[
+        ("name", vm.name.clone()),
+        ("uuid", or_dash(vm.uuid.as_ref())),
+        ("state", vm.state.clone()),
+        ("cause", or_dash(vm.cause.as_ref())),
+        ("reason", vm.reason.clone()),
+        ("since", time(Some(vm.since))),
+        ("flat", seconds(vm.flat_seconds)),
+        ("run state", or_dash(vm.run_state.as_ref())),
+        ("QMP", view.qmp.clone()),
+        ("process", format!("{}, user {}, started at tick {}", vm.pid, view.uid, view.start_ticks)),
+        ("executable", view.executable.clone()),
+        ("accelerator", vm.accelerator.clone()),
+        ("vCPUs", vm.vcpus.iter().map(vcpu).collect::<Vec<_>>().join(", ")),
+        ("network", vm.network.as_ref().map_or_else(unreadable, network)),
+        ("unseen", or_dash(view.unseen_networks.as_ref())),
+        ("storage", vm.storage.as_ref().map_or_else(unreadable, storage)),
+        ("disks", view.disks.join(", ")),
+        (
+            "restarts",
+            format!(
+                "{} of {} in {}",
+                vm.restarts_in_window,
+                policy.max_restarts,
+                duration(policy.window)
+            ),
+        ),
+        (
+            "policy",
+            format!(
+                "{}, flat for {}, unconfirmed {}, boot grace {}",
+                policy.mode.as_str(),
+                duration(policy.flat_for),
+                duration(policy.unconfirmed_flat_for),
+                duration(policy.boot_grace)
+            ),
+        ),
+    ]);
+    if !view.taps.is_empty() {
+        let rows = view.taps.iter().map(|tap| {
+            let hook = if tap.attached { tap.hook.clone() } else { "not attached".to_owned() };
+            [tap.name.clone(), tap.netns.clone(), tap.ifindex.to_string(), hook, tap.detail.clone()]
+        });
+        let rows = rows.collect::<Vec<_>>();
+        out = out + "\n" + &table(["TAP", "NETNS", "IFINDEX", "HOOK", "DETAIL"], &rows);
+    }
+    if !view.signals.is_empty() {
+        let rows = view.signals.iter().map(|signal| {
+            [
+                signal.name.clone(),
+                signal.value.clone(),
+                signal.threshold.clone(),
+                or_dash(signal.since.as_ref()),
+                signal.verdict.clone(),
+            ]
+        });
+        let rows = rows.collect::<Vec<_>>();
+        out = out + "\n" + &table(["SIGNAL", "VALUE", "THRESHOLD", "SINCE", "VERDICT"], &rows);
+    }
+    for note in &view.notes {
+        out = out + "\nnote: " + &safe(note) + "\n";
+    }
+    out
+}
+
+fn unreadable() -> String {
+    "unreadable".to_owned()
+}
+
+fn vcpu(vcpu: &VcpuView) -> String {
+    let busy = or_dash(vcpu.busy_ratio.map(|ratio| format!("{:.1} %", ratio * 100.0)));
+    format!("{} (thread {}): {busy}", vcpu.id, vcpu.tid)
+}
+
+fn network(network: &NetworkView) -> String {
+    let NetworkView { guest_tx_packets, guest_tx_bytes, guest_rx_packets, guest_rx_bytes } =
+        network;
+    format!(
+        "guest sent {guest_tx_packets} packets, {guest_tx_bytes} bytes; \
+         was sent {guest_rx_packets} packets, {guest_rx_bytes} bytes"
+    )
+}
+
+fn storage(storage: &StorageView) -> String {
+    let StorageView { read_ops, read_bytes, write_ops, write_bytes, in_flight } = storage;
+    format!(
+        "{read_ops} reads, {read_bytes} bytes; {write_ops} writes, {write_bytes} bytes; \
+         {in_flight} in flight"
+    )
+}

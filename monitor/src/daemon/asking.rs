@@ -1,0 +1,86 @@
+//! Asks a VM's witnesses: finds out who can be asked, and starts the round.
+
+use std::sync::Arc;
+
+use tracing::debug;
+
+use super::{
+    Message,
+    engine::Engine,
+    vm::{Asking, Probed},
+};
+use crate::{
+    discover::{Tap, VmId},
+    probe::namespace_of,
+    sample::TapAddress,
+    verdict::{Monitor, Questions},
+    witness::{self, ArpTarget, arp::ArpSocket},
+};
+
+impl Engine {
+    /// Starts a round of questions, unless one is under way.
+    pub(super) fn ask(&mut self, id: VmId, questions: Questions) {
+        let target = if questions.arp {
+            self.arp_target(id).and_then(|(tap, guest)| {
+                let socket = self.arp_socket(id, &tap)?;
+                let row = self.counters.vm(id.pid).map_err(|missing| missing.to_string())?;
+                let target = ArpTarget { socket, ifindex: tap.ifindex, guest };
+                Ok((target, row.network.probe_answers))
+            })
+        } else {
+            Err("it may still be testing its address".to_owned())
+        };
+        let (targets, probed) = match target {
+            Ok((target, answers_before)) => {
+                let address = target.guest.ipv4;
+                (vec![target], Ok(Probed { address, answers_before }))
+            }
+            Err(why) => (Vec::new(), Err(why)),
+        };
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        if watched.asking.is_some() {
+            return;
+        }
+        watched.asking = Some(Asking { boot_began: watched.watch.boot.began, probed });
+        let qmp = watched.qmp.clone().filter(|_| matches!(watched.monitor(), Monitor::Answers(_)));
+        let messages = self.messages.clone();
+        tokio::spawn(async move {
+            let round = witness::ask(questions, targets, qmp).await;
+            let _ = messages.send(Message::Round(id, round));
+        });
+    }
+
+    /// A tap whose guest's address is known, or why there is none.
+    pub(super) fn arp_target(&self, id: VmId) -> Result<(Tap, TapAddress), String> {
+        let Some(watched) = self.vms.get(&id) else { return Err("it is gone".to_owned()) };
+        let mut why = "it has no tap";
+        for probe in watched.taps.iter().filter(|probe| probe.hook.is_ok()) {
+            match self.counters.tap_address(&probe.tap) {
+                Ok(Some(guest)) => return Ok((probe.tap.clone(), guest)),
+                Ok(None) => why = "it was not seen to use an address",
+                Err(_) => why = "its address can't be read",
+            }
+        }
+        Err(why.to_owned())
+    }
+
+    fn arp_socket(&mut self, id: VmId, tap: &Tap) -> Result<Arc<ArpSocket>, String> {
+        if let Some(socket) = self.arp_sockets.get(&tap.netns) {
+            return Ok(socket.clone());
+        }
+        let socket = namespace_of(id.pid, tap)
+            .and_then(|netns| ArpSocket::open(&netns))
+            .map_err(|error| format!("no socket to probe through: {error}"))?;
+        Ok(self.arp_sockets.entry(tap.netns).or_insert(Arc::new(socket)).clone())
+    }
+
+    /// The guest boots anew: whatever address it used before, it has to test first.
+    pub(super) fn forget_addresses(&mut self, id: VmId) {
+        let Some(watched) = self.vms.get(&id) else { return };
+        for probe in &watched.taps {
+            if let Err(error) = self.counters.forget_address(id.pid, &probe.tap) {
+                debug!(vm = watched.vm.name, "its address could not be forgotten: {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! The loop's body: owns every VM, and carries what the stages say from one to the next.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use tokio::sync::mpsc::{Sender, UnboundedSender};
+use tracing::{debug, info, warn};
+
+use super::{
+    Message,
+    incidents::Scribe,
+    vm::{Stage, WatchedVm},
+    watchers,
+};
+use crate::{
+    config::Config,
+    discover::{Tap, Vm, VmId},
+    probe::{AttachReport, ProbeThread, ProgramHealth, TapProbe},
+    qmp::{self, QmpEvent, QmpHandle, QmpNotice, QmpState, QmpTarget, RunState},
+    report::store::IncidentStore,
+    sample::{CounterMaps, LostCompletions, VcpuClocks},
+    verdict::{Act, Evidence, Monitor, State, Watch, hear, step},
+    witness::arp::ArpSocket,
+};
+
+/// After a QEMU was found, it is looked at again: at first it has neither taps nor vCPU threads.
+const LOOK_AGAIN: [Duration; 3] =
+    [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(3)];
+/// Ticks between two looks at a VM's taps and threads, for hot-plug.
+const REFRESH_TICKS: u64 = 10;
+
+/// The daemon's state.
+pub(super) struct Engine {
+    pub(super) config: Config,
+    pub(super) started: Instant,
+    pub(super) vms: BTreeMap<VmId, WatchedVm>,
+    pub(super) health: Vec<ProgramHealth>,
+    pub(super) store: Arc<IncidentStore>,
+    pub(super) scribe: Scribe,
+    pub(super) messages: UnboundedSender<Message>,
+    pub(super) counters: CounterMaps,
+    probes: ProbeThread,
+    notices: Sender<(VmId, QmpNotice)>,
+    pub(super) arp_sockets: HashMap<u32, Arc<ArpSocket>>,
+    /// Status of QEMUs whose main thread ended, until the process is gone.
+    pub(super) statuses: HashMap<u32, i32>,
+    ticks: u64,
+}
+
+impl Engine {
+    pub(super) fn new(
+        config: Config,
+        store: IncidentStore,
+        counters: CounterMaps,
+        probes: ProbeThread,
+        health: Vec<ProgramHealth>,
+        messages: UnboundedSender<Message>,
+        notices: Sender<(VmId, QmpNotice)>,
+    ) -> Self {
+        let store = Arc::new(store);
+        Self {
+            config,
+            started: Instant::now(),
+            vms: BTreeMap::new(),
+            health,
+            scribe: Scribe::start(store.clone()),
+            store,
+            messages,
+            counters,
+            probes,
+            notices,
+            arp_sockets: HashMap::new(),
+            statuses: HashMap::new(),
+            ticks: 0,
+        }
+    }
+
+    /// Time since the daemon's start: the only clock of the verdict.
+    pub(super) fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The wall-clock time of a moment.
+    pub(super) fn wall_clock(&self, moment: Duration) -> SystemTime {
+        SystemTime::now() - self.now().saturating_sub(moment)
+    }
+
+    /// Hands the programs back to be taken down.
+    pub(super) fn stop(self) -> ProbeThread {
+        for watched in self.vms.into_values() {
+            if let Some(qmp) = watched.qmp {
+                qmp.close();
+            }
+            if let Some(end) = watched.end {
+                end.abort();
+            }
+        }
+        self.scribe.finish();
+        self.probes
+    }
+
+    pub(super) fn sweep(&self) {
+        watchers::sweep(self.config.discovery.scope(), self.messages.clone());
+    }
+
+    pub(super) fn on_message(&mut self, message: Message) {
+        match message {
+            Message::Found(vm) => self.found(*vm),
+            Message::Swept(all) => self.swept(&all),
+            Message::Started(pid) => {
+                watchers::inspect(pid, self.config.discovery.scope(), self.messages.clone())
+            }
+            Message::Status(pid, status) => drop(self.statuses.insert(pid, status)),
+            Message::Gone(vm) => self.gone(vm),
+            Message::Refreshed(vm, taps, threads) => self.refreshed(vm, taps, &threads),
+            Message::Cpus(vm, cpus) => {
+                let threads: Vec<_> = cpus.iter().map(|cpu| (cpu.index, cpu.thread_id)).collect();
+                self.set_clocks(vm, &threads, true);
+            }
+            Message::RunState(vm, number, run_state) => {
+                let Some(watched) = self.vms.get_mut(&vm) else { return };
+                if number > watched.run_state_answered {
+                    watched.run_state_answered = number;
+                    self.learn_run_state(vm, run_state);
+                }
+            }
+            Message::Round(vm, round) => {
+                if let Some(watched) = self.vms.get_mut(&vm) {
+                    watched.testimony = watched.testify(round, &self.counters);
+                    watched.last_testimony.clone_from(&watched.testimony);
+                }
+            }
+            Message::Restarted(vm, result) => self.restarted(vm, result),
+        }
+    }
+
+    fn found(&mut self, vm: Vm) {
+        if self.vms.contains_key(&vm.id) {
+            return;
+        }
+        let now = self.now();
+        let id = vm.id;
+        // A status that nobody asked for belongs to an earlier process with this pid.
+        self.statuses.remove(&id.pid);
+        let policy = self.config.policy_for(&vm.name);
+        info!(vm = vm.name, pid = id.pid, accelerator = %vm.accelerator, "found");
+        for note in &vm.notes {
+            info!(vm = vm.name, "{note}");
+        }
+        let age = watchers::age(id).unwrap_or_default();
+        let qmp = vm.qmp_sockets.first().map(|socket| {
+            qmp::spawn(QmpTarget { vm: id, socket: socket.clone() }, self.notices.clone())
+        });
+        self.probes.attach(id, vm.taps.clone());
+        let watched = WatchedVm {
+            watch: Watch::begin(now, age, policy.boot_grace),
+            policy,
+            qmp,
+            qmp_state: QmpState::Connecting,
+            run_state: None,
+            run_state_asked: 0,
+            run_state_answered: 0,
+            clocks: VcpuClocks::default(),
+            clocks_from_qmp: false,
+            row: Err("its programs are being attached".to_owned()),
+            taps: Vec::new(),
+            lost_completions: LostCompletions::default(),
+            sample: None,
+            activity: None,
+            asking: None,
+            testimony: None,
+            last_testimony: None,
+            case: None,
+            end: watchers::watch_end(&vm, self.messages.clone()),
+            vm,
+        };
+        self.vms.insert(id, watched);
+        for delay in LOOK_AGAIN {
+            let messages = self.messages.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(delay).await;
+                watchers::refresh(id, messages);
+            });
+        }
+    }
+
+    /// A VM that the sweep didn't see has ended, should its pidfd not have told.
+    fn swept(&mut self, all: &[VmId]) {
+        let unseen: Vec<VmId> = self.vms.keys().filter(|id| !all.contains(id)).copied().collect();
+        for id in unseen {
+            if crate::discover::start_ticks(id.pid).ok() != Some(id.start_ticks) {
+                self.gone(id);
+            }
+        }
+    }
+
+    fn gone(&mut self, id: VmId) {
+        let Some(mut watched) = self.vms.remove(&id) else { return };
+        let status = self.statuses.remove(&id.pid);
+        info!(vm = watched.vm.name, pid = id.pid, ?status, "QEMU has ended");
+        self.qemu_ended(&mut watched, status);
+        if let Some(qmp) = watched.qmp {
+            qmp.close();
+        }
+        self.probes.forget(id);
+        if self.vms.values().all(|other| other.vm.netns != watched.vm.netns) {
+            self.arp_sockets.remove(&watched.vm.netns);
+        }
+    }
+
+    fn refreshed(&mut self, id: VmId, taps: Option<Vec<Tap>>, threads: &[(u32, u32)]) {
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        if let Some(taps) = taps {
+            let known: Vec<&Tap> = watched.taps.iter().map(|probe| &probe.tap).collect();
+            let changed = known.len() != taps.len() || taps.iter().any(|tap| !known.contains(&tap));
+            // A failure is worth another try: the tap may have been down, or renamed meanwhile.
+            let failed = watched.taps.iter().any(|probe| probe.hook.is_err());
+            if changed || failed {
+                let as_known = |tap: &Tap| {
+                    let probe = watched.taps.iter().find(|probe| probe.tap == *tap).cloned();
+                    let pending = || Err("its programs are being attached".to_owned());
+                    probe.unwrap_or_else(|| TapProbe { tap: tap.clone(), hook: pending() })
+                };
+                watched.taps = taps.iter().map(as_known).collect();
+                self.probes.attach(id, taps);
+            }
+        }
+        let watched = self.vms.get(&id);
+        if !threads.is_empty() && watched.is_some_and(|watched| !watched.clocks_from_qmp) {
+            self.set_clocks(id, threads, false);
+        }
+    }
+
+    fn set_clocks(&mut self, id: VmId, threads: &[(u32, u32)], from_qmp: bool) {
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        match VcpuClocks::open(id.pid, threads) {
+            Ok(clocks) => {
+                watched.clocks = clocks;
+                watched.clocks_from_qmp = from_qmp;
+            }
+            Err(error) => debug!(vm = watched.vm.name, "its vCPU threads can't be opened: {error}"),
+        }
+    }
+
+    pub(super) fn on_attached(&mut self, report: AttachReport) {
+        let Some(watched) = self.vms.get_mut(&report.vm) else { return };
+        for probe in &report.taps {
+            match &probe.hook {
+                Ok(hook) => info!(vm = watched.vm.name, tap = probe.tap.name, hook, "attached"),
+                Err(why) => {
+                    warn!(vm = watched.vm.name, tap = probe.tap.name, "not attached: {why}")
+                }
+            }
+        }
+        watched.row = report.row;
+        watched.taps = report.taps;
+    }
+
+    pub(super) fn on_qmp(&mut self, id: VmId, notice: QmpNotice) {
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        match notice {
+            QmpNotice::State(state) => {
+                match &state {
+                    QmpState::Ready => {
+                        debug!(vm = watched.vm.name, "QMP is connected");
+                        self.ask_cpus(id);
+                    }
+                    QmpState::Connecting | QmpState::Closed { .. } => {
+                        debug!(vm = watched.vm.name, ?state, "QMP");
+                    }
+                    QmpState::Busy | QmpState::Unresponsive { .. } | QmpState::Refused { .. } => {
+                        // A session tries again and again; only a change is news.
+                        if watched.qmp_state != state {
+                            warn!(vm = watched.vm.name, ?state, "QMP can't be used");
+                        }
+                    }
+                }
+                let Some(watched) = self.vms.get_mut(&id) else { return };
+                if state != QmpState::Ready {
+                    // What it was says nothing about what it is.
+                    watched.run_state = None;
+                }
+                watched.qmp_state = state;
+            }
+            QmpNotice::RunState(run_state) => self.learn_run_state(id, run_state),
+            QmpNotice::Event(event) => self.on_event(id, &event),
+        }
+    }
+
+    fn on_event(&mut self, id: VmId, event: &QmpEvent) {
+        let now = self.now();
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        debug!(vm = watched.vm.name, ?event, "event");
+        if matches!(
+            event,
+            QmpEvent::Stop
+                | QmpEvent::Resume
+                | QmpEvent::Suspend
+                | QmpEvent::Wakeup
+                | QmpEvent::Watchdog { .. }
+                | QmpEvent::Shutdown { .. }
+                | QmpEvent::Reset { .. }
+                | QmpEvent::GuestPanicked { .. }
+        ) && let Some(qmp) = watched.qmp.clone()
+        {
+            watched.run_state_asked += 1;
+            let (number, messages) = (watched.run_state_asked, self.messages.clone());
+            tokio::spawn(async move {
+                if let Ok(run_state) = qmp.query_status().await {
+                    let _ = messages.send(Message::RunState(id, number, run_state));
+                }
+            });
+        }
+        if watched.is_restarting() {
+            // What it says now belongs to the crash or to our own reset.
+            return;
+        }
+        let monitor = watched.monitor();
+        let before = watched.watch.boot.began;
+        let act = hear(&mut watched.watch, &monitor, Some(event), now);
+        if watched.watch.boot.began != before {
+            self.forget_addresses(id);
+        }
+        self.act(id, act.unwrap_or(Act::Nothing));
+    }
+
+    fn learn_run_state(&mut self, id: VmId, run_state: RunState) {
+        let now = self.now();
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        watched.run_state = Some(run_state);
+        if watched.is_restarting() {
+            return;
+        }
+        let monitor = watched.monitor();
+        let act = hear(&mut watched.watch, &monitor, None, now);
+        self.act(id, act.unwrap_or(Act::Nothing));
+    }
+
+    fn ask_cpus(&self, id: VmId) {
+        let Some(qmp) = self.vms.get(&id).and_then(|watched| watched.qmp.clone()) else { return };
+        let messages = self.messages.clone();
+        tokio::spawn(async move {
+            if let Ok(cpus) = qmp.query_cpus().await {
+                let _ = messages.send(Message::Cpus(id, cpus));
+            }
+        });
+    }
+
+    /// One tick: samples all VMs, then judges each on what moved.
+    pub(super) fn tick(&mut self) {
+        self.ticks += 1;
+        let now = self.now();
+        for watched in self.vms.values_mut() {
+            watched.observe(&self.counters, now);
+        }
+        for id in self.vms.keys().copied().collect::<Vec<_>>() {
+            self.judge(id, now);
+        }
+        if self.ticks.is_multiple_of(REFRESH_TICKS) {
+            for id in self.vms.keys() {
+                watchers::refresh(*id, self.messages.clone());
+            }
+        }
+    }
+
+    fn judge(&mut self, id: VmId, now: Duration) {
+        self.retry_restart(id);
+        let arp_possible = self.arp_target(id).is_ok();
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        let Some(activity) = &watched.activity else { return };
+        if watched.is_restarting() {
+            return;
+        }
+        let monitor = watched.monitor();
+        let testimony = watched.testimony.take();
+        let evidence =
+            Evidence { activity, monitor: &monitor, testimony: testimony.as_ref(), arp_possible };
+        let before = watched.watch.state.name();
+        let interval = self.config.sample_interval;
+        let act = step(&mut watched.watch, &evidence, &watched.policy, interval, now);
+        if let (State::Alive, Some(case)) = (&watched.watch.state, &mut watched.case)
+            && case.stage == Stage::WaitingForMonitor
+        {
+            // It lives after all: a later crash is another one.
+            case.stage = Stage::Closed;
+        }
+        let (after, reason) = (watched.watch.state.name(), &watched.watch.reason);
+        if before != after {
+            let routine = |name| matches!(name, "alive" | "suspect" | "starting");
+            if routine(before) && routine(after) {
+                debug!(vm = watched.vm.name, "{before} -> {after}: {reason}");
+            } else {
+                info!(vm = watched.vm.name, "{before} -> {after}: {reason}");
+            }
+        }
+        self.act(id, act);
+    }
+
+    fn act(&mut self, id: VmId, act: Act) {
+        match act {
+            Act::Nothing => {}
+            Act::Ask(questions) => self.ask(id, questions),
+            Act::Convict(cause) => self.convicted(id, cause),
+            Act::Recovered => self.recovered(id),
+            Act::NotRecovered(cause) => self.not_recovered(id, cause),
+            Act::GuestReset => {
+                if let Some(watched) = self.vms.get(&id) {
+                    info!(vm = watched.vm.name, "the guest reset itself");
+                }
+            }
+        }
+    }
+
+    /// The QMP handle, where QEMU can be told something now.
+    pub(super) fn monitor_of(&self, id: VmId) -> Result<QmpHandle, String> {
+        let Some(watched) = self.vms.get(&id) else { return Err("it is gone".to_owned()) };
+        match (watched.monitor(), &watched.qmp) {
+            (Monitor::Answers(_), Some(qmp)) => Ok(qmp.clone()),
+            (Monitor::Unknown(why) | Monitor::Unresponsive(why), _) => Err(why),
+            (Monitor::Answers(_), None) => Err("no QMP socket is known".to_owned()),
+        }
+    }
+
+    /// Whether this VM's conviction still stands.
+    pub(super) fn is_crashed(&self, id: VmId) -> bool {
+        self.vms.get(&id).is_some_and(|vm| matches!(vm.watch.state, State::Crashed { .. }))
+    }
+}

@@ -1,0 +1,205 @@
+//! The daemon: starts every stage, and runs the one task that owns all transitions.
+//!
+//! Whatever may wait (QMP, `/proc` of a hung process, attaching, disks) runs elsewhere and reports back
+//! as a [`Message`]; the loop here never waits for any of it, so that one VM can't delay another.
+
+mod asking;
+mod engine;
+mod incidents;
+mod show;
+mod vm;
+mod watchers;
+
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::{MissedTickBehavior, interval},
+};
+use tracing::{info, warn};
+
+use crate::{
+    check,
+    config::{Config, Mode},
+    discover::{Tap, Vm, VmId},
+    probe::{AttachReport, DirectoryLock, ProbeError, ProbeThread},
+    qmp::{QmpCpu, RunState},
+    recover::{Restart, RestartError},
+    report::{
+        control::{self, BindError},
+        store::{IncidentStore, StoreError},
+    },
+    sample::CounterMaps,
+    witness::Round,
+};
+use engine::Engine;
+
+/// Time between two sweeps of `/proc`, for what events don't tell: a QEMU that daemonized, a lost event.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// Notices from all QMP sessions that may wait; a session that floods is cut off by its own limits.
+const QMP_NOTICES: usize = 4096;
+/// Requests from clients that may wait.
+const CONTROL_REQUESTS: usize = 64;
+
+/// Why the daemon did not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The host lacks something that it needs.
+    #[error("this host is not fit: {0}")]
+    Unfit(String),
+    /// The programs, maps or locks.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// The maps that were just pinned can't be opened.
+    #[error("cannot open the pinned maps")]
+    Maps(#[from] aya::maps::MapError),
+    /// The state directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] BindError),
+    /// The kernel refuses something ordinary.
+    #[error("cannot {what}")]
+    Host {
+        /// What.
+        what: &'static str,
+        /// What it said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl StartError {
+    /// The exit code that stands for it.
+    pub fn exit_code(&self) -> u8 {
+        1
+    }
+}
+
+/// What the parts that may wait report to the loop.
+#[derive(Debug)]
+enum Message {
+    /// A QEMU, found by a sweep or because it started.
+    Found(Box<Vm>),
+    /// A sweep ended; these are all the QEMUs there are.
+    Swept(Vec<VmId>),
+    /// A process started.
+    Started(u32),
+    /// A watched QEMU's main thread ended with this status of `wait(2)`.
+    Status(u32, i32),
+    /// A watched QEMU is gone.
+    Gone(VmId),
+    /// Its taps, read again, and its vCPU threads by their names.
+    Refreshed(VmId, Option<Vec<Tap>>, Vec<(u32, u32)>),
+    /// Its vCPU threads, by QEMU's own account.
+    Cpus(VmId, Vec<QmpCpu>),
+    /// Its run state, asked for after an event; the number orders the questions.
+    RunState(VmId, u64, RunState),
+    /// Its witnesses answered.
+    Round(VmId, Round),
+    /// Its restart ended.
+    Restarted(VmId, Result<Restart, RestartError>),
+}
+
+/// Runs until SIGTERM or SIGINT, and leaves nothing attached or pinned.
+///
+/// # Errors
+/// Whatever keeps it from starting; once it runs, it goes on.
+pub async fn run(mut config: Config, observe: bool) -> Result<(), StartError> {
+    if observe {
+        config.mode = Mode::Observe;
+        config.policy.mode = Mode::Observe;
+        config.vms.iter_mut().for_each(|rule| rule.policy.mode = Mode::Observe);
+    }
+    if let Some(gap) = check::first_gap(&check::check(&config)) {
+        return Err(StartError::Unfit(gap));
+    }
+    // The state directory first: it is the one that two differently configured daemons would share.
+    let _state = DirectoryLock::take(&config.paths.state_dir)?;
+    let _runtime = DirectoryLock::take(&config.paths.runtime_dir)?;
+    let _bpffs = DirectoryLock::take(&config.paths.bpffs_dir)?;
+    watchers::raise_file_limit();
+    let store = IncidentStore::open(&config.paths.state_dir)?;
+    let listener = control::bind(&config.paths.runtime_dir)?;
+    let (attach_reports, mut attached) = mpsc::unbounded_channel();
+    let (probes, process_events, health) = ProbeThread::start(&config, attach_reports)?;
+    for program in &health {
+        match &program.failure {
+            None => info!(program = program.program, hook = program.hook, "attached"),
+            Some(why) => {
+                warn!(program = program.program, hook = program.hook, "not attached: {why}")
+            }
+        }
+    }
+    let started =
+        start(config, store, listener, probes, process_events, health, &mut attached).await;
+    let (result, probes) = started;
+    if let Err(error) = probes.stop().await {
+        warn!("something is left pinned: {error}");
+    }
+    result
+}
+
+/// Everything after the programs are in place, which are handed back to be taken down.
+async fn start(
+    config: Config,
+    store: IncidentStore,
+    listener: tokio::net::UnixListener,
+    probes: ProbeThread,
+    process_events: crate::probe::ProcessEvents,
+    health: Vec<crate::probe::ProgramHealth>,
+    attached: &mut mpsc::UnboundedReceiver<AttachReport>,
+) -> (Result<(), StartError>, ProbeThread) {
+    let counters = match CounterMaps::open(&config.paths.bpffs_dir) {
+        Ok(counters) => counters,
+        Err(error) => return (Err(error.into()), probes),
+    };
+    let (terminated, interrupted) =
+        match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+            (Ok(terminated), Ok(interrupted)) => (terminated, interrupted),
+            (Err(source), _) | (_, Err(source)) => {
+                let what = "listen for signals";
+                return (Err(StartError::Host { what, source }), probes);
+            }
+        };
+    let (control_sender, mut requests) = mpsc::channel(CONTROL_REQUESTS);
+    let control = tokio::spawn(control::serve(listener, control_sender));
+    let (messages, mut inbox) = mpsc::unbounded_channel();
+    let (notices, mut qmp) = mpsc::channel(QMP_NOTICES);
+    let processes = watchers::watch_processes(process_events, messages.clone());
+    let runtime_dir = config.paths.runtime_dir.clone();
+    let sample_interval = config.sample_interval;
+    let mut engine = Engine::new(config, store, counters, probes, health, messages, notices);
+    engine.sweep();
+    info!("watching");
+
+    let mut tick = interval(sample_interval);
+    // After a delay the next tick is a whole interval away: two at once would measure nothing.
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut sweep = interval(SWEEP_EVERY);
+    let (mut terminated, mut interrupted) = (terminated, interrupted);
+    loop {
+        tokio::select! {
+            biased;
+            _ = terminated.recv() => break,
+            _ = interrupted.recv() => break,
+            _ = tick.tick() => engine.tick(),
+            Some((vm, notice)) = qmp.recv() => engine.on_qmp(vm, notice),
+            Some(message) = inbox.recv() => engine.on_message(message),
+            Some(report) = attached.recv() => engine.on_attached(report),
+            Some(request) = requests.recv() => engine.on_request(request),
+            _ = sweep.tick() => engine.sweep(),
+        }
+    }
+    info!("stopping");
+    control.abort();
+    if let Some(processes) = processes {
+        processes.abort();
+    }
+    let probes = engine.stop();
+    let _ = std::fs::remove_file(control::socket_path(&runtime_dir));
+    (Ok(()), probes)
+}

@@ -1,0 +1,314 @@
+//! Answers clients: what is known of each VM, and why its verdict is what it is.
+
+use std::time::Duration;
+
+use tokio::task::spawn_blocking;
+
+use super::{engine::Engine, vm::WatchedVm};
+use crate::{
+    discover::VmId,
+    report::{
+        control::{ControlRequest, RefusalKind, Reply, Request},
+        incident::IncidentsView,
+        view::{
+            HostView, NetworkView, PolicyView, ProbeState, ProbeView, ShowView, SignalView,
+            StatusView, StorageView, TapView, VcpuView, VmView,
+        },
+    },
+    sample::Missing,
+    verdict::{
+        ArpAnswer, Monitor, PINNED_RATIO, RegistersFinding, STILL_BUSY_RATIO, State, Testimony,
+    },
+};
+
+impl Engine {
+    /// Answers a client's request.
+    pub(super) fn on_request(&mut self, request: ControlRequest) {
+        let reply = match request.request {
+            Request::Status => Reply::ok(&self.status()),
+            Request::Show { vm } => match self.find(&vm) {
+                Ok(watched) => Reply::ok(&self.show(watched)),
+                Err(reply) => reply,
+            },
+            Request::Incidents { vm } => {
+                // A VM that is gone keeps its incidents, so that its name need not be found here.
+                let names = vm.map(|wanted| match self.find(&wanted) {
+                    Ok(found) => (found.vm.name.clone(), found.vm.uuid.clone()),
+                    Err(_) => (wanted.clone(), Some(wanted)),
+                });
+                let store = self.store.clone();
+                spawn_blocking(move || {
+                    let (mut incidents, complaints) = store.all();
+                    if let Some((name, uuid)) = names {
+                        incidents.retain(|incident| {
+                            incident.vm == name || uuid.is_some() && incident.uuid == uuid
+                        });
+                    }
+                    // The client may have gone.
+                    let _ = request.reply.send(Reply::ok(&IncidentsView { incidents, complaints }));
+                });
+                return;
+            }
+        };
+        let _ = request.reply.send(reply);
+    }
+
+    fn find(&self, wanted: &str) -> Result<&WatchedVm, Reply> {
+        let matches: Vec<&WatchedVm> = self
+            .vms
+            .values()
+            .filter(|watched| {
+                watched.vm.name == wanted
+                    || watched.vm.uuid.as_deref() == Some(wanted)
+                    || watched.vm.id.pid.to_string() == wanted
+            })
+            .collect();
+        match matches[..] {
+            [only] => Ok(only),
+            [] => Err(Reply::error(RefusalKind::NoSuchVm, format!("no VM {wanted}"))),
+            _ => Err(Reply::error(
+                RefusalKind::AmbiguousVm,
+                format!("several VMs match {wanted}; give a UUID or a pid"),
+            )),
+        }
+    }
+
+    fn status(&self) -> StatusView {
+        let probes = self.health.iter().map(|program| ProbeView {
+            name: program.program.to_owned(),
+            required: program.required,
+            state: if program.failure.is_none() {
+                ProbeState::Attached
+            } else {
+                ProbeState::Failed
+            },
+            detail: program.failure.clone().unwrap_or_else(|| program.hook.to_owned()),
+        });
+        let lost: Vec<&str> = self
+            .health
+            .iter()
+            .filter(|program| program.failure.is_some())
+            .map(|program| program.program)
+            .collect();
+        let host = rustix::system::uname();
+        StatusView {
+            host: HostView {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                hostname: host.nodename().to_str().ok().map(ToOwned::to_owned),
+                kernel: host.release().to_string_lossy().into_owned(),
+                uptime_seconds: self.now().as_secs(),
+                mode: self.config.mode,
+                vms: self.vms.len(),
+                probes: probes.collect(),
+                degraded: (!lost.is_empty()).then(|| format!("not attached: {}", lost.join(", "))),
+            },
+            vms: self.vms.values().map(|watched| self.view(watched)).collect(),
+        }
+    }
+
+    fn view(&self, watched: &WatchedVm) -> VmView {
+        let VmId { pid, .. } = watched.vm.id;
+        let sample = watched.sample.as_ref().map(|(_, sample)| sample);
+        let activity = watched.activity.as_ref();
+        let clocks = sample.and_then(|sample| sample.vcpus.as_ref().ok());
+        let vcpus = clocks.into_iter().flatten().map(|clock| VcpuView {
+            id: clock.index,
+            tid: clock.tid,
+            busy_ratio: activity
+                .and_then(|activity| activity.vcpus.as_ref().ok())
+                .and_then(|vcpus| vcpus.iter().find(|vcpu| vcpu.tid == clock.tid))
+                .map(|vcpu| vcpu.busy),
+        });
+        let network = sample.and_then(|sample| sample.network.as_ref().ok().copied().flatten());
+        let storage = sample.and_then(|sample| sample.storage.as_ref().ok());
+        VmView {
+            name: watched.vm.name.clone(),
+            uuid: watched.vm.uuid.clone(),
+            pid,
+            accelerator: watched.vm.accelerator.to_string(),
+            run_state: watched.run_state.as_ref().map(ToString::to_string),
+            state: watched.watch.state.name().to_owned(),
+            cause: watched.watch.state.cause().map(|cause| cause.to_string()),
+            reason: watched.watch.reason.clone(),
+            since: self.wall_clock(watched.watch.since),
+            flat_seconds: match watched.watch.state {
+                State::Unobservable => None,
+                _ => Some(watched.watch.line.silence(self.now()).as_secs_f64()),
+            },
+            restarts_in_window: self.restarts_in_window(watched),
+            vcpus: vcpus.collect(),
+            network: network.map(|network| NetworkView {
+                guest_tx_packets: network.guest_tx_packets,
+                guest_tx_bytes: network.guest_tx_bytes,
+                guest_rx_packets: network.guest_rx_packets,
+                guest_rx_bytes: network.guest_rx_bytes,
+            }),
+            storage: storage.map(|storage| StorageView {
+                read_ops: storage.read_ops,
+                read_bytes: storage.read_bytes,
+                write_ops: storage.write_ops,
+                write_bytes: storage.write_bytes,
+                in_flight: storage.tracked_ops.saturating_sub(storage.completed_ops),
+            }),
+        }
+    }
+
+    fn show(&self, watched: &WatchedVm) -> ShowView {
+        let taps = watched.taps.iter().map(|probe| TapView {
+            name: probe.tap.name.clone(),
+            netns: probe.tap.netns.to_string(),
+            ifindex: probe.tap.ifindex,
+            attached: probe.hook.is_ok(),
+            hook: probe.hook.as_ref().copied().unwrap_or_default().to_owned(),
+            detail: probe.hook.as_ref().err().cloned().unwrap_or_default(),
+        });
+        let unseen = &watched.vm.unseen_networks;
+        let qmp = match watched.monitor() {
+            Monitor::Answers(run_state) => format!("answers; run state {run_state}"),
+            Monitor::Unknown(why) | Monitor::Unresponsive(why) => why,
+        };
+        ShowView {
+            vm: self.view(watched),
+            executable: watched.vm.executable.display().to_string(),
+            uid: watched.vm.uid,
+            start_ticks: watched.vm.id.start_ticks,
+            qmp,
+            taps: taps.collect(),
+            disks: watched.vm.disks.iter().map(|disk| disk.path.clone()).collect(),
+            unseen_networks: (!unseen.is_empty()).then(|| unseen.join(", ")),
+            signals: self.signals(watched),
+            policy: PolicyView::from(&watched.policy),
+            notes: watched.vm.notes.clone(),
+        }
+    }
+
+    fn signals(&self, watched: &WatchedVm) -> Vec<SignalView> {
+        let line = &watched.watch.line;
+        let policy = &watched.policy;
+        let since = |moment: Option<Duration>| {
+            moment.map(|moment| crate::report::rfc3339::format(self.wall_clock(moment)))
+        };
+        let silence = line.silence(self.now());
+        let mut signals = vec![SignalView {
+            name: "sign of life".to_owned(),
+            value: format!("{:.1} s ago: {}", silence.as_secs_f64(), line.last_sign),
+            threshold: format!("suspect after {}", humantime::format_duration(policy.flat_for)),
+            since: since(Some(line.last_life)),
+            verdict: if silence < policy.flat_for { "lives" } else { "silent" }.to_owned(),
+        }];
+        if let Some(activity) = &watched.activity {
+            signals.push(moved(
+                "network",
+                activity.network.as_ref().map(|network| match network {
+                    None => "has no tap".to_owned(),
+                    Some(network) => format!(
+                        "{} packets from the guest, {} to it, {} answers to probes",
+                        network.guest_packets, network.packets_to_guest, network.probe_answers
+                    ),
+                }),
+            ));
+            signals.push(moved(
+                "storage",
+                activity.storage.as_ref().map(|storage| {
+                    format!(
+                        "{} submitted, {} completed, {} in flight",
+                        storage.submitted, storage.completed, storage.in_flight
+                    )
+                }),
+            ));
+        }
+        signals.push(self.level(watched, since(line.still_since.or(line.pinned_since))));
+        signals.extend(witnesses(watched));
+        signals
+    }
+
+    fn level(&self, watched: &WatchedVm, since: Option<String>) -> SignalView {
+        let line = &watched.watch.line;
+        let vcpus = watched.activity.as_ref().map(|activity| activity.vcpus.as_ref());
+        let value = match vcpus {
+            None => "not read yet".to_owned(),
+            Some(Err(missing)) => missing.to_string(),
+            Some(Ok(vcpus)) => vcpus
+                .iter()
+                .map(|vcpu| {
+                    format!(
+                        "vCPU {} runs {:.1} %, waits {:.1} %",
+                        vcpu.index,
+                        vcpu.busy * 100.0,
+                        vcpu.waiting * 100.0
+                    )
+                })
+                .collect::<Vec<_>>()
+                .join("; "),
+        };
+        let verdict = match (line.still_since, line.pinned_since) {
+            (Some(_), _) => "stands still",
+            (None, Some(_)) => "pinned",
+            (None, None) => "moves",
+        };
+        SignalView {
+            name: "vCPU time".to_owned(),
+            value,
+            threshold: format!(
+                "still below {:.0} %, pinned above {:.0} %",
+                STILL_BUSY_RATIO * 100.0,
+                PINNED_RATIO * 100.0
+            ),
+            since,
+            verdict: verdict.to_owned(),
+        }
+    }
+}
+
+fn moved(name: &str, figure: Result<String, &Missing>) -> SignalView {
+    let verdict = if figure.is_ok() { "read" } else { "unreadable" };
+    SignalView {
+        name: name.to_owned(),
+        value: figure.unwrap_or_else(|missing| missing.why.clone()),
+        threshold: "any packet or completion is life".to_owned(),
+        since: None,
+        verdict: verdict.to_owned(),
+    }
+}
+
+/// What the witnesses said last, where they were asked.
+fn witnesses(watched: &WatchedVm) -> Vec<SignalView> {
+    let Some(Testimony { arp, registers }) = &watched.last_testimony else { return Vec::new() };
+    let calibrated = if watched.watch.boot.arp_answered {
+        "answered before in this boot"
+    } else {
+        "never answered in this boot"
+    };
+    let (value, verdict) = match arp {
+        ArpAnswer::NotAsked(why) => (why.clone(), "not asked"),
+        ArpAnswer::Answered(address) => (format!("{address} answers"), "lives"),
+        ArpAnswer::Silent { address, probes } => {
+            (format!("{address} left {probes} probes unanswered"), "silent")
+        }
+    };
+    let arp = SignalView {
+        name: "ARP probe".to_owned(),
+        value,
+        threshold: calibrated.to_owned(),
+        since: None,
+        verdict: verdict.to_owned(),
+    };
+    let (value, verdict) = match registers {
+        RegistersFinding::Unavailable(why) => (why.clone(), "not seen"),
+        RegistersFinding::Unresponsive(why) => (why.clone(), "no answer"),
+        RegistersFinding::Healthy(what) => (what.clone(), "sound"),
+        RegistersFinding::AllHalted => {
+            ("every vCPU is halted with interrupts off".to_owned(), "halted")
+        }
+        RegistersFinding::Stuck(what) => (what.clone(), "stuck"),
+        RegistersFinding::Inconclusive(what) => (what.clone(), "neither"),
+    };
+    let registers = SignalView {
+        name: "registers".to_owned(),
+        value,
+        threshold: "interrupts on, or user code".to_owned(),
+        since: None,
+        verdict: verdict.to_owned(),
+    };
+    vec![arp, registers]
+}

@@ -1,0 +1,148 @@
+//! What runs beside the loop and reports to it: processes that start and end, and looks into `/proc`.
+
+use std::time::Duration;
+
+use rustix::{
+    param::clock_ticks_per_second,
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+    time::{ClockId, clock_gettime},
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::mpsc::UnboundedSender,
+    task::{JoinHandle, spawn_blocking},
+};
+use tracing::{debug, warn};
+
+use super::Message;
+use crate::{
+    discover::{self, Scope, VcpuThreads, Vm, VmId},
+    probe::{ProcessEvents, parse_process_event},
+};
+
+/// Time for the exit status of a process that is gone to arrive.
+const STATUS_DELAY: Duration = Duration::from_millis(20);
+
+/// A VM takes a file descriptor for its process, one for its monitor, and one for each vCPU.
+pub(super) fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        warn!("the limit of open files could not be raised: {error}");
+    }
+}
+
+/// Passes on the kernel's events. `None` where they can't be waited for; sweeps find QEMUs then.
+pub(super) fn watch_processes(
+    events: ProcessEvents,
+    messages: UnboundedSender<Message>,
+) -> Option<JoinHandle<()>> {
+    // SAFETY: the ring buffer owns its descriptor and keeps it for as long as it lives.
+    let mut events = match unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) } {
+        Ok(events) => events,
+        Err(error) => {
+            warn!("process events can't be waited for: {error}");
+            return None;
+        }
+    };
+    Some(tokio::spawn(async move {
+        while let Ok(mut ready) = events.readable_mut().await {
+            let ring = ready.get_inner_mut();
+            while let Some(record) = ring.next() {
+                let Some(event) = parse_process_event(&record) else { continue };
+                let message = match event.kind {
+                    monitor_ebpf::PROCESS_EXEC => Message::Started(event.pid),
+                    monitor_ebpf::PROCESS_EXIT => Message::Status(event.pid, event.status),
+                    _ => continue,
+                };
+                if messages.send(message).is_err() {
+                    return;
+                }
+            }
+            ready.clear_ready();
+        }
+    }))
+}
+
+/// Looks through all of `/proc`, on a thread that may wait: reading about a hung process can.
+pub(super) fn sweep(scope: Scope, messages: UnboundedSender<Message>) {
+    spawn_blocking(move || {
+        let mut found = Vec::new();
+        for vm in discover::sweep(&scope) {
+            match vm {
+                Ok(vm) => {
+                    found.push(vm.id);
+                    let _ = messages.send(Message::Found(Box::new(vm)));
+                }
+                Err(error) => debug!("{error}"),
+            }
+        }
+        let _ = messages.send(Message::Swept(found));
+    });
+}
+
+/// Looks at one process that started.
+pub(super) fn inspect(pid: u32, scope: Scope, messages: UnboundedSender<Message>) {
+    spawn_blocking(move || match discover::inspect(pid, &scope) {
+        Ok(Some(vm)) => drop(messages.send(Message::Found(Box::new(vm)))),
+        Ok(None) => {}
+        Err(error) => debug!("process {pid}: {error}"),
+    });
+}
+
+/// Looks again at what may have changed since a QEMU was found.
+pub(super) fn refresh(vm: VmId, messages: UnboundedSender<Message>) {
+    spawn_blocking(move || {
+        let taps = match discover::taps(vm.pid) {
+            Ok((taps, _)) => Some(taps),
+            Err(error) => {
+                debug!("VM {vm}: {error}");
+                None
+            }
+        };
+        let threads = match discover::vcpu_threads(vm.pid) {
+            Ok(VcpuThreads::Each(threads)) => {
+                threads.into_iter().map(|thread| (thread.index, thread.tid)).collect()
+            }
+            Ok(VcpuThreads::OneForAll(tid)) => vec![(0, tid)],
+            Ok(VcpuThreads::Unnamed) => Vec::new(),
+            Err(error) => {
+                debug!("VM {vm}: {error}");
+                Vec::new()
+            }
+        };
+        let _ = messages.send(Message::Refreshed(vm, taps, threads));
+    });
+}
+
+/// How long a QEMU has been running; `None` where its start lies in no past that makes sense.
+pub(super) fn age(vm: VmId) -> Option<Duration> {
+    let since_boot = clock_gettime(ClockId::Boottime);
+    let now = Duration::try_from(since_boot).ok()?;
+    let ticks_per_second = clock_ticks_per_second().max(1);
+    // Whole seconds first: ticks in ns would overflow after 58 years, but not their remainder.
+    let seconds = Duration::from_secs(vm.start_ticks / ticks_per_second);
+    let rest = vm.start_ticks % ticks_per_second * 1_000_000_000 / ticks_per_second;
+    now.checked_sub(seconds + Duration::from_nanos(rest))
+}
+
+/// Reports when the process is gone, which its pidfd tells.
+pub(super) fn watch_end(vm: &Vm, messages: UnboundedSender<Message>) -> Option<JoinHandle<()>> {
+    let id = vm.id;
+    // SAFETY: the `Arc` owns the descriptor, and nobody closes what is shared.
+    let pidfd =
+        match unsafe { AsyncFd::register_with_interest(vm.pidfd.clone(), Interest::READABLE) } {
+            Ok(pidfd) => pidfd,
+            Err(error) => {
+                warn!("VM {id}: its end can't be waited for, a sweep will tell: {error}");
+                return None;
+            }
+        };
+    Some(tokio::spawn(async move {
+        if pidfd.readable().await.is_ok() {
+            // The kernel's event with the exit status is on its way through the ring buffer.
+            tokio::time::sleep(STATUS_DELAY).await;
+            let _ = messages.send(Message::Gone(id));
+        }
+    }))
+}

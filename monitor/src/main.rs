@@ -1,0 +1,9 @@
+//! The `flatline` program: the daemon and the commands that ask it.
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}
