@@ -1,0 +1,187 @@
+//! Every crash is found in time, and answered with a restart of that guest alone.
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result, ensure};
+use flatline_tests::{
+    boot_sector::BootSector,
+    broadcast::Broadcast,
+    daemon::Daemon,
+    guest::{Accelerator, Guest},
+    interrupt::{sleep, wait_until},
+};
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+
+use crate::rig::{
+    BOOT_LIMIT, FLAT_FOR, MARGIN, Rig, boot_all, check_restart, incidents_of, kvm, trial,
+    trial_that_may_skip, vm, wait_for_incident,
+};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        trial("linux_guests_that_crash_come_back_and_their_neighbours_are_left_alone", linux),
+        trial("a_guest_that_reports_its_panic_is_reset_within_a_second", pvpanic),
+        trial("crashed_boot_sectors_are_reset_under_tcg", || boot_sectors(Accelerator::Tcg)),
+        trial_that_may_skip("crashed_boot_sectors_are_reset_under_kvm", || match kvm() {
+            Ok(()) => boot_sectors(Accelerator::Kvm).map(|()| None),
+            Err(why) => Ok(Some(why)),
+        }),
+    ]
+}
+
+/// Waits for the restart of `guest` that answers the crash at `crashed`, and checks what is said of it.
+fn check_incident(daemon: &Daemon, guest: &Guest, cause: &str, crashed: SystemTime) -> Result<()> {
+    let name = guest.name();
+    let incident = check_restart(daemon, guest, crashed)?;
+    // To the microsecond by QEMU's own account.
+    let took = time_of_event(&guest.events()?, "RESET")?.duration_since(crashed)?;
+    println!("{name}: {cause}: reset {took:.1?} after the crash: {}", incident["reason"]);
+    ensure!(took <= FLAT_FOR + MARGIN, "{name}: reset only after {took:?}: {incident}");
+    ensure!(incident["cause"] == cause, "{name}: cause of {incident}");
+    ensure!(
+        incident["action"].as_str().is_some_and(|action| action.starts_with("system_reset")),
+        "{name}: action of {incident}"
+    );
+    ensure!(!incident["last_sign_of_life"].is_null() && incident["detect_seconds"].is_f64());
+    Ok(())
+}
+
+/// When QEMU first reported such an event.
+fn time_of_event(events: &[Value], name: &str) -> Result<SystemTime> {
+    let event = events.iter().find(|event| event["event"] == name);
+    let at = &event.with_context(|| format!("no {name} among {events:?}"))?["timestamp"];
+    let part = |field: &str| at[field].as_u64().with_context(|| format!("no {field} in {at}"));
+    let since_epoch =
+        Duration::from_secs(part("seconds")?) + Duration::from_micros(part("microseconds")?);
+    Ok(SystemTime::UNIX_EPOCH + since_epoch)
+}
+
+/// Waits until the guest's own banner shows that it booted again, and its incident that it lives.
+fn check_recovery(daemon: &Daemon, guest: &Guest) -> Result<()> {
+    let name = guest.name();
+    guest.wait_for_after(guest.log().start(), "FLATLINE-GUEST READY", BOOT_LIMIT)?;
+    wait_until("the banner again", BOOT_LIMIT, || Ok((guest.banner_count() >= 2).then_some(())))?;
+    let incident = wait_for_incident(daemon, name, "recovered", BOOT_LIMIT, |incident| {
+        incident["outcome"] == "recovered"
+    })?;
+    ensure!(incident["recover_seconds"].is_f64() && !incident["recovered_at"].is_null());
+    ensure!(incidents_of(daemon, name)?.len() == 1, "{name}: more than one incident");
+    Ok(())
+}
+
+fn linux() -> Result<()> {
+    let rig = Rig::new()?;
+    let mut two = rig.linux("panics-on-two-vcpus", 2)?;
+    two.vcpus = 2;
+    two.debug_threads = false;
+    let configs = [
+        rig.linux("panics", 1)?,
+        two,
+        rig.linux("halts", 3)?,
+        rig.linux("panics-in-a-storm", 4)?,
+        rig.linux("idles", 5)?,
+        rig.linux("computes", 6)?,
+    ];
+    let mut config = rig.daemon_config()?;
+    config.flat_for = FLAT_FOR;
+    config.boot_grace = Duration::from_secs(5);
+    let daemon = rig.daemon(&config)?;
+    let guests = boot_all(&configs)?;
+    let [panics, two, halts, stormy, idles, computes] = &guests[..] else { unreachable!() };
+    computes.run("compute 1", Duration::from_secs(10))?;
+    // Past the grace, and long enough for every guest to have been asked once.
+    sleep(config.boot_grace + FLAT_FOR)?;
+
+    let mut crashes = Vec::new();
+    let storm = Broadcast::start(configs[3].tap.as_ref().unwrap_or_else(|| unreachable!()), 100)?;
+    for (guest, command, cause) in [
+        (halts, "halt", "halted"),
+        (stormy, "panic", "spinning"),
+        (two, "panic", "spinning"),
+        (panics, "panic", "spinning"),
+    ] {
+        crashes.push((guest, cause, SystemTime::now()));
+        guest.send(command)?;
+    }
+    for (guest, cause, crashed) in &crashes {
+        check_incident(&daemon, guest, cause, *crashed)?;
+    }
+    drop(storm);
+    for (guest, _, _) in &crashes {
+        check_recovery(&daemon, guest)?;
+    }
+    for guest in [idles, computes] {
+        ensure!(incidents_of(&daemon, guest.name())?.is_empty(), "{} was suspected", guest.name());
+        ensure!(guest.banner_count() == 1, "{} was reset", guest.name());
+        let row = vm(&daemon, guest.name())?;
+        ensure!(row["cause"].is_null() && row["restarts_in_window"] == 0, "{row}");
+    }
+    Ok(())
+}
+
+fn pvpanic() -> Result<()> {
+    let rig = Rig::new()?;
+    let mut config = rig.linux("reports-its-panic", 1)?;
+    config.pvpanic = true;
+    config.extra_args.extend(["-action".into(), "panic=pause".into()]);
+    let guests = boot_all(&[config])?;
+    let daemon = rig.daemon(&rig.daemon_config()?)?;
+    sleep(Duration::from_secs(3))?;
+    guests[0].send("panic")?;
+    let incident = wait_for_incident(
+        &daemon,
+        guests[0].name(),
+        "reset",
+        Duration::from_secs(10),
+        |incident| !incident["action_at"].is_null(),
+    )?;
+    // The kernel says its last words to the console before it tells pvpanic: the second counts from
+    // QEMU's event.
+    let events = guests[0].events()?;
+    let announced = time_of_event(&events, "GUEST_PANICKED")?;
+    let took = time_of_event(&events, "RESET")?.duration_since(announced)?;
+    println!("reset {took:.3?} after the announcement");
+    ensure!(
+        took < Duration::from_secs(1),
+        "reset only {took:?} after the announcement: {incident}"
+    );
+    ensure!(incident["cause"] == "panicked", "{incident}");
+    check_recovery(&daemon, &guests[0])
+}
+
+fn boot_sectors(accelerator: Accelerator) -> Result<()> {
+    let rig = Rig::new()?;
+    let mut config = rig.daemon_config()?;
+    config.flat_for = FLAT_FOR;
+    config.boot_grace = Duration::from_secs(2);
+    let daemon = rig.daemon(&config)?;
+    let configs = [
+        rig.boot_sector("cli-hlt", BootSector::CliHlt, accelerator),
+        rig.boot_sector("cli-jmp", BootSector::CliJmp, accelerator),
+    ];
+    let healthy = [
+        rig.boot_sector("sti-hlt", BootSector::StiHlt, accelerator),
+        rig.boot_sector("sti-jmp", BootSector::StiJmp, accelerator),
+    ];
+    let guests = boot_all(&configs)?;
+    let bystanders = boot_all(&healthy)?;
+    let crashed = [wait_for_boot_sector(&guests[0])?, wait_for_boot_sector(&guests[1])?];
+    check_incident(&daemon, &guests[0], "halted", crashed[0])?;
+    check_incident(&daemon, &guests[1], "spinning", crashed[1])?;
+    for guest in &bystanders {
+        ensure!(incidents_of(&daemon, guest.name())?.is_empty(), "{} was suspected", guest.name());
+        vm(&daemon, guest.name())?;
+    }
+    Ok(())
+}
+
+/// Waits until the firmware has handed over to the boot sector, and tells when that was.
+fn wait_for_boot_sector(guest: &Guest) -> Result<SystemTime> {
+    let registers = json!({ "command-line": "info registers" });
+    wait_until("the boot sector runs", BOOT_LIMIT, || {
+        let text = guest.qmp("human-monitor-command", &registers)?;
+        let runs = text.as_str().is_some_and(|text| text.contains("EIP=00007c0"));
+        Ok(runs.then(SystemTime::now))
+    })
+}

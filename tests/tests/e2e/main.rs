@@ -1,0 +1,38 @@
+//! The end-to-end tests: the real daemon, real QEMUs, real guests, real taps and disks.
+//!
+//! They run through libtest-mimic, so that a test that can't run here says *ignored*, and why. Each has
+//! its own network namespace, directory and name for QEMU's executable, by which its daemon knows its
+//! guests from those of the other tests. `cargo xtask test` builds what they need.
+
+mod brought_back;
+mod counts;
+mod hostile;
+mod left_alone;
+mod lifecycle;
+mod programs;
+mod reports;
+mod rig;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    if arguments.test_threads.is_none() {
+        // A guest that spins takes a whole core: more tests at a time would only starve each other.
+        arguments.test_threads = Some(2);
+    }
+    if let Err(error) = flatline_tests::interrupt::install() {
+        eprintln!("signals can't be handled: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    let mut trials: Vec<Trial> = Vec::new();
+    trials.extend(left_alone::trials());
+    trials.extend(brought_back::trials());
+    trials.extend(counts::trials());
+    trials.extend(reports::trials());
+    trials.extend(lifecycle::trials());
+    trials.extend(hostile::trials());
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

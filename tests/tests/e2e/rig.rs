@@ -1,0 +1,235 @@
+//! What every test stands on: a place of its own, guests in it, and a daemon that sees only them.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use flatline_tests::{
+    boot_sector::BootSector,
+    daemon::{Daemon, DaemonConfig},
+    guest::{Accelerator, DiskConfig, Guest, GuestConfig, GuestKind, private_qemu},
+    image, interrupt,
+    netns::Netns,
+};
+use libtest_mimic::{Completion, Failed, Trial};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// `flat_for` of the daemons whose speed is looked at, and what is granted on top of it until the restart.
+pub(crate) const FLAT_FOR: Duration = Duration::from_secs(5);
+pub(crate) const MARGIN: Duration = Duration::from_secs(5);
+/// Time for a guest to boot while other guests spin on both cores.
+pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(60);
+
+/// A test's own place. Guests and daemons that live in it must be dropped before it.
+pub(crate) struct Rig {
+    /// Network namespace of its taps.
+    pub(crate) netns: Netns,
+    /// Its own name for QEMU.
+    pub(crate) qemu: PathBuf,
+    images: image::Images,
+    dir: TempDir,
+}
+
+impl Rig {
+    /// Makes the place.
+    pub(crate) fn new() -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("flatline-test-").tempdir()?;
+        let guest_dir = env::var_os("FLATLINE_GUEST_DIR")
+            .context("FLATLINE_GUEST_DIR is not set: run this through `cargo xtask test`")?;
+        Ok(Self {
+            netns: Netns::new()?,
+            qemu: private_qemu(dir.path())?,
+            images: image::build(Path::new(&guest_dir), |_| {})?,
+            dir,
+        })
+    }
+
+    /// Its directory.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A Linux guest with a tap (`10.7.N.2`) and a direct-I/O disk, to be changed and started.
+    pub(crate) fn linux(&self, name: &str, number: u8) -> Result<GuestConfig> {
+        let kind = GuestKind::Linux(self.images.clone());
+        let mut config = GuestConfig::new(name, kind, &self.qemu, self.dir());
+        config.tap =
+            Some(self.netns.tap(&format!("tap{number}"), Some(&format!("10.7.{number}.1/24")))?);
+        config.ip = Some(format!("10.7.{number}.2/24"));
+        config.disk = Some(self.disk(name));
+        Ok(config)
+    }
+
+    /// A guest that is nothing but a boot sector, without a tap.
+    pub(crate) fn boot_sector(
+        &self,
+        name: &str,
+        code: BootSector,
+        accelerator: Accelerator,
+    ) -> GuestConfig {
+        let kind = GuestKind::BootSector(code);
+        let mut config = GuestConfig::new(name, kind, &self.qemu, self.dir());
+        config.accelerator = accelerator;
+        config
+    }
+
+    /// A disk of 64 MiB that is read and written past the page cache.
+    pub(crate) fn disk(&self, name: &str) -> DiskConfig {
+        DiskConfig {
+            path: self.dir().join(format!("{name}.img")),
+            size: 64 << 20,
+            aio: "threads".to_owned(),
+            cache: "none".to_owned(),
+        }
+    }
+
+    /// The configuration of a daemon for this test's guests.
+    pub(crate) fn daemon_config(&self) -> Result<DaemonConfig> {
+        Ok(DaemonConfig::new(&binary()?, &self.qemu))
+    }
+
+    /// Starts that daemon.
+    pub(crate) fn daemon(&self, config: &DaemonConfig) -> Result<Daemon> {
+        Daemon::start(config, self.dir())
+    }
+}
+
+/// The `flatline` under test.
+pub(crate) fn binary() -> Result<PathBuf> {
+    let binary = env::var_os("FLATLINE_BINARY")
+        .context("FLATLINE_BINARY is not set: run this through `cargo xtask test`")?;
+    Ok(binary.into())
+}
+
+/// Starts all guests and waits until each has booted.
+pub(crate) fn boot_all(configs: &[GuestConfig]) -> Result<Vec<Guest>> {
+    let guests = configs.iter().map(GuestConfig::start).collect::<Result<Vec<_>>>()?;
+    for (guest, config) in guests.iter().zip(configs) {
+        if matches!(config.kind, GuestKind::Linux(_)) {
+            guest
+                .wait_until_booted(BOOT_LIMIT)
+                .with_context(|| format!("guest {}", config.name))?;
+        }
+    }
+    Ok(guests)
+}
+
+/// The VM's row of `status --json`.
+pub(crate) fn vm(daemon: &Daemon, name: &str) -> Result<Value> {
+    let status = daemon.status()?;
+    let vms = status["vms"].as_array().context("status has no vms")?;
+    vms.iter()
+        .find(|vm| vm["name"] == name)
+        .cloned()
+        .with_context(|| format!("no VM {name}: {status}"))
+}
+
+/// Waits until the VM's row satisfies `wanted`.
+pub(crate) fn wait_for_vm(
+    daemon: &Daemon,
+    name: &str,
+    what: &str,
+    limit: Duration,
+    wanted: impl Fn(&Value) -> bool,
+) -> Result<Value> {
+    let begin = Instant::now();
+    loop {
+        let row = vm(daemon, name);
+        if let Ok(row) = &row
+            && wanted(row)
+        {
+            return Ok(row.clone());
+        }
+        if begin.elapsed() > limit {
+            bail!("{name}: {what}: not within {limit:?}; last: {row:?}\n{}", daemon.log().text());
+        }
+        interrupt::sleep(Duration::from_millis(100))?;
+    }
+}
+
+/// Incidents of one VM.
+pub(crate) fn incidents_of(daemon: &Daemon, name: &str) -> Result<Vec<Value>> {
+    Ok(daemon.incidents()?.into_iter().filter(|incident| incident["vm"] == name).collect())
+}
+
+/// Waits until the VM has an incident that satisfies `wanted`.
+pub(crate) fn wait_for_incident(
+    daemon: &Daemon,
+    name: &str,
+    what: &str,
+    limit: Duration,
+    wanted: impl Fn(&Value) -> bool,
+) -> Result<Value> {
+    let begin = Instant::now();
+    loop {
+        let incidents = incidents_of(daemon, name)?;
+        if let Some(incident) = incidents.iter().find(|incident| wanted(incident)) {
+            return Ok(incident.clone());
+        }
+        if begin.elapsed() > limit {
+            bail!(
+                "{name}: {what}: not within {limit:?}; incidents: {incidents:?}; now: {:?}\n{}",
+                daemon.show(name),
+                daemon.log().text()
+            );
+        }
+        interrupt::sleep(Duration::from_millis(100))?;
+    }
+}
+
+/// Seconds from `from` to the RFC 3339 time in `field`, which has whole seconds, rounded down.
+fn seconds_until(incident: &Value, field: &str, from: SystemTime) -> Result<f64> {
+    let text = incident[field].as_str().with_context(|| format!("no {field} in {incident}"))?;
+    let time = humantime::parse_rfc3339(text)?;
+    Ok(match time.duration_since(from) {
+        Ok(later) => later.as_secs_f64(),
+        Err(earlier) => -earlier.duration().as_secs_f64(),
+    })
+}
+
+/// Whether KVM runs boot sectors here; else why not.
+pub(crate) fn kvm() -> Result<(), String> {
+    rustix::fs::access("/dev/kvm", rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK)
+        .map_err(|error| format!("skipped: /dev/kvm: {error}"))
+}
+
+/// A test that runs `test`, whose error is its failure.
+pub(crate) fn trial(name: &str, test: fn() -> Result<()>) -> Trial {
+    Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}"))))
+}
+
+/// A test that may find that it can't run here: then it says why.
+pub(crate) fn trial_that_may_skip(name: &str, test: fn() -> Result<Option<String>>) -> Trial {
+    Trial::ignorable_test(name, move || match test() {
+        Ok(None) => Ok(Completion::Completed),
+        Ok(Some(why)) => Ok(Completion::ignored_with(format!("skipped: {why}"))),
+        Err(error) => Err(Failed::from(format!("{error:#}"))),
+    })
+}
+
+/// Puts a program at `target`. A link where that works: a file that was written just now can't be
+/// executed while another test's fork still holds it open.
+pub(crate) fn put(source: &Path, target: &Path) -> Result<()> {
+    std::fs::hard_link(source, target)
+        .or_else(|_| std::fs::copy(source, target).map(|_| ()))
+        .with_context(|| format!("cannot make {}", target.display()))
+}
+
+/// Waits for the restart of a guest that crashed at `crashed`; it must come as soon as [`FLAT_FOR`] and
+/// [`MARGIN`] allow. Returns its incident.
+pub(crate) fn check_restart(daemon: &Daemon, guest: &Guest, crashed: SystemTime) -> Result<Value> {
+    let limit = FLAT_FOR + MARGIN;
+    let wait = limit + Duration::from_secs(20);
+    let incident = wait_for_incident(daemon, guest.name(), "restarted", wait, |incident| {
+        !incident["action_at"].is_null()
+    })?;
+    // Times in incidents have whole seconds, rounded down.
+    let took = seconds_until(&incident, "action_at", crashed)?;
+    println!("{}: reset {took:.1} s after the crash, or up to 1 s later", guest.name());
+    ensure!(took <= limit.as_secs_f64(), "{}: reset only after {took} s: {incident}", guest.name());
+    Ok(incident)
+}
