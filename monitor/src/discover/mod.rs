@@ -20,9 +20,6 @@ mod proc;
 mod taps;
 mod vm;
 
-#[cfg(test)]
-mod real_qemu_tests;
-
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};

@@ -1,14 +1,13 @@
-//! Sessions with a server made up here, over real Unix sockets, and with a real QEMU.
+//! Sessions with a server made up here, over real Unix sockets.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixListener;
 
 use super::*;
-use crate::qmp::parse_registers;
 
 type Notices = mpsc::Receiver<(VmId, QmpNotice)>;
 
@@ -329,84 +328,4 @@ async fn the_task_ends_when_it_is_closed_and_when_its_last_handle_is_dropped() {
             assert!(matches!(result, Err(QmpError::SessionClosed)));
         }
     }
-}
-
-/// A QEMU of ours, gone with its test.
-struct Qemu(Child);
-
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Qemu {
-    fn start(dir: &Path) -> Option<Self> {
-        let child = Command::new("qemu-system-x86_64")
-            .args(["-machine", "q35,accel=tcg", "-smp", "2", "-display", "none", "-nodefaults"])
-            .args(["-S", "-qmp", "unix:./q.sock,server=on,wait=off"])
-            .current_dir(dir)
-            .stdin(Stdio::null())
-            .spawn();
-        match child {
-            Ok(child) => Some(Self(child)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                eprintln!("skipped: qemu-system-x86_64 is not installed");
-                None
-            }
-            Err(error) => panic!("{error}"),
-        }
-    }
-
-    fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(&self.0);
-        rustix::process::kill_process(pid, signal).unwrap();
-    }
-}
-
-async fn until_ready(notices: &mut Notices) {
-    while next_state(notices).await != QmpState::Ready {}
-}
-
-#[tokio::test]
-async fn a_real_qemu_is_asked_stopped_and_shared() {
-    let dir = tempfile::tempdir().unwrap();
-    let Some(qemu) = Qemu::start(dir.path()) else {
-        return;
-    };
-    let vm = process(qemu.0.id());
-    let limits = Limits { greeting: Duration::from_millis(300), ..quick() };
-    let (handle, mut notices) = start(vm, Path::new("./q.sock"), limits);
-    until_ready(&mut notices).await;
-    expect_run_state(&mut notices, RunState::Prelaunch).await;
-    assert_eq!(handle.query_status().await.unwrap(), RunState::Prelaunch);
-    assert_eq!(handle.query_cpus().await.unwrap().len(), 2);
-    let registers = parse_registers(&handle.human("info registers -a").await.unwrap()).unwrap();
-    assert!(registers.len() == 2 && registers[0].is_at_reset_vector());
-    let lapic = handle.human("info lapic 1").await.unwrap();
-    assert!(!crate::qmp::parse_lapic(&lapic).unwrap().software_enabled);
-    let limit = Duration::from_secs(2);
-    let error = handle.execute("no-such-command", None, limit).await.unwrap_err();
-    assert!(matches!(error, QmpError::Command { class, .. } if class == "CommandNotFound"));
-    handle.execute("cont", None, limit).await.unwrap();
-    assert_eq!(next(&mut notices).await, QmpNotice::Event(QmpEvent::Resume));
-
-    qemu.signal(rustix::process::Signal::STOP);
-    let error = handle.execute("query-status", None, Duration::from_millis(100)).await;
-    assert!(matches!(error, Err(QmpError::Timeout { .. })));
-    assert!(matches!(next_state(&mut notices).await, QmpState::Unresponsive { .. }));
-    qemu.signal(rustix::process::Signal::CONT);
-    assert_eq!(next_state(&mut notices).await, QmpState::Ready);
-    expect_run_state(&mut notices, RunState::Running).await;
-
-    // A second client waits until the first one leaves.
-    let (_second, mut seconds_notices) = start(vm, Path::new("./q.sock"), limits);
-    assert_eq!(next_state(&mut seconds_notices).await, QmpState::Connecting);
-    assert_eq!(next_state(&mut seconds_notices).await, QmpState::Busy);
-    handle.close();
-    assert_eq!(next_state(&mut seconds_notices).await, QmpState::Ready);
-    expect_run_state(&mut seconds_notices, RunState::Running).await;
-    drop(qemu);
-    assert!(matches!(next_state(&mut seconds_notices).await, QmpState::Closed { .. }));
 }

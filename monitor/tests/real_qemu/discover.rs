@@ -1,6 +1,4 @@
 //! What is found of QEMUs that really run: paused, without a guest, each ended with its test.
-//!
-//! Where QEMU, or a privilege that a test needs, is missing, it says so and returns.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -13,10 +11,12 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal, getuid, pidfd_open, pidfd_send_signal};
 use tempfile::TempDir;
 
-use super::{
+use flatline::discover::{
     Accelerator, DiscoverError, ResetAction, Scope, VcpuThreads, Vm, in_netns, inspect,
     process_state, start_ticks, sweep, taps, vcpu_threads,
 };
+
+use crate::{Outcome, qemu};
 
 /// QEMU takes 0.3 s; a machine that runs all tests at once, longer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -63,17 +63,11 @@ impl Started {
     }
 }
 
-/// The QEMU to be tried, and a scope of just that; says so if there is none.
-fn qemu() -> Option<(PathBuf, Scope)> {
-    let paths = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&paths)
-        .find_map(|folder| folder.join("qemu-system-x86_64").canonicalize().ok());
-    let Some(path) = found else {
-        eprintln!("skipped: qemu-system-x86_64 is not installed");
-        return None;
-    };
+/// The QEMU to be tried, and a scope of just that.
+fn qemu_in_scope() -> Result<(PathBuf, Scope), String> {
+    let path = qemu()?;
     let scope = scope_of(&path);
-    Some((path, scope))
+    Ok((path, scope))
 }
 
 fn scope_of(path: &Path) -> Scope {
@@ -85,21 +79,12 @@ fn folder() -> TempDir {
     tempfile::tempdir().expect("a folder")
 }
 
-fn is_root() -> bool {
-    let is_root = getuid().is_root();
-    if !is_root {
-        eprintln!("skipped: not root");
-    }
-    is_root
-}
-
 fn run(program: &str, arguments: &[&str]) -> bool {
     Command::new(program).args(arguments).status().is_ok_and(|status| status.success())
 }
 
-#[test]
-fn a_running_qemu_is_found_with_what_it_was_told() {
-    let Some((path, scope)) = qemu() else { return };
+pub(crate) fn a_running_qemu_is_found_with_what_it_was_told() -> Outcome {
+    let (path, scope) = qemu_in_scope()?;
     let folder = folder();
     let socket = folder.path().join("qmp.sock");
     let disk = folder.path().join("disk.img");
@@ -131,11 +116,11 @@ fn a_running_qemu_is_found_with_what_it_was_told() {
     assert_eq!(vm.reboot_action, ResetAction::Shutdown);
     assert!(vm.has_balloon && !vm.has_agent_channel);
     assert!(matches!(process_state(qemu.pid()).expect("its state"), 'S' | 'R' | 'D'));
+    Ok(())
 }
 
-#[test]
-fn only_the_users_in_scope_are_found_and_nothing_of_one_that_ended() {
-    let Some((path, scope)) = qemu() else { return };
+pub(crate) fn only_the_users_in_scope_are_found_and_nothing_of_one_that_ended() -> Outcome {
+    let (path, scope) = qemu_in_scope()?;
     let mut qemu = Started::start(&path, PAUSED);
     let vm = qemu.vm_when(&scope, |_| true).expect("a VM");
     assert_eq!(vm.name, format!("qemu-{}", qemu.pid()));
@@ -159,11 +144,11 @@ fn only_the_users_in_scope_are_found_and_nothing_of_one_that_ended() {
     assert!(inspect(pid, &scope).expect("nothing").is_none());
     assert!(matches!(vcpu_threads(pid), Err(DiscoverError::Gone { .. })));
     assert!(!sweep(&scope).iter().flatten().any(|found| found.id == vm.id));
+    Ok(())
 }
 
-#[test]
-fn vcpu_threads_are_told_by_name_where_they_have_one() {
-    let Some((path, scope)) = qemu() else { return };
+pub(crate) fn vcpu_threads_are_told_by_name_where_they_have_one() -> Outcome {
+    let (path, scope) = qemu_in_scope()?;
     let threads = |accelerator: &str, name: &str| {
         let folder = folder();
         let socket = folder.path().join("qmp.sock");
@@ -197,14 +182,13 @@ fn vcpu_threads_are_told_by_name_where_they_have_one() {
 
     let (_, unnamed) = threads("tcg,thread=multi", "n,debug-threads=off");
     assert_eq!(unnamed, VcpuThreads::Unnamed);
+    Ok(())
 }
 
-#[test]
-fn a_kvm_guest_is_told_by_its_descriptor() {
-    let Some((path, scope)) = qemu() else { return };
+pub(crate) fn a_kvm_guest_is_told_by_its_descriptor() -> Outcome {
+    let (path, scope) = qemu_in_scope()?;
     if File::options().read(true).write(true).open("/dev/kvm").is_err() {
-        eprintln!("skipped: /dev/kvm cannot be opened");
-        return;
+        return Err("/dev/kvm cannot be opened".to_owned());
     }
     let mut arguments = PAUSED.to_vec();
     // Offered last, so that only the descriptor can tell.
@@ -212,13 +196,14 @@ fn a_kvm_guest_is_told_by_its_descriptor() {
     let mut qemu = Started::start(&path, &arguments);
     let kvm = |vm: &Vm| vm.accelerator == Accelerator::Kvm;
     if qemu.vm_when(&scope, kvm).is_none() {
-        eprintln!("skipped: QEMU cannot use KVM here");
+        return Err("QEMU cannot use KVM here".to_owned());
     }
+    Ok(())
 }
 
 /// Starts a `-daemonize`d QEMU through `prefix`, and sweeps until it alone was found for a while.
-fn daemonized(prefix: &[&str]) {
-    let Some((path, scope)) = qemu() else { return };
+fn daemonized(prefix: &[&str]) -> Outcome {
+    let (path, scope) = qemu_in_scope()?;
     let folder = folder();
     let pidfile = folder.path().join("pid");
     let name = format!("daemonized-{}-{}", prefix.len(), std::process::id());
@@ -246,22 +231,21 @@ fn daemonized(prefix: &[&str]) {
     pidfd_send_signal(&pidfd, Signal::KILL).expect("ending our grandchild");
     let seen: Vec<String> = seen.iter().map(u32::to_string).collect();
     assert_eq!(seen, [written.trim()], "others were taken for a VM, or it was not found");
+    Ok(())
 }
 
-#[test]
-fn a_daemonized_qemu_is_found_once_and_its_launcher_never() {
-    daemonized(&[]);
+pub(crate) fn a_daemonized_qemu_is_found_once_and_its_launcher_never() -> Outcome {
+    daemonized(&[])
 }
 
-#[test]
-fn the_launcher_of_a_daemonized_qemu_is_no_vm_in_a_session_without_a_leader_either() {
+pub(crate) fn the_launcher_of_a_daemonized_qemu_is_no_vm_in_a_session_without_a_leader_either()
+-> Outcome {
     let detached = r#"("$@"; true) & exit 0"#;
-    daemonized(&["setsid", "--fork", "sh", "-c", detached, "sh"]);
+    daemonized(&["setsid", "--fork", "sh", "-c", detached, "sh"])
 }
 
-#[test]
-fn a_qemu_whose_executable_was_replaced_is_still_found() {
-    let Some((path, _)) = qemu() else { return };
+pub(crate) fn a_qemu_whose_executable_was_replaced_is_still_found() -> Outcome {
+    let path = qemu()?;
     let folder = folder();
     let prefix = folder.path().canonicalize().expect("its path");
     let copy = prefix.join("bin").join("qemu-system-x86_64");
@@ -282,11 +266,11 @@ fn a_qemu_whose_executable_was_replaced_is_still_found() {
     fs::remove_file(&copy).expect("removing the copy");
     let after = inspect(qemu.pid(), &scope).expect("reading our child").expect("still a VM");
     assert_eq!((after.id, after.executable), (before.id, copy));
+    Ok(())
 }
 
-#[test]
-fn a_qemu_that_only_answers_questions_is_no_vm() {
-    let Some((path, scope)) = qemu() else { return };
+pub(crate) fn a_qemu_that_only_answers_questions_is_no_vm() -> Outcome {
+    let (path, scope) = qemu_in_scope()?;
     let folder = folder();
     let socket = folder.path().join("qmp.sock");
     let qmp = format!("unix:{},server=on,wait=off", socket.display());
@@ -299,6 +283,7 @@ fn a_qemu_that_only_answers_questions_is_no_vm() {
         thread::sleep(Duration::from_millis(20));
     }
     assert!(inspect(qemu.pid(), &scope).expect("reading our child").is_none());
+    Ok(())
 }
 
 /// A network namespace that ends with its test, passed or failed.
@@ -311,17 +296,15 @@ impl Drop for Namespace {
 }
 
 impl Namespace {
-    /// `None`, and says so, where none can be made.
-    fn new(label: &str) -> Option<Self> {
+    fn new(label: &str) -> Result<Self, String> {
         let name = format!("flatline-{label}-{}", std::process::id());
-        if !is_root() {
-            return None;
+        if !getuid().is_root() {
+            return Err("not root".to_owned());
         }
         if !run("ip", &["netns", "add", &name]) {
-            eprintln!("skipped: no network namespace can be made");
-            return None;
+            return Err("no network namespace can be made".to_owned());
         }
-        Some(Self(name))
+        Ok(Self(name))
     }
 
     fn file(&self) -> File {
@@ -329,12 +312,15 @@ impl Namespace {
     }
 }
 
-/// A QEMU in `namespace` with two queues of `tap7`, which is made there; says so if it cannot be.
-fn qemu_with_tap(namespace: &Namespace, path: &Path, scope: &Scope) -> Option<(Started, Vm)> {
+/// A QEMU in `namespace` with two queues of `tap7`, which is made there.
+fn qemu_with_tap(
+    namespace: &Namespace,
+    path: &Path,
+    scope: &Scope,
+) -> Result<(Started, Vm), String> {
     let tuntap = ["-n", &namespace.0, "tuntap", "add", "tap7", "mode", "tap", "multi_queue"];
     if !run("ip", &tuntap) {
-        eprintln!("skipped: no tap can be made");
-        return None;
+        return Err("no tap can be made".to_owned());
     }
     let enter = format!("--net=/run/netns/{}", namespace.0);
     let mut arguments = vec![enter.as_str(), path.to_str().expect("a UTF-8 path")];
@@ -343,18 +329,13 @@ fn qemu_with_tap(namespace: &Namespace, path: &Path, scope: &Scope) -> Option<(S
     arguments.extend(["-netdev", netdev, "-device", "virtio-net-pci,netdev=n,mq=on"]);
     let mut qemu = Started::start(Path::new("nsenter"), &arguments);
     let vm = qemu.vm_when(scope, |vm| !vm.taps.is_empty()).expect("a VM");
-    Some((qemu, vm))
+    Ok((qemu, vm))
 }
 
-#[test]
-fn a_tap_with_two_queues_is_found_once_in_the_namespace_of_its_qemu() {
-    let Some((path, scope)) = qemu() else { return };
-    let Some(namespace) = Namespace::new("tap") else {
-        return;
-    };
-    let Some((qemu, vm)) = qemu_with_tap(&namespace, &path, &scope) else {
-        return;
-    };
+pub(crate) fn a_tap_with_two_queues_is_found_once_in_the_namespace_of_its_qemu() -> Outcome {
+    let (path, scope) = qemu_in_scope()?;
+    let namespace = Namespace::new("tap")?;
+    let (qemu, vm) = qemu_with_tap(&namespace, &path, &scope)?;
 
     let inode = namespace.file().metadata().expect("its inode").ino();
     assert_eq!(u64::from(vm.netns), inode);
@@ -368,20 +349,15 @@ fn a_tap_with_two_queues_is_found_once_in_the_namespace_of_its_qemu() {
     assert_eq!(listed[0]["ifindex"].as_u64(), Some(u64::from(vm.taps[0].ifindex)));
     assert_eq!(vm.unseen_networks, [""; 0]);
     assert_eq!(taps(qemu.pid()).expect("its taps"), (vm.taps, Vec::new()));
+    Ok(())
 }
 
-#[test]
-fn a_tap_that_moved_is_found_in_our_namespace_and_noted_if_it_is_in_neither() {
-    let Some((path, scope)) = qemu() else { return };
-    let Some(namespace) = Namespace::new("from") else {
-        return;
-    };
-    let Some(other) = Namespace::new("to") else {
-        return;
-    };
-    let Some((qemu, _)) = qemu_with_tap(&namespace, &path, &scope) else {
-        return;
-    };
+pub(crate) fn a_tap_that_moved_is_found_in_our_namespace_and_noted_if_it_is_in_neither() -> Outcome
+{
+    let (path, scope) = qemu_in_scope()?;
+    let namespace = Namespace::new("from")?;
+    let other = Namespace::new("to")?;
+    let (qemu, _) = qemu_with_tap(&namespace, &path, &scope)?;
     assert!(run("ip", &["-n", &namespace.0, "link", "set", "tap7", "netns", &other.0]));
 
     let (found, notes) = taps(qemu.pid()).expect("its taps");
@@ -393,17 +369,16 @@ fn a_tap_that_moved_is_found_in_our_namespace_and_noted_if_it_is_in_neither() {
     let inode = other.file().metadata().expect("its inode").ino();
     assert_eq!(found.iter().map(|tap| u64::from(tap.netns)).collect::<Vec<_>>(), [inode]);
     assert_eq!(notes, [""; 0]);
+    Ok(())
 }
 
-#[test]
-fn code_inside_a_namespace_sees_that_one_and_code_outside_does_not() {
-    let Some(namespace) = Namespace::new("enter") else {
-        return;
-    };
+pub(crate) fn code_inside_a_namespace_sees_that_one_and_code_outside_does_not() -> Outcome {
+    let namespace = Namespace::new("enter")?;
     let here = || fs::metadata("/proc/thread-self/ns/net").expect("a namespace").ino();
     let outside = here();
     let inside = in_netns(&namespace.file(), here).expect("entering it");
     assert_eq!(inside, namespace.file().metadata().expect("its inode").ino());
     assert_ne!(inside, outside);
     assert_eq!(here(), outside);
+    Ok(())
 }
