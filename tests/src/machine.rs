@@ -159,9 +159,11 @@ impl GuestConfig {
         add(&["-name", &format!("{},debug-threads={debug_threads}", self.name)]);
         add(&["-no-user-config", "-nodefaults", "-display", "none", "-machine", "pc"]);
         match self.accelerator {
-            Accelerator::Tcg => add(&["-accel", "tcg,thread=multi", "-cpu", "qemu64"]),
-            Accelerator::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
+            Accelerator::Tcg => add(&["-accel", "tcg,thread=multi"]),
+            Accelerator::Kvm => add(&["-accel", "kvm"]),
         }
+        // Of the host's own CPU, a nested KVM may not take every feature.
+        add(&["-cpu", "qemu64"]);
         add(&["-smp", &self.vcpus.to_string(), "-m", &self.memory_mib.to_string()]);
         for directory in FIRMWARE_DIRECTORIES {
             if Path::new(directory).is_dir() {

@@ -191,12 +191,6 @@ fn seconds_until(incident: &Value, field: &str, from: SystemTime) -> Result<f64>
     })
 }
 
-/// Whether KVM runs boot sectors here; else why not.
-pub(crate) fn kvm() -> Result<(), String> {
-    rustix::fs::access("/dev/kvm", rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK)
-        .map_err(|error| format!("skipped: /dev/kvm: {error}"))
-}
-
 /// A test that runs `test`, whose error is its failure.
 pub(crate) fn trial(name: &str, test: fn() -> Result<()>) -> Trial {
     Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}"))))
