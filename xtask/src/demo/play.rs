@@ -63,6 +63,8 @@ impl Stage {
         let (reset, back, alive) = self.await_return(screen, &crash)?;
         self.check_others(screen)?;
         let undisturbed = self.booted.elapsed();
+        // The verdict is polled for, and was given before the reset.
+        let verdict = verdict.min(reset);
         Ok(Measured { verdict, reset, back, alive, undisturbed })
     }
 
