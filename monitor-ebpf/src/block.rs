@@ -1,59 +1,83 @@
-//! What a VM's QEMU submits to the block layer itself (direct I/O and io_uring), and what completes.
+//! What is submitted to the block layer for a VM, and what completes.
 //!
 //! The unit is the bio: it is submitted by the task that wants the data, while a request may be issued
-//! later by a kernel worker. Buffered writes are submitted by a worker and are not counted here.
+//! later by a kernel worker. What no QEMU submits itself may still be one's: [`writeback`] tells.
 
 use aya_ebpf::{
-    bindings::BPF_ANY, helpers::bpf_get_current_pid_tgid, macros::btf_tracepoint,
+    helpers::{bpf_get_current_pid_tgid, bpf_get_current_task_btf},
+    macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
 use aya_log_ebpf::warn;
-use monitor_ebpf::{InFlight, StorageCounters};
+use monitor_ebpf::{Layout, StorageCounters};
 
-use crate::maps::{IN_FLIGHT, VMS};
+use crate::{
+    in_flight,
+    kernel::{field, global, offsets},
+    maps::{LAYOUT, SLOTS, VMS},
+    writeback,
+};
 
-/// Offsets into the running kernel's `struct bio`, which user space resolves from its BTF: aya emits no
-/// CO-RE relocations for Rust, and an offset taken from one kernel is wrong on the next.
-#[unsafe(no_mangle)]
-static BIO_OPF_OFFSET: u32 = 0;
-#[unsafe(no_mangle)]
-static BIO_SIZE_OFFSET: u32 = 0;
-#[unsafe(no_mangle)]
-static BIO_STATUS_OFFSET: u32 = 0;
-#[unsafe(no_mangle)]
-static BIO_NEXT_OFFSET: u32 = 0;
-/// The same for `struct request`.
-#[unsafe(no_mangle)]
-static REQUEST_BIO_OFFSET: u32 = 0;
+offsets! {
+    BIO_OPF_OFFSET
+    BIO_SIZE_OFFSET
+    BIO_STATUS_OFFSET
+    BIO_NEXT_OFFSET
+    REQUEST_BIO_OFFSET
+    TASK_BIO_LIST_OFFSET
+    /// Not an offset: the flag `REQ_META`, whose bit differs between kernels.
+    REQUEST_META_FLAG
+}
 
-/// Bios in one request that are followed: 4 MiB in pages, more than most devices take at once.
-const MOST_BIOS_OF_A_REQUEST: u32 = 1024;
+/// The generation of this copy of the programs.
+#[unsafe(no_mangle)]
+static GENERATION: u32 = 0;
+
+/// Bios in one request that are looked at: half a MiB in single pages. The verifier goes through every turn
+/// of the loop, which takes 25 ms of the daemon's start for 128 of them, and 90 for 256. Others stay in
+/// flight until another bio comes to stand at their address, or user space sees that no device has any.
+const MOST_BIOS_OF_A_REQUEST: u32 = 128;
 
 /// `REQ_OP_MASK` and operations of `enum req_op` (include/linux/blk_types.h; unchanged since 4.10).
 const REQ_OP_MASK: u32 = 0xff;
 const REQ_OP_READ: u32 = 0;
 const REQ_OP_WRITE: u32 = 1;
 const REQ_OP_FLUSH: u32 = 2;
+const REQ_OP_DISCARD: u32 = 3;
 
-/// Counts a request for the VM whose QEMU submits it, and notes it as in flight.
+/// Counts a request for the VM it is submitted for, and notes it as in flight.
 ///
-/// Hook: `tp_btf/block_bio_queue` with the bio as its first argument (5.11). Requests of other
-/// processes cost one lookup that fails. Cost: 400 ns a request at some 1,000 a second, with cold caches;
-/// most of it is the entry in `in_flight`.
+/// Hook: `tp_btf/block_bio_queue` with the bio as its first argument (5.11). Reads of other processes
+/// cost a look-up that fails, writes that and the way to the page's file. Cost: see `docs/costs.md`.
 #[btf_tracepoint(function = "block_bio_queue")]
 pub(crate) fn block_submitted(ctx: BtfTracePointContext) -> i32 {
-    // The upper half is the thread group.
-    let vm = (bpf_get_current_pid_tgid() >> 32) as u32;
-    let Some(storage) = counters(vm) else { return 0 };
+    let Some(layout) = counting() else { return 0 };
     let bio: *const u8 = ctx.arg(0);
-    // SAFETY: `bio` is the tracepoint's own argument, whose type the verifier knows; the offsets are the
-    // running kernel's, and a faulting read yields zero instead of faulting.
-    let (opf, bytes) = unsafe {
-        (
-            field::<u32>(bio, &raw const BIO_OPF_OFFSET),
-            field::<u32>(bio, &raw const BIO_SIZE_OFFSET),
-        )
+    // The upper half is the thread group.
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: `bio` is the tracepoint's own argument.
+    let opf: u32 = unsafe { field(bio, &BIO_OPF_OFFSET) };
+    // SAFETY: as above.
+    let bytes: u32 = unsafe { field(bio, &BIO_SIZE_OFFSET) };
+    // SAFETY: the value is copied at once, and only user space removes it.
+    let own = unsafe { SLOTS.get(pid).copied() };
+    let slot = match own {
+        // A host's file system that notes something of its own while QEMU waits: nothing of the guest's.
+        Some(_) if opf & global(&REQUEST_META_FLAG) != 0 => return 0,
+        // Submitted once more by a stacked device, for a bio that was counted already.
+        Some(_) if is_nested() => return 0,
+        Some(slot) => slot,
+        None if opf & REQ_OP_MASK == REQ_OP_WRITE && bytes != 0 => match writeback::slot_of(bio) {
+            Some(slot) => slot,
+            None => return 0,
+        },
+        None => return 0,
     };
+    let Some(row) = VMS.get_ptr_mut(slot) else { return 0 };
+    // SAFETY: the row is this CPU's own copy. A completion that interrupts a submission on this CPU adds
+    // to fields that a submission never touches.
+    let row = unsafe { &mut *row };
+    let storage = &mut row.storage;
     match opf & REQ_OP_MASK {
         REQ_OP_READ => {
             storage.read_ops += 1;
@@ -64,48 +88,75 @@ pub(crate) fn block_submitted(ctx: BtfTracePointContext) -> i32 {
         REQ_OP_WRITE => {
             storage.write_ops += 1;
             storage.write_bytes += u64::from(bytes);
+            if own.is_none() {
+                storage.writeback_ops += 1;
+                storage.writeback_bytes += u64::from(bytes);
+            }
         }
         REQ_OP_FLUSH => storage.flush_ops += 1,
+        REQ_OP_DISCARD => {
+            storage.discard_ops += 1;
+            storage.discard_bytes += u64::from(bytes);
+        }
         _ => storage.other_ops += 1,
     }
-    if IN_FLIGHT.insert(bio as u64, InFlight { vm, bytes }, u64::from(BPF_ANY)).is_ok() {
+    if in_flight::note(bio, layout, row.pid, slot) {
         storage.tracked_ops += 1;
     } else {
         storage.untracked_ops += 1;
-        warn!(&ctx, "VM {}: no room to follow a request", vm);
+        warn!(&ctx, "VM {}: no room to follow a request", row.pid);
     }
     0
+}
+
+/// The layout's row, if this copy of the programs is the one that counts.
+#[inline(always)]
+fn counting() -> Option<&'static Layout> {
+    // SAFETY: array elements live as long as the map.
+    let layout = unsafe { &*LAYOUT.get_ptr(0)? };
+    (layout.generation == global(&GENERATION)).then_some(layout)
+}
+
+/// Whether a driver submits this bio while it handles another one, on the same task: the kernel then
+/// keeps a list of such bios in the task (`submit_bio_noacct_nocheck` in block/blk-core.c).
+#[inline(always)]
+fn is_nested() -> bool {
+    // SAFETY: the current task exists as long as the program runs, and the verifier knows its type.
+    let list: u64 = unsafe { field(bpf_get_current_task_btf().cast(), &TASK_BIO_LIST_OFFSET) };
+    list != 0
 }
 
 /// Counts the completion of requests on devices that have request queues, which most disks are.
 ///
 /// Hook: `tp_btf/block_rq_complete` with the request and the completed bytes as first and third argument
-/// (5.11). A request may carry several bios, merged while they waited. Bios that nobody follows cost one
-/// lookup that fails. Cost: 270 ns, measured like [`block_submitted`].
+/// (5.11). A request may carry several bios, merged while they waited. Bios that nobody follows cost a
+/// look at the set where they would be.
 #[btf_tracepoint(function = "block_rq_complete")]
 pub(crate) fn block_request_completed(ctx: BtfTracePointContext) -> i32 {
+    let Some(layout) = counting() else { return 0 };
     let request: *const u8 = ctx.arg(0);
     let failed = ctx.arg::<u8>(1) != 0;
     let mut bytes_left: u32 = ctx.arg(2);
-    // SAFETY: as in `block_submitted`; the bios hang on the request until its completion was traced.
-    let mut bio: *const u8 = unsafe { field(request, &raw const REQUEST_BIO_OFFSET) };
+    // SAFETY: `request` is the tracepoint's own argument; the bios hang on it until its completion was
+    // traced.
+    let mut bio: *const u8 = unsafe { field(request, &REQUEST_BIO_OFFSET) };
     for _ in 0..MOST_BIOS_OF_A_REQUEST {
         if bio.is_null() {
             break;
         }
         // SAFETY: as above.
-        let bytes = unsafe { field::<u32>(bio, &raw const BIO_SIZE_OFFSET) };
+        let bytes: u32 = unsafe { field(bio, &BIO_SIZE_OFFSET) };
         if bytes > bytes_left {
             // Completed in part: the rest is traced when it completes.
             break;
         }
-        completed(bio, failed);
+        completed(bio, failed, layout);
         bytes_left -= bytes;
         if bytes_left == 0 {
             break;
         }
         // SAFETY: as above.
-        bio = unsafe { field(bio, &raw const BIO_NEXT_OFFSET) };
+        bio = unsafe { field(bio, &BIO_NEXT_OFFSET) };
     }
     0
 }
@@ -113,46 +164,30 @@ pub(crate) fn block_request_completed(ctx: BtfTracePointContext) -> i32 {
 /// Counts the completion of requests on devices without request queues, such as device mapper's.
 ///
 /// Hook: `tp_btf/block_bio_complete` with the bio as second argument (5.11). The kernel fires it only for
-/// a bio whose completion `block_rq_complete` did not show. Cost: 350 ns, over a few of them only.
+/// a bio whose completion `block_rq_complete` did not show.
 #[btf_tracepoint(function = "block_bio_complete")]
 pub(crate) fn block_bio_completed(ctx: BtfTracePointContext) -> i32 {
+    let Some(layout) = counting() else { return 0 };
     let bio: *const u8 = ctx.arg(1);
-    // SAFETY: as in `block_submitted`.
-    let failed = unsafe { field::<u8>(bio, &raw const BIO_STATUS_OFFSET) } != 0;
-    completed(bio, failed);
+    // SAFETY: `bio` is the tracepoint's own argument.
+    let failed = unsafe { field::<u8>(bio, &BIO_STATUS_OFFSET) } != 0;
+    completed(bio, failed, layout);
     0
 }
 
-#[inline(always)]
-fn completed(bio: *const u8, failed: bool) {
-    // SAFETY: the entry is copied at once; only its own completion removes it.
-    let Some(request) = (unsafe { IN_FLIGHT.get(bio as u64).copied() }) else { return };
-    // The row is gone where the VM ended before its last request; nobody asks any more.
-    if IN_FLIGHT.remove(bio as u64).is_ok()
-        && let Some(storage) = counters(request.vm)
-    {
+/// A function of its own: inside the loop over a request's bios, the verifier would follow each of its ways
+/// on into every later turn.
+#[inline(never)]
+fn completed(bio: *const u8, failed: bool, layout: &'static Layout) {
+    let Some((request, took_jiffies)) = in_flight::take(bio, layout) else { return };
+    let Some(row) = VMS.get_ptr_mut(request.slot) else { return };
+    // SAFETY: the row is this CPU's own copy.
+    let row = unsafe { &mut *row };
+    // The VM may have ended before its last request, and the slot be another's by now.
+    if row.pid == request.pid {
+        let storage: &mut StorageCounters = &mut row.storage;
         storage.completed_ops += 1;
-        if failed {
-            storage.failed_ops += 1;
-        }
+        storage.completion_jiffies += took_jiffies;
+        storage.failed_ops += u64::from(failed);
     }
-}
-
-#[inline(always)]
-fn counters(vm: u32) -> Option<&'static mut StorageCounters> {
-    // SAFETY: the row is this CPU's own copy. A completion that interrupts a submission on this CPU adds
-    // to `completed_ops` and `failed_ops`, which a submission never touches.
-    VMS.get_ptr_mut(vm).map(|row| unsafe { &mut (*row).storage })
-}
-
-/// Reads a field of a kernel structure at an offset that user space resolved.
-///
-/// # Safety
-///
-/// `base` must be a BTF-typed argument of the tracepoint, and `offset` a global that is set before the load.
-#[inline(always)]
-pub(crate) unsafe fn field<T: Copy>(base: *const u8, offset: *const u32) -> T {
-    // SAFETY: the global is frozen, so the verifier knows the offset and checks the load against the
-    // kernel's own type; volatile, so that the compiler doesn't fold in the value of build time.
-    unsafe { base.add(core::ptr::read_volatile(offset) as usize).cast::<T>().read_volatile() }
 }

@@ -3,7 +3,13 @@
 //! Everything here is `repr(C)`, made of integers, and free of implicit padding; sizes and offsets are
 //! asserted below, because the two sides are built by different compilers for different targets. A
 //! field's name is what `bpftool map dump pinned` prints, so it says its unit where it has one.
+//!
+//! VMs are counted in *slots*: a program that knows a slot reaches its row by index, which costs a tenth
+//! of a look-up by key. User space alone hands slots out, and names in each row whose it is.
 #![no_std]
+
+/// The generation of this layout. Pins of another generation are never read: they are replaced.
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Sender address of flatline's ARP probes: locally administered, so that no vendor owns it.
 ///
@@ -11,15 +17,22 @@
 /// other traffic.
 pub const PROBE_MAC: [u8; 6] = [0x02, 0xf1, 0xa7, 0x11, 0x9e, 0x01];
 
-/// What one VM's guest did on its network and its storage: one row of `vms`, keyed by QEMU's pid.
+/// What one VM's guest did on its network and its storage: one row of `vms`, indexed by the VM's slot.
 ///
-/// Each CPU has a copy of its own, which only grows; a reader adds them up.
+/// Each CPU has a copy of its own, whose counters only grow; a reader adds them up. A row whose `pid` is
+/// 0 belongs to nobody.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VmRow {
+    /// QEMU's pid, the same in each CPU's copy.
+    pub pid: u32,
+    /// Keeps the next field at a multiple of eight.
+    pub reserved: u32,
+    /// When that process started, in clock ticks after boot: pids come round again.
+    pub start_ticks: u64,
     /// All of the VM's taps together.
     pub network: NetworkCounters,
-    /// All requests that the VM's QEMU submitted to the block layer itself.
+    /// All requests that were submitted for the VM.
     pub storage: StorageCounters,
 }
 
@@ -40,9 +53,11 @@ pub struct NetworkCounters {
     pub probe_answers: u64,
     /// Bytes of those.
     pub probe_answer_bytes: u64,
+    /// When the guest last sent anything but such an answer: `CLOCK_MONOTONIC_COARSE`, in ns; 0: never.
+    pub guest_tx_last_ns: u64,
 }
 
-/// Requests (bios) that a VM's QEMU submitted to the block layer, and what became of them.
+/// Requests (bios) that were submitted to the block layer for a VM, and what became of them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StorageCounters {
@@ -50,13 +65,21 @@ pub struct StorageCounters {
     pub read_ops: u64,
     /// Bytes of those.
     pub read_bytes: u64,
-    /// Writes submitted.
+    /// Writes submitted, written back pages included.
     pub write_ops: u64,
     /// Bytes of those.
     pub write_bytes: u64,
+    /// Of the writes, those by which the host wrote back pages of the VM's images.
+    pub writeback_ops: u64,
+    /// Bytes of those.
+    pub writeback_bytes: u64,
     /// Flushes that carry no data.
     pub flush_ops: u64,
-    /// Discards, write-zeroes and everything rarer.
+    /// Discards.
+    pub discard_ops: u64,
+    /// Bytes of those.
+    pub discard_bytes: u64,
+    /// Write-zeroes and everything rarer.
     pub other_ops: u64,
     /// Submitted requests that are followed to their completion.
     pub tracked_ops: u64,
@@ -64,33 +87,31 @@ pub struct StorageCounters {
     pub completed_ops: u64,
     /// Of those, the ones that completed with an error.
     pub failed_ops: u64,
-    /// Submitted requests that could not be followed because `in_flight` was full.
+    /// Time that the completed ones took together, in the kernel's ticks.
+    pub completion_jiffies: u64,
+    /// Submitted requests that could not be followed because their set of `in_flight` was full.
     pub untracked_ops: u64,
 }
 
 impl StorageCounters {
     /// Requests of any kind that were submitted.
     pub const fn submitted(&self) -> u64 {
-        self.read_ops + self.write_ops + self.flush_ops + self.other_ops
+        self.read_ops + self.write_ops + self.flush_ops + self.discard_ops + self.other_ops
     }
 }
 
-/// A tap, by its network namespace and its index there; an index alone is not unique on a host.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct TapKey {
-    /// Inode number of the network namespace.
-    pub netns: u32,
-    /// Interface index inside it.
-    pub ifindex: u32,
-}
-
-/// One row of `taps`: whose tap it is, and the address that its guest was last seen to use.
+/// One row of `taps`: which tap it is, whose, and the address that its guest was last seen to use.
+///
+/// A tap's row stands at [`tap_home`], or in one of the next [`TAP_PROBES`]` - 1`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TapRow {
-    /// QEMU's pid: the key of the VM's row in `vms`.
-    pub vm: u32,
+    /// Inode number of the tap's network namespace; an interface index alone is not unique on a host.
+    pub netns: u32,
+    /// Interface index inside it; 0: the row is free.
+    pub ifindex: u32,
+    /// The VM's slot.
+    pub slot: u32,
     /// IPv4 address from the guest's own ARP frames, octets in the order of the wire; zeros: none yet.
     pub guest_ipv4: [u8; 4],
     /// Ethernet address that goes with it.
@@ -99,14 +120,65 @@ pub struct TapRow {
     pub reserved: u16,
 }
 
-/// One row of `in_flight`, keyed by the bio's address: a request between submission and completion.
+/// Rows in which a tap may stand. Taps of one namespace have indices in a row, so that nearly all stand
+/// in their first.
+pub const TAP_PROBES: u32 = 8;
+
+/// The first row in which a tap may stand, out of `mask + 1`, a power of two.
+#[inline(always)]
+pub const fn tap_home(netns: u32, ifindex: u32, mask: u32) -> u32 {
+    netns.wrapping_mul(0x9e37_79b1).wrapping_add(ifindex) & mask
+}
+
+/// A key of `files`: a file or block device whose pages the host may write back.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileKey {
+    /// The inode's number; for a block device, 0.
+    pub inode: u64,
+    /// The kernel's number (`major << 20 | minor`) of the file system's device, or of the block device.
+    pub device: u32,
+    /// Keeps the key free of implicit padding.
+    pub reserved: u32,
+}
+
+/// A set of `in_flight`: four requests between submission and completion, found by the bio's address.
+///
+/// A hash map would cost more than all the rest of following a request.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InFlightSet {
+    /// In no order.
+    pub requests: [InFlight; 4],
+}
+
+/// A request in flight, or a free place for one.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InFlight {
-    /// QEMU's pid.
-    pub vm: u32,
-    /// Size at submission.
-    pub bytes: u32,
+    /// The bio's address; 0: free.
+    pub bio: u64,
+    /// When it was submitted, in the kernel's ticks: no better clock is as cheap in a tracing program.
+    pub submitted_jiffies: u64,
+    /// QEMU's pid: the slot may have been handed on before the request completes.
+    pub pid: u32,
+    /// The VM's slot.
+    pub slot: u32,
+}
+
+/// The only row of `layout`: what the pinned maps and links were made by.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// [`LAYOUT_VERSION`].
+    pub version: u32,
+    /// Which generation of the block programs counts; others that are attached wait or are on their way
+    /// out, so that programs can be exchanged without missing a request or counting it twice.
+    pub generation: u32,
+    /// A digest of the maps' sizes.
+    pub sizes: u64,
+    /// A digest of the programs, and of how much they log.
+    pub programs: u64,
 }
 
 /// [`ProcessEvent::kind`]: some process called `exec`; whether it is a QEMU, user space finds out.
@@ -128,33 +200,58 @@ pub struct ProcessEvent {
     pub reserved: u32,
 }
 
+/// One thread of a watched QEMU: a record of what reading the iterator `threads` gives.
+///
+/// The first record is none: its `tid` is 0, and it tells what time the reading began, `run_ns` by
+/// `CLOCK_MONOTONIC` and `wait_ns` in the kernel's ticks.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ThreadTime {
+    /// QEMU's pid.
+    pub pid: u32,
+    /// The thread's id.
+    pub tid: u32,
+    /// `task_struct.__state`: 0 runnable, 1 and 2 asleep, 4 and 8 stopped, bit 15 frozen.
+    pub state: u32,
+    /// Keeps the next field at a multiple of eight.
+    pub reserved: u32,
+    /// Time spent running, in ns; of a thread that runs now, as of the last scheduler tick.
+    pub run_ns: u64,
+    /// Time spent runnable but waiting for a CPU, in ns.
+    pub wait_ns: u64,
+}
+
 const _: () = {
     use core::mem::{offset_of, size_of};
-    assert!(size_of::<NetworkCounters>() == 48);
-    assert!(size_of::<StorageCounters>() == 80);
-    assert!(size_of::<VmRow>() == 128);
-    assert!(offset_of!(VmRow, storage) == 48);
-    assert!(size_of::<TapKey>() == 8);
-    assert!(size_of::<TapRow>() == 16);
-    assert!(offset_of!(TapRow, guest_ipv4) == 4);
-    assert!(offset_of!(TapRow, guest_mac) == 8);
-    assert!(size_of::<InFlight>() == 8);
+    assert!(size_of::<NetworkCounters>() == 56);
+    assert!(size_of::<StorageCounters>() == 120);
+    assert!(size_of::<VmRow>() == 192);
+    assert!(offset_of!(VmRow, network) == 16);
+    assert!(offset_of!(VmRow, storage) == 72);
+    assert!(size_of::<TapRow>() == 24);
+    assert!(offset_of!(TapRow, guest_ipv4) == 12);
+    assert!(offset_of!(TapRow, guest_mac) == 16);
+    assert!(size_of::<FileKey>() == 16);
+    assert!(size_of::<InFlight>() == 24);
+    assert!(size_of::<InFlightSet>() == 96);
+    assert!(size_of::<Layout>() == 24);
     assert!(size_of::<ProcessEvent>() == 16);
+    assert!(size_of::<ThreadTime>() == 32);
 };
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{InFlight, ProcessEvent, TapKey, TapRow, VmRow};
+    use super::{FileKey, InFlightSet, Layout, TapRow, VmRow};
 
     // SAFETY: each type is `repr(C)`, made of integers only, and without padding (asserted above), so
     // that every bit pattern is a value of it.
     unsafe impl aya::Pod for VmRow {}
     // SAFETY: as for `VmRow`.
-    unsafe impl aya::Pod for TapKey {}
-    // SAFETY: as for `VmRow`.
     unsafe impl aya::Pod for TapRow {}
     // SAFETY: as for `VmRow`.
-    unsafe impl aya::Pod for InFlight {}
+    unsafe impl aya::Pod for FileKey {}
     // SAFETY: as for `VmRow`.
-    unsafe impl aya::Pod for ProcessEvent {}
+    unsafe impl aya::Pod for InFlightSet {}
+    // SAFETY: as for `VmRow`.
+    unsafe impl aya::Pod for Layout {}
 }

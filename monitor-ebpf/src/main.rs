@@ -1,17 +1,21 @@
 //! flatline's eBPF programs: one module a subject, each program's doc naming its hook, the oldest kernel
 //! that has it, and what it costs.
 //!
-//! Costs are the kernel's own run times (`kernel.bpf_stats_enabled`, which adds about 20 ns to each run),
-//! measured on a 2-CPU virtual machine with kernel 6.18.
+//! Costs are above those of an empty program at the same hook, as `cargo xtask bench` measures them;
+//! `docs/costs.md` has the machine and the figures in full.
 //!
 //! Built for `bpfel-unknown-none` by `cargo xtask build-ebpf`. On any other target the crate still
 //! compiles, with `std` in place of the panic handler, so that ordinary tools can check it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 mod block;
+mod in_flight;
+mod kernel;
 mod maps;
 mod process;
 mod tap;
+mod threads;
+mod writeback;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

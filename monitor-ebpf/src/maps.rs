@@ -2,25 +2,37 @@
 //! pins them and may set their sizes before they are made.
 
 use aya_ebpf::{
-    btf_maps::{HashMap, PerCpuHashMap, RingBuf},
+    btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
-use monitor_ebpf::{InFlight, ProcessEvent, TapKey, TapRow, VmRow};
+use monitor_ebpf::{FileKey, InFlightSet, Layout, ProcessEvent, TapRow, VmRow};
 
-/// One row a VM, keyed by QEMU's pid; made and removed by user space alone, so that a lookup that fails
+/// One row a VM, by its slot.
+#[btf_map]
+pub(crate) static VMS: PerCpuArray<VmRow, 1024> = PerCpuArray::new();
+
+/// The slot of each QEMU, by its pid; made and removed by user space alone, so that a look-up that fails
 /// means *not a VM of ours* and costs nothing more.
 #[btf_map]
-pub(crate) static VMS: PerCpuHashMap<u32, VmRow, 4096> = PerCpuHashMap::new();
+pub(crate) static SLOTS: HashMap<u32, u32, 1024> = HashMap::new();
 
-/// Which VM a tap belongs to; made and removed by user space alone.
+/// Which VM a tap belongs to; rows are filled and emptied by user space alone.
 #[btf_map]
-pub(crate) static TAPS: HashMap<TapKey, TapRow, 8192> = HashMap::new();
+pub(crate) static TAPS: Array<TapRow, 4096> = Array::new();
 
-/// Requests between submission and completion, keyed by the bio's address. A completion comes in
-/// interrupt context, where the current task says nothing about the submitter.
+/// The slot of the VM that has a file or block device open for its guest.
 #[btf_map]
-pub(crate) static IN_FLIGHT: HashMap<u64, InFlight, 65536> = HashMap::new();
+pub(crate) static FILES: HashMap<FileKey, u32, 8192> = HashMap::new();
+
+/// Requests between submission and completion. A completion comes in interrupt context, where the current
+/// task says nothing about the submitter.
+#[btf_map]
+pub(crate) static IN_FLIGHT: Array<InFlightSet, 16384> = Array::new();
 
 /// QEMUs that start and end, for user space to look at.
 #[btf_map]
 pub(crate) static PROCESS_EVENTS: RingBuf<ProcessEvent, 262144> = RingBuf::new();
+
+/// What the pins were made by, and which generation of the block programs counts.
+#[btf_map]
+pub(crate) static LAYOUT: Array<Layout, 1> = Array::new();

@@ -5,13 +5,13 @@ use aya_log_ebpf::{debug, warn};
 use monitor_ebpf::{PROCESS_EXEC, PROCESS_EXIT, ProcessEvent};
 
 use crate::{
-    block::field,
-    maps::{PROCESS_EVENTS, VMS},
+    kernel::{field, offsets},
+    maps::{PROCESS_EVENTS, SLOTS},
 };
 
-/// Offset of `exit_code` in the running kernel's `struct task_struct`, resolved by user space.
-#[unsafe(no_mangle)]
-static TASK_EXIT_CODE_OFFSET: u32 = 0;
+offsets! {
+    TASK_EXIT_CODE_OFFSET
+}
 
 /// Tells user space that a process became another program.
 ///
@@ -31,12 +31,12 @@ pub(crate) fn process_started(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sched_process_exit")]
 pub(crate) fn process_ended(ctx: BtfTracePointContext) -> i32 {
     let pid = ctx.tgid();
-    if ctx.pid() != pid || VMS.get_ptr(pid).is_none() {
+    if ctx.pid() != pid || SLOTS.get_ptr(pid).is_none() {
         return 0;
     }
     let task: *const u8 = ctx.arg(0);
-    // SAFETY: `task` is the tracepoint's own argument, and the offset is the running kernel's.
-    let status = unsafe { field::<i32>(task, &raw const TASK_EXIT_CODE_OFFSET) };
+    // SAFETY: `task` is the tracepoint's own argument.
+    let status = unsafe { field::<i32>(task, &TASK_EXIT_CODE_OFFSET) };
     tell(&ctx, ProcessEvent { kind: PROCESS_EXIT, pid, status, reserved: 0 });
     0
 }

@@ -4,13 +4,17 @@
 use aya_ebpf::{
     bindings::__sk_buff,
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    helpers::generated::bpf_ktime_get_coarse_ns,
     macros::classifier,
     programs::TcContext,
 };
 use aya_log_ebpf::debug;
-use monitor_ebpf::{NetworkCounters, PROBE_MAC, TapKey, TapRow};
+use monitor_ebpf::{NetworkCounters, PROBE_MAC, TAP_PROBES, TapRow, tap_home};
 
-use crate::maps::{TAPS, VMS};
+use crate::{
+    kernel::global,
+    maps::{TAPS, VMS},
+};
 
 /// Inode number of the network namespace whose taps this copy of the programs is attached to.
 ///
@@ -18,6 +22,10 @@ use crate::maps::{TAPS, VMS};
 /// cost a chain of kernel reads; so each namespace gets its own copy, and the verifier sees a constant.
 #[unsafe(no_mangle)]
 static NETNS: u32 = 0;
+
+/// The number of rows of `taps` less one; the number is a power of two.
+#[unsafe(no_mangle)]
+static TAPS_MASK: u32 = 0;
 
 /// `ETH_P_ARP` as `skb->protocol` holds it, in network byte order.
 const ETH_P_ARP_BE: u32 = 0x0806_u16.to_be() as u32;
@@ -44,38 +52,38 @@ struct ArpFrame {
 /// Counts what the guest sent, learns its IPv4 address from its ARP frames, and takes its answers to
 /// our probes out of the traffic, so that neither the bridge nor any neighbour ever sees one.
 ///
-/// Hook: tap ingress, tcx (6.6) or clsact (4.5). Always lets other programs on the tap go on. Cost: that
-/// of [`tap_to_guest`], and a read of 42 bytes for an ARP frame.
+/// Hook: tap ingress, tcx (6.6) or clsact (4.5); the clock needs 5.11. Always lets other programs on the
+/// tap go on. Cost: that of [`tap_to_guest`], a clock, and a read of 42 bytes for an ARP frame.
 #[classifier]
 pub(crate) fn tap_from_guest(ctx: TcContext) -> i32 {
-    let Some((key, tap, counters)) = row(&ctx) else {
+    let Some((tap, counters)) = row(&ctx) else {
         return TC_ACT_UNSPEC;
     };
     counters.guest_tx_packets += 1;
     counters.guest_tx_bytes += u64::from(ctx.len());
-    if sk_buff(&ctx).protocol != ETH_P_ARP_BE {
-        return TC_ACT_UNSPEC;
+    if sk_buff(&ctx).protocol == ETH_P_ARP_BE
+        && let Ok(arp) = ctx.load::<ArpFrame>(0)
+    {
+        if arp.operation == ARP_REPLY_BE && arp.target_mac == PROBE_MAC {
+            counters.probe_answers += 1;
+            counters.probe_answer_bytes += u64::from(ctx.len());
+            debug!(&ctx, "tap {}: answered a probe", tap.ifindex);
+            return TC_ACT_SHOT;
+        }
+        learn(&ctx, tap, &arp);
     }
-    let Ok(arp) = ctx.load::<ArpFrame>(0) else {
-        return TC_ACT_UNSPEC;
-    };
-    if arp.operation == ARP_REPLY_BE && arp.target_mac == PROBE_MAC {
-        counters.probe_answers += 1;
-        counters.probe_answer_bytes += u64::from(ctx.len());
-        debug!(&ctx, "VM {}: answered a probe", tap.vm);
-        return TC_ACT_SHOT;
-    }
-    learn(&ctx, key, tap, &arp);
+    // SAFETY: plain call.
+    counters.guest_tx_last_ns = unsafe { bpf_ktime_get_coarse_ns() };
     TC_ACT_UNSPEC
 }
 
 /// Counts what was sent to the guest.
 ///
-/// Hook: tap egress, tcx (6.6) or clsact (4.5). Always lets other programs on the tap go on. Cost: 66 ns a
-/// packet, over 400,000 in a row; two hash look-ups are most of it.
+/// Hook: tap egress, tcx (6.6) or clsact (4.5). Always lets other programs on the tap go on. Cost: two
+/// look-ups by index, see `docs/costs.md`.
 #[classifier]
 pub(crate) fn tap_to_guest(ctx: TcContext) -> i32 {
-    if let Some((_, _, counters)) = row(&ctx) {
+    if let Some((_, counters)) = row(&ctx) {
         counters.guest_rx_packets += 1;
         counters.guest_rx_bytes += u64::from(ctx.len());
     }
@@ -84,17 +92,26 @@ pub(crate) fn tap_to_guest(ctx: TcContext) -> i32 {
 
 /// The tap that this packet crosses, and the counters of its VM on this CPU.
 #[inline(always)]
-fn row(ctx: &TcContext) -> Option<(TapKey, &'static mut TapRow, &'static mut NetworkCounters)> {
-    // SAFETY: a volatile read, so that the compiler doesn't fold in the value of build time; user space
-    // sets it before the load, and the kernel then freezes it.
-    let netns = unsafe { core::ptr::read_volatile(&raw const NETNS) };
-    let key = TapKey { netns, ifindex: sk_buff(ctx).ifindex };
-    // SAFETY: rows are removed only by user space, and the kernel frees one no earlier than this program
-    // ends (RCU). Concurrent writers of a tap's row overwrite each other's address, which is harmless.
-    let tap = unsafe { &mut *TAPS.get_ptr_mut(key)? };
+fn row(ctx: &TcContext) -> Option<(&'static mut TapRow, &'static mut NetworkCounters)> {
+    let tap = tap(sk_buff(ctx).ifindex)?;
     // SAFETY: the row is this CPU's own copy, and a classifier is not preempted by another one.
-    let vm = unsafe { &mut *VMS.get_ptr_mut(tap.vm)? };
-    Some((key, tap, &mut vm.network))
+    let vm = unsafe { &mut *VMS.get_ptr_mut(tap.slot)? };
+    Some((tap, &mut vm.network))
+}
+
+#[inline(always)]
+fn tap(ifindex: u32) -> Option<&'static mut TapRow> {
+    let (netns, mask) = (global(&NETNS), global(&TAPS_MASK));
+    let home = tap_home(netns, ifindex, mask);
+    for step in 0..TAP_PROBES {
+        // SAFETY: array elements live as long as the map. Concurrent writers of a tap's row overwrite
+        // each other's address, which is harmless.
+        let row = unsafe { &mut *TAPS.get_ptr_mut(home.wrapping_add(step) & mask)? };
+        if row.ifindex == ifindex && row.netns == netns {
+            return Some(row);
+        }
+    }
+    None
 }
 
 #[inline(always)]
@@ -106,7 +123,7 @@ fn sk_buff(ctx: &TcContext) -> &__sk_buff {
 /// Notes the sender's address of an ARP frame. A sender of 0.0.0.0 is a guest that still tests its
 /// address for duplicates (RFC 5227), and a sender other than the frame's source speaks for somebody else.
 #[inline(always)]
-fn learn(ctx: &TcContext, key: TapKey, tap: &mut TapRow, arp: &ArpFrame) {
+fn learn(ctx: &TcContext, tap: &mut TapRow, arp: &ArpFrame) {
     let usable = arp.hardware_length == 6
         && arp.protocol_length == 4
         && arp.sender_mac == arp.ethernet_source
@@ -114,12 +131,7 @@ fn learn(ctx: &TcContext, key: TapKey, tap: &mut TapRow, arp: &ArpFrame) {
     if usable && tap.guest_ipv4 != arp.sender_ipv4 {
         tap.guest_mac = arp.sender_mac;
         tap.guest_ipv4 = arp.sender_ipv4;
-        debug!(
-            ctx,
-            "VM {}: tap {} uses {:i}",
-            tap.vm,
-            key.ifindex,
-            u32::from_be_bytes(arp.sender_ipv4)
-        );
+        let address = u32::from_be_bytes(arp.sender_ipv4);
+        debug!(ctx, "tap {} uses {:i}", tap.ifindex, address);
     }
 }

@@ -17,6 +17,10 @@ use crate::process::{self, capture, heading, is_executable, workspace_root};
 /// The programs' target, and the linker that it takes.
 pub(crate) const TARGET: &str = "bpfel-unknown-none";
 
+/// Of the instruction sets, the one with 32-bit arithmetic, which Linux has had since 5.1: without it the
+/// verifier takes the lower half of a pointer for the pointer itself.
+const INSTRUCTION_SET: &str = "-Ctarget-cpu=v3";
+
 /// The oldest compiler that the workspace accepts.
 const OLDEST: &str = env!("CARGO_PKG_RUST_VERSION");
 
@@ -231,7 +235,8 @@ fn at_least(release: &str, oldest: &str) -> bool {
 /// to set them and doesn't split at spaces.
 fn rustflags(linker: Option<&Path>) -> OsString {
     // The kernel takes the object's BTF only from full debug information.
-    let mut flags: Vec<OsString> = ["-Cdebuginfo=2", "-Clink-arg=--btf"].map(Into::into).into();
+    let mut flags: Vec<OsString> =
+        ["-Cdebuginfo=2", "-Clink-arg=--btf", INSTRUCTION_SET].map(Into::into).into();
     // Whose registers hold a program's arguments: it runs on the machine that it is built on.
     flags.push(format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH).into());
     if let Some(linker) = linker {

@@ -1,0 +1,79 @@
+//! Which requests are in flight, since when, and whose.
+//!
+//! A set of four is found by the bio's address, and searched. Two CPUs that submit into the same free
+//! place within a nanosecond may lose one of the two; user space takes such a request off the books once
+//! no device has anything in flight, and this once the same bio is submitted again.
+
+use aya_ebpf::helpers::generated::bpf_jiffies64;
+use monitor_ebpf::{InFlight, InFlightSet, Layout};
+
+use crate::{
+    kernel::global,
+    maps::{IN_FLIGHT, VMS},
+};
+
+/// The number of sets less one; the number is a power of two.
+#[unsafe(no_mangle)]
+static IN_FLIGHT_MASK: u32 = 0;
+
+/// Notes a request; `false` if there is no room.
+#[inline(always)]
+pub(crate) fn note(bio: *const u8, anchor: &'static Layout, pid: u32, slot: u32) -> bool {
+    let Some(set) = set_of(bio, anchor) else { return false };
+    let mut free = None;
+    for place in &mut set.requests {
+        if place.bio == bio as u64 {
+            // Its completion was missed, or it could not be submitted again.
+            forget(place);
+            free = Some(place);
+            break;
+        }
+        if place.bio == 0 {
+            free = Some(place);
+        }
+    }
+    let Some(place) = free else { return false };
+    // SAFETY: plain call.
+    let submitted_jiffies = unsafe { bpf_jiffies64() };
+    *place = InFlight { bio: bio as u64, submitted_jiffies, pid, slot };
+    true
+}
+
+/// Takes a request that completes; with it the time that it took, in the kernel's ticks.
+#[inline(always)]
+pub(crate) fn take(bio: *const u8, anchor: &'static Layout) -> Option<(InFlight, u64)> {
+    let set = set_of(bio, anchor)?;
+    for place in &mut set.requests {
+        if place.bio == bio as u64 {
+            let request = *place;
+            place.bio = 0;
+            // SAFETY: plain call.
+            let now = unsafe { bpf_jiffies64() };
+            return Some((request, now.saturating_sub(request.submitted_jiffies)));
+        }
+    }
+    None
+}
+
+#[inline(always)]
+fn forget(request: &InFlight) {
+    if let Some(row) = VMS.get_ptr_mut(request.slot) {
+        // SAFETY: the row is this CPU's own copy.
+        let row = unsafe { &mut *row };
+        if row.pid == request.pid {
+            row.storage.completed_ops += 1;
+        }
+    }
+}
+
+/// The set of a bio. The verifier lets nothing be computed with a pointer but its distance from another one,
+/// which is a number: `anchor` is one that stays where it is for as long as the maps live.
+#[inline(always)]
+fn set_of(bio: *const u8, anchor: &'static Layout) -> Option<&'static mut InFlightSet> {
+    let distance = (bio as u64).wrapping_sub(core::ptr::from_ref(anchor) as u64);
+    // The upper bits of a product depend on all bits of its factors (Knuth's multiplicative hashing).
+    let mixed = distance.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    let index = mixed as u32 & global(&IN_FLIGHT_MASK);
+    // SAFETY: array elements live as long as the map.
+    IN_FLIGHT.get_ptr_mut(index).map(|set| unsafe { &mut *set })
+}

@@ -1,0 +1,65 @@
+//! Whose a page is that the host writes back.
+//!
+//! A guest's write under `cache=writeback` ends in the host's page cache. A kernel worker submits it
+//! later, so that the task says nothing; but the page belongs to an inode, and user space knows which
+//! inodes a QEMU has open.
+
+use monitor_ebpf::FileKey;
+
+use crate::{
+    kernel::{field, field_at, global, offsets},
+    maps::FILES,
+};
+
+offsets! {
+    BIO_IO_VEC_OFFSET
+    BIO_VEC_PAGE_OFFSET
+    PAGE_COMPOUND_HEAD_OFFSET
+    PAGE_MAPPING_OFFSET
+    MAPPING_HOST_OFFSET
+    INODE_NUMBER_OFFSET
+    INODE_SUPER_BLOCK_OFFSET
+    INODE_RDEV_OFFSET
+    SUPER_BLOCK_DEVICE_OFFSET
+    /// Not an offset: whether all of them are known on this kernel.
+    WRITEBACK_KNOWN
+}
+
+/// Set in `page.compound_head` of all but the first page of a compound one.
+const TAIL_PAGE: u64 = 1;
+/// `PAGE_MAPPING_FLAGS`: the page belongs to no file (anonymous memory, as in direct I/O, or movable).
+const NO_FILE: u64 = 3;
+
+/// The slot of the VM whose image the bio's first page belongs to; a bio never mixes files.
+#[inline(always)]
+pub(crate) fn slot_of(bio: *const u8) -> Option<u32> {
+    if global(&WRITEBACK_KNOWN) == 0 {
+        return None;
+    }
+    // SAFETY: `bio` is the tracepoint's own argument, and the vector is typed like the bio's field.
+    let page = unsafe {
+        let vector: *const u8 = field(bio, &BIO_IO_VEC_OFFSET);
+        if vector.is_null() {
+            return None;
+        }
+        field::<u64>(vector, &BIO_VEC_PAGE_OFFSET)
+    };
+    let head: u64 = field_at(page, &PAGE_COMPOUND_HEAD_OFFSET)?;
+    let page = if head & TAIL_PAGE == 0 { page } else { head - TAIL_PAGE };
+    let mapping: u64 = field_at(page, &PAGE_MAPPING_OFFSET)?;
+    if mapping == 0 || mapping & NO_FILE != 0 {
+        return None;
+    }
+    let inode: u64 = field_at(mapping, &MAPPING_HOST_OFFSET)?;
+    let device: u32 = field_at(inode, &INODE_RDEV_OFFSET)?;
+    let key = if device != 0 {
+        FileKey { inode: 0, device, reserved: 0 }
+    } else {
+        let number: u64 = field_at(inode, &INODE_NUMBER_OFFSET)?;
+        let super_block: u64 = field_at(inode, &INODE_SUPER_BLOCK_OFFSET)?;
+        let device: u32 = field_at(super_block, &SUPER_BLOCK_DEVICE_OFFSET)?;
+        FileKey { inode: number, device, reserved: 0 }
+    };
+    // SAFETY: the value is copied at once, and only user space removes it.
+    unsafe { FILES.get(key).copied() }
+}
