@@ -109,6 +109,14 @@ pub struct Probes {
     pub tap_hook: TapHook,
     /// The programs' log level.
     pub log: ProbeLog,
+    /// Whether programs and maps stay when the daemon is told to end, so that the next one counts on.
+    pub keep: bool,
+    /// VMs that are counted at most.
+    pub max_vms: u32,
+    /// Taps that are counted at most: a power of two.
+    pub max_taps: u32,
+    /// Requests of all VMs that are followed at the same time, at most: a power of two.
+    pub max_in_flight: u32,
 }
 
 /// Where figures are to be served to Prometheus.

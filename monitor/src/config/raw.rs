@@ -59,6 +59,10 @@ pub(super) enum User {
 pub(super) struct Probes {
     pub(super) tap_hook: Option<TapHook>,
     pub(super) log: Option<ProbeLog>,
+    pub(super) keep: Option<bool>,
+    pub(super) max_vms: Option<Spanned<i64>>,
+    pub(super) max_taps: Option<Spanned<i64>>,
+    pub(super) max_in_flight: Option<Spanned<i64>>,
 }
 
 #[derive(Default, Deserialize)]

@@ -21,6 +21,10 @@ const EXECUTABLES: [&str; 3] = ["/usr/bin/qemu-system-*", "/usr/bin/kvm", "/usr/
 /// More than this within a window is a loop that a person should see, not a budget.
 const MAX_RESTARTS: u32 = 1000;
 
+/// Sizes of maps. Below the least, nothing would be saved.
+const LEAST_SIZE: u32 = 16;
+const MOST_SIZE: u32 = 1 << 20;
+
 /// What is wrong, and at which byte of the text.
 pub(super) struct Problem {
     pub(super) offset: usize,
@@ -59,7 +63,6 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
     let vms = vm.into_iter().map(|rule| vm_rule(rule, &policy, sample_interval));
     let vms = vms.collect::<Result<Vec<_>, _>>()?;
 
-    let raw::Probes { tap_hook, log } = probes;
     let raw::Metrics { listen } = metrics;
     let listen = listen.map_or(Ok(([127, 0, 0, 1], 9477).into()), |listen| {
         listen.get_ref().parse().map_err(|_| {
@@ -70,10 +73,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         mode: policy.mode,
         paths: resolve_paths(paths)?,
         discovery: resolve_discovery(discovery)?,
-        probes: Probes {
-            tap_hook: tap_hook.unwrap_or(TapHook::Auto),
-            log: log.unwrap_or(ProbeLog::Off),
-        },
+        probes: resolve_probes(probes)?,
         sample_interval,
         metrics: Metrics { listen },
         policy,
@@ -188,6 +188,30 @@ fn directory(given: Option<Spanned<PathBuf>>, default: &str) -> Result<PathBuf, 
         return Err(Problem::at(&path, "must be an absolute path"));
     }
     Ok(path.into_inner())
+}
+
+fn resolve_probes(probes: raw::Probes) -> Result<Probes, Problem> {
+    let raw::Probes { tap_hook, log, keep, max_vms, max_taps, max_in_flight } = probes;
+    Ok(Probes {
+        tap_hook: tap_hook.unwrap_or(TapHook::Auto),
+        log: log.unwrap_or(ProbeLog::Off),
+        keep: keep.unwrap_or(false),
+        max_vms: size(max_vms.as_ref(), 1024)?,
+        // Rows are found by masking, so that their number has to be a power of two.
+        max_taps: size(max_taps.as_ref(), 4096)?.next_power_of_two(),
+        max_in_flight: size(max_in_flight.as_ref(), 65536)?.next_power_of_two(),
+    })
+}
+
+/// The size of a map. A row of `vms` takes 192 bytes for each CPU.
+fn size(given: Option<&Spanned<i64>>, default: u32) -> Result<u32, Problem> {
+    let Some(given) = given else {
+        return Ok(default);
+    };
+    u32::try_from(*given.get_ref())
+        .ok()
+        .filter(|size| (LEAST_SIZE..=MOST_SIZE).contains(size))
+        .ok_or_else(|| Problem::at(given, format!("must be between {LEAST_SIZE} and {MOST_SIZE}")))
 }
 
 fn resolve_discovery(discovery: raw::Discovery) -> Result<Discovery, Problem> {
