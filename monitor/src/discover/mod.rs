@@ -14,13 +14,13 @@
 mod command_line;
 mod disks;
 mod error;
+mod files;
 mod netns;
 mod options;
 mod proc;
 mod taps;
 mod vm;
 
-use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,9 +29,10 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 pub use disks::Disk;
 pub use error::DiscoverError;
+pub use files::OpenFiles;
 pub use netns::in_netns;
 pub use proc::{VcpuThread, VcpuThreads, process_state, start_ticks, vcpu_threads};
-pub use taps::{Tap, taps};
+pub use taps::{Tap, TapKind};
 pub use vm::{Accelerator, ResetAction, Scope, Vm, VmId};
 
 use vm::display_text;
@@ -55,6 +56,31 @@ pub fn inspect(pid: u32, scope: &Scope) -> Result<Option<Vm>, DiscoverError> {
         Err(DiscoverError::Gone { .. }) => Ok(None),
         other => other,
     }
+}
+
+/// What a VM has open that may change while it runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plugged {
+    /// Its taps, each once.
+    pub taps: Vec<Tap>,
+    /// Networks that are there but cannot be watched, and why.
+    pub unseen_taps: Vec<String>,
+    /// Its images.
+    pub files: OpenFiles,
+}
+
+/// Reads again what `pid` has open.
+///
+/// # Errors
+/// [`DiscoverError::Gone`] if there is no such process; otherwise if its descriptors cannot be read,
+/// which is never the same as having none.
+pub fn plugged(pid: u32) -> Result<Plugged, DiscoverError> {
+    plugged_among(pid, &proc::descriptors(pid)?)
+}
+
+fn plugged_among(pid: u32, descriptors: &[(u32, PathBuf)]) -> Result<Plugged, DiscoverError> {
+    let (taps, unseen_taps) = taps::taps_among(pid, descriptors)?;
+    Ok(Plugged { taps, unseen_taps, files: files::files_among(pid, descriptors)? })
 }
 
 fn read_vm(pid: u32, scope: &Scope) -> Result<Option<Vm>, DiscoverError> {
@@ -88,8 +114,7 @@ fn read_vm(pid: u32, scope: &Scope) -> Result<Option<Vm>, DiscoverError> {
         return Ok(None);
     }
     let descriptors = proc::descriptors(pid)?;
-    let (taps, unseen_taps) = taps::taps_among(pid, &descriptors)?;
-    let unseen: BTreeSet<String> = told.unseen_networks.into_iter().chain(unseen_taps).collect();
+    let plugged = plugged_among(pid, &descriptors)?;
     let (_, netns) = netns::netns_of(pid)?;
     let vm = Vm {
         id: VmId { pid, start_ticks: before.start_ticks },
@@ -100,8 +125,8 @@ fn read_vm(pid: u32, scope: &Scope) -> Result<Option<Vm>, DiscoverError> {
         uid,
         netns,
         qmp_sockets: told.qmp_sockets,
-        taps,
-        unseen_networks: unseen.into_iter().collect(),
+        plugged,
+        unseen_networks: told.unseen_networks,
         disks: told.disks,
         vcpus: told.vcpus,
         machine: told.machine,

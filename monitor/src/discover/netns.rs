@@ -7,19 +7,25 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::DiscoverError;
 
-/// Runs `f` on a fresh thread that was moved into the network namespace behind `pid_of_ns`, an
-/// opened `/proc/PID/ns/net` or `/run/netns/NAME`. Sockets that `f` opens stay in that namespace;
-/// `/sys` shows the old one all the same.
+/// Runs `f` inside the network namespace behind `pid_of_ns`, an opened `/proc/PID/ns/net` or
+/// `/run/netns/NAME`: on a fresh thread that was moved there, unless it is the calling thread's own.
+/// Sockets that `f` opens stay in that namespace; `/sys` shows the old one all the same.
 ///
 /// # Errors
 /// If the thread cannot be started or moved (which needs `CAP_SYS_ADMIN`), or if `f` panicked.
 pub fn in_netns<T: Send>(pid_of_ns: &File, f: impl FnOnce() -> T + Send) -> io::Result<T> {
+    let panicked = || io::Error::other("the code in the namespace panicked");
+    if pid_of_ns.metadata()?.ino() == u64::from(own_netns()?) {
+        // Nothing is looked at that `f` may have left half done: its result is gone, as a thread's is.
+        return catch_unwind(AssertUnwindSafe(f)).map_err(|_| panicked());
+    }
     thread::scope(|scope| {
         thread::Builder::new()
             .name("netns".to_owned())
@@ -28,7 +34,7 @@ pub fn in_netns<T: Send>(pid_of_ns: &File, f: impl FnOnce() -> T + Send) -> io::
                 Ok(f())
             })?
             .join()
-            .unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
+            .unwrap_or_else(|_| Err(panicked()))
     })
 }
 

@@ -15,6 +15,8 @@ use super::DiscoverError;
 /// Longest command line that is read, in bytes: Linux's default limit for arguments and
 /// environment together (a quarter of an 8 MiB stack).
 const CMDLINE_BYTES: u64 = 2 << 20;
+/// A `mountinfo` with some ten thousand mounts.
+const MOUNTINFO_BYTES: u64 = 4 << 20;
 /// `stat`, `status`, `comm` and `fdinfo` of a process are far shorter.
 const SMALL_FILE_BYTES: u64 = 16 << 10;
 /// Most threads or descriptors looked at: sixteen times the vCPUs that KVM allows a guest.
@@ -188,6 +190,12 @@ pub(super) fn descriptors(pid: u32) -> Result<Vec<(u32, PathBuf)>, DiscoverError
 /// The text of `/proc/PID/fdinfo/FD`.
 pub(super) fn descriptor_info(pid: u32, fd: u32) -> Result<String, DiscoverError> {
     let text = read_bounded(pid, &format!("fdinfo/{fd}"), SMALL_FILE_BYTES)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// The text of `/proc/PID/mountinfo`.
+pub(super) fn mountinfo(pid: u32) -> Result<String, DiscoverError> {
+    let text = read_bounded(pid, "mountinfo", MOUNTINFO_BYTES)?;
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 

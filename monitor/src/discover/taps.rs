@@ -19,9 +19,21 @@ use super::{DiscoverError, display_text, proc};
 /// Most taps of one VM that are looked up; QEMU itself takes no more than 288 network cards.
 const TAPS: usize = 512;
 
+/// Which end of an interface a QEMU holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TapKind {
+    /// A tap: the host receives on it what the guest sends.
+    Tap,
+    /// A macvtap: the host sends on it what the guest sends, to the interface below. So no frame can be sent
+    /// to the guest alone, and none may be sent to ask it.
+    Macvtap,
+}
+
 /// A tap that a VM is attached to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tap {
+    /// Which kind.
+    pub kind: TapKind,
     /// Name of the interface.
     pub name: String,
     /// Inode number of the network namespace in which it was found.
@@ -30,50 +42,55 @@ pub struct Tap {
     pub ifindex: u32,
 }
 
-/// The taps that `pid` has open now, each once however many queues it has, and a note for each
+/// The taps among the `descriptors` of `pid`, each once however many queues it has, and a note for each
 /// network that is there but cannot be watched, saying why.
 ///
 /// # Errors
-/// [`DiscoverError::Gone`] if there is no such process; otherwise if its descriptors or its
-/// namespace cannot be read, which is never the same as having no tap.
-pub fn taps(pid: u32) -> Result<(Vec<Tap>, Vec<String>), DiscoverError> {
-    taps_among(pid, &proc::descriptors(pid)?)
-}
-
-/// As [`taps`], for descriptors that were listed already.
+/// If the descriptors or the namespace of `pid` cannot be read, which is never the same as having no tap.
 pub(super) fn taps_among(
     pid: u32,
     descriptors: &[(u32, std::path::PathBuf)],
 ) -> Result<(Vec<Tap>, Vec<String>), DiscoverError> {
-    let mut names = BTreeSet::new();
+    let mut interfaces = BTreeSet::new();
     let mut notes = BTreeSet::new();
     for (fd, target) in descriptors {
-        if is_macvtap(target) {
-            notes.insert("macvtap (not read)".to_owned());
-        }
-        if !is_tun(target) {
+        let interface = if let Some(index) = macvtap_index(target) {
+            Interface::Index(index)
+        } else if is_tun(target) {
+            let info = match proc::descriptor_info(pid, *fd) {
+                Ok(info) => info,
+                // Closed meanwhile, or the process is gone, which the caller's next read will find.
+                Err(DiscoverError::Gone { .. }) => continue,
+                Err(error) => return Err(error),
+            };
+            match interface_name(&info) {
+                Some(name) => Interface::Name(name.to_owned()),
+                None => {
+                    notes.insert("tap without a name".to_owned());
+                    continue;
+                }
+            }
+        } else {
             continue;
-        }
-        let info = match proc::descriptor_info(pid, *fd) {
-            Ok(info) => info,
-            // Closed meanwhile, or the process is gone, which the caller's next read will find.
-            Err(DiscoverError::Gone { .. }) => continue,
-            Err(error) => return Err(error),
         };
-        match interface_name(&info) {
-            Some(name) if names.len() < TAPS => {
-                names.insert(name.to_owned());
-            }
-            Some(_) => {
-                notes.insert(format!("taps beyond the first {TAPS}"));
-            }
-            None => {
-                notes.insert("tap without a name".to_owned());
-            }
+        if interfaces.len() < TAPS {
+            interfaces.insert(interface);
+        } else {
+            notes.insert(format!("taps beyond the first {TAPS}"));
         }
     }
-    let taps = if names.is_empty() { Vec::new() } else { resolve(pid, &names, &mut notes)? };
+    let taps =
+        if interfaces.is_empty() { Vec::new() } else { resolve(pid, &interfaces, &mut notes)? };
     Ok((taps, notes.into_iter().collect()))
+}
+
+/// An interface as a descriptor names it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Interface {
+    /// A tap, by its name.
+    Name(String),
+    /// A macvtap, by its index.
+    Index(u32),
 }
 
 /// Seen from another mount namespace the path may start at the root of the device file system.
@@ -82,12 +99,10 @@ fn is_tun(target: &Path) -> bool {
 }
 
 /// `/dev/tapN` is the descriptor side of a macvtap interface with index N.
-fn is_macvtap(target: &Path) -> bool {
-    let Some(target) = target.to_str() else {
-        return false;
-    };
-    let number = target.strip_prefix("/dev/tap").or_else(|| target.strip_prefix("/tap"));
-    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+fn macvtap_index(target: &Path) -> Option<u32> {
+    let target = target.to_str()?;
+    let number = target.strip_prefix("/dev/tap").or_else(|| target.strip_prefix("/tap"))?;
+    number.bytes().all(|byte| byte.is_ascii_digit()).then(|| number.parse().ok())?
 }
 
 /// The `iff:` line of a `fdinfo`: `None` if there is none, it is empty (a descriptor that is not
@@ -99,13 +114,13 @@ fn interface_name(fdinfo: &str) -> Option<&str> {
 
 fn resolve(
     pid: u32,
-    names: &BTreeSet<String>,
+    interfaces: &BTreeSet<Interface>,
     notes: &mut BTreeSet<String>,
 ) -> Result<Vec<Tap>, DiscoverError> {
     let (namespace, theirs) = netns_of(pid)?;
     let failed = |source| DiscoverError::ResolveTaps { pid, source };
     let ours = own_netns().map_err(failed)?;
-    let here = || names.iter().map(|name| index_of(name)).collect::<io::Result<Vec<_>>>();
+    let here = || interfaces.iter().map(look_up).collect::<io::Result<Vec<_>>>();
     let in_ours = here().map_err(failed)?;
     let in_theirs = if theirs == ours {
         in_ours.clone()
@@ -113,12 +128,19 @@ fn resolve(
         in_namespace(&namespace, here).map_err(failed)?
     };
     let mut taps = Vec::new();
-    for ((name, in_theirs), in_ours) in names.iter().zip(in_theirs).zip(in_ours) {
-        let found = in_theirs.map(|index| (theirs, index)).or(in_ours.map(|index| (ours, index)));
+    for ((interface, in_theirs), in_ours) in interfaces.iter().zip(in_theirs).zip(in_ours) {
+        let found = in_theirs.map(|found| (theirs, found)).or(in_ours.map(|found| (ours, found)));
+        let kind = match interface {
+            Interface::Name(_) => TapKind::Tap,
+            Interface::Index(_) => TapKind::Macvtap,
+        };
         match found {
-            Some((netns, ifindex)) => taps.push(Tap { name: name.clone(), netns, ifindex }),
+            Some((netns, (name, ifindex))) => taps.push(Tap { kind, name, netns, ifindex }),
             None => {
-                let name = display_text(name);
+                let name = match interface {
+                    Interface::Name(name) => display_text(name),
+                    Interface::Index(index) => format!("number {index}"),
+                };
                 notes.insert(format!("tap {name} (in a namespace that is not known)"));
             }
         }
@@ -133,13 +155,22 @@ fn in_namespace<T: Send>(
     in_netns(namespace, f)?
 }
 
-/// The index of an interface in the calling thread's namespace; `None` if it has none so named.
-fn index_of(name: &str) -> io::Result<Option<u32>> {
+/// Name and index of an interface in the calling thread's namespace; `None` if there is none so named.
+/// An index that another kind of interface has is another namespace's.
+fn look_up(interface: &Interface) -> io::Result<Option<(String, u32)>> {
     // Any socket will do. `/sys/class/net` would not: it shows the namespace it was mounted in.
     let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    match netdevice::name_to_index(&socket, name) {
-        Ok(index) => Ok(Some(index)),
-        Err(Errno::NODEV | Errno::INVAL | Errno::NAMETOOLONG) => Ok(None),
+    let found = match interface {
+        Interface::Name(name) => {
+            netdevice::name_to_index(&socket, name).map(|index| (name.clone(), index))
+        }
+        Interface::Index(index) => {
+            netdevice::index_to_name(&socket, *index).map(|name| (name, *index))
+        }
+    };
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(Errno::NODEV | Errno::NXIO | Errno::INVAL | Errno::NAMETOOLONG) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
@@ -148,7 +179,7 @@ fn index_of(name: &str) -> io::Result<Option<u32>> {
 mod tests {
     use std::path::Path;
 
-    use super::{index_of, interface_name, is_macvtap, is_tun};
+    use super::{Interface, interface_name, is_tun, look_up, macvtap_index};
 
     #[test]
     fn the_interface_is_named_in_fdinfo() {
@@ -166,17 +197,22 @@ mod tests {
     fn only_the_tun_device_and_numbered_taps_are_networks() {
         assert!(is_tun(Path::new("/dev/net/tun")) && is_tun(Path::new("/net/tun")));
         assert!(!is_tun(Path::new("/home/x/net/tun")));
-        assert!(is_macvtap(Path::new("/dev/tap12")) && is_macvtap(Path::new("/tap3")));
+        assert_eq!(macvtap_index(Path::new("/dev/tap12")), Some(12));
+        assert_eq!(macvtap_index(Path::new("/tap3")), Some(3));
         for other in ["/dev/tap", "/dev/tap1x", "/home/x/tap1", "socket:[1]"] {
-            assert!(!is_macvtap(Path::new(other)), "{other}");
+            assert_eq!(macvtap_index(Path::new(other)), None, "{other}");
         }
     }
 
     #[test]
-    fn an_interface_that_is_not_there_has_no_index() {
-        assert_eq!(index_of("lo").expect("a look-up"), Some(1));
+    fn an_interface_that_is_not_there_has_neither_name_nor_index() {
+        let by_name = |name: &str| look_up(&Interface::Name(name.to_owned())).expect("a look-up");
+        assert_eq!(by_name("lo"), Some(("lo".to_owned(), 1)));
         for name in ["flatline-none", "a-name-longer-than-any-interface-may-have"] {
-            assert_eq!(index_of(name).expect("a look-up"), None, "{name}");
+            assert_eq!(by_name(name), None, "{name}");
         }
+        let by_index = |index| look_up(&Interface::Index(index)).expect("a look-up");
+        assert_eq!(by_index(1), Some(("lo".to_owned(), 1)));
+        assert_eq!(by_index(u32::MAX >> 1), None);
     }
 }

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Disk, Tap};
+use super::{Disk, Plugged};
 
 /// Most characters of a name that came from outside; a longer one spoils every table.
 const DISPLAY_CHARS: usize = 128;
@@ -76,9 +76,9 @@ pub struct Vm {
     /// Unix sockets on which QEMU listens for QMP, as QEMU was told: to be resolved against the
     /// process' root and, if relative, its working directory.
     pub qmp_sockets: Vec<PathBuf>,
-    /// Taps that are open now; [`taps()`](super::taps()) reads them again.
-    pub taps: Vec<Tap>,
-    /// Networks whose packets cannot be seen: `user`, `vhost-user`, `vfio-pci`, ..
+    /// Taps and images that are open now; [`plugged()`](super::plugged()) reads them again.
+    pub plugged: Plugged,
+    /// Networks on the command line whose packets cannot be seen: `user`, `vhost-user`, `vfio-pci`, ..
     pub unseen_networks: Vec<String>,
     /// Images of its disks.
     pub disks: Vec<Disk>,

@@ -12,8 +12,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, getuid, pidfd_open, pidfd_send_si
 use tempfile::TempDir;
 
 use flatline::discover::{
-    Accelerator, DiscoverError, ResetAction, Scope, VcpuThreads, Vm, in_netns, inspect,
-    process_state, start_ticks, sweep, taps, vcpu_threads,
+    Accelerator, DiscoverError, Plugged, ResetAction, Scope, VcpuThreads, Vm, in_netns, inspect,
+    plugged, process_state, start_ticks, sweep, vcpu_threads,
 };
 
 use crate::{Outcome, qemu};
@@ -109,9 +109,17 @@ pub(crate) fn a_running_qemu_is_found_with_what_it_was_told() -> Outcome {
     let own = fs::metadata("/proc/self/ns/net").expect("our own namespace").ino();
     assert_eq!(u64::from(vm.netns), own);
     assert_eq!(vm.qmp_sockets, [socket]);
-    assert!(vm.taps.is_empty() && vm.unseen_networks.is_empty());
+    assert!(vm.plugged.taps.is_empty() && vm.unseen_networks.is_empty());
     assert_eq!(vm.disks.len(), 1);
     assert_eq!((Path::new(&vm.disks[0].path), vm.disks[0].backend.as_str()), (&*disk, "file"));
+    // QEMU opens its images after its monitors.
+    let opened = |vm: &Vm| !vm.plugged.files.keys.is_empty() || !vm.plugged.files.unseen.is_empty();
+    let files = qemu.vm_when(&scope, opened).expect("a VM").plugged.files;
+    let inode = fs::metadata(&disk).expect("the image").ino();
+    assert!(
+        files.keys.iter().any(|key| key.inode == inode) || !files.unseen.is_empty(),
+        "{files:?}"
+    );
     assert_eq!((vm.vcpus, vm.machine.as_deref()), (2, Some("q35")));
     assert_eq!(vm.reboot_action, ResetAction::Shutdown);
     assert!(vm.has_balloon && !vm.has_agent_channel);
@@ -328,7 +336,7 @@ fn qemu_with_tap(
     let netdev = "tap,id=n,ifname=tap7,script=no,downscript=no,queues=2,vhost=off";
     arguments.extend(["-netdev", netdev, "-device", "virtio-net-pci,netdev=n,mq=on"]);
     let mut qemu = Started::start(Path::new("nsenter"), &arguments);
-    let vm = qemu.vm_when(scope, |vm| !vm.taps.is_empty()).expect("a VM");
+    let vm = qemu.vm_when(scope, |vm| !vm.plugged.taps.is_empty()).expect("a VM");
     Ok((qemu, vm))
 }
 
@@ -344,11 +352,12 @@ pub(crate) fn a_tap_with_two_queues_is_found_once_in_the_namespace_of_its_qemu()
         .output()
         .expect("a listing");
     let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).expect("JSON");
-    assert_eq!(vm.taps.len(), 1);
-    assert_eq!((vm.taps[0].name.as_str(), vm.taps[0].netns), ("tap7", vm.netns));
-    assert_eq!(listed[0]["ifindex"].as_u64(), Some(u64::from(vm.taps[0].ifindex)));
+    let taps = &vm.plugged.taps;
+    assert_eq!(taps.len(), 1);
+    assert_eq!((taps[0].name.as_str(), taps[0].netns), ("tap7", vm.netns));
+    assert_eq!(listed[0]["ifindex"].as_u64(), Some(u64::from(taps[0].ifindex)));
     assert_eq!(vm.unseen_networks, [""; 0]);
-    assert_eq!(taps(qemu.pid()).expect("its taps"), (vm.taps, Vec::new()));
+    assert_eq!(plugged(qemu.pid()).expect("its taps"), vm.plugged);
     Ok(())
 }
 
@@ -360,15 +369,15 @@ pub(crate) fn a_tap_that_moved_is_found_in_our_namespace_and_noted_if_it_is_in_n
     let (qemu, _) = qemu_with_tap(&namespace, &path, &scope)?;
     assert!(run("ip", &["-n", &namespace.0, "link", "set", "tap7", "netns", &other.0]));
 
-    let (found, notes) = taps(qemu.pid()).expect("its taps");
-    assert_eq!(found, []);
-    assert_eq!(notes, ["tap tap7 (in a namespace that is not known)"]);
-    let (found, notes) = in_netns(&other.file(), || taps(qemu.pid()))
+    let Plugged { taps, unseen_taps, .. } = plugged(qemu.pid()).expect("its taps");
+    assert_eq!(taps, []);
+    assert_eq!(unseen_taps, ["tap tap7 (in a namespace that is not known)"]);
+    let Plugged { taps, unseen_taps, .. } = in_netns(&other.file(), || plugged(qemu.pid()))
         .expect("entering the namespace")
         .expect("its taps");
     let inode = other.file().metadata().expect("its inode").ino();
-    assert_eq!(found.iter().map(|tap| u64::from(tap.netns)).collect::<Vec<_>>(), [inode]);
-    assert_eq!(notes, [""; 0]);
+    assert_eq!(taps.iter().map(|tap| u64::from(tap.netns)).collect::<Vec<_>>(), [inode]);
+    assert_eq!(unseen_taps, [""; 0]);
     Ok(())
 }
 

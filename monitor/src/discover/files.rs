@@ -1,0 +1,175 @@
+//! Which files and block devices a QEMU has open for its guest to write to, named as the kernel names the
+//! pages that it writes back for them.
+//!
+//! QEMU opens an image that its guest may write to for reading and writing; its logs and consoles it only
+//! writes, and what it only reads needs no writing back. The file's device is not asked of `stat`, which
+//! could hang on the very storage whose stalling is to be noticed and, on some file systems, tells
+//! another device than the kernel's own; `fdinfo` and `mountinfo` tell that one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use monitor_ebpf::FileKey;
+
+use super::{DiscoverError, display_text, proc};
+
+/// Most files of one VM; QEMU itself takes some hundred disks.
+const FILES: usize = 1024;
+const O_ACCMODE: u32 = 0o3;
+const O_RDWR: u32 = 0o2;
+/// Character devices that every QEMU has open, below `/dev`.
+const NO_DISKS: [&str; 7] = ["net/", "kvm", "vhost", "null", "pts/", "ptmx", "vfio/"];
+/// File systems below which no block layer is, or none of this host's: their kinds begin so.
+const WITHOUT_BLOCKS: [&str; 10] =
+    ["fuse", "nfs", "cifs", "smb3", "ceph", "9p", "tmpfs", "ramfs", "virtiofs", "gfs"];
+
+/// What of a VM's storage can be told to be its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OpenFiles {
+    /// Files and block devices whose written back pages are the VM's.
+    pub keys: Vec<FileKey>,
+    /// Those whose requests never reach this host's block layer, or bear another file's name there.
+    pub unseen: Vec<String>,
+}
+
+/// A line of `mountinfo`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Mount {
+    /// As the kernel numbers devices: `major << 20 | minor`.
+    device: u32,
+    kind: String,
+}
+
+/// The files of `pid` among `descriptors`.
+///
+/// # Errors
+/// If `fdinfo` or `mountinfo` cannot be read, which is never the same as having no files.
+pub(super) fn files_among(
+    pid: u32,
+    descriptors: &[(u32, PathBuf)],
+) -> Result<OpenFiles, DiscoverError> {
+    let mut keys = BTreeSet::new();
+    let mut unseen = BTreeSet::new();
+    let mut mounts = None;
+    for (fd, target) in descriptors {
+        if keys.len() >= FILES || !target.is_absolute() {
+            continue;
+        }
+        if let Ok(device) = target.strip_prefix("/dev")
+            && !device.starts_with("shm")
+        {
+            keys.extend(block_device(pid, *fd, device));
+            continue;
+        }
+        let info = match proc::descriptor_info(pid, *fd) {
+            Ok(info) => info,
+            // Closed meanwhile.
+            Err(DiscoverError::Gone { .. }) => continue,
+            Err(error) => return Err(error),
+        };
+        let Some((mount, inode)) = writable(&info) else { continue };
+        let mounts = match &mut mounts {
+            Some(mounts) => mounts,
+            none => none.insert(parse_mountinfo(&proc::mountinfo(pid)?)),
+        };
+        let Some(Mount { device, kind }) = mounts.get(&mount) else { continue };
+        if kind == "overlay" {
+            let path = display_text(&target.to_string_lossy());
+            unseen.insert(format!("what is written back to {path} (overlay)"));
+        } else if WITHOUT_BLOCKS.iter().any(|prefix| kind.starts_with(prefix)) {
+            let path = display_text(&target.to_string_lossy());
+            unseen.insert(format!("{path} ({})", display_text(kind)));
+        } else {
+            keys.insert(FileKey { inode, device: *device, reserved: 0 });
+        }
+    }
+    Ok(OpenFiles { keys: keys.into_iter().collect(), unseen: unseen.into_iter().collect() })
+}
+
+/// To `stat` a file of the device file system waits for nobody.
+fn block_device(pid: u32, fd: u32, below_dev: &Path) -> Option<FileKey> {
+    let name = below_dev.to_string_lossy();
+    if NO_DISKS.iter().any(|prefix| name.starts_with(prefix)) {
+        return None;
+    }
+    let metadata = fs::metadata(format!("/proc/{pid}/fd/{fd}")).ok()?;
+    metadata.file_type().is_block_device().then(|| {
+        let number = metadata.rdev();
+        let (major, minor) = (libc::major(number), libc::minor(number));
+        FileKey { inode: 0, device: major << 20 | minor, reserved: 0 }
+    })
+}
+
+/// Mount and inode of a file that is open for reading and writing.
+fn writable(fdinfo: &str) -> Option<(u32, u64)> {
+    let field = |name: &str| fdinfo.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let flags = u32::from_str_radix(field("flags:")?, 8).ok()?;
+    if flags & O_ACCMODE != O_RDWR {
+        return None;
+    }
+    Some((field("mnt_id:")?.parse().ok()?, field("ino:")?.parse().ok()?))
+}
+
+/// By mount id; lines that are malformed are left out.
+fn parse_mountinfo(text: &str) -> BTreeMap<u32, Mount> {
+    let mount = |line: &str| {
+        let (mount, file_system) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ');
+        let id = fields.next()?.parse().ok()?;
+        let (major, minor) = fields.nth(1)?.split_once(':')?;
+        let device = major.parse::<u32>().ok()? << 20 | minor.parse::<u32>().ok()?;
+        let kind = file_system.split(' ').next()?.to_owned();
+        Some((id, Mount { device, kind }))
+    };
+    text.lines().filter_map(mount).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+    use std::path::PathBuf;
+
+    use super::{Mount, OpenFiles, files_among, parse_mountinfo, writable};
+
+    #[test]
+    fn only_what_is_open_for_reading_and_writing_is_an_image() {
+        let info = |flags: &str| format!("pos:\t0\nflags:\t{flags}\nmnt_id:\t29\nino:\t71\n");
+        assert_eq!(writable(&info("0100002")), Some((29, 71)));
+        assert_eq!(writable(&info("02140002")), Some((29, 71)));
+        assert_eq!(writable(&info("0100001")), None);
+        assert_eq!(writable(&info("0100000")), None);
+        assert_eq!(writable("flags:\t02\n"), None, "kernels before 5.14 tell no inode");
+    }
+
+    #[test]
+    fn a_mount_is_known_by_its_id_with_the_kernels_number_of_its_device() {
+        let text = "29 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
+            41 29 0:38 / /mnt/a\\040b rw - fuse.sshfs x:/ rw,user_id=0\ntorn 1 2\n";
+        let mounts = parse_mountinfo(text);
+        assert_eq!(mounts.len(), 2);
+        assert_eq!(mounts[&29], Mount { device: 254 << 20, kind: "ext4".to_owned() });
+        assert_eq!(mounts[&41], Mount { device: 38, kind: "fuse.sshfs".to_owned() });
+    }
+
+    #[test]
+    fn a_file_of_our_own_is_found_by_its_inode() {
+        use std::os::unix::fs::MetadataExt;
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("image");
+        let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
+        let file = file.expect("a file");
+        let fd = u32::try_from(file.as_raw_fd()).expect("a descriptor");
+        let descriptors = [(fd, path), (fd, PathBuf::from("socket:[1]"))];
+        let found = files_among(std::process::id(), &descriptors).expect("our own files");
+        if found.unseen.is_empty() {
+            let inode = file.metadata().expect("its inode").ino();
+            assert_eq!(found.keys.iter().map(|key| key.inode).collect::<Vec<_>>(), [inode]);
+        } else {
+            assert_eq!(found.keys, [], "a temporary directory without blocks");
+        }
+        assert_eq!(files_among(std::process::id(), &[]).expect("none"), OpenFiles::default());
+    }
+}
