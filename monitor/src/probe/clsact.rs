@@ -1,7 +1,8 @@
-//! Takes back a clsact queueing discipline that nobody uses any more.
+//! Looks into the clsact queueing discipline of an interface, and takes one back that nobody uses any more.
 //!
-//! aya adds one, but never removes it. Ours is removed with our filters, unless somebody else has put
-//! filters into it meanwhile. Everything here works in the network namespace of the calling thread.
+//! aya adds one, but neither lists its filters nor ever removes it. Ours is removed with our filters, unless
+//! somebody else has put filters into it meanwhile. Everything here works in the network namespace of the
+//! calling thread.
 //!
 //! Messages: include/uapi/linux/{netlink,rtnetlink,pkt_sched}.h of Linux 6.12.
 
@@ -38,9 +39,7 @@ const ANSWER_LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
 /// # Errors
 /// What the kernel said; nothing was removed then.
 pub(super) fn remove_if_unused(ifindex: u32) -> io::Result<bool> {
-    // NETLINK_ROUTE is protocol 0.
-    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
-    set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_LIMIT))?;
+    let socket = open()?;
     for hook in CLSACT_HOOKS {
         if has_filters(&socket, ifindex, hook)? {
             return Ok(false);
@@ -60,18 +59,56 @@ pub(super) fn remove_if_unused(ifindex: u32) -> io::Result<bool> {
     }
 }
 
+/// Whether the filter of this priority and handle is in the clsact discipline of an interface.
+///
+/// # Errors
+/// What the kernel said.
+pub(super) fn has_filter(
+    ifindex: u32,
+    ingress: bool,
+    priority: u16,
+    handle: u16,
+) -> io::Result<bool> {
+    let socket = open()?;
+    let [of_ingress, of_egress] = CLSACT_HOOKS;
+    let mut found = false;
+    each_filter(&socket, ifindex, if ingress { of_ingress } else { of_egress }, |filter| {
+        found |= filter == Some((priority, u32::from(handle)));
+    })?;
+    Ok(found)
+}
+
+fn open() -> io::Result<OwnedFd> {
+    // NETLINK_ROUTE is protocol 0.
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_LIMIT))?;
+    Ok(socket)
+}
+
 fn has_filters(socket: &OwnedFd, ifindex: u32, hook: u32) -> io::Result<bool> {
+    let mut found = false;
+    each_filter(socket, ifindex, hook, |_| found = true)?;
+    Ok(found)
+}
+
+/// Calls `f` with priority and handle of each filter; `None` if they can't be read. An interface without
+/// the discipline has no filters.
+fn each_filter(
+    socket: &OwnedFd,
+    ifindex: u32,
+    hook: u32,
+    mut f: impl FnMut(Option<(u16, u32)>),
+) -> io::Result<()> {
     let flags = NLM_F_REQUEST | NLM_F_DUMP;
     send(socket, &message(RTM_GETTFILTER, flags, ifindex, 0, hook), SendFlags::empty())?;
     let mut buffer = vec![0; BUFFER_BYTES];
-    let mut found = false;
     loop {
         let (length, _) = recv(socket, buffer.as_mut_slice(), RecvFlags::empty())?;
         for (kind, body) in answers(&buffer[..length]) {
             match kind {
-                RTM_NEWTFILTER => found = true,
-                NLMSG_DONE => return Ok(found),
-                NLMSG_ERROR => return errno(body).map_or(Ok(found), Err),
+                RTM_NEWTFILTER => f(place(body)),
+                NLMSG_DONE => return Ok(()),
+                NLMSG_ERROR => return errno(body).map_or(Ok(()), Err),
                 _ => {}
             }
         }
@@ -79,6 +116,12 @@ fn has_filters(socket: &OwnedFd, ifindex: u32, hook: u32) -> io::Result<bool> {
             return Err(io::Error::other("the kernel ended a dump without saying so"));
         }
     }
+}
+
+/// Priority and handle, from a `struct tcmsg`: its `tcm_handle` and the upper half of its `tcm_info`.
+fn place(tcmsg: &[u8]) -> Option<(u16, u32)> {
+    let word = |at: usize| tcmsg.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
+    Some((u16::try_from(word(16)? >> 16).ok()?, word(8)?))
 }
 
 fn message(kind: u16, flags: u16, ifindex: u32, handle: u32, parent: u32) -> [u8; MESSAGE_BYTES] {

@@ -1,23 +1,24 @@
-//! The programs that are loaded once a host, the maps that all copies share, and their pins.
-
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+//! The programs that are attached once a host, to tracepoints, and the iterator over threads.
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{Map, MapData, PerCpuHashMap, PerCpuValues, RingBuf},
-    programs::BtfTracePoint,
-    util::nr_cpus,
+    maps::{Map, MapData, RingBuf},
+    programs::{BtfTracePoint, Iter, ProgramError, links::FdLink},
 };
 use aya_log::EbpfLogger;
-use monitor_ebpf::{ProcessEvent, VmRow};
+use monitor_ebpf::{Layout, ProcessEvent};
 use tokio::io::{Interest, unix::AsyncFd};
 use tracing::{debug, warn};
 
-use super::{OBJECT, ProbeError, ProgramHealth, SHARED_MAPS, kernel_types::KernelTypes};
-use crate::config::ProbeLog;
+use super::{
+    OBJECT, ProbeError, ProgramHealth,
+    offsets::Offsets,
+    pins::{Left, Pins, SHARED_MAPS},
+};
+use crate::{
+    config::{ProbeLog, Probes},
+    error_text::in_full,
+};
 
 /// Programs on tracepoints: name in the object, tracepoint, required.
 ///
@@ -29,60 +30,64 @@ const TRACEPOINTS: [(&str, &str, bool); 5] = [
     ("process_ended", "sched_process_exit", false),
     ("process_started", "sched_process_exec", false),
 ];
+/// The iterator's program, and what it iterates over.
+const ITERATOR: (&str, &str) = ("threads", "task");
 
 /// What every load of the object needs.
 #[derive(Debug)]
 pub(super) struct Loader {
-    bio_opf: u32,
-    bio_size: u32,
-    bio_status: u32,
-    bio_next: u32,
-    request_bio: u32,
-    task_exit_code: u32,
-    bpffs_dir: PathBuf,
-    log: ProbeLog,
+    pub(super) pins: Pins,
+    probes: Probes,
     runtime: tokio::runtime::Handle,
+    /// Read when something is loaded first: a daemon that takes everything over never does.
+    offsets: Option<Offsets>,
 }
 
 impl Loader {
-    /// Resolves what depends on the running kernel. Programs that log are heard on `runtime`.
-    pub(super) fn new(
-        bpffs_dir: &Path,
-        log: ProbeLog,
-        runtime: tokio::runtime::Handle,
-    ) -> Result<Self, ProbeError> {
-        let types = KernelTypes::of_running_kernel()?;
-        Ok(Self {
-            bio_opf: types.offset_of(&["bio", "bi_opf"])?,
-            bio_size: types.offset_of(&["bio", "bi_iter", "bi_size"])?,
-            bio_status: types.offset_of(&["bio", "bi_status"])?,
-            bio_next: types.offset_of(&["bio", "bi_next"])?,
-            request_bio: types.offset_of(&["request", "bio"])?,
-            task_exit_code: types.offset_of(&["task_struct", "exit_code"])?,
-            bpffs_dir: bpffs_dir.to_owned(),
-            log,
-            runtime,
-        })
+    /// Programs that log are heard on `runtime`.
+    pub(super) fn new(pins: Pins, probes: Probes, runtime: tokio::runtime::Handle) -> Self {
+        Self { pins, probes, runtime, offsets: None }
     }
 
-    /// Loads one copy of the object, for the network namespace `netns`; its maps are the pinned ones.
-    pub(super) fn load(&self, netns: u32) -> Result<Ebpf, ProbeError> {
-        let level = log_level(self.log);
+    fn offsets(&mut self) -> Result<&Offsets, ProbeError> {
+        let offsets = match self.offsets.take() {
+            Some(offsets) => offsets,
+            None => Offsets::of_running_kernel()?,
+        };
+        Ok(self.offsets.insert(offsets))
+    }
+
+    /// Loads one copy of the object; its maps are the pinned ones, which are made where there are none.
+    pub(super) fn load(&mut self, netns: u32, generation: u32) -> Result<Ebpf, ProbeError> {
+        self.offsets()?;
+        let Self { pins, probes, offsets, .. } = self;
+        let Probes { max_vms, max_taps, max_in_flight, log, .. } = *probes;
+        let level = log_level(log);
+        // As `note` and `tap_home` of the programs have it: powers of two, less one.
+        let (taps_mask, sets) = (max_taps - 1, max_in_flight / 4);
+        let in_flight_mask = sets - 1;
         let mut loader = EbpfLoader::new();
         loader
+            // There are no relocations to resolve, and parsing the kernel's types takes 14 ms.
+            .btf(None)
+            .map_max_entries("VMS", max_vms)
+            .map_max_entries("SLOTS", max_vms)
+            .map_max_entries("FILES", max_vms * 8)
+            .map_max_entries("TAPS", max_taps)
+            .map_max_entries("IN_FLIGHT", sets)
             .override_global("NETNS", &netns, true)
-            .override_global("BIO_OPF_OFFSET", &self.bio_opf, true)
-            .override_global("BIO_SIZE_OFFSET", &self.bio_size, true)
-            .override_global("BIO_STATUS_OFFSET", &self.bio_status, true)
-            .override_global("BIO_NEXT_OFFSET", &self.bio_next, true)
-            .override_global("REQUEST_BIO_OFFSET", &self.request_bio, true)
-            .override_global("TASK_EXIT_CODE_OFFSET", &self.task_exit_code, true)
+            .override_global("TAPS_MASK", &taps_mask, true)
+            .override_global("IN_FLIGHT_MASK", &in_flight_mask, true)
+            .override_global("GENERATION", &generation, true)
             .override_global(aya_log::LEVEL, &level, true);
+        for (global, value) in offsets.iter().flat_map(|offsets| &offsets.globals) {
+            loader.override_global(global, value, true);
+        }
         for (map, pin) in SHARED_MAPS {
-            loader.map_pin_path(map, self.bpffs_dir.join(pin));
+            loader.map_pin_path(map, pins.map(pin));
         }
         let mut ebpf = loader.load(OBJECT).map_err(ProbeError::Object)?;
-        if self.log != ProbeLog::Off {
+        if log != ProbeLog::Off {
             self.listen(&mut ebpf);
         }
         Ok(ebpf)
@@ -122,85 +127,98 @@ fn log_level(log: ProbeLog) -> u8 {
     }
 }
 
-/// Removes pins that a daemon which was killed left behind. Their counters end with it: nothing is
-/// attached to them any more.
-pub(super) fn remove_pins(bpffs_dir: &Path) -> Result<(), ProbeError> {
-    for (_, pin) in SHARED_MAPS {
-        let path = bpffs_dir.join(pin);
-        match fs::remove_file(&path) {
-            Ok(()) => debug!("removed the pin {}", path.display()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => {
-                return Err(ProbeError::Path { what: "cannot remove the pin", path, source });
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The host's programs, attached for as long as this lives.
-pub(super) struct HostPrograms {
-    _ebpf: Ebpf,
-    vms: PerCpuHashMap<MapData, u32, VmRow>,
-}
-
 /// QEMUs that start and end, as the kernel tells of them.
 pub type ProcessEvents = RingBuf<MapData>;
 
-impl HostPrograms {
-    /// Loads and attaches. A required program that fails is an error; another one only a gap in the
-    /// health summary.
-    pub(super) fn start(
-        loader: &Loader,
-    ) -> Result<(Self, ProcessEvents, Vec<ProgramHealth>), ProbeError> {
-        let mut ebpf = loader.load(0)?;
-        // 30 MB once parsed, so it is not kept.
-        let btf = Btf::from_sys_fs().map_err(ProbeError::Btf)?;
-        let mut health = Vec::new();
-        for (program, tracepoint, required) in TRACEPOINTS {
-            let result = attach(&mut ebpf, program, tracepoint, &btf);
-            match result {
-                Err(source) if required => return Err(ProbeError::Program { program, source }),
-                result => health.push(ProgramHealth {
-                    program,
-                    hook: tracepoint,
-                    required,
-                    failure: result.err().map(|error| error.to_string()),
-                }),
-            }
+/// Sees to it that the programs are attached and pinned, those of an earlier daemon if they are the same.
+/// A required program that fails is an error; another one only a gap in the health summary.
+pub(super) fn attach_all(
+    loader: &mut Loader,
+    ours: Layout,
+    left: Left,
+) -> Result<Vec<ProgramHealth>, ProbeError> {
+    let generation = match left {
+        Left::Nothing => 1,
+        Left::Maps { generation, same_programs: true } if is_complete(&loader.pins, generation) => {
+            debug!("the programs of an earlier daemon go on");
+            return Ok(health_of_all());
         }
-        let vms = ebpf.take_map("VMS").ok_or(ProbeError::Incomplete("map VMS"))?;
-        let vms = PerCpuHashMap::try_from(vms)
-            .map_err(|source| ProbeError::Map { map: "vms", source })?;
-        let events: Map =
-            ebpf.take_map("PROCESS_EVENTS").ok_or(ProbeError::Incomplete("map PROCESS_EVENTS"))?;
-        let events = RingBuf::try_from(events)
-            .map_err(|source| ProbeError::Map { map: "process_events", source })?;
-        Ok((Self { _ebpf: ebpf, vms }, events, health))
-    }
-
-    /// Makes the VM's row, if it isn't there: from now on its requests and packets count.
-    pub(super) fn count(&mut self, pid: u32) -> Result<(), ProbeError> {
-        let failed = |source| ProbeError::Map { map: "vms", source };
-        let cpus = nr_cpus().map_err(|(_, error)| failed(aya::maps::MapError::IoError(error)))?;
-        let lanes = PerCpuValues::try_from(vec![VmRow::default(); cpus])
-            .map_err(|error| failed(aya::maps::MapError::IoError(error)))?;
-        const BPF_NOEXIST: u64 = 1;
-        match self.vms.insert(pid, lanes, BPF_NOEXIST) {
-            Err(aya::maps::MapError::SyscallError(error))
-                if error.io_error.kind() == io::ErrorKind::AlreadyExists =>
-            {
-                Ok(())
-            }
-            result => result.map_err(failed),
+        Left::Maps { generation, .. } => generation.wrapping_add(1),
+    };
+    let health = attach_generation(loader, generation)?;
+    // From here on the new ones count, and the old ones don't.
+    loader.pins.write_layout(Layout { generation, ..ours })?;
+    let prefix = format!("{generation}-");
+    for link in loader.pins.links() {
+        if !link.starts_with(&prefix) && !link.starts_with("tap-") {
+            loader.pins.remove_link(&link)?;
         }
     }
+    Ok(health)
+}
 
-    /// Removes the VM's row, if it is there.
-    pub(super) fn forget(&mut self, pid: u32) {
-        if let Err(error) = self.vms.remove(&pid) {
-            debug!("no row of VM {pid} to remove: {error}");
+fn link_name(generation: u32, program: &str) -> String {
+    format!("{generation}-{program}")
+}
+
+fn is_complete(pins: &Pins, generation: u32) -> bool {
+    let pinned =
+        TRACEPOINTS.iter().all(|(program, ..)| pins.link(&link_name(generation, program)).exists());
+    pinned && pins.threads().exists()
+}
+
+fn health_of_all() -> Vec<ProgramHealth> {
+    let tracepoints = TRACEPOINTS.iter().map(|(program, hook, required)| ProgramHealth {
+        program,
+        hook,
+        required: *required,
+        failure: None,
+    });
+    let (program, hook) = ITERATOR;
+    tracepoints.chain([ProgramHealth { program, hook, required: false, failure: None }]).collect()
+}
+
+fn attach_generation(
+    loader: &mut Loader,
+    generation: u32,
+) -> Result<Vec<ProgramHealth>, ProbeError> {
+    let mut ebpf = loader.load(0, generation)?;
+    // 30 MB once parsed, so it is not kept.
+    let btf = Btf::from_sys_fs().map_err(ProbeError::Btf)?;
+    let mut health = health_of_all();
+    for row in &mut health {
+        let pinned = if row.program == ITERATOR.0 {
+            iterate(&mut ebpf, &btf).and_then(|link| {
+                // An iterator's file is made anew: its program belongs to this generation.
+                super::pins::remove_pin(&loader.pins.threads())?;
+                pin(link, &loader.pins.threads())
+            })
+        } else {
+            attach(&mut ebpf, row.program, row.hook, &btf)
+                .and_then(|link| pin(link, &loader.pins.link(&link_name(generation, row.program))))
+        };
+        match pinned {
+            Err(error) if row.required => return Err(error),
+            result => row.failure = result.err().map(|error| in_full(&error)),
         }
+    }
+    if let Some(offsets) = &loader.offsets {
+        if let Err(error) = &offsets.threads {
+            set_failure(&mut health, ITERATOR.0, error.to_string());
+        }
+        health.push(ProgramHealth {
+            program: "writeback",
+            hook: "block_bio_queue",
+            required: false,
+            failure: offsets.writeback.as_ref().err().map(ToString::to_string),
+        });
+    }
+    Ok(health)
+}
+
+fn set_failure(health: &mut [ProgramHealth], program: &str, why: String) {
+    if let Some(row) = health.iter_mut().find(|row| row.program == program) {
+        row.failure.get_or_insert(why);
     }
 }
 
@@ -209,12 +227,36 @@ fn attach(
     name: &'static str,
     tracepoint: &str,
     btf: &Btf,
-) -> Result<(), aya::programs::ProgramError> {
-    let missing = || aya::programs::ProgramError::IOError(io::Error::other("not in the object"));
-    let program: &mut BtfTracePoint = ebpf.program_mut(name).ok_or_else(missing)?.try_into()?;
-    program.load(tracepoint, btf)?;
-    program.attach()?;
-    Ok(())
+) -> Result<FdLink, ProbeError> {
+    let failed = |source: ProgramError| ProbeError::Program { program: name, source };
+    let program = ebpf.program_mut(name).ok_or(ProbeError::Incomplete(name))?;
+    let program: &mut BtfTracePoint = program.try_into().map_err(failed)?;
+    program.load(tracepoint, btf).map_err(failed)?;
+    let id = program.attach().map_err(failed)?;
+    Ok(program.take_link(id).map_err(failed)?.into())
+}
+
+fn iterate(ebpf: &mut Ebpf, btf: &Btf) -> Result<FdLink, ProbeError> {
+    let (name, over) = ITERATOR;
+    let failed = |source: ProgramError| ProbeError::Program { program: name, source };
+    let program = ebpf.program_mut(name).ok_or(ProbeError::Incomplete(name))?;
+    let program: &mut Iter = program.try_into().map_err(failed)?;
+    program.load(over, btf).map_err(failed)?;
+    let id = program.attach().map_err(failed)?;
+    let link = program.take_link(id).map_err(failed)?;
+    link.try_into().map_err(|source| ProbeError::Link { link: name.to_owned(), source })
+}
+
+fn pin(link: FdLink, path: &std::path::Path) -> Result<(), ProbeError> {
+    let pinned = link.pin(path);
+    pinned.map(drop).map_err(|source| ProbeError::Pin { path: path.to_owned(), source })
+}
+
+/// The ring buffer of process events.
+pub(super) fn process_events(pins: &Pins) -> Result<ProcessEvents, ProbeError> {
+    MapData::from_pin(pins.map("process_events"))
+        .and_then(|events| RingBuf::try_from(Map::RingBuf(events)))
+        .map_err(|source| ProbeError::Map { map: "process_events", source })
 }
 
 /// Reads one record of the ring buffer; `None` for one of another size, which ours never is.

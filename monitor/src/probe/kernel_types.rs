@@ -16,6 +16,7 @@ pub const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u16 = 0xeb9f;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
+const KIND_ENUM: u32 = 6;
 /// Anonymous members nest two or three deep in the kernel; a cycle can only come from a torn file.
 const MAX_NESTING: u32 = 16;
 
@@ -107,6 +108,21 @@ impl KernelTypes {
         Ok(bits / 8)
     }
 
+    /// The value of an enumerator, whichever enumeration it belongs to.
+    pub fn enumerator(&self, name: &str) -> Result<u32, KernelTypesError> {
+        let enumerations = self.types.iter().map(|at| *at as usize);
+        enumerations
+            .filter(|at| self.kind(*at) == Some(KIND_ENUM))
+            .find_map(|at| {
+                let entries = word(&self.data, at + 4)? & 0xffff;
+                (0..entries as usize).map(|n| at + 12 + 8 * n).find_map(|entry| {
+                    let named = self.string(word(&self.data, entry)?)? == name.as_bytes();
+                    named.then(|| word(&self.data, entry + 4)).flatten()
+                })
+            })
+            .ok_or_else(|| KernelTypesError::Missing { path: name.to_owned() })
+    }
+
     fn structure(&self, name: &str) -> Option<usize> {
         self.types.iter().map(|at| *at as usize).find(|at| {
             self.kind(*at) == Some(KIND_STRUCT)
@@ -180,7 +196,7 @@ fn trailing_bytes(info: u32) -> Option<usize> {
         1 | 14 | 17 => 4,
         3 => 12,
         KIND_STRUCT | KIND_UNION | 15 | 19 => 12 * entries,
-        6 | 13 => 8 * entries,
+        KIND_ENUM | 13 => 8 * entries,
         _ => return None,
     })
 }
@@ -189,9 +205,10 @@ fn trailing_bytes(info: u32) -> Option<usize> {
 mod tests {
     use super::*;
 
-    /// `struct inner { int a; int b; }`, `struct outer { int x; union { struct inner i; }; }`.
+    /// `struct inner { int a; int b; }`, `struct outer { int x; union { struct inner i; }; }`,
+    /// `enum { RED, BLUE = 7 }`.
     fn small_btf() -> Vec<u8> {
-        let strings = b"\0int\0inner\0a\0b\0outer\0x\0i\0";
+        let strings = b"\0int\0inner\0a\0b\0outer\0x\0i\0RED\0BLUE\0";
         let name = |text: &str| {
             let needle = [b"\0", text.as_bytes(), b"\0"].concat();
             u32::try_from(strings.windows(needle.len()).position(|w| w == needle).unwrap() + 1)
@@ -202,6 +219,7 @@ mod tests {
             vec![name("inner"), KIND_STRUCT << 24 | 2, 8, name("a"), 1, 0, name("b"), 1, 32],
             vec![0, KIND_UNION << 24 | 1, 8, name("i"), 2, 0],
             vec![name("outer"), KIND_STRUCT << 24 | 2, 12, name("x"), 1, 0, 0, 3, 32],
+            vec![0, KIND_ENUM << 24 | 2, 4, name("RED"), 0, name("BLUE"), 7],
         ]
         .concat();
         let types: Vec<u8> = types.into_iter().flat_map(u32::to_ne_bytes).collect();
@@ -221,6 +239,14 @@ mod tests {
         let types = KernelTypes::parse(small_btf()).unwrap();
         assert_eq!(types.offset_of(&["outer", "x"]).unwrap(), 0);
         assert_eq!(types.offset_of(&["outer", "i", "b"]).unwrap(), 8);
+    }
+
+    #[test]
+    fn an_enumerator_is_found_by_its_name_alone() {
+        let types = KernelTypes::parse(small_btf()).unwrap();
+        assert_eq!(types.enumerator("BLUE").unwrap(), 7);
+        let error = types.enumerator("GREEN").unwrap_err();
+        assert_eq!(error.to_string(), "this kernel's BTF has no GREEN");
     }
 
     #[test]

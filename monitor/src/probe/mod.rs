@@ -1,9 +1,11 @@
-//! Stage two: loads the eBPF programs, pins their maps, and attaches them to what discovery found.
+//! Stage two: loads the eBPF programs, pins their maps and links, and attaches them to what discovery
+//! found.
 //!
 //! | program | hook | required | without it |
 //! |---|---|---|---|
 //! | `block_submitted`, `block_request_completed`, `block_bio_completed` | tp_btf | yes | storage can't be read |
 //! | `process_started`, `process_ended` | tp_btf | no | a sweep of `/proc` finds QEMUs later |
+//! | `threads` | iter | no | threads' times are read from `/proc` |
 //! | `tap_from_guest`, `tap_to_guest` | tcx or clsact, each tap | yes, for that VM | its network can't be read |
 //!
 //! A program that is lost makes a figure *unreadable*, never zero.
@@ -12,31 +14,32 @@ mod clsact;
 mod host;
 pub mod kernel_types;
 mod lock;
+mod offsets;
+mod pins;
+mod slots;
 mod taps;
 mod thread;
 
 use std::{io, path::PathBuf};
 
-use aya::{EbpfError, maps::MapError, programs::ProgramError};
+use aya::{
+    EbpfError,
+    maps::MapError,
+    pin::PinError,
+    programs::{ProgramError, links::LinkError},
+};
 use kernel_types::KernelTypesError;
 use thiserror::Error;
 
 pub use host::ProcessEvents;
 pub(crate) use host::parse_process_event;
 pub use lock::DirectoryLock;
+pub use pins::THREADS;
 pub use taps::TapProbe;
-pub use thread::{AttachReport, ProbeThread, namespace_of};
+pub use thread::{AttachReport, Counted, ProbeThread, namespace_of};
 
 /// The programs and maps, compiled by `cargo xtask build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/flatline-ebpf.o"));
-
-/// The maps that are shared by all copies of the programs, and the names they are pinned under.
-const SHARED_MAPS: [(&str, &str); 4] = [
-    ("VMS", "vms"),
-    ("TAPS", "taps"),
-    ("IN_FLIGHT", "in_flight"),
-    ("PROCESS_EVENTS", "process_events"),
-];
 
 /// How one program's loading and attaching went.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +86,30 @@ pub enum ProbeError {
         /// What aya or the kernel said.
         #[source]
         source: MapError,
+    },
+    /// A link can't be used.
+    #[error("cannot use the link {link}")]
+    Link {
+        /// Its name.
+        link: String,
+        /// What aya or the kernel said.
+        #[source]
+        source: LinkError,
+    },
+    /// A link can't be pinned.
+    #[error("cannot pin {path}")]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// What aya or the kernel said.
+        #[source]
+        source: PinError,
+    },
+    /// There are more VMs or taps than there is room for.
+    #[error("no room: {key} is too small")]
+    Full {
+        /// The key of the configuration that makes room.
+        key: &'static str,
     },
     /// A file or directory below `bpffs_dir`, or another daemon's.
     #[error("{what} {path}")]

@@ -3,39 +3,59 @@
 //! Attaching through tcx waits for an RCU grace period under the RTNL lock, 24 ms a tap; nothing that
 //! watches may wait for that. So requests queue up here, and their reports come back through a channel.
 
-use std::{fs::File, io, path::PathBuf, sync::mpsc, thread::JoinHandle};
+use std::{fs::File, io, sync::mpsc, thread::JoinHandle};
 
+use monitor_ebpf::FileKey;
 use tokio::sync::{mpsc as reports, oneshot};
-use tracing::error;
+use tracing::{error, info, warn};
 
 use super::{
     ProbeError, ProcessEvents, ProgramHealth, TapProbe,
-    host::{HostPrograms, Loader, remove_pins},
+    host::{Loader, attach_all, process_events},
+    pins::{Left, Pins, layout},
+    slots::Slots,
     taps::TapPrograms,
 };
 use crate::{
     config::Config,
-    discover::{Tap, VmId},
+    discover::{Tap, VmId, start_ticks},
+    error_text::in_full,
 };
+
+/// What is to be counted for a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// Its taps.
+    pub taps: Vec<Tap>,
+    /// The files and devices of its disks, whose pages the host may write back.
+    pub files: Vec<FileKey>,
+}
 
 /// What came of attaching a VM.
 #[derive(Clone, Debug)]
 pub struct AttachReport {
     /// The VM.
     pub vm: VmId,
-    /// Whether its row was made, so that its storage counts; else why not.
-    pub row: Result<(), String>,
+    /// The slot that it is counted in, or why it isn't.
+    pub slot: Result<u32, String>,
     /// Its taps.
     pub taps: Vec<TapProbe>,
+    /// Taps whose programs somebody had detached: what passed since then is not known.
+    pub lost: Vec<String>,
 }
 
 enum Request {
-    Attach { vm: VmId, taps: Vec<Tap> },
+    Attach(VmId, Counted),
     Forget(VmId),
-    Stop(oneshot::Sender<Result<(), ProbeError>>),
+    /// All VMs that there are were found.
+    Found(Vec<VmId>),
+    Stop {
+        keep: bool,
+        done: oneshot::Sender<Result<(), ProbeError>>,
+    },
 }
 
-/// Hands requests to the thread. Dropped without [`ProbeThread::stop`], it leaves pins behind.
+/// Hands requests to the thread. Dropped without [`ProbeThread::stop`], it leaves everything attached.
 #[derive(Debug)]
 pub struct ProbeThread {
     requests: mpsc::Sender<Request>,
@@ -43,40 +63,66 @@ pub struct ProbeThread {
 }
 
 impl ProbeThread {
-    /// Loads the host's programs and starts the thread; reports go to `reports`.
+    /// Takes over what an earlier daemon left, or loads the host's programs; starts the thread. Reports go
+    /// to `reports`.
     pub fn start(
         config: &Config,
         reports: reports::UnboundedSender<AttachReport>,
     ) -> Result<(Self, ProcessEvents, Vec<ProgramHealth>), ProbeError> {
-        let bpffs_dir = config.paths.bpffs_dir.clone();
-        remove_pins(&bpffs_dir)?;
+        let pins = Pins::new(&config.paths.bpffs_dir);
+        let ours = layout(&config.probes);
+        let (left, given_up) = pins.examine(&ours)?;
+        if let Some(why) = given_up {
+            warn!("an earlier daemon left pins that can't be used: {why}");
+        }
+        pins.make()?;
         let runtime = tokio::runtime::Handle::current();
-        let loader = Loader::new(&bpffs_dir, config.probes.log, runtime)?;
-        let (host, events, health) = HostPrograms::start(&loader)?;
-        let taps = TapPrograms::new(&bpffs_dir, config.probes.tap_hook)?;
+        let mut loader = Loader::new(pins.clone(), config.probes, runtime);
+        let same_programs = matches!(left, Left::Maps { same_programs: true, .. });
+        let made = attach_all(&mut loader, ours, left).and_then(|health| {
+            let slots = Slots::open(&pins)?;
+            let taps = TapPrograms::new(&loader, config.probes.tap_hook, same_programs)?;
+            Ok((health, slots, taps))
+        });
+        if made.is_err() && left == Left::Nothing {
+            // What was pinned on the way helps nobody.
+            let _ = pins.remove_all();
+        }
+        let (health, slots, taps) = made?;
+        if left != Left::Nothing {
+            info!("{} VMs are counted on since an earlier daemon", slots.vms().len());
+        }
+        let events = process_events(&pins)?;
         // SAFETY: a plain call, which only gives free memory back: the kernel's types took 30 MB.
         unsafe { libc::malloc_trim(0) };
         let (sender, requests) = mpsc::channel();
-        let worker = Worker { loader, host, taps, bpffs_dir: bpffs_dir.clone(), reports };
+        let mut worker = Worker { loader, slots, taps, pins, reports };
+        worker.forget_the_dead();
         let thread = std::thread::Builder::new()
             .name("probe".to_owned())
             .spawn(move || worker.serve(&requests))
             .map_err(|source| ProbeError::Path {
                 what: "cannot start a thread for",
-                path: bpffs_dir,
+                path: config.paths.bpffs_dir.clone(),
                 source,
             })?;
         Ok((Self { requests: sender, thread }, events, health))
     }
 
-    /// Asks for a VM's row to be made, and for these taps of it, and no others, to be attached.
-    pub fn attach(&self, vm: VmId, taps: Vec<Tap>) {
-        self.send(Request::Attach { vm, taps });
+    /// Asks for a VM to be counted: for a slot, and for these taps and files of it, and no others. What is
+    /// attached already is looked at, and attached again if somebody detached it.
+    pub fn attach(&self, vm: VmId, counted: Counted) {
+        self.send(Request::Attach(vm, counted));
     }
 
     /// Asks for all that belongs to a VM to be detached and removed.
     pub fn forget(&self, vm: VmId) {
         self.send(Request::Forget(vm));
+    }
+
+    /// Tells which VMs there are, so that what an earlier daemon left of others can go.
+    pub fn found(&self, vms: Vec<VmId>) {
+        self.send(Request::Found(vms));
     }
 
     fn send(&self, request: Request) {
@@ -85,13 +131,13 @@ impl ProbeThread {
         }
     }
 
-    /// Detaches everything, removes the pins, and ends the thread.
+    /// Ends the thread. Everything stays attached and pinned if it is to be kept, and goes otherwise.
     ///
     /// # Errors
     /// If a pin could not be removed.
-    pub async fn stop(self) -> Result<(), ProbeError> {
+    pub async fn stop(self, keep: bool) -> Result<(), ProbeError> {
         let (done, answer) = oneshot::channel();
-        self.send(Request::Stop(done));
+        self.send(Request::Stop { keep, done });
         let result = answer.await.unwrap_or(Ok(()));
         let _ = self.thread.join();
         result
@@ -100,30 +146,40 @@ impl ProbeThread {
 
 struct Worker {
     loader: Loader,
-    host: HostPrograms,
+    slots: Slots,
     taps: TapPrograms,
-    bpffs_dir: PathBuf,
+    pins: Pins,
     reports: reports::UnboundedSender<AttachReport>,
 }
 
 impl Worker {
     fn serve(mut self, requests: &mpsc::Receiver<Request>) {
+        let mut strangers_may_be_left = true;
         while let Ok(request) = requests.recv() {
             match request {
-                Request::Attach { vm, taps } => {
-                    let report = self.attach(vm, &taps);
+                Request::Attach(vm, counted) => {
+                    let report = self.attach(vm, &counted);
                     // Nobody listens any more only while the daemon stops.
                     let _ = self.reports.send(report);
                 }
-                Request::Forget(vm) => {
-                    self.taps.keep_only(vm.pid, &[]);
-                    self.host.forget(vm.pid);
+                Request::Forget(vm) => self.forget(vm),
+                Request::Found(vms) => {
+                    for vm in self.slots.vms().into_iter().filter(|vm| !vms.contains(vm)) {
+                        self.forget(vm);
+                    }
+                    // Requests are served in order: whatever the first sweep found is attached by now.
+                    if std::mem::take(&mut strangers_may_be_left) {
+                        self.taps.forget_strangers(&self.loader);
+                    }
                 }
-                Request::Stop(done) => {
-                    self.taps.forget_all();
-                    let result = remove_pins(&self.bpffs_dir);
-                    // Others may keep something in it; then it stays.
-                    let _ = std::fs::remove_dir(&self.bpffs_dir);
+                Request::Stop { keep, done } => {
+                    let result = if keep {
+                        Ok(())
+                    } else {
+                        self.taps.forget_all(&self.loader);
+                        self.taps.forget_strangers(&self.loader);
+                        self.pins.remove_all()
+                    };
                     drop(self);
                     let _ = done.send(result);
                     return;
@@ -132,17 +188,60 @@ impl Worker {
         }
     }
 
-    fn attach(&mut self, vm: VmId, taps: &[Tap]) -> AttachReport {
-        self.taps.keep_only(vm.pid, taps);
-        let row = self.host.count(vm.pid).map_err(|error| error.to_string());
-        let taps = taps
-            .iter()
-            .map(|tap| match namespace_of(vm.pid, tap) {
-                Ok(netns) => self.taps.attach(&self.loader, vm.pid, tap, netns),
-                Err(error) => TapProbe { tap: tap.clone(), hook: Err(error.to_string()) },
-            })
-            .collect();
-        AttachReport { vm, row, taps }
+    fn attach(&mut self, vm: VmId, counted: &Counted) -> AttachReport {
+        let Counted { taps, files } = counted;
+        let mut report = AttachReport {
+            vm,
+            slot: self.slots.take(vm).map_err(|error| in_full(&error)),
+            taps: Vec::new(),
+            lost: Vec::new(),
+        };
+        let slot = match &report.slot {
+            Ok(slot) => *slot,
+            Err(why) => {
+                let failed = |tap: &Tap| TapProbe { tap: tap.clone(), hook: Err(why.clone()) };
+                report.taps = taps.iter().map(failed).collect();
+                return report;
+            }
+        };
+        if let Err(error) = self.slots.own(vm, files) {
+            warn!(
+                "VM {vm}: not all that the host writes back for it is counted: {}",
+                in_full(&error)
+            );
+        }
+        self.taps.keep_only(&self.loader, slot, taps);
+        for tap in taps {
+            match namespace_of(vm.pid, tap) {
+                Ok(netns) => {
+                    let attached = self.taps.attach(&mut self.loader, slot, tap, netns);
+                    if attached.was_lost {
+                        report.lost.push(tap.name.clone());
+                    }
+                    report.taps.push(attached.probe);
+                }
+                Err(error) => {
+                    report.taps.push(TapProbe { tap: tap.clone(), hook: Err(error.to_string()) });
+                }
+            }
+        }
+        report
+    }
+
+    fn forget(&mut self, vm: VmId) {
+        if let Some(slot) = self.slots.of(vm) {
+            self.taps.keep_only(&self.loader, slot, &[]);
+        }
+        self.slots.forget(vm);
+    }
+
+    /// VMs that ended while no daemon ran.
+    fn forget_the_dead(&mut self) {
+        for vm in self.slots.vms() {
+            if start_ticks(vm.pid).ok() != Some(vm.start_ticks) {
+                self.forget(vm);
+            }
+        }
     }
 }
 

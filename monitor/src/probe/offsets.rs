@@ -1,0 +1,72 @@
+//! What the programs must know of the running kernel, and take as globals.
+
+use super::kernel_types::{KernelTypes, KernelTypesError};
+
+/// A global of the object, and the path of the kernel's member whose offset it takes.
+type Offset = (&'static str, &'static [&'static str]);
+
+/// What every kernel has that flatline runs on.
+const REQUIRED: [Offset; 7] = [
+    ("BIO_OPF_OFFSET", &["bio", "bi_opf"]),
+    ("BIO_SIZE_OFFSET", &["bio", "bi_iter", "bi_size"]),
+    ("BIO_STATUS_OFFSET", &["bio", "bi_status"]),
+    ("BIO_NEXT_OFFSET", &["bio", "bi_next"]),
+    ("REQUEST_BIO_OFFSET", &["request", "bio"]),
+    ("TASK_BIO_LIST_OFFSET", &["task_struct", "bio_list"]),
+    ("TASK_EXIT_CODE_OFFSET", &["task_struct", "exit_code"]),
+];
+
+/// The way from a bio to the file whose page it writes back.
+const WRITEBACK: [Offset; 9] = [
+    ("BIO_IO_VEC_OFFSET", &["bio", "bi_io_vec"]),
+    ("BIO_VEC_PAGE_OFFSET", &["bio_vec", "bv_page"]),
+    ("PAGE_COMPOUND_HEAD_OFFSET", &["page", "compound_head"]),
+    ("PAGE_MAPPING_OFFSET", &["page", "mapping"]),
+    ("MAPPING_HOST_OFFSET", &["address_space", "host"]),
+    ("INODE_NUMBER_OFFSET", &["inode", "i_ino"]),
+    ("INODE_SUPER_BLOCK_OFFSET", &["inode", "i_sb"]),
+    ("INODE_RDEV_OFFSET", &["inode", "i_rdev"]),
+    ("SUPER_BLOCK_DEVICE_OFFSET", &["super_block", "s_dev"]),
+];
+
+/// A thread's times and state.
+const THREADS: [Offset; 5] = [
+    ("TASK_TGID_OFFSET", &["task_struct", "tgid"]),
+    ("TASK_PID_OFFSET", &["task_struct", "pid"]),
+    ("TASK_STATE_OFFSET", &["task_struct", "__state"]),
+    ("TASK_RUN_OFFSET", &["task_struct", "se", "sum_exec_runtime"]),
+    ("TASK_WAIT_OFFSET", &["task_struct", "sched_info", "run_delay"]),
+];
+
+/// The values of the globals, and what is lost where some can't be had.
+#[derive(Debug)]
+pub(super) struct Offsets {
+    pub(super) globals: Vec<(&'static str, u32)>,
+    /// Whether written back pages can be told to be a VM's.
+    pub(super) writeback: Result<(), KernelTypesError>,
+    /// Whether threads' times can be read by a program.
+    pub(super) threads: Result<(), KernelTypesError>,
+}
+
+impl Offsets {
+    /// Reads the running kernel's BTF.
+    ///
+    /// # Errors
+    /// If that can't be read, or lacks what nothing works without.
+    pub(super) fn of_running_kernel() -> Result<Self, KernelTypesError> {
+        let types = KernelTypes::of_running_kernel()?;
+        let resolve = |(global, path): &Offset| Ok((*global, types.offset_of(path)?));
+        let mut globals = REQUIRED.iter().map(resolve).collect::<Result<Vec<_>, _>>()?;
+        // A kernel that does not mark them writes nothing that could be taken for a guest's.
+        let meta = types.enumerator("__REQ_META").ok().and_then(|bit| 1_u32.checked_shl(bit));
+        globals.push(("REQUEST_META_FLAG", meta.unwrap_or_default()));
+        let mut all = |offsets: &[Offset]| {
+            globals.extend(offsets.iter().map(resolve).collect::<Result<Vec<_>, _>>()?);
+            Ok(())
+        };
+        let writeback = all(&WRITEBACK);
+        let threads = all(&THREADS);
+        globals.push(("WRITEBACK_KNOWN", u32::from(writeback.is_ok())));
+        Ok(Self { globals, writeback, threads })
+    }
+}

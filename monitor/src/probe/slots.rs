@@ -1,0 +1,162 @@
+//! Which slot each VM is counted in.
+
+use std::{
+    collections::{HashMap as StdHashMap, HashSet, VecDeque},
+    io,
+};
+
+use aya::{
+    maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    util::nr_cpus,
+};
+use monitor_ebpf::{FileKey, VmRow};
+use tracing::debug;
+
+use super::{ProbeError, pins::Pins};
+use crate::discover::VmId;
+
+/// `BPF_NOEXIST`.
+const ONLY_NEW: u64 = 1;
+
+/// Hands slots out, and keeps the maps in step: `vms`, `slots` and `files`.
+pub(super) struct Slots {
+    rows: PerCpuArray<MapData, VmRow>,
+    by_pid: HashMap<MapData, u32, u32>,
+    owners: HashMap<MapData, FileKey, u32>,
+    taken: StdHashMap<VmId, Taken>,
+    /// The one that has been free for the longest comes first: what is still on its way for its last owner
+    /// must not be counted for the next.
+    free: VecDeque<u32>,
+}
+
+struct Taken {
+    slot: u32,
+    files: Vec<FileKey>,
+}
+
+impl Slots {
+    /// Opens the pinned maps, with the VMs that an earlier daemon left in them.
+    pub(super) fn open(pins: &Pins) -> Result<Self, ProbeError> {
+        let open = |map: &'static str| {
+            MapData::from_pin(pins.map(map)).map_err(|source| ProbeError::Map { map, source })
+        };
+        let rows = PerCpuArray::try_from(Map::PerCpuArray(open("vms")?));
+        let by_pid = HashMap::try_from(Map::HashMap(open("slots")?));
+        let owners = HashMap::try_from(Map::HashMap(open("files")?));
+        let mut slots = Self {
+            rows: rows.map_err(|source| ProbeError::Map { map: "vms", source })?,
+            by_pid: by_pid.map_err(|source| ProbeError::Map { map: "slots", source })?,
+            owners: owners.map_err(|source| ProbeError::Map { map: "files", source })?,
+            taken: StdHashMap::new(),
+            free: VecDeque::new(),
+        };
+        slots.take_over().map_err(|source| ProbeError::Map { map: "vms", source })?;
+        Ok(slots)
+    }
+
+    fn take_over(&mut self) -> Result<(), MapError> {
+        let mut known: StdHashMap<u32, u32> = self.by_pid.iter().collect::<Result<_, _>>()?;
+        let handed_out: HashSet<u32> = known.values().copied().collect();
+        self.free.extend((0..self.rows.len()).filter(|slot| !handed_out.contains(slot)));
+        known.retain(|pid, slot| match self.rows.get(slot, 0) {
+            Ok(row) if row[0].pid == *pid => {
+                let vm = VmId { pid: *pid, start_ticks: row[0].start_ticks };
+                self.taken.insert(vm, Taken { slot: *slot, files: Vec::new() });
+                false
+            }
+            _ => true,
+        });
+        for (pid, slot) in known {
+            self.by_pid.remove(&pid)?;
+            self.free.push_back(slot);
+        }
+        for owned in self.owners.iter().collect::<Result<Vec<_>, _>>()? {
+            let owner = self.taken.values_mut().find(|taken| taken.slot == owned.1);
+            match owner {
+                Some(owner) => owner.files.push(owned.0),
+                None => self.owners.remove(&owned.0)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The slot that a VM has.
+    pub(super) fn of(&self, vm: VmId) -> Option<u32> {
+        self.taken.get(&vm).map(|taken| taken.slot)
+    }
+
+    /// The VMs that have a slot.
+    pub(super) fn vms(&self) -> Vec<VmId> {
+        self.taken.keys().copied().collect()
+    }
+
+    /// The VM's slot, a new one with a row of zeros if it has none: from now on it counts.
+    ///
+    /// # Errors
+    /// [`ProbeError::Full`] where all are taken.
+    pub(super) fn take(&mut self, vm: VmId) -> Result<u32, ProbeError> {
+        if let Some(taken) = self.taken.get(&vm) {
+            return Ok(taken.slot);
+        }
+        let slot = self.free.pop_front().ok_or(ProbeError::Full { key: "probes.max_vms" })?;
+        let row = VmRow { pid: vm.pid, start_ticks: vm.start_ticks, ..VmRow::default() };
+        let made = self
+            .write(slot, row)
+            // The row first: a program that finds the slot finds the row.
+            .and_then(|()| self.by_pid.insert(vm.pid, slot, 0))
+            .map_err(|source| ProbeError::Map { map: "vms", source });
+        match made {
+            Ok(()) => {
+                self.taken.insert(vm, Taken { slot, files: Vec::new() });
+                Ok(slot)
+            }
+            Err(error) => {
+                self.free.push_front(slot);
+                Err(error)
+            }
+        }
+    }
+
+    fn write(&mut self, slot: u32, row: VmRow) -> Result<(), MapError> {
+        let cpus = nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
+        let lanes = PerCpuValues::try_from(vec![row; cpus]).map_err(MapError::IoError)?;
+        self.rows.set(slot, lanes, 0)
+    }
+
+    /// Makes `files` the ones whose written back pages count for the VM; one that counts for another VM
+    /// already stays that one's.
+    pub(super) fn own(&mut self, vm: VmId, files: &[FileKey]) -> Result<(), ProbeError> {
+        let Some(taken) = self.taken.get_mut(&vm) else { return Ok(()) };
+        let failed = |source| ProbeError::Map { map: "files", source };
+        for gone in taken.files.extract_if(.., |file| !files.contains(file)) {
+            let _ = self.owners.remove(&gone);
+        }
+        for file in files {
+            if taken.files.contains(file) {
+                continue;
+            }
+            match self.owners.insert(file, taken.slot, ONLY_NEW) {
+                Ok(()) => taken.files.push(*file),
+                Err(MapError::SyscallError(error))
+                    if error.io_error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the slot back. Its row is emptied, so that it is nobody's.
+    pub(super) fn forget(&mut self, vm: VmId) {
+        let Some(Taken { slot, files }) = self.taken.remove(&vm) else { return };
+        if let Err(error) = self.by_pid.remove(&vm.pid) {
+            debug!("no slot of VM {vm} to remove: {error}");
+        }
+        for file in files {
+            let _ = self.owners.remove(&file);
+        }
+        if let Err(error) = self.write(slot, VmRow::default()) {
+            debug!("the row of VM {vm} could not be emptied: {error}");
+        }
+        self.free.push_back(slot);
+    }
+}
