@@ -14,7 +14,7 @@ pub struct Activity {
     pub elapsed: Duration,
     /// Packets that crossed its taps; `Ok(None)` for a VM that has no tap.
     pub network: Reading<Option<NetworkActivity>>,
-    /// Requests that its QEMU submitted to the block layer.
+    /// Requests that were submitted to the block layer for it.
     pub storage: Reading<StorageActivity>,
     /// One row a vCPU thread, by vCPU index.
     pub vcpus: Reading<Vec<VcpuActivity>>,
@@ -42,6 +42,8 @@ pub struct StorageActivity {
     pub completed: u64,
     /// Submitted and not yet completed, now.
     pub in_flight: u64,
+    /// Age of the oldest of those, where that was looked at.
+    pub oldest: Option<Duration>,
 }
 
 /// How one vCPU thread spent the tick, as shares of the elapsed time.
@@ -87,6 +89,7 @@ impl Activity {
                     completed: delta(before.completed_ops, now.completed_ops, "storage")?,
                     // Lanes are read one after the other: a completion may be seen before its submission.
                     in_flight: now.tracked_ops.saturating_sub(now.completed_ops),
+                    oldest: current.in_flight.map(|ages| ages.oldest),
                 })
             }),
             vcpus: both(&previous.vcpus, &current.vcpus).map(|(before, now)| {
@@ -134,6 +137,7 @@ mod tests {
         VmSample {
             network: Ok(Some(NetworkCounters::default())),
             storage: Ok(StorageCounters::default()),
+            in_flight: None,
             vcpus: Ok(vec![VcpuTime { index: 0, tid: 7, run_ns: 0, wait_ns: 0 }]),
             process: ProcessState::Running,
         }
@@ -195,7 +199,7 @@ mod tests {
         let activity = Activity::between(&sample(), &now, Duration::from_secs(1));
         assert_eq!(
             activity.storage,
-            Ok(StorageActivity { submitted: 9, completed: 4, in_flight: 3 })
+            Ok(StorageActivity { submitted: 9, completed: 4, in_flight: 3, oldest: None })
         );
     }
 }

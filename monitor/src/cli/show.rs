@@ -31,7 +31,8 @@ fn text(view: &ShowView) -> String {
         ("accelerator", vm.accelerator.clone()),
         ("vCPUs", vm.vcpus.iter().map(vcpu).collect::<Vec<_>>().join(", ")),
         ("network", vm.network.as_ref().map_or_else(unreadable, network)),
-        ("unseen", or_dash(view.unseen_networks.as_ref())),
+        ("unseen networks", or_dash(view.unseen_networks.as_ref())),
+        ("unseen storage", or_dash(view.unseen_storage.as_ref())),
         ("storage", vm.storage.as_ref().map_or_else(unreadable, storage)),
         ("disks", view.disks.join(", ")),
         (
@@ -91,18 +92,54 @@ fn vcpu(vcpu: &VcpuView) -> String {
 }
 
 fn network(network: &NetworkView) -> String {
-    let NetworkView { guest_tx_packets, guest_tx_bytes, guest_rx_packets, guest_rx_bytes } =
-        network;
+    let NetworkView {
+        guest_tx_packets,
+        guest_tx_bytes,
+        guest_rx_packets,
+        guest_rx_bytes,
+        guest_last_sent_seconds,
+        probe_answers,
+    } = network;
+    let last = guest_last_sent_seconds
+        .map_or_else(|| "never of its own".to_owned(), |ago| format!("last {ago:.1} s ago"));
     format!(
-        "guest sent {guest_tx_packets} packets, {guest_tx_bytes} bytes; \
-         was sent {guest_rx_packets} packets, {guest_rx_bytes} bytes"
+        "guest sent {guest_tx_packets} packets, {guest_tx_bytes} bytes ({last}; {probe_answers} answers to \
+         probes); was sent {guest_rx_packets} packets, {guest_rx_bytes} bytes"
     )
 }
 
 fn storage(storage: &StorageView) -> String {
-    let StorageView { read_ops, read_bytes, write_ops, write_bytes, in_flight } = storage;
-    format!(
-        "{read_ops} reads, {read_bytes} bytes; {write_ops} writes, {write_bytes} bytes; \
-         {in_flight} in flight"
-    )
+    let StorageView {
+        read_ops,
+        read_bytes,
+        write_ops,
+        write_bytes,
+        writeback_ops: _,
+        writeback_bytes,
+        flush_ops,
+        discard_ops,
+        discard_bytes: _,
+        completed_ops,
+        failed_ops,
+        completion_seconds,
+        in_flight,
+        oldest_in_flight_seconds,
+        mean_in_flight_seconds: _,
+    } = storage;
+    let mut text = format!(
+        "{read_ops} reads, {read_bytes} bytes; {write_ops} writes, {write_bytes} bytes, {writeback_bytes} of \
+         them written back by the host; {flush_ops} flushes; {discard_ops} discards; {in_flight} in flight"
+    );
+    if let Some(oldest) = oldest_in_flight_seconds {
+        text.push_str(&format!(", the oldest for {oldest:.1} s"));
+    }
+    if *completed_ops > 0 {
+        #[expect(clippy::cast_precision_loss, reason = "a mean of 2^53 requests may be rounded")]
+        let mean = completion_seconds / *completed_ops as f64;
+        text.push_str(&format!("; {completed_ops} completed, in {:.1} ms each", mean * 1000.0));
+    }
+    if *failed_ops > 0 {
+        text.push_str(&format!(", {failed_ops} of them failed"));
+    }
+    text
 }

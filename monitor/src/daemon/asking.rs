@@ -10,7 +10,7 @@ use super::{
     vm::{Asking, Probed},
 };
 use crate::{
-    discover::{Tap, VmId},
+    discover::{Tap, TapKind, VmId},
     probe::namespace_of,
     sample::TapAddress,
     verdict::{Monitor, Questions},
@@ -23,7 +23,8 @@ impl Engine {
         let target = if questions.arp {
             self.arp_target(id).and_then(|(tap, guest)| {
                 let socket = self.arp_socket(id, &tap)?;
-                let row = self.counters.vm(id.pid).map_err(|missing| missing.to_string())?;
+                let watched = self.vms.get(&id).ok_or("it is gone")?;
+                let row = watched.row(&self.counters).map_err(|missing| missing.to_string())?;
                 let target = ArpTarget { socket, ifindex: tap.ifindex, guest };
                 Ok((target, row.network.probe_answers))
             })
@@ -55,6 +56,11 @@ impl Engine {
         let Some(watched) = self.vms.get(&id) else { return Err("it is gone".to_owned()) };
         let mut why = "it has no tap";
         for probe in watched.taps.iter().filter(|probe| probe.hook.is_ok()) {
+            if probe.tap.kind == TapKind::Macvtap {
+                // What is sent there goes to the network below, and not to the guest.
+                why = "nothing can be sent to a macvtap's guest alone";
+                continue;
+            }
             match self.counters.tap_address(&probe.tap) {
                 Ok(Some(guest)) => return Ok((probe.tap.clone(), guest)),
                 Ok(None) => why = "it was not seen to use an address",
@@ -78,7 +84,7 @@ impl Engine {
     pub(super) fn forget_addresses(&mut self, id: VmId) {
         let Some(watched) = self.vms.get(&id) else { return };
         for probe in &watched.taps {
-            if let Err(error) = self.counters.forget_address(id.pid, &probe.tap) {
+            if let Err(error) = self.counters.forget_address(&probe.tap) {
                 debug!(vm = watched.vm.name, "its address could not be forgotten: {error}");
             }
         }

@@ -12,16 +12,16 @@ use tracing::{debug, info, warn};
 use super::{
     Message,
     incidents::Scribe,
-    vm::{Stage, WatchedVm},
+    vm::{HostSample, Stage, WatchedVm},
     watchers,
 };
 use crate::{
     config::Config,
-    discover::{Tap, Vm, VmId},
-    probe::{AttachReport, ProbeThread, ProgramHealth, TapProbe},
+    discover::{Plugged, Tap, Vm, VmId},
+    probe::{AttachReport, Counted, ProbeThread, ProgramHealth, TapProbe},
     qmp::{self, QmpEvent, QmpHandle, QmpNotice, QmpState, QmpTarget, RunState},
     report::store::IncidentStore,
-    sample::{CounterMaps, LostCompletions, VcpuClocks},
+    sample::{CounterMaps, LostCompletions, ThreadReader, VcpuClocks},
     verdict::{Act, Evidence, Monitor, State, Watch, hear, step},
     witness::arp::ArpSocket,
 };
@@ -42,6 +42,8 @@ pub(super) struct Engine {
     pub(super) scribe: Scribe,
     pub(super) messages: UnboundedSender<Message>,
     pub(super) counters: CounterMaps,
+    /// Reads all threads' times at once; `None` where no program could be had for it.
+    threads: Option<ThreadReader>,
     probes: ProbeThread,
     notices: Sender<(VmId, QmpNotice)>,
     pub(super) arp_sockets: HashMap<u32, Arc<ArpSocket>>,
@@ -54,7 +56,7 @@ impl Engine {
     pub(super) fn new(
         config: Config,
         store: IncidentStore,
-        counters: CounterMaps,
+        (counters, threads): (CounterMaps, Option<ThreadReader>),
         probes: ProbeThread,
         health: Vec<ProgramHealth>,
         messages: UnboundedSender<Message>,
@@ -70,6 +72,7 @@ impl Engine {
             store,
             messages,
             counters,
+            threads,
             probes,
             notices,
             arp_sockets: HashMap::new(),
@@ -115,10 +118,10 @@ impl Engine {
             }
             Message::Status(pid, status) => drop(self.statuses.insert(pid, status)),
             Message::Gone(vm) => self.gone(vm),
-            Message::Refreshed(vm, taps, threads) => self.refreshed(vm, taps, &threads),
+            Message::Refreshed(vm, plugged, threads) => self.refreshed(vm, plugged, threads),
             Message::Cpus(vm, cpus) => {
-                let threads: Vec<_> = cpus.iter().map(|cpu| (cpu.index, cpu.thread_id)).collect();
-                self.set_clocks(vm, &threads, true);
+                let threads = cpus.iter().map(|cpu| (cpu.index, cpu.thread_id)).collect();
+                self.set_threads(vm, threads, true);
             }
             Message::RunState(vm, number, run_state) => {
                 let Some(watched) = self.vms.get_mut(&vm) else { return };
@@ -154,7 +157,7 @@ impl Engine {
         let qmp = vm.qmp_sockets.first().map(|socket| {
             qmp::spawn(QmpTarget { vm: id, socket: socket.clone() }, self.notices.clone())
         });
-        self.probes.attach(id, vm.taps.clone());
+        self.probes.attach(id, counted(&vm.plugged));
         let watched = WatchedVm {
             watch: Watch::begin(now, age, policy.boot_grace),
             policy,
@@ -163,9 +166,10 @@ impl Engine {
             run_state: None,
             run_state_asked: 0,
             run_state_answered: 0,
+            threads: Vec::new(),
+            threads_from_qmp: false,
             clocks: VcpuClocks::default(),
-            clocks_from_qmp: false,
-            row: Err("its programs are being attached".to_owned()),
+            slot: Err("its programs are being attached".to_owned()),
             taps: Vec::new(),
             lost_completions: LostCompletions::default(),
             sample: None,
@@ -195,6 +199,7 @@ impl Engine {
                 self.gone(id);
             }
         }
+        self.probes.found(self.vms.keys().copied().collect());
     }
 
     fn gone(&mut self, id: VmId) {
@@ -211,43 +216,52 @@ impl Engine {
         }
     }
 
-    fn refreshed(&mut self, id: VmId, taps: Option<Vec<Tap>>, threads: &[(u32, u32)]) {
+    fn refreshed(&mut self, id: VmId, plugged: Option<Plugged>, threads: Vec<(u32, u32)>) {
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        if let Some(taps) = taps {
-            let known: Vec<&Tap> = watched.taps.iter().map(|probe| &probe.tap).collect();
-            let changed = known.len() != taps.len() || taps.iter().any(|tap| !known.contains(&tap));
-            // A failure is worth another try: the tap may have been down, or renamed meanwhile.
-            let failed = watched.taps.iter().any(|probe| probe.hook.is_err());
-            if changed || failed {
-                let as_known = |tap: &Tap| {
-                    let probe = watched.taps.iter().find(|probe| probe.tap == *tap).cloned();
-                    let pending = || Err("its programs are being attached".to_owned());
-                    probe.unwrap_or_else(|| TapProbe { tap: tap.clone(), hook: pending() })
-                };
-                watched.taps = taps.iter().map(as_known).collect();
-                self.probes.attach(id, taps);
-            }
+        if let Some(plugged) = plugged {
+            let as_known = |tap: &Tap| {
+                let probe = watched.taps.iter().find(|probe| probe.tap == *tap).cloned();
+                let pending = || Err("its programs are being attached".to_owned());
+                probe.unwrap_or_else(|| TapProbe { tap: tap.clone(), hook: pending() })
+            };
+            watched.taps = plugged.taps.iter().map(as_known).collect();
+            // Also where nothing changed: somebody may have detached a program.
+            self.probes.attach(id, counted(&plugged));
+            watched.vm.plugged = plugged;
         }
-        let watched = self.vms.get(&id);
-        if !threads.is_empty() && watched.is_some_and(|watched| !watched.clocks_from_qmp) {
-            self.set_clocks(id, threads, false);
+        let by_name = self.vms.get(&id).is_some_and(|watched| !watched.threads_from_qmp);
+        if !threads.is_empty() && by_name {
+            self.set_threads(id, threads, false);
         }
+        // vCPUs may have been plugged in or out.
+        self.ask_cpus(id);
     }
 
-    fn set_clocks(&mut self, id: VmId, threads: &[(u32, u32)], from_qmp: bool) {
+    fn set_threads(&mut self, id: VmId, threads: Vec<(u32, u32)>, from_qmp: bool) {
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        match VcpuClocks::open(id.pid, threads) {
-            Ok(clocks) => {
-                watched.clocks = clocks;
-                watched.clocks_from_qmp = from_qmp;
-            }
-            Err(error) => debug!(vm = watched.vm.name, "its vCPU threads can't be opened: {error}"),
+        watched.threads_from_qmp = from_qmp;
+        if watched.threads == threads {
+            return;
         }
+        if self.threads.is_none() {
+            match VcpuClocks::open(id.pid, &threads) {
+                Ok(clocks) => watched.clocks = clocks,
+                Err(error) => {
+                    return debug!(
+                        vm = watched.vm.name,
+                        "its vCPU threads can't be opened: {error}"
+                    );
+                }
+            }
+        }
+        watched.threads = threads;
     }
 
     pub(super) fn on_attached(&mut self, report: AttachReport) {
+        let now = self.now();
         let Some(watched) = self.vms.get_mut(&report.vm) else { return };
-        for probe in &report.taps {
+        let AttachReport { vm: _, slot, taps, lost } = report;
+        for probe in taps.iter().filter(|probe| !watched.taps.contains(probe)) {
             match &probe.hook {
                 Ok(hook) => info!(vm = watched.vm.name, tap = probe.tap.name, hook, "attached"),
                 Err(why) => {
@@ -255,8 +269,18 @@ impl Engine {
                 }
             }
         }
-        watched.row = report.row;
-        watched.taps = report.taps;
+        if !lost.is_empty() {
+            let lost = lost.join(", ");
+            warn!(vm = watched.vm.name, "somebody detached the programs on {lost}: attached again");
+            // What passed meanwhile is not known: it must not look like nothing.
+            watched.sample = None;
+            watched.watch.unseen(&format!("the programs on {lost} had been detached"), now);
+        }
+        if let (Ok(_), Err(why)) = (&watched.slot, &slot) {
+            warn!(vm = watched.vm.name, "not counted: {why}");
+        }
+        watched.slot = slot;
+        watched.taps = taps;
     }
 
     pub(super) fn on_qmp(&mut self, id: VmId, notice: QmpNotice) {
@@ -353,8 +377,22 @@ impl Engine {
     pub(super) fn tick(&mut self) {
         self.ticks += 1;
         let now = self.now();
+        let slots = self.vms.values().filter_map(|watched| watched.slot.as_ref().ok());
+        let rows = self.counters.rows(slots.max().map_or(0, |highest| highest + 1));
+        let threads = self.threads.as_ref().map(ThreadReader::read);
+        // For the first VM that seems to be stalled, for all.
+        let ages = std::cell::OnceCell::new();
+        let in_flight = |slot: u32| {
+            let ages = ages.get_or_init(|| match &threads {
+                Some(Ok(threads)) => self.counters.in_flight(threads.jiffies()).unwrap_or_default(),
+                // Nothing else tells the kernel's ticks.
+                Some(Err(_)) | None => HashMap::new(),
+            });
+            ages.get(&slot).copied()
+        };
+        let host = HostSample { rows: &rows, threads: threads.as_ref(), in_flight: &in_flight };
         for watched in self.vms.values_mut() {
-            watched.observe(&self.counters, now);
+            watched.observe(&host, now);
         }
         for id in self.vms.keys().copied().collect::<Vec<_>>() {
             self.judge(id, now);
@@ -368,7 +406,10 @@ impl Engine {
 
     fn judge(&mut self, id: VmId, now: Duration) {
         self.retry_restart(id);
-        let arp_possible = self.arp_target(id).is_ok();
+        // A look into the map for each VM and tick would be half of what a tick costs.
+        let may_be_asked =
+            self.vms.get(&id).is_some_and(|watched| watched.watch.wants_calibration(now));
+        let arp_possible = may_be_asked && self.arp_target(id).is_ok();
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let Some(activity) = &watched.activity else { return };
         if watched.is_restarting() {
@@ -428,4 +469,9 @@ impl Engine {
     pub(super) fn is_crashed(&self, id: VmId) -> bool {
         self.vms.get(&id).is_some_and(|vm| matches!(vm.watch.state, State::Crashed { .. }))
     }
+}
+
+/// What the programs are to count for a VM.
+fn counted(plugged: &Plugged) -> Counted {
+    Counted { taps: plugged.taps.clone(), files: plugged.files.keys.clone() }
 }

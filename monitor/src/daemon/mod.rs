@@ -23,15 +23,15 @@ use tracing::{info, warn};
 use crate::{
     check,
     config::{Config, Mode},
-    discover::{Tap, Vm, VmId},
-    probe::{AttachReport, DirectoryLock, ProbeError, ProbeThread},
+    discover::{Plugged, Vm, VmId},
+    probe::{AttachReport, DirectoryLock, ProbeError, ProbeThread, THREADS},
     qmp::{QmpCpu, RunState},
     recover::{Restart, RestartError},
     report::{
         control::{self, BindError},
         store::{IncidentStore, StoreError},
     },
-    sample::CounterMaps,
+    sample::{CounterMaps, ThreadReader},
     witness::Round,
 };
 use engine::Engine;
@@ -92,8 +92,8 @@ enum Message {
     Status(u32, i32),
     /// A watched QEMU is gone.
     Gone(VmId),
-    /// Its taps, read again, and its vCPU threads by their names.
-    Refreshed(VmId, Option<Vec<Tap>>, Vec<(u32, u32)>),
+    /// Its taps and files, read again, and its vCPU threads by their names.
+    Refreshed(VmId, Option<Plugged>, Vec<(u32, u32)>),
     /// Its vCPU threads, by QEMU's own account.
     Cpus(VmId, Vec<QmpCpu>),
     /// Its run state, asked for after an event; the number orders the questions.
@@ -104,7 +104,7 @@ enum Message {
     Restarted(VmId, Result<Restart, RestartError>),
 }
 
-/// Runs until SIGTERM or SIGINT, and leaves nothing attached or pinned.
+/// Runs until SIGTERM or SIGINT, and leaves nothing attached or pinned, unless that is configured.
 ///
 /// # Errors
 /// Whatever keeps it from starting; once it runs, it goes on.
@@ -134,10 +134,11 @@ pub async fn run(mut config: Config, observe: bool) -> Result<(), StartError> {
             }
         }
     }
+    let keep = config.probes.keep;
     let started =
         start(config, store, listener, probes, process_events, health, &mut attached).await;
     let (result, probes) = started;
-    if let Err(error) = probes.stop().await {
+    if let Err(error) = probes.stop(keep && result.is_ok()).await {
         warn!("something is left pinned: {error}");
     }
     result
@@ -172,7 +173,11 @@ async fn start(
     let processes = watchers::watch_processes(process_events, messages.clone());
     let runtime_dir = config.paths.runtime_dir.clone();
     let sample_interval = config.sample_interval;
-    let mut engine = Engine::new(config, store, counters, probes, health, messages, notices);
+    let reads_threads =
+        health.iter().any(|program| program.program == THREADS && program.failure.is_none());
+    let threads = reads_threads.then(|| ThreadReader::new(config.paths.bpffs_dir.join(THREADS)));
+    let mut engine =
+        Engine::new(config, store, (counters, threads), probes, health, messages, notices);
     engine.sweep();
     info!("watching");
 

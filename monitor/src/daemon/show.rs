@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use monitor_ebpf::StorageCounters;
 use tokio::task::spawn_blocking;
 
 use super::{engine::Engine, vm::WatchedVm};
 use crate::{
-    discover::VmId,
+    discover::{Vm, VmId},
     report::{
         control::{ControlRequest, RefusalKind, Reply, Request},
         incident::IncidentsView,
@@ -15,7 +16,7 @@ use crate::{
             StatusView, StorageView, TapView, VcpuView, VmView,
         },
     },
-    sample::Missing,
+    sample::{InFlightAges, Missing, coarse_now, ticks},
     verdict::{
         ArpAnswer, Monitor, PINNED_RATIO, RegistersFinding, STILL_BUSY_RATIO, State, Testimony,
     },
@@ -121,6 +122,7 @@ impl Engine {
         });
         let network = sample.and_then(|sample| sample.network.as_ref().ok().copied().flatten());
         let storage = sample.and_then(|sample| sample.storage.as_ref().ok());
+        let in_flight = sample.and_then(|sample| sample.in_flight);
         VmView {
             name: watched.vm.name.clone(),
             uuid: watched.vm.uuid.clone(),
@@ -142,14 +144,13 @@ impl Engine {
                 guest_tx_bytes: network.guest_tx_bytes,
                 guest_rx_packets: network.guest_rx_packets,
                 guest_rx_bytes: network.guest_rx_bytes,
+                guest_last_sent_seconds: (network.guest_tx_last_ns != 0).then(|| {
+                    let sent = Duration::from_nanos(network.guest_tx_last_ns);
+                    coarse_now().saturating_sub(sent).as_secs_f64()
+                }),
+                probe_answers: network.probe_answers,
             }),
-            storage: storage.map(|storage| StorageView {
-                read_ops: storage.read_ops,
-                read_bytes: storage.read_bytes,
-                write_ops: storage.write_ops,
-                write_bytes: storage.write_bytes,
-                in_flight: storage.tracked_ops.saturating_sub(storage.completed_ops),
-            }),
+            storage: storage.map(|storage| storage_view(storage, in_flight)),
         }
     }
 
@@ -162,7 +163,14 @@ impl Engine {
             hook: probe.hook.as_ref().copied().unwrap_or_default().to_owned(),
             detail: probe.hook.as_ref().err().cloned().unwrap_or_default(),
         });
-        let unseen = &watched.vm.unseen_networks;
+        let Vm { unseen_networks, plugged, disks, .. } = &watched.vm;
+        let networks: Vec<&str> =
+            unseen_networks.iter().chain(&plugged.unseen_taps).map(String::as_str).collect();
+        let elsewhere = disks
+            .iter()
+            .filter(|disk| !matches!(disk.backend.as_str(), "file" | "host_device"))
+            .map(|disk| format!("{} ({})", disk.path, disk.backend));
+        let storage: Vec<String> = plugged.files.unseen.iter().cloned().chain(elsewhere).collect();
         let qmp = match watched.monitor() {
             Monitor::Answers(run_state) => format!("answers; run state {run_state}"),
             Monitor::Unknown(why) | Monitor::Unresponsive(why) => why,
@@ -175,7 +183,8 @@ impl Engine {
             qmp,
             taps: taps.collect(),
             disks: watched.vm.disks.iter().map(|disk| disk.path.clone()).collect(),
-            unseen_networks: (!unseen.is_empty()).then(|| unseen.join(", ")),
+            unseen_networks: (!networks.is_empty()).then(|| networks.join(", ")),
+            unseen_storage: (!storage.is_empty()).then(|| storage.join(", ")),
             signals: self.signals(watched),
             policy: PolicyView::from(&watched.policy),
             notes: watched.vm.notes.clone(),
@@ -257,6 +266,29 @@ impl Engine {
             since,
             verdict: verdict.to_owned(),
         }
+    }
+}
+
+fn storage_view(storage: &StorageCounters, ages: Option<InFlightAges>) -> StorageView {
+    // What is looked at only when it matters has no value else.
+    let ages = ages.filter(|ages| ages.requests > 0);
+    let requests = |ages: InFlightAges| u32::try_from(ages.requests).unwrap_or(u32::MAX);
+    StorageView {
+        read_ops: storage.read_ops,
+        read_bytes: storage.read_bytes,
+        write_ops: storage.write_ops,
+        write_bytes: storage.write_bytes,
+        writeback_ops: storage.writeback_ops,
+        writeback_bytes: storage.writeback_bytes,
+        flush_ops: storage.flush_ops,
+        discard_ops: storage.discard_ops,
+        discard_bytes: storage.discard_bytes,
+        completed_ops: storage.completed_ops,
+        failed_ops: storage.failed_ops,
+        completion_seconds: ticks(storage.completion_jiffies).as_secs_f64(),
+        in_flight: storage.tracked_ops.saturating_sub(storage.completed_ops),
+        oldest_in_flight_seconds: ages.map(|ages| ages.oldest.as_secs_f64()),
+        mean_in_flight_seconds: ages.map(|ages| (ages.total / requests(ages)).as_secs_f64()),
     }
 }
 

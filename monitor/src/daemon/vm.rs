@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use monitor_ebpf::VmRow;
+use monitor_ebpf::{NetworkCounters, VmRow};
 use tokio::task::JoinHandle;
 
 use crate::{
@@ -16,12 +16,21 @@ use crate::{
     qmp::{QmpHandle, QmpState, RunState},
     report::incident::Incident,
     sample::{
-        CounterMaps, LostCompletions, Missing, ProcessState, Reading, VcpuClocks, VmSample,
-        no_device_has_requests,
+        CounterMaps, InFlightAges, LostCompletions, Missing, ProcessState, Reading, ThreadTimes,
+        VcpuClocks, VmRows, VmSample, no_device_has_requests,
     },
     verdict::{ArpAnswer, Monitor, Testimony, Watch},
     witness::{PROBES_PER_ROUND, Round},
 };
+
+/// What one tick reads of the whole host.
+pub(super) struct HostSample<'a> {
+    pub(super) rows: &'a Reading<VmRows>,
+    /// `None` where no iterator reads them.
+    pub(super) threads: Option<&'a Reading<ThreadTimes>>,
+    /// The ages of what is in flight for the VM in a slot.
+    pub(super) in_flight: &'a dyn Fn(u32) -> Option<InFlightAges>,
+}
 
 /// One VM.
 #[derive(Debug)]
@@ -36,11 +45,14 @@ pub(super) struct WatchedVm {
     /// of their own, and an old one must not replace a newer one.
     pub(super) run_state_asked: u64,
     pub(super) run_state_answered: u64,
+    /// Its vCPU threads, as (vCPU index, thread id).
+    pub(super) threads: Vec<(u32, u32)>,
+    /// Whether those are by QEMU's own account, which is better than threads' names.
+    pub(super) threads_from_qmp: bool,
+    /// Their clocks, where no iterator reads all threads at once.
     pub(super) clocks: VcpuClocks,
-    /// Whether the clocks are by QEMU's own account, which is better than threads' names.
-    pub(super) clocks_from_qmp: bool,
-    /// Why its row can't be read, as long as that is so.
-    pub(super) row: Result<(), String>,
+    /// The slot it is counted in, or why it isn't.
+    pub(super) slot: Result<u32, String>,
     pub(super) taps: Vec<TapProbe>,
     pub(super) lost_completions: LostCompletions,
     /// Its last sample, and when it was taken.
@@ -124,24 +136,27 @@ impl WatchedVm {
         }
     }
 
-    /// Takes a sample. Cheap enough for the loop: two look-ups and a read for each vCPU.
-    fn take_sample(&mut self, counters: &CounterMaps, now: Duration) -> VmSample {
-        let row = match &self.row {
-            Ok(()) => counters.vm(self.vm.id.pid),
-            Err(why) => Err(Missing::new("its row", why.clone())),
+    /// Takes a sample out of the host's readings.
+    fn take_sample(&mut self, host: &HostSample<'_>, now: Duration) -> VmSample {
+        let row = match (&self.slot, host.rows) {
+            (Ok(slot), Ok(rows)) => rows.of(self.vm.id, *slot),
+            (Ok(_), Err(missing)) => Err(missing.clone()),
+            (Err(why), _) => Err(Missing::new("its row", why.clone())),
         };
-        let letter = discover::process_state(self.vm.id.pid);
-        VmSample {
-            network: self.network(&row),
-            storage: row
-                .map(|row| self.lost_completions.settle(row.storage, no_device_has_requests, now))
-                .map_err(|missing| missing.of("storage")),
-            vcpus: self.clocks.read(),
-            process: letter.map_or(ProcessState::Gone, ProcessState::from_letter),
-        }
+        let pid = self.vm.id.pid;
+        let (vcpus, process) = match host.threads {
+            Some(Ok(times)) => (times.vcpus(pid, &self.threads), times.process(pid)),
+            Some(Err(missing)) => (Err(missing.clone()), process_state(pid)),
+            None => (self.clocks.read(), process_state(pid)),
+        };
+        let storage = row
+            .clone()
+            .map(|row| self.lost_completions.settle(row.storage, no_device_has_requests, now))
+            .map_err(|missing| missing.of("storage"));
+        VmSample { network: self.network(&row), storage, in_flight: None, vcpus, process }
     }
 
-    fn network(&self, row: &Reading<VmRow>) -> Reading<Option<monitor_ebpf::NetworkCounters>> {
+    fn network(&self, row: &Reading<VmRow>) -> Reading<Option<NetworkCounters>> {
         if let Some((tap, why)) =
             self.taps.iter().find_map(|probe| Some((&probe.tap, probe.hook.as_ref().err()?)))
         {
@@ -155,8 +170,13 @@ impl WatchedVm {
     }
 
     /// Samples, and notes what moved since the last sample.
-    pub(super) fn observe(&mut self, counters: &CounterMaps, now: Duration) {
-        let sample = self.take_sample(counters, now);
+    pub(super) fn observe(&mut self, host: &HostSample<'_>, now: Duration) {
+        let mut sample = self.take_sample(host, now);
+        if let (Ok(slot), Some((_, previous))) = (&self.slot, &self.sample)
+            && stands_still(previous, &sample)
+        {
+            sample.in_flight = (host.in_flight)(*slot);
+        }
         self.activity = self.sample.as_ref().map(|(then, previous)| {
             Activity::between(previous, &sample, now.saturating_sub(*then))
         });
@@ -169,7 +189,7 @@ impl WatchedVm {
         if asking.boot_began != self.watch.boot.began {
             return None;
         }
-        let answers_now = counters.vm(self.vm.id.pid).map(|row| row.network.probe_answers);
+        let answers_now = self.row(counters).map(|row| row.network.probe_answers);
         let arp = match (asking.probed, round.probed, answers_now) {
             (Err(why), _, _) | (_, Err(why), _) => ArpAnswer::NotAsked(why),
             (_, _, Err(missing)) => ArpAnswer::NotAsked(missing.to_string()),
@@ -184,8 +204,30 @@ impl WatchedVm {
         Some(Testimony { arp, registers: round.registers })
     }
 
+    /// Its row as it is now.
+    pub(super) fn row(&self, counters: &CounterMaps) -> Reading<VmRow> {
+        match &self.slot {
+            Ok(slot) => counters.row(self.vm.id, *slot),
+            Err(why) => Err(Missing::new("its row", why.clone())),
+        }
+    }
+
     /// Whether QEMU is being told to restart the guest just now.
     pub(super) fn is_restarting(&self) -> bool {
         self.case.as_ref().is_some_and(|case| case.stage == Stage::Restarting)
+    }
+}
+
+fn process_state(pid: u32) -> ProcessState {
+    discover::process_state(pid).map_or(ProcessState::Gone, ProcessState::from_letter)
+}
+
+/// Whether requests are in flight, and none completed since the last sample.
+fn stands_still(previous: &VmSample, sample: &VmSample) -> bool {
+    match (&previous.storage, &sample.storage) {
+        (Ok(before), Ok(now)) => {
+            now.tracked_ops > now.completed_ops && now.completed_ops == before.completed_ops
+        }
+        _ => false,
     }
 }

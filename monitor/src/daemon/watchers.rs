@@ -93,8 +93,8 @@ pub(super) fn inspect(pid: u32, scope: Scope, messages: UnboundedSender<Message>
 /// Looks again at what may have changed since a QEMU was found.
 pub(super) fn refresh(vm: VmId, messages: UnboundedSender<Message>) {
     spawn_blocking(move || {
-        let taps = match discover::taps(vm.pid) {
-            Ok((taps, _)) => Some(taps),
+        let plugged = match discover::plugged(vm.pid) {
+            Ok(plugged) => Some(plugged),
             Err(error) => {
                 debug!("VM {vm}: {error}");
                 None
@@ -111,7 +111,7 @@ pub(super) fn refresh(vm: VmId, messages: UnboundedSender<Message>) {
                 Vec::new()
             }
         };
-        let _ = messages.send(Message::Refreshed(vm, taps, threads));
+        let _ = messages.send(Message::Refreshed(vm, plugged, threads));
     });
 }
 

@@ -111,7 +111,7 @@ pub struct VcpuView {
 }
 
 /// Traffic of all taps, counted since flatline found the VM.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct NetworkView {
     /// Packets that the guest sent.
     pub guest_tx_packets: u64,
@@ -121,21 +121,45 @@ pub struct NetworkView {
     pub guest_rx_packets: u64,
     /// Bytes sent to the guest.
     pub guest_rx_bytes: u64,
+    /// Time since the guest last sent anything but an answer to a probe; `None` if it never did.
+    pub guest_last_sent_seconds: Option<f64>,
+    /// Its answers to flatline's own probes, which are among what it sent.
+    pub probe_answers: u64,
 }
 
 /// Requests of all disks, counted since flatline found the VM.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StorageView {
-    /// Reads completed.
+    /// Reads submitted.
     pub read_ops: u64,
-    /// Bytes read.
+    /// Bytes of those.
     pub read_bytes: u64,
-    /// Writes completed.
+    /// Writes submitted, written back pages included.
     pub write_ops: u64,
-    /// Bytes written.
+    /// Bytes of those.
     pub write_bytes: u64,
+    /// Of the writes, those by which the host wrote back pages of the VM's images.
+    pub writeback_ops: u64,
+    /// Bytes of those.
+    pub writeback_bytes: u64,
+    /// Flushes that carry no data.
+    pub flush_ops: u64,
+    /// Discards.
+    pub discard_ops: u64,
+    /// Bytes of those.
+    pub discard_bytes: u64,
+    /// Requests of any kind that completed, also with an error.
+    pub completed_ops: u64,
+    /// Of those, the ones that completed with an error.
+    pub failed_ops: u64,
+    /// Time that the completed ones took together.
+    pub completion_seconds: f64,
     /// Requests that are submitted and not completed.
     pub in_flight: u64,
+    /// Age of the oldest of those; `None` while requests complete.
+    pub oldest_in_flight_seconds: Option<f64>,
+    /// Mean age of those; `None` while requests complete.
+    pub mean_in_flight_seconds: Option<f64>,
 }
 
 /// The answer to `show`: a VM, and why its verdict is what it is.
@@ -159,6 +183,9 @@ pub struct ShowView {
     /// Why traffic exists that no tap shows (user-mode networking, vhost-user); `None` if all is
     /// seen.
     pub unseen_networks: Option<String>,
+    /// Its images whose requests never reach this host's block layer, or not under their own name; `None`
+    /// if there is none.
+    pub unseen_storage: Option<String>,
     /// What the verdict was made from.
     pub signals: Vec<SignalView>,
     /// The terms on which it is judged.
@@ -237,9 +264,12 @@ mod tests {
             "flat_seconds": 0.4, "restarts_in_window": 0,
             "vcpus": [{"id": 0, "tid": 4715, "busy_ratio": 0.003}],
             "network": {"guest_tx_packets": 1, "guest_tx_bytes": 1, "guest_rx_packets": 1,
-                "guest_rx_bytes": 1},
+                "guest_rx_bytes": 1, "guest_last_sent_seconds": 0.5, "probe_answers": 0},
             "storage": {"read_ops": 1, "read_bytes": 1, "write_ops": 1, "write_bytes": 1,
-                "in_flight": 0}})
+                "writeback_ops": 0, "writeback_bytes": 0, "flush_ops": 0, "discard_ops": 0,
+                "discard_bytes": 0, "completed_ops": 2, "failed_ops": 0,
+                "completion_seconds": 0.25, "in_flight": 0, "oldest_in_flight_seconds": null,
+                "mean_in_flight_seconds": null}})
     }
 
     #[test]
@@ -268,6 +298,7 @@ mod tests {
             ),
             ("disks", json!(["/d"])),
             ("unseen_networks", Value::Null),
+            ("unseen_storage", Value::Null),
             (
                 "signals",
                 json!([{"name": "n", "value": "v", "threshold": "t", "since": null,

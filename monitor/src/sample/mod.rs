@@ -1,16 +1,34 @@
 //! Stage three: one reading of all that is known of a VM in numbers, and the only reader of maps.
 
+mod batch;
 mod counters;
 mod lost_completions;
+mod threads;
 mod vcpu_time;
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use monitor_ebpf::{NetworkCounters, StorageCounters};
+use rustix::time::{ClockId, clock_getres, clock_gettime};
 
-pub use counters::{CounterMaps, TapAddress, totals};
+pub use counters::{CounterMaps, InFlightAges, TapAddress, VmRows, totals};
 pub use lost_completions::{LostCompletions, no_device_has_requests};
+pub use threads::{ThreadReader, ThreadTimes};
 pub use vcpu_time::{VcpuClocks, VcpuTime};
+
+/// The clock that the programs note moments by: `CLOCK_MONOTONIC_COARSE`.
+pub fn coarse_now() -> Duration {
+    // It began with the host, and never was negative.
+    Duration::try_from(clock_gettime(ClockId::MonotonicCoarse)).unwrap_or_default()
+}
+
+/// So many of the kernel's ticks, in which tracing programs tell the time.
+pub fn ticks(jiffies: u64) -> Duration {
+    // The coarse clocks move with them (`posix_get_coarse_res` in kernel/time/posix-timers.c).
+    let tick = Duration::try_from(clock_getres(ClockId::MonotonicCoarse)).unwrap_or_default();
+    let nanos = tick.as_nanos().saturating_mul(u128::from(jiffies));
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
 
 /// A figure, or why it couldn't be read. Missing is not zero.
 pub type Reading<T> = Result<T, Missing>;
@@ -57,6 +75,23 @@ pub enum ProcessState {
 }
 
 impl ProcessState {
+    /// From `task_struct.__state` (include/linux/sched.h of Linux 6.12): 4 and 8 are stopped, 2 sleeps
+    /// whatever comes, bit 15 is frozen, 0x10 and above up to 0x80 are dead or about to be.
+    pub fn from_bits(state: u32) -> Self {
+        const STOPPED: u32 = 0x4 | 0x8;
+        const UNINTERRUPTIBLE: u32 = 0x2 | 0x8000;
+        const DEAD: u32 = 0x10 | 0x20 | 0x80;
+        if state & DEAD != 0 {
+            Self::Gone
+        } else if state & STOPPED != 0 {
+            Self::Stopped
+        } else if state & UNINTERRUPTIBLE != 0 {
+            Self::Uninterruptible
+        } else {
+            Self::Running
+        }
+    }
+
     /// From the third field of `/proc/PID/stat`.
     pub fn from_letter(letter: char) -> Self {
         match letter {
@@ -73,8 +108,10 @@ impl ProcessState {
 pub struct VmSample {
     /// All taps together; `Ok(None)` where the VM has none.
     pub network: Reading<Option<NetworkCounters>>,
-    /// What its QEMU submitted to the block layer.
+    /// What was submitted to the block layer for it.
     pub storage: Reading<StorageCounters>,
+    /// How long its requests have been in flight; looked at only where none completed during the last tick.
+    pub in_flight: Option<InFlightAges>,
     /// CPU time of each vCPU thread.
     pub vcpus: Reading<Vec<VcpuTime>>,
     /// The state of the process.

@@ -225,6 +225,16 @@ impl Watch {
         self.line = Line::begin(now, &format!("none since {why}"));
     }
 
+    /// Figures were lost up to `now`: a silence can only begin here.
+    pub fn unseen(&mut self, why: &str, now: Duration) {
+        step::begin_anew(self, why, now);
+    }
+
+    /// Whether it is time to probe an address while all is well, so that its silence later means something.
+    pub fn wants_calibration(&self, now: Duration) -> bool {
+        self.boot.calibrated.is_none_or(|last| now.saturating_sub(last) >= CALIBRATE_EVERY)
+    }
+
     /// A restart of this VM was carried out.
     pub fn restarted(&mut self, cause: Cause, boot_grace: Duration, now: Duration) {
         self.reboot(now, "it was restarted");

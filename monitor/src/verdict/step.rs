@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    ARP_ROUNDS_TO_CONVICT, Act, ArpAnswer, Boot, CALIBRATE_EVERY, Cause, DUMP_PATIENCE, Line,
-    Questions, ROUNDS_TO_CONVICT, RegistersFinding, STILL_BUSY_RATIO, State, Tally, Testimony,
-    Watch,
+    ARP_ROUNDS_TO_CONVICT, Act, ArpAnswer, Boot, Cause, DUMP_PATIENCE, Line, Questions,
+    ROUNDS_TO_CONVICT, RegistersFinding, STILL_BUSY_RATIO, State, Tally, Testimony, Watch,
 };
 use crate::{
     activity::Activity,
@@ -183,9 +182,12 @@ fn not_the_guests_fault(watch: &Watch, evidence: &Evidence<'_>, now: Duration) -
     if let Ok(storage) = evidence.activity.storage
         && storage.in_flight > 0
     {
-        let requests = storage.in_flight;
+        let requests = counted(storage.in_flight, "request");
+        let oldest = storage.oldest.map_or_else(String::new, |oldest| {
+            format!(", the oldest for {:.1} s", oldest.as_secs_f64())
+        });
         return Some(format!(
-            "{requests} requests are in flight and none completes: the host's storage is stalled"
+            "{requests} in flight and none completes{oldest}: the host's storage is stalled"
         ));
     }
     if watch.line.starved {
@@ -235,7 +237,7 @@ fn no_verdict(
 }
 
 /// Nobody watched meanwhile: what was seen before says nothing about a silence now.
-fn begin_anew(watch: &mut Watch, why: &str, now: Duration) {
+pub(super) fn begin_anew(watch: &mut Watch, why: &str, now: Duration) {
     watch.line = Line::begin(now, &format!("none since the window began anew: {why}"));
     match &mut watch.state {
         State::Suspect { .. } => {
@@ -332,10 +334,7 @@ fn silent(watch: &mut Watch, evidence: &Evidence<'_>, policy: &Policy, now: Dura
 
 /// Probes an address while all is well, so that its silence later means something.
 fn calibrate(watch: &mut Watch, evidence: &Evidence<'_>, policy: &Policy, now: Duration) -> Act {
-    let due = match watch.boot.calibrated {
-        Some(last) => now.saturating_sub(last) >= CALIBRATE_EVERY,
-        None => true,
-    };
+    let due = watch.wants_calibration(now);
     if !(due && evidence.arp_possible && past_grace(&watch.boot, policy, now)) {
         return Act::Nothing;
     }

@@ -128,7 +128,8 @@ fn a_sign_of_life_between_two_rounds_starts_the_window_and_the_tally_anew() {
     let mut rig = Rig::suspect();
     rig.guest.halt();
     rig.tick();
-    rig.guest.activity.storage = Ok(StorageActivity { submitted: 1, completed: 1, in_flight: 0 });
+    rig.guest.activity.storage =
+        Ok(StorageActivity { submitted: 1, completed: 1, in_flight: 0, oldest: None });
     rig.tick();
     assert_eq!(rig.state(), "alive");
     rig.guest.activity.storage = Ok(StorageActivity::default());

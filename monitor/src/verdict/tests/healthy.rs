@@ -153,7 +153,8 @@ fn a_vm_whose_storage_is_stalled_is_held() {
     an_hour(Rig::calibrated(), &["held"], |_, guest| {
         guest.halt();
         guest.arp = unanswered();
-        guest.activity.storage = Ok(StorageActivity { submitted: 0, completed: 0, in_flight: 3 });
+        guest.activity.storage =
+            Ok(StorageActivity { submitted: 0, completed: 0, in_flight: 3, oldest: None });
     });
 }
 
@@ -289,7 +290,8 @@ fn a_guest_without_a_tap_is_judged_by_its_disk_and_its_registers() {
     let mut rig = Rig::without_address();
     rig.run(5 * FLAT_TICKS, |_, guest| {
         guest.activity.network = Ok(None);
-        guest.activity.storage = Ok(StorageActivity { submitted: 1, completed: 1, in_flight: 0 });
+        guest.activity.storage =
+            Ok(StorageActivity { submitted: 1, completed: 1, in_flight: 0, oldest: None });
         guest.registers = RegistersFinding::AllHalted;
     });
     assert_eq!((rig.state(), rig.rounds), ("alive", 0));
@@ -387,7 +389,8 @@ fn storage_that_takes_requests_and_completes_none_is_stalled() {
         guest.level(&[(0.0, 0.0)]);
         guest.registers = unavailable();
         let in_flight = u64::from(n) + 1;
-        guest.activity.storage = Ok(StorageActivity { submitted: 1, completed: 0, in_flight });
+        guest.activity.storage =
+            Ok(StorageActivity { submitted: 1, completed: 0, in_flight, oldest: None });
     });
     assert_eq!((rig.state(), rig.conviction()), ("held", None), "{}", rig.watch.reason);
 }

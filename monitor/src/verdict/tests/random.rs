@@ -104,7 +104,7 @@ fn shape(rig: &mut Rig, mood: &Mood, dice: &mut Dice) {
         3 => guest.activity.process = ProcessState::Stopped,
         4 => {
             guest.activity.storage =
-                Ok(StorageActivity { submitted: 0, completed: 0, in_flight: 2 });
+                Ok(StorageActivity { submitted: 0, completed: 0, in_flight: 2, oldest: None });
         }
         5 => guest.activity.elapsed = TICK * 3,
         6 => guest.activity.elapsed = TICK * 30,
@@ -119,7 +119,7 @@ fn live(rig: &mut Rig, dice: &mut Dice) -> Option<Testimony> {
         0 => rig.guest.sends(1),
         1 => {
             rig.guest.activity.storage =
-                Ok(StorageActivity { submitted: 0, completed: 1, in_flight: 1 });
+                Ok(StorageActivity { submitted: 0, completed: 1, in_flight: 1, oldest: None });
         }
         2 => return Some(Testimony { arp: answered(), registers: rig.guest.registers.clone() }),
         _ => return Some(Testimony { arp: rig.guest.arp.clone(), registers: healthy() }),
