@@ -221,19 +221,27 @@ fn binary_inside(netns: &Netns, rig: &Rig) -> Result<PathBuf> {
 /// A field of the VM's row in the map `vms`, summed over all CPUs.
 fn map_total(rig: &Rig, guest: &Guest, group: &str, field: &str) -> Result<u64> {
     let rows = dump_vms(rig.dir())?;
-    let row = rows.iter().find(|row| row["formatted"]["key"] == guest.pid());
+    let row = rows.iter().find(|row| pid_of(row) == Some(u64::from(guest.pid())));
     let row = row.with_context(|| format!("no row of {} in {rows:?}", guest.name()))?;
     let lanes = row["formatted"]["values"].as_array().context("no copies of the CPUs")?;
     let figure = |lane: &Value| lane["value"][group][field].as_u64();
     lanes.iter().map(|lane| figure(lane).with_context(|| format!("no {field}: {lane}"))).sum()
 }
 
-/// The rows of the map `vms` that the daemon in `dir` pinned, as bpftool prints them.
+/// Whose a row of the map `vms` is.
+pub(crate) fn pid_of(row: &Value) -> Option<u64> {
+    row["formatted"]["values"][0]["value"]["pid"].as_u64()
+}
+
+/// The rows of the map `vms` that the daemon in `dir` pinned and that are somebody's, as bpftool prints them.
 pub(crate) fn dump_vms(dir: &Path) -> Result<Vec<Value>> {
     let map = dir.join("bpf/flatline/vms");
     let output = Command::new("bpftool").args(["-j", "map", "dump", "pinned"]).arg(map).output()?;
     ensure!(output.status.success(), "bpftool: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).context("bpftool printed no JSON list")
+    let mut rows: Vec<Value> =
+        serde_json::from_slice(&output.stdout).context("bpftool printed no JSON list")?;
+    rows.retain(|row| pid_of(row) != Some(0));
+    Ok(rows)
 }
 
 /// Why QEMU can't use `aio` here, in its own words.

@@ -251,31 +251,44 @@ fn killed(hook: &str) -> Result<()> {
     let mut daemon = rig.daemon(&config)?;
     let before = wait_until_attached(&tap)?;
     wait_for_vm(&daemon, "watched-on", "alive", GRACE, |row| row["state"] == "alive")?;
+    guests[0].run("net 7", Duration::from_secs(20))?;
 
     ensure!(was_killed(daemon.kill()?), "it ended by itself: {}", daemon.log().text());
+    // Nobody watches, and all is counted.
+    let load = [("net 40", Duration::from_secs(20)), ("disk-write 300 4", Duration::from_secs(20))];
+    for (command, limit) in load {
+        guests[0].run(command, limit)?;
+    }
     daemon.start_again()?;
-    wait_for_vm(&daemon, "watched-on", "its tap again", GRACE, |row| {
-        row["state"] == "alive" && row["network"].is_object()
+    let row = wait_for_vm(&daemon, "watched-on", "its figures again", GRACE, |row| {
+        row["network"].is_object() && row["storage"].is_object()
     })?;
     let after = programs::on_tap(&tap)?;
-    ensure!(after.len() == 2, "attached {} times, before {before:?}: {after:?}", after.len());
-    ensure!(
-        after.iter().all(|id| !before.contains(id)),
-        "still {before:?}, which count into nothing"
-    );
+    ensure!(after == before, "the programs were exchanged: {before:?}, {after:?}");
     Holdings::of(&rig.dir().join("bpf/flatline"), &[&tap])?;
+    let figure = |group: &str, name: &str| row[group][name].as_u64();
+    let kernel = tap.counters()?;
+    let [sent, received] =
+        [figure("network", "guest_tx_packets"), figure("network", "guest_rx_packets")];
+    // The tap was there before the daemon, and the guest's first frames with it.
+    let early = kernel.rx_packets.saturating_sub(sent.unwrap_or_default());
+    ensure!(sent >= Some(47) && early <= 3, "sent {sent:?}, the kernel says {kernel:?}");
+    ensure!(received >= Some(47), "received {received:?}, the kernel says {kernel:?}");
+    let writes = (figure("storage", "write_ops"), figure("storage", "write_bytes"));
+    ensure!(writes == (Some(300), Some(300 * 4096)), "written while nobody watched: {writes:?}");
 
-    guests[0].run("net 5", Duration::from_secs(20))?;
-    wait_for_vm(&daemon, "watched-on", "packets", MARGIN, |row| {
-        row["network"]["guest_tx_packets"].as_u64().is_some_and(|packets| packets >= 5)
-    })?;
     // Long enough for its address to be probed once while all is well.
     interrupt::sleep(Duration::from_secs(3))?;
     ensure!(guests[0].banner_count() == 1 && incidents_of(&daemon, "watched-on")?.is_empty());
     let crashed = SystemTime::now();
     guests[0].send("panic")?;
     check_restart(&daemon, &guests[0], crashed)?;
-    Ok(())
+    drop(guests);
+    // What an earlier daemon attached goes with this one.
+    let holdings = Holdings::of(&rig.dir().join("bpf/flatline"), &[])?;
+    ensure!(daemon.terminate()?.success(), "{}", daemon.log().text());
+    ensure!(programs::on_tap(&tap)?.is_empty() && !has_clsact(&tap)?, "left on the tap");
+    holdings.wait_until_gone()
 }
 
 fn is_gone(daemon: &Daemon, name: &str) -> Result<()> {

@@ -98,6 +98,10 @@ impl Holdings {
         let mut pinned = BTreeSet::new();
         for entry in std::fs::read_dir(bpffs_dir).context("nothing is pinned")? {
             let path = entry?.path();
+            // An iterator, and a directory of links: no maps.
+            if path.ends_with("threads") || path.ends_with("links") {
+                continue;
+            }
             let arguments = ["-j", "map", "show", "pinned"].map(Into::into);
             let arguments = arguments.into_iter().chain([path.into_os_string()]);
             let output = command::run("bpftool", arguments)?;

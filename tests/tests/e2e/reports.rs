@@ -16,7 +16,7 @@ use libtest_mimic::Trial;
 use serde_json::{Map, Value};
 
 use crate::{
-    counts::dump_vms,
+    counts::{dump_vms, pid_of},
     rig::{BOOT_LIMIT, Rig, binary, boot_all, trial, vm, wait_for_incident, wait_for_vm},
 };
 
@@ -125,6 +125,8 @@ const NETWORK: Shape = Object(&[
     ("guest_tx_bytes", Unsigned),
     ("guest_rx_packets", Unsigned),
     ("guest_rx_bytes", Unsigned),
+    ("guest_last_sent_seconds", OrNull(&SECONDS)),
+    ("probe_answers", Unsigned),
 ]);
 
 const STORAGE: Shape = Object(&[
@@ -132,7 +134,17 @@ const STORAGE: Shape = Object(&[
     ("read_bytes", Unsigned),
     ("write_ops", Unsigned),
     ("write_bytes", Unsigned),
+    ("writeback_ops", Unsigned),
+    ("writeback_bytes", Unsigned),
+    ("flush_ops", Unsigned),
+    ("discard_ops", Unsigned),
+    ("discard_bytes", Unsigned),
+    ("completed_ops", Unsigned),
+    ("failed_ops", Unsigned),
+    ("completion_seconds", SECONDS),
     ("in_flight", Unsigned),
+    ("oldest_in_flight_seconds", OrNull(&SECONDS)),
+    ("mean_in_flight_seconds", OrNull(&SECONDS)),
 ]);
 
 const SHOW: Shape = Both(
@@ -145,6 +157,7 @@ const SHOW: Shape = Both(
         ("taps", List(&TAP)),
         ("disks", List(&Text)),
         ("unseen_networks", OrNull(&Text)),
+        ("unseen_storage", OrNull(&Text)),
         ("signals", List(&SIGNAL)),
         ("policy", POLICY),
         ("notes", List(&Text)),
@@ -360,7 +373,7 @@ fn check_pinned_map(rig: &Rig, guests: &[Guest]) -> Result<()> {
         ensure!(text.contains(name), "bpftool prints no {name}: {text}");
     }
     let rows = dump_vms(rig.dir())?;
-    let mut keys: Vec<_> = rows.iter().filter_map(|row| row["formatted"]["key"].as_u64()).collect();
+    let mut keys: Vec<_> = rows.iter().filter_map(pid_of).collect();
     keys.sort_unstable();
     let mut pids: Vec<_> = guests.iter().map(|guest| u64::from(guest.pid())).collect();
     pids.sort_unstable();
