@@ -66,6 +66,34 @@ impl Drop for Broadcast {
     }
 }
 
+/// Sends so many of the same frames into a tap as fast as its QEMU takes them, so that none is dropped.
+///
+/// # Errors
+///
+/// If the tap's namespace or a raw socket in it cannot be opened, or QEMU takes nothing for 10 s.
+pub fn flood(tap: &Tap, frames: u64) -> Result<()> {
+    const QUEUE: u64 = 50_000;
+    tap.set(&["txqueuelen", &QUEUE.to_string()])?;
+    let name = tap.name().to_owned();
+    let (socket, index) = tap.inside(move || open(&name))??;
+    let frame = frame();
+    // The kernel counts a frame as sent when QEMU takes it.
+    let taken = || anyhow::Ok(tap.counters()?.tx_packets);
+    let before = taken()?;
+    let mut sent = 0;
+    while sent < frames {
+        for _ in 0..(QUEUE / 2).min(frames - sent) {
+            send(&socket, index, &frame).context("cannot send into the tap")?;
+            sent += 1;
+        }
+        let begin = Instant::now();
+        while taken()? < before + sent {
+            anyhow::ensure!(begin.elapsed() < Duration::from_secs(10), "QEMU takes no frames");
+        }
+    }
+    Ok(())
+}
+
 /// A raw socket keeps the namespace of the thread that opened it.
 fn open(tap: &str) -> Result<(OwnedFd, libc::c_int)> {
     // SAFETY: no pointers; the returned fd is checked before use.

@@ -76,15 +76,39 @@ impl Netns {
     ///
     /// If a call of `ip` fails.
     pub fn tap(&self, name: &str, address: Option<&str>) -> Result<Tap> {
-        let ip = |arguments: &[&str]| {
-            command::run("ip", ["-n", &self.name].into_iter().chain(arguments.iter().copied()))
-        };
-        ip(&["tuntap", "add", "dev", name, "mode", "tap"])?;
+        self.ip(&["tuntap", "add", "dev", name, "mode", "tap"])?;
         if let Some(address) = address {
-            ip(&["address", "add", address, "dev", name])?;
+            self.ip(&["address", "add", address, "dev", name])?;
         }
-        ip(&["link", "set", name, "up"])?;
-        Ok(Tap { netns: self.name.clone(), name: name.to_owned() })
+        self.ip(&["link", "set", name, "up"])?;
+        Ok(self.interface(name))
+    }
+
+    /// Makes a tap with several queues, which only a QEMU that asks for as many can use, and sets it up.
+    ///
+    /// # Errors
+    ///
+    /// If a call of `ip` fails.
+    pub fn multi_queue_tap(&self, name: &str, address: &str) -> Result<Tap> {
+        self.ip(&["tuntap", "add", "dev", name, "mode", "tap", "multi_queue"])?;
+        self.ip(&["address", "add", address, "dev", name])?;
+        self.ip(&["link", "set", name, "up"])?;
+        Ok(self.interface(name))
+    }
+
+    /// An interface of this namespace, whatever its kind.
+    pub fn interface(&self, name: &str) -> Tap {
+        Tap { netns: self.name.clone(), name: name.to_owned() }
+    }
+
+    /// Runs `ip` with these arguments in the namespace.
+    ///
+    /// # Errors
+    ///
+    /// If it fails, with its words.
+    pub fn ip(&self, arguments: &[&str]) -> Result<()> {
+        command::run("ip", ["-n", &self.name].into_iter().chain(arguments.iter().copied()))?;
+        Ok(())
     }
 
     /// Writes one of the namespace's sysctls: `key` is its path below `/proc/sys`.
@@ -120,6 +144,17 @@ impl Tap {
     /// The interface's name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Changes something of the interface, as `ip link set dev NAME ...` takes it.
+    ///
+    /// # Errors
+    ///
+    /// If it fails, with its words.
+    pub fn set(&self, arguments: &[&str]) -> Result<()> {
+        let set = ["-n", &self.netns, "link", "set", "dev", &self.name];
+        command::run("ip", set.into_iter().chain(arguments.iter().copied()))?;
+        Ok(())
     }
 
     /// Where the tap's namespace can be opened.

@@ -376,7 +376,8 @@ fn attach_tcx(
             continue;
         }
         loader.pins.remove_link(&name)?;
-        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+        // Before the others, any of which may take a packet and not hand it on.
+        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
         let direction = direction_on(tap, direction);
         let id = classifier.attach_with_options(&tap.name, direction, options).map_err(failed)?;
         let link: FdLink = classifier

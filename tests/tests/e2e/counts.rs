@@ -47,18 +47,26 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// The figures of [`Self::NAMES`], in that order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Traffic([u64; 4]);
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Traffic([u64; 4]);
+
+impl std::ops::Add for Traffic {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self(std::array::from_fn(|index| self.0[index] + other.0[index]))
+    }
+}
 
 impl Traffic {
     const NAMES: [&str; 4] =
         ["guest_tx_packets", "guest_tx_bytes", "guest_rx_packets", "guest_rx_bytes"];
 
-    fn of_daemon(daemon: &Daemon, name: &str) -> Result<Self> {
+    pub(crate) fn of_daemon(daemon: &Daemon, name: &str) -> Result<Self> {
         figures(&vm(daemon, name)?["network"], Self::NAMES).map(Self)
     }
 
-    fn of_kernel(tap: &Tap) -> Result<Self> {
+    pub(crate) fn of_kernel(tap: &Tap) -> Result<Self> {
         // The host receives what the guest sends.
         let TapCounters { rx_packets, rx_bytes, tx_packets, tx_bytes, tx_dropped, .. } =
             tap.counters()?;
@@ -66,8 +74,12 @@ impl Traffic {
         Ok(Self([rx_packets, rx_bytes, tx_packets, tx_bytes]))
     }
 
-    fn since(self, before: Self) -> Self {
+    pub(crate) fn since(self, before: Self) -> Self {
         Self(grown(self.0, before.0))
+    }
+
+    pub(crate) fn figures(self) -> [u64; 4] {
+        self.0
     }
 }
 

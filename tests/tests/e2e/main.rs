@@ -6,9 +6,11 @@
 
 mod brought_back;
 mod counts;
+mod foreign;
 mod hostile;
 mod left_alone;
 mod lifecycle;
+mod network;
 mod programs;
 mod reports;
 mod rig;
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
     trials.extend(left_alone::trials());
     trials.extend(brought_back::trials());
     trials.extend(counts::trials());
+    trials.extend(network::trials());
     trials.extend(reports::trials());
     trials.extend(lifecycle::trials());
     trials.extend(hostile::trials());

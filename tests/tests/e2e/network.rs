@@ -1,0 +1,379 @@
+//! Every packet of every kind of tap is counted for its VM, whatever happens to the tap meanwhile, and
+//! other people's programs on it go on working.
+
+use std::{
+    net::UdpSocket,
+    os::unix::fs::PermissionsExt as _,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use flatline_tests::{
+    boot_sector::BootSector,
+    broadcast::{Broadcast, flood},
+    command,
+    daemon::Daemon,
+    guest::{Accelerator, Guest, GuestConfig},
+    interrupt,
+    netns::Tap,
+};
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+
+use crate::{
+    counts::Traffic,
+    foreign::{Foreign, Place, detach_link},
+    rig::{BOOT_LIMIT, Rig, boot_all, incidents_of, trial, trial_that_may_skip, vm, wait_for_vm},
+};
+
+/// Longer than the daemon takes to look at a VM's taps again, which it does every 10 s.
+const SEEN_WITHIN: Duration = Duration::from_secs(15);
+/// Packets in each direction for the great count.
+const MANY: u64 = 500_000;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        trial("a_million_packets_are_counted_beside_other_peoples_programs", a_million),
+        trial("taps_that_are_plugged_renamed_and_made_again_are_counted_on", plugged),
+        trial("a_tap_with_several_queues_is_counted_once", several_queues),
+        trial_that_may_skip("a_macvtap_is_counted_the_right_way_round", macvtap),
+        trial("programs_that_somebody_detached_are_noticed_and_attached_again", detached),
+    ]
+}
+
+/// A QEMU in the rig's namespace whose networks are hubs between a tap and a UDP socket, so that it sends as
+/// fast as it is told to. `first` is a shell command that runs before it.
+fn hub(rig: &Rig, name: &str, first: &str) -> Result<GuestConfig> {
+    rig.netns.ip(&["link", "set", "lo", "up"])?;
+    let [program, option] = rig.netns.enter_prefix().map(|word| word.display().to_string());
+    let path = rig.dir().join(format!("{name}-inside"));
+    let qemu = rig.qemu.display();
+    std::fs::write(
+        &path,
+        format!("#!/bin/sh\n{first}\nexec {program} {option} -- {qemu} \"$@\"\n"),
+    )?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+    let mut config = rig.boot_sector(name, BootSector::StiHlt, Accelerator::Tcg);
+    config.executable = path;
+    Ok(config)
+}
+
+/// What a hub is made of: a tap (as QEMU's `-netdev` has it), and a socket that listens at `port`.
+fn hub_arguments(hub: u16, tap: &str, port: u16) -> Vec<String> {
+    let socket =
+        format!("socket,id=s{hub},udp=127.0.0.1:{},localaddr=127.0.0.1:{port}", port + 1000);
+    let ports =
+        ["t", "s"].map(|kind| format!("hubport,id=h{kind}{hub},hubid={hub},netdev={kind}{hub}"));
+    [tap.to_owned(), socket]
+        .into_iter()
+        .chain(ports)
+        .flat_map(|netdev| ["-netdev".to_owned(), netdev])
+        .collect()
+}
+
+fn tap_of(hub: u16, tap: &Tap) -> String {
+    format!("tap,id=t{hub},ifname={},script=no,downscript=no", tap.name())
+}
+
+/// Makes the QEMU whose socket listens at `port` send so many frames into its tap; returns once the kernel
+/// has counted nearly all: a datagram may be lost on its way to QEMU.
+fn send(
+    rig: &Rig,
+    tap: &Tap,
+    counter: fn(&Tap) -> Result<u64>,
+    port: u16,
+    frames: u64,
+) -> Result<()> {
+    let inside = rig.netns.interface("lo");
+    let before = counter(tap)?;
+    let (mut sent, begin) = (0, Instant::now());
+    while counter(tap)? < before + frames {
+        ensure!(begin.elapsed() < Duration::from_secs(60), "QEMU sends nothing");
+        inside.inside(move || -> Result<()> {
+            let socket = UdpSocket::bind("127.0.0.1:0")?;
+            let mut frame = [0_u8; 64];
+            frame[..6].fill(0xff);
+            frame[6..14].copy_from_slice(&[2, 0, 0, 0, 0, 7, 0x88, 0xb5]);
+            for n in 0..frames.min(20_000) {
+                socket.send_to(&frame, ("127.0.0.1", port))?;
+                if n % 64 == 63 {
+                    // A socket's buffer holds some 250 datagrams of this size.
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+            }
+            Ok(())
+        })??;
+        sent += frames.min(20_000);
+    }
+    println!("{}: {sent} datagrams for {frames} frames", tap.name());
+    Ok(())
+}
+
+fn received(tap: &Tap) -> Result<u64> {
+    Ok(tap.counters()?.rx_packets)
+}
+
+/// The daemon's figures and the kernel's for these taps together, once nothing moves any more.
+fn check_equal(daemon: &Daemon, name: &str, taps: &[&Tap], since: Traffic) -> Result<Traffic> {
+    let kernels = || {
+        taps.iter()
+            .try_fold(Traffic::default(), |sum, tap| anyhow::Ok(sum + Traffic::of_kernel(tap)?))
+    };
+    let limit = Instant::now() + Duration::from_secs(40);
+    loop {
+        let before = kernels()?;
+        interrupt::sleep(Duration::from_millis(1500))?;
+        let daemons = Traffic::of_daemon(daemon, name)?;
+        if kernels()? == before {
+            let kernels = before.since(since);
+            println!("{name}: {daemons:?}; kernel: {kernels:?}");
+            ensure!(daemons == kernels, "{name}: shown {daemons:?}, kernel {kernels:?}");
+            return Ok(daemons);
+        }
+        ensure!(Instant::now() < limit, "{name}: never quiet");
+    }
+}
+
+/// Waits until all of these taps, and no others, are attached.
+fn wait_until_attached(daemon: &Daemon, name: &str, taps: &[&str]) -> Result<()> {
+    let mut shown = Value::Null;
+    let mut wanted: Vec<&str> = taps.to_vec();
+    wanted.sort_unstable();
+    interrupt::wait_until("its taps", SEEN_WITHIN, || {
+        shown = daemon.show(name).unwrap_or_default();
+        let rows = shown["taps"].as_array().cloned().unwrap_or_default();
+        let mut names: Vec<&str> = rows
+            .iter()
+            .filter(|row| row["attached"] == true)
+            .filter_map(|row| row["name"].as_str())
+            .collect();
+        names.sort_unstable();
+        let counted = shown["network"].is_object() || taps.is_empty();
+        Ok((names == wanted && names.len() == rows.len() && counted).then_some(()))
+    })
+    .with_context(|| format!("{name}: not {taps:?} but {}", shown["taps"]))
+}
+
+fn observing(rig: &Rig) -> Result<Daemon> {
+    let mut config = rig.daemon_config()?;
+    config.mode = "observe".to_owned();
+    rig.daemon(&config)
+}
+
+fn a_million() -> Result<()> {
+    let rig = Rig::new()?;
+    let taps = [rig.netns.tap("tap1", None)?, rig.netns.tap("tap2", None)?];
+    let mut config = hub(&rig, "sends-much", "")?;
+    for (hub, tap) in (1..).zip(&taps) {
+        config.extra_args.extend(hub_arguments(hub, &tap_of(hub, tap), 7000 + hub));
+    }
+    // One more whose packets can't be seen.
+    config.extra_args.extend(["-netdev", "user,id=u"].map(str::to_owned));
+    let _guest = config.start()?;
+    let early = [true, false].map(|from_guest| Foreign::attach(&taps[0], from_guest, Place::First));
+    let daemon = observing(&rig)?;
+    wait_until_attached(&daemon, "sends-much", &["tap1", "tap2"])?;
+    let unseen = daemon.show("sends-much")?["unseen_networks"].clone();
+    ensure!(unseen.as_str().is_some_and(|unseen| unseen.contains("user")), "unseen: {unseen}");
+    let late = [true, false].map(|from_guest| Foreign::attach(&taps[0], from_guest, Place::Last));
+    let before = check_equal(&daemon, "sends-much", &[&taps[0], &taps[1]], Traffic::default())?;
+
+    send(&rig, &taps[0], received, 7001, MANY)?;
+    flood(&taps[0], MANY)?;
+    send(&rig, &taps[1], received, 7002, 1000)?;
+    flood(&taps[1], 2000)?;
+    let after = check_equal(&daemon, "sends-much", &[&taps[0], &taps[1]], Traffic::default())?;
+    let [sent, _, received, _] = after.since(before).figures();
+    ensure!(sent >= MANY + 1000 && received >= MANY + 2000, "{after:?}");
+    let kernel = taps[0].counters()?;
+    for (foreign, what) in
+        early.into_iter().chain(late).zip(["early from", "early to", "late from", "late to"])
+    {
+        let (seen, passed) = (
+            foreign?.packets()?,
+            if what.ends_with("from") { kernel.rx_packets } else { kernel.tx_packets },
+        );
+        ensure!(seen >= MANY && seen <= passed, "{what}: saw {seen} of {passed}");
+    }
+    Ok(())
+}
+
+fn plugged() -> Result<()> {
+    let rig = Rig::new()?;
+    let first = rig.netns.tap("tap1", None)?;
+    let mut config = hub(&rig, "plugs", "")?;
+    config.extra_args.extend(hub_arguments(1, &tap_of(1, &first), 7001));
+    let guest = config.start()?;
+    let daemon = observing(&rig)?;
+    wait_until_attached(&daemon, "plugs", &["tap1"])?;
+    send(&rig, &first, received, 7001, 100)?;
+    check_equal(&daemon, "plugs", &[&first], Traffic::default())?;
+
+    // A second one, plugged in while it runs.
+    let second = rig.netns.tap("tap2", None)?;
+    plug(&guest, 2, "tap2", 7002)?;
+    wait_until_attached(&daemon, "plugs", &["tap1", "tap2"])?;
+    send(&rig, &second, received, 7002, 200)?;
+    check_equal(&daemon, "plugs", &[&first, &second], Traffic::default())?;
+
+    // Renamed, the first one is the same all the while.
+    first.set(&["down"])?;
+    first.set(&["name", "renamed"])?;
+    let first = rig.netns.interface("renamed");
+    first.set(&["up"])?;
+    send(&rig, &first, received, 7001, 300)?;
+    wait_until_attached(&daemon, "plugs", &["renamed", "tap2"])?;
+    let before = check_equal(&daemon, "plugs", &[&first, &second], Traffic::default())?;
+
+    // Unplugged, what it counted stays counted; made again, it begins anew and is added.
+    let gone = Traffic::of_kernel(&second)?;
+    unplug(&guest, 2)?;
+    wait_until_attached(&daemon, "plugs", &["renamed"])?;
+    rig.netns.ip(&["link", "delete", "tap2"])?;
+    let third = rig.netns.tap("tap2", None)?;
+    plug(&guest, 3, "tap2", 7003)?;
+    wait_until_attached(&daemon, "plugs", &["renamed", "tap2"])?;
+    send(&rig, &third, received, 7003, 400)?;
+    interrupt::sleep(Duration::from_millis(1500))?;
+    let now = Traffic::of_daemon(&daemon, "plugs")?;
+    let kernels = Traffic::of_kernel(&first)? + gone + Traffic::of_kernel(&third)?;
+    println!("plugs: {now:?}, before {before:?}; kernel: {kernels:?}");
+    ensure!(now == kernels, "shown {now:?}, kernel {kernels:?}");
+    Ok(())
+}
+
+fn plug(guest: &Guest, hub: u16, tap: &str, port: u16) -> Result<()> {
+    let remote = format!("127.0.0.1:{}", port + 1000);
+    for netdev in [
+        json!({"type": "tap", "id": format!("t{hub}"), "ifname": tap, "script": "no",
+            "downscript": "no"}),
+        json!({"type": "socket", "id": format!("s{hub}"), "udp": remote,
+            "localaddr": format!("127.0.0.1:{port}")}),
+        json!({"type": "hubport", "id": format!("ht{hub}"), "hubid": hub,
+            "netdev": format!("t{hub}")}),
+        json!({"type": "hubport", "id": format!("hs{hub}"), "hubid": hub,
+            "netdev": format!("s{hub}")}),
+    ] {
+        guest.qmp("netdev_add", &netdev)?;
+    }
+    Ok(())
+}
+
+fn unplug(guest: &Guest, hub: u16) -> Result<()> {
+    for kind in ["ht", "hs", "t", "s"] {
+        guest.qmp("netdev_del", &json!({"id": format!("{kind}{hub}")}))?;
+    }
+    Ok(())
+}
+
+fn several_queues() -> Result<()> {
+    let rig = Rig::new()?;
+    let mut config = rig.linux("many-queues", 1)?;
+    config.tap = None;
+    config.vcpus = 2;
+    config.ip = Some("10.7.9.2/24".to_owned());
+    let tap = rig.netns.multi_queue_tap("mq1", "10.7.9.1/24")?;
+    let netdev = format!("tap,id=net0,ifname={},script=no,downscript=no,queues=2", tap.name());
+    let device = "virtio-net-pci,netdev=net0,mq=on,vectors=6,romfile=";
+    config.extra_args = ["-netdev", &netdev, "-device", device].map(str::to_owned).to_vec();
+    config.executable = hub(&rig, "many-queues", "")?.executable;
+    let guests = boot_all(&[config])?;
+    let daemon = observing(&rig)?;
+    wait_until_attached(&daemon, "many-queues", &["mq1"])?;
+    // The tap was there before the daemon.
+    let early = Traffic::of_kernel(&tap)?.since(Traffic::of_daemon(&daemon, "many-queues")?);
+    let storm = Broadcast::start(&tap, 200)?;
+    guests[0].run("net 500", BOOT_LIMIT)?;
+    drop(storm);
+    let counted = check_equal(&daemon, "many-queues", &[&tap], early)?;
+    ensure!(counted.figures()[0] >= 500, "{counted:?}");
+    Ok(())
+}
+
+fn macvtap() -> Result<Option<String>> {
+    let rig = Rig::new()?;
+    rig.netns.ip(&["link", "add", "below", "type", "veth", "peer", "name", "outside"])?;
+    let add = ["link", "add", "link", "below", "name", "mv1", "type", "macvtap", "mode", "bridge"];
+    if let Err(error) = rig.netns.ip(&add) {
+        return Ok(Some(format!("no macvtap can be made: {error:#}")));
+    }
+    for name in ["below", "outside", "mv1"] {
+        rig.netns.ip(&["link", "set", name, "up"])?;
+    }
+    let tap = rig.netns.interface("mv1");
+    let output = command::run("ip", ["-n", rig.netns.name(), "-j", "link", "show", "mv1"])?;
+    let shown: Value = serde_json::from_slice(&output)?;
+    let index = shown[0]["ifindex"].as_u64().context("no ifindex")?;
+    let device = PathBuf::from(format!("/dev/tap{index}"));
+    if !device.exists() {
+        return Ok(Some(format!("no {}: nobody makes the nodes of macvtaps", device.display())));
+    }
+    let mut config = hub(&rig, "on-macvtap", &format!("exec 9<>{}", device.display()))?;
+    config.extra_args = hub_arguments(1, "tap,id=t1,fd=9", 7001);
+    let _guest = config.start()?;
+    let daemon = observing(&rig)?;
+    wait_until_attached(&daemon, "on-macvtap", &["mv1"])?;
+    // The host *sends* there what the guest sends.
+    let sent = |tap: &Tap| Ok(tap.counters()?.tx_packets);
+    let before = (Traffic::of_daemon(&daemon, "on-macvtap")?, tap.counters()?);
+    send(&rig, &tap, sent, 7001, 1000)?;
+    let outside = rig.netns.interface("outside");
+    let storm = Broadcast::start(&outside, 200)?;
+    interrupt::sleep(Duration::from_secs(2))?;
+    drop(storm);
+    interrupt::sleep(Duration::from_millis(2500))?;
+    let kernel = tap.counters()?;
+    let shown = Traffic::of_daemon(&daemon, "on-macvtap")?.since(before.0).figures();
+    let kernels = [
+        kernel.tx_packets - before.1.tx_packets,
+        kernel.tx_bytes - before.1.tx_bytes,
+        kernel.rx_packets - before.1.rx_packets,
+        kernel.rx_bytes - before.1.rx_bytes,
+    ];
+    println!("on-macvtap: {shown:?}; kernel: {kernels:?}");
+    ensure!(shown[0] >= 1000 && shown[2] >= 300, "{shown:?}");
+    ensure!([shown[0], shown[2]] == [kernels[0], kernels[2]], "{shown:?}, kernel {kernels:?}");
+    Ok(None)
+}
+
+fn detached() -> Result<()> {
+    let rig = Rig::new()?;
+    let tap = rig.netns.tap("tap1", None)?;
+    let mut config = hub(&rig, "is-detached", "")?;
+    config.extra_args.extend(hub_arguments(1, &tap_of(1, &tap), 7001));
+    let _guest = config.start()?;
+    let mut config = rig.daemon_config()?;
+    config.boot_grace = Duration::from_secs(2);
+    let daemon = rig.daemon(&config)?;
+    wait_until_attached(&daemon, "is-detached", &["tap1"])?;
+    let links = rig.dir().join("bpf/flatline/links");
+    let mut pins = Vec::new();
+    for entry in std::fs::read_dir(&links)? {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("tap-")) {
+            pins.push(path);
+        }
+    }
+    ensure!(pins.len() == 2, "pinned links: {pins:?}");
+    for pin in &pins {
+        detach_link(pin)?;
+    }
+    interrupt::wait_until("the loss to be noticed", SEEN_WITHIN, || {
+        Ok(daemon.log().text().contains("somebody detached the programs on tap1").then_some(()))
+    })?;
+    // What was read before is no figure any more, until it is read again.
+    let is_read = |row: &Value| row["network"].is_object();
+    wait_for_vm(&daemon, "is-detached", "read again", SEEN_WITHIN, is_read)?;
+    let before = Traffic::of_daemon(&daemon, "is-detached")?;
+    let kernel = Traffic::of_kernel(&tap)?;
+    send(&rig, &tap, received, 7001, 100)?;
+    interrupt::sleep(Duration::from_millis(1500))?;
+    let shown = Traffic::of_daemon(&daemon, "is-detached")?.since(before);
+    let passed = Traffic::of_kernel(&tap)?.since(kernel);
+    ensure!(shown == passed, "attached again: shown {shown:?}, kernel {passed:?}");
+    wait_for_vm(&daemon, "is-detached", "alive", SEEN_WITHIN, |row| row["state"] == "alive")?;
+    ensure!(vm(&daemon, "is-detached")?["cause"].is_null());
+    ensure!(incidents_of(&daemon, "is-detached")?.is_empty());
+    Ok(())
+}
