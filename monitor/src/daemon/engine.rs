@@ -276,7 +276,9 @@ impl Engine {
             watched.sample = None;
             watched.watch.unseen(&format!("the programs on {lost} had been detached"), now);
         }
-        if let (Ok(_), Err(why)) = (&watched.slot, &slot) {
+        if let Err(why) = &slot
+            && watched.slot != slot
+        {
             warn!(vm = watched.vm.name, "not counted: {why}");
         }
         watched.slot = slot;

@@ -85,12 +85,7 @@ impl Engine {
             },
             detail: program.failure.clone().unwrap_or_else(|| program.hook.to_owned()),
         });
-        let lost: Vec<&str> = self
-            .health
-            .iter()
-            .filter(|program| program.failure.is_some())
-            .map(|program| program.program)
-            .collect();
+        let degraded = self.degraded();
         let host = rustix::system::uname();
         StatusView {
             host: HostView {
@@ -101,10 +96,35 @@ impl Engine {
                 mode: self.config.mode,
                 vms: self.vms.len(),
                 probes: probes.collect(),
-                degraded: (!lost.is_empty()).then(|| format!("not attached: {}", lost.join(", "))),
+                degraded: (!degraded.is_empty()).then(|| degraded.join("; ")),
             },
             vms: self.vms.values().map(|watched| self.view(watched)).collect(),
         }
+    }
+
+    /// What of the host or of its VMs can't be seen as it should.
+    fn degraded(&self) -> Vec<String> {
+        let lost = self.health.iter().filter(|program| program.failure.is_some());
+        let lost: Vec<&str> = lost.map(|program| program.program).collect();
+        let mut degraded = Vec::new();
+        if !lost.is_empty() {
+            degraded.push(format!("not attached: {}", lost.join(", ")));
+        }
+        for watched in self.vms.values() {
+            let name = &watched.vm.name;
+            if let Err(why) = &watched.slot {
+                degraded.push(format!("{name} is not counted: {why}"));
+            }
+            let storage =
+                watched.sample.as_ref().and_then(|(_, sample)| sample.storage.as_ref().ok());
+            if let Some(storage) = storage.filter(|storage| storage.untracked_ops > 0) {
+                degraded.push(format!(
+                    "{} requests of {name} were not followed: probes.max_in_flight is too small",
+                    storage.untracked_ops
+                ));
+            }
+        }
+        degraded
     }
 
     fn view(&self, watched: &WatchedVm) -> VmView {

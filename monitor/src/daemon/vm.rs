@@ -145,7 +145,14 @@ impl WatchedVm {
         };
         let pid = self.vm.id.pid;
         let (vcpus, process) = match host.threads {
-            Some(Ok(times)) => (times.vcpus(pid, &self.threads), times.process(pid)),
+            Some(Ok(times)) => {
+                // The iterator tells only of VMs that are counted.
+                let process = match times.process(pid) {
+                    ProcessState::Gone => process_state(pid),
+                    state => state,
+                };
+                (times.vcpus(pid, &self.threads), process)
+            }
             Some(Err(missing)) => (Err(missing.clone()), process_state(pid)),
             None => (self.clocks.read(), process_state(pid)),
         };

@@ -85,12 +85,12 @@ impl Traffic {
 
 /// The figures of [`Self::NAMES`], in that order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Requests([u64; 4]);
+pub(crate) struct Requests([u64; 4]);
 
 impl Requests {
     const NAMES: [&str; 4] = ["read_ops", "read_bytes", "write_ops", "write_bytes"];
 
-    fn of_daemon(daemon: &Daemon, name: &str) -> Result<Self> {
+    pub(crate) fn of_daemon(daemon: &Daemon, name: &str) -> Result<Self> {
         // A completion that the programs missed is taken off the books after some seconds of quiet.
         let settled = |row: &Value| row["storage"]["in_flight"] == 0;
         let row = wait_for_vm(daemon, name, "nothing in flight", SETTLE_LIMIT, settled)?;
@@ -98,7 +98,7 @@ impl Requests {
     }
 
     /// What QEMU handed on: requests that it merged went down as one.
-    fn of_qemu(guest: &Guest) -> Result<Self> {
+    pub(crate) fn of_qemu(guest: &Guest) -> Result<Self> {
         let devices = guest.qmp("query-blockstats", &Value::Null)?;
         let devices = devices.as_array().context("query-blockstats lists nothing")?;
         let disk = devices.iter().find(|device| device["device"] == "disk0");
@@ -110,12 +110,12 @@ impl Requests {
         Ok(Self([reads - reads_merged, read_bytes, writes - writes_merged, write_bytes]))
     }
 
-    fn since(self, before: Self) -> Self {
+    pub(crate) fn since(self, before: Self) -> Self {
         Self(grown(self.0, before.0))
     }
 
     /// Whether each figure is within 1 % of QEMU's, so that nothing stays nothing.
-    fn is_close_to(self, qemu: Self) -> bool {
+    pub(crate) fn is_close_to(self, qemu: Self) -> bool {
         self.0.iter().zip(qemu.0).all(|(ours, qemus)| ours.abs_diff(qemus) * 100 <= qemus)
     }
 }
@@ -276,7 +276,7 @@ fn refusal(aio: &str, image: &Path) -> Result<Option<String>> {
 
 /// Fills the guest's image with real blocks: reads of a hole never reach the block layer, and a first
 /// write into one makes the file system write of its own.
-fn fill_disk(config: &GuestConfig) -> Result<PathBuf> {
+pub(crate) fn fill_disk(config: &GuestConfig) -> Result<PathBuf> {
     let disk = config.disk.as_ref().context("it has a disk")?;
     let mut file = File::create(&disk.path)?;
     let chunk = vec![0x5a; 1 << 20];

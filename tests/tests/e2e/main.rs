@@ -14,6 +14,7 @@ mod network;
 mod programs;
 mod reports;
 mod rig;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     trials.extend(network::trials());
     trials.extend(reports::trials());
     trials.extend(lifecycle::trials());
+    trials.extend(upgrade::trials());
     trials.extend(hostile::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }
