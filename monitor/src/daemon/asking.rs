@@ -6,7 +6,7 @@ use tracing::debug;
 
 use super::{
     Message,
-    engine::Engine,
+    engine::{Engine, counted},
     vm::{Asking, Probed},
 };
 use crate::{
@@ -41,6 +41,10 @@ impl Engine {
         let Some(watched) = self.vms.get_mut(&id) else { return };
         if watched.asking.is_some() {
             return;
+        }
+        if questions.registers {
+            // Whoever is suspected is to be seen: its programs are looked at, too.
+            self.probes.attach(id, counted(&watched.vm.plugged));
         }
         watched.asking = Some(Asking { boot_began: watched.watch.boot.began, probed });
         let qmp = watched.qmp.clone().filter(|_| matches!(watched.monitor(), Monitor::Answers(_)));

@@ -44,7 +44,7 @@ pub(super) struct Engine {
     pub(super) counters: CounterMaps,
     /// Reads all threads' times at once; `None` where no program could be had for it.
     threads: Option<ThreadReader>,
-    probes: ProbeThread,
+    pub(super) probes: ProbeThread,
     notices: Sender<(VmId, QmpNotice)>,
     pub(super) arp_sockets: HashMap<u32, Arc<ArpSocket>>,
     /// Status of QEMUs whose main thread ended, until the process is gone.
@@ -269,12 +269,11 @@ impl Engine {
                 }
             }
         }
-        if !lost.is_empty() {
-            let lost = lost.join(", ");
-            warn!(vm = watched.vm.name, "somebody detached the programs on {lost}: attached again");
+        if let Some(why) = lost {
+            warn!(vm = watched.vm.name, "{why}; attached again");
             // What passed meanwhile is not known: it must not look like nothing.
             watched.sample = None;
-            watched.watch.unseen(&format!("the programs on {lost} had been detached"), now);
+            watched.watch.unseen(&why, now);
         }
         if let Err(why) = &slot
             && watched.slot != slot
@@ -474,6 +473,6 @@ impl Engine {
 }
 
 /// What the programs are to count for a VM.
-fn counted(plugged: &Plugged) -> Counted {
+pub(super) fn counted(plugged: &Plugged) -> Counted {
     Counted { taps: plugged.taps.clone(), files: plugged.files.keys.clone() }
 }

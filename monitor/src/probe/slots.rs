@@ -85,6 +85,12 @@ impl Slots {
         self.taken.get(&vm).map(|taken| taken.slot)
     }
 
+    /// Packets that the guest in a slot sent, as the programs counted them.
+    pub(super) fn sent(&self, slot: u32) -> Result<u64, MapError> {
+        let lanes = self.rows.get(&slot, 0)?;
+        Ok(lanes.iter().map(|lane| lane.network.guest_tx_packets).sum())
+    }
+
     /// The VMs that have a slot.
     pub(super) fn vms(&self) -> Vec<VmId> {
         self.taken.keys().copied().collect()

@@ -15,7 +15,7 @@ use monitor_ebpf::{TAP_PROBES, TapRow, tap_home};
 use thiserror::Error;
 use tracing::debug;
 
-use super::{ProbeError, clsact, host::Loader};
+use super::{ProbeError, clsact, host::Loader, netlink};
 use crate::{
     config::TapHook,
     discover::{Tap, TapKind, in_netns},
@@ -73,6 +73,7 @@ struct Attachment {
     made_clsact: bool,
     netns: File,
     name: String,
+    kind: TapKind,
 }
 
 /// All taps that are attached.
@@ -159,7 +160,8 @@ impl TapPrograms {
         match attached {
             Ok((hook, made_clsact)) => {
                 let name = tap.name.clone();
-                let attachment = Attachment { slot, row, hook, made_clsact, netns, name };
+                let kind = tap.kind;
+                let attachment = Attachment { slot, row, hook, made_clsact, netns, name, kind };
                 self.attached.insert((tap.netns, tap.ifindex), attachment);
                 Ok(hook)
             }
@@ -223,6 +225,18 @@ impl TapPrograms {
         })
     }
 
+    /// Packets that the guests behind all taps of the VM in `slot` sent, by the kernel's own account.
+    pub(super) fn sent(&self, slot: u32) -> io::Result<u64> {
+        let of_vm = self.attached.iter().filter(|(_, known)| known.slot == slot);
+        of_vm
+            .map(|((_, ifindex), known)| {
+                let (received, sent) =
+                    in_netns(&known.netns, || netlink::packets(*ifindex)).flatten()?;
+                Ok(if known.kind == TapKind::Macvtap { sent } else { received })
+            })
+            .sum()
+    }
+
     /// Detaches from the taps of the VM in `slot` that aren't among `kept`.
     pub(super) fn keep_only(&mut self, loader: &Loader, slot: u32, kept: &[Tap]) {
         let is_kept = |key: &Key| kept.iter().any(|tap| (tap.netns, tap.ifindex) == *key);
@@ -259,7 +273,7 @@ impl TapPrograms {
 
     fn detach(&mut self, loader: &Loader, key: Key) {
         let Some(attachment) = self.attached.remove(&key) else { return };
-        let Attachment { row, hook, made_clsact, netns, name, slot: _ } = attachment;
+        let Attachment { row, hook, made_clsact, netns, name, slot: _, kind: _ } = attachment;
         let _ = self.rows.set(row, TapRow::default(), 0);
         let detached = if hook == "tcx" {
             let removed =

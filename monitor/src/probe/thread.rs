@@ -3,7 +3,7 @@
 //! Attaching through tcx waits for an RCU grace period under the RTNL lock, 24 ms a tap; nothing that
 //! watches may wait for that. So requests queue up here, and their reports come back through a channel.
 
-use std::{fs::File, io, sync::mpsc, thread::JoinHandle};
+use std::{collections::HashMap, fs::File, io, sync::mpsc, thread::JoinHandle};
 
 use monitor_ebpf::FileKey;
 use tokio::sync::{mpsc as reports, oneshot};
@@ -12,6 +12,7 @@ use tracing::{error, info, warn};
 use super::{
     ProbeError, ProcessEvents, ProgramHealth, TapProbe,
     host::{Loader, attach_all, process_events},
+    passing::Passing,
     pins::{Left, Pins, layout},
     slots::Slots,
     taps::TapPrograms,
@@ -40,8 +41,8 @@ pub struct AttachReport {
     pub slot: Result<u32, String>,
     /// Its taps.
     pub taps: Vec<TapProbe>,
-    /// Taps whose programs somebody had detached: what passed since then is not known.
-    pub lost: Vec<String>,
+    /// Why what passed up to now is not known, if so: somebody had detached the programs, say.
+    pub lost: Option<String>,
 }
 
 enum Request {
@@ -96,7 +97,7 @@ impl ProbeThread {
         // SAFETY: a plain call, which only gives free memory back: the kernel's types took 30 MB.
         unsafe { libc::malloc_trim(0) };
         let (sender, requests) = mpsc::channel();
-        let mut worker = Worker { loader, slots, taps, pins, reports };
+        let mut worker = Worker { loader, slots, taps, pins, passing: HashMap::new(), reports };
         worker.forget_the_dead();
         let thread = std::thread::Builder::new()
             .name("probe".to_owned())
@@ -149,6 +150,8 @@ struct Worker {
     slots: Slots,
     taps: TapPrograms,
     pins: Pins,
+    /// By VM: its taps, and whether its packets pass by.
+    passing: HashMap<VmId, (Vec<Tap>, Passing)>,
     reports: reports::UnboundedSender<AttachReport>,
 }
 
@@ -194,7 +197,7 @@ impl Worker {
             vm,
             slot: self.slots.take(vm).map_err(|error| in_full(&error)),
             taps: Vec::new(),
-            lost: Vec::new(),
+            lost: None,
         };
         let slot = match &report.slot {
             Ok(slot) => *slot,
@@ -211,12 +214,53 @@ impl Worker {
             );
         }
         self.taps.keep_only(&self.loader, slot, taps);
+        self.put_on(vm, slot, taps, &mut report);
+        if let Some(times) = self.passed_by(vm, slot, taps, &report) {
+            let why = "another program takes its packets and does not hand them on";
+            if times == 1 {
+                // Ours come to stand before it.
+                self.taps.keep_only(&self.loader, slot, &[]);
+                report.taps.clear();
+                self.put_on(vm, slot, taps, &mut report);
+                report.lost = Some(why.to_owned());
+            } else {
+                // It keeps coming to stand before ours.
+                report.taps.iter_mut().for_each(|probe| probe.hook = Err(why.to_owned()));
+            }
+        }
+        report
+    }
+
+    /// How often in a row packets have passed our programs by, where they do.
+    fn passed_by(
+        &mut self,
+        vm: VmId,
+        slot: u32,
+        taps: &[Tap],
+        report: &AttachReport,
+    ) -> Option<u32> {
+        let (seen, passing) = self.passing.entry(vm).or_default();
+        let is_whole = report.lost.is_none() && report.taps.iter().all(|probe| probe.hook.is_ok());
+        if !is_whole || seen.as_slice() != taps {
+            taps.clone_into(seen);
+            passing.begin_anew();
+        }
+        if taps.is_empty() || !is_whole {
+            return None;
+        }
+        let ours = self.slots.sent(slot).ok()?;
+        let kernel = self.taps.sent(slot).ok()?;
+        Some(passing.look(ours, kernel)).filter(|times| *times > 0)
+    }
+
+    fn put_on(&mut self, vm: VmId, slot: u32, taps: &[Tap], report: &mut AttachReport) {
         for tap in taps {
             match namespace_of(vm.pid, tap) {
                 Ok(netns) => {
                     let attached = self.taps.attach(&mut self.loader, slot, tap, netns);
                     if attached.was_lost {
-                        report.lost.push(tap.name.clone());
+                        let name = &tap.name;
+                        report.lost = Some(format!("somebody detached the programs on {name}"));
                     }
                     report.taps.push(attached.probe);
                 }
@@ -225,7 +269,6 @@ impl Worker {
                 }
             }
         }
-        report
     }
 
     fn forget(&mut self, vm: VmId) {
@@ -233,6 +276,7 @@ impl Worker {
             self.taps.keep_only(&self.loader, slot, &[]);
         }
         self.slots.forget(vm);
+        self.passing.remove(&vm);
     }
 
     /// VMs that ended while no daemon ran.

@@ -1,4 +1,4 @@
-//! Somebody else's tcx program on a tap: counts what it sees, and lets the next one go on.
+//! Somebody else's tcx program on a tap: counts what it sees, and lets the next one go on or doesn't.
 //!
 //! Assembled by hand, so that no other loader is needed, and nothing of flatline's has a part in it.
 
@@ -29,6 +29,15 @@ pub(crate) enum Place {
     First,
     /// Behind all others.
     Last,
+}
+
+/// What it does with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// `TCX_NEXT`: the programs behind it see the packet as well.
+    HandOn = -1,
+    /// `TCX_PASS`: nobody else does.
+    Take = 0,
 }
 
 /// A program on one direction of a tap, until it is dropped.
@@ -66,13 +75,18 @@ fn number(fd: &OwnedFd) -> Result<u32> {
 
 impl Foreign {
     /// Attaches it to what the guest sends (`from_guest`), or to what is sent to the guest.
-    pub(crate) fn attach(tap: &Tap, from_guest: bool, place: Place) -> Result<Self> {
+    pub(crate) fn attach(
+        tap: &Tap,
+        from_guest: bool,
+        place: Place,
+        verdict: Verdict,
+    ) -> Result<Self> {
         let mut attribute = Attribute::default();
         // Type and key size; value size and entries.
         attribute[0] = pair(BPF_MAP_TYPE_ARRAY, 4);
         attribute[1] = pair(8, 1);
         let map = descriptor(bpf(BPF_MAP_CREATE, &mut attribute).context("a foreign map")?)?;
-        let program = load(&map)?;
+        let program = load(&map, verdict)?;
         let name = tap.name().to_owned();
         let fd = number(&program)?;
         // BPF_TCX_INGRESS and BPF_TCX_EGRESS of `enum bpf_attach_type`.
@@ -105,8 +119,8 @@ impl Foreign {
     }
 }
 
-/// `if (row = lookup(map, 0)) atomic_add(row, 1); return TCX_NEXT;`
-fn load(map: &OwnedFd) -> Result<OwnedFd> {
+/// `if (row = lookup(map, 0)) atomic_add(row, 1); return verdict;`
+fn load(map: &OwnedFd, verdict: Verdict) -> Result<OwnedFd> {
     // Opcode, registers (source, then destination), offset, immediate: as `struct bpf_insn` has them.
     let instruction = |opcode: u8, registers: u8, offset: i16, immediate: i32| -> u64 {
         u64::from(opcode)
@@ -124,7 +138,7 @@ fn load(map: &OwnedFd) -> Result<OwnedFd> {
         instruction(0x15, 0x00, 2, 0),               // if r0 == 0 goto +2
         instruction(0xb7, 0x01, 0, 1),               // r1 = 1
         instruction(0xdb, 0x10, 0, 0),               // atomic *(u64 *)r0 += r1
-        instruction(0xb7, 0x00, 0, -1),              // r0 = TCX_NEXT
+        instruction(0xb7, 0x00, 0, verdict as i32),  // r0 = verdict
         instruction(0x95, 0, 0, 0),                  // exit
     ];
     let license = c"GPL";

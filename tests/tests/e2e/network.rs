@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 
 use crate::{
     counts::Traffic,
-    foreign::{Foreign, Place, detach_link},
+    foreign::{Foreign, Place, Verdict, detach_link},
     rig::{BOOT_LIMIT, Rig, boot_all, incidents_of, trial, trial_that_may_skip, vm, wait_for_vm},
 };
 
@@ -39,6 +39,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("a_tap_with_several_queues_is_counted_once", several_queues),
         trial_that_may_skip("a_macvtap_is_counted_the_right_way_round", macvtap),
         trial("programs_that_somebody_detached_are_noticed_and_attached_again", detached),
+        trial("packets_that_another_program_takes_first_are_missed_and_not_zero", taken),
     ]
 }
 
@@ -171,12 +172,14 @@ fn a_million() -> Result<()> {
     // One more whose packets can't be seen.
     config.extra_args.extend(["-netdev", "user,id=u"].map(str::to_owned));
     let _guest = config.start()?;
-    let early = [true, false].map(|from_guest| Foreign::attach(&taps[0], from_guest, Place::First));
+    let early = [true, false]
+        .map(|from_guest| Foreign::attach(&taps[0], from_guest, Place::First, Verdict::HandOn));
     let daemon = observing(&rig)?;
     wait_until_attached(&daemon, "sends-much", &["tap1", "tap2"])?;
     let unseen = daemon.show("sends-much")?["unseen_networks"].clone();
     ensure!(unseen.as_str().is_some_and(|unseen| unseen.contains("user")), "unseen: {unseen}");
-    let late = [true, false].map(|from_guest| Foreign::attach(&taps[0], from_guest, Place::Last));
+    let late = [true, false]
+        .map(|from_guest| Foreign::attach(&taps[0], from_guest, Place::Last, Verdict::HandOn));
     let before = check_equal(&daemon, "sends-much", &[&taps[0], &taps[1]], Traffic::default())?;
 
     send(&rig, &taps[0], received, 7001, MANY)?;
@@ -376,4 +379,42 @@ fn detached() -> Result<()> {
     ensure!(vm(&daemon, "is-detached")?["cause"].is_null());
     ensure!(incidents_of(&daemon, "is-detached")?.is_empty());
     Ok(())
+}
+
+fn taken() -> Result<()> {
+    let rig = Rig::new()?;
+    let tap = rig.netns.tap("tap1", None)?;
+    let mut config = hub(&rig, "is-hidden", "")?;
+    config.extra_args.extend(hub_arguments(1, &tap_of(1, &tap), 7001));
+    let _guest = config.start()?;
+    let daemon = observing(&rig)?;
+    wait_until_attached(&daemon, "is-hidden", &["tap1"])?;
+    send(&rig, &tap, received, 7001, 10)?;
+    check_equal(&daemon, "is-hidden", &[&tap], Traffic::default())?;
+
+    let thief = Foreign::attach(&tap, true, Place::First, Verdict::Take)?;
+    interrupt::wait_until("the theft to be noticed", SEEN_WITHIN * 2, || {
+        send(&rig, &tap, received, 7001, 10)?;
+        let said = daemon.log().text().contains("another program takes its packets");
+        Ok(said.then_some(()))
+    })?;
+    let is_read = |row: &Value| row["network"].is_object();
+    wait_for_vm(&daemon, "is-hidden", "read again", SEEN_WITHIN, is_read)?;
+    // Ours stands before the other one now, which sees each packet as before.
+    let before = (Traffic::of_daemon(&daemon, "is-hidden")?, Traffic::of_kernel(&tap)?);
+    let stolen = thief.packets()?;
+    send(&rig, &tap, received, 7001, 100)?;
+    interrupt::sleep(Duration::from_millis(1500))?;
+    let shown = Traffic::of_daemon(&daemon, "is-hidden")?.since(before.0);
+    let passed = Traffic::of_kernel(&tap)?.since(before.1);
+    ensure!(shown == passed && shown.figures()[0] >= 100, "shown {shown:?}, kernel {passed:?}");
+    ensure!(thief.packets()? >= stolen + 100, "the other program sees nothing any more");
+
+    // Another one before ours again: what can't be seen is said to be unseen.
+    let _second = Foreign::attach(&tap, true, Place::First, Verdict::Take)?;
+    interrupt::wait_until("the second to be noticed", SEEN_WITHIN * 2, || {
+        send(&rig, &tap, received, 7001, 10)?;
+        let text = daemon.log().text();
+        Ok((text.matches("another program takes its packets").count() >= 2).then_some(()))
+    })
 }
