@@ -48,9 +48,10 @@ impl Engine {
         }
         watched.asking = Some(Asking { boot_began: watched.watch.boot.began, probed });
         let qmp = watched.qmp.clone().filter(|_| matches!(watched.monitor(), Monitor::Answers(_)));
+        let unseen_storage = watched.vm.unseen_storage().next().is_some();
         let messages = self.messages.clone();
         tokio::spawn(async move {
-            let round = witness::ask(questions, targets, qmp).await;
+            let round = witness::ask(questions, targets, qmp, unseen_storage).await;
             let _ = messages.send(Message::Round(id, round));
         });
     }

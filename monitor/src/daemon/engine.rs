@@ -131,8 +131,9 @@ impl Engine {
                 }
             }
             Message::Round(vm, round) => {
+                let now = self.now();
                 if let Some(watched) = self.vms.get_mut(&vm) {
-                    watched.testimony = watched.testify(round, &self.counters);
+                    watched.testimony = watched.testify(round, &self.counters, now);
                     watched.last_testimony.clone_from(&watched.testimony);
                 }
             }
@@ -177,6 +178,7 @@ impl Engine {
             asking: None,
             testimony: None,
             last_testimony: None,
+            requests: None,
             case: None,
             end: watchers::watch_end(&vm, self.messages.clone()),
             vm,

@@ -18,7 +18,8 @@ use crate::{
     },
     sample::{InFlightAges, Missing, coarse_now, ticks},
     verdict::{
-        ArpAnswer, Monitor, PINNED_RATIO, RegistersFinding, STILL_BUSY_RATIO, State, Testimony,
+        ArpAnswer, Monitor, PINNED_RATIO, RegistersFinding, RequestsAnswer, STILL_BUSY_RATIO,
+        State, Testimony,
     },
 };
 
@@ -183,14 +184,10 @@ impl Engine {
             hook: probe.hook.as_ref().copied().unwrap_or_default().to_owned(),
             detail: probe.hook.as_ref().err().cloned().unwrap_or_default(),
         });
-        let Vm { unseen_networks, plugged, disks, .. } = &watched.vm;
+        let Vm { unseen_networks, plugged, .. } = &watched.vm;
         let networks: Vec<&str> =
             unseen_networks.iter().chain(&plugged.unseen_taps).map(String::as_str).collect();
-        let elsewhere = disks
-            .iter()
-            .filter(|disk| !matches!(disk.backend.as_str(), "file" | "host_device"))
-            .map(|disk| format!("{} ({})", disk.path, disk.backend));
-        let storage: Vec<String> = plugged.files.unseen.iter().cloned().chain(elsewhere).collect();
+        let storage: Vec<String> = watched.vm.unseen_storage().collect();
         let qmp = match watched.monitor() {
             Monitor::Answers(run_state) => format!("answers; run state {run_state}"),
             Monitor::Unknown(why) | Monitor::Unresponsive(why) => why,
@@ -325,7 +322,9 @@ fn moved(name: &str, figure: Result<String, &Missing>) -> SignalView {
 
 /// What the witnesses said last, where they were asked.
 fn witnesses(watched: &WatchedVm) -> Vec<SignalView> {
-    let Some(Testimony { arp, registers }) = &watched.last_testimony else { return Vec::new() };
+    let Some(Testimony { arp, registers, requests }) = &watched.last_testimony else {
+        return Vec::new();
+    };
     let calibrated = if watched.watch.boot.arp_answered {
         "answered before in this boot"
     } else {
@@ -362,5 +361,17 @@ fn witnesses(watched: &WatchedVm) -> Vec<SignalView> {
         since: None,
         verdict: verdict.to_owned(),
     };
-    vec![arp, registers]
+    let (value, verdict) = match requests {
+        RequestsAnswer::NotAsked(why) => (why.clone(), "not asked"),
+        RequestsAnswer::Unmoved => ("none completed since the last round".to_owned(), "silent"),
+        RequestsAnswer::Completed(number) => (format!("{number} completed"), "lives"),
+    };
+    let requests = SignalView {
+        name: "QEMU's block layer".to_owned(),
+        value,
+        threshold: "where the host's sees nothing".to_owned(),
+        since: None,
+        verdict: verdict.to_owned(),
+    };
+    vec![arp, registers, requests]
 }

@@ -19,7 +19,7 @@ use crate::{
         CounterMaps, InFlightAges, LostCompletions, Missing, ProcessState, Reading, ThreadTimes,
         VcpuClocks, VmRows, VmSample, no_device_has_requests,
     },
-    verdict::{ArpAnswer, Monitor, Testimony, Watch},
+    verdict::{ArpAnswer, Monitor, RequestsAnswer, Testimony, Watch},
     witness::{PROBES_PER_ROUND, Round},
 };
 
@@ -63,6 +63,8 @@ pub(super) struct WatchedVm {
     pub(super) testimony: Option<Testimony>,
     /// What the witnesses said last, for people to read.
     pub(super) last_testimony: Option<Testimony>,
+    /// When QEMU was last asked for the requests it completed, and its answer.
+    pub(super) requests: Option<(Duration, u64)>,
     pub(super) case: Option<Case>,
     /// The task that waits for the process to end.
     pub(super) end: Option<JoinHandle<()>>,
@@ -191,7 +193,12 @@ impl WatchedVm {
     }
 
     /// Turns the round that just ended into testimony. `None` for one about an earlier boot.
-    pub(super) fn testify(&mut self, round: Round, counters: &CounterMaps) -> Option<Testimony> {
+    pub(super) fn testify(
+        &mut self,
+        round: Round,
+        counters: &CounterMaps,
+        now: Duration,
+    ) -> Option<Testimony> {
         let asking = self.asking.take()?;
         if asking.boot_began != self.watch.boot.began {
             return None;
@@ -208,7 +215,26 @@ impl WatchedVm {
                 }
             }
         };
-        Some(Testimony { arp, registers: round.registers })
+        let requests = self.compare_requests(round.requests, now);
+        Some(Testimony { arp, registers: round.registers, requests })
+    }
+
+    /// What QEMU completed since the round before. An older count says nothing of this silence.
+    fn compare_requests(&mut self, total: Result<u64, String>, now: Duration) -> RequestsAnswer {
+        const RECENT: Duration = Duration::from_secs(10);
+        let total = match total {
+            Ok(total) => total,
+            Err(why) => return RequestsAnswer::NotAsked(why),
+        };
+        match self.requests.replace((now, total)) {
+            Some((then, before)) if now.saturating_sub(then) <= RECENT => {
+                match total.saturating_sub(before) {
+                    0 => RequestsAnswer::Unmoved,
+                    completed => RequestsAnswer::Completed(completed),
+                }
+            }
+            _ => RequestsAnswer::NotAsked("asked for the first time in this silence".to_owned()),
+        }
     }
 
     /// Its row as it is now.

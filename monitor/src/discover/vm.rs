@@ -98,6 +98,19 @@ pub struct Vm {
     pub pidfd: Arc<OwnedFd>,
 }
 
+impl Vm {
+    /// Its images whose requests never reach this host's block layer, or not under their own name, for people
+    /// to read.
+    pub fn unseen_storage(&self) -> impl Iterator<Item = String> {
+        let elsewhere = self
+            .disks
+            .iter()
+            .filter(|disk| !matches!(disk.backend.as_str(), "file" | "host_device"))
+            .map(|disk| format!("{} ({})", disk.path, disk.backend));
+        self.plugged.files.unseen.iter().cloned().chain(elsewhere)
+    }
+}
+
 /// Which processes count.
 #[derive(Debug, Clone, Default)]
 pub struct Scope {

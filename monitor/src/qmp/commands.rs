@@ -39,6 +39,17 @@ fn cpus(reply: &Value) -> Option<Vec<QmpCpu>> {
         .collect()
 }
 
+/// The requests that all of a VM's disks completed, in a reply of `query-blockstats`. Of an empty drive, or
+/// one whose figures another version calls otherwise, what is there counts.
+fn requests(reply: &Value) -> Option<u64> {
+    let completed = |device: &Value| {
+        let names = ["rd_operations", "wr_operations", "flush_operations", "unmap_operations"];
+        let figures = names.iter().filter_map(|name| device.get("stats")?.get(name)?.as_u64());
+        figures.fold(0, u64::saturating_add)
+    };
+    Some(reply.as_array()?.iter().map(completed).fold(0, u64::saturating_add))
+}
+
 fn malformed(command: &str) -> QmpError {
     QmpError::Malformed { command: command.to_owned() }
 }
@@ -65,6 +76,16 @@ impl QmpHandle {
         cpus(&reply).ok_or_else(|| malformed(command))
     }
 
+    /// The requests that all of the VM's disks completed since QEMU's start (`query-blockstats`), within 5 s.
+    ///
+    /// # Errors
+    /// As [`QmpHandle::execute`], and [`QmpError::Malformed`].
+    pub async fn query_requests(&self) -> Result<u64, QmpError> {
+        let command = "query-blockstats";
+        let reply = self.execute(command, None, LIMIT).await?;
+        requests(&reply).ok_or_else(|| malformed(command))
+    }
+
     /// What the human monitor prints for `command_line`, within 5 s; line ends are `\r\n`. Its
     /// errors are text like any other answer.
     ///
@@ -84,7 +105,7 @@ impl QmpHandle {
 mod tests {
     use serde_json::json;
 
-    use super::{MAX_VCPUS, QmpCpu, cpus, run_state};
+    use super::{MAX_VCPUS, QmpCpu, cpus, requests, run_state};
     use crate::qmp::RunState;
 
     #[test]
@@ -107,6 +128,18 @@ mod tests {
         let vcpu = json!({"cpu-index": 0, "thread-id": 1});
         assert!(cpus(&vec![vcpu.clone(); MAX_VCPUS].into()).is_some());
         assert!(cpus(&vec![vcpu; MAX_VCPUS + 1].into()).is_none());
+    }
+
+    #[test]
+    fn the_requests_of_all_disks_count_whatever_else_is_there_or_not() {
+        let disk = json!({"device": "d", "stats": {"rd_operations": 5, "wr_operations": 7,
+            "flush_operations": 2, "unmap_operations": 1, "rd_bytes": 4096, "new": {}}});
+        let old = json!({"stats": {"rd_operations": 3}});
+        assert_eq!(requests(&json!([disk, old, {"device": "empty"}])), Some(18));
+        assert_eq!(requests(&json!([])), Some(0));
+        assert_eq!(requests(&json!({})), None);
+        let most = json!({"stats": {"rd_operations": u64::MAX}});
+        assert_eq!(requests(&json!([most, most])), Some(u64::MAX));
     }
 
     #[test]

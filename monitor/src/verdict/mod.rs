@@ -40,7 +40,7 @@ use std::{fmt, time::Duration};
 
 pub use line::{Line, PINNED_RATIO, STARVED_SHARE, STILL_BUSY_RATIO};
 pub use step::{Evidence, Monitor, hear, step};
-pub use testimony::{ArpAnswer, Questions, RegistersFinding, Tally, Testimony};
+pub use testimony::{ArpAnswer, Questions, RegistersFinding, RequestsAnswer, Tally, Testimony};
 
 /// Rounds in a row that must show dead registers before a silent guest is convicted.
 pub const ROUNDS_TO_CONVICT: u32 = 2;

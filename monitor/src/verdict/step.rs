@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::{
     ARP_ROUNDS_TO_CONVICT, Act, ArpAnswer, Boot, Cause, DUMP_PATIENCE, Line, Questions,
-    ROUNDS_TO_CONVICT, RegistersFinding, STILL_BUSY_RATIO, State, Tally, Testimony, Watch,
+    ROUNDS_TO_CONVICT, RegistersFinding, RequestsAnswer, STILL_BUSY_RATIO, State, Tally, Testimony,
+    Watch,
 };
 use crate::{
     activity::Activity,
@@ -273,11 +274,16 @@ fn counted(number: u64, what: &str) -> String {
 
 /// An answer that only a living guest gives.
 fn acquittal(testimony: &Testimony) -> Option<String> {
-    match (&testimony.arp, &testimony.registers) {
-        (ArpAnswer::Answered(address), _) => {
+    let Testimony { arp, registers, requests } = testimony;
+    match (arp, registers, requests) {
+        (ArpAnswer::Answered(address), _, _) => {
             Some(format!("no I/O, but answered an ARP probe for {address}"))
         }
-        (_, RegistersFinding::Healthy(what)) => {
+        (_, _, RequestsAnswer::Completed(number)) => {
+            let requests = counted(*number, "request");
+            Some(format!("no I/O that the host sees, but QEMU completed {requests} for it"))
+        }
+        (_, RegistersFinding::Healthy(what), _) => {
             Some(format!("no I/O, but its registers are sound: {what}"))
         }
         _ => None,
@@ -400,7 +406,7 @@ fn blind(activity: &Activity) -> Option<&Missing> {
 
 fn suspicion(line: &Line, testimony: Option<&Testimony>, now: Duration) -> String {
     let silence = line.silence(now).as_secs_f64();
-    let Some(Testimony { arp, registers }) = testimony else {
+    let Some(Testimony { arp, registers, requests }) = testimony else {
         return format!("silent for {silence:.1} s; asking its witnesses");
     };
     let arp = match arp {
@@ -418,7 +424,13 @@ fn suspicion(line: &Line, testimony: Option<&Testimony>, now: Duration) -> Strin
         RegistersFinding::Stuck(what) => format!("registers are stuck ({what})"),
         RegistersFinding::Inconclusive(what) => format!("registers say neither ({what})"),
     };
-    format!("silent for {silence:.1} s; {arp}; {registers}")
+    let requests = match requests {
+        // Of most VMs the host sees all, and nothing is to be said.
+        RequestsAnswer::NotAsked(_) => "",
+        RequestsAnswer::Unmoved => "; QEMU completed no request for it",
+        RequestsAnswer::Completed(_) => "; QEMU completed requests for it",
+    };
+    format!("silent for {silence:.1} s; {arp}; {registers}{requests}")
 }
 
 /// Whether the evidence is complete, as the rows of the verdict's table have it.

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 pub struct Questions {
     /// Send ARP probes to the addresses that the guest was seen to use.
     pub arp: bool,
-    /// Look at the vCPUs' registers.
+    /// Look at the vCPUs' registers, and at what QEMU knows of the guest's requests.
     pub registers: bool,
 }
 
@@ -18,6 +18,19 @@ pub struct Testimony {
     pub arp: ArpAnswer,
     /// What the registers show.
     pub registers: RegistersFinding,
+    /// What QEMU says of requests that the host can't see.
+    pub requests: RequestsAnswer,
+}
+
+/// What QEMU's own block layer says, where the host's sees nothing of a VM's disks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RequestsAnswer {
+    /// Not asked, or nothing to compare with yet, and why.
+    NotAsked(String),
+    /// No request completed since the last round.
+    Unmoved,
+    /// So many completed since then.
+    Completed(u64),
 }
 
 /// What came of one round's ARP probes.

@@ -44,13 +44,30 @@ pub struct Round {
     pub probed: Result<(), String>,
     /// What the registers show.
     pub registers: RegistersFinding,
+    /// Requests that QEMU completed since its start, or why that isn't known.
+    pub requests: Result<u64, String>,
 }
 
-/// Asks one round of questions; takes about 0.8 s where QEMU answers at once.
-pub async fn ask(questions: Questions, targets: Vec<ArpTarget>, qmp: Option<QmpHandle>) -> Round {
-    let (probed, registers) =
-        tokio::join!(send_probes(targets), look_at_registers(questions.registers, qmp));
-    Round { probed, registers }
+/// Asks one round of questions; takes about 0.8 s where QEMU answers at once. QEMU is asked for the guest's
+/// requests only where the host can't see them (`unseen_storage`).
+pub async fn ask(
+    questions: Questions,
+    targets: Vec<ArpTarget>,
+    qmp: Option<QmpHandle>,
+    unseen_storage: bool,
+) -> Round {
+    let count = count_requests(questions.registers && unseen_storage, qmp.clone());
+    let look = look_at_registers(questions.registers, qmp);
+    let (probed, registers, requests) = tokio::join!(send_probes(targets), look, count);
+    Round { probed, registers, requests }
+}
+
+async fn count_requests(asked: bool, qmp: Option<QmpHandle>) -> Result<u64, String> {
+    match qmp {
+        Some(qmp) if asked => qmp.query_requests().await.map_err(|error| error.to_string()),
+        Some(_) => Err("the host sees its requests".to_owned()),
+        None => Err("no QMP socket is known".to_owned()),
+    }
 }
 
 async fn send_probes(targets: Vec<ArpTarget>) -> Result<(), String> {

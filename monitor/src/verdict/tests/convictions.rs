@@ -11,7 +11,7 @@ use crate::{
     qmp::{QmpEvent, RunState},
     verdict::{
         ARP_ROUNDS_TO_CONVICT, Act, Cause, DUMP_PATIENCE, Monitor, ROUNDS_TO_CONVICT,
-        RegistersFinding,
+        RegistersFinding, RequestsAnswer,
     },
 };
 
@@ -244,4 +244,18 @@ fn a_guest_that_writes_its_own_dump_is_held_for_so_long_and_no_longer() {
     rig.run(2 * FLAT_TICKS, |_, _| {});
     let expected = announced + DUMP_PATIENCE - TICK + within(ROUNDS_TO_CONVICT);
     assert_eq!(rig.conviction(), Some((expected, Cause::Spinning)));
+}
+
+#[test]
+fn a_guest_whose_disk_only_qemu_sees_is_acquitted_while_it_completes_requests_and_convicted_after()
+{
+    let mut rig = Rig::suspect();
+    rig.guest.spin();
+    rig.guest.requests = RequestsAnswer::Completed(3);
+    rig.run(FLAT_TICKS * 5, |_, _| {});
+    assert_eq!(rig.conviction(), None, "{}", rig.watch.reason);
+    rig.guest.requests = RequestsAnswer::Unmoved;
+    rig.run(FLAT_TICKS + 5, |_, _| {});
+    assert_eq!(rig.conviction().map(|(_, cause)| cause), Some(Cause::Spinning));
+    assert!(rig.watch.reason.contains("QEMU completed no request"), "{}", rig.watch.reason);
 }

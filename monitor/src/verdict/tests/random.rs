@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::rig::{
-    FLAT_TICKS, Rig, TICK, answered, busy_monitor, healthy, inconclusive, missing, no_address,
-    packets, running, stuck, unanswered, unavailable,
+    FLAT_TICKS, Rig, TICK, all_seen, answered, busy_monitor, healthy, inconclusive, missing,
+    no_address, packets, running, stuck, unanswered, unavailable,
 };
 use crate::{
     activity::StorageActivity,
@@ -121,8 +121,20 @@ fn live(rig: &mut Rig, dice: &mut Dice) -> Option<Testimony> {
             rig.guest.activity.storage =
                 Ok(StorageActivity { submitted: 0, completed: 1, in_flight: 1, oldest: None });
         }
-        2 => return Some(Testimony { arp: answered(), registers: rig.guest.registers.clone() }),
-        _ => return Some(Testimony { arp: rig.guest.arp.clone(), registers: healthy() }),
+        2 => {
+            return Some(Testimony {
+                arp: answered(),
+                registers: rig.guest.registers.clone(),
+                requests: all_seen(),
+            });
+        }
+        _ => {
+            return Some(Testimony {
+                arp: rig.guest.arp.clone(),
+                registers: healthy(),
+                requests: all_seen(),
+            });
+        }
     }
     None
 }
@@ -157,7 +169,11 @@ fn sequence(seed: u64) -> (u32, Option<Cause>) {
             live(&mut rig, &mut dice)
         } else if asked.is_some() || dice.one_in(3) {
             // Whether it was asked or not: an answer may be late.
-            Some(Testimony { arp: rig.guest.arp.clone(), registers: rig.guest.registers.clone() })
+            Some(Testimony {
+                arp: rig.guest.arp.clone(),
+                registers: rig.guest.registers.clone(),
+                requests: all_seen(),
+            })
         } else {
             None
         };

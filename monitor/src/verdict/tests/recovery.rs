@@ -1,7 +1,7 @@
 //! Resets, and what comes after a restart.
 
 use super::rig::{
-    FLAT_TICKS, GRACE_TICKS, Guest, Rig, TICK, answered, healthy, no_address, unanswered,
+    FLAT_TICKS, GRACE_TICKS, Guest, Rig, TICK, all_seen, answered, healthy, no_address, unanswered,
 };
 use crate::{
     qmp::{QmpEvent, RunState},
@@ -24,8 +24,8 @@ fn a_sign_of_life_is_a_recovery() {
 fn an_answer_before_its_time_is_up_is_no_recovery_since_it_may_be_about_the_boot_before() {
     let mut rig = Rig::recovering();
     for testimony in [
-        Testimony { arp: answered(), registers: healthy() },
-        Testimony { arp: no_address(), registers: healthy() },
+        Testimony { arp: answered(), registers: healthy(), requests: all_seen() },
+        Testimony { arp: no_address(), registers: healthy(), requests: all_seen() },
     ] {
         assert_eq!(rig.tick_with(Some(&testimony)), Act::Nothing);
         assert_eq!(rig.state(), "recovering");

@@ -8,8 +8,8 @@ use crate::{
     qmp::{QmpEvent, RunState},
     sample::{Missing, ProcessState},
     verdict::{
-        Act, ArpAnswer, Cause, Evidence, Monitor, Questions, RegistersFinding, State, Testimony,
-        Watch, hear, step,
+        Act, ArpAnswer, Cause, Evidence, Monitor, Questions, RegistersFinding, RequestsAnswer,
+        State, Testimony, Watch, hear, step,
     },
 };
 
@@ -61,6 +61,10 @@ pub(super) fn unavailable() -> RegistersFinding {
     RegistersFinding::Unavailable("QEMU told nothing".to_owned())
 }
 
+pub(super) fn all_seen() -> RequestsAnswer {
+    RequestsAnswer::NotAsked("the host sees its requests".to_owned())
+}
+
 pub(super) fn running() -> Monitor {
     Monitor::Answers(RunState::Running)
 }
@@ -97,6 +101,7 @@ pub(super) struct Guest {
     pub(super) monitor: Monitor,
     pub(super) arp: ArpAnswer,
     pub(super) registers: RegistersFinding,
+    pub(super) requests: RequestsAnswer,
 }
 
 impl Guest {
@@ -113,6 +118,7 @@ impl Guest {
             monitor: running(),
             arp: answered(),
             registers: healthy(),
+            requests: all_seen(),
         }
     }
 
@@ -243,6 +249,7 @@ impl Rig {
             } else {
                 unavailable()
             },
+            requests: self.guest.requests.clone(),
         }
     }
 

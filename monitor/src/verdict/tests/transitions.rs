@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::rig::{FLAT_TICKS, GRACE_TICKS, Rig, TICK, healthy, missing, no_address};
+use super::rig::{FLAT_TICKS, GRACE_TICKS, Rig, TICK, all_seen, healthy, missing, no_address};
 use crate::{
     qmp::{QmpEvent, RunState},
     verdict::{Cause, Monitor, Testimony},
@@ -69,7 +69,11 @@ const INPUTS: [(&str, Input, [&str; 8]); 13] = [
     (
         "a witness's acquittal",
         |rig| {
-            rig.tick_with(Some(&Testimony { arp: no_address(), registers: healthy() }));
+            rig.tick_with(Some(&Testimony {
+                arp: no_address(),
+                registers: healthy(),
+                requests: all_seen(),
+            }));
         },
         ["alive", "alive", "alive", "crashed", "recovering", "alive", "failed", "alive"],
     ),
