@@ -228,7 +228,7 @@ fn attach(
     tracepoint: &str,
     btf: &Btf,
 ) -> Result<FdLink, ProbeError> {
-    let failed = |source: ProgramError| ProbeError::Program { program: name, source };
+    let failed = |source: ProgramError| ProbeError::program(name, source);
     let program = ebpf.program_mut(name).ok_or(ProbeError::Incomplete(name))?;
     let program: &mut BtfTracePoint = program.try_into().map_err(failed)?;
     program.load(tracepoint, btf).map_err(failed)?;
@@ -238,7 +238,7 @@ fn attach(
 
 fn iterate(ebpf: &mut Ebpf, btf: &Btf) -> Result<FdLink, ProbeError> {
     let (name, over) = ITERATOR;
-    let failed = |source: ProgramError| ProbeError::Program { program: name, source };
+    let failed = |source: ProgramError| ProbeError::program(name, source);
     let program = ebpf.program_mut(name).ok_or(ProbeError::Incomplete(name))?;
     let program: &mut Iter = program.try_into().map_err(failed)?;
     program.load(over, btf).map_err(failed)?;

@@ -32,6 +32,7 @@ use aya::{
 };
 use kernel_types::KernelTypesError;
 use thiserror::Error;
+use tracing::debug;
 
 pub use host::ProcessEvents;
 pub(crate) use host::parse_process_event;
@@ -79,6 +80,17 @@ pub enum ProbeError {
         /// What aya or the kernel said.
         #[source]
         source: ProgramError,
+    },
+    /// The kernel's verifier refuses a program.
+    #[error("the kernel refuses the program {program} ({why})")]
+    Rejected {
+        /// Its name.
+        program: &'static str,
+        /// The verifier's last word.
+        why: String,
+        /// The kernel's code for it.
+        #[source]
+        source: io::Error,
     },
     /// A map can't be used.
     #[error("cannot use the map {map}")]
@@ -130,4 +142,41 @@ pub enum ProbeError {
         /// The directory that it has locked.
         path: PathBuf,
     },
+}
+
+impl ProbeError {
+    /// What went wrong with a program. The verifier's account of it, of some thousand lines, is logged for
+    /// whoever asks for it.
+    fn program(program: &'static str, source: ProgramError) -> Self {
+        match source {
+            ProgramError::LoadError { io_error, verifier_log } => {
+                let log = verifier_log.to_string();
+                debug!("the verifier on {program}:\n{log}");
+                Self::Rejected { program, why: last_word(&log), source: io_error }
+            }
+            source => Self::Program { program, source },
+        }
+    }
+}
+
+/// The last line of a verifier's log that is not about its own work.
+fn last_word(log: &str) -> String {
+    const ABOUT_ITSELF: [&str; 3] = ["processed ", "verification time ", "stack depth "];
+    let lines = log.lines().map(str::trim).filter(|line| !line.is_empty());
+    let mut telling =
+        lines.filter(|line| !ABOUT_ITSELF.iter().any(|prefix| line.starts_with(prefix)));
+    telling.next_back().unwrap_or("it says no more").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::last_word;
+
+    #[test]
+    fn the_verifiers_last_word_is_the_line_that_says_what_is_wrong() {
+        let log = "0: (b7) r0 = 0\n1: (95) exit\nR1 pointer arithmetic prohibited\n\
+            verification time 12 usec\nstack depth 8\nprocessed 2 insns (limit 1000000)\n";
+        assert_eq!(last_word(log), "R1 pointer arithmetic prohibited");
+        assert_eq!(last_word(""), "it says no more");
+    }
 }

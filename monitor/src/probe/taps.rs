@@ -327,7 +327,7 @@ fn load(loader: &mut Loader, netns: u32) -> Result<Ebpf, AttachError> {
     let mut ebpf = loader.load(netns, 0)?;
     for (program, _, _) in DIRECTIONS {
         let classifier = classifier(&mut ebpf, program)?;
-        classifier.load().map_err(|source| ProbeError::Program { program, source })?;
+        classifier.load().map_err(|source| ProbeError::program(program, source))?;
     }
     Ok(ebpf)
 }
@@ -337,7 +337,7 @@ fn classifier<'a>(
     program: &'static str,
 ) -> Result<&'a mut SchedClassifier, ProbeError> {
     let found = ebpf.program_mut(program).ok_or(ProbeError::Incomplete(program))?;
-    found.try_into().map_err(|source| ProbeError::Program { program, source })
+    found.try_into().map_err(|source| ProbeError::program(program, source))
 }
 
 /// Whether both programs are on the tap, and not only pinned. Runs inside the tap's namespace.
