@@ -115,6 +115,7 @@ pub fn check(config: &Config) -> Report {
     items.push(bpffs(&config.paths.bpffs_dir));
     items.extend(TRACEPOINTS.map(|(name, needed_for)| tracepoint(btf.ok(), name, needed_for)));
     items.push(tap_hook(config.probes.tap_hook, version, btf.ok(), release.as_deref().ok()));
+    items.push(thread_iterator(btf.ok()));
     items.push(schedstat());
     items.push(executables(config));
     Report { items }
@@ -252,6 +253,18 @@ fn tap_hook(
     };
     let (verdict, detail) = facts::judge_tap_hook(wanted, tcx, clsact);
     item("tap hook", true, verdict, detail, "counting what guests send and receive")
+}
+
+/// A function of that name stands for the hook; without it, `schedstat` files do.
+fn thread_iterator(btf: Option<&[u8]>) -> Item {
+    let (verdict, detail) = match btf.map(|btf| facts::has_btf_name(btf, "bpf_iter_task")) {
+        Some(true) => (Verdict::Ok, "in the kernel's BTF"),
+        Some(false) => {
+            (Verdict::Gap, "not in the kernel's BTF; a file for each vCPU is read instead")
+        }
+        None => (Verdict::Unknown, "the kernel's BTF can't be read"),
+    };
+    item("iterator over threads", false, verdict, detail, "reading all vCPUs' time at once")
 }
 
 fn schedstat() -> Item {
