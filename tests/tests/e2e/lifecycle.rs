@@ -51,6 +51,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("vms_that_start_and_end_are_noticed_and_only_a_killed_one_is_an_incident", vms),
         trial("a_daemon_that_only_observes_records_a_crash_and_resets_nothing", observes),
         trial("a_guest_that_crashes_again_is_given_up_at_its_limit_for_good", limit),
+        trial("a_vcpu_that_is_plugged_in_is_read", vcpu_plugged),
     ]
 }
 
@@ -446,5 +447,29 @@ fn limit() -> Result<()> {
         reset_events(guest)? == 0,
         "it was reset again, by a daemon that forgot the first time"
     );
+    Ok(())
+}
+
+fn vcpu_plugged() -> Result<()> {
+    let rig = Rig::new()?;
+    let mut config = rig.boot_sector("grows", BootSector::StiHlt, Accelerator::Tcg);
+    config.extra_args = ["-smp", "1,maxcpus=2"].map(str::to_owned).to_vec();
+    // Its threads' names tell nothing, so that QEMU has to be asked.
+    config.debug_threads = false;
+    let guest = config.start()?;
+    let daemon = rig.daemon(&rig.daemon_config()?)?;
+    let vcpus = |row: &Value| row["vcpus"].as_array().map_or(0, Vec::len);
+    wait_for_vm(&daemon, "grows", "one vCPU", GRACE, |row| vcpus(row) == 1)?;
+    let slots = guest.qmp("query-hotpluggable-cpus", &Value::Null)?;
+    let slots = slots.as_array().context("no list of vCPUs")?;
+    let free = slots.iter().find(|slot| slot.get("qom-path").is_none()).context("none is free")?;
+    let mut device = free["props"].clone();
+    device["driver"] = free["type"].clone();
+    device["id"] = "plugged".into();
+    guest.qmp("device_add", &device)?;
+    wait_for_vm(&daemon, "grows", "two vCPUs", GRACE, |row| {
+        let is_read = |vcpu: &Value| vcpu["busy_ratio"].is_f64();
+        vcpus(row) == 2 && row["vcpus"].as_array().into_iter().flatten().all(is_read)
+    })?;
     Ok(())
 }
