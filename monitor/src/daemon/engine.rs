@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    discover::{Plugged, Tap, Vm, VmId},
+    discover::{self, Plugged, Tap, Vm, VmId},
     probe::{AttachReport, Counted, ProbeThread, ProgramHealth, TapProbe},
     qmp::{self, QmpEvent, QmpHandle, QmpNotice, QmpState, QmpTarget, RunState},
     report::store::IncidentStore,
@@ -197,7 +197,7 @@ impl Engine {
     fn swept(&mut self, all: &[VmId]) {
         let unseen: Vec<VmId> = self.vms.keys().filter(|id| !all.contains(id)).copied().collect();
         for id in unseen {
-            if crate::discover::start_ticks(id.pid).ok() != Some(id.start_ticks) {
+            if discover::start_ticks(id.pid).ok() != Some(id.start_ticks) {
                 self.gone(id);
             }
         }
@@ -241,10 +241,16 @@ impl Engine {
 
     fn set_threads(&mut self, id: VmId, threads: Vec<(u32, u32)>, from_qmp: bool) {
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        watched.threads_from_qmp = from_qmp;
         if watched.threads == threads {
+            watched.threads_from_qmp = from_qmp;
             return;
         }
+        // A QEMU in a container names its threads as they are called there.
+        if let Some((_, tid)) = threads.iter().find(|(_, tid)| !discover::has_thread(id.pid, *tid))
+        {
+            return debug!(vm = watched.vm.name, "it has no thread {tid}, which it names");
+        }
+        watched.threads_from_qmp = from_qmp;
         if self.threads.is_none() {
             match VcpuClocks::open(id.pid, &threads) {
                 Ok(clocks) => watched.clocks = clocks,

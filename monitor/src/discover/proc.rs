@@ -90,6 +90,11 @@ pub fn process_state(pid: u32) -> Result<char, DiscoverError> {
     stat(pid).map(|stat| stat.state)
 }
 
+/// Whether `pid` has a thread `tid`.
+pub fn has_thread(pid: u32, tid: u32) -> bool {
+    fs::exists(format!("/proc/{pid}/task/{tid}")).unwrap_or(false)
+}
+
 /// The vCPU threads of `pid`, told by their names alone, which a QEMU that a guest took over may
 /// choose freely.
 ///
