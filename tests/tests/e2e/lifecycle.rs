@@ -133,7 +133,8 @@ fn foreign_clsact() -> Result<()> {
     Ok(())
 }
 
-fn tc(tap: &Tap, arguments: &[&str]) -> Result<String> {
+/// Runs `tc` with these arguments in the tap's namespace.
+pub(crate) fn tc(tap: &Tap, arguments: &[&str]) -> Result<String> {
     let [program, namespace] = tap.enter_prefix();
     let mut command = Command::new(program);
     command.arg(namespace).arg("tc").args(arguments);

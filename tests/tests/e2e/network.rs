@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use crate::{
     counts::Traffic,
     foreign::{Foreign, Place, Verdict, detach_link},
+    lifecycle::tc,
     rig::{BOOT_LIMIT, Rig, boot_all, incidents_of, trial, trial_that_may_skip, vm, wait_for_vm},
 };
 
@@ -172,6 +173,14 @@ fn a_million() -> Result<()> {
     // One more whose packets can't be seen.
     config.extra_args.extend(["-netdev", "user,id=u"].map(str::to_owned));
     let _guest = config.start()?;
+    rig.netns.ip(&["link", "add", "sink", "type", "veth", "peer", "name", "drain"])?;
+    for name in ["sink", "drain"] {
+        rig.netns.ip(&["link", "set", name, "up"])?;
+    }
+    let filters = [true, false];
+    for from_guest in filters {
+        add_filter(&taps[0], from_guest)?;
+    }
     let early = [true, false]
         .map(|from_guest| Foreign::attach(&taps[0], from_guest, Place::First, Verdict::HandOn));
     let daemon = observing(&rig)?;
@@ -190,6 +199,10 @@ fn a_million() -> Result<()> {
     let [sent, _, received, _] = after.since(before).figures();
     ensure!(sent >= MANY + 1000 && received >= MANY + 2000, "{after:?}");
     let kernel = taps[0].counters()?;
+    for from_guest in filters {
+        let seen = filtered(&taps[0], from_guest)?;
+        ensure!(seen >= MANY, "somebody's filter saw {seen}, from the guest: {from_guest}");
+    }
     for (foreign, what) in
         early.into_iter().chain(late).zip(["early from", "early to", "late from", "late to"])
     {
@@ -200,6 +213,31 @@ fn a_million() -> Result<()> {
         ensure!(seen >= MANY && seen <= passed, "{what}: saw {seen} of {passed}");
     }
     Ok(())
+}
+
+/// What an administrator's own filter looks like: it copies all packets to another interface.
+fn add_filter(tap: &Tap, from_guest: bool) -> Result<()> {
+    // There is one for both directions.
+    let _ = tc(tap, &["qdisc", "add", "dev", tap.name(), "clsact"]);
+    let all = ["protocol", "all", "u32", "match", "u32", "0", "0"];
+    let mirror = ["action", "mirred", "egress", "mirror", "dev", "sink"];
+    let add = ["filter", "add", "dev", tap.name(), direction(from_guest)];
+    tc(tap, &[&add[..], &all, &mirror].concat())?;
+    Ok(())
+}
+
+fn direction(from_guest: bool) -> &'static str {
+    if from_guest { "ingress" } else { "egress" }
+}
+
+/// Packets that the filter saw.
+fn filtered(tap: &Tap, from_guest: bool) -> Result<u64> {
+    let show = ["-j", "-s", "filter", "show", "dev", tap.name(), direction(from_guest)];
+    let filters: Value = serde_json::from_str(&tc(tap, &show)?)?;
+    let filters = filters.as_array().context("no list of filters")?;
+    let packets =
+        |filter: &Value| filter.pointer("/options/actions/0/stats/packets").and_then(Value::as_u64);
+    filters.iter().find_map(packets).with_context(|| format!("no packets in {filters:?}"))
 }
 
 fn plugged() -> Result<()> {
