@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 use super::{
     OBJECT, ProbeError, ProgramHealth,
     offsets::Offsets,
-    pins::{Left, Pins, SHARED_MAPS},
+    pins::{Left, Pins, SHARED_MAPS, remove_pin},
 };
 use crate::{
     config::{ProbeLog, Probes},
@@ -188,11 +188,7 @@ fn attach_generation(
     let mut health = health_of_all();
     for row in &mut health {
         let pinned = if row.program == ITERATOR.0 {
-            iterate(&mut ebpf, &btf).and_then(|link| {
-                // An iterator's file is made anew: its program belongs to this generation.
-                super::pins::remove_pin(&loader.pins.threads())?;
-                pin(link, &loader.pins.threads())
-            })
+            iterate(&mut ebpf, &btf).and_then(|link| pin(link, &loader.pins.threads()))
         } else {
             attach(&mut ebpf, row.program, row.hook, &btf)
                 .and_then(|link| pin(link, &loader.pins.link(&link_name(generation, row.program))))
@@ -247,7 +243,10 @@ fn iterate(ebpf: &mut Ebpf, btf: &Btf) -> Result<FdLink, ProbeError> {
     link.try_into().map_err(|source| ProbeError::Link { link: name.to_owned(), source })
 }
 
+/// Pins a link in place of whatever is pinned there: an iterator of the last generation, or what a daemon
+/// left that failed to start.
 fn pin(link: FdLink, path: &std::path::Path) -> Result<(), ProbeError> {
+    remove_pin(path)?;
     let pinned = link.pin(path);
     pinned.map(drop).map_err(|source| ProbeError::Pin { path: path.to_owned(), source })
 }
