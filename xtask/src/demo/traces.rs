@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use flatline_tests::command;
+use serde_json::Value;
 
 use super::screen::Screen;
 use crate::process::find_program;
@@ -26,7 +27,7 @@ const NAMESPACES: &str = "/run/netns";
 /// Everything to look for once the demo is over.
 pub(super) struct Traces {
     dir: PathBuf,
-    /// The kernel's ids of the eBPF programs that the daemon loaded.
+    /// The kernel's ids of the eBPF programs that use the daemon's maps.
     programs: BTreeSet<u32>,
     /// Interfaces of the host's own network before.
     interfaces: BTreeSet<String>,
@@ -42,14 +43,26 @@ impl Traces {
         Ok(Self { dir: dir.to_owned(), programs: BTreeSet::new(), interfaces })
     }
 
-    /// Remembers the eBPF programs that a running daemon holds.
+    /// Remembers the eBPF programs that use a running daemon's maps: it need not hold them itself, as their
+    /// links are pinned.
     pub(super) fn note_programs(&mut self, daemon: u32) -> Result<()> {
+        let Some(bpftool) = find_program("bpftool") else { return Ok(()) };
         let directory = PathBuf::from(format!("/proc/{daemon}/fdinfo"));
+        let mut maps = BTreeSet::new();
         for name in names_in(&directory)? {
             // A descriptor may be closed meanwhile.
             let Ok(text) = fs::read_to_string(directory.join(name)) else { continue };
-            let ids = text.lines().filter_map(|line| line.strip_prefix("prog_id:"));
-            self.programs.extend(ids.filter_map(|id| id.trim().parse::<u32>().ok()));
+            let ids = text.lines().filter_map(|line| line.strip_prefix("map_id:"));
+            maps.extend(ids.filter_map(|id| id.trim().parse::<u64>().ok()));
+        }
+        let output = command::run_command(Command::new(bpftool).args(["-j", "prog", "show"]))?;
+        let shown: Value = serde_json::from_slice(&output).context("bpftool printed no JSON")?;
+        for program in shown.as_array().into_iter().flatten() {
+            let used = program["map_ids"].as_array().into_iter().flatten();
+            if used.filter_map(Value::as_u64).any(|map| maps.contains(&map)) {
+                let id = program["id"].as_u64().and_then(|id| u32::try_from(id).ok());
+                self.programs.extend(id);
+            }
         }
         Ok(())
     }
