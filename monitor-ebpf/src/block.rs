@@ -27,6 +27,8 @@ offsets! {
     TASK_BIO_LIST_OFFSET
     /// Not an offset: the flag `REQ_META`, whose bit differs between kernels.
     REQUEST_META_FLAG
+    /// Not an offset: the flag `REQ_IDLE`, likewise.
+    REQUEST_IDLE_FLAG
 }
 
 /// The generation of this copy of the programs.
@@ -67,7 +69,7 @@ pub(crate) fn block_submitted(ctx: BtfTracePointContext) -> i32 {
         // Submitted once more by a stacked device, for a bio that was counted already.
         Some(_) if is_nested() => return 0,
         Some(slot) => slot,
-        None if opf & REQ_OP_MASK == REQ_OP_WRITE && bytes != 0 => match writeback::slot_of(bio) {
+        None if may_write_back(opf, bytes) => match writeback::slot_of(bio) {
             Some(slot) => slot,
             None => return 0,
         },
@@ -107,6 +109,19 @@ pub(crate) fn block_submitted(ctx: BtfTracePointContext) -> i32 {
         warn!(&ctx, "VM {}: no room to follow a request", row.pid);
     }
     0
+}
+
+/// Whether this bio, which no QEMU submits, may be the first that carries pages of a file to a device. One
+/// that carries them on to a device below has the same pages: a stacked driver's, or a loop device's with
+/// direct I/O to its own file. All direct I/O is marked by `REQ_IDLE` (`iomap_dio_bio_opflags` in
+/// fs/iomap/direct-io.c and `dio_bio_write_op` in block/fops.c of Linux 6.12), and no writing back is
+/// (`wbc_to_write_flags` in include/linux/writeback.h).
+#[inline(always)]
+fn may_write_back(opf: u32, bytes: u32) -> bool {
+    opf & REQ_OP_MASK == REQ_OP_WRITE
+        && bytes != 0
+        && opf & global(&REQUEST_IDLE_FLAG) == 0
+        && !is_nested()
 }
 
 /// The layout's row, if this copy of the programs is the one that counts.

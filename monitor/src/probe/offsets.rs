@@ -58,8 +58,9 @@ impl Offsets {
         let resolve = |(global, path): &Offset| Ok((*global, types.offset_of(path)?));
         let mut globals = REQUIRED.iter().map(resolve).collect::<Result<Vec<_>, _>>()?;
         // A kernel that does not mark them writes nothing that could be taken for a guest's.
-        let meta = types.enumerator("__REQ_META").ok().and_then(|bit| 1_u32.checked_shl(bit));
-        globals.push(("REQUEST_META_FLAG", meta.unwrap_or_default()));
+        let flag = |bit: &str| types.enumerator(bit).ok().and_then(|bit| 1_u32.checked_shl(bit));
+        globals.push(("REQUEST_META_FLAG", flag("__REQ_META").unwrap_or_default()));
+        globals.push(("REQUEST_IDLE_FLAG", flag("__REQ_IDLE").unwrap_or_default()));
         let mut all = |offsets: &[Offset]| {
             globals.extend(offsets.iter().map(resolve).collect::<Result<Vec<_>, _>>()?);
             Ok(())
