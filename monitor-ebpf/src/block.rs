@@ -29,6 +29,8 @@ offsets! {
     REQUEST_META_FLAG
     /// Not an offset: the flag `REQ_IDLE`, likewise.
     REQUEST_IDLE_FLAG
+    /// Not an offset: the flag `REQ_RAHEAD`, likewise.
+    REQUEST_AHEAD_FLAG
 }
 
 /// The generation of this copy of the programs.
@@ -68,6 +70,10 @@ pub(crate) fn block_submitted(ctx: BtfTracePointContext) -> i32 {
         Some(_) if opf & global(&REQUEST_META_FLAG) != 0 => return 0,
         // Submitted once more by a stacked device, for a bio that was counted already.
         Some(_) if is_nested() => return 0,
+        // QEMU's own code and libraries, which come through read-ahead as buffered reads of an image do.
+        Some(_) if opf & global(&REQUEST_AHEAD_FLAG) != 0 && writeback::is_of_mapped_file(bio) => {
+            return 0;
+        }
         Some(slot) => slot,
         None if may_write_back(opf, bytes) => match writeback::slot_of(bio) {
             Some(slot) => slot,

@@ -1,4 +1,4 @@
-//! Whose a page is that the host writes back.
+//! Whose a page of the page cache is that the host writes back, and what a QEMU reads into it.
 //!
 //! A guest's write under `cache=writeback` ends in the host's page cache. A kernel worker submits it
 //! later, so that the task says nothing; but the page belongs to an inode, and user space knows which
@@ -17,6 +17,7 @@ offsets! {
     PAGE_COMPOUND_HEAD_OFFSET
     PAGE_MAPPING_OFFSET
     MAPPING_HOST_OFFSET
+    MAPPING_USERS_OFFSET
     INODE_NUMBER_OFFSET
     INODE_SUPER_BLOCK_OFFSET
     INODE_RDEV_OFFSET
@@ -33,6 +34,32 @@ const NO_FILE: u64 = 3;
 /// The slot of the VM whose image the bio's first page belongs to; a bio never mixes files.
 #[inline(always)]
 pub(crate) fn slot_of(bio: *const u8) -> Option<u32> {
+    let mapping = mapping_of(bio)?;
+    let inode: u64 = field_at(mapping, &MAPPING_HOST_OFFSET)?;
+    let device: u32 = field_at(inode, &INODE_RDEV_OFFSET)?;
+    let key = if device != 0 {
+        FileKey { inode: 0, device, reserved: 0 }
+    } else {
+        let number: u64 = field_at(inode, &INODE_NUMBER_OFFSET)?;
+        let super_block: u64 = field_at(inode, &INODE_SUPER_BLOCK_OFFSET)?;
+        let device: u32 = field_at(super_block, &SUPER_BLOCK_DEVICE_OFFSET)?;
+        FileKey { inode: number, device, reserved: 0 }
+    };
+    // SAFETY: the value is copied at once, and only user space removes it.
+    unsafe { FILES.get(key).copied() }
+}
+
+/// Whether the bio's first page belongs to a file that some process has mapped, which is how programs and
+/// libraries are used, and no disk is: what QEMU reads then is itself.
+#[inline(always)]
+pub(crate) fn is_of_mapped_file(bio: *const u8) -> bool {
+    let users = mapping_of(bio).and_then(|mapping| field_at(mapping, &MAPPING_USERS_OFFSET));
+    users.is_some_and(|users: u64| users != 0)
+}
+
+/// The `address_space` of the file that the bio's first page belongs to.
+#[inline(always)]
+fn mapping_of(bio: *const u8) -> Option<u64> {
     if global(&WRITEBACK_KNOWN) == 0 {
         return None;
     }
@@ -47,19 +74,5 @@ pub(crate) fn slot_of(bio: *const u8) -> Option<u32> {
     let head: u64 = field_at(page, &PAGE_COMPOUND_HEAD_OFFSET)?;
     let page = if head & TAIL_PAGE == 0 { page } else { head - TAIL_PAGE };
     let mapping: u64 = field_at(page, &PAGE_MAPPING_OFFSET)?;
-    if mapping == 0 || mapping & NO_FILE != 0 {
-        return None;
-    }
-    let inode: u64 = field_at(mapping, &MAPPING_HOST_OFFSET)?;
-    let device: u32 = field_at(inode, &INODE_RDEV_OFFSET)?;
-    let key = if device != 0 {
-        FileKey { inode: 0, device, reserved: 0 }
-    } else {
-        let number: u64 = field_at(inode, &INODE_NUMBER_OFFSET)?;
-        let super_block: u64 = field_at(inode, &INODE_SUPER_BLOCK_OFFSET)?;
-        let device: u32 = field_at(super_block, &SUPER_BLOCK_DEVICE_OFFSET)?;
-        FileKey { inode: number, device, reserved: 0 }
-    };
-    // SAFETY: the value is copied at once, and only user space removes it.
-    unsafe { FILES.get(key).copied() }
+    (mapping != 0 && mapping & NO_FILE == 0).then_some(mapping)
 }

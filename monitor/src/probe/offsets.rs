@@ -16,13 +16,14 @@ const REQUIRED: [Offset; 7] = [
     ("TASK_EXIT_CODE_OFFSET", &["task_struct", "exit_code"]),
 ];
 
-/// The way from a bio to the file whose page it writes back.
-const WRITEBACK: [Offset; 9] = [
+/// The way from a bio to the file whose page it reads or writes back.
+const WRITEBACK: [Offset; 10] = [
     ("BIO_IO_VEC_OFFSET", &["bio", "bi_io_vec"]),
     ("BIO_VEC_PAGE_OFFSET", &["bio_vec", "bv_page"]),
     ("PAGE_COMPOUND_HEAD_OFFSET", &["page", "compound_head"]),
     ("PAGE_MAPPING_OFFSET", &["page", "mapping"]),
     ("MAPPING_HOST_OFFSET", &["address_space", "host"]),
+    ("MAPPING_USERS_OFFSET", &["address_space", "i_mmap", "rb_root", "rb_node"]),
     ("INODE_NUMBER_OFFSET", &["inode", "i_ino"]),
     ("INODE_SUPER_BLOCK_OFFSET", &["inode", "i_sb"]),
     ("INODE_RDEV_OFFSET", &["inode", "i_rdev"]),
@@ -60,6 +61,7 @@ impl Offsets {
         // A kernel that does not mark them writes nothing that could be taken for a guest's.
         let flag = |bit: &str| types.enumerator(bit).ok().and_then(|bit| 1_u32.checked_shl(bit));
         globals.push(("REQUEST_META_FLAG", flag("__REQ_META").unwrap_or_default()));
+        globals.push(("REQUEST_AHEAD_FLAG", flag("__REQ_RAHEAD").unwrap_or_default()));
         globals.push(("REQUEST_IDLE_FLAG", flag("__REQ_IDLE").unwrap_or_default()));
         let mut all = |offsets: &[Offset]| {
             globals.extend(offsets.iter().map(resolve).collect::<Result<Vec<_>, _>>()?);
