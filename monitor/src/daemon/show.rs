@@ -236,9 +236,14 @@ impl Engine {
             signals.push(moved(
                 "storage",
                 activity.storage.as_ref().map(|storage| {
+                    let unseen: Vec<String> = watched.vm.unseen_storage().collect();
                     format!(
-                        "{} submitted, {} completed, {} in flight",
-                        storage.submitted, storage.completed, storage.in_flight
+                        "{} submitted, {} completed, {} in flight{}{}",
+                        storage.submitted,
+                        storage.completed,
+                        storage.in_flight,
+                        if unseen.is_empty() { "" } else { "; unseen: " },
+                        unseen.join(", ")
                     )
                 }),
             ));
