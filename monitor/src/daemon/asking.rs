@@ -38,6 +38,9 @@ impl Engine {
             }
             Err(why) => (Vec::new(), Err(why)),
         };
+        let watched = self.vms.get(&id);
+        let unseen_storage =
+            watched.is_some_and(|watched| !self.unseen_storage(watched).is_empty());
         let Some(watched) = self.vms.get_mut(&id) else { return };
         if watched.asking.is_some() {
             return;
@@ -48,7 +51,6 @@ impl Engine {
         }
         watched.asking = Some(Asking { boot_began: watched.watch.boot.began, probed });
         let qmp = watched.qmp.clone().filter(|_| matches!(watched.monitor(), Monitor::Answers(_)));
-        let unseen_storage = watched.vm.unseen_storage().next().is_some();
         let messages = self.messages.clone();
         tokio::spawn(async move {
             let round = witness::ask(questions, targets, qmp, unseen_storage).await;

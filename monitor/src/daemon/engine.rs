@@ -474,6 +474,20 @@ impl Engine {
         }
     }
 
+    /// Whatever of a VM's storage the host does not see, or can't tell to be its own, for people to read.
+    pub(super) fn unseen_storage(&self, watched: &WatchedVm) -> Vec<String> {
+        let keys = &watched.vm.plugged.files.keys;
+        let shares = |other: &&WatchedVm| {
+            let theirs = &other.vm.plugged.files.keys;
+            other.vm.id != watched.vm.id && keys.iter().any(|key| theirs.contains(key))
+        };
+        let shared = self.vms.values().filter(shares).map(|other| {
+            let name = &other.vm.name;
+            format!("what is written back to a file that is VM {name}'s too, or numbered as its is")
+        });
+        watched.vm.unseen_storage().chain(shared).collect()
+    }
+
     /// Whether this VM's conviction still stands.
     pub(super) fn is_crashed(&self, id: VmId) -> bool {
         self.vms.get(&id).is_some_and(|vm| matches!(vm.watch.state, State::Crashed { .. }))

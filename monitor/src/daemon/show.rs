@@ -187,7 +187,7 @@ impl Engine {
         let Vm { unseen_networks, plugged, .. } = &watched.vm;
         let networks: Vec<&str> =
             unseen_networks.iter().chain(&plugged.unseen_taps).map(String::as_str).collect();
-        let storage: Vec<String> = watched.vm.unseen_storage().collect();
+        let storage = self.unseen_storage(watched);
         let qmp = match watched.monitor() {
             Monitor::Answers(run_state) => format!("answers; run state {run_state}"),
             Monitor::Unknown(why) | Monitor::Unresponsive(why) => why,
@@ -236,7 +236,7 @@ impl Engine {
             signals.push(moved(
                 "storage",
                 activity.storage.as_ref().map(|storage| {
-                    let unseen: Vec<String> = watched.vm.unseen_storage().collect();
+                    let unseen = self.unseen_storage(watched);
                     format!(
                         "{} submitted, {} completed, {} in flight{}{}",
                         storage.submitted,

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap as StdHashMap, HashSet, VecDeque},
-    io,
+    mem,
 };
 
 use aya::{
@@ -14,9 +14,6 @@ use tracing::debug;
 
 use super::{ProbeError, pins::Pins};
 use crate::discover::VmId;
-
-/// `BPF_NOEXIST`.
-const ONLY_NEW: u64 = 1;
 
 /// Hands slots out, and keeps the maps in step: `vms`, `slots` and `files`.
 pub(super) struct Slots {
@@ -31,6 +28,7 @@ pub(super) struct Slots {
 
 struct Taken {
     slot: u32,
+    /// What it has open for its guest, whether that counts or not.
     files: Vec<FileKey>,
 }
 
@@ -129,26 +127,37 @@ impl Slots {
         self.rows.set(slot, lanes, 0)
     }
 
-    /// Makes `files` the ones whose written back pages count for the VM; one that counts for another VM
-    /// already stays that one's.
+    /// Makes `files` the ones whose written back pages count for the VM. One that another VM has as well counts
+    /// for neither: whichever it was given to would seem to live by what the other does.
     pub(super) fn own(&mut self, vm: VmId, files: &[FileKey]) -> Result<(), ProbeError> {
         let Some(taken) = self.taken.get_mut(&vm) else { return Ok(()) };
-        let failed = |source| ProbeError::Map { map: "files", source };
-        for gone in taken.files.extract_if(.., |file| !files.contains(file)) {
-            let _ = self.owners.remove(&gone);
-        }
-        for file in files {
-            if taken.files.contains(file) {
-                continue;
-            }
-            match self.owners.insert(file, taken.slot, ONLY_NEW) {
-                Ok(()) => taken.files.push(*file),
-                Err(MapError::SyscallError(error))
-                    if error.io_error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(failed(error)),
+        let before = mem::replace(&mut taken.files, files.to_vec());
+        let gone = before.iter().filter(|file| !files.contains(file));
+        let come = files.iter().filter(|file| !before.contains(file));
+        let mut result = Ok(());
+        for file in gone.chain(come) {
+            if let Err(source) = self.assign(*file) {
+                // Whatever is not in its list is tried again the next time.
+                if let Some(taken) = self.taken.get_mut(&vm) {
+                    taken.files.retain(|kept| kept != file);
+                }
+                result = Err(ProbeError::Map { map: "files", source });
             }
         }
-        Ok(())
+        result
+    }
+
+    /// Counts what is written back to a file for the only VM that has it open, or for none.
+    fn assign(&mut self, file: FileKey) -> Result<(), MapError> {
+        let mut owners = self.taken.values().filter(|taken| taken.files.contains(&file));
+        match (owners.next(), owners.next()) {
+            (Some(only), None) => self.owners.insert(file, only.slot, 0),
+            _ => {
+                // It is not there if it never counted.
+                let _ = self.owners.remove(&file);
+                Ok(())
+            }
+        }
     }
 
     /// Takes the slot back. Its row is emptied, so that it is nobody's.
@@ -158,7 +167,9 @@ impl Slots {
             debug!("no slot of VM {vm} to remove: {error}");
         }
         for file in files {
-            let _ = self.owners.remove(&file);
+            if let Err(error) = self.assign(file) {
+                debug!("what is written back to a file of VM {vm} can't be another's: {error}");
+            }
         }
         if let Err(error) = self.write(slot, VmRow::default()) {
             debug!("the row of VM {vm} could not be emptied: {error}");
