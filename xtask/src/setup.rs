@@ -21,6 +21,8 @@ struct Program {
     name: &'static str,
     packages: &'static [&'static str],
     purpose: &'static str,
+    /// Without what is not required, some tests are skipped, and say so.
+    required: bool,
 }
 
 /// Debian's names of packages. The newest backport of qemu-utils conflicts with qemu-system-x86, and
@@ -30,12 +32,50 @@ const PROGRAMS: &[Program] = &[
         name: "qemu-system-x86_64",
         packages: &[QEMU, QEMU_UTILS],
         purpose: "runs the guests of the tests",
+        required: true,
     },
-    Program { name: "bpftool", packages: &["bpftool"], purpose: "shows the pinned maps" },
-    Program { name: "busybox", packages: &["busybox-static"], purpose: "the guests' user space" },
-    Program { name: "cpio", packages: &["cpio"], purpose: "packs the guests' initramfs" },
-    Program { name: "ip", packages: &["iproute2"], purpose: "makes the tests' taps and bridges" },
-    Program { name: "nsenter", packages: &["util-linux"], purpose: "enters a network namespace" },
+    Program {
+        name: "bpftool",
+        packages: &["bpftool"],
+        purpose: "shows the pinned maps",
+        required: true,
+    },
+    Program {
+        name: "busybox",
+        packages: &["busybox-static"],
+        purpose: "the guests' user space",
+        required: true,
+    },
+    Program {
+        name: "cpio",
+        packages: &["cpio"],
+        purpose: "packs the guests' initramfs",
+        required: true,
+    },
+    Program {
+        name: "ip",
+        packages: &["iproute2"],
+        purpose: "makes the tests' taps and bridges",
+        required: true,
+    },
+    Program {
+        name: "nsenter",
+        packages: &["util-linux"],
+        purpose: "enters a network namespace",
+        required: true,
+    },
+    Program {
+        name: "mkfs.xfs",
+        packages: &["xfsprogs"],
+        purpose: "makes a test's disks; optional",
+        required: false,
+    },
+    Program {
+        name: "mkfs.btrfs",
+        packages: &["btrfs-progs"],
+        purpose: "makes a test's disks; optional",
+        required: false,
+    },
 ];
 
 const BPF_PACKAGES: &[&str] = &["rustc-web", "libstd-rust-web-dev-bpf"];
@@ -120,7 +160,8 @@ fn missing(facts: &Facts) -> Vec<Missing> {
     let mut missing: Vec<Missing> = absent
         .map(|program| {
             let what = format!("{} ({})", program.name, program.purpose);
-            required(what, Cure::Packages(program.packages))
+            let cure = Cure::Packages(program.packages);
+            Missing { what, cure, required: program.required }
         })
         .collect();
     match &facts.toolchain {
