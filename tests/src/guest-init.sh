@@ -69,6 +69,12 @@ while read -r command first second; do
         disk) in_background disk_load ;;
         disk-read) dd if=/dev/vda of=/dev/null iflag=direct bs="${second}k" count="$first" status=none ;;
         disk-write) dd if=/dev/zero of=/dev/vda oflag=direct conv=notrunc bs="${second}k" count="$first" status=none ;;
+        disk-discard) blkdiscard -o "${first}M" -l "${second}M" /dev/vda ;;
+        disk-flush)
+            for _ in $(seq "$first"); do
+                dd if=/dev/zero of=/dev/vda oflag=direct conv=notrunc,fsync bs=4k count=1 status=none
+            done
+            ;;
         net) ping -q -A -c "$first" "$gateway" >/dev/null ;;
         net-down) ip link set eth0 down ;;
         stop-load)

@@ -27,11 +27,11 @@ use serde_json::Value;
 use crate::rig::{Rig, binary, boot_all, trial, trial_that_may_skip, vm, wait_for_vm};
 
 /// Longer than the daemon's sampling interval of a second by what a busy machine needs.
-const SAMPLE_AGE: Duration = Duration::from_millis(1500);
+pub(crate) const SAMPLE_AGE: Duration = Duration::from_millis(1500);
 /// Long enough for the daemon's rounds of probes, which disturb the quiet, to be over.
-const QUIET_LIMIT: Duration = Duration::from_secs(40);
+pub(crate) const QUIET_LIMIT: Duration = Duration::from_secs(40);
 /// Until the daemon is sure that a completion was lost, while other tests use the disk.
-const SETTLE_LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const SETTLE_LIMIT: Duration = Duration::from_secs(60);
 /// What a guest's command may take on a busy machine.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
@@ -257,7 +257,7 @@ pub(crate) fn dump_vms(dir: &Path) -> Result<Vec<Value>> {
 }
 
 /// Why QEMU can't use `aio` here, in its own words.
-fn refusal(aio: &str, image: &Path) -> Result<Option<String>> {
+pub(crate) fn refusal(aio: &str, image: &Path) -> Result<Option<String>> {
     let drive = format!("file={},format=raw,if=none,aio={aio},cache=none", image.display());
     let mut qemu = Command::new("qemu-system-x86_64")
         .args(["-nodefaults", "-display", "none", "-machine", "none", "-monitor", "stdio"])

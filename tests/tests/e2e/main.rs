@@ -14,6 +14,7 @@ mod network;
 mod programs;
 mod reports;
 mod rig;
+mod storage;
 mod upgrade;
 
 use std::process::ExitCode;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
     trials.extend(brought_back::trials());
     trials.extend(counts::trials());
     trials.extend(network::trials());
+    trials.extend(storage::trials());
     trials.extend(reports::trials());
     trials.extend(lifecycle::trials());
     trials.extend(upgrade::trials());
