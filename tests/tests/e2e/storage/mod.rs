@@ -49,6 +49,10 @@ pub(crate) fn trials() -> Vec<Trial> {
             apart::numbered_alike,
         ),
         trial_that_may_skip("storage_that_cannot_be_seen_is_named", unseen::is_named),
+        trial_that_may_skip(
+            "storage_that_cannot_be_seen_is_asked_of_qemu",
+            unseen::is_asked_of_qemu,
+        ),
         trial("storage_discards_and_flushes_are_counted_exactly", requests::discards_and_flushes),
         trial("storage_of_a_real_guest_is_counted_exactly", requests::by_a_real_guest),
         trial("storage_requests_that_fail_are_counted_as_failed", requests::failures),

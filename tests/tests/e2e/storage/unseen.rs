@@ -1,16 +1,20 @@
 //! Storage that the block layer never sees is named, and not taken for a disk that does nothing.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
+use flatline_tests::{boot_sector::BootSector, guest::Accelerator, interrupt};
 use tempfile::NamedTempFile;
 
 use super::{
     figures::{OfQemu, Shown},
-    machine::{Bus, DISK_BYTES, machine, qemu_io, wait_for_requests},
+    machine::{Bus, DISK, DISK_BYTES, machine, qemu_io, wait_for_requests},
     store::FuseExport,
 };
-use crate::rig::Rig;
+use crate::rig::{FLAT_FOR, MARGIN, Rig, incidents_of, vm, wait_for_incident};
 
 /// Writes to each.
 const WRITES: u64 = 16;
@@ -68,5 +72,45 @@ pub(super) fn is_named() -> Result<Option<String>> {
         let value = signal.context("no storage")?["value"].as_str().unwrap_or_default();
         ensure!(value.contains(&named), "{name}: {value}");
     }
+    Ok(None)
+}
+
+/// A guest that is halted for good, but for what QEMU completes for it on FUSE: as long as that goes on it
+/// is left alone.
+pub(super) fn is_asked_of_qemu() -> Result<Option<String>> {
+    if let Some(why) = FuseExport::refusal() {
+        return Ok(Some(why));
+    }
+    let rig = Rig::new()?;
+    let export = FuseExport::new(rig.dir(), "export", DISK_BYTES)?;
+    let mut config = rig.boot_sector("works-on-fuse", BootSector::CliHlt, Accelerator::Tcg);
+    let drive = format!("file={},if=none,id={DISK},format=raw", export.path().display());
+    config.extra_args.extend(["-drive".to_owned(), drive]);
+    config.extra_args.extend(["-device".to_owned(), format!("virtio-blk-pci,drive={DISK}")]);
+    let guest = config.start()?;
+    let mut config = rig.daemon_config()?;
+    config.flat_for = FLAT_FOR;
+    config.boot_grace = Duration::from_secs(2);
+    let daemon = rig.daemon(&config)?;
+    let begin = Instant::now();
+    let mut asked = false;
+    while begin.elapsed() < FLAT_FOR * 5 {
+        qemu_io(&guest, "aio_write 0 4k")?;
+        interrupt::sleep(Duration::from_millis(300))?;
+        let row = vm(&daemon, "works-on-fuse")?;
+        asked |= row["reason"].as_str().is_some_and(|reason| reason.contains("QEMU completed"));
+        ensure!(row["cause"].is_null(), "{row}");
+    }
+    ensure!(asked, "nobody asked QEMU: {}", vm(&daemon, "works-on-fuse")?);
+    ensure!(incidents_of(&daemon, "works-on-fuse")?.is_empty());
+    // What QEMU completed since it was asked last, up to 10 s before, still counts as life: a silence is seen
+    // later there than elsewhere.
+    let limit = FLAT_FOR * 2 + Duration::from_secs(10) + MARGIN;
+    let incident = wait_for_incident(&daemon, "works-on-fuse", "restarted", limit, |incident| {
+        !incident["action_at"].is_null()
+    })?;
+    ensure!(incident["cause"] == "halted", "{incident}");
+    let reason = incident["reason"].as_str().unwrap_or_default();
+    ensure!(reason.contains("QEMU completed no request"), "{incident}");
     Ok(None)
 }
