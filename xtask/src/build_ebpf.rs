@@ -1,4 +1,5 @@
-//! `cargo xtask build-ebpf`: compiles the eBPF programs into `target/ebpf/flatline-ebpf.o`.
+//! `cargo xtask build-ebpf`: compiles the eBPF programs into `target/ebpf/flatline-ebpf.o`, and for
+//! `bench` empty ones to measure them against into `target/ebpf/flatline-bench.o`.
 //!
 //! The programs are built apart from the workspace's other packages, by a toolchain of their own
 //! choice: the BPF target has no core library in rustup, so one is either compiled from `rust-src`
@@ -97,14 +98,15 @@ impl Toolchain {
         Some(self.rustc.parent()?.join(name)).filter(|path| is_executable(path))
     }
 
-    /// Gives a cargo command (`build`, `clippy`) the package, the target and the compiler.
+    /// Gives a cargo command (`build`, `clippy`) the package, the target and the compiler; which of the
+    /// package's features and binaries, is the caller's to say.
     ///
     /// `linker` is bpf-linker's path; `None` where nothing is linked.
     pub(crate) fn configure(&self, command: &mut Command, linker: Option<&Path>) -> Result<()> {
         let directory = workspace_root().join("target/ebpf-build");
         let cargo = self.sibling("cargo").unwrap_or_else(process::cargo);
         command
-            .args(["--release", "--package", "monitor-ebpf", "--features", "programs"])
+            .args(["--release", "--package", "monitor-ebpf"])
             .args(["--target", TARGET, "--target-dir"])
             .arg(&directory)
             .current_dir(workspace_root())
@@ -248,10 +250,20 @@ fn rustflags(linker: Option<&Path>) -> OsString {
 }
 
 /// Builds the programs; returns where the object is.
+pub(crate) fn build() -> Result<PathBuf> {
+    build_object("the eBPF programs", "flatline-ebpf", "programs")
+}
+
+/// Builds the empty programs; returns where the object is.
+pub(crate) fn build_empty() -> Result<PathBuf> {
+    build_object("empty eBPF programs", "flatline-bench", "bench")
+}
+
+/// Builds one binary of the package, `what` in words, with the one feature that it needs.
 ///
 /// The object is replaced only by a different one: its time of change would otherwise make cargo
 /// build the daemon anew each time.
-pub(crate) fn build() -> Result<PathBuf> {
+fn build_object(what: &str, binary: &str, feature: &str) -> Result<PathBuf> {
     let toolchain = Toolchain::find().map_err(|lacking| {
         anyhow::anyhow!(
             "no compiler here can build for BPF (`cargo xtask setup` tells what to install):\n  {}",
@@ -260,15 +272,15 @@ pub(crate) fn build() -> Result<PathBuf> {
     })?;
     let linker = process::find_program("bpf-linker")
         .context("bpf-linker is missing: run `cargo xtask setup`")?;
-    heading(&format!("building the eBPF programs ({})", toolchain.describe()));
+    heading(&format!("building {what} ({})", toolchain.describe()));
     let mut command = Command::new(toolchain.sibling("cargo").unwrap_or_else(process::cargo));
-    command.args(["build", "--bin", "flatline-ebpf"]);
+    command.args(["build", "--bin", binary, "--features", feature]);
     toolchain.configure(&mut command, Some(&linker))?;
     process::run(&mut command)?;
 
     let root = workspace_root();
-    let built = root.join("target/ebpf-build").join(TARGET).join("release/flatline-ebpf");
-    let object = root.join("target/ebpf/flatline-ebpf.o");
+    let built = root.join("target/ebpf-build").join(TARGET).join("release").join(binary);
+    let object = root.join("target/ebpf").join(format!("{binary}.o"));
     let mut elf =
         std::fs::read(&built).with_context(|| format!("could not read {}", built.display()))?;
     btf_names::sanitize(&mut elf)?;

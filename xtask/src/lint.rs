@@ -12,6 +12,9 @@ use crate::build_ebpf::{self, Toolchain};
 use crate::process::{self, capture, cargo_command, heading};
 use crate::setup;
 
+/// Those of the programs' package that its binaries need.
+const FEATURES: &str = "programs,bench";
+
 /// `cargo xtask lint`.
 pub(crate) fn task() -> Result<()> {
     setup::ensure_with_optional()?;
@@ -51,12 +54,13 @@ fn programs() -> Result<()> {
             heading("clippy for the eBPF programs");
             clippy.arg("clippy");
             toolchain.configure(&mut clippy, None)?;
-            process::run(clippy.args(["--lib", "--bins", "--", "-D", "warnings"]))
+            clippy.args(["--features", FEATURES, "--lib", "--bins"]);
+            process::run(clippy.args(["--", "-D", "warnings"]))
         }
         Err(reason) => {
             heading(&format!("skipped: clippy for {}: {reason}", build_ebpf::TARGET));
             heading("clippy for the eBPF programs, for the host's target instead");
-            let package = ["clippy", "-p", "monitor-ebpf", "--features", "programs"];
+            let package = ["clippy", "-p", "monitor-ebpf", "--features", FEATURES];
             let rest = ["--bins", "--", "-D", "warnings"];
             process::run(&mut cargo_command(package.into_iter().chain(rest)))
         }

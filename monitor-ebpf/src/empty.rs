@@ -1,0 +1,51 @@
+//! Programs that do nothing, at each hook of a counting one: the floor that `cargo xtask bench` measures
+//! flatline's own against, in the same run.
+//!
+//! A crate root of its own, built into `target/ebpf/flatline-bench.o`: the object that the daemon carries
+//! has none of this.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+use aya_ebpf::{
+    bindings::TC_ACT_UNSPEC,
+    macros::{btf_tracepoint, classifier},
+    programs::{BtfTracePointContext, TcContext},
+};
+
+/// On a tap: lets every packet go on, as flatline's programs do.
+#[classifier]
+pub(crate) fn empty_classifier(_ctx: TcContext) -> i32 {
+    TC_ACT_UNSPEC
+}
+
+/// Beside `block_submitted`.
+#[btf_tracepoint(function = "block_bio_queue")]
+pub(crate) fn empty_submitted(_ctx: BtfTracePointContext) -> i32 {
+    0
+}
+
+/// Beside `block_request_completed`.
+#[btf_tracepoint(function = "block_rq_complete")]
+pub(crate) fn empty_request(_ctx: BtfTracePointContext) -> i32 {
+    0
+}
+
+/// Beside `block_bio_completed`.
+#[btf_tracepoint(function = "block_bio_complete")]
+pub(crate) fn empty_bio(_ctx: BtfTracePointContext) -> i32 {
+    0
+}
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // Nothing above can panic; the verifier would refuse this loop.
+    loop {}
+}
+
+/// As the counting programs have it.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
