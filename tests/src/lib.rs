@@ -5,11 +5,13 @@
 //! events. Whatever is started or created is ended or deleted when its value is dropped, and
 //! [`interrupt::install`] makes that hold for Ctrl-C too.
 
+pub mod aio;
 pub mod boot_sector;
 pub mod broadcast;
 pub mod command;
 pub mod console;
 mod cpio;
+pub mod cpu;
 pub mod daemon;
 pub mod guest;
 pub mod image;

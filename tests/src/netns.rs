@@ -205,6 +205,31 @@ impl Tap {
     }
 }
 
+/// Opens a tap in the calling thread's namespace, making it where there is none. It may be opened several
+/// times, each time as one more queue; what was made so goes with the last of them.
+///
+/// # Errors
+///
+/// What the kernel said.
+pub fn open_tap(name: &str) -> Result<std::fs::File> {
+    use std::os::fd::AsRawFd as _;
+    let tun = std::fs::File::options().read(true).write(true).open("/dev/net/tun");
+    let tun = tun.context("cannot open /dev/net/tun")?;
+    // SAFETY: zeroes are a valid ifreq: an empty name and no flags.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    anyhow::ensure!(name.len() < request.ifr_name.len(), "{name} is too long for an interface");
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE;
+    request.ifr_ifru.ifru_flags = i16::try_from(flags)?;
+    // SAFETY: the descriptor is open, and the request is a whole ifreq that outlives the call.
+    if unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } != 0 {
+        return Err(std::io::Error::last_os_error()).with_context(|| format!("cannot open {name}"));
+    }
+    Ok(tun)
+}
+
 fn path_of(name: &str) -> PathBuf {
     Path::new("/run/netns").join(name)
 }

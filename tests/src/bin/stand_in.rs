@@ -1,0 +1,168 @@
+//! Stands in for a QEMU where a thousand real ones don't fit: to be found, counted and read, not to run
+//! a guest.
+//!
+//! It takes a command line like QEMU's, and does what its options say:
+//!
+//! - `-smp N`: that many idle threads, named as QEMU names its vCPUs';
+//! - `-netdev tap,ifname=NAME`: makes the tap and holds it, with room for another queue;
+//! - `-qmp unix:PATH,..`: listens there, and answers like a QEMU whose guest runs;
+//! - `-load KIND:FILE`: reads or writes the file, see [`load`].
+//!
+//! It ends when its standard input does, so that none outlives what started it.
+
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use flatline_tests::aio::{self, BLOCK, Block};
+use serde_json::{Value, json};
+
+/// What a QEMU 7.2 says first.
+const GREETING: &str = concat!(
+    r#"{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": ""}, "#,
+    r#""capabilities": ["oob"]}}"#,
+    "\r\n"
+);
+/// How often a guest that has little to do stores something: well within the time after which silence
+/// makes it a suspect.
+const TRICKLE: Duration = Duration::from_secs(4);
+/// A thread here does next to nothing, and there are thousands of them.
+const STACK_BYTES: usize = 64 << 10;
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().collect();
+    let value = |option: &str| {
+        let at = arguments.iter().position(|argument| argument == option)?;
+        arguments.get(at + 1).map(String::as_str)
+    };
+    let vcpus = value("-smp").map_or(Ok(1), str::parse).context("-smp")?;
+    let threads: Vec<i32> = (0..vcpus).map(vcpu).collect::<Result<_>>()?;
+    let _tap = match value("-netdev") {
+        Some(netdev) => Some(tap(netdev)?),
+        None => None,
+    };
+    if let Some(qmp) = value("-qmp") {
+        let path = qmp.strip_prefix("unix:").context("-qmp is no unix: socket")?;
+        let path = path.split(',').next().unwrap_or(path);
+        let listener = UnixListener::bind(path).with_context(|| format!("cannot bind {path}"))?;
+        spawn("qmp".to_owned(), move || {
+            for client in listener.incoming().flatten() {
+                // The client hanging up is how each of these ends.
+                let _ = answer(client, &threads);
+            }
+        })?;
+    }
+    if let Some(what) = value("-load") {
+        let (kind, file) = what.split_once(':').context("-load is not KIND:FILE")?;
+        let (kind, file) = (kind.to_owned(), file.to_owned());
+        spawn("worker".to_owned(), move || {
+            if let Err(error) = load(&kind, &file) {
+                eprintln!("{kind}:{file}: {error:#}");
+                std::process::exit(1);
+            }
+        })?;
+    }
+    io::copy(&mut io::stdin(), &mut io::sink())?;
+    Ok(())
+}
+
+fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(work)?;
+    Ok(())
+}
+
+/// Starts an idle thread and returns its id.
+fn vcpu(index: u32) -> Result<i32> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    spawn(format!("CPU {index}/TCG"), move || {
+        let _ = sender.send(rustix::thread::gettid().as_raw_nonzero().get());
+        loop {
+            std::thread::park();
+        }
+    })?;
+    Ok(receiver.recv()?)
+}
+
+/// Makes the tap that a `-netdev` names. It goes with the last descriptor of it.
+fn tap(netdev: &str) -> Result<std::fs::File> {
+    let name = netdev.split(',').find_map(|member| member.strip_prefix("ifname="));
+    flatline_tests::netns::open_tap(name.context("-netdev has no ifname")?)
+}
+
+/// Reads or writes until the process ends.
+///
+/// - `trickle`: one direct read every four seconds;
+/// - `read`, `write`: direct I/O without a pause, one request after the other;
+/// - `deep`: direct reads, 32 at a time;
+/// - `writeback`: buffered writes of every other block, each pass followed by a sync, so that each block
+///   is written back by itself.
+fn load(kind: &str, path: &str) -> Result<()> {
+    let direct = if kind == "writeback" { 0 } else { libc::O_DIRECT };
+    let writes = kind.starts_with("write");
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(writes)
+        .custom_flags(direct)
+        .open(path)
+        .context("cannot open it")?;
+    let blocks = file.metadata()?.len() / BLOCK as u64;
+    ensure!(blocks > 1, "it is too small");
+    let mut block = Block([0x5a; BLOCK]);
+    // A stride that meets all blocks, and no two in a row.
+    let offset = |round: u64| (round * 7919) % blocks * BLOCK as u64;
+    let phase = TRICKLE * (std::process::id() % 256) / 256;
+    if kind == "trickle" {
+        std::thread::sleep(phase);
+    }
+    if kind == "deep" {
+        return Err(aio::read_forever(&file, offset).into());
+    }
+    for round in 0_u64.. {
+        match kind {
+            "trickle" => {
+                file.read_exact_at(&mut block.0, offset(round))?;
+                std::thread::sleep(TRICKLE);
+            }
+            "read" => file.read_exact_at(&mut block.0, offset(round))?,
+            "write" => file.write_all_at(&block.0, offset(round))?,
+            "writeback" => {
+                let at = round * 2 % blocks;
+                file.write_all_at(&block.0, at * BLOCK as u64)?;
+                if at + 2 >= blocks {
+                    file.sync_data()?;
+                }
+            }
+            other => bail!("no load {other}"),
+        }
+    }
+    Ok(())
+}
+
+/// Serves one QMP client.
+fn answer(mut client: UnixStream, threads: &[i32]) -> Result<()> {
+    client.write_all(GREETING.as_bytes())?;
+    let requests = BufReader::new(client.try_clone()?);
+    for line in requests.lines() {
+        let request: Value = serde_json::from_str(&line?)?;
+        let answer = match request["execute"].as_str() {
+            Some("query-status") => {
+                json!({"status": "running", "singlestep": false, "running": true})
+            }
+            Some("query-cpus-fast") => threads
+                .iter()
+                .enumerate()
+                .map(|(index, tid)| {
+                    json!({"cpu-index": index, "thread-id": tid, "target": "x86_64",
+                           "qom-path": format!("/machine/unattached/device[{index}]"),
+                           "props": {"core-id": 0, "thread-id": 0, "socket-id": index}})
+                })
+                .collect(),
+            _ => json!({}),
+        };
+        let answer = json!({"return": answer, "id": request["id"]});
+        client.write_all(format!("{answer}\r\n").as_bytes())?;
+    }
+    Ok(())
+}
