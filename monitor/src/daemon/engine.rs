@@ -1,7 +1,7 @@
 //! The loop's body: owns every VM, and carries what the stages say from one to the next.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -106,7 +106,11 @@ impl Engine {
     }
 
     pub(super) fn sweep(&self) {
-        watchers::sweep(self.config.discovery.scope(), self.messages.clone());
+        // Only those whose end is waited for are sure to be there.
+        let waits =
+            |watched: &WatchedVm| watched.end.as_ref().is_some_and(|end| !end.is_finished());
+        let known = self.vms.iter().filter(|(_, watched)| waits(watched)).map(|(id, _)| *id);
+        watchers::sweep(self.config.discovery.scope(), known.collect(), self.messages.clone());
     }
 
     pub(super) fn on_message(&mut self, message: Message) {
@@ -194,7 +198,7 @@ impl Engine {
     }
 
     /// A VM that the sweep didn't see has ended, should its pidfd not have told.
-    fn swept(&mut self, all: &[VmId]) {
+    fn swept(&mut self, all: &HashSet<VmId>) {
         let unseen: Vec<VmId> = self.vms.keys().filter(|id| !all.contains(id)).copied().collect();
         for id in unseen {
             if discover::start_ticks(id.pid).ok() != Some(id.start_ticks) {

@@ -10,7 +10,7 @@ mod show;
 mod vm;
 mod watchers;
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use thiserror::Error;
 use tokio::{
@@ -85,7 +85,7 @@ enum Message {
     /// A QEMU, found by a sweep or because it started.
     Found(Box<Vm>),
     /// A sweep ended; these are all the QEMUs there are.
-    Swept(Vec<VmId>),
+    Swept(HashSet<VmId>),
     /// A process started.
     Started(u32),
     /// A watched QEMU's main thread ended with this status of `wait(2)`.

@@ -1,6 +1,6 @@
 //! What runs beside the loop and reports to it: processes that start and end, and looks into `/proc`.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use rustix::{
     param::clock_ticks_per_second,
@@ -64,14 +64,16 @@ pub(super) fn watch_processes(
     }))
 }
 
-/// Looks through all of `/proc`, on a thread that may wait: reading about a hung process can.
-pub(super) fn sweep(scope: Scope, messages: UnboundedSender<Message>) {
+/// Looks through all of `/proc`, on a thread that may wait: reading about a hung process can. The `known`
+/// are there still, as their pidfds tell, and not read again.
+pub(super) fn sweep(scope: Scope, known: HashSet<VmId>, messages: UnboundedSender<Message>) {
     spawn_blocking(move || {
-        let mut found = Vec::new();
-        for vm in discover::sweep(&scope) {
+        let pids = known.iter().map(|vm| vm.pid).collect();
+        let mut found = known;
+        for vm in discover::sweep(&scope, &pids) {
             match vm {
                 Ok(vm) => {
-                    found.push(vm.id);
+                    found.insert(vm.id);
                     let _ = messages.send(Message::Found(Box::new(vm)));
                 }
                 Err(error) => debug!("{error}"),

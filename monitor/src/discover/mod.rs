@@ -21,6 +21,7 @@ mod proc;
 mod taps;
 mod vm;
 
+use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,11 +38,15 @@ pub use vm::{Accelerator, ResetAction, Scope, Vm, VmId};
 
 use vm::display_text;
 
-/// All VMs there are now, and an error for each process that may be one but cannot be read. A
-/// process that ended meanwhile is simply not there.
-pub fn sweep(scope: &Scope) -> Vec<Result<Vm, DiscoverError>> {
+/// All VMs there are now but those with a pid in `known`, and an error for each process that may be one
+/// but cannot be read. A process that ended meanwhile is simply not there.
+pub fn sweep(scope: &Scope, known: &HashSet<u32>) -> Vec<Result<Vm, DiscoverError>> {
     match proc::pids() {
-        Ok(pids) => pids.into_iter().filter_map(|pid| inspect(pid, scope).transpose()).collect(),
+        Ok(pids) => pids
+            .into_iter()
+            .filter(|pid| !known.contains(pid))
+            .filter_map(|pid| inspect(pid, scope).transpose())
+            .collect(),
         Err(error) => vec![Err(error)],
     }
 }

@@ -3,7 +3,13 @@
 //! Attaching through tcx waits for an RCU grace period under the RTNL lock, 24 ms a tap; nothing that
 //! watches may wait for that. So requests queue up here, and their reports come back through a channel.
 
-use std::{collections::HashMap, fs::File, io, sync::mpsc, thread::JoinHandle};
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    io,
+    sync::mpsc,
+    thread::JoinHandle,
+};
 
 use monitor_ebpf::FileKey;
 use tokio::sync::{mpsc as reports, oneshot};
@@ -49,7 +55,7 @@ enum Request {
     Attach(VmId, Counted),
     Forget(VmId),
     /// All VMs that there are were found.
-    Found(Vec<VmId>),
+    Found(HashSet<VmId>),
     Stop {
         keep: bool,
         done: oneshot::Sender<Result<(), ProbeError>>,
@@ -122,7 +128,7 @@ impl ProbeThread {
     }
 
     /// Tells which VMs there are, so that what an earlier daemon left of others can go.
-    pub fn found(&self, vms: Vec<VmId>) {
+    pub fn found(&self, vms: HashSet<VmId>) {
         self.send(Request::Found(vms));
     }
 

@@ -1,6 +1,6 @@
 //! What is found of QEMUs that really run: paused, without a guest, each ended with its test.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
@@ -137,7 +137,7 @@ pub(crate) fn only_the_users_in_scope_are_found_and_nothing_of_one_that_ended() 
     let found = |scope: &Scope| inspect(qemu.pid(), scope).expect("reading our child").is_some();
     assert!(found(&with_users(vm.uid)));
     assert!(!found(&with_users(vm.uid + 1)));
-    assert!(sweep(&scope).iter().flatten().any(|found| found.id == vm.id));
+    assert!(sweep(&scope, &HashSet::new()).iter().flatten().any(|found| found.id == vm.id));
 
     let pid = qemu.pid();
     qemu.0.kill().expect("ending our child");
@@ -151,7 +151,7 @@ pub(crate) fn only_the_users_in_scope_are_found_and_nothing_of_one_that_ended() 
     drop(qemu);
     assert!(inspect(pid, &scope).expect("nothing").is_none());
     assert!(matches!(vcpu_threads(pid), Err(DiscoverError::Gone { .. })));
-    assert!(!sweep(&scope).iter().flatten().any(|found| found.id == vm.id));
+    assert!(!sweep(&scope, &HashSet::new()).iter().flatten().any(|found| found.id == vm.id));
     Ok(())
 }
 
@@ -226,7 +226,8 @@ fn daemonized(prefix: &[&str]) -> Outcome {
     let mut since_ready = None;
     while since_ready.is_none_or(|since: Instant| since.elapsed() < Duration::from_millis(300)) {
         assert!(Instant::now() < deadline, "the grandchild does not start");
-        let found = sweep(&scope).into_iter().flatten().filter(|vm| vm.name == name);
+        let found =
+            sweep(&scope, &HashSet::new()).into_iter().flatten().filter(|vm| vm.name == name);
         seen.extend(found.map(|vm| vm.id.pid));
         if fs::read_to_string(&pidfile).is_ok_and(|written| written.ends_with('\n')) {
             since_ready.get_or_insert_with(Instant::now);
