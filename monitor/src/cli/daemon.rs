@@ -12,11 +12,15 @@ use super::{Answer, Failure};
 
 /// Enough that a slow write of evidence doesn't hold up sampling.
 const WORKERS: usize = 2;
+/// Looks into `/proc` that may wait at a time. Each takes a thread with its memory, and a host with more
+/// QEMUs that hang has other troubles.
+const BLOCKING_THREADS: usize = 64;
 
 pub(super) fn run(config: Config, observe: bool) -> Result<Answer, Failure> {
     init_log().map_err(Failure::BadNews)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
+        .max_blocking_threads(BLOCKING_THREADS)
         .enable_all()
         .build()
         .context("can't start the runtime")
