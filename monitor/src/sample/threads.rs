@@ -4,7 +4,6 @@
 //! the iterator can't be had, [`VcpuClocks`](super::VcpuClocks) read one file for each thread.
 
 use std::{
-    collections::HashMap,
     fs::File,
     io::{self, Read as _},
     mem::size_of,
@@ -28,7 +27,8 @@ pub struct ThreadReader {
 /// All threads of all watched QEMUs at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct ThreadTimes {
-    by_tid: HashMap<u32, ThreadTime>,
+    /// By pid, each one's by thread id.
+    threads: Vec<ThreadTime>,
     /// The kernel's ticks when the reading began.
     jiffies: u64,
 }
@@ -64,7 +64,7 @@ impl ThreadReader {
                 if thread.tid == 0 {
                     times.jiffies = thread.wait_ns;
                 } else {
-                    times.by_tid.insert(thread.tid, thread);
+                    times.threads.push(thread);
                 }
             }
             buffer.copy_within(whole..filled, 0);
@@ -73,6 +73,8 @@ impl ThreadReader {
         if kept != 0 {
             return Err(io::Error::other("it ends within a record"));
         }
+        // The kernel goes by thread ids, which is nearly in order.
+        times.threads.sort_unstable_by_key(|thread| (thread.pid, thread.tid));
         Ok(times)
     }
 }
@@ -92,6 +94,14 @@ fn parse(record: &[u8]) -> Option<ThreadTime> {
 }
 
 impl ThreadTimes {
+    /// All threads of a QEMU, by thread id; none where it is gone.
+    pub fn of(&self, pid: u32) -> &[ThreadTime] {
+        let begin = self.threads.partition_point(|thread| thread.pid < pid);
+        let its = &self.threads[begin..];
+        let count = its.iter().take_while(|thread| thread.pid == pid).count();
+        &its[..count]
+    }
+
     /// The times of a VM's vCPU threads, given as (vCPU index, thread id). One that isn't there makes the
     /// whole reading missing: a sum without it would be low, and a low sum is what a halted guest looks
     /// like. A thread that serves several vCPUs is there once.
@@ -99,17 +109,18 @@ impl ThreadTimes {
         if threads.is_empty() {
             return Err(Missing::new("vCPU time", "its vCPU threads are not known yet"));
         }
+        let its = self.of(pid);
         let mut times: Vec<VcpuTime> = Vec::with_capacity(threads.len());
         for (index, tid) in threads {
             if times.iter().any(|known| known.tid == *tid) {
                 continue;
             }
-            match self.by_tid.get(tid) {
-                Some(ThreadTime { pid: owner, run_ns, wait_ns, .. }) if *owner == pid => {
-                    let (index, tid) = (*index, *tid);
-                    times.push(VcpuTime { index, tid, run_ns: *run_ns, wait_ns: *wait_ns });
+            match its.binary_search_by_key(tid, |thread| thread.tid) {
+                Ok(at) => {
+                    let ThreadTime { run_ns, wait_ns, .. } = its[at];
+                    times.push(VcpuTime { index: *index, tid: *tid, run_ns, wait_ns });
                 }
-                _ => return Err(Missing::new("vCPU time", format!("thread {tid} is gone"))),
+                Err(_) => return Err(Missing::new("vCPU time", format!("thread {tid} is gone"))),
             }
         }
         Ok(times)
@@ -122,7 +133,8 @@ impl ThreadTimes {
 
     /// The state of a QEMU's main thread.
     pub fn process(&self, pid: u32) -> ProcessState {
-        self.by_tid.get(&pid).map_or(ProcessState::Gone, |main| ProcessState::from_bits(main.state))
+        let main = self.of(pid).iter().find(|thread| thread.tid == pid);
+        main.map_or(ProcessState::Gone, |main| ProcessState::from_bits(main.state))
     }
 }
 
@@ -139,8 +151,7 @@ mod tests {
             run_ns: u64::from(tid),
             wait_ns: 1,
         };
-        let by_tid = [thread(7, 1), thread(8, 0)].map(|one| (one.tid, one)).into();
-        ThreadTimes { by_tid, jiffies: 5 }
+        ThreadTimes { threads: vec![thread(7, 1), thread(8, 0)], jiffies: 5 }
     }
 
     #[test]
@@ -172,7 +183,7 @@ mod tests {
         std::fs::write(file.path(), records).unwrap();
         let times = ThreadReader::new(file.path().to_owned()).read().unwrap();
         assert_eq!(times.jiffies(), 77);
-        assert_eq!(times.by_tid.keys().collect::<Vec<_>>(), [&9]);
+        assert_eq!(times.of(0).iter().map(|thread| thread.tid).collect::<Vec<_>>(), [9]);
     }
 
     #[test]
