@@ -173,6 +173,7 @@ impl Engine {
             run_state_answered: 0,
             threads: Vec::new(),
             threads_from_qmp: false,
+            told_apart: (Vec::new(), 0),
             clocks: VcpuClocks::default(),
             slot: Err("its programs are being attached".to_owned()),
             taps: Vec::new(),
@@ -192,7 +193,7 @@ impl Engine {
             let messages = self.messages.clone();
             tokio::spawn(async move {
                 tokio::time::sleep(delay).await;
-                watchers::refresh(id, messages);
+                watchers::refresh(id, true, messages);
             });
         }
     }
@@ -222,7 +223,7 @@ impl Engine {
         }
     }
 
-    fn refreshed(&mut self, id: VmId, plugged: Option<Plugged>, threads: Vec<(u32, u32)>) {
+    fn refreshed(&mut self, id: VmId, plugged: Option<Plugged>, threads: Option<Vec<(u32, u32)>>) {
         let Some(watched) = self.vms.get_mut(&id) else { return };
         if let Some(plugged) = plugged {
             let as_known = |tap: &Tap| {
@@ -235,6 +236,7 @@ impl Engine {
             self.probes.attach(id, counted(&plugged));
             watched.vm.plugged = plugged;
         }
+        let Some(threads) = threads else { return };
         let by_name = self.vms.get(&id).is_some_and(|watched| !watched.threads_from_qmp);
         if !threads.is_empty() && by_name {
             self.set_threads(id, threads, false);
@@ -411,9 +413,12 @@ impl Engine {
             self.judge(id, now);
         }
         // Not all at once: a thousand looks take as many threads.
-        let is_due = |id: &VmId| u64::from(id.pid) % REFRESH_TICKS == self.ticks % REFRESH_TICKS;
-        for id in self.vms.keys().copied().filter(is_due) {
-            watchers::refresh(id, self.messages.clone());
+        for (id, watched) in &mut self.vms {
+            if u64::from(id.pid) % REFRESH_TICKS == self.ticks % REFRESH_TICKS {
+                let its = threads.as_ref().and_then(|times| times.as_ref().ok());
+                let names = watched.threads_to_tell_apart(its.map(|times| times.of(id.pid)));
+                watchers::refresh(*id, names, self.messages.clone());
+            }
         }
     }
 

@@ -92,8 +92,8 @@ enum Message {
     Status(u32, i32),
     /// A watched QEMU is gone.
     Gone(VmId),
-    /// Its taps and files, read again, and its vCPU threads by their names.
-    Refreshed(VmId, Option<Plugged>, Vec<(u32, u32)>),
+    /// Its taps and files, read again, and its vCPU threads by their names, if those were read too.
+    Refreshed(VmId, Option<Plugged>, Option<Vec<(u32, u32)>>),
     /// Its vCPU threads, by QEMU's own account.
     Cpus(VmId, Vec<QmpCpu>),
     /// Its run state, asked for after an event; the number orders the questions.

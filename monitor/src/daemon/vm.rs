@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use monitor_ebpf::{NetworkCounters, VmRow};
+use monitor_ebpf::{NetworkCounters, ThreadTime, VmRow};
 use tokio::task::JoinHandle;
 
 use crate::{
@@ -49,6 +49,9 @@ pub(super) struct WatchedVm {
     pub(super) threads: Vec<(u32, u32)>,
     /// Whether those are by QEMU's own account, which is better than threads' names.
     pub(super) threads_from_qmp: bool,
+    /// The ids of all its threads when its vCPUs' were last told from the others, and how often that was
+    /// done for these.
+    pub(super) told_apart: (Vec<u32>, u32),
     /// Their clocks, where no iterator reads all threads at once.
     pub(super) clocks: VcpuClocks,
     /// The slot it is counted in, or why it isn't.
@@ -176,6 +179,21 @@ impl WatchedVm {
             Ok(_) if self.taps.is_empty() => Ok(None),
             Ok(row) => Ok(Some(row.network)),
         }
+    }
+
+    /// Whether its vCPUs' threads are to be told from `all` of its threads once more: a vCPU that was plugged
+    /// in or out is a thread more or less. `None` where nothing tells which threads there are.
+    pub(super) fn threads_to_tell_apart(&mut self, all: Option<&[ThreadTime]>) -> bool {
+        let Some(all) = all else { return true };
+        let (known, times) = &mut self.told_apart;
+        if !all.iter().map(|thread| thread.tid).eq(known.iter().copied()) {
+            *known = all.iter().map(|thread| thread.tid).collect();
+            *times = 0;
+        }
+        // Twice: a thread gets its name a moment after it began.
+        let enough = *times >= 2 && !self.threads.is_empty();
+        *times = times.saturating_add(1);
+        !enough
     }
 
     /// Samples, and notes what moved since the last sample.

@@ -92,8 +92,8 @@ pub(super) fn inspect(pid: u32, scope: Scope, messages: UnboundedSender<Message>
     });
 }
 
-/// Looks again at what may have changed since a QEMU was found.
-pub(super) fn refresh(vm: VmId, messages: UnboundedSender<Message>) {
+/// Looks again at what may have changed since a QEMU was found; at the names of its threads only if `names`.
+pub(super) fn refresh(vm: VmId, names: bool, messages: UnboundedSender<Message>) {
     spawn_blocking(move || {
         let plugged = match discover::plugged(vm.pid) {
             Ok(plugged) => Some(plugged),
@@ -102,19 +102,24 @@ pub(super) fn refresh(vm: VmId, messages: UnboundedSender<Message>) {
                 None
             }
         };
-        let threads = match discover::vcpu_threads(vm.pid) {
-            Ok(VcpuThreads::Each(threads)) => {
-                threads.into_iter().map(|thread| (thread.index, thread.tid)).collect()
-            }
-            Ok(VcpuThreads::OneForAll(tid)) => vec![(0, tid)],
-            Ok(VcpuThreads::Unnamed) => Vec::new(),
-            Err(error) => {
-                debug!("VM {vm}: {error}");
-                Vec::new()
-            }
-        };
+        let threads = names.then(|| named_vcpus(vm));
         let _ = messages.send(Message::Refreshed(vm, plugged, threads));
     });
+}
+
+/// Its vCPU threads, as (vCPU index, thread id); none where their names don't tell.
+fn named_vcpus(vm: VmId) -> Vec<(u32, u32)> {
+    match discover::vcpu_threads(vm.pid) {
+        Ok(VcpuThreads::Each(threads)) => {
+            threads.into_iter().map(|thread| (thread.index, thread.tid)).collect()
+        }
+        Ok(VcpuThreads::OneForAll(tid)) => vec![(0, tid)],
+        Ok(VcpuThreads::Unnamed) => Vec::new(),
+        Err(error) => {
+            debug!("VM {vm}: {error}");
+            Vec::new()
+        }
+    }
 }
 
 /// How long a QEMU has been running; `None` where its start lies in no past that makes sense.
