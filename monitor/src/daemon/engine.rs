@@ -50,6 +50,18 @@ pub(super) struct Engine {
     /// Status of QEMUs whose main thread ended, until the process is gone.
     pub(super) statuses: HashMap<u32, i32>,
     ticks: u64,
+    /// What is still awaited before the first reading of all.
+    first_reading: FirstReading,
+}
+
+/// A daemon that starts reads as soon as there is something to read, and doesn't wait for a tick.
+enum FirstReading {
+    /// The first sweep is under way; of these, it isn't known yet where they are counted.
+    Awaits {
+        swept: bool,
+        vms: HashSet<VmId>,
+    },
+    Done,
 }
 
 impl Engine {
@@ -78,6 +90,7 @@ impl Engine {
             arp_sockets: HashMap::new(),
             statuses: HashMap::new(),
             ticks: 0,
+            first_reading: FirstReading::Awaits { swept: false, vms: HashSet::new() },
         }
     }
 
@@ -162,6 +175,9 @@ impl Engine {
         let qmp = vm.qmp_sockets.first().map(|socket| {
             qmp::spawn(QmpTarget { vm: id, socket: socket.clone() }, self.notices.clone())
         });
+        if let FirstReading::Awaits { vms, .. } = &mut self.first_reading {
+            vms.insert(id);
+        }
         self.probes.attach(id, counted(&vm.plugged));
         let watched = WatchedVm {
             watch: Watch::begin(now, age, policy.boot_grace),
@@ -207,10 +223,25 @@ impl Engine {
             }
         }
         self.probes.found(self.vms.keys().copied().collect());
+        if let FirstReading::Awaits { swept, .. } = &mut self.first_reading {
+            *swept = true;
+        }
+    }
+
+    /// Whether all VMs that the first sweep found can be read since just now, and none was read yet: two
+    /// readings one after the other would measure nothing.
+    pub(super) fn first_reading_is_due(&mut self) -> bool {
+        let FirstReading::Awaits { swept: true, vms } = &self.first_reading else { return false };
+        if !vms.is_empty() {
+            return false;
+        }
+        self.first_reading = FirstReading::Done;
+        self.vms.values().all(|watched| watched.sample.is_none())
     }
 
     fn gone(&mut self, id: VmId) {
         let Some(mut watched) = self.vms.remove(&id) else { return };
+        self.no_longer_awaited(id);
         let status = self.statuses.remove(&id.pid);
         info!(vm = watched.vm.name, pid = id.pid, ?status, "QEMU has ended");
         self.qemu_ended(&mut watched, status);
@@ -271,8 +302,15 @@ impl Engine {
         watched.threads = threads;
     }
 
+    fn no_longer_awaited(&mut self, id: VmId) {
+        if let FirstReading::Awaits { vms, .. } = &mut self.first_reading {
+            vms.remove(&id);
+        }
+    }
+
     pub(super) fn on_attached(&mut self, report: AttachReport) {
         let now = self.now();
+        self.no_longer_awaited(report.vm);
         let Some(watched) = self.vms.get_mut(&report.vm) else { return };
         let AttachReport { vm: _, slot, taps, lost } = report;
         for probe in taps.iter().filter(|probe| !watched.taps.contains(probe)) {

@@ -16,7 +16,7 @@ use thiserror::Error;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, interval_at},
 };
 use tracing::{info, warn};
 
@@ -184,7 +184,7 @@ async fn start(
     let mut tick = interval(sample_interval);
     // After a delay the next tick is a whole interval away: two at once would measure nothing.
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut sweep = interval(SWEEP_EVERY);
+    let mut sweep = interval_at(Instant::now() + SWEEP_EVERY, SWEEP_EVERY);
     let (mut terminated, mut interrupted) = (terminated, interrupted);
     loop {
         tokio::select! {
@@ -197,6 +197,9 @@ async fn start(
             Some(report) = attached.recv() => engine.on_attached(report),
             Some(request) = requests.recv() => engine.on_request(request),
             _ = sweep.tick() => engine.sweep(),
+        }
+        if engine.first_reading_is_due() {
+            tick.reset_immediately();
         }
     }
     info!("stopping");
