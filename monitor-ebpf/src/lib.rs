@@ -9,7 +9,7 @@
 #![no_std]
 
 /// The generation of this layout. Pins of another generation are never read: they are replaced.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Sender address of flatline's ARP probes: locally administered, so that no vendor owns it.
 ///
@@ -53,8 +53,8 @@ pub struct NetworkCounters {
     pub probe_answers: u64,
     /// Bytes of those.
     pub probe_answer_bytes: u64,
-    /// When the guest last sent anything but such an answer: `CLOCK_MONOTONIC_COARSE`, in ns; 0: never.
-    pub guest_tx_last_ns: u64,
+    /// When the guest last sent anything but such an answer, in the kernel's ticks; 0: never.
+    pub guest_tx_last_jiffies: u64,
 }
 
 /// Requests (bios) that were submitted to the block layer for a VM, and what became of them.
@@ -158,7 +158,7 @@ pub struct InFlightSet {
 pub struct InFlight {
     /// The bio's address; 0: free.
     pub bio: u64,
-    /// When it was submitted, in the kernel's ticks: no better clock is as cheap in a tracing program.
+    /// When it was submitted, in the kernel's ticks: no other clock is as cheap.
     pub submitted_jiffies: u64,
     /// QEMU's pid: the slot may have been handed on before the request completes.
     pub pid: u32,

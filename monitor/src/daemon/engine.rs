@@ -50,6 +50,8 @@ pub(super) struct Engine {
     /// Status of QEMUs whose main thread ended, until the process is gone.
     pub(super) statuses: HashMap<u32, i32>,
     ticks: u64,
+    /// When the last reading began, and the kernel's ticks then.
+    pub(super) jiffies: Option<(Duration, u64)>,
     /// What is still awaited before the first reading of all.
     first_reading: FirstReading,
 }
@@ -90,6 +92,7 @@ impl Engine {
             arp_sockets: HashMap::new(),
             statuses: HashMap::new(),
             ticks: 0,
+            jiffies: None,
             first_reading: FirstReading::Awaits { swept: false, vms: HashSet::new() },
         }
     }
@@ -433,6 +436,8 @@ impl Engine {
         let slots = self.vms.values().filter_map(|watched| watched.slot.as_ref().ok());
         let rows = self.counters.rows(slots.max().map_or(0, |highest| highest + 1));
         let threads = self.threads.as_ref().map(ThreadReader::read);
+        let told = threads.as_ref().and_then(|threads| threads.as_ref().ok());
+        self.jiffies = told.map(|threads| (now, threads.jiffies()));
         // For the first VM that seems to be stalled, for all.
         let ages = std::cell::OnceCell::new();
         let in_flight = |slot: u32| {
@@ -453,8 +458,8 @@ impl Engine {
         // Not all at once: a thousand looks take as many threads.
         for (id, watched) in &mut self.vms {
             if u64::from(id.pid) % REFRESH_TICKS == self.ticks % REFRESH_TICKS {
-                let its = threads.as_ref().and_then(|times| times.as_ref().ok());
-                let names = watched.threads_to_tell_apart(its.map(|times| times.of(id.pid)));
+                let its = told.map(|threads| threads.of(id.pid));
+                let names = watched.threads_to_tell_apart(its);
                 watchers::refresh(*id, names, self.messages.clone());
             }
         }

@@ -16,7 +16,7 @@ use crate::{
             StatusView, StorageView, TapView, VcpuView, VmView,
         },
     },
-    sample::{InFlightAges, Missing, coarse_now, ticks},
+    sample::{InFlightAges, Missing, ticks},
     verdict::{
         ArpAnswer, Monitor, PINNED_RATIO, RegistersFinding, RequestsAnswer, STILL_BUSY_RATIO,
         State, Testimony,
@@ -165,14 +165,19 @@ impl Engine {
                 guest_tx_bytes: network.guest_tx_bytes,
                 guest_rx_packets: network.guest_rx_packets,
                 guest_rx_bytes: network.guest_rx_bytes,
-                guest_last_sent_seconds: (network.guest_tx_last_ns != 0).then(|| {
-                    let sent = Duration::from_nanos(network.guest_tx_last_ns);
-                    coarse_now().saturating_sub(sent).as_secs_f64()
-                }),
+                guest_last_sent_seconds: self.since_jiffies(network.guest_tx_last_jiffies),
                 probe_answers: network.probe_answers,
             }),
             storage: storage.map(|storage| storage_view(storage, in_flight)),
         }
+    }
+
+    /// Seconds since a moment in the kernel's ticks; `None` for the tick 0, which is never, and where nothing
+    /// tells which tick it is.
+    fn since_jiffies(&self, moment: u64) -> Option<f64> {
+        let (read, jiffies) = self.jiffies.filter(|_| moment != 0)?;
+        let age = ticks(jiffies.saturating_sub(moment)) + self.now().saturating_sub(read);
+        Some(age.as_secs_f64())
     }
 
     fn show(&self, watched: &WatchedVm) -> ShowView {

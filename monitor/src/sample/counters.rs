@@ -183,7 +183,10 @@ pub fn totals<'a>(lanes: impl Iterator<Item = &'a VmRow>) -> VmRow {
                 guest_rx_bytes: sum.network.guest_rx_bytes + n.guest_rx_bytes,
                 probe_answers: sum.network.probe_answers + n.probe_answers,
                 probe_answer_bytes: sum.network.probe_answer_bytes + n.probe_answer_bytes,
-                guest_tx_last_ns: sum.network.guest_tx_last_ns.max(n.guest_tx_last_ns),
+                guest_tx_last_jiffies: sum
+                    .network
+                    .guest_tx_last_jiffies
+                    .max(n.guest_tx_last_jiffies),
             },
             storage: StorageCounters {
                 read_ops: sum.storage.read_ops + s.read_ops,
@@ -223,7 +226,7 @@ mod tests {
                 guest_rx_bytes: 4,
                 probe_answers: 5,
                 probe_answer_bytes: 6,
-                guest_tx_last_ns: 7,
+                guest_tx_last_jiffies: 7,
             },
             storage: StorageCounters {
                 read_ops: 8,
@@ -248,12 +251,12 @@ mod tests {
     #[test]
     fn every_field_of_every_cpu_counts() {
         let mut later = lane();
-        later.network.guest_tx_last_ns = 500;
+        later.network.guest_tx_last_jiffies = 500;
         let sum = totals([lane(), later, lane()].iter());
         assert_eq!((sum.pid, sum.start_ticks), (7, 99));
         assert_eq!(sum.network.guest_tx_packets, 3);
         assert_eq!(sum.network.probe_answer_bytes, 18);
-        assert_eq!(sum.network.guest_tx_last_ns, 500, "the last, not a sum");
+        assert_eq!(sum.network.guest_tx_last_jiffies, 500, "the last, not a sum");
         assert_eq!(sum.storage.read_ops, 24);
         assert_eq!(sum.storage.untracked_ops, 66);
         assert_eq!(totals([sum].iter()), sum);

@@ -9,20 +9,14 @@ mod vcpu_time;
 use std::{fmt, time::Duration};
 
 use monitor_ebpf::{NetworkCounters, StorageCounters};
-use rustix::time::{ClockId, clock_getres, clock_gettime};
+use rustix::time::{ClockId, clock_getres};
 
 pub use counters::{CounterMaps, InFlightAges, TapAddress, VmRows, totals};
 pub use lost_completions::{LostCompletions, no_device_has_requests};
 pub use threads::{ThreadReader, ThreadTimes};
 pub use vcpu_time::{VcpuClocks, VcpuTime};
 
-/// The clock that the programs note moments by: `CLOCK_MONOTONIC_COARSE`.
-pub fn coarse_now() -> Duration {
-    // It began with the host, and never was negative.
-    Duration::try_from(clock_gettime(ClockId::MonotonicCoarse)).unwrap_or_default()
-}
-
-/// So many of the kernel's ticks, in which tracing programs tell the time.
+/// So many of the kernel's ticks, in which the programs tell the time.
 pub fn ticks(jiffies: u64) -> Duration {
     // The coarse clocks move with them (`posix_get_coarse_res` in kernel/time/posix-timers.c).
     let tick = Duration::try_from(clock_getres(ClockId::MonotonicCoarse)).unwrap_or_default();
