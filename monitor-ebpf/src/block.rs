@@ -14,8 +14,8 @@ use monitor_ebpf::{Layout, StorageCounters};
 use crate::{
     in_flight,
     kernel::{field, global, offsets},
-    maps::{LAYOUT, SLOTS, VMS},
-    writeback,
+    maps::{LAYOUT, VMS},
+    slots, writeback,
 };
 
 offsets! {
@@ -63,8 +63,7 @@ pub(crate) fn block_submitted(ctx: BtfTracePointContext) -> i32 {
     let opf: u32 = unsafe { field(bio, &BIO_OPF_OFFSET) };
     // SAFETY: as above.
     let bytes: u32 = unsafe { field(bio, &BIO_SIZE_OFFSET) };
-    // SAFETY: the value is copied at once, and only user space removes it.
-    let own = unsafe { SLOTS.get(pid).copied() };
+    let own = slots::slot_of(pid);
     let slot = match own {
         // A host's file system that notes something of its own while QEMU waits: nothing of the guest's.
         Some(_) if opf & global(&REQUEST_META_FLAG) != 0 => return 0,

@@ -9,7 +9,7 @@
 #![no_std]
 
 /// The generation of this layout. Pins of another generation are never read: they are replaced.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Sender address of flatline's ARP probes: locally administered, so that no vendor owns it.
 ///
@@ -130,6 +130,32 @@ pub const fn tap_home(netns: u32, ifindex: u32, mask: u32) -> u32 {
     netns.wrapping_mul(0x9e37_79b1).wrapping_add(ifindex) & mask
 }
 
+/// A set of `slots`: the QEMUs whose pids end in the same bits. As long as a line of the CPU's cache.
+///
+/// Every process on the host that reads a block is looked for here, and a hash map costs five times as much.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SlotSet {
+    /// In no order.
+    pub rows: [SlotRow; 8],
+}
+
+/// Which slot a QEMU is counted in.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SlotRow {
+    /// Its pid; 0: the row is free.
+    pub pid: u32,
+    /// Its slot.
+    pub slot: u32,
+}
+
+/// How many sets `slots` has for so many VMs: a power of two, and so many that of pids by chance, one in
+/// a hundred thousand full hosts has nine in a set.
+pub const fn slot_sets(vms: u32) -> u32 {
+    vms.next_power_of_two() * 2
+}
+
 /// A key of `files`: a file or block device whose pages the host may write back.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -231,6 +257,7 @@ const _: () = {
     assert!(size_of::<TapRow>() == 24);
     assert!(offset_of!(TapRow, guest_ipv4) == 12);
     assert!(offset_of!(TapRow, guest_mac) == 16);
+    assert!(size_of::<SlotSet>() == 64);
     assert!(size_of::<FileKey>() == 16);
     assert!(size_of::<InFlight>() == 24);
     assert!(size_of::<InFlightSet>() == 96);
@@ -241,13 +268,15 @@ const _: () = {
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{FileKey, InFlightSet, Layout, TapRow, VmRow};
+    use super::{FileKey, InFlightSet, Layout, SlotSet, TapRow, VmRow};
 
     // SAFETY: each type is `repr(C)`, made of integers only, and without padding (asserted above), so
     // that every bit pattern is a value of it.
     unsafe impl aya::Pod for VmRow {}
     // SAFETY: as for `VmRow`.
     unsafe impl aya::Pod for TapRow {}
+    // SAFETY: as for `VmRow`.
+    unsafe impl aya::Pod for SlotSet {}
     // SAFETY: as for `VmRow`.
     unsafe impl aya::Pod for FileKey {}
     // SAFETY: as for `VmRow`.

@@ -13,6 +13,7 @@ mod in_flight;
 mod kernel;
 mod maps;
 mod process;
+mod slots;
 mod tap;
 mod threads;
 mod writeback;

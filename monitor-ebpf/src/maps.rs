@@ -5,16 +5,16 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
-use monitor_ebpf::{FileKey, InFlightSet, Layout, ProcessEvent, TapRow, VmRow};
+use monitor_ebpf::{FileKey, InFlightSet, Layout, ProcessEvent, SlotSet, TapRow, VmRow};
 
 /// One row a VM, by its slot.
 #[btf_map]
 pub(crate) static VMS: PerCpuArray<VmRow, 1024> = PerCpuArray::new();
 
 /// The slot of each QEMU, by its pid; made and removed by user space alone, so that a look-up that fails
-/// means *not a VM of ours* and costs nothing more.
+/// means *not a VM of ours* and costs nothing more. See [`slot_of`](crate::slots::slot_of).
 #[btf_map]
-pub(crate) static SLOTS: HashMap<u32, u32, 1024> = HashMap::new();
+pub(crate) static SLOTS: Array<SlotSet, 2048> = Array::new();
 
 /// Which VM a tap belongs to; rows are filled and emptied by user space alone.
 #[btf_map]

@@ -6,7 +6,8 @@ use monitor_ebpf::{PROCESS_EXEC, PROCESS_EXIT, ProcessEvent};
 
 use crate::{
     kernel::{field, offsets},
-    maps::{PROCESS_EVENTS, SLOTS},
+    maps::PROCESS_EVENTS,
+    slots,
 };
 
 offsets! {
@@ -31,7 +32,7 @@ pub(crate) fn process_started(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sched_process_exit")]
 pub(crate) fn process_ended(ctx: BtfTracePointContext) -> i32 {
     let pid = ctx.tgid();
-    if ctx.pid() != pid || SLOTS.get_ptr(pid).is_none() {
+    if ctx.pid() != pid || slots::slot_of(pid).is_none() {
         return 0;
     }
     let task: *const u8 = ctx.arg(0);

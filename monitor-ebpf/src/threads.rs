@@ -7,7 +7,7 @@ use monitor_ebpf::ThreadTime;
 
 use crate::{
     kernel::{field, offsets},
-    maps::SLOTS,
+    slots,
 };
 
 offsets! {
@@ -52,7 +52,7 @@ fn threads(ctx: *const TaskContext) -> i32 {
     }
     // SAFETY: the task lives as long as the program runs, and has been tested for null.
     let pid = unsafe { field::<i32>(task, &TASK_TGID_OFFSET) } as u32;
-    if SLOTS.get_ptr(pid).is_none() {
+    if slots::slot_of(pid).is_none() {
         return 0;
     }
     // SAFETY: as above.

@@ -6,7 +6,7 @@ use aya::{
     programs::{BtfTracePoint, Iter, ProgramError, links::FdLink},
 };
 use aya_log::EbpfLogger;
-use monitor_ebpf::{Layout, ProcessEvent};
+use monitor_ebpf::{Layout, ProcessEvent, slot_sets};
 use tokio::io::{Interest, unix::AsyncFd};
 use tracing::{debug, warn};
 
@@ -66,18 +66,20 @@ impl Loader {
         // As `note` and `tap_home` of the programs have it: powers of two, less one.
         let (taps_mask, sets) = (max_taps - 1, max_in_flight / 4);
         let in_flight_mask = sets - 1;
+        let slots_mask = slot_sets(max_vms) - 1;
         let mut loader = EbpfLoader::new();
         loader
             // There are no relocations to resolve, and parsing the kernel's types takes 14 ms.
             .btf(None)
             .map_max_entries("VMS", max_vms)
-            .map_max_entries("SLOTS", max_vms)
+            .map_max_entries("SLOTS", slot_sets(max_vms))
             .map_max_entries("FILES", max_vms * 8)
             .map_max_entries("TAPS", max_taps)
             .map_max_entries("IN_FLIGHT", sets)
             .override_global("NETNS", &netns, true)
             .override_global("TAPS_MASK", &taps_mask, true)
             .override_global("IN_FLIGHT_MASK", &in_flight_mask, true)
+            .override_global("SLOTS_MASK", &slots_mask, true)
             .override_global("GENERATION", &generation, true)
             .override_global(aya_log::LEVEL, &level, true);
         for (global, value) in offsets.iter().flat_map(|offsets| &offsets.globals) {

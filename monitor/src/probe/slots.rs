@@ -6,10 +6,10 @@ use std::{
 };
 
 use aya::{
-    maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
     util::nr_cpus,
 };
-use monitor_ebpf::{FileKey, VmRow};
+use monitor_ebpf::{FileKey, SlotRow, SlotSet, VmRow};
 use tracing::debug;
 
 use super::{ProbeError, pins::Pins};
@@ -18,7 +18,7 @@ use crate::discover::VmId;
 /// Hands slots out, and keeps the maps in step: `vms`, `slots` and `files`.
 pub(super) struct Slots {
     rows: PerCpuArray<MapData, VmRow>,
-    by_pid: HashMap<MapData, u32, u32>,
+    by_pid: ByPid,
     owners: HashMap<MapData, FileKey, u32>,
     taken: StdHashMap<VmId, Taken>,
     /// The one that has been free for the longest comes first: what is still on its way for its last owner
@@ -32,6 +32,42 @@ struct Taken {
     files: Vec<FileKey>,
 }
 
+/// The map `slots`.
+struct ByPid(Array<MapData, SlotSet>);
+
+impl ByPid {
+    /// All pids with their slots.
+    fn all(&self) -> Result<StdHashMap<u32, u32>, MapError> {
+        let mut all = StdHashMap::new();
+        for set in self.0.iter() {
+            let rows = set?.rows.into_iter().filter(|row| row.pid != 0);
+            all.extend(rows.map(|row| (row.pid, row.slot)));
+        }
+        Ok(all)
+    }
+
+    /// Notes a process. `Ok(false)`: there is no room for it.
+    fn insert(&mut self, pid: u32, slot: u32) -> Result<bool, MapError> {
+        self.exchange(pid, SlotRow { pid, slot })
+    }
+
+    fn remove(&mut self, pid: u32) -> Result<(), MapError> {
+        self.exchange(pid, SlotRow::default()).map(drop)
+    }
+
+    /// Puts `new` in place of the process' row, or into a free one.
+    fn exchange(&mut self, pid: u32, new: SlotRow) -> Result<bool, MapError> {
+        let index = pid & (self.0.len() - 1);
+        let mut set = self.0.get(&index, 0)?;
+        let its = set.rows.iter().position(|row| row.pid == pid);
+        let place = its.or_else(|| set.rows.iter().position(|row| row.pid == 0));
+        let Some(place) = place else { return Ok(false) };
+        set.rows[place] = new;
+        self.0.set(index, set, 0)?;
+        Ok(true)
+    }
+}
+
 impl Slots {
     /// Opens the pinned maps, with the VMs that an earlier daemon left in them.
     pub(super) fn open(pins: &Pins) -> Result<Self, ProbeError> {
@@ -39,11 +75,11 @@ impl Slots {
             MapData::from_pin(pins.map(map)).map_err(|source| ProbeError::Map { map, source })
         };
         let rows = PerCpuArray::try_from(Map::PerCpuArray(open("vms")?));
-        let by_pid = HashMap::try_from(Map::HashMap(open("slots")?));
+        let by_pid = Array::try_from(Map::Array(open("slots")?));
         let owners = HashMap::try_from(Map::HashMap(open("files")?));
         let mut slots = Self {
             rows: rows.map_err(|source| ProbeError::Map { map: "vms", source })?,
-            by_pid: by_pid.map_err(|source| ProbeError::Map { map: "slots", source })?,
+            by_pid: ByPid(by_pid.map_err(|source| ProbeError::Map { map: "slots", source })?),
             owners: owners.map_err(|source| ProbeError::Map { map: "files", source })?,
             taken: StdHashMap::new(),
             free: VecDeque::new(),
@@ -53,7 +89,7 @@ impl Slots {
     }
 
     fn take_over(&mut self) -> Result<(), MapError> {
-        let mut known: StdHashMap<u32, u32> = self.by_pid.iter().collect::<Result<_, _>>()?;
+        let mut known = self.by_pid.all()?;
         let handed_out: HashSet<u32> = known.values().copied().collect();
         self.free.extend((0..self.rows.len()).filter(|slot| !handed_out.contains(slot)));
         known.retain(|pid, slot| match self.rows.get(slot, 0) {
@@ -65,7 +101,7 @@ impl Slots {
             _ => true,
         });
         for (pid, slot) in known {
-            self.by_pid.remove(&pid)?;
+            self.by_pid.remove(pid)?;
             self.free.push_back(slot);
         }
         for owned in self.owners.iter().collect::<Result<Vec<_>, _>>()? {
@@ -104,11 +140,14 @@ impl Slots {
         }
         let slot = self.free.pop_front().ok_or(ProbeError::Full { key: "probes.max_vms" })?;
         let row = VmRow { pid: vm.pid, start_ticks: vm.start_ticks, ..VmRow::default() };
-        let made = self
-            .write(slot, row)
+        let failed = |source| ProbeError::Map { map: "vms", source };
+        let made = match self.write(slot, row) {
             // The row first: a program that finds the slot finds the row.
-            .and_then(|()| self.by_pid.insert(vm.pid, slot, 0))
-            .map_err(|source| ProbeError::Map { map: "vms", source });
+            Ok(()) => self.by_pid.insert(vm.pid, slot).map_err(failed).and_then(|is_in| {
+                is_in.then_some(()).ok_or(ProbeError::Full { key: "probes.max_vms" })
+            }),
+            Err(error) => Err(failed(error)),
+        };
         match made {
             Ok(()) => {
                 self.taken.insert(vm, Taken { slot, files: Vec::new() });
@@ -163,7 +202,7 @@ impl Slots {
     /// Takes the slot back. Its row is emptied, so that it is nobody's.
     pub(super) fn forget(&mut self, vm: VmId) {
         let Some(Taken { slot, files }) = self.taken.remove(&vm) else { return };
-        if let Err(error) = self.by_pid.remove(&vm.pid) {
+        if let Err(error) = self.by_pid.remove(vm.pid) {
             debug!("no slot of VM {vm} to remove: {error}");
         }
         for file in files {
