@@ -212,7 +212,7 @@ impl Engine {
             let messages = self.messages.clone();
             tokio::spawn(async move {
                 tokio::time::sleep(delay).await;
-                watchers::refresh(id, true, messages);
+                watchers::refresh(&[(id, true)], &messages);
             });
         }
     }
@@ -455,14 +455,15 @@ impl Engine {
         for id in self.vms.keys().copied().collect::<Vec<_>>() {
             self.judge(id, now);
         }
-        // Not all at once: a thousand looks take as many threads.
+        // Not all in one tick: a thousand looks would delay the next.
+        let mut due = Vec::new();
         for (id, watched) in &mut self.vms {
             if u64::from(id.pid) % REFRESH_TICKS == self.ticks % REFRESH_TICKS {
                 let its = told.map(|threads| threads.of(id.pid));
-                let names = watched.threads_to_tell_apart(its);
-                watchers::refresh(*id, names, self.messages.clone());
+                due.push((*id, watched.threads_to_tell_apart(its)));
             }
         }
+        watchers::refresh(&due, &self.messages);
     }
 
     fn judge(&mut self, id: VmId, now: Duration) {

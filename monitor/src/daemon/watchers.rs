@@ -92,19 +92,29 @@ pub(super) fn inspect(pid: u32, scope: Scope, messages: UnboundedSender<Message>
     });
 }
 
-/// Looks again at what may have changed since a QEMU was found; at the names of its threads only if `names`.
-pub(super) fn refresh(vm: VmId, names: bool, messages: UnboundedSender<Message>) {
-    spawn_blocking(move || {
-        let plugged = match discover::plugged(vm.pid) {
-            Ok(plugged) => Some(plugged),
-            Err(error) => {
-                debug!("VM {vm}: {error}");
-                None
+/// VMs that are looked at by one thread, one after the other: waking a thread for each would cost more than
+/// the looks. One that hangs delays the others.
+const LOOKED_AT_TOGETHER: usize = 16;
+
+/// Looks again at what may have changed since QEMUs were found; at the names of their threads only where the
+/// second says so.
+pub(super) fn refresh(vms: &[(VmId, bool)], messages: &UnboundedSender<Message>) {
+    for some in vms.chunks(LOOKED_AT_TOGETHER) {
+        let (some, messages) = (some.to_vec(), messages.clone());
+        spawn_blocking(move || {
+            for (vm, names) in some {
+                let plugged = match discover::plugged(vm.pid) {
+                    Ok(plugged) => Some(plugged),
+                    Err(error) => {
+                        debug!("VM {vm}: {error}");
+                        None
+                    }
+                };
+                let threads = names.then(|| named_vcpus(vm));
+                let _ = messages.send(Message::Refreshed(vm, plugged, threads));
             }
-        };
-        let threads = names.then(|| named_vcpus(vm));
-        let _ = messages.send(Message::Refreshed(vm, plugged, threads));
-    });
+        });
+    }
 }
 
 /// Its vCPU threads, as (vCPU index, thread id); none where their names don't tell.
