@@ -20,6 +20,8 @@ static IN_FLIGHT_MASK: u32 = 0;
 #[inline(always)]
 pub(crate) fn note(bio: *const u8, anchor: &'static Layout, pid: u32, slot: u32) -> bool {
     let Some(set) = set_of(bio, anchor) else { return false };
+    // SAFETY: array elements live as long as the map; what two CPUs that meet in one do, see above.
+    let set = unsafe { &mut *set };
     let mut free = None;
     for place in &mut set.requests {
         if place.bio == bio as u64 {
@@ -42,7 +44,8 @@ pub(crate) fn note(bio: *const u8, anchor: &'static Layout, pid: u32, slot: u32)
 /// Takes a request that completes; with it the time that it took, in the kernel's ticks.
 #[inline(always)]
 pub(crate) fn take(bio: *const u8, anchor: &'static Layout) -> Option<(InFlight, u64)> {
-    let set = set_of(bio, anchor)?;
+    // SAFETY: as for `note`.
+    let set = unsafe { &mut *set_of(bio, anchor)? };
     for place in &mut set.requests {
         if place.bio == bio as u64 {
             let request = *place;
@@ -69,11 +72,10 @@ fn forget(request: &InFlight) {
 /// The set of a bio. The verifier lets nothing be computed with a pointer but its distance from another one,
 /// which is a number: `anchor` is one that stays where it is for as long as the maps live.
 #[inline(always)]
-fn set_of(bio: *const u8, anchor: &'static Layout) -> Option<&'static mut InFlightSet> {
+fn set_of(bio: *const u8, anchor: &'static Layout) -> Option<*mut InFlightSet> {
     let distance = (bio as u64).wrapping_sub(core::ptr::from_ref(anchor) as u64);
     // The upper bits of a product depend on all bits of its factors (Knuth's multiplicative hashing).
     let mixed = distance.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
     let index = mixed as u32 & global(&IN_FLIGHT_MASK);
-    // SAFETY: array elements live as long as the map.
-    IN_FLIGHT.get_ptr_mut(index).map(|set| unsafe { &mut *set })
+    IN_FLIGHT.get_ptr_mut(index)
 }

@@ -18,6 +18,9 @@ offsets! {
     TASK_WAIT_OFFSET
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "32 bytes")]
+const RECORD_BYTES: u32 = size_of::<ThreadTime>() as u32;
+
 /// `struct bpf_iter__task`: what the kernel hands to an iterator over tasks.
 #[repr(C)]
 struct TaskContext {
@@ -51,7 +54,7 @@ fn threads(ctx: *const TaskContext) -> i32 {
         write(meta, &clocks());
     }
     // SAFETY: the task lives as long as the program runs, and has been tested for null.
-    let pid = unsafe { field::<i32>(task, &TASK_TGID_OFFSET) } as u32;
+    let pid = unsafe { field::<i32>(task, &TASK_TGID_OFFSET) }.cast_unsigned();
     if slots::slot_of(pid).is_none() {
         return 0;
     }
@@ -59,7 +62,7 @@ fn threads(ctx: *const TaskContext) -> i32 {
     let record = unsafe {
         ThreadTime {
             pid,
-            tid: field::<i32>(task, &TASK_PID_OFFSET) as u32,
+            tid: field::<i32>(task, &TASK_PID_OFFSET).cast_unsigned(),
             state: field(task, &TASK_STATE_OFFSET),
             reserved: 0,
             run_ns: field(task, &TASK_RUN_OFFSET),
@@ -86,7 +89,7 @@ fn write(meta: *const IteratorMeta, record: &ThreadTime) {
         bpf_seq_write(
             (*meta).seq.cast(),
             core::ptr::from_ref(record).cast::<c_void>(),
-            size_of::<ThreadTime>() as u32,
+            RECORD_BYTES,
         )
     };
 }
