@@ -9,15 +9,12 @@ mod screen;
 mod stage;
 mod traces;
 
-use std::path::PathBuf;
-use std::process::Stdio;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use flatline_tests::{image, interrupt};
 
-use crate::process::{cargo_command, display, heading};
-use crate::{build_ebpf, guest, setup};
+use crate::{build_ebpf, executable, guest, setup};
 use play::Measured;
 use screen::Screen;
 use stage::Stage;
@@ -37,7 +34,7 @@ pub(crate) fn task() -> Result<()> {
     }
     setup::ensure()?;
     build_ebpf::build()?;
-    let binary = build_daemon()?;
+    let binary = executable::build("the daemon", &["--package", "flatline"])?;
     let images = image::build(&guest::build()?, |_| {})?;
 
     interrupt::install()?;
@@ -76,45 +73,4 @@ fn summary(screen: &mut Screen, measured: &Measured, begin: Instant) {
         undisturbed.as_secs_f64(),
         begin.elapsed().as_secs_f64()
     ));
-}
-
-/// Builds the daemon with cargo's own progress. Returns the executable's path, as cargo tells it:
-/// its target directory may be configured anywhere.
-fn build_daemon() -> Result<PathBuf> {
-    heading("building the daemon");
-    let mut command = cargo_command(["build", "--release", "--package", "flatline"]);
-    command.arg("--message-format=json-render-diagnostics");
-    let line = display(&command);
-    let output = command
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("could not start `{line}`"))?;
-    if !output.status.success() {
-        bail!("`{line}` failed: {}", output.status);
-    }
-    let messages = String::from_utf8_lossy(&output.stdout);
-    executable(&messages).with_context(|| format!("`{line}` named no executable"))
-}
-
-/// The executable that cargo's messages, one JSON object a line, name.
-fn executable(messages: &str) -> Option<PathBuf> {
-    let mut executables = messages.lines().filter_map(|line| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        message["executable"].as_str().map(PathBuf::from)
-    });
-    executables.next_back()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_executable_is_the_one_that_cargo_names() {
-        let messages = "{\"reason\":\"compiler-artifact\",\"executable\":null}\nwarning: no JSON\n\
-            {\"reason\":\"compiler-artifact\",\"executable\":\"/t/release/flatline\"}\n\
-            {\"reason\":\"build-finished\",\"success\":true}\n";
-        assert_eq!(executable(messages), Some(PathBuf::from("/t/release/flatline")));
-    }
 }

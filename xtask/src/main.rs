@@ -11,6 +11,7 @@ mod apt;
 mod btf_names;
 mod build_ebpf;
 mod demo;
+mod executable;
 mod guest;
 mod lint;
 mod process;
