@@ -35,6 +35,13 @@ pub(crate) fn empty_bio(_ctx: BtfTracePointContext) -> i32 {
     0
 }
 
+/// Beside `threads`: what the kernel takes for going through all threads of the host.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+fn empty_threads(_ctx: *const core::ffi::c_void) -> i32 {
+    0
+}
+
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
 

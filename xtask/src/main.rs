@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use flatline_tests::interrupt;
 
 mod apt;
+mod bench;
 mod btf_names;
 mod build_ebpf;
 mod demo;
@@ -42,6 +43,8 @@ enum Task {
     Lint,
     /// Show three real guests, crash one, and watch flatline bring it back
     Demo,
+    /// Measure what flatline costs, and write docs/costs.md
+    Bench,
     /// Lint, then run the unit tests and the end-to-end tests with real guests
     Test(test::Options),
 }
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Task::Guest => guest::task(),
         Task::Lint => lint::task(),
         Task::Demo => demo::task(),
+        Task::Bench => bench::task(),
         Task::Test(options) => test::task(&options),
     };
     match result {

@@ -1,0 +1,69 @@
+//! `cargo xtask bench`: measures what flatline costs, and writes `docs/costs.md`.
+//!
+//! Everything is measured on a real daemon, in directories, a bpffs and a network namespace of its own: its
+//! programs as it loaded them, its readers, its process. Where a figure has a floor, both are measured in
+//! one run. Who compares two machines, or two versions, runs this on each.
+
+mod events;
+mod figures;
+mod fleet;
+mod polling;
+mod report;
+mod stage;
+mod starts;
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use flatline_tests::interrupt;
+
+use crate::process::{elapsed, heading, workspace_root};
+use crate::{build_ebpf, executable, setup};
+use report::Report;
+use stage::{Programs, Stage};
+
+/// Builds what is missing, measures, and writes.
+///
+/// # Errors
+///
+/// If anything can't be measured, or Ctrl-C came. A target that is missed is no error.
+pub(crate) fn task() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("measuring needs root, for its network namespace and to load eBPF programs");
+    }
+    setup::ensure()?;
+    build_ebpf::build()?;
+    let empty = build_ebpf::build_empty()?;
+    let build = executable::build;
+    let programs = Programs {
+        empty,
+        daemon: build("the daemon", &["--package", "flatline"])?,
+        bench: build("what measures", &["--package", "flatline", "--example", "bench"])?,
+        stand_in: build("stand-ins", &["--package", "flatline-tests", "--bin", "stand-in"])?,
+    };
+    interrupt::install()?;
+    let begin = Instant::now();
+    let dir = tempfile::Builder::new().prefix("flatline-bench-").tempdir()?;
+    let report = measure(&programs, dir.path());
+    drop(dir);
+    let report = report?;
+    let path = workspace_root().join("docs/costs.md");
+    report.write(&path)?;
+    println!("{}", report.tables());
+    let missed = report.missed();
+    if !missed.is_empty() {
+        println!("Missed:\n\n{missed}");
+    }
+    heading(&format!("measured in {}; {} has it all", elapsed(begin.elapsed()), path.display()));
+    Ok(())
+}
+
+fn measure(programs: &Programs, dir: &std::path::Path) -> Result<Report> {
+    let mut report = Report::default();
+    let stage = Stage::new(programs, dir)?;
+    events::measure(&stage, &mut report)?;
+    let per_vm = fleet::measure(&stage, &mut report)?;
+    starts::measure(&stage, &mut report)?;
+    polling::measure(&stage, dir, &per_vm, &mut report)?;
+    Ok(report)
+}

@@ -1,0 +1,285 @@
+//! The figures as a table on the terminal and as `docs/costs.md`.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::figures::{Rounds, digits};
+use crate::process::capture;
+
+/// What a figure should come to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target {
+    /// No more than this.
+    AtMost(f64),
+    /// No less than this.
+    AtLeast(f64),
+}
+
+/// All that was measured.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    sections: Vec<Section>,
+    notes: Vec<String>,
+}
+
+/// Figures of one subject.
+#[derive(Debug)]
+pub(crate) struct Section {
+    title: String,
+    unit: &'static str,
+    how: &'static str,
+    rows: Vec<Row>,
+}
+
+#[derive(Debug)]
+struct Row {
+    what: String,
+    unit: &'static str,
+    rounds: Rounds,
+    /// Of rows that have one: the figure itself, whose floor was taken off.
+    whole: Option<f64>,
+    target: Option<Target>,
+    remedy: &'static str,
+}
+
+impl Target {
+    pub(crate) const fn at_most(most: f64) -> Self {
+        Self::AtMost(most)
+    }
+
+    pub(crate) const fn at_least(least: f64) -> Self {
+        Self::AtLeast(least)
+    }
+
+    /// The target, and whether it is met or by how much it is missed.
+    fn judge(self, value: f64) -> (String, Result<(), String>) {
+        let number = |value: f64| format!("{value:.0$}", digits(value).min(1));
+        let plain = |target: f64| format!("{target}");
+        match self {
+            Self::AtMost(most) if value <= most => (format!("≤ {}", plain(most)), Ok(())),
+            Self::AtMost(most) => {
+                (format!("≤ {}", plain(most)), Err(format!("missed by {}", number(value - most))))
+            }
+            Self::AtLeast(least) if value >= least => (format!("≥ {}", plain(least)), Ok(())),
+            Self::AtLeast(least) => {
+                (format!("≥ {}", plain(least)), Err(format!("missed by {}", number(least - value))))
+            }
+        }
+    }
+}
+
+impl Report {
+    /// The section of that title, which is begun if there is none.
+    pub(crate) fn section(
+        &mut self,
+        title: &str,
+        unit: &'static str,
+        how: &'static str,
+    ) -> &mut Section {
+        let at = self.sections.iter().position(|section| section.title == title);
+        let at = at.unwrap_or_else(|| {
+            let title = title.to_owned();
+            self.sections.push(Section { title, unit, how, rows: Vec::new() });
+            self.sections.len() - 1
+        });
+        &mut self.sections[at]
+    }
+
+    /// Something to be told in words.
+    pub(crate) fn note(&mut self, note: String) {
+        self.notes.push(note);
+    }
+
+    /// The tables alone, for a terminal.
+    pub(crate) fn tables(&self) -> String {
+        self.sections
+            .iter()
+            .map(|section| format!("\n{}\n\n{}", section.title, section.table()))
+            .collect()
+    }
+
+    /// Writes `docs/costs.md`.
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{INTRODUCTION}\nMeasured on {}.\n", machine()?);
+        for Section { title, how, .. } in &self.sections {
+            let _ = write!(text, "\n## {title}\n\n{}\n", wrapped(how));
+            let section = self.sections.iter().find(|section| section.title == *title);
+            let _ = write!(text, "\n{}", section.map(Section::table).unwrap_or_default());
+        }
+        let missed = self.missed();
+        if !missed.is_empty() {
+            let _ = write!(text, "\n## Targets that were missed\n\n{missed}");
+        }
+        let _ = write!(text, "\n## Notes\n\n");
+        for note in &self.notes {
+            let _ = writeln!(text, "{}", wrapped(&format!("- {note}")));
+        }
+        path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+        std::fs::write(path, text).with_context(|| format!("could not write {}", path.display()))
+    }
+
+    /// A line for each missed target: by how much, and what meeting it would take.
+    pub(crate) fn missed(&self) -> String {
+        let rows = self.sections.iter().flat_map(|section| &section.rows);
+        rows.filter_map(|row| {
+            let how = row.target?.judge(row.rounds.median()).1.err()?;
+            Some(wrapped(&format!("- {}: {how} {}. {}", row.what, row.unit, row.remedy)) + "\n")
+        })
+        .collect()
+    }
+}
+
+impl Section {
+    /// A floor itself.
+    pub(crate) fn floor(&mut self, what: &str, rounds: &Rounds) {
+        self.value(&format!("*floor: {what}*"), rounds, None, "");
+    }
+
+    /// A figure without a floor.
+    pub(crate) fn value(
+        &mut self,
+        what: &str,
+        rounds: &Rounds,
+        target: Option<Target>,
+        remedy: &'static str,
+    ) {
+        self.in_unit(what, rounds, self.unit, target, remedy);
+    }
+
+    /// A figure in another unit than the section's.
+    pub(crate) fn in_unit(
+        &mut self,
+        what: &str,
+        rounds: &Rounds,
+        unit: &'static str,
+        target: Option<Target>,
+        remedy: &'static str,
+    ) {
+        let (what, rounds) = (what.to_owned(), rounds.clone());
+        self.rows.push(Row { what, unit, rounds, whole: None, target, remedy });
+    }
+
+    /// A figure of which only what it has above its floor matters.
+    pub(crate) fn over(
+        &mut self,
+        what: &str,
+        rounds: &Rounds,
+        floor: &Rounds,
+        target: Option<Target>,
+        remedy: &'static str,
+    ) -> Result<()> {
+        self.rows.push(Row {
+            what: what.to_owned(),
+            unit: self.unit,
+            rounds: rounds.minus(floor).with_context(|| what.to_owned())?,
+            whole: Some(rounds.median()),
+            target,
+            remedy,
+        });
+        Ok(())
+    }
+
+    fn table(&self) -> String {
+        let mut lines =
+            vec![["what", "median (middle half)", "whole", "target", ""].map(str::to_owned)];
+        for row in &self.rows {
+            let (target, verdict) = row.target.map_or_else(Default::default, |target| {
+                let (target, verdict) = target.judge(row.rounds.median());
+                (target, verdict.map_or_else(|missed| missed, |()| "met".to_owned()))
+            });
+            let plus = if row.whole.is_some() && row.rounds.median() >= 0.0 { "+" } else { "" };
+            let whole = row.whole.map(|whole| format!("{whole:.0$}", digits(whole)));
+            let value = format!("{plus}{} {}", row.rounds, row.unit);
+            lines.push([row.what.clone(), value, whole.unwrap_or_default(), target, verdict]);
+        }
+        let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max();
+        let widths: [usize; 5] = std::array::from_fn(|column| width(column).unwrap_or_default());
+        let padded = |line: &[String; 5]| {
+            let cells = line.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+            format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "))
+        };
+        let rule = widths.map(|width| "-".repeat(width));
+        let rows = lines.iter().skip(1).map(padded);
+        [padded(&lines[0]), padded(&rule)].into_iter().chain(rows).collect()
+    }
+}
+
+/// The machine, in a line.
+fn machine() -> Result<String> {
+    let cpus = std::thread::available_parallelism()?;
+    let info = std::fs::read_to_string("/proc/cpuinfo")?;
+    let model = info.lines().find_map(|line| line.strip_prefix("model name"));
+    let model = model
+        .map_or("CPUs of an unknown model", |model| model.trim_start_matches([' ', '\t', ':']));
+    let is_virtual = info.lines().any(|line| {
+        line.starts_with("flags") && line.split_ascii_whitespace().any(|flag| flag == "hypervisor")
+    });
+    let kind = if is_virtual { "a virtual machine" } else { "a machine" };
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let date = capture(Command::new("date").args(["-u", "+%F"])).unwrap_or_default();
+    Ok(format!("{kind} with {cpus} CPUs ({model}), Linux {}, on {date}", kernel.trim()))
+}
+
+/// In lines of at most 116 characters, those of a list item indented.
+fn wrapped(text: &str) -> String {
+    const WIDTH: usize = 116;
+    let indent = if text.starts_with("- ") { "  " } else { "" };
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last().map_or(0, |line| line.chars().count());
+        if line != 0 && line + 1 + word.chars().count() > WIDTH {
+            lines.push(format!("{indent}{word}"));
+        } else if let Some(line) = lines.last_mut() {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+    }
+    lines.join("\n")
+}
+
+const INTRODUCTION: &str = "\
+# What flatline costs
+
+Written by `cargo xtask bench`, which measures everything here anew. Where a figure has a floor, as an empty program at
+the same hook, both are measured in the same run, in turns, and what is shown first is the difference, round by
+round: absolute figures move from machine to machine, differences much less. A figure is the median of all rounds,
+with the values between which the middle half of them lies; *whole* is a figure with its floor.
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missed_target_says_by_how_much_and_what_it_would_take() {
+        let rounds = |value| Rounds::new(vec![value]).expect("a value");
+        let mut report = Report::default();
+        let section = report.section("A thing", "ns", "");
+        section.value("met", &rounds(8.0), Some(Target::at_most(8.0)), "Nothing.");
+        section
+            .over("dear", &rounds(30.0), &rounds(10.0), Some(Target::at_most(8.0)), "Less.")
+            .expect("one each");
+        section.value("few", &rounds(40.0), Some(Target::at_least(50.0)), "More.");
+        let missed = report.missed();
+        assert_eq!(missed, "- dear: missed by 12.0 ns. Less.\n- few: missed by 10.0 ns. More.\n");
+        let table = report.tables();
+        assert!(
+            table.contains("| dear | +20.0 (20.0 to 20.0) ns | 30.0  | ≤ 8    | missed by 12.0 |"),
+            "{table}"
+        );
+    }
+
+    #[test]
+    fn long_text_is_wrapped_and_a_list_item_stays_one() {
+        let text = wrapped(&format!("- {}", "word ".repeat(60)));
+        assert!(text.lines().all(|line| line.len() <= 116));
+        assert!(text.lines().skip(1).all(|line| line.starts_with("  word")));
+    }
+}

@@ -1,0 +1,206 @@
+//! What is measured: a daemon with directories of its own, stand-ins for VMs, and the program that looks at
+//! them.
+
+use std::fs::File;
+use std::io::PipeWriter;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use flatline_tests::daemon::{Daemon, DaemonConfig};
+use flatline_tests::interrupt;
+use flatline_tests::netns::Netns;
+use serde_json::Value;
+
+use super::figures::Figures;
+
+/// The same as the configuration's default: stand-ins that store something every four seconds live.
+const FLAT_FOR: Duration = Duration::from_secs(10);
+const BOOT_GRACE: Duration = Duration::from_secs(60);
+/// For whatever takes a few seconds when all is well.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Too large for the disk's own cache to hold much, and small enough to make.
+const DISK_BYTES: usize = 64 << 20;
+/// vCPU threads of each stand-in.
+pub(crate) const VCPUS: usize = 4;
+
+/// The programs that were built.
+#[derive(Debug)]
+pub(crate) struct Programs {
+    pub(crate) daemon: PathBuf,
+    pub(crate) stand_in: PathBuf,
+    pub(crate) bench: PathBuf,
+    /// The object with empty eBPF programs.
+    pub(crate) empty: PathBuf,
+}
+
+/// A place for daemons and stand-ins, which are to be dropped before it.
+#[derive(Debug)]
+pub(crate) struct Stage<'a> {
+    pub(crate) programs: &'a Programs,
+    dir: &'a Path,
+    /// The stand-in under the name that the daemon takes for a QEMU's.
+    qemu: PathBuf,
+    /// What loads read and write.
+    pub(crate) disk: PathBuf,
+}
+
+/// What a stand-in is started with, beside its name.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct StandIn<'a> {
+    /// `KIND:` of its load; the file is the stage's disk.
+    pub(crate) load: Option<&'a str>,
+    /// A tap to make, and the namespace to make it in.
+    pub(crate) tap: Option<(&'a Netns, &'a str)>,
+    /// Whether it answers on a QMP socket.
+    pub(crate) qmp: bool,
+    /// Whether the daemon is to take it for no VM.
+    pub(crate) stranger: bool,
+}
+
+/// Stand-ins that run; dropping it ends them.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    children: Vec<Child>,
+    /// They end when nobody holds it any more, also if we are killed.
+    _leash: PipeWriter,
+}
+
+impl<'a> Stage<'a> {
+    /// Prepares `dir`.
+    pub(crate) fn new(programs: &'a Programs, dir: &'a Path) -> Result<Self> {
+        let qemu = dir.join("qemu-system-x86_64");
+        // A hard link does not work across file systems.
+        std::fs::hard_link(&programs.stand_in, &qemu)
+            .or_else(|_| std::fs::copy(&programs.stand_in, &qemu).map(|_| ()))
+            .with_context(|| format!("cannot make {}", qemu.display()))?;
+        let disk = dir.join("disk.img");
+        std::fs::write(&disk, vec![0xa5; DISK_BYTES]).context("cannot make a disk")?;
+        File::open(&disk)?.sync_all()?;
+        Ok(Self { programs, dir, qemu, disk })
+    }
+
+    /// The executable of the stand-ins that count as VMs.
+    pub(crate) fn executable(&self) -> String {
+        self.qemu.display().to_string()
+    }
+
+    /// Where the daemons pin.
+    pub(crate) fn bpffs(&self) -> PathBuf {
+        self.dir.join("bpf/flatline")
+    }
+
+    /// Where a daemon answers.
+    pub(crate) fn control_socket(&self) -> PathBuf {
+        self.dir.join("run/control.sock")
+    }
+
+    /// Starts a daemon that decides, but touches nothing.
+    pub(crate) fn daemon(&self) -> Result<Daemon> {
+        let mut config = DaemonConfig::new(&self.programs.daemon, &self.qemu);
+        config.mode = "observe".to_owned();
+        config.flat_for = FLAT_FOR;
+        config.boot_grace = BOOT_GRACE;
+        config.extra_toml = "[probes]\nmax_vms = 2048\n".to_owned();
+        Daemon::start(&config, self.dir)
+    }
+
+    /// Starts `count` stand-ins `NAME-0`, ..
+    pub(crate) fn start(&self, name: &str, count: usize, what: StandIn<'_>) -> Result<Fleet> {
+        let (end, leash) = std::io::pipe()?;
+        let mut fleet = Fleet { children: Vec::with_capacity(count), _leash: leash };
+        for number in 0..count {
+            interrupt::check()?;
+            let mut command = self.command(&format!("{name}-{number}"), what);
+            command.process_group(0).stdin(end.try_clone()?).stdout(Stdio::null());
+            fleet.children.push(command.spawn().context("cannot start a stand-in")?);
+        }
+        Ok(fleet)
+    }
+
+    fn command(&self, name: &str, what: StandIn<'_>) -> Command {
+        let StandIn { load, tap, qmp, stranger } = what;
+        let program = if stranger { &self.programs.stand_in } else { &self.qemu };
+        let mut command = match tap {
+            Some((netns, _)) => {
+                let [enter, option] = netns.enter_prefix();
+                let mut command = Command::new(enter);
+                command.arg(option).arg("--").arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
+        command.args(["-name", &format!("{name},debug-threads=on"), "-machine", "pc"]);
+        command.args(["-accel", "tcg,thread=multi", "-m", "16", "-display", "none"]);
+        command.args(["-smp", &VCPUS.to_string()]);
+        if let Some((_, tap)) = tap {
+            command.args(["-netdev", &format!("tap,id=net0,ifname={tap},vhost=off")]);
+        }
+        if qmp {
+            let socket = self.dir.join(format!("{name}.qmp"));
+            // Of an earlier one of this name.
+            let _ = std::fs::remove_file(&socket);
+            command.args(["-qmp", &format!("unix:{},server=on,wait=off", socket.display())]);
+        }
+        if let Some(kind) = load {
+            command.args(["-load", &format!("{kind}:{}", self.disk.display())]);
+        }
+        command
+    }
+
+    /// Has the program measure a `subject` of a running daemon.
+    pub(crate) fn measure(&self, subject: &str, arguments: &[&str]) -> Result<Figures> {
+        interrupt::check()?;
+        let output = Command::new(&self.programs.bench)
+            .arg("--bpffs")
+            .arg(self.bpffs())
+            .arg(subject)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit())
+            .output()
+            .context("cannot run the measuring program")?;
+        if !output.status.success() {
+            bail!("measuring {subject}: {}", output.status);
+        }
+        Figures::parse(&String::from_utf8_lossy(&output.stdout))
+    }
+}
+
+/// Waits until `status` shows `count` VMs of which each is as wanted.
+pub(crate) fn wait_for(
+    daemon: &Daemon,
+    what: &str,
+    count: usize,
+    wanted: impl Fn(&Value) -> bool,
+) -> Result<()> {
+    interrupt::wait_until(what, PATIENCE, || {
+        let status = daemon.status()?;
+        let vms = status["vms"].as_array().map_or(&[][..], Vec::as_slice);
+        Ok((vms.len() == count && vms.iter().all(&wanted)).then_some(()))
+    })
+}
+
+impl Fleet {
+    /// An error if one of them has ended.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        for child in &mut self.children {
+            let ended = child.try_wait()?;
+            ensure!(ended.is_none(), "a stand-in has ended: {ended:?}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _ = child.kill();
+        }
+        for child in &mut self.children {
+            let _ = child.wait();
+        }
+    }
+}
