@@ -111,6 +111,12 @@ mod tests {
         assert!(clocks.read().is_ok());
         drop(end_sender);
         thread.join().unwrap();
+        // It is joined a moment before the kernel has taken it off its lists.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while crate::discover::has_thread(std::process::id(), tid) {
+            assert!(std::time::Instant::now() < deadline, "it does not end");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         assert_eq!(clocks.read().unwrap_err().what, "vCPU time");
     }
 
