@@ -43,10 +43,16 @@ pub(crate) fn task() -> Result<()> {
     };
     interrupt::install()?;
     let begin = Instant::now();
+    let load = load_average()?;
     let dir = tempfile::Builder::new().prefix("flatline-bench-").tempdir()?;
     let report = measure(&programs, dir.path());
     drop(dir);
-    let report = report?;
+    let mut report = report?;
+    report.note(format!(
+        "Before it began, {load:.2} threads wanted to run, on average over a minute, and {:.2} at its end. What \
+         else runs on the machine makes times longer, and caches colder.",
+        load_average()?
+    ));
     let path = workspace_root().join("docs/costs.md");
     report.write(&path)?;
     println!("{}", report.tables());
@@ -56,6 +62,12 @@ pub(crate) fn task() -> Result<()> {
     }
     heading(&format!("measured in {}; {} has it all", elapsed(begin.elapsed()), path.display()));
     Ok(())
+}
+
+/// Threads that want to run, on average over the last minute.
+fn load_average() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/loadavg")?;
+    Ok(text.split_ascii_whitespace().next().unwrap_or_default().parse()?)
 }
 
 fn measure(programs: &Programs, dir: &std::path::Path) -> Result<Report> {

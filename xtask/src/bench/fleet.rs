@@ -18,7 +18,7 @@ const STRANGERS: usize = 5000;
 const READING_ROUNDS: &str = "21";
 /// The daemon's default `sample_interval`.
 const TICK: Duration = Duration::from_secs(1);
-/// Three times the ticks after which it looks into `/proc` again.
+/// Three times the ticks in which it looks into `/proc` for every VM.
 const TICKS: u32 = 30;
 /// After a QEMU was found, it is looked at again after a quarter of a second, one and three.
 const SETTLE: Duration = Duration::from_secs(8);
@@ -114,8 +114,8 @@ fn readings(stage: &Stage<'_>, report: &mut Report) -> Result<Rounds> {
     Ok(proc)
 }
 
-/// Returns CPU time a tick, in ms, of the whole daemon in windows of as many ticks as pass between two
-/// looks into `/proc`.
+/// Returns CPU time a tick, in ms, of the whole daemon: means of as many ticks as it takes to look into
+/// `/proc` for every VM.
 fn ticks(daemon: &Daemon, report: &mut Report, title: &str, judged: bool) -> Result<Rounds> {
     heading(title);
     let pid = daemon.pid().context("the daemon has ended")?;
@@ -139,7 +139,7 @@ fn ticks(daemon: &Daemon, report: &mut Report, title: &str, judged: bool) -> Res
     section.value("the loop's thread, a tick", &own, None, "");
     section.value("the whole process, a tick", &all, None, "");
     let target = judged.then_some(TICK_TARGET);
-    section.value("the whole process, with its looks into `/proc`", &windows, target, TICK_REMEDY);
+    section.value("the whole process, means of ten ticks", &windows, target, TICK_REMEDY);
     let mib = Rounds::new(vec![resident as f64 / f64::from(1 << 20)])?;
     section.in_unit("resident memory", &mib, "MiB", judged.then_some(MEMORY_TARGET), MEMORY_REMEDY);
     report.note(format!(
@@ -156,10 +156,10 @@ fn is_alive(vm: &&Value) -> bool {
 const READINGS: &str = "CPU time of the thread that reads, by flatline's own code. The VMs are stand-ins: a \
     process with four idle threads and QEMU's command line, since a thousand QEMUs don't fit here.";
 const TICK_DOC: &str = "CPU time of a running daemon, second by second; each stand-in reads a block every four \
-    seconds, so that each is judged alive. Every tenth tick of a VM, the daemon also looks through `/proc/PID` of \
-    all VMs, for what was plugged in. The stand-ins have no taps: attaching a thousand takes half a minute, and \
-    a tick reads the same maps with and without; what isn't in here is to see, every tenth tick, whether the \
-    programs are still on them.";
+    seconds, so that each is judged alive. In each tick, the daemon also looks through \
+    `/proc/PID` of a tenth of the VMs, for what was plugged in. The stand-ins have no taps: attaching a thousand \
+    takes half a minute, and a tick reads the same maps with and without; what isn't in here is to see, every tenth \
+    tick, whether the programs are still on them.";
 const ROWS: &str = "The kernel copies each row by itself, one CPU's copy after the other \
     (`generic_map_lookup_batch`). Memory that both sides share needs no call at all, but a per-CPU array can't be \
     mapped: it would take a plain array with a row for each VM and CPU.";

@@ -1,5 +1,6 @@
 //! The figures as a table on the terminal and as `docs/costs.md`.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
@@ -123,14 +124,23 @@ impl Report {
         std::fs::write(path, text).with_context(|| format!("could not write {}", path.display()))
     }
 
-    /// A line for each missed target: by how much, and what meeting it would take.
+    /// An item for each missed target: by how much, and what meeting it would take.
     pub(crate) fn missed(&self) -> String {
-        let rows = self.sections.iter().flat_map(|section| &section.rows);
-        rows.filter_map(|row| {
-            let how = row.target?.judge(row.rounds.median()).1.err()?;
-            Some(wrapped(&format!("- {}: {how} {}. {}", row.what, row.unit, row.remedy)) + "\n")
-        })
-        .collect()
+        let mut told = BTreeSet::new();
+        let mut items = String::new();
+        for (section, row) in self
+            .sections
+            .iter()
+            .flat_map(|section| section.rows.iter().map(move |row| (section, row)))
+        {
+            let judged = row.target.map(|target| target.judge(row.rounds.median()).1);
+            let Some(Err(how)) = judged else { continue };
+            let remedy = if told.insert(row.remedy) { row.remedy } else { "As above." };
+            let item = format!("- {}, {}: {how} {}. {remedy}", section.title, row.what, row.unit);
+            items.push_str(&wrapped(&item));
+            items.push('\n');
+        }
+        items
     }
 }
 
@@ -268,7 +278,10 @@ mod tests {
             .expect("one each");
         section.value("few", &rounds(40.0), Some(Target::at_least(50.0)), "More.");
         let missed = report.missed();
-        assert_eq!(missed, "- dear: missed by 12.0 ns. Less.\n- few: missed by 10.0 ns. More.\n");
+        assert_eq!(
+            missed,
+            "- A thing, dear: missed by 12.0 ns. Less.\n- A thing, few: missed by 10.0 ns. More.\n"
+        );
         let table = report.tables();
         assert!(
             table.contains("| dear | +20.0 (20.0 to 20.0) ns | 30.0  | ≤ 8    | missed by 12.0 |"),
