@@ -167,5 +167,4 @@ const TICK_REMEDY: &str = "The kernel's own way through all threads of the host,
     good part of it, and no program can shorten that; going through the vCPUs' threads alone takes iterators inside \
     of programs (Linux 6.7), which aya doesn't have yet. The other large part is the look into `/proc/PID/fd` for \
     what was plugged in: it would shrink with looking less often than every tenth tick.";
-const MEMORY_REMEDY: &str = "The threads that look into `/proc`, up to 64, and what the allocator keeps for each, are \
-    a large part. Fewer would do, but each may wait for a QEMU that hangs.";
+const MEMORY_REMEDY: &str = "The largest part is the heap, then the program itself; which of it could go was not looked into.";

@@ -144,5 +144,5 @@ fn ask(stage: &Stage<'_>) -> Result<Value> {
 
 const STARTS: &str = "From `exec`. *Watching* is said before the first tap is attached. The first reading is when \
     `status` first shows counters of all VMs, asked every half a millisecond.";
-const COLD: &str = "Most of it is parsing the kernel's types twice, and the verifier.";
-const RESTART: &str = "Most of it is reading about each QEMU in `/proc`.";
+const COLD: &str = "Where the time goes was not looked into.";
+const RESTART: &str = "Where the time goes was not looked into.";
