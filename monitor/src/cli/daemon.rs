@@ -12,12 +12,21 @@ use super::{Answer, Failure};
 
 /// Enough that a slow write of evidence doesn't hold up sampling.
 const WORKERS: usize = 2;
+/// Arenas of the C library's allocator: allocating is not what the daemon does most.
+#[cfg(target_env = "gnu")]
+const ARENAS: libc::c_int = 2;
 /// Looks into `/proc` that may wait at a time. Each takes a thread with its memory, and a host with more
 /// QEMUs that hang has other troubles.
 const BLOCKING_THREADS: usize = 64;
 
 pub(super) fn run(config: Config, observe: bool) -> Result<Answer, Failure> {
     init_log().map_err(Failure::BadNews)?;
+    // SAFETY: a plain call. Of the allocator's arenas, each thread would else have one of its own, and keep
+    // what it needed once.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, ARENAS);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(BLOCKING_THREADS)

@@ -13,7 +13,7 @@ use super::{
     Message,
     incidents::Scribe,
     vm::{HostSample, Stage, WatchedVm},
-    watchers,
+    watchers::{self, Look, Looked},
 };
 use crate::{
     config::Config,
@@ -31,6 +31,10 @@ const LOOK_AGAIN: [Duration; 3] =
     [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(3)];
 /// Ticks between two looks at a VM's taps and threads, for hot-plug.
 const REFRESH_TICKS: u64 = 10;
+
+/// Of so many looks at what a VM has open, one is in full, though it has as many descriptors as before: one
+/// may have been closed and another opened.
+const LOOKS_IN_FULL: u32 = 6;
 
 /// The daemon's state.
 pub(super) struct Engine {
@@ -138,7 +142,7 @@ impl Engine {
             }
             Message::Status(pid, status) => drop(self.statuses.insert(pid, status)),
             Message::Gone(vm) => self.gone(vm),
-            Message::Refreshed(vm, plugged, threads) => self.refreshed(vm, plugged, threads),
+            Message::Refreshed(vm, looked) => self.refreshed(vm, looked),
             Message::Cpus(vm, cpus) => {
                 let threads = cpus.iter().map(|cpu| (cpu.index, cpu.thread_id)).collect();
                 self.set_threads(vm, threads, true);
@@ -192,6 +196,9 @@ impl Engine {
             run_state_answered: 0,
             threads: Vec::new(),
             threads_from_qmp: false,
+            descriptors: None,
+            looks: 0,
+            looking: false,
             told_apart: (Vec::new(), 0),
             clocks: VcpuClocks::default(),
             slot: Err("its programs are being attached".to_owned()),
@@ -212,7 +219,8 @@ impl Engine {
             let messages = self.messages.clone();
             tokio::spawn(async move {
                 tokio::time::sleep(delay).await;
-                watchers::refresh(&[(id, true)], &messages);
+                let look = Look { vm: id, names: true, unless: None };
+                watchers::refresh(&[look], &messages);
             });
         }
     }
@@ -257,19 +265,23 @@ impl Engine {
         }
     }
 
-    fn refreshed(&mut self, id: VmId, plugged: Option<Plugged>, threads: Option<Vec<(u32, u32)>>) {
+    fn refreshed(&mut self, id: VmId, looked: Looked) {
         let Some(watched) = self.vms.get_mut(&id) else { return };
+        let Looked { plugged, descriptors, threads } = looked;
+        watched.looking = false;
+        watched.descriptors = descriptors;
         if let Some(plugged) = plugged {
+            watched.looks = 0;
             let as_known = |tap: &Tap| {
                 let probe = watched.taps.iter().find(|probe| probe.tap == *tap).cloned();
                 let pending = || Err("its programs are being attached".to_owned());
                 probe.unwrap_or_else(|| TapProbe { tap: tap.clone(), hook: pending() })
             };
             watched.taps = plugged.taps.iter().map(as_known).collect();
-            // Also where nothing changed: somebody may have detached a program.
-            self.probes.attach(id, counted(&plugged));
             watched.vm.plugged = plugged;
         }
+        // Also where nothing changed: somebody may have detached a program.
+        self.probes.attach(id, counted(&watched.vm.plugged));
         let Some(threads) = threads else { return };
         let by_name = self.vms.get(&id).is_some_and(|watched| !watched.threads_from_qmp);
         if !threads.is_empty() && by_name {
@@ -335,8 +347,16 @@ impl Engine {
         {
             warn!(vm = watched.vm.name, "not counted: {why}");
         }
+        let could = watched.taps.iter().all(|probe| probe.hook.is_ok());
+        let can = taps.iter().all(|probe| probe.hook.is_ok());
         watched.slot = slot;
         watched.taps = taps;
+        if could && !can && !watched.looking {
+            // It may have been renamed, or made again.
+            watched.looking = true;
+            let look = Look { vm: report.vm, names: false, unless: None };
+            watchers::refresh(&[look], &self.messages);
+        }
     }
 
     pub(super) fn on_qmp(&mut self, id: VmId, notice: QmpNotice) {
@@ -458,9 +478,13 @@ impl Engine {
         // Not all in one tick: a thousand looks would delay the next.
         let mut due = Vec::new();
         for (id, watched) in &mut self.vms {
-            if u64::from(id.pid) % REFRESH_TICKS == self.ticks % REFRESH_TICKS {
+            if u64::from(id.pid) % REFRESH_TICKS == self.ticks % REFRESH_TICKS && !watched.looking {
                 let its = told.map(|threads| threads.of(id.pid));
-                due.push((*id, watched.threads_to_tell_apart(its)));
+                watched.looking = true;
+                watched.looks += 1;
+                let names = watched.threads_to_tell_apart(its);
+                let unless = watched.descriptors.filter(|_| watched.looks < LOOKS_IN_FULL);
+                due.push(Look { vm: *id, names, unless });
             }
         }
         watchers::refresh(&due, &self.messages);

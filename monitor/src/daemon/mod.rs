@@ -23,7 +23,7 @@ use tracing::{info, warn};
 use crate::{
     check,
     config::{Config, Mode},
-    discover::{Plugged, Vm, VmId},
+    discover::{Vm, VmId},
     probe::{AttachReport, DirectoryLock, ProbeError, ProbeThread, THREADS},
     qmp::{QmpCpu, RunState},
     recover::{Restart, RestartError},
@@ -92,8 +92,8 @@ enum Message {
     Status(u32, i32),
     /// A watched QEMU is gone.
     Gone(VmId),
-    /// Its taps and files, read again, and its vCPU threads by their names, if those were read too.
-    Refreshed(VmId, Option<Plugged>, Option<Vec<(u32, u32)>>),
+    /// What may have changed of it was looked at again.
+    Refreshed(VmId, watchers::Looked),
     /// Its vCPU threads, by QEMU's own account.
     Cpus(VmId, Vec<QmpCpu>),
     /// Its run state, asked for after an event; the number orders the questions.

@@ -52,6 +52,12 @@ pub(super) struct WatchedVm {
     /// The ids of all its threads when its vCPUs' were last told from the others, and how often that was
     /// done for these.
     pub(super) told_apart: (Vec<u32>, u32),
+    /// How many descriptors it had when what it has open was last looked at.
+    pub(super) descriptors: Option<u64>,
+    /// Looks since the last one in full.
+    pub(super) looks: u32,
+    /// A look is under way: one that hangs is not followed by others.
+    pub(super) looking: bool,
     /// Their clocks, where no iterator reads all threads at once.
     pub(super) clocks: VcpuClocks,
     /// The slot it is counted in, or why it isn't.

@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 
 use super::Message;
 use crate::{
-    discover::{self, Scope, VcpuThreads, Vm, VmId},
+    discover::{self, Plugged, Scope, VcpuThreads, Vm, VmId},
     probe::{ProcessEvents, parse_process_event},
 };
 
@@ -96,22 +96,48 @@ pub(super) fn inspect(pid: u32, scope: Scope, messages: UnboundedSender<Message>
 /// the looks. One that hangs delays the others.
 const LOOKED_AT_TOGETHER: usize = 16;
 
-/// Looks again at what may have changed since QEMUs were found; at the names of their threads only where the
-/// second says so.
-pub(super) fn refresh(vms: &[(VmId, bool)], messages: &UnboundedSender<Message>) {
+/// What is to be looked at again of a VM, since it may have changed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look {
+    pub(super) vm: VmId,
+    /// The names of its threads.
+    pub(super) names: bool,
+    /// What it has open, unless it has this many descriptors still: then nothing was plugged in or out.
+    pub(super) unless: Option<u64>,
+}
+
+/// What such a look brought.
+#[derive(Debug)]
+pub(super) struct Looked {
+    /// What it has open, where that was looked at and could be read.
+    pub(super) plugged: Option<Plugged>,
+    /// How many descriptors it had just before; `None` where that can't be told.
+    pub(super) descriptors: Option<u64>,
+    /// Its vCPU threads by their names, where those were looked at.
+    pub(super) threads: Option<Vec<(u32, u32)>>,
+}
+
+/// Looks again at what may have changed since QEMUs were found.
+pub(super) fn refresh(vms: &[Look], messages: &UnboundedSender<Message>) {
     for some in vms.chunks(LOOKED_AT_TOGETHER) {
         let (some, messages) = (some.to_vec(), messages.clone());
         spawn_blocking(move || {
-            for (vm, names) in some {
-                let plugged = match discover::plugged(vm.pid) {
-                    Ok(plugged) => Some(plugged),
-                    Err(error) => {
-                        debug!("VM {vm}: {error}");
-                        None
+            for Look { vm, names, unless } in some {
+                let mut descriptors = discover::open_descriptors(vm.pid);
+                let is_same = unless.is_some() && descriptors == unless;
+                let mut plugged = None;
+                if !is_same {
+                    match discover::plugged(vm.pid) {
+                        Ok(found) => plugged = Some(found),
+                        Err(error) => {
+                            debug!("VM {vm}: {error}");
+                            descriptors = None;
+                        }
                     }
-                };
+                }
                 let threads = names.then(|| named_vcpus(vm));
-                let _ = messages.send(Message::Refreshed(vm, plugged, threads));
+                let looked = Looked { plugged, descriptors, threads };
+                let _ = messages.send(Message::Refreshed(vm, looked));
             }
         });
     }

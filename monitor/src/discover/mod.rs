@@ -32,7 +32,9 @@ pub use disks::Disk;
 pub use error::DiscoverError;
 pub use files::OpenFiles;
 pub use netns::in_netns;
-pub use proc::{VcpuThread, VcpuThreads, has_thread, process_state, start_ticks, vcpu_threads};
+pub use proc::{
+    VcpuThread, VcpuThreads, has_thread, open_descriptors, process_state, start_ticks, vcpu_threads,
+};
 pub use taps::{Tap, TapKind};
 pub use vm::{Accelerator, ResetAction, Scope, Vm, VmId};
 

@@ -90,6 +90,13 @@ pub fn process_state(pid: u32) -> Result<char, DiscoverError> {
     stat(pid).map(|stat| stat.state)
 }
 
+/// How many descriptors `pid` has open; `None` where the kernel (before 6.2) doesn't tell, or there is no
+/// such process. A look at the directory alone, which waits for nobody and costs a tenth of going through it.
+pub fn open_descriptors(pid: u32) -> Option<u64> {
+    let count = fs::metadata(format!("/proc/{pid}/fd")).ok()?.len();
+    (count != 0).then_some(count)
+}
+
 /// Whether `pid` has a thread `tid`.
 pub fn has_thread(pid: u32, tid: u32) -> bool {
     fs::exists(format!("/proc/{pid}/task/{tid}")).unwrap_or(false)

@@ -23,8 +23,9 @@ use crate::error_text::in_full;
 use crate::qmp::codec::{Command, Message, QmpCodec};
 use crate::qmp::commands::run_state;
 
-/// What is read at a time, and the most room that is kept between messages.
-const READ_BYTES: usize = 16 << 10;
+/// What is read at a time, and the most room that is kept between messages: that is kept for each VM of the
+/// host, and most messages are shorter.
+const READ_BYTES: usize = 1 << 10;
 
 /// Talks until the connection ends.
 pub(super) async fn hold(
