@@ -52,6 +52,8 @@ pub const ARP_ROUNDS_TO_CONVICT: u32 = 4;
 pub const LEAST_RECOVERY_PATIENCE: Duration = Duration::from_secs(60);
 /// A guest that announced a crash dump of its own is left to write it for this long.
 pub const DUMP_PATIENCE: Duration = Duration::from_secs(600);
+/// A request that has been in flight for so long says that the store is stalled; a younger one, that it was made.
+pub const STALLED_AFTER: Duration = Duration::from_secs(1);
 /// A witness that isn't needed is asked this often, so that its silence later means something.
 pub const CALIBRATE_EVERY: Duration = Duration::from_secs(300);
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::{
     ARP_ROUNDS_TO_CONVICT, Act, ArpAnswer, Boot, Cause, DUMP_PATIENCE, Line, Questions,
-    ROUNDS_TO_CONVICT, RegistersFinding, RequestsAnswer, STILL_BUSY_RATIO, State, Tally, Testimony,
-    Watch,
+    ROUNDS_TO_CONVICT, RegistersFinding, RequestsAnswer, STALLED_AFTER, STILL_BUSY_RATIO, State,
+    Tally, Testimony, Watch,
 };
 use crate::{
     activity::Activity,
@@ -182,6 +182,7 @@ fn suspended(evidence: &Evidence<'_>) -> Option<String> {
 fn not_the_guests_fault(watch: &Watch, evidence: &Evidence<'_>, now: Duration) -> Option<String> {
     if let Ok(storage) = evidence.activity.storage
         && storage.in_flight > 0
+        && storage.oldest.is_none_or(|oldest| oldest >= STALLED_AFTER)
     {
         let requests = counted(storage.in_flight, "request");
         let oldest = storage.oldest.map_or_else(String::new, |oldest| {

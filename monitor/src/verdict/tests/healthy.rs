@@ -1,5 +1,7 @@
 //! What must never be convicted, however long it goes on.
 
+use std::time::Duration;
+
 use super::rig::{
     FLAT_TICKS, GRACE_TICKS, Guest, HOUR, Rig, TICK, busy_monitor, healthy, inconclusive, missing,
     no_address, packets, running, stuck, unanswered, unavailable, vcpus,
@@ -428,4 +430,17 @@ fn a_guest_that_waited_to_be_started_has_its_boot_grace_before_it() {
     rig.guest.spin();
     rig.run(GRACE_TICKS - 2, |_, _| {});
     assert_eq!((rig.state(), rig.rounds), ("starting", 0));
+}
+
+#[test]
+fn a_request_that_was_made_just_now_is_no_stalled_store() {
+    let mut rig = Rig::calibrated();
+    let made = |oldest| StorageActivity { submitted: 1, completed: 0, in_flight: 1, oldest };
+    rig.guest.activity.storage = Ok(made(Some(Duration::from_millis(300))));
+    rig.tick();
+    assert_eq!(rig.state(), "alive");
+    rig.guest.activity.storage = Ok(made(Some(TICK)));
+    rig.tick();
+    assert_eq!(rig.state(), "held");
+    assert!(rig.watch.reason.contains("the oldest for 1.0 s"), "{}", rig.watch.reason);
 }
