@@ -54,6 +54,8 @@ pub(super) struct Engine {
     /// Status of QEMUs whose main thread ended, until the process is gone.
     pub(super) statuses: HashMap<u32, i32>,
     ticks: u64,
+    /// VMs were found since memory was last given back.
+    has_grown: bool,
     /// When the last reading began, and the kernel's ticks then.
     pub(super) jiffies: Option<(Duration, u64)>,
     /// What is still awaited before the first reading of all.
@@ -96,6 +98,7 @@ impl Engine {
             arp_sockets: HashMap::new(),
             statuses: HashMap::new(),
             ticks: 0,
+            has_grown: false,
             jiffies: None,
             first_reading: FirstReading::Awaits { swept: false, vms: HashSet::new() },
         }
@@ -169,6 +172,7 @@ impl Engine {
         if self.vms.contains_key(&vm.id) {
             return;
         }
+        self.has_grown = true;
         let now = self.now();
         let id = vm.id;
         // A status that nobody asked for belongs to an earlier process with this pid.
@@ -234,6 +238,11 @@ impl Engine {
             }
         }
         self.probes.found(self.vms.keys().copied().collect());
+        if std::mem::take(&mut self.has_grown) {
+            // SAFETY: a plain call, which only gives free memory back: to read a QEMU that was found takes
+            // several times what is kept of it.
+            unsafe { libc::malloc_trim(0) };
+        }
         if let FirstReading::Awaits { swept, .. } = &mut self.first_reading {
             *swept = true;
         }

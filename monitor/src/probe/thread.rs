@@ -173,6 +173,7 @@ impl Worker {
                 }
                 Request::Forget(vm) => self.forget(vm),
                 Request::Found(vms) => {
+                    let vms: HashSet<VmId> = vms.into_iter().collect();
                     for vm in self.slots.vms().into_iter().filter(|vm| !vms.contains(vm)) {
                         self.forget(vm);
                     }
