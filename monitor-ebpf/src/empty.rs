@@ -5,6 +5,8 @@
 //! has none of this.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
+mod freestanding;
+
 use aya_ebpf::{
     bindings::TC_ACT_UNSPEC,
     macros::{btf_tracepoint, classifier},
@@ -44,15 +46,3 @@ fn empty_threads(_ctx: *const core::ffi::c_void) -> i32 {
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // Nothing above can panic; the verifier would refuse this loop.
-    loop {}
-}
-
-/// As the counting programs have it.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

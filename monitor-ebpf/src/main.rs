@@ -9,6 +9,7 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 mod block;
+mod freestanding;
 mod in_flight;
 mod kernel;
 mod maps;
@@ -20,15 +21,3 @@ mod writeback;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier accepts no unbounded loop: were a panic reachable, the program would not load.
-    loop {}
-}
-
-/// Helpers such as `bpf_skb_load_bytes` are open to GPL-compatible programs only.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
