@@ -3,10 +3,10 @@
 use std::{
     env,
     path::{Path, PathBuf},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use flatline_tests::{
     boot_sector::BootSector,
     daemon::{Daemon, DaemonConfig},
@@ -136,19 +136,11 @@ pub(crate) fn wait_for_vm(
     limit: Duration,
     wanted: impl Fn(&Value) -> bool,
 ) -> Result<Value> {
-    let begin = Instant::now();
-    loop {
-        let row = vm(daemon, name);
-        if let Ok(row) = &row
-            && wanted(row)
-        {
-            return Ok(row.clone());
-        }
-        if begin.elapsed() > limit {
-            bail!("{name}: {what}: not within {limit:?}; last: {row:?}\n{}", daemon.log().text());
-        }
-        interrupt::sleep(Duration::from_millis(100))?;
-    }
+    interrupt::wait_until(&format!("{name}: {what}"), limit, || {
+        // A VM that isn't there yet is waited for, too.
+        Ok(vm(daemon, name).ok().filter(&wanted))
+    })
+    .with_context(|| format!("last: {:?}\n{}", vm(daemon, name), daemon.log().text()))
 }
 
 /// Incidents of one VM.
@@ -164,21 +156,13 @@ pub(crate) fn wait_for_incident(
     limit: Duration,
     wanted: impl Fn(&Value) -> bool,
 ) -> Result<Value> {
-    let begin = Instant::now();
-    loop {
-        let incidents = incidents_of(daemon, name)?;
-        if let Some(incident) = incidents.iter().find(|incident| wanted(incident)) {
-            return Ok(incident.clone());
-        }
-        if begin.elapsed() > limit {
-            bail!(
-                "{name}: {what}: not within {limit:?}; incidents: {incidents:?}; now: {:?}\n{}",
-                daemon.show(name),
-                daemon.log().text()
-            );
-        }
-        interrupt::sleep(Duration::from_millis(100))?;
-    }
+    interrupt::wait_until(&format!("{name}: {what}"), limit, || {
+        Ok(incidents_of(daemon, name)?.into_iter().find(&wanted))
+    })
+    .with_context(|| {
+        let (incidents, now) = (incidents_of(daemon, name), daemon.show(name));
+        format!("incidents: {incidents:?}; now: {now:?}\n{}", daemon.log().text())
+    })
 }
 
 /// Seconds from `from` to the RFC 3339 time in `field`, which has whole seconds, rounded down.
