@@ -6,7 +6,8 @@ use tracing::debug;
 
 use super::{
     Message,
-    engine::{Engine, counted},
+    engine::Engine,
+    plugged::counted,
     vm::{Asking, Probed},
 };
 use crate::{

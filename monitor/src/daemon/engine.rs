@@ -7,22 +7,23 @@ use std::{
 };
 
 use tokio::sync::mpsc::{Sender, UnboundedSender};
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::{
     Message,
     incidents::Scribe,
+    plugged::counted,
     vm::{HostSample, Stage, WatchedVm},
-    watchers::{self, Look, Looked},
+    watchers::{self, Look},
 };
 use crate::{
     config::Config,
-    discover::{self, Plugged, Tap, Vm, VmId},
-    probe::{AttachReport, Counted, ProbeThread, ProgramHealth, TapProbe},
-    qmp::{self, QmpEvent, QmpHandle, QmpNotice, QmpState, QmpTarget, RunState},
+    discover::{self, Vm, VmId},
+    probe::{ProbeThread, ProgramHealth},
+    qmp::{self, QmpHandle, QmpNotice, QmpState, QmpTarget},
     report::store::IncidentStore,
     sample::{CounterMaps, LostCompletions, ThreadReader, VcpuClocks},
-    verdict::{Act, Evidence, Monitor, State, Watch, hear, step},
+    verdict::{Act, Evidence, Monitor, State, Watch, step},
     witness::arp::ArpSocket,
 };
 
@@ -47,7 +48,7 @@ pub(super) struct Engine {
     pub(super) messages: UnboundedSender<Message>,
     pub(super) counters: CounterMaps,
     /// Reads all threads' times at once; `None` where no program could be had for it.
-    threads: Option<ThreadReader>,
+    pub(super) threads: Option<ThreadReader>,
     pub(super) probes: ProbeThread,
     notices: Sender<(VmId, QmpNotice)>,
     pub(super) arp_sockets: HashMap<u32, Arc<ArpSocket>>,
@@ -274,188 +275,10 @@ impl Engine {
         }
     }
 
-    fn refreshed(&mut self, id: VmId, looked: Looked) {
-        let Some(watched) = self.vms.get_mut(&id) else { return };
-        let Looked { plugged, descriptors, threads } = looked;
-        watched.looking = false;
-        watched.descriptors = descriptors;
-        if let Some(plugged) = plugged {
-            watched.looks = 0;
-            let as_known = |tap: &Tap| {
-                let probe = watched.taps.iter().find(|probe| probe.tap == *tap).cloned();
-                let pending = || Err("its programs are being attached".to_owned());
-                probe.unwrap_or_else(|| TapProbe { tap: tap.clone(), hook: pending() })
-            };
-            watched.taps = plugged.taps.iter().map(as_known).collect();
-            watched.vm.plugged = plugged;
-        }
-        // Also where nothing changed: somebody may have detached a program.
-        self.probes.attach(id, counted(&watched.vm.plugged));
-        let Some(threads) = threads else { return };
-        let by_name = self.vms.get(&id).is_some_and(|watched| !watched.threads_from_qmp);
-        if !threads.is_empty() && by_name {
-            self.set_threads(id, threads, false);
-        }
-        // vCPUs may have been plugged in or out.
-        self.ask_cpus(id);
-    }
-
-    fn set_threads(&mut self, id: VmId, threads: Vec<(u32, u32)>, from_qmp: bool) {
-        let Some(watched) = self.vms.get_mut(&id) else { return };
-        if watched.threads == threads {
-            watched.threads_from_qmp = from_qmp;
-            return;
-        }
-        // A QEMU in a container names its threads as they are called there.
-        if let Some((_, tid)) = threads.iter().find(|(_, tid)| !discover::has_thread(id.pid, *tid))
-        {
-            return debug!(vm = watched.vm.name, "it has no thread {tid}, which it names");
-        }
-        watched.threads_from_qmp = from_qmp;
-        if self.threads.is_none() {
-            match VcpuClocks::open(id.pid, &threads) {
-                Ok(clocks) => watched.clocks = clocks,
-                Err(error) => {
-                    return debug!(
-                        vm = watched.vm.name,
-                        "its vCPU threads can't be opened: {error}"
-                    );
-                }
-            }
-        }
-        watched.threads = threads;
-    }
-
-    fn no_longer_awaited(&mut self, id: VmId) {
+    pub(super) fn no_longer_awaited(&mut self, id: VmId) {
         if let FirstReading::Awaits { vms, .. } = &mut self.first_reading {
             vms.remove(&id);
         }
-    }
-
-    pub(super) fn on_attached(&mut self, report: AttachReport) {
-        let now = self.now();
-        self.no_longer_awaited(report.vm);
-        let Some(watched) = self.vms.get_mut(&report.vm) else { return };
-        let AttachReport { vm: _, slot, taps, lost } = report;
-        for probe in taps.iter().filter(|probe| !watched.taps.contains(probe)) {
-            match &probe.hook {
-                Ok(hook) => info!(vm = watched.vm.name, tap = probe.tap.name, hook, "attached"),
-                Err(why) => {
-                    warn!(vm = watched.vm.name, tap = probe.tap.name, "not attached: {why}")
-                }
-            }
-        }
-        if let Some(why) = lost {
-            warn!(vm = watched.vm.name, "{why}; attached again");
-            // What passed meanwhile is not known: it must not look like nothing.
-            watched.sample = None;
-            watched.watch.unseen(&why, now);
-        }
-        if let Err(why) = &slot
-            && watched.slot != slot
-        {
-            warn!(vm = watched.vm.name, "not counted: {why}");
-        }
-        let could = watched.taps.iter().all(|probe| probe.hook.is_ok());
-        let can = taps.iter().all(|probe| probe.hook.is_ok());
-        watched.slot = slot;
-        watched.taps = taps;
-        if could && !can && !watched.looking {
-            // It may have been renamed, or made again.
-            watched.looking = true;
-            let look = Look { vm: report.vm, names: false, unless: None };
-            watchers::refresh(&[look], &self.messages);
-        }
-    }
-
-    pub(super) fn on_qmp(&mut self, id: VmId, notice: QmpNotice) {
-        let Some(watched) = self.vms.get_mut(&id) else { return };
-        match notice {
-            QmpNotice::State(state) => {
-                match &state {
-                    QmpState::Ready => {
-                        debug!(vm = watched.vm.name, "QMP is connected");
-                        self.ask_cpus(id);
-                    }
-                    QmpState::Connecting | QmpState::Closed { .. } => {
-                        debug!(vm = watched.vm.name, ?state, "QMP");
-                    }
-                    QmpState::Busy | QmpState::Unresponsive { .. } | QmpState::Refused { .. } => {
-                        // A session tries again and again; only a change is news.
-                        if watched.qmp_state != state {
-                            warn!(vm = watched.vm.name, ?state, "QMP can't be used");
-                        }
-                    }
-                }
-                let Some(watched) = self.vms.get_mut(&id) else { return };
-                if state != QmpState::Ready {
-                    // What it was says nothing about what it is.
-                    watched.run_state = None;
-                }
-                watched.qmp_state = state;
-            }
-            QmpNotice::RunState(run_state) => self.learn_run_state(id, run_state),
-            QmpNotice::Event(event) => self.on_event(id, &event),
-        }
-    }
-
-    fn on_event(&mut self, id: VmId, event: &QmpEvent) {
-        let now = self.now();
-        let Some(watched) = self.vms.get_mut(&id) else { return };
-        debug!(vm = watched.vm.name, ?event, "event");
-        if matches!(
-            event,
-            QmpEvent::Stop
-                | QmpEvent::Resume
-                | QmpEvent::Suspend
-                | QmpEvent::Wakeup
-                | QmpEvent::Watchdog { .. }
-                | QmpEvent::Shutdown { .. }
-                | QmpEvent::Reset { .. }
-                | QmpEvent::GuestPanicked { .. }
-        ) && let Some(qmp) = watched.qmp.clone()
-        {
-            watched.run_state_asked += 1;
-            let (number, messages) = (watched.run_state_asked, self.messages.clone());
-            tokio::spawn(async move {
-                if let Ok(run_state) = qmp.query_status().await {
-                    let _ = messages.send(Message::RunState(id, number, run_state));
-                }
-            });
-        }
-        if watched.is_restarting() {
-            // What it says now belongs to the crash or to our own reset.
-            return;
-        }
-        let monitor = watched.monitor();
-        let before = watched.watch.boot.began;
-        let act = hear(&mut watched.watch, &monitor, Some(event), now);
-        if watched.watch.boot.began != before {
-            self.forget_addresses(id);
-        }
-        self.act(id, act.unwrap_or(Act::Nothing));
-    }
-
-    fn learn_run_state(&mut self, id: VmId, run_state: RunState) {
-        let now = self.now();
-        let Some(watched) = self.vms.get_mut(&id) else { return };
-        watched.run_state = Some(run_state);
-        if watched.is_restarting() {
-            return;
-        }
-        let monitor = watched.monitor();
-        let act = hear(&mut watched.watch, &monitor, None, now);
-        self.act(id, act.unwrap_or(Act::Nothing));
-    }
-
-    fn ask_cpus(&self, id: VmId) {
-        let Some(qmp) = self.vms.get(&id).and_then(|watched| watched.qmp.clone()) else { return };
-        let messages = self.messages.clone();
-        tokio::spawn(async move {
-            if let Ok(cpus) = qmp.query_cpus().await {
-                let _ = messages.send(Message::Cpus(id, cpus));
-            }
-        });
     }
 
     /// One tick: samples all VMs, then judges each on what moved.
@@ -535,7 +358,7 @@ impl Engine {
         self.act(id, act);
     }
 
-    fn act(&mut self, id: VmId, act: Act) {
+    pub(super) fn act(&mut self, id: VmId, act: Act) {
         match act {
             Act::Nothing => {}
             Act::Ask(questions) => self.ask(id, questions),
@@ -578,9 +401,4 @@ impl Engine {
     pub(super) fn is_crashed(&self, id: VmId) -> bool {
         self.vms.get(&id).is_some_and(|vm| matches!(vm.watch.state, State::Crashed { .. }))
     }
-}
-
-/// What the programs are to count for a VM.
-pub(super) fn counted(plugged: &Plugged) -> Counted {
-    Counted { taps: plugged.taps.clone(), files: plugged.files.keys.clone() }
 }

@@ -5,7 +5,9 @@
 
 mod asking;
 mod engine;
+mod hearing;
 mod incidents;
+mod plugged;
 mod show;
 mod vm;
 mod watchers;

@@ -1,0 +1,102 @@
+//! What a QEMU says of itself: its state, its events, its vCPUs.
+
+use tracing::{debug, warn};
+
+use super::{Message, engine::Engine};
+use crate::{
+    discover::VmId,
+    qmp::{QmpEvent, QmpNotice, QmpState, RunState},
+    verdict::{Act, hear},
+};
+
+impl Engine {
+    pub(super) fn on_qmp(&mut self, id: VmId, notice: QmpNotice) {
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        match notice {
+            QmpNotice::State(state) => {
+                match &state {
+                    QmpState::Ready => {
+                        debug!(vm = watched.vm.name, "QMP is connected");
+                        self.ask_cpus(id);
+                    }
+                    QmpState::Connecting | QmpState::Closed { .. } => {
+                        debug!(vm = watched.vm.name, ?state, "QMP");
+                    }
+                    QmpState::Busy | QmpState::Unresponsive { .. } | QmpState::Refused { .. } => {
+                        // A session tries again and again; only a change is news.
+                        if watched.qmp_state != state {
+                            warn!(vm = watched.vm.name, ?state, "QMP can't be used");
+                        }
+                    }
+                }
+                let Some(watched) = self.vms.get_mut(&id) else { return };
+                if state != QmpState::Ready {
+                    // What it was says nothing about what it is.
+                    watched.run_state = None;
+                }
+                watched.qmp_state = state;
+            }
+            QmpNotice::RunState(run_state) => self.learn_run_state(id, run_state),
+            QmpNotice::Event(event) => self.on_event(id, &event),
+        }
+    }
+
+    fn on_event(&mut self, id: VmId, event: &QmpEvent) {
+        let now = self.now();
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        debug!(vm = watched.vm.name, ?event, "event");
+        if matches!(
+            event,
+            QmpEvent::Stop
+                | QmpEvent::Resume
+                | QmpEvent::Suspend
+                | QmpEvent::Wakeup
+                | QmpEvent::Watchdog { .. }
+                | QmpEvent::Shutdown { .. }
+                | QmpEvent::Reset { .. }
+                | QmpEvent::GuestPanicked { .. }
+        ) && let Some(qmp) = watched.qmp.clone()
+        {
+            watched.run_state_asked += 1;
+            let (number, messages) = (watched.run_state_asked, self.messages.clone());
+            tokio::spawn(async move {
+                if let Ok(run_state) = qmp.query_status().await {
+                    let _ = messages.send(Message::RunState(id, number, run_state));
+                }
+            });
+        }
+        if watched.is_restarting() {
+            // What it says now belongs to the crash or to our own reset.
+            return;
+        }
+        let monitor = watched.monitor();
+        let before = watched.watch.boot.began;
+        let act = hear(&mut watched.watch, &monitor, Some(event), now);
+        if watched.watch.boot.began != before {
+            self.forget_addresses(id);
+        }
+        self.act(id, act.unwrap_or(Act::Nothing));
+    }
+
+    pub(super) fn learn_run_state(&mut self, id: VmId, run_state: RunState) {
+        let now = self.now();
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        watched.run_state = Some(run_state);
+        if watched.is_restarting() {
+            return;
+        }
+        let monitor = watched.monitor();
+        let act = hear(&mut watched.watch, &monitor, None, now);
+        self.act(id, act.unwrap_or(Act::Nothing));
+    }
+
+    pub(super) fn ask_cpus(&self, id: VmId) {
+        let Some(qmp) = self.vms.get(&id).and_then(|watched| watched.qmp.clone()) else { return };
+        let messages = self.messages.clone();
+        tokio::spawn(async move {
+            if let Ok(cpus) = qmp.query_cpus().await {
+                let _ = messages.send(Message::Cpus(id, cpus));
+            }
+        });
+    }
+}
