@@ -5,10 +5,12 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::sample::{Missing, ProcessState, Reading, VcpuTime, VmSample};
 
 /// What one VM did during the last tick.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Activity {
     /// Time between the two samples.
     pub elapsed: Duration,
@@ -23,7 +25,7 @@ pub struct Activity {
 }
 
 /// Packets since the last sample.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkActivity {
     /// Sent by the guest of its own accord: a sign of life.
     pub guest_packets: u64,
@@ -34,7 +36,7 @@ pub struct NetworkActivity {
 }
 
 /// Requests since the last sample.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StorageActivity {
     /// Submitted for the guest, or by QEMU for itself.
     pub submitted: u64,
@@ -47,7 +49,7 @@ pub struct StorageActivity {
 }
 
 /// How one vCPU thread spent the tick, as shares of the elapsed time.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VcpuActivity {
     /// vCPU index.
     pub index: u32,

@@ -129,6 +129,15 @@ pub struct Metrics {
     pub listen: SocketAddr,
 }
 
+/// Many VMs that fall silent at the same moment: the host is ill, and restarting guests won't mend it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Storm {
+    /// So many VMs at least.
+    pub vms: u32,
+    /// And this share of all, from 0 to 1.
+    pub share: f64,
+}
+
 /// The terms on which one VM is judged and restarted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -141,6 +150,10 @@ pub struct Policy {
     pub unconfirmed_flat_for: Duration,
     /// After a start or reset, or until the first sign of life: no suspicion.
     pub boot_grace: Duration,
+    /// Resets of the guest's own within `boot_loop_window` that make a boot loop, in which a person is called.
+    pub boot_loop_resets: u32,
+    /// The time over which those are counted.
+    pub boot_loop_window: Duration,
     /// Restarts within `window` before a person is called; 0: never restart.
     pub max_restarts: u32,
     /// The time over which restarts are counted.
@@ -157,7 +170,7 @@ pub struct VmRule {
 }
 
 /// A complete, valid configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The host's mode; a rule may set another one for its VMs.
     pub mode: Mode,
@@ -167,6 +180,8 @@ pub struct Config {
     pub discovery: Discovery,
     /// The eBPF programs.
     pub probes: Probes,
+    /// When silence is the host's.
+    pub storm: Storm,
     /// Time between two samples, the same for all VMs of the host.
     pub sample_interval: Duration,
     /// Address for metrics.

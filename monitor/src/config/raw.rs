@@ -72,6 +72,10 @@ pub(super) struct Detection {
     pub(super) flat_for: Option<Spanned<String>>,
     pub(super) unconfirmed_flat_for: Option<Spanned<String>>,
     pub(super) boot_grace: Option<Spanned<String>>,
+    pub(super) boot_loop_resets: Option<Spanned<i64>>,
+    pub(super) boot_loop_window: Option<Spanned<String>>,
+    pub(super) storm_vms: Option<Spanned<i64>>,
+    pub(super) storm_share: Option<Spanned<f64>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -94,9 +98,13 @@ pub(super) struct Vm {
     pub(super) mode: Option<Mode>,
     // Known, so that it can be refused with its reason instead of as an unknown key.
     pub(super) sample_interval: Option<Spanned<toml::Value>>,
+    pub(super) storm_vms: Option<Spanned<toml::Value>>,
+    pub(super) storm_share: Option<Spanned<toml::Value>>,
     pub(super) flat_for: Option<Spanned<String>>,
     pub(super) unconfirmed_flat_for: Option<Spanned<String>>,
     pub(super) boot_grace: Option<Spanned<String>>,
+    pub(super) boot_loop_resets: Option<Spanned<i64>>,
+    pub(super) boot_loop_window: Option<Spanned<String>>,
     pub(super) max_restarts: Option<Spanned<i64>>,
     pub(super) window: Option<Spanned<String>>,
 }

@@ -1,5 +1,6 @@
 //! From the raw file to valid values; the only place that knows defaults and limits.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,7 +8,8 @@ use glob::Pattern;
 use toml::Spanned;
 
 use super::{
-    Config, Discovery, Metrics, Mode, Paths, Policy, ProbeLog, Probes, TapHook, VmRule, passwd, raw,
+    Config, Discovery, Metrics, Mode, Paths, Policy, ProbeLog, Probes, Storm, TapHook, VmRule,
+    passwd, raw,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -20,6 +22,8 @@ const EXECUTABLES: [&str; 3] = ["/usr/bin/qemu-system-*", "/usr/bin/kvm", "/usr/
 
 /// More than this within a window is a loop that a person should see, not a budget.
 const MAX_RESTARTS: u32 = 1000;
+/// No more of a guest's own resets are remembered.
+const MAX_BOOT_LOOP_RESETS: u32 = 100;
 
 /// Sizes of maps. Below the least, nothing would be saved.
 const LEAST_SIZE: u32 = 16;
@@ -44,7 +48,16 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
     })?;
     // Destructured in full: a new key must be handled here.
     let raw::File { mode, paths, discovery, probes, detection, recovery, metrics, vm } = file;
-    let raw::Detection { sample_interval, flat_for, unconfirmed_flat_for, boot_grace } = detection;
+    let raw::Detection {
+        sample_interval,
+        flat_for,
+        unconfirmed_flat_for,
+        boot_grace,
+        boot_loop_resets,
+        boot_loop_window,
+        storm_vms,
+        storm_share,
+    } = detection;
     let raw::Recovery { max_restarts, window } = recovery;
 
     let place = sample_interval.as_ref().map_or(0, |value| value.span().start);
@@ -54,10 +67,21 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         flat_for: 10 * SECOND,
         unconfirmed_flat_for: 120 * SECOND,
         boot_grace: 60 * SECOND,
+        boot_loop_resets: 5,
+        boot_loop_window: 5 * MINUTE,
         max_restarts: 3,
         window: HOUR,
     };
-    let host = Terms { mode, flat_for, unconfirmed_flat_for, boot_grace, max_restarts, window };
+    let host = Terms {
+        mode,
+        flat_for,
+        unconfirmed_flat_for,
+        boot_grace,
+        boot_loop_resets,
+        boot_loop_window,
+        max_restarts,
+        window,
+    };
     // A long interval alone may contradict the default of `flat_for`: then it is what is wrong.
     let policy = host.over(&defaults, sample_interval, place)?;
     let vms = vm.into_iter().map(|rule| vm_rule(rule, &policy, sample_interval));
@@ -74,6 +98,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         paths: resolve_paths(paths)?,
         discovery: resolve_discovery(discovery)?,
         probes: resolve_probes(probes)?,
+        storm: resolve_storm(storm_vms.as_ref(), storm_share.as_ref())?,
         sample_interval,
         metrics: Metrics { listen },
         policy,
@@ -87,6 +112,8 @@ struct Terms {
     flat_for: Option<Spanned<String>>,
     unconfirmed_flat_for: Option<Spanned<String>>,
     boot_grace: Option<Spanned<String>>,
+    boot_loop_resets: Option<Spanned<i64>>,
+    boot_loop_window: Option<Spanned<String>>,
     max_restarts: Option<Spanned<i64>>,
     window: Option<Spanned<String>>,
 }
@@ -100,7 +127,16 @@ impl Terms {
         sample_interval: Duration,
         place: usize,
     ) -> Result<Policy, Problem> {
-        let Self { mode, flat_for, unconfirmed_flat_for, boot_grace, max_restarts, window } = self;
+        let Self {
+            mode,
+            flat_for,
+            unconfirmed_flat_for,
+            boot_grace,
+            boot_loop_resets,
+            boot_loop_window,
+            max_restarts,
+            window,
+        } = self;
         let policy = Policy {
             mode: mode.unwrap_or(base.mode),
             flat_for: duration(flat_for.as_ref(), base.flat_for, SECOND, DAY)?,
@@ -111,7 +147,18 @@ impl Terms {
                 7 * DAY,
             )?,
             boot_grace: duration(boot_grace.as_ref(), base.boot_grace, SECOND, DAY)?,
-            max_restarts: restarts(max_restarts.as_ref(), base.max_restarts)?,
+            boot_loop_resets: count(
+                boot_loop_resets.as_ref(),
+                base.boot_loop_resets,
+                2..=MAX_BOOT_LOOP_RESETS,
+            )?,
+            boot_loop_window: duration(
+                boot_loop_window.as_ref(),
+                base.boot_loop_window,
+                10 * SECOND,
+                DAY,
+            )?,
+            max_restarts: count(max_restarts.as_ref(), base.max_restarts, 0..=MAX_RESTARTS)?,
             window: duration(window.as_ref(), base.window, MINUTE, 30 * DAY)?,
         };
         let start = |value: &Option<Spanned<String>>| value.as_ref().map(|v| v.span().start);
@@ -150,9 +197,13 @@ fn vm_rule(
         r#match,
         mode,
         sample_interval: refused,
+        storm_vms,
+        storm_share,
         flat_for,
         unconfirmed_flat_for,
         boot_grace,
+        boot_loop_resets,
+        boot_loop_window,
         max_restarts,
         window,
     } = rule.into_inner();
@@ -162,11 +213,23 @@ fn vm_rule(
             "all VMs of the host are sampled together; set it in [detection]",
         ));
     }
+    if let Some(value) = storm_vms.or(storm_share) {
+        return Err(Problem::at(&value, "a storm is the host's; set it in [detection]"));
+    }
     let Some(names) = r#match else {
         let message = "the key `match` is missing: a pattern of VM names".to_owned();
         return Err(Problem { offset: place, message });
     };
-    let terms = Terms { mode, flat_for, unconfirmed_flat_for, boot_grace, max_restarts, window };
+    let terms = Terms {
+        mode,
+        flat_for,
+        unconfirmed_flat_for,
+        boot_grace,
+        boot_loop_resets,
+        boot_loop_window,
+        max_restarts,
+        window,
+    };
     let policy = terms.over(host, sample_interval, place)?;
     Ok(VmRule { pattern: pattern(&names)?, policy })
 }
@@ -263,13 +326,31 @@ fn user(user: &Spanned<raw::User>) -> Result<u32, Problem> {
     }
 }
 
-fn restarts(given: Option<&Spanned<i64>>, default: u32) -> Result<u32, Problem> {
+/// The number `given` or the default, if it lies in `range`.
+fn count(
+    given: Option<&Spanned<i64>>,
+    default: u32,
+    range: RangeInclusive<u32>,
+) -> Result<u32, Problem> {
     let Some(given) = given else {
         return Ok(default);
     };
-    u32::try_from(*given.get_ref()).ok().filter(|count| *count <= MAX_RESTARTS).ok_or_else(|| {
-        Problem::at(given, format!("max_restarts must be between 0 and {MAX_RESTARTS}"))
+    u32::try_from(*given.get_ref()).ok().filter(|count| range.contains(count)).ok_or_else(|| {
+        Problem::at(given, format!("must be between {} and {}", range.start(), range.end()))
     })
+}
+
+fn resolve_storm(
+    vms: Option<&Spanned<i64>>,
+    share: Option<&Spanned<f64>>,
+) -> Result<Storm, Problem> {
+    let vms = count(vms, 5, 2..=1_000_000)?;
+    let share = match share {
+        None => 0.5,
+        Some(share) if *share.get_ref() > 0.0 && *share.get_ref() <= 1.0 => *share.get_ref(),
+        Some(share) => return Err(Problem::at(share, "must be above 0, and at most 1")),
+    };
+    Ok(Storm { vms, share })
 }
 
 /// The duration `given` or the default, if it lies between `least` and `most`.

@@ -1,62 +1,71 @@
 //! Asks a VM's witnesses: finds out who can be asked, and starts the round.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tracing::debug;
 
-use super::{
-    Message,
-    engine::Engine,
-    plugged::counted,
-    vm::{Asking, Probed},
-};
+use super::{Message, engine::Engine, plugged::counted};
 use crate::{
     discover::{Tap, TapKind, VmId},
     probe::namespace_of,
     sample::TapAddress,
-    verdict::{Monitor, Questions},
-    witness::{self, ArpTarget, arp::ArpSocket},
+    verdict::{Input, Questions, Testimony},
+    witness::{
+        self, Notes, Scene,
+        arp::{ArpSocket, ArpTarget},
+    },
 };
 
 impl Engine {
     /// Starts a round of questions, unless one is under way.
     pub(super) fn ask(&mut self, id: VmId, questions: Questions) {
-        let target = if questions.arp {
-            self.arp_target(id).and_then(|(tap, guest)| {
-                let socket = self.arp_socket(id, &tap)?;
-                let watched = self.vms.get(&id).ok_or("it is gone")?;
-                let row = watched.row(&self.counters).map_err(|missing| missing.to_string())?;
-                let target = ArpTarget { socket, ifindex: tap.ifindex, guest };
-                Ok((target, row.network.probe_answers))
-            })
-        } else {
-            Err("it may still be testing its address".to_owned())
-        };
-        let (targets, probed) = match target {
-            Ok((target, answers_before)) => {
-                let address = target.guest.ipv4;
-                (vec![target], Ok(Probed { address, answers_before }))
-            }
-            Err(why) => (Vec::new(), Err(why)),
-        };
-        let watched = self.vms.get(&id);
+        let target = self.arp_target(id).and_then(|(tap, guest)| {
+            Ok(ArpTarget { socket: self.arp_socket(id, &tap)?, ifindex: tap.ifindex, guest })
+        });
         let unseen_storage =
-            watched.is_some_and(|watched| !self.unseen_storage(watched).is_empty());
+            self.vms.get(&id).is_some_and(|watched| !self.unseen_storage(watched).is_empty());
+        let qmp = self.monitor_of(id);
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        if watched.asking.is_some() {
-            return;
-        }
-        if questions.registers {
+        let Some(notes) = watched.notes.take() else { return };
+        let scene = Scene {
+            questions,
+            vm: watched.vm.clone(),
+            slot: watched.slot.clone(),
+            counters: self.counters.clone(),
+            qmp,
+            target,
+            unseen_storage,
+        };
+        if !matches!(questions, Questions::Calibrate | Questions::IsItUp) {
             // Whoever is suspected is to be seen: its programs are looked at, too.
             self.probes.attach(id, counted(&watched.vm.plugged));
         }
-        watched.asking = Some(Asking { boot_began: watched.watch.boot.began, probed });
-        let qmp = watched.qmp.clone().filter(|_| matches!(watched.monitor(), Monitor::Answers(_)));
-        let messages = self.messages.clone();
+        // An answer about another boot says nothing.
+        let (boot_began, messages) = (watched.watch.boot.began, self.messages.clone());
         tokio::spawn(async move {
-            let round = witness::ask(questions, targets, qmp, unseen_storage).await;
-            let _ = messages.send(Message::Round(id, round));
+            let (testimony, notes) = witness::ask(Arc::new(scene), notes).await;
+            let _ = messages.send(Message::Round { id, boot_began, testimony, notes });
         });
+    }
+
+    /// A round of questions ended.
+    pub(super) fn answered(
+        &mut self,
+        id: VmId,
+        boot_began: Duration,
+        testimony: Testimony,
+        notes: Notes,
+    ) {
+        let now = self.now();
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        watched.notes = Some(notes);
+        if boot_began != watched.watch.boot.began || watched.is_restarting() {
+            return;
+        }
+        let testimony = Arc::new(testimony);
+        watched.testimony = Some(testimony.clone());
+        let act = watched.feed(&Input::Testimony(testimony), now);
+        self.act(id, act);
     }
 
     /// A tap whose guest's address is known, or why there is none.

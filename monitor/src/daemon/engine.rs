@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::sync::mpsc::{Sender, UnboundedSender};
-use tracing::{debug, info};
+use tracing::info;
 
 use super::{
     Message,
@@ -23,8 +23,8 @@ use crate::{
     qmp::{self, QmpHandle, QmpNotice, QmpState, QmpTarget},
     report::store::IncidentStore,
     sample::{CounterMaps, LostCompletions, ThreadReader, VcpuClocks},
-    verdict::{Act, Evidence, Monitor, State, Watch, step},
-    witness::arp::ArpSocket,
+    verdict::{Act, Input, Monitor, State, Terms, Tick, Watch},
+    witness::{Notes, arp::ArpSocket},
 };
 
 /// After a QEMU was found, it is looked at again: at first it has neither taps nor vCPU threads.
@@ -46,7 +46,7 @@ pub(super) struct Engine {
     pub(super) store: Arc<IncidentStore>,
     pub(super) scribe: Scribe,
     pub(super) messages: UnboundedSender<Message>,
-    pub(super) counters: CounterMaps,
+    pub(super) counters: Arc<CounterMaps>,
     /// Reads all threads' times at once; `None` where no program could be had for it.
     pub(super) threads: Option<ThreadReader>,
     pub(super) probes: ProbeThread,
@@ -92,7 +92,7 @@ impl Engine {
             scribe: Scribe::start(store.clone()),
             store,
             messages,
-            counters,
+            counters: Arc::new(counters),
             threads,
             probes,
             notices,
@@ -158,12 +158,8 @@ impl Engine {
                     self.learn_run_state(vm, run_state);
                 }
             }
-            Message::Round(vm, round) => {
-                let now = self.now();
-                if let Some(watched) = self.vms.get_mut(&vm) {
-                    watched.testimony = watched.testify(round, &self.counters, now);
-                    watched.last_testimony.clone_from(&watched.testimony);
-                }
+            Message::Round { id, boot_began, testimony, notes } => {
+                self.answered(id, boot_began, testimony, notes);
             }
             Message::Restarted(vm, result) => self.restarted(vm, result),
         }
@@ -193,7 +189,7 @@ impl Engine {
         self.probes.attach(id, counted(&vm.plugged));
         let watched = WatchedVm {
             watch: Watch::begin(now, age, policy.boot_grace),
-            policy,
+            terms: Terms { policy, tick: self.config.sample_interval },
             qmp,
             qmp_state: QmpState::Connecting,
             run_state: None,
@@ -211,13 +207,11 @@ impl Engine {
             lost_completions: LostCompletions::default(),
             sample: None,
             activity: None,
-            asking: None,
+            notes: Some(Notes::default()),
             testimony: None,
-            last_testimony: None,
-            requests: None,
             case: None,
             end: watchers::watch_end(&vm, self.messages.clone()),
-            vm,
+            vm: Arc::new(vm),
         };
         self.vms.insert(id, watched);
         for delay in LOOK_AGAIN {
@@ -329,31 +323,18 @@ impl Engine {
             self.vms.get(&id).is_some_and(|watched| watched.watch.wants_calibration(now));
         let arp_possible = may_be_asked && self.arp_target(id).is_ok();
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        let Some(activity) = &watched.activity else { return };
+        let Some(activity) = watched.activity.clone() else { return };
         if watched.is_restarting() {
             return;
         }
         let monitor = watched.monitor();
-        let testimony = watched.testimony.take();
-        let evidence =
-            Evidence { activity, monitor: &monitor, testimony: testimony.as_ref(), arp_possible };
-        let before = watched.watch.state.name();
-        let interval = self.config.sample_interval;
-        let act = step(&mut watched.watch, &evidence, &watched.policy, interval, now);
+        let tick = Tick { activity, monitor, calibratable: arp_possible };
+        let act = watched.feed(&Input::Tick(Arc::new(tick)), now);
         if let (State::Alive, Some(case)) = (&watched.watch.state, &mut watched.case)
-            && case.stage == Stage::WaitingForMonitor
+            && matches!(case.stage, Stage::WaitingForMonitor | Stage::WaitingForDump)
         {
             // It lives after all: a later crash is another one.
             case.stage = Stage::Closed;
-        }
-        let (after, reason) = (watched.watch.state.name(), &watched.watch.reason);
-        if before != after {
-            let routine = |name| matches!(name, "alive" | "suspect" | "starting");
-            if routine(before) && routine(after) {
-                debug!(vm = watched.vm.name, "{before} -> {after}: {reason}");
-            } else {
-                info!(vm = watched.vm.name, "{before} -> {after}: {reason}");
-            }
         }
         self.act(id, act);
     }
@@ -365,11 +346,12 @@ impl Engine {
             Act::Convict(cause) => self.convicted(id, cause),
             Act::Recovered => self.recovered(id),
             Act::NotRecovered(cause) => self.not_recovered(id, cause),
-            Act::GuestReset => {
+            Act::GuestReset(times) => {
                 if let Some(watched) = self.vms.get(&id) {
-                    info!(vm = watched.vm.name, "the guest reset itself");
+                    info!(vm = watched.vm.name, times, "the guest reset itself");
                 }
             }
+            Act::GiveUp(cause) => self.given_up(id, cause),
         }
     }
 

@@ -6,7 +6,7 @@ use super::{Message, engine::Engine};
 use crate::{
     discover::VmId,
     qmp::{QmpEvent, QmpNotice, QmpState, RunState},
-    verdict::{Act, hear},
+    verdict::{Input, Monitor},
 };
 
 impl Engine {
@@ -71,11 +71,11 @@ impl Engine {
         }
         let monitor = watched.monitor();
         let before = watched.watch.boot.began;
-        let act = hear(&mut watched.watch, &monitor, Some(event), now);
+        let act = watched.feed(&Input::Event { monitor, event: event.clone() }, now);
         if watched.watch.boot.began != before {
             self.forget_addresses(id);
         }
-        self.act(id, act.unwrap_or(Act::Nothing));
+        self.act(id, act);
     }
 
     pub(super) fn learn_run_state(&mut self, id: VmId, run_state: RunState) {
@@ -85,9 +85,10 @@ impl Engine {
         if watched.is_restarting() {
             return;
         }
-        let monitor = watched.monitor();
-        let act = hear(&mut watched.watch, &monitor, None, now);
-        self.act(id, act.unwrap_or(Act::Nothing));
+        if let Monitor::Answers(run_state) = watched.monitor() {
+            let act = watched.feed(&Input::RunState(run_state), now);
+            self.act(id, act);
+        }
     }
 
     pub(super) fn ask_cpus(&self, id: VmId) {

@@ -21,7 +21,7 @@ use crate::{
         incident::{Incident, Outcome},
         store::IncidentStore,
     },
-    verdict::{Cause, State},
+    verdict::{Cause, Input, State},
 };
 
 /// Evidence for an incident: file names and contents.
@@ -80,32 +80,20 @@ impl Engine {
         }
         let now = self.now();
         let Some(watched) = self.vms.get(&id) else { return };
-        let name = watched.vm.name.clone();
-        let line = &watched.watch.line;
-        warn!(vm = name, %cause, "crashed: {}", watched.watch.reason);
-        let detected_at = SystemTime::now();
+        warn!(vm = watched.vm.name, %cause, "crashed: {}", watched.watch.reason);
         let incident = Incident {
-            id: self.store.new_id(detected_at, &name),
-            vm: name,
-            uuid: watched.vm.uuid.clone(),
-            pid: id.pid,
-            cause: cause.to_string(),
-            reason: watched.watch.reason.clone(),
-            last_sign_of_life: Some(self.wall_clock(line.last_life)),
-            detected_at,
-            action: None,
-            action_at: None,
-            outcome: None,
-            recovered_at: None,
-            detect_seconds: Some(line.silence(now).as_secs_f64()),
-            recover_seconds: None,
-            evidence: Vec::new(),
+            detect_seconds: Some(watched.watch.line.silence(now).as_secs_f64()),
+            ..self.new_incident(watched, cause, watched.watch.reason.clone())
         };
-        let clearance = clearance(&watched.policy, self.restarts_in_window(watched));
+        let clearance = clearance(&watched.terms.policy, self.restarts_in_window(watched));
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        // Convicted again after its monitor came back: the same crash, and the same incident.
+        // Convicted again after its monitor came back, or its dump was written: the same crash, and the same
+        // incident.
         let incident = match watched.case.take() {
-            Some(Case { incident: earlier, stage: Stage::WaitingForMonitor }) => Incident {
+            Some(Case {
+                incident: earlier,
+                stage: Stage::WaitingForMonitor | Stage::WaitingForDump,
+            }) => Incident {
                 id: earlier.id,
                 detected_at: earlier.detected_at,
                 detect_seconds: earlier.detect_seconds,
@@ -120,16 +108,54 @@ impl Engine {
                 self.close(id, Outcome::Observed, Some("only observing, nothing is touched"));
             }
             Clearance::LimitReached(why) => {
-                watched.watch.limit_reached(cause, why.clone(), now);
+                watched.feed(&Input::LimitReached { cause, reason: why.clone() }, now);
                 self.close(id, Outcome::LimitReached, Some(&why));
             }
         }
     }
 
+    /// The record of a crash that was found just now.
+    fn new_incident(&self, watched: &WatchedVm, cause: Cause, reason: String) -> Incident {
+        let detected_at = SystemTime::now();
+        Incident {
+            id: self.store.new_id(detected_at, &watched.vm.name),
+            vm: watched.vm.name.clone(),
+            uuid: watched.vm.uuid.clone(),
+            pid: watched.vm.id.pid,
+            cause: cause.to_string(),
+            reason,
+            last_sign_of_life: Some(self.wall_clock(watched.watch.line.last_life)),
+            detected_at,
+            action: None,
+            action_at: None,
+            outcome: None,
+            recovered_at: None,
+            detect_seconds: None,
+            recover_seconds: None,
+            evidence: Vec::new(),
+        }
+    }
+
+    /// A guest that resets itself again and again is not helped by one more reset.
+    pub(super) fn given_up(&mut self, id: VmId, cause: Cause) {
+        self.close(id, Outcome::NotRecovered, None);
+        let Some(watched) = self.vms.get(&id) else { return };
+        warn!(vm = watched.vm.name, %cause, "{}", watched.watch.reason);
+        let incident = Incident {
+            outcome: Some(Outcome::LimitReached),
+            ..self.new_incident(watched, cause, watched.watch.reason.clone())
+        };
+        self.scribe.write(&incident, Vec::new());
+        if let Some(watched) = self.vms.get_mut(&id) {
+            watched.case = Some(Case { incident, stage: Stage::Closed });
+        }
+    }
+
     /// Restarts that count towards the VM's limit.
     pub(super) fn restarts_in_window(&self, watched: &WatchedVm) -> u32 {
-        let since =
-            SystemTime::now().checked_sub(watched.policy.window).unwrap_or(SystemTime::UNIX_EPOCH);
+        let since = SystemTime::now()
+            .checked_sub(watched.terms.policy.window)
+            .unwrap_or(SystemTime::UNIX_EPOCH);
         self.store.restarts_since(watched.key(), since)
     }
 
@@ -145,8 +171,14 @@ impl Engine {
         case.incident.outcome = None;
         self.scribe.write(&case.incident, Vec::new());
         let (configured, messages) = (watched.vm.reboot_action, self.messages.clone());
+        let announced = watched.watch.state.cause() == Some(Cause::Panicked);
+        let (counters, slot) = (self.counters.clone(), watched.slot.clone());
+        let writes = move || {
+            let row = counters.row(id, slot.clone().ok()?).ok()?;
+            announced.then_some(row.storage.write_ops)
+        };
         tokio::spawn(async move {
-            let result = restart(&qmp, configured).await;
+            let result = restart(&qmp, configured, writes).await;
             let _ = messages.send(Message::Restarted(id, result));
         });
     }
@@ -169,7 +201,7 @@ impl Engine {
                 self.begin_restart(id)
             }
             // Convicted without a look at its registers, which can be had now.
-            _ => watched.watch.reexamine(now),
+            _ => drop(watched.feed(&Input::Reexamine, now)),
         }
     }
 
@@ -194,11 +226,15 @@ impl Engine {
                 watched.run_state = Some(done.run_states.1);
                 // Whatever was asked before belongs to the time before.
                 watched.run_state_answered = watched.run_state_asked;
-                watched.watch.restarted(cause, watched.policy.boot_grace, now);
+                watched.feed(&Input::Restarted { cause, was_up: done.was_up }, now);
                 self.forget_addresses(id);
             }
+            Err(RestartError::StillWriting) => {
+                case.stage = Stage::WaitingForDump;
+                watched.feed(&Input::StillWriting, now);
+            }
             Err(RestartError::Refused(why)) => {
-                watched.watch.set_aside(format!("not restarted: {why}"), now);
+                watched.feed(&Input::SetAside(format!("not restarted: {why}")), now);
                 self.refuse(id, &why.to_string(), Stage::Closed);
             }
             Err(error @ RestartError::Unknown(_)) => {
@@ -217,7 +253,7 @@ impl Engine {
                 case.incident.action_at = at;
                 case.incident.reason = format!("{}; {why}", case.incident.reason);
                 self.scribe.write(&case.incident, Vec::new());
-                watched.watch.restarted(cause, watched.policy.boot_grace, now);
+                watched.feed(&Input::Restarted { cause, was_up: false }, now);
                 self.forget_addresses(id);
             }
         }
@@ -254,30 +290,20 @@ impl Engine {
             let incident = &mut case.incident;
             let outcome = match case.stage {
                 Stage::AwaitingLife { .. } => Outcome::NotRecovered,
-                Stage::Restarting | Stage::WaitingForMonitor | Stage::Closed => Outcome::Refused,
+                Stage::Restarting
+                | Stage::WaitingForMonitor
+                | Stage::WaitingForDump
+                | Stage::Closed => Outcome::Refused,
             };
             incident.outcome = Some(outcome);
             incident.reason = format!("{}; then QEMU ended: {how}; {NEXT}", incident.reason);
             self.scribe.write(incident, Vec::new());
         } else if status.is_some_and(|status| status != 0) {
             warn!(vm = watched.vm.name, "its QEMU ended without being asked to: {how}");
-            let detected_at = SystemTime::now();
+            let reason = format!("QEMU is gone: {how}; {NEXT}");
             let incident = Incident {
-                id: self.store.new_id(detected_at, &watched.vm.name),
-                vm: watched.vm.name.clone(),
-                uuid: watched.vm.uuid.clone(),
-                pid: watched.vm.id.pid,
-                cause: Cause::QemuExited.to_string(),
-                reason: format!("QEMU is gone: {how}; {NEXT}"),
-                last_sign_of_life: Some(self.wall_clock(watched.watch.line.last_life)),
-                detected_at,
-                action: None,
-                action_at: None,
                 outcome: Some(Outcome::Refused),
-                recovered_at: None,
-                detect_seconds: None,
-                recover_seconds: None,
-                evidence: Vec::new(),
+                ..self.new_incident(watched, Cause::QemuExited, reason)
             };
             self.scribe.write(&incident, Vec::new());
         }
@@ -294,6 +320,9 @@ impl Engine {
     fn close(&mut self, id: VmId, outcome: Outcome, why: Option<&str>) {
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let Some(case) = &mut watched.case else { return };
+        if case.stage == Stage::Closed {
+            return;
+        }
         case.stage = Stage::Closed;
         case.incident.outcome = Some(outcome);
         if let Some(why) = why {

@@ -34,7 +34,8 @@ use crate::{
         store::{IncidentStore, StoreError},
     },
     sample::{CounterMaps, ThreadReader},
-    witness::Round,
+    verdict::Testimony,
+    witness::Notes,
 };
 use engine::Engine;
 
@@ -100,8 +101,8 @@ enum Message {
     Cpus(VmId, Vec<QmpCpu>),
     /// Its run state, asked for after an event; the number orders the questions.
     RunState(VmId, u64, RunState),
-    /// Its witnesses answered.
-    Round(VmId, Round),
+    /// Its witnesses answered, of the boot that began then.
+    Round { id: VmId, boot_began: Duration, testimony: Testimony, notes: Notes },
     /// Its restart ended.
     Restarted(VmId, Result<Restart, RestartError>),
 }

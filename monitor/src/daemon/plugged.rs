@@ -1,5 +1,7 @@
 //! What a VM has: its taps, files and vCPU threads, and where they are counted.
 
+use std::sync::Arc;
+
 use tracing::{debug, info, warn};
 
 use super::{
@@ -10,6 +12,7 @@ use crate::{
     discover::{self, Plugged, Tap, VmId},
     probe::{AttachReport, Counted, TapProbe},
     sample::VcpuClocks,
+    verdict::Input,
 };
 
 impl Engine {
@@ -26,7 +29,7 @@ impl Engine {
                 probe.unwrap_or_else(|| TapProbe { tap: tap.clone(), hook: pending() })
             };
             watched.taps = plugged.taps.iter().map(as_known).collect();
-            watched.vm.plugged = plugged;
+            Arc::make_mut(&mut watched.vm).plugged = plugged;
         }
         // Also where nothing changed: somebody may have detached a program.
         self.probes.attach(id, counted(&watched.vm.plugged));
@@ -82,7 +85,7 @@ impl Engine {
             warn!(vm = watched.vm.name, "{why}; attached again");
             // What passed meanwhile is not known: it must not look like nothing.
             watched.sample = None;
-            watched.watch.unseen(&why, now);
+            watched.feed(&Input::Unseen(why), now);
         }
         if let Err(why) = &slot
             && watched.slot != slot

@@ -17,10 +17,8 @@ use crate::{
         },
     },
     sample::{InFlightAges, Missing, ticks},
-    verdict::{
-        ArpAnswer, Monitor, PINNED_RATIO, RegistersFinding, RequestsAnswer, STILL_BUSY_RATIO,
-        State, Testimony,
-    },
+    verdict::{Monitor, PINNED_RATIO, STILL_BUSY_RATIO, State, Statement},
+    witness::WITNESSES,
 };
 
 impl Engine {
@@ -189,7 +187,7 @@ impl Engine {
             hook: probe.hook.as_ref().copied().unwrap_or_default().to_owned(),
             detail: probe.hook.as_ref().err().cloned().unwrap_or_default(),
         });
-        let Vm { unseen_networks, plugged, .. } = &watched.vm;
+        let Vm { unseen_networks, plugged, .. } = &*watched.vm;
         let networks: Vec<&str> =
             unseen_networks.iter().chain(&plugged.unseen_taps).map(String::as_str).collect();
         let storage = self.unseen_storage(watched);
@@ -208,14 +206,14 @@ impl Engine {
             unseen_networks: (!networks.is_empty()).then(|| networks.join(", ")),
             unseen_storage: (!storage.is_empty()).then(|| storage.join(", ")),
             signals: self.signals(watched),
-            policy: PolicyView::from(&watched.policy),
+            policy: PolicyView::from(&watched.terms.policy),
             notes: watched.vm.notes.clone(),
         }
     }
 
     fn signals(&self, watched: &WatchedVm) -> Vec<SignalView> {
         let line = &watched.watch.line;
-        let policy = &watched.policy;
+        let policy = &watched.terms.policy;
         let since = |moment: Option<Duration>| {
             moment.map(|moment| crate::report::rfc3339::format(self.wall_clock(moment)))
         };
@@ -332,56 +330,21 @@ fn moved(name: &str, figure: Result<String, &Missing>) -> SignalView {
 
 /// What the witnesses said last, where they were asked.
 fn witnesses(watched: &WatchedVm) -> Vec<SignalView> {
-    let Some(Testimony { arp, registers, requests }) = &watched.last_testimony else {
-        return Vec::new();
-    };
-    let calibrated = if watched.watch.boot.arp_answered {
-        "answered before in this boot"
-    } else {
-        "never answered in this boot"
-    };
-    let (value, verdict) = match arp {
-        ArpAnswer::NotAsked(why) => (why.clone(), "not asked"),
-        ArpAnswer::Answered(address) => (format!("{address} answers"), "lives"),
-        ArpAnswer::Silent { address, probes } => {
-            (format!("{address} left {probes} probes unanswered"), "silent")
+    let Some(testimony) = &watched.testimony else { return Vec::new() };
+    let view = |said: &Statement| {
+        let calibrated = if watched.watch.boot.answered.contains(&said.witness) {
+            "; answered before in this boot"
+        } else {
+            ""
+        };
+        let row = WITNESSES.iter().find(|witness| witness.name == said.witness);
+        SignalView {
+            name: said.witness.to_string(),
+            value: said.answer.text().to_owned(),
+            threshold: format!("{}{calibrated}", row.map_or("", |witness| witness.looks_for)),
+            since: None,
+            verdict: said.answer.word().to_owned(),
         }
     };
-    let arp = SignalView {
-        name: "ARP probe".to_owned(),
-        value,
-        threshold: calibrated.to_owned(),
-        since: None,
-        verdict: verdict.to_owned(),
-    };
-    let (value, verdict) = match registers {
-        RegistersFinding::Unavailable(why) => (why.clone(), "not seen"),
-        RegistersFinding::Unresponsive(why) => (why.clone(), "no answer"),
-        RegistersFinding::Healthy(what) => (what.clone(), "sound"),
-        RegistersFinding::AllHalted => {
-            ("every vCPU is halted with interrupts off".to_owned(), "halted")
-        }
-        RegistersFinding::Stuck(what) => (what.clone(), "stuck"),
-        RegistersFinding::Inconclusive(what) => (what.clone(), "neither"),
-    };
-    let registers = SignalView {
-        name: "registers".to_owned(),
-        value,
-        threshold: "interrupts on, or user code".to_owned(),
-        since: None,
-        verdict: verdict.to_owned(),
-    };
-    let (value, verdict) = match requests {
-        RequestsAnswer::NotAsked(why) => (why.clone(), "not asked"),
-        RequestsAnswer::Unmoved => ("none completed since the last round".to_owned(), "silent"),
-        RequestsAnswer::Completed(number) => (format!("{number} completed"), "lives"),
-    };
-    let requests = SignalView {
-        name: "QEMU's block layer".to_owned(),
-        value,
-        threshold: "where the host's sees nothing".to_owned(),
-        since: None,
-        verdict: verdict.to_owned(),
-    };
-    vec![arp, registers, requests]
+    testimony.statements.iter().map(view).collect()
 }

@@ -1,26 +1,26 @@
 //! All that the loop holds of one VM, and how that becomes a sample and evidence.
 
 use std::{
-    net::Ipv4Addr,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use monitor_ebpf::{NetworkCounters, ThreadTime, VmRow};
 use tokio::task::JoinHandle;
+use tracing::{debug, info};
 
 use crate::{
     activity::Activity,
-    config::Policy,
     discover::{self, Vm},
     probe::TapProbe,
     qmp::{QmpHandle, QmpState, RunState},
     report::incident::Incident,
     sample::{
-        CounterMaps, InFlightAges, LostCompletions, Missing, ProcessState, Reading, ThreadTimes,
-        VcpuClocks, VmRows, VmSample, no_device_has_requests,
+        InFlightAges, LostCompletions, Missing, ProcessState, Reading, ThreadTimes, VcpuClocks,
+        VmRows, VmSample, no_device_has_requests,
     },
-    verdict::{ArpAnswer, Monitor, RequestsAnswer, Testimony, Watch},
-    witness::{PROBES_PER_ROUND, Round},
+    verdict::{Act, Input, Monitor, Terms, Testimony, Watch},
+    witness::Notes,
 };
 
 /// What one tick reads of the whole host.
@@ -35,8 +35,8 @@ pub(super) struct HostSample<'a> {
 /// One VM.
 #[derive(Debug)]
 pub(super) struct WatchedVm {
-    pub(super) vm: Vm,
-    pub(super) policy: Policy,
+    pub(super) vm: Arc<Vm>,
+    pub(super) terms: Terms,
     pub(super) watch: Watch,
     pub(super) qmp: Option<QmpHandle>,
     pub(super) qmp_state: QmpState,
@@ -67,33 +67,13 @@ pub(super) struct WatchedVm {
     /// Its last sample, and when it was taken.
     pub(super) sample: Option<(Duration, VmSample)>,
     pub(super) activity: Option<Activity>,
-    /// The round of questions that is under way.
-    pub(super) asking: Option<Asking>,
-    pub(super) testimony: Option<Testimony>,
+    /// The witnesses' notes; `None` while a round of questions is under way, which has them.
+    pub(super) notes: Option<Notes>,
     /// What the witnesses said last, for people to read.
-    pub(super) last_testimony: Option<Testimony>,
-    /// When QEMU was last asked for the requests it completed, and its answer.
-    pub(super) requests: Option<(Duration, u64)>,
+    pub(super) testimony: Option<Arc<Testimony>>,
     pub(super) case: Option<Case>,
     /// The task that waits for the process to end.
     pub(super) end: Option<JoinHandle<()>>,
-}
-
-/// A round that is under way.
-#[derive(Clone, Debug)]
-pub(super) struct Asking {
-    /// When the boot began that is being asked about; an answer from another one says nothing.
-    pub(super) boot_began: Duration,
-    /// What is probed, or why nothing is.
-    pub(super) probed: Result<Probed, String>,
-}
-
-/// An address that is being probed.
-#[derive(Clone, Debug)]
-pub(super) struct Probed {
-    pub(super) address: Ipv4Addr,
-    /// Answers counted before the probes were sent.
-    pub(super) answers_before: u64,
 }
 
 /// A conviction that is being dealt with.
@@ -115,6 +95,8 @@ pub(super) enum Stage {
     },
     /// QEMU could not be told; it will be as soon as it listens.
     WaitingForMonitor,
+    /// The guest writes its own crash dump; it is restarted once that is done.
+    WaitingForDump,
     /// Nothing more is to be done.
     Closed,
 }
@@ -216,57 +198,20 @@ impl WatchedVm {
         self.sample = Some((now, sample));
     }
 
-    /// Turns the round that just ended into testimony. `None` for one about an earlier boot.
-    pub(super) fn testify(
-        &mut self,
-        round: Round,
-        counters: &CounterMaps,
-        now: Duration,
-    ) -> Option<Testimony> {
-        let asking = self.asking.take()?;
-        if asking.boot_began != self.watch.boot.began {
-            return None;
-        }
-        let answers_now = self.row(counters).map(|row| row.network.probe_answers);
-        let arp = match (asking.probed, round.probed, answers_now) {
-            (Err(why), _, _) | (_, Err(why), _) => ArpAnswer::NotAsked(why),
-            (_, _, Err(missing)) => ArpAnswer::NotAsked(missing.to_string()),
-            (Ok(Probed { address, answers_before }), Ok(()), Ok(answers)) => {
-                if answers > answers_before {
-                    ArpAnswer::Answered(address)
-                } else {
-                    ArpAnswer::Silent { address, probes: PROBES_PER_ROUND }
-                }
+    /// Tells the verdict something, and says what is to be done.
+    pub(super) fn feed(&mut self, input: &Input, now: Duration) -> Act {
+        let before = self.watch.state.name();
+        let act = self.watch.take(input, &self.terms, now);
+        let (after, reason) = (self.watch.state.name(), &self.watch.reason);
+        if before != after {
+            let routine = |name| matches!(name, "alive" | "suspect" | "starting");
+            if routine(before) && routine(after) {
+                debug!(vm = self.vm.name, "{before} -> {after}: {reason}");
+            } else {
+                info!(vm = self.vm.name, "{before} -> {after}: {reason}");
             }
-        };
-        let requests = self.compare_requests(round.requests, now);
-        Some(Testimony { arp, registers: round.registers, requests })
-    }
-
-    /// What QEMU completed since the round before. An older count says nothing of this silence.
-    fn compare_requests(&mut self, total: Result<u64, String>, now: Duration) -> RequestsAnswer {
-        const RECENT: Duration = Duration::from_secs(10);
-        let total = match total {
-            Ok(total) => total,
-            Err(why) => return RequestsAnswer::NotAsked(why),
-        };
-        match self.requests.replace((now, total)) {
-            Some((then, before)) if now.saturating_sub(then) <= RECENT => {
-                match total.saturating_sub(before) {
-                    0 => RequestsAnswer::Unmoved,
-                    completed => RequestsAnswer::Completed(completed),
-                }
-            }
-            _ => RequestsAnswer::NotAsked("asked for the first time in this silence".to_owned()),
         }
-    }
-
-    /// Its row as it is now.
-    pub(super) fn row(&self, counters: &CounterMaps) -> Reading<VmRow> {
-        match &self.slot {
-            Ok(slot) => counters.row(self.vm.id, *slot),
-            Err(why) => Err(Missing::new("its row", why.clone())),
-        }
+        act
     }
 
     /// Whether QEMU is being told to restart the guest just now.

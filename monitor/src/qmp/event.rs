@@ -1,5 +1,6 @@
 //! QMP events, as far as they say something about a guest's life.
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{MAX_TEXT_CHARS, printable};
@@ -9,7 +10,7 @@ use super::{MAX_TEXT_CHARS, printable};
 ///
 /// Events are not replayed to a client that connects late, and one reset gives several
 /// [`QmpEvent::Reset`]: ask for the run state, and count bursts.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum QmpEvent {
     /// The guest reported its panic (pvpanic, Hyper-V, s390).
     GuestPanicked {

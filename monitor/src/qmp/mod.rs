@@ -25,7 +25,7 @@ pub mod session;
 pub use commands::QmpCpu;
 pub use event::QmpEvent;
 pub use registers::{
-    Lapic, RegistersError, TimerMode, VcpuRegisters, parse_lapic, parse_registers,
+    Lapic, RegistersError, TimerMode, VcpuRegisters, is_up, parse_lapic, parse_registers,
 };
 pub use run_state::RunState;
 pub use session::{
@@ -37,7 +37,7 @@ pub use session::{
 pub const MAX_TEXT_CHARS: usize = 64;
 
 /// `text` as printable ASCII, every other character replaced by `?`, cut to `max_chars`.
-fn printable(text: &str, max_chars: usize) -> String {
+pub(crate) fn printable(text: &str, max_chars: usize) -> String {
     text.chars()
         .take(max_chars)
         .map(|c| if c == ' ' || c.is_ascii_graphic() { c } else { '?' })

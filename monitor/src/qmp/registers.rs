@@ -37,6 +37,10 @@ pub struct VcpuRegisters {
     pub halted: bool,
     /// Whether it takes maskable interrupts (EFLAGS.IF).
     pub interrupts_enabled: bool,
+    /// Whether paging is on (CR0.PG), as under every operating system, and under UEFI.
+    pub paging: bool,
+    /// Whether `ip` lies in the upper half of the address space, where operating systems have their kernels.
+    pub in_upper_half: bool,
     /// A digest of the general registers, which changes when one of them does. Comparable only
     /// within this process.
     pub general_digest: u64,
@@ -49,6 +53,14 @@ impl VcpuRegisters {
     pub fn is_at_reset_vector(&self) -> bool {
         self.ip == 0xfff0 && self.cpl == 0 && !self.interrupts_enabled
     }
+}
+
+/// Whether some vCPU runs an operating system: user code, or kernel code in the upper half of the paged address
+/// space, where Linux, the BSDs and Windows have their kernels. Firmware and boot loaders run without paging
+/// (BIOS), or at the identity-mapped addresses below (UEFI).
+#[must_use]
+pub fn is_up(vcpus: &[VcpuRegisters]) -> bool {
+    vcpus.iter().any(|vcpu| vcpu.paging && (vcpu.cpl == 3 || vcpu.in_upper_half))
 }
 
 /// How a local APIC's timer works (SDM volume 3, 10.5.4).
@@ -169,9 +181,18 @@ fn parse_vcpu(block: &str) -> Result<VcpuRegisters, RegistersError> {
             return Err(RegistersError::Field { index, field: "CPL" });
         }
     };
+    let upper_half = if line.starts_with('R') { 1 << 63 } else { 1 << 31 };
+    let ip = field(ip, 16)?;
+    // On a line of its own, after the segments.
+    let cr0 = lines
+        .find_map(|line| value(line, "CR0"))
+        .and_then(|digits| u64::from_str_radix(digits, 16).ok())
+        .ok_or(RegistersError::Field { index, field: "CR0" })?;
     Ok(VcpuRegisters {
         index,
-        ip: field(ip, 16)?,
+        ip,
+        paging: cr0 & CR0_PG != 0,
+        in_upper_half: ip >= upper_half,
         cpl,
         halted: bit("HLT")?,
         interrupts_enabled: field(flags, 16)? & EFLAGS_IF != 0,
@@ -179,6 +200,8 @@ fn parse_vcpu(block: &str) -> Result<VcpuRegisters, RegistersError> {
     })
 }
 
+/// CR0.PG (SDM volume 3, 2.5).
+const CR0_PG: u64 = 1 << 31;
 /// EFLAGS.IF (SDM volume 1, 3.4.3).
 const EFLAGS_IF: u64 = 1 << 9;
 

@@ -2,11 +2,13 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::{MAX_TEXT_CHARS, printable};
 
 /// A VM's run state. The variants up to [`RunState::Colo`] are QEMU's `RunState` (qapi/run-state.json,
 /// the same from 5.x to 10.x).
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum RunState {
     /// A debugger stopped it.
     Debug,

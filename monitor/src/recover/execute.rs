@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::{Plan, Refusal, Step, plan};
 use crate::{
     discover::ResetAction,
-    qmp::{QmpError, QmpHandle, RunState},
+    qmp::{QmpError, QmpHandle, RunState, is_up, parse_registers},
 };
 
 /// Time for one command. A reset is answered within a millisecond by a QEMU whose main loop runs.
@@ -23,6 +23,8 @@ pub struct Restart {
     pub at: SystemTime,
     /// The run state before, and after.
     pub run_states: (RunState, RunState),
+    /// The guest had come further than its firmware when it crashed.
+    pub was_up: bool,
     /// What was done, in QEMU's words.
     pub action: String,
     /// Files for the incident: name and content.
@@ -35,6 +37,9 @@ pub enum RestartError {
     /// There is a reason not to; nothing was touched.
     #[error("{0}")]
     Refused(Refusal),
+    /// It panicked, and goes on writing to its disk: it saves a dump of its own. Nothing was touched.
+    #[error("the guest is still writing")]
+    StillWriting,
     /// The run state couldn't be learned; nothing was touched.
     #[error("QEMU does not tell its run state")]
     Unknown(#[source] QmpError),
@@ -54,14 +59,24 @@ pub enum RestartError {
     NotRunning(RunState),
 }
 
-/// Restarts a crashed guest by the plan for its present run state.
+/// Restarts a crashed guest by the plan for its present run state. `writes` tells how many writes the guest has
+/// submitted so far, where that matters: of a guest that said that it panicked.
 ///
 /// # Errors
-/// [`RestartError::Refused`] and [`RestartError::Unknown`] leave the guest untouched.
-pub async fn restart(qmp: &QmpHandle, configured: ResetAction) -> Result<Restart, RestartError> {
+/// [`RestartError::Refused`], [`RestartError::StillWriting`] and [`RestartError::Unknown`] leave the guest
+/// untouched.
+pub async fn restart(
+    qmp: &QmpHandle,
+    configured: ResetAction,
+    writes: impl Fn() -> Option<u64>,
+) -> Result<Restart, RestartError> {
     let before = qmp.query_status().await.map_err(RestartError::Unknown)?;
     let Plan { steps } = plan(&before, configured).map_err(RestartError::Refused)?;
-    let evidence = evidence(qmp, &before).await;
+    let ((evidence, was_up), still_writing) =
+        tokio::join!(evidence(qmp, &before), still_writing(&before, writes));
+    if still_writing {
+        return Err(RestartError::StillWriting);
+    }
     let mut reset_at = None;
     let mut action = Vec::new();
     for step in steps {
@@ -83,6 +98,7 @@ pub async fn restart(qmp: &QmpHandle, configured: ResetAction) -> Result<Restart
     Ok(Restart {
         at: reset_at.unwrap_or_else(SystemTime::now),
         run_states: (before, after),
+        was_up,
         action: action.join(", "),
         evidence,
     })
@@ -138,16 +154,34 @@ async fn settled(qmp: &QmpHandle) -> Result<RunState, QmpError> {
     Ok(run_state)
 }
 
-/// What the guest died with. Whatever can't be had in time is left out, and said.
-async fn evidence(qmp: &QmpHandle, run_state: &RunState) -> Vec<(&'static str, Vec<u8>)> {
+/// Whether a guest that runs on after its panic still writes. What it had submitted by then is given the time to
+/// come through first.
+async fn still_writing(run_state: &RunState, writes: impl Fn() -> Option<u64>) -> bool {
+    const SETTLES: Duration = Duration::from_millis(10);
+    const WATCHED: Duration = Duration::from_millis(40);
+    if *run_state != RunState::Running || writes().is_none() {
+        return false;
+    }
+    tokio::time::sleep(SETTLES).await;
+    let before = writes();
+    tokio::time::sleep(WATCHED).await;
+    // What can't be read now holds nothing up: the panic is certain.
+    matches!((before, writes()), (Some(before), Some(now)) if now > before)
+}
+
+/// What the guest died with, and whether it had come further than its firmware. Whatever can't be had in time is
+/// left out, and said.
+async fn evidence(qmp: &QmpHandle, run_state: &RunState) -> (Vec<(&'static str, Vec<u8>)>, bool) {
     let registers = tokio::time::timeout(EVIDENCE_LIMIT, qmp.human("info registers -a")).await;
     let registers = match registers {
         Ok(Ok(text)) => text.replace('\r', ""),
         Ok(Err(error)) => format!("not to be had: {error}\n"),
         Err(_) => format!("not to be had within {} ms\n", EVIDENCE_LIMIT.as_millis()),
     };
-    vec![
+    let was_up = parse_registers(&registers).is_ok_and(|vcpus| is_up(&vcpus));
+    let files = vec![
         ("registers.txt", registers.into_bytes()),
         ("run-state.txt", format!("{run_state}\n").into_bytes()),
-    ]
+    ];
+    (files, was_up)
 }

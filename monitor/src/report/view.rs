@@ -237,6 +237,9 @@ pub struct PolicyView {
     pub unconfirmed_flat_for: Duration,
     #[serde(with = "humantime_serde")]
     pub boot_grace: Duration,
+    pub boot_loop_resets: u32,
+    #[serde(with = "humantime_serde")]
+    pub boot_loop_window: Duration,
     pub max_restarts: u32,
     #[serde(with = "humantime_serde")]
     pub window: Duration,
@@ -244,9 +247,26 @@ pub struct PolicyView {
 
 impl From<&Policy> for PolicyView {
     fn from(policy: &Policy) -> Self {
-        let Policy { mode, flat_for, unconfirmed_flat_for, boot_grace, max_restarts, window } =
-            *policy;
-        Self { mode, flat_for, unconfirmed_flat_for, boot_grace, max_restarts, window }
+        let Policy {
+            mode,
+            flat_for,
+            unconfirmed_flat_for,
+            boot_grace,
+            boot_loop_resets,
+            boot_loop_window,
+            max_restarts,
+            window,
+        } = *policy;
+        Self {
+            mode,
+            flat_for,
+            unconfirmed_flat_for,
+            boot_grace,
+            boot_loop_resets,
+            boot_loop_window,
+            max_restarts,
+            window,
+        }
     }
 }
 

@@ -1,7 +1,13 @@
 //! Reads the pinned maps through handles of its own, so that attaching taps, which waits for RCU grace
 //! periods, never holds up a reading.
 
-use std::{collections::HashMap as StdHashMap, net::Ipv4Addr, path::Path, time::Duration};
+use std::{
+    collections::HashMap as StdHashMap,
+    net::Ipv4Addr,
+    path::Path,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use aya::{
     maps::{Array, Map, MapData, MapError, PerCpuArray},
@@ -18,7 +24,8 @@ use crate::discover::{Tap, VmId};
 pub struct CounterMaps {
     vms: MapData,
     row: PerCpuArray<MapData, VmRow>,
-    taps: Array<MapData, TapRow>,
+    // Written only to forget an address.
+    taps: Mutex<Array<MapData, TapRow>>,
     in_flight: MapData,
     sets: u32,
     cpus: usize,
@@ -58,7 +65,7 @@ impl CounterMaps {
         Ok(Self {
             vms: map("vms")?,
             row: PerCpuArray::try_from(Map::PerCpuArray(map("vms")?))?,
-            taps: Array::try_from(Map::Array(map("taps")?))?,
+            taps: Mutex::new(Array::try_from(Map::Array(map("taps")?))?),
             in_flight: map("in_flight")?,
             sets: sets.len(),
             cpus: nr_cpus().map_err(|(_, error)| MapError::IoError(error))?,
@@ -125,22 +132,27 @@ impl CounterMaps {
 
     /// Forgets what was learned of the guest behind `tap`: a guest that boots anew tests its address for
     /// duplicates, and a probe for it would look like a conflict (RFC 5227, section 2.1.1).
-    pub fn forget_address(&mut self, tap: &Tap) -> Result<(), MapError> {
+    pub fn forget_address(&self, tap: &Tap) -> Result<(), MapError> {
         match self.find(tap)? {
             Some((index, row)) => {
-                self.taps.set(index, TapRow { guest_ipv4: [0; 4], guest_mac: [0; 6], ..row }, 0)
+                self.taps().set(index, TapRow { guest_ipv4: [0; 4], guest_mac: [0; 6], ..row }, 0)
             }
             // Detached meanwhile.
             None => Ok(()),
         }
     }
 
+    fn taps(&self) -> std::sync::MutexGuard<'_, Array<MapData, TapRow>> {
+        self.taps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn find(&self, tap: &Tap) -> Result<Option<(u32, TapRow)>, MapError> {
-        let mask = self.taps.len() - 1;
+        let taps = self.taps();
+        let mask = taps.len() - 1;
         let home = tap_home(tap.netns, tap.ifindex, mask);
         for step in 0..TAP_PROBES {
             let index = home.wrapping_add(step) & mask;
-            let row = self.taps.get(&index, 0)?;
+            let row = taps.get(&index, 0)?;
             if (row.netns, row.ifindex) == (tap.netns, tap.ifindex) {
                 return Ok(Some((index, row)));
             }

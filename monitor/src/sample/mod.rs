@@ -6,10 +6,11 @@ mod lost_completions;
 mod threads;
 mod vcpu_time;
 
-use std::{fmt, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use monitor_ebpf::{NetworkCounters, StorageCounters};
 use rustix::time::{ClockId, clock_getres};
+use serde::{Deserialize, Serialize};
 
 pub use counters::{CounterMaps, InFlightAges, TapAddress, VmRows, totals};
 pub use lost_completions::{LostCompletions, no_device_has_requests};
@@ -28,10 +29,10 @@ pub fn ticks(jiffies: u64) -> Duration {
 pub type Reading<T> = Result<T, Missing>;
 
 /// A figure that could not be read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Missing {
     /// Which figure.
-    pub what: &'static str,
+    pub what: Cow<'static, str>,
     /// Why, in words for an operator.
     pub why: String,
 }
@@ -39,13 +40,13 @@ pub struct Missing {
 impl Missing {
     /// `what` could not be read because of `why`.
     pub fn new(what: &'static str, why: impl Into<String>) -> Self {
-        Self { what, why: why.into() }
+        Self { what: what.into(), why: why.into() }
     }
 
     /// The same reason, for the figure `what` that depends on this one.
     #[must_use]
     pub fn of(self, what: &'static str) -> Self {
-        Self { what, why: self.why }
+        Self { what: what.into(), why: self.why }
     }
 }
 
@@ -56,13 +57,15 @@ impl fmt::Display for Missing {
 }
 
 /// Whether the QEMU process can run at all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProcessState {
     /// Running or sleeping, as it should.
     Running,
     /// Stopped by a signal or a debugger (`T`, `t`).
     Stopped,
-    /// Waiting for the kernel, as on a stalled disk, or frozen (`D`).
+    /// Frozen by the cgroup freezer. The letter in `/proc` doesn't tell it from the next.
+    Frozen,
+    /// Waiting for the kernel, as on a stalled disk (`D`).
     Uninterruptible,
     /// Gone, or about to be (`Z`, `X`), or unreadable.
     Gone,
@@ -73,12 +76,15 @@ impl ProcessState {
     /// whatever comes, bit 15 is frozen, 0x10 and above up to 0x80 are dead or about to be.
     pub fn from_bits(state: u32) -> Self {
         const STOPPED: u32 = 0x4 | 0x8;
-        const UNINTERRUPTIBLE: u32 = 0x2 | 0x8000;
+        const UNINTERRUPTIBLE: u32 = 0x2;
+        const FROZEN: u32 = 0x8000;
         const DEAD: u32 = 0x10 | 0x20 | 0x80;
         if state & DEAD != 0 {
             Self::Gone
         } else if state & STOPPED != 0 {
             Self::Stopped
+        } else if state & FROZEN != 0 {
+            Self::Frozen
         } else if state & UNINTERRUPTIBLE != 0 {
             Self::Uninterruptible
         } else {

@@ -1,5 +1,5 @@
 //! Stage five: the verdict. Pure: no clock, no I/O; `now` comes in, and all that leaves is a state and a
-//! decision with its reason.
+//! decision with its reason. All that it is told is an [`Input`]: what a recording holds is exactly that.
 //!
 //! ```text
 //!             first sign of life, or the grace is over
@@ -13,52 +13,69 @@
 //!   (any but Failed) ──────────────────────────────▶ Crashed ────────────────┤
 //!                                     restart begun ▼     ▲ convicted anew   │
 //!                                                Recovering ─────────────────┤
-//!                                                                            │
-//!                   limit reached (from Crashed) ─▶ Failed ──────────────────┘
+//!               it resets itself again and again                             │
+//!   (any) ───────────────────────────▶ Failed ◀── limit reached (Crashed)    │
+//!                                        └───────────────────────────────────┘
 //!
-//!   Starting, Alive,  ──paused, migrating, host at fault──▶ Held         ─┐ when that ends: Alive,
-//!   Suspect           ──a figure that is needed is missing▶ Unobservable ─┘ or Starting, afresh
+//!   Starting, Alive,  ──paused, migrating, host at fault,──▶ Held         ─┐ when that ends: Alive,
+//!   Suspect             a storm, a witness' excuse                         │ or Starting, afresh
+//!                     ──a figure that is needed is missing─▶ Unobservable ─┘
+//!   Crashed           ──it writes its own dump─────────────▶ Held
 //! ```
 //!
 //! - *Starting* ends with the first sign of life or with the boot grace, whichever comes first.
 //! - *Alive* becomes *Suspect* after `flat_for` without a packet from the guest or a completed request.
 //! - *Suspect* is asked, round after round; one answer acquits, and a conviction takes at least
 //!   [`ROUNDS_TO_CONVICT`] rounds that agree with each other and with the vCPUs' level.
-//! - *Crashed* is left through what recovery reports (a refusal for a reason outside of the guest makes it
-//!   *Held*), or because the guest lives after all.
+//! - *Crashed* is left through what recovery reports (a refusal for a reason outside of the guest, or a guest
+//!   that is found writing its dump, makes it *Held*), or because the guest lives after all.
 //! - *Recovering* waits for life until its deadline, and is then asked like a suspect: a guest that does
-//!   nothing which can be seen may have come back all the same.
-//! - *Held* and *Unobservable* never convict, whatever else is seen.
+//!   nothing which can be seen may have come back all the same. Life in the firmware is none.
+//! - *Held* and *Unobservable* never convict, whatever else is seen. Whoever is held by a witness' excuse is
+//!   asked on, until nobody excuses him.
+//! - *Failed* after resets of the guest's own ends when it has lived for [`LOOP_OVER_AFTER`] without one.
 
+mod blame;
+mod examine;
+mod hear;
+mod input;
 mod line;
 mod step;
 mod testimony;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, time::Duration};
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
+pub use input::{Input, Monitor, Terms, Tick};
 pub use line::{Line, PINNED_RATIO, STARVED_SHARE, STILL_BUSY_RATIO};
-pub use step::{Evidence, Monitor, hear, step};
-pub use testimony::{ArpAnswer, Questions, RegistersFinding, RequestsAnswer, Tally, Testimony};
+pub use testimony::{Answer, Questions, Statement, Tally, Testimony, WitnessName};
 
 /// Rounds in a row that must show dead registers before a silent guest is convicted.
 pub const ROUNDS_TO_CONVICT: u32 = 2;
-/// Rounds in a row that a guest must leave ARP probes unanswered where nothing else speaks against it: a
-/// host under load may delay an answer, and an interface may be taken down on purpose.
-pub const ARP_ROUNDS_TO_CONVICT: u32 = 4;
+/// Rounds in a row in which every witness that had answered before must be silent where nothing else speaks
+/// against the guest: a host under load may delay an answer, and an interface may be taken down on purpose.
+pub const SILENT_ROUNDS_TO_CONVICT: u32 = 3;
 /// The least time that a restarted guest has to show life: a firmware's menu and a file system check
 /// take longer than a short boot grace.
 pub const LEAST_RECOVERY_PATIENCE: Duration = Duration::from_secs(60);
-/// A guest that announced a crash dump of its own is left to write it for this long.
+/// A guest that announced a crash dump of its own, or writes on after its panic, is left to it for this long.
 pub const DUMP_PATIENCE: Duration = Duration::from_secs(600);
+/// A guest that announced a crash dump boots another kernel first, which may take so long without a write.
+pub const DUMP_BOOTS_WITHIN: Duration = Duration::from_secs(60);
+/// Resets of the guest's own within this time are one: a single one gives up to four events.
+pub const RESET_BURST: Duration = Duration::from_secs(2);
+/// A guest that reset itself again and again has left that behind when it lived so long without a reset.
+pub const LOOP_OVER_AFTER: Duration = Duration::from_secs(60);
 /// A request that has been in flight for so long says that the store is stalled; a younger one, that it was made.
 pub const STALLED_AFTER: Duration = Duration::from_secs(1);
 /// A witness that isn't needed is asked this often, so that its silence later means something.
 pub const CALIBRATE_EVERY: Duration = Duration::from_secs(300);
 
 /// Why a guest counts as crashed. The names are those of `status --json`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Cause {
     /// The guest said so itself.
     Panicked,
@@ -72,6 +89,8 @@ pub enum Cause {
     Spinning,
     /// What used to answer no longer does.
     Silent,
+    /// It resets itself again and again.
+    BootLoop,
     /// Its QEMU ended without being asked to.
     QemuExited,
 }
@@ -85,6 +104,7 @@ impl fmt::Display for Cause {
             Self::Halted => "halted",
             Self::Spinning => "spinning",
             Self::Silent => "silent",
+            Self::BootLoop => "boot-loop",
             Self::QemuExited => "qemu-exited",
         })
     }
@@ -115,6 +135,8 @@ pub enum State {
         deadline: Duration,
         /// What was answered since then.
         tally: Tally,
+        /// It had come further than its firmware before, and must do so again to count as recovered.
+        was_up: bool,
     },
     /// No verdict is to be given.
     Held,
@@ -170,6 +192,14 @@ pub struct Watch {
     pub line: Line,
     /// This boot.
     pub boot: Boot,
+    /// When the guest reset itself lately; a burst counts once, and never more than [`Watch::RESETS`] are kept.
+    pub resets: Vec<Duration>,
+    /// What excuses its silence as long as it lasts: a witness' words.
+    pub excuse: Option<String>,
+    /// What was seen of the host, while many of its VMs are silent together.
+    pub storm: Option<String>,
+    /// What the last tick showed.
+    pub last: Option<Arc<Tick>>,
 }
 
 /// What is known of a guest's present boot; all of it is forgotten when the guest is reset.
@@ -179,22 +209,36 @@ pub struct Boot {
     pub began: Duration,
     /// Its first sign of life.
     pub first_life: Option<Duration>,
-    /// It answered an ARP probe, so that its silence counts against it.
-    pub arp_answered: bool,
-    /// When it was last probed while all was well.
+    /// The witnesses that answered of it, so that their silence counts against it.
+    pub answered: BTreeSet<WitnessName>,
+    /// When they were last asked while all was well.
     pub calibrated: Option<Duration>,
-    /// It announced that it writes a crash dump of its own, and when.
-    pub dumping_since: Option<Duration>,
+    /// It writes a crash dump of its own.
+    pub dump: Option<Dump>,
+}
+
+/// A crash dump that a guest is writing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dump {
+    /// Since when it is known.
+    pub since: Duration,
+    /// When it last wrote, or at first, when it said so.
+    pub last_write: Duration,
+    /// How long it may write nothing.
+    pub quiet_for: Duration,
 }
 
 impl Boot {
     /// A boot that began at `began`.
     pub fn new(began: Duration) -> Self {
-        Self { began, first_life: None, arp_answered: false, calibrated: None, dumping_since: None }
+        Self { began, first_life: None, answered: BTreeSet::new(), calibrated: None, dump: None }
     }
 }
 
 impl Watch {
+    /// Resets of a guest that are remembered: more than any policy counts.
+    pub const RESETS: usize = 128;
+
     /// Begins to watch a VM whose QEMU has been running for `age`.
     pub fn begin(now: Duration, age: Duration, boot_grace: Duration) -> Self {
         let (state, reason) = if age < boot_grace {
@@ -209,6 +253,56 @@ impl Watch {
             line: Line::begin(now, "none seen yet"),
             // A daemon that started after the guest knows no moment before its own start.
             boot: Boot::new(now.saturating_sub(age)),
+            resets: Vec::new(),
+            excuse: None,
+            storm: None,
+            last: None,
+        }
+    }
+
+    /// Takes one input in, at `now`, and says what is to be done.
+    pub fn take(&mut self, input: &Input, terms: &Terms, now: Duration) -> Act {
+        match input {
+            Input::Tick(tick) => {
+                let act = step::tick(self, tick, terms, now);
+                self.last = Some(tick.clone());
+                act
+            }
+            Input::Testimony(said) => step::testimony(self, said, terms, now),
+            Input::Event { monitor, event } => hear::event(self, monitor, event, terms, now),
+            Input::RunState(run_state) => {
+                let monitor = Monitor::Answers(run_state.clone());
+                hear::announcement(self, &monitor, now).unwrap_or(Act::Nothing)
+            }
+            Input::Restarted { cause, was_up } => {
+                self.restarted(*cause, *was_up, terms.policy.boot_grace, now);
+                Act::Nothing
+            }
+            Input::StillWriting => {
+                blame::still_writing(self, &terms.policy, now);
+                Act::Nothing
+            }
+            Input::SetAside(reason) => {
+                self.enter(State::Held, reason.clone(), now);
+                Act::Nothing
+            }
+            Input::LimitReached { cause, reason } => {
+                self.enter(State::Failed { cause: *cause }, reason.clone(), now);
+                Act::Nothing
+            }
+            Input::Reexamine => {
+                let reason = "QEMU's monitor answers now, so its witnesses are asked again";
+                self.enter(State::Suspect { tally: Tally::default() }, reason.to_owned(), now);
+                Act::Nothing
+            }
+            Input::Unseen(why) => {
+                step::begin_anew(self, why, now);
+                Act::Nothing
+            }
+            Input::Storm(storm) => {
+                self.storm.clone_from(storm);
+                Act::Nothing
+            }
         }
     }
 
@@ -227,43 +321,22 @@ impl Watch {
         self.line = Line::begin(now, &format!("none since {why}"));
     }
 
-    /// Figures were lost up to `now`: a silence can only begin here.
-    pub fn unseen(&mut self, why: &str, now: Duration) {
-        step::begin_anew(self, why, now);
-    }
-
-    /// Whether it is time to probe an address while all is well, so that its silence later means something.
+    /// Whether it is time to ask while all is well, so that its silence later means something.
     pub fn wants_calibration(&self, now: Duration) -> bool {
         self.boot.calibrated.is_none_or(|last| now.saturating_sub(last) >= CALIBRATE_EVERY)
     }
 
-    /// A restart of this VM was carried out.
-    pub fn restarted(&mut self, cause: Cause, boot_grace: Duration, now: Duration) {
+    fn restarted(&mut self, cause: Cause, was_up: bool, boot_grace: Duration, now: Duration) {
         self.reboot(now, "it was restarted");
         let deadline = now + boot_grace.max(LEAST_RECOVERY_PATIENCE);
         let reason = format!("restarted because it was {cause}; waiting for a sign of life");
-        self.enter(State::Recovering { cause, deadline, tally: Tally::default() }, reason, now);
-    }
-
-    /// Whoever was convicted while QEMU's monitor told nothing is asked again now that it does.
-    pub fn reexamine(&mut self, now: Duration) {
-        let reason = "QEMU's monitor answers now, so its witnesses are asked again".to_owned();
-        self.enter(State::Suspect { tally: Tally::default() }, reason, now);
-    }
-
-    /// The restart was refused for a reason that lies outside of the guest.
-    pub fn set_aside(&mut self, reason: String, now: Duration) {
-        self.enter(State::Held, reason, now);
-    }
-
-    /// Policy allows no more restarts.
-    pub fn limit_reached(&mut self, cause: Cause, reason: String, now: Duration) {
-        self.enter(State::Failed { cause }, reason, now);
+        let tally = Tally::default();
+        self.enter(State::Recovering { cause, deadline, tally, was_up }, reason, now);
     }
 }
 
 /// What is to be done after a step.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Act {
     /// Nothing.
     Nothing,
@@ -275,6 +348,8 @@ pub enum Act {
     Recovered,
     /// It was restarted, and showed no life in time.
     NotRecovered(Cause),
-    /// The guest reset itself.
-    GuestReset,
+    /// The guest reset itself, and how often within its policy's time.
+    GuestReset(usize),
+    /// Nothing that flatline may do helps: record it, and call a person.
+    GiveUp(Cause),
 }

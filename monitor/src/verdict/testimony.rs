@@ -1,73 +1,159 @@
 //! What the witnesses said when a suspect was asked, and how often they said it.
+//!
+//! The verdict knows no witness by name: what counts is the kind of an answer. So a new witness needs no
+//! rule here, but a module and a row in the table of [`witness`](crate::witness).
 
-use std::net::Ipv4Addr;
+use std::{borrow::Cow, collections::BTreeSet};
+
+use serde::{Deserialize, Serialize};
 
 /// Which witnesses to ask.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Questions {
-    /// Send ARP probes to the addresses that the guest was seen to use.
-    pub arp: bool,
-    /// Look at the vCPUs' registers, and at what QEMU knows of the guest's requests.
-    pub registers: bool,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Questions {
+    /// Those whose silence will only mean something if they answered before: all is well.
+    Calibrate,
+    /// All of them, but nothing that would disturb a guest which is still booting (RFC 5227, RFC 4862).
+    DuringBoot,
+    /// All of them.
+    All,
+    /// All of them, and whether a restarted guest has come further than its firmware.
+    Recovering,
+    /// That alone, of a restarted guest that shows life.
+    IsItUp,
 }
+
+/// The name of a witness, as it stands in the table.
+pub type WitnessName = Cow<'static, str>;
 
 /// One round of answers.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Testimony {
-    /// What came of the ARP probes.
-    pub arp: ArpAnswer,
-    /// What the registers show.
-    pub registers: RegistersFinding,
-    /// What QEMU says of requests that the host can't see.
-    pub requests: RequestsAnswer,
+    /// One for each witness that was asked, or would have been.
+    pub statements: Vec<Statement>,
 }
 
-/// What QEMU's own block layer says, where the host's sees nothing of a VM's disks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RequestsAnswer {
-    /// Not asked, or nothing to compare with yet, and why.
+/// What one witness said.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Statement {
+    /// Which one.
+    pub witness: WitnessName,
+    /// What.
+    pub answer: Answer,
+}
+
+/// An answer, by what it says of the guest. The texts are for people, printable and bounded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// It wasn't asked, or can't be, and why. Says nothing.
     NotAsked(String),
-    /// No request completed since the last round.
-    Unmoved,
-    /// So many completed since then.
-    Completed(u64),
-}
-
-/// What came of one round's ARP probes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ArpAnswer {
-    /// Not asked, and why: no tap, no address known, within the boot grace, the probe couldn't be sent.
-    NotAsked(String),
-    /// The guest answered.
-    Answered(Ipv4Addr),
-    /// It was probed `probes` times, and did not.
-    Silent {
-        /// The address that was probed.
-        address: Ipv4Addr,
-        /// Probes sent.
-        probes: u32,
-    },
-}
-
-/// What several samples of all vCPUs' registers, 250 ms apart, show together.
-#[derive(Clone, Debug, PartialEq)]
-pub enum RegistersFinding {
-    /// Not asked, or QEMU told nothing, and why.
-    Unavailable(String),
-    /// QEMU's monitor did not answer in time, though it had before.
-    Unresponsive(String),
-    /// The guest does what healthy guests do; which vCPU, and what.
-    Healthy(String),
-    /// Every vCPU was halted with interrupts off in every sample.
-    AllHalted,
-    /// At least one vCPU runs on in kernel mode where no timer can reach it, and none is healthy.
+    /// Only a living guest does this: it acquits.
+    Lives(String),
+    /// It was asked, and did not answer. Counts against a guest of which it answered before in this boot.
+    Silent(String),
+    /// Every vCPU was halted with interrupts off in every look.
+    Halted,
+    /// A vCPU runs on in kernel mode where no timer can reach it, and none is healthy.
     Stuck(String),
-    /// Neither: what was seen.
-    Inconclusive(String),
+    /// The guest's kernel said that it dies.
+    LastWords(String),
+    /// The vCPUs were seen, and say neither.
+    Neither(String),
+    /// It was asked, and has nothing to say either way.
+    Nothing(String),
+    /// The guest is still in its firmware or boot loader: whatever it does there, it is not up.
+    NotUp(String),
+    /// QEMU's monitor did not answer in time, though it had before: QEMU may be frozen with its guest in it.
+    Unresponsive(String),
+    /// Somebody else is at fault, or at work on this VM: no verdict while that lasts.
+    Excuse(String),
+}
+
+impl Answer {
+    /// A word for tables.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::NotAsked(_) => "not asked",
+            Self::Lives(_) => "lives",
+            Self::Silent(_) => "silent",
+            Self::Halted => "halted",
+            Self::Stuck(_) => "stuck",
+            Self::LastWords(_) => "last words",
+            Self::Neither(_) => "neither",
+            Self::Nothing(_) => "nothing",
+            Self::NotUp(_) => "not up",
+            Self::Unresponsive(_) => "no answer",
+            Self::Excuse(_) => "excuse",
+        }
+    }
+
+    /// What was seen, for people.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Halted => "every vCPU is halted with interrupts off",
+            Self::NotAsked(text)
+            | Self::Lives(text)
+            | Self::Silent(text)
+            | Self::Stuck(text)
+            | Self::LastWords(text)
+            | Self::Neither(text)
+            | Self::Nothing(text)
+            | Self::NotUp(text)
+            | Self::Unresponsive(text)
+            | Self::Excuse(text) => text,
+        }
+    }
+}
+
+impl Testimony {
+    /// Whether some answer is of a kind.
+    pub fn any(&self, wanted: impl Fn(&Answer) -> bool) -> bool {
+        self.statements.iter().any(|said| wanted(&said.answer))
+    }
+
+    /// An answer that only a living guest gives.
+    pub fn acquittal(&self) -> Option<String> {
+        self.statements.iter().find_map(|said| match &said.answer {
+            Answer::Lives(text) => Some(format!("no I/O, but {}: {text}", said.witness)),
+            _ => None,
+        })
+    }
+
+    /// Why the silence is not the guest's fault.
+    pub fn excuse(&self) -> Option<&str> {
+        self.statements.iter().find_map(|said| match &said.answer {
+            Answer::Excuse(why) => Some(why.as_str()),
+            _ => None,
+        })
+    }
+
+    /// Why a guest that shows life isn't up for all that.
+    pub fn not_up(&self) -> Option<&str> {
+        self.statements.iter().find_map(|said| match &said.answer {
+            Answer::NotUp(why) => Some(why.as_str()),
+            _ => None,
+        })
+    }
+
+    /// The witnesses that answered, whose silence counts from now on.
+    pub fn answered(&self) -> impl Iterator<Item = &WitnessName> {
+        let lives = |said: &&Statement| matches!(said.answer, Answer::Lives(_));
+        self.statements.iter().filter(lives).map(|said| &said.witness)
+    }
+
+    /// All that was asked, in a sentence.
+    pub fn summary(&self) -> String {
+        let said = |said: &Statement| match &said.answer {
+            // Who could not be asked, or had nothing to say, is left to `show`.
+            Answer::NotAsked(_) | Answer::Nothing(_) => None,
+            answer => Some(format!("{}: {}", said.witness, answer.text())),
+        };
+        let said: Vec<String> = self.statements.iter().filter_map(said).collect();
+        if said.is_empty() { "nobody could be asked".to_owned() } else { said.join("; ") }
+    }
 }
 
 /// Answers of the same kind, given one round after the other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
     /// Rounds asked since the suspicion began.
     pub rounds: u32,
@@ -75,26 +161,44 @@ pub struct Tally {
     pub halted: u32,
     /// Rounds in a row in which a vCPU was stuck.
     pub stuck: u32,
-    /// Rounds in a row in which the registers could not be seen.
+    /// Rounds in a row in which nobody could be asked.
     pub unseen: u32,
-    /// Rounds in a row in which a guest that had answered ARP in this boot did not.
-    pub arp_silent: u32,
+    /// Rounds in a row in which every witness that had answered in this boot, and could be asked, did not.
+    pub silent: u32,
+    /// Rounds since the guest's kernel said that it dies.
+    pub last_words: u32,
 }
 
 impl Tally {
-    /// Counts one more round; an answer of another kind starts a row anew.
-    pub fn count(self, testimony: &Testimony, arp_calibrated: bool) -> Self {
+    /// Counts one more round; an answer of another kind starts a row anew. `calibrated` are the witnesses
+    /// that answered before in this boot.
+    #[must_use]
+    pub fn count(self, testimony: &Testimony, calibrated: &BTreeSet<WitnessName>) -> Self {
         let row = |length: u32, goes_on: bool| if goes_on { length.saturating_add(1) } else { 0 };
-        let arp_silent = matches!(testimony.arp, ArpAnswer::Silent { .. }) && arp_calibrated;
+        let counts = |said: &Statement| {
+            matches!(said.answer, Answer::Silent(_)) && calibrated.contains(&said.witness)
+        };
+        let silent = testimony.statements.iter().any(counts)
+            && !testimony.any(|answer| matches!(answer, Answer::Lives(_)));
+        let last_words = testimony.any(|answer| matches!(answer, Answer::LastWords(_)));
         Self {
             rounds: self.rounds.saturating_add(1),
-            halted: row(self.halted, testimony.registers == RegistersFinding::AllHalted),
-            stuck: row(self.stuck, matches!(testimony.registers, RegistersFinding::Stuck(_))),
+            halted: row(self.halted, testimony.any(|answer| *answer == Answer::Halted)),
+            stuck: row(self.stuck, testimony.any(|answer| matches!(answer, Answer::Stuck(_)))),
             unseen: row(
                 self.unseen,
-                matches!(testimony.registers, RegistersFinding::Unavailable(_)),
+                !testimony.any(|answer| {
+                    matches!(
+                        answer,
+                        Answer::Halted
+                            | Answer::Stuck(_)
+                            | Answer::Neither(_)
+                            | Answer::Unresponsive(_)
+                    )
+                }) && !silent,
             ),
-            arp_silent: row(self.arp_silent, arp_silent),
+            silent: row(self.silent, silent),
+            last_words: row(self.last_words, last_words || self.last_words > 0),
         }
     }
 }

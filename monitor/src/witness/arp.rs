@@ -9,11 +9,73 @@ use std::{
     io,
     mem::size_of,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    sync::Arc,
+    time::Duration,
 };
 
 use monitor_ebpf::PROBE_MAC;
+use tokio::time::sleep;
 
-use crate::{discover::in_netns, sample::TapAddress};
+use super::{Asked, Note, Scene, Witness, of_calibrated};
+use crate::{
+    discover::in_netns,
+    sample::{Reading, TapAddress},
+    verdict::Answer,
+};
+
+/// The row in the table.
+pub const WITNESS: Witness = Witness {
+    name: "ARP probe",
+    looks_for: "an answer for the address that it uses",
+    asked_in: of_calibrated,
+    ask: |scene, note| -> Asked { Box::pin(ask(scene, note)) },
+};
+
+/// Probes to an address in one round.
+const PROBES_PER_ROUND: u32 = 2;
+/// Time after each; an answer takes 1 ms where the host isn't overloaded.
+const PROBE_EVERY: Duration = Duration::from_millis(300);
+
+/// A tap to probe.
+#[derive(Clone, Debug)]
+pub struct ArpTarget {
+    /// A socket in the tap's network namespace.
+    pub socket: Arc<ArpSocket>,
+    /// The tap's index there.
+    pub ifindex: u32,
+    /// The address to ask for.
+    pub guest: TapAddress,
+}
+
+async fn ask(scene: Arc<Scene>, note: Note) -> (Answer, Note) {
+    let answer = match &scene.target {
+        Ok(target) => probe(&scene, target).await.unwrap_or_else(Answer::NotAsked),
+        Err(why) => Answer::NotAsked(why.clone()),
+    };
+    (answer, note)
+}
+
+async fn probe(scene: &Scene, target: &ArpTarget) -> Result<Answer, String> {
+    let before = answers(scene).map_err(|missing| missing.to_string())?;
+    for _ in 0..PROBES_PER_ROUND {
+        let sent = target.socket.probe(target.ifindex, target.guest);
+        sent.map_err(|error| format!("the probe could not be sent: {error}"))?;
+        sleep(PROBE_EVERY).await;
+    }
+    let address = target.guest.ipv4;
+    let now = answers(scene).map_err(|missing| missing.to_string())?;
+    Ok(if now > before {
+        Answer::Lives(format!("{address} answers"))
+    } else {
+        Answer::Silent(format!("{address} left {PROBES_PER_ROUND} probes unanswered"))
+    })
+}
+
+/// Answers are counted at the tap, which takes them out of the traffic.
+fn answers(scene: &Scene) -> Reading<u64> {
+    let slot = scene.slot.clone().map_err(|why| crate::sample::Missing::new("its row", why))?;
+    Ok(scene.counters.row(scene.vm_id(), slot)?.network.probe_answers)
+}
 
 const ETH_P_ARP: u16 = 0x0806;
 /// An Ethernet header and an ARP packet for IPv4; padding to 60 bytes is not needed on a tap.

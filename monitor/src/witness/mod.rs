@@ -1,94 +1,142 @@
 //! The witnesses that a suspect is asked, each in a module of its own and bounded in time and size.
 //!
-//! One round asks all that were named, at the same time.
+//! A new witness is a module and a row in [`WITNESSES`]: the verdict goes by the kind of an answer, and
+//! knows none of them by name. One round asks all rows at the same time and ends within [`ROUND_LIMIT`]; what a
+//! witness has to remember from one round to the next (a counter to compare with, a question that waits for its
+//! answer) it writes into its [`Note`].
 
 pub mod arp;
 pub mod registers;
+pub mod requests;
+pub mod stage;
 
-use std::{sync::Arc, time::Duration};
+use std::{any::Any, pin::Pin, sync::Arc, time::Duration};
 
-use arp::ArpSocket;
-use tokio::time::sleep;
+use futures_util::future::join_all;
+use tokio::time::timeout;
 
 use crate::{
-    qmp::QmpHandle,
-    sample::TapAddress,
-    verdict::{Questions, RegistersFinding},
+    discover::{Vm, VmId},
+    qmp::{QmpHandle, printable},
+    sample::CounterMaps,
+    verdict::{Answer, Questions, Statement, Testimony},
 };
+use arp::ArpTarget;
 
-/// Time between two looks at the registers. Under TCG they are stale within a translation block, and a
-/// spinning vCPU must be given the time to move on.
-pub const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// Looks in one round.
-pub const LOOKS_PER_ROUND: usize = 4;
-/// ARP probes to each address in one round.
-pub const PROBES_PER_ROUND: u32 = 2;
-/// Time between them; an answer takes 1 ms where the host isn't overloaded.
-const PROBE_EVERY: Duration = Duration::from_millis(400);
+/// A round takes so long at most, whatever a witness waits for.
+pub const ROUND_LIMIT: Duration = Duration::from_secs(8);
+/// An answer's text is cut here.
+const TEXT_CHARS: usize = 400;
 
-/// A tap to probe.
-#[derive(Clone, Debug)]
-pub struct ArpTarget {
-    /// A socket in the tap's network namespace.
-    pub socket: Arc<ArpSocket>,
-    /// The tap's index there.
-    pub ifindex: u32,
-    /// The address to ask for.
-    pub guest: TapAddress,
+/// What a witness keeps from one round to the next; each has its own type in it.
+pub type Note = Option<Box<dyn Any + Send>>;
+
+/// The notes of all witnesses of one VM, in the order of [`WITNESSES`].
+#[derive(Debug, Default)]
+pub struct Notes(Vec<Note>);
+
+/// What there is to ask with.
+#[derive(Clone)]
+pub struct Scene {
+    /// Which questions this round has.
+    pub questions: Questions,
+    /// The VM, as it was found.
+    pub vm: Arc<Vm>,
+    /// The slot it is counted in, or why it isn't.
+    pub slot: Result<u32, String>,
+    /// The maps.
+    pub counters: Arc<CounterMaps>,
+    /// QEMU's monitor, where it takes commands, or why it doesn't.
+    pub qmp: Result<QmpHandle, String>,
+    /// A tap to probe, whose guest's address is known, or why there is none.
+    pub target: Result<ArpTarget, String>,
+    /// Whether some of its requests can't be seen by the host.
+    pub unseen_storage: bool,
 }
 
-/// What one round brought. Answers to the probes are counted at the tap, by whoever reads its counters.
-#[derive(Clone, Debug)]
-pub struct Round {
-    /// Whether the probes were sent, or why not.
-    pub probed: Result<(), String>,
-    /// What the registers show.
-    pub registers: RegistersFinding,
-    /// Requests that QEMU completed since its start, or why that isn't known.
-    pub requests: Result<u64, String>,
-}
-
-/// Asks one round of questions; takes about 0.8 s where QEMU answers at once. QEMU is asked for the guest's
-/// requests only where the host can't see them (`unseen_storage`).
-pub async fn ask(
-    questions: Questions,
-    targets: Vec<ArpTarget>,
-    qmp: Option<QmpHandle>,
-    unseen_storage: bool,
-) -> Round {
-    let count = count_requests(questions.registers && unseen_storage, qmp.clone());
-    let look = look_at_registers(questions.registers, qmp);
-    let (probed, registers, requests) = tokio::join!(send_probes(targets), look, count);
-    Round { probed, registers, requests }
-}
-
-async fn count_requests(asked: bool, qmp: Option<QmpHandle>) -> Result<u64, String> {
-    match qmp {
-        Some(qmp) if asked => qmp.query_requests().await.map_err(|error| error.to_string()),
-        Some(_) => Err("the host sees its requests".to_owned()),
-        None => Err("no QMP socket is known".to_owned()),
+impl Scene {
+    /// Which process it is about.
+    pub fn vm_id(&self) -> VmId {
+        self.vm.id
     }
 }
 
-async fn send_probes(targets: Vec<ArpTarget>) -> Result<(), String> {
-    for _ in 0..PROBES_PER_ROUND {
-        for target in &targets {
-            target
-                .socket
-                .probe(target.ifindex, target.guest)
-                .map_err(|error| format!("the probe could not be sent: {error}"))?;
+/// What asking a witness comes to: an answer, and the note for the next round.
+pub type Asked = Pin<Box<dyn Future<Output = (Answer, Note)> + Send>>;
+
+/// One witness.
+pub struct Witness {
+    /// Its name, for people, recordings and calibration; it stays.
+    pub name: &'static str,
+    /// What it takes for an answer, for people.
+    pub looks_for: &'static str,
+    /// In which rounds it is asked.
+    pub asked_in: fn(Questions) -> bool,
+    /// Asks it.
+    pub ask: fn(Arc<Scene>, Note) -> Asked,
+}
+
+/// All of them.
+pub const WITNESSES: &[Witness] =
+    &[arp::WITNESS, registers::WITNESS, requests::WITNESS, stage::WITNESS];
+
+/// Whoever is asked only when a guest is suspected.
+pub const fn of_suspects(questions: Questions) -> bool {
+    matches!(questions, Questions::DuringBoot | Questions::All | Questions::Recovering)
+}
+
+/// Whoever has to answer once, before its silence means anything, and may disturb a guest that boots.
+pub const fn of_calibrated(questions: Questions) -> bool {
+    matches!(questions, Questions::Calibrate | Questions::All | Questions::Recovering)
+}
+
+/// Asks one round of questions. The notes come back with what was learned.
+pub async fn ask(scene: Arc<Scene>, notes: Notes) -> (Testimony, Notes) {
+    let Notes(mut notes) = notes;
+    notes.resize_with(WITNESSES.len(), || None);
+    let rounds = WITNESSES.iter().zip(notes).map(|(witness, note)| {
+        let scene = scene.clone();
+        async move {
+            if !(witness.asked_in)(scene.questions) {
+                return (None, note);
+            }
+            let asked = timeout(ROUND_LIMIT, (witness.ask)(scene, note)).await;
+            let (answer, note) = asked.unwrap_or_else(|_| {
+                let seconds = ROUND_LIMIT.as_secs();
+                (Answer::NotAsked(format!("it took longer than {seconds} s")), None)
+            });
+            let answer = bounded(answer);
+            (Some(Statement { witness: witness.name.into(), answer }), note)
         }
-        if !targets.is_empty() {
-            sleep(PROBE_EVERY).await;
-        }
-    }
-    Ok(())
+    });
+    let (said, notes): (Vec<_>, Vec<_>) = join_all(rounds).await.into_iter().unzip();
+    (Testimony { statements: said.into_iter().flatten().collect() }, Notes(notes))
 }
 
-async fn look_at_registers(asked: bool, qmp: Option<QmpHandle>) -> RegistersFinding {
-    match (asked, qmp) {
-        (false, _) => RegistersFinding::Unavailable("not asked".to_owned()),
-        (true, None) => RegistersFinding::Unavailable("no QMP socket is known".to_owned()),
-        (true, Some(qmp)) => registers::look(&qmp).await,
+/// Whatever a guest or a QEMU put into an answer is cut, and cleared of control characters.
+fn bounded(answer: Answer) -> Answer {
+    let text = |text: String| printable(&text, TEXT_CHARS);
+    match answer {
+        Answer::Halted => Answer::Halted,
+        Answer::NotAsked(said) => Answer::NotAsked(text(said)),
+        Answer::Lives(said) => Answer::Lives(text(said)),
+        Answer::Silent(said) => Answer::Silent(text(said)),
+        Answer::Stuck(said) => Answer::Stuck(text(said)),
+        Answer::LastWords(said) => Answer::LastWords(text(said)),
+        Answer::Neither(said) => Answer::Neither(text(said)),
+        Answer::Nothing(said) => Answer::Nothing(text(said)),
+        Answer::NotUp(said) => Answer::NotUp(text(said)),
+        Answer::Unresponsive(said) => Answer::Unresponsive(text(said)),
+        Answer::Excuse(said) => Answer::Excuse(text(said)),
     }
+}
+
+/// The note of a witness, where it is of its type: the one of the round before.
+fn noted<T: 'static>(note: Note) -> Option<T> {
+    note?.downcast().ok().map(|note| *note)
+}
+
+/// A note for the next round.
+fn note<T: Send + 'static>(note: T) -> Note {
+    Some(Box::new(note))
 }

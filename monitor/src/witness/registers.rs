@@ -4,13 +4,29 @@
 //! crashed one has stopped every vCPU with interrupts off, or runs on in kernel mode where no timer can
 //! reach it: with interrupts off at one spot, or with its local APIC disabled, as Linux's panic leaves it.
 
+use std::{sync::Arc, time::Duration};
+
 use tokio::time::sleep;
 
-use super::{LOOK_EVERY, LOOKS_PER_ROUND};
+use super::{Asked, Note, Scene, Witness, of_suspects};
 use crate::{
     qmp::{Lapic, QmpError, QmpHandle, VcpuRegisters, parse_lapic, parse_registers},
-    verdict::RegistersFinding,
+    verdict::Answer,
 };
+
+/// The row in the table.
+pub const WITNESS: Witness = Witness {
+    name: "registers",
+    looks_for: "interrupts on, or user code",
+    asked_in: of_suspects,
+    ask: |scene, note| -> Asked { Box::pin(ask(scene, note)) },
+};
+
+/// Time between two looks at the registers. Under TCG they are stale within a translation block, and a
+/// spinning vCPU must be given the time to move on.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Looks in one round.
+const LOOKS_PER_ROUND: usize = 3;
 
 /// A spin of a few instructions stays within so many bytes; a decompressor or a memory test does not.
 ///
@@ -64,8 +80,15 @@ impl Look {
     }
 }
 
+async fn ask(scene: Arc<Scene>, note: Note) -> (Answer, Note) {
+    match &scene.qmp {
+        Ok(qmp) => (look(qmp).await, note),
+        Err(why) => (Answer::NotAsked(why.clone()), note),
+    }
+}
+
 /// Looks at all vCPUs [`LOOKS_PER_ROUND`] times, [`LOOK_EVERY`] apart.
-pub async fn look(qmp: &QmpHandle) -> RegistersFinding {
+async fn look(qmp: &QmpHandle) -> Answer {
     let mut looks = Vec::with_capacity(LOOKS_PER_ROUND);
     for n in 0..LOOKS_PER_ROUND {
         if n > 0 {
@@ -79,10 +102,9 @@ pub async fn look(qmp: &QmpHandle) -> RegistersFinding {
     classify(&looks)
 }
 
-async fn look_once(qmp: &QmpHandle) -> Result<Vec<Look>, RegistersFinding> {
+async fn look_once(qmp: &QmpHandle) -> Result<Vec<Look>, Answer> {
     let text = qmp.human("info registers -a").await.map_err(unavailable)?;
-    let unreadable =
-        |error: &dyn std::error::Error| RegistersFinding::Unavailable(error.to_string());
+    let unreadable = |error: &dyn std::error::Error| Answer::NotAsked(error.to_string());
     let mut looks: Vec<Look> = parse_registers(&text)
         .map_err(|error| unreadable(&error))?
         .into_iter()
@@ -99,20 +121,20 @@ async fn look_once(qmp: &QmpHandle) -> Result<Vec<Look>, RegistersFinding> {
     Ok(looks)
 }
 
-fn unavailable(error: QmpError) -> RegistersFinding {
+fn unavailable(error: QmpError) -> Answer {
     match error {
-        QmpError::Timeout { .. } => RegistersFinding::Unresponsive(error.to_string()),
-        _ => RegistersFinding::Unavailable(error.to_string()),
+        QmpError::Timeout { .. } => Answer::Unresponsive(error.to_string()),
+        _ => Answer::NotAsked(error.to_string()),
     }
 }
 
 /// What several looks say together.
-fn classify(looks: &[Vec<Look>]) -> RegistersFinding {
+fn classify(looks: &[Vec<Look>]) -> Answer {
     let Some(first) = looks.first().filter(|first| !first.is_empty()) else {
-        return RegistersFinding::Unavailable("QEMU named no vCPU".to_owned());
+        return Answer::NotAsked("QEMU named no vCPU".to_owned());
     };
     if looks.iter().any(|look| look.len() != first.len()) {
-        return RegistersFinding::Inconclusive("the number of vCPUs changed".to_owned());
+        return Answer::Neither("the number of vCPUs changed".to_owned());
     }
     let mut healthy = None;
     let mut stuck = None;
@@ -134,15 +156,13 @@ fn classify(looks: &[Vec<Look>]) -> RegistersFinding {
         }
     }
     match (healthy, stuck, neither) {
-        (None, None, None) => RegistersFinding::AllHalted,
-        (None, Some(stuck), None) => RegistersFinding::Stuck(stuck),
-        (Some(healthy), None, _) => RegistersFinding::Healthy(healthy),
-        (Some(healthy), Some(stuck), _) => {
-            RegistersFinding::Inconclusive(format!("{stuck}, but {healthy}"))
-        }
+        (None, None, None) => Answer::Halted,
+        (None, Some(stuck), None) => Answer::Stuck(stuck),
+        (Some(healthy), None, _) => Answer::Lives(healthy),
+        (Some(healthy), Some(stuck), _) => Answer::Neither(format!("{stuck}, but {healthy}")),
         (None, stuck, Some(neither)) => {
             let stuck = stuck.map(|stuck| format!("{stuck}, but ")).unwrap_or_default();
-            RegistersFinding::Inconclusive(format!("{stuck}{neither}"))
+            Answer::Neither(format!("{stuck}{neither}"))
         }
     }
 }
@@ -225,16 +245,16 @@ mod tests {
     #[test]
     fn a_guest_that_waits_with_interrupts_on_is_healthy() {
         let finding = classify(&always(vcpu(true, true, 0, 0x1000)));
-        assert!(matches!(finding, RegistersFinding::Healthy(_)), "{finding:?}");
+        assert!(matches!(finding, Answer::Lives(_)), "{finding:?}");
     }
 
     #[test]
     fn a_guest_halted_with_interrupts_off_is_halted_and_one_look_at_user_code_is_enough_against_it()
     {
         let mut looks = always(vcpu(true, false, 0, 0x1000));
-        assert_eq!(classify(&looks), RegistersFinding::AllHalted);
+        assert_eq!(classify(&looks), Answer::Halted);
         looks[3][0] = vcpu(false, true, 3, 0x4000);
-        assert!(matches!(classify(&looks), RegistersFinding::Healthy(_)));
+        assert!(matches!(classify(&looks), Answer::Lives(_)));
     }
 
     #[test]
@@ -243,27 +263,27 @@ mod tests {
         let parked = vcpu(true, false, 0, 0xfd09a);
         let looks: Vec<_> =
             [0x1000, 0x9000, 0x1004, 0x5000].map(|ip| vec![spin(ip), parked]).into();
-        assert!(matches!(classify(&looks), RegistersFinding::Stuck(_)));
+        assert!(matches!(classify(&looks), Answer::Stuck(_)));
     }
 
     #[test]
     fn a_firmware_guest_on_the_legacy_timer_is_not_stuck_though_its_apic_timer_is_masked() {
         let sti_jmp = with_lapic(vcpu(false, true, 0, 0x7c01), true, true);
-        assert!(matches!(classify(&always(sti_jmp)), RegistersFinding::Inconclusive(_)));
+        assert!(matches!(classify(&always(sti_jmp)), Answer::Neither(_)));
         let disabled_but_wired = with_lapic(vcpu(false, true, 0, 0x7c01), false, true);
-        assert!(matches!(classify(&always(disabled_but_wired)), RegistersFinding::Inconclusive(_)));
+        assert!(matches!(classify(&always(disabled_but_wired)), Answer::Neither(_)));
     }
 
     #[test]
     fn interrupts_off_is_stuck_at_one_spot_and_not_when_it_moves_on() {
         let at = |ip| vec![with_lapic(vcpu(false, false, 0, ip), true, true)];
         let one_spot: Vec<_> = [0x7c01, 0x7c01, 0x7c03, 0x7c01].map(at).into();
-        assert!(matches!(classify(&one_spot), RegistersFinding::Stuck(_)));
+        assert!(matches!(classify(&one_spot), Answer::Stuck(_)));
         let mut counts = one_spot;
         counts[2][0].registers.general_digest = 8;
-        assert!(matches!(classify(&counts), RegistersFinding::Inconclusive(_)));
+        assert!(matches!(classify(&counts), Answer::Neither(_)));
         let moves: Vec<_> = [0x7c01, 0x8c01, 0x7c03, 0x7c01].map(at).into();
-        assert!(matches!(classify(&moves), RegistersFinding::Inconclusive(_)));
+        assert!(matches!(classify(&moves), Answer::Neither(_)));
     }
 
     #[test]
@@ -271,7 +291,7 @@ mod tests {
         let stuck = with_lapic(vcpu(false, false, 0, 0x1000), true, false);
         let idle = vcpu(true, true, 0, 0x2000);
         let looks = vec![vec![stuck, idle]; LOOKS_PER_ROUND];
-        assert!(matches!(classify(&looks), RegistersFinding::Inconclusive(_)));
+        assert!(matches!(classify(&looks), Answer::Neither(_)));
     }
 
     #[test]
@@ -279,15 +299,15 @@ mod tests {
         let waiting = vcpu(false, false, 0, 0xfff0);
         let idle = vcpu(true, true, 0, 0x2000);
         let looks = vec![vec![idle, waiting]; LOOKS_PER_ROUND];
-        assert!(matches!(classify(&looks), RegistersFinding::Healthy(_)));
+        assert!(matches!(classify(&looks), Answer::Lives(_)));
     }
 
     #[test]
     fn no_vcpu_and_a_changing_number_of_them_are_no_evidence() {
-        assert!(matches!(classify(&[]), RegistersFinding::Unavailable(_)));
-        assert!(matches!(classify(&[vec![]]), RegistersFinding::Unavailable(_)));
+        assert!(matches!(classify(&[]), Answer::NotAsked(_)));
+        assert!(matches!(classify(&[vec![]]), Answer::NotAsked(_)));
         let stopped = vcpu(true, false, 0, 0);
         let looks = [vec![stopped], vec![stopped, stopped]];
-        assert!(matches!(classify(&looks), RegistersFinding::Inconclusive(_)));
+        assert!(matches!(classify(&looks), Answer::Neither(_)));
     }
 }

@@ -1,0 +1,43 @@
+//! How far a restarted guest has come: a boot loader reads the disk and a network boot sends packets, but a
+//! prompt without an operating system behind it is no recovery.
+//!
+//! An operating system runs user code, or kernel code in the upper half of the paged address space: Linux, the
+//! BSDs and Windows all keep their kernels there. Firmware and boot loaders run without paging (BIOS), or at the
+//! identity-mapped addresses below (UEFI). One call a round.
+
+use std::sync::Arc;
+
+use super::{Asked, Note, Scene, Witness};
+use crate::{
+    qmp::{is_up, parse_registers},
+    verdict::{Answer, Questions},
+};
+
+/// The row in the table.
+pub const WITNESS: Witness = Witness {
+    name: "boot stage",
+    looks_for: "an operating system's code, after a restart",
+    asked_in: |questions| matches!(questions, Questions::IsItUp | Questions::Recovering),
+    ask: |scene, note| -> Asked { Box::pin(ask(scene, note)) },
+};
+
+async fn ask(scene: Arc<Scene>, note: Note) -> (Answer, Note) {
+    let text = match &scene.qmp {
+        Ok(qmp) => qmp.human("info registers -a").await.map_err(|error| error.to_string()),
+        Err(why) => Err(why.clone()),
+    };
+    (text.map_or_else(Answer::NotAsked, |text| judge(&text)), note)
+}
+
+fn judge(text: &str) -> Answer {
+    match parse_registers(text) {
+        Err(error) => Answer::NotAsked(error.to_string()),
+        Ok(vcpus) if is_up(&vcpus) => {
+            Answer::Nothing("an operating system's code is running".to_owned())
+        }
+        Ok(vcpus) => {
+            let ip = vcpus.first().map_or(0, |vcpu| vcpu.ip);
+            Answer::NotUp(format!("its firmware or boot loader runs, at {ip:#x}"))
+        }
+    }
+}
