@@ -59,6 +59,8 @@ pub(super) struct Engine {
     has_grown: bool,
     /// When the last reading began, and the kernel's ticks then.
     pub(super) jiffies: Option<(Duration, u64)>,
+    /// Many VMs are silent together, in words.
+    pub(super) storm: Option<String>,
     /// What is still awaited before the first reading of all.
     first_reading: FirstReading,
 }
@@ -101,6 +103,7 @@ impl Engine {
             ticks: 0,
             has_grown: false,
             jiffies: None,
+            storm: None,
             first_reading: FirstReading::Awaits { swept: false, vms: HashSet::new() },
         }
     }
@@ -298,8 +301,9 @@ impl Engine {
         for watched in self.vms.values_mut() {
             watched.observe(&host, now);
         }
+        let undecided = self.weather(now);
         for id in self.vms.keys().copied().collect::<Vec<_>>() {
-            self.judge(id, now);
+            self.judge(id, undecided, now);
         }
         // Not all in one tick: a thousand looks would delay the next.
         let mut due = Vec::new();
@@ -316,7 +320,7 @@ impl Engine {
         watchers::refresh(&due, &self.messages);
     }
 
-    fn judge(&mut self, id: VmId, now: Duration) {
+    fn judge(&mut self, id: VmId, undecided: bool, now: Duration) {
         self.retry_restart(id);
         // A look into the map for each VM and tick would be half of what a tick costs.
         let may_be_asked =
@@ -328,7 +332,7 @@ impl Engine {
             return;
         }
         let monitor = watched.monitor();
-        let tick = Tick { activity, monitor, calibratable: arp_possible };
+        let tick = Tick { activity, monitor, calibratable: arp_possible, undecided };
         let act = watched.feed(&Input::Tick(Arc::new(tick)), now);
         if let (State::Alive, Some(case)) = (&watched.watch.state, &mut watched.case)
             && matches!(case.stage, Stage::WaitingForMonitor | Stage::WaitingForDump)

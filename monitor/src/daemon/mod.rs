@@ -11,6 +11,7 @@ mod plugged;
 mod show;
 mod vm;
 mod watchers;
+mod weather;
 
 use std::{collections::HashSet, time::Duration};
 
