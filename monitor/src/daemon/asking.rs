@@ -6,7 +6,7 @@ use tracing::debug;
 
 use super::{Message, engine::Engine, plugged::counted};
 use crate::{
-    discover::{Tap, TapKind, VmId},
+    discover::{Tap, TapKind, Vm, VmId},
     probe::namespace_of,
     sample::TapAddress,
     verdict::{Input, Questions, Testimony},
@@ -66,6 +66,12 @@ impl Engine {
         watched.testimony = Some(testimony.clone());
         let act = watched.feed(&Input::Testimony(testimony), now);
         self.act(id, act);
+    }
+
+    /// Whether a witness is there that has to answer once before its silence means something.
+    pub(super) fn somebody_answers(&self, id: VmId) -> bool {
+        let inside = |vm: &Vm| vm.has_balloon || vm.has_agent_channel;
+        self.vms.get(&id).is_some_and(|watched| inside(&watched.vm)) || self.arp_target(id).is_ok()
     }
 
     /// A tap whose guest's address is known, or why there is none.

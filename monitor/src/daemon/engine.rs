@@ -325,14 +325,14 @@ impl Engine {
         // A look into the map for each VM and tick would be half of what a tick costs.
         let may_be_asked =
             self.vms.get(&id).is_some_and(|watched| watched.watch.wants_calibration(now));
-        let arp_possible = may_be_asked && self.arp_target(id).is_ok();
+        let calibratable = may_be_asked && self.somebody_answers(id);
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let Some(activity) = watched.activity.clone() else { return };
         if watched.is_restarting() {
             return;
         }
         let monitor = watched.monitor();
-        let tick = Tick { activity, monitor, calibratable: arp_possible, undecided };
+        let tick = Tick { activity, monitor, calibratable, undecided };
         let act = watched.feed(&Input::Tick(Arc::new(tick)), now);
         if let (State::Alive, Some(case)) = (&watched.watch.state, &mut watched.case)
             && matches!(case.stage, Stage::WaitingForMonitor | Stage::WaitingForDump)
