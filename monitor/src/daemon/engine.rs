@@ -22,7 +22,7 @@ use crate::{
     probe::{ProbeThread, ProgramHealth},
     qmp::{self, QmpHandle, QmpNotice, QmpState, QmpTarget},
     report::store::IncidentStore,
-    sample::{CounterMaps, LostCompletions, ThreadReader, VcpuClocks},
+    sample::{CounterMaps, DeviceWatch, LostCompletions, ThreadReader, VcpuClocks},
     verdict::{Act, Input, Monitor, State, Terms, Tick, Watch},
     witness::{Notes, arp::ArpSocket},
 };
@@ -59,6 +59,7 @@ pub(super) struct Engine {
     has_grown: bool,
     /// When the last reading began, and the kernel's ticks then.
     pub(super) jiffies: Option<(Duration, u64)>,
+    devices: DeviceWatch,
     /// Many VMs are silent together, in words.
     pub(super) storm: Option<String>,
     /// What is still awaited before the first reading of all.
@@ -103,6 +104,7 @@ impl Engine {
             ticks: 0,
             has_grown: false,
             jiffies: None,
+            devices: DeviceWatch::default(),
             storm: None,
             first_reading: FirstReading::Awaits { swept: false, vms: HashSet::new() },
         }
@@ -297,7 +299,14 @@ impl Engine {
             });
             ages.get(&slot).copied()
         };
-        let host = HostSample { rows: &rows, threads: threads.as_ref(), in_flight: &in_flight };
+        let standing = std::cell::OnceCell::new();
+        let devices = || *standing.get_or_init(|| self.devices.look(now));
+        let host = HostSample {
+            rows: &rows,
+            threads: threads.as_ref(),
+            in_flight: &in_flight,
+            devices: &devices,
+        };
         for watched in self.vms.values_mut() {
             watched.observe(&host, now);
         }

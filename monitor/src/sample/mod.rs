@@ -2,6 +2,7 @@
 
 mod batch;
 mod counters;
+mod devices;
 mod lost_completions;
 mod threads;
 mod vcpu_time;
@@ -13,7 +14,8 @@ use rustix::time::{ClockId, clock_getres};
 use serde::{Deserialize, Serialize};
 
 pub use counters::{CounterMaps, InFlightAges, TapAddress, VmRows, totals};
-pub use lost_completions::{LostCompletions, no_device_has_requests};
+pub use devices::{DeviceWatch, Devices};
+pub use lost_completions::LostCompletions;
 pub use threads::{ThreadReader, ThreadTimes};
 pub use vcpu_time::{VcpuClocks, VcpuTime};
 
