@@ -91,6 +91,8 @@ pub struct VmView {
     pub flat_seconds: Option<f64>,
     /// Restarts that count towards the limit now.
     pub restarts_in_window: u32,
+    /// Resets of the guest's own within `boot_loop_window`; a burst of them counts once.
+    pub guest_resets_in_window: usize,
     /// The vCPUs.
     pub vcpus: Vec<VcpuView>,
     /// The taps' counters together; `None` if they can't be read.
@@ -281,7 +283,7 @@ mod tests {
         json!({"name": "web-1", "uuid": null, "pid": 4711, "accelerator": "kvm",
             "run_state": "running", "state": "alive", "cause": null,
             "reason": "guest sent 12 packets", "since": "2026-11-22T10:00:00Z",
-            "flat_seconds": 0.4, "restarts_in_window": 0,
+            "flat_seconds": 0.4, "restarts_in_window": 0, "guest_resets_in_window": 0,
             "vcpus": [{"id": 0, "tid": 4715, "busy_ratio": 0.003}],
             "network": {"guest_tx_packets": 1, "guest_tx_bytes": 1, "guest_rx_packets": 1,
                 "guest_rx_bytes": 1, "guest_last_sent_seconds": 0.5, "probe_answers": 0},
