@@ -111,6 +111,7 @@ const VM: Shape = Object(&[
     ("since", Time),
     ("flat_seconds", OrNull(&SECONDS)),
     ("restarts_in_window", Unsigned),
+    ("guest_resets_in_window", Unsigned),
     ("vcpus", List(&VCPU)),
     ("network", OrNull(&NETWORK)),
     ("storage", OrNull(&STORAGE)),
