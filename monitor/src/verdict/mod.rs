@@ -276,6 +276,16 @@ impl Watch {
                 let monitor = Monitor::Answers(run_state.clone());
                 hear::announcement(self, &monitor, now).unwrap_or(Act::Nothing)
             }
+            // What recovery reports is about a conviction; once that doesn't stand, it is out of date.
+            Input::Restarted { .. }
+            | Input::StillWriting
+            | Input::SetAside(_)
+            | Input::LimitReached { .. }
+            | Input::Reexamine
+                if !matches!(self.state, State::Crashed { .. }) =>
+            {
+                Act::Nothing
+            }
             Input::Restarted { cause, was_up } => {
                 self.restarted(*cause, *was_up, terms.policy.boot_grace, now);
                 Act::Nothing
