@@ -1,6 +1,6 @@
 //! Asks a VM's witnesses: finds out who can be asked, and starts the round.
 
-use std::sync::Arc;
+use std::{net::Ipv4Addr, sync::Arc};
 
 use tracing::debug;
 
@@ -13,9 +13,9 @@ use super::{
 use crate::{
     discover::{Tap, TapKind, VmId},
     probe::namespace_of,
-    sample::TapAddress,
+    sample::{TapAddress, TapAddresses},
     verdict::{Monitor, Questions},
-    witness::{self, ArpTarget, arp::ArpSocket},
+    witness::{self, ArpTarget, ProbeSocket},
 };
 
 impl Engine {
@@ -34,7 +34,7 @@ impl Engine {
         };
         let (targets, probed) = match target {
             Ok((target, answers_before)) => {
-                let address = target.guest.ipv4;
+                let address = target.guest.ip;
                 (vec![target], Ok(Probed { address, answers_before }))
             }
             Err(why) => (Vec::new(), Err(why)),
@@ -60,7 +60,7 @@ impl Engine {
     }
 
     /// A tap whose guest's address is known, or why there is none.
-    pub(super) fn arp_target(&self, id: VmId) -> Result<(Tap, TapAddress), String> {
+    pub(super) fn arp_target(&self, id: VmId) -> Result<(Tap, TapAddress<Ipv4Addr>), String> {
         let Some(watched) = self.vms.get(&id) else { return Err("it is gone".to_owned()) };
         let mut why = "it has no tap";
         for probe in watched.taps.iter().filter(|probe| probe.hook.is_ok()) {
@@ -69,21 +69,23 @@ impl Engine {
                 why = "nothing can be sent to a macvtap's guest alone";
                 continue;
             }
-            match self.counters.tap_address(&probe.tap) {
-                Ok(Some(guest)) => return Ok((probe.tap.clone(), guest)),
-                Ok(None) => why = "it was not seen to use an address",
+            match self.counters.tap_addresses(&probe.tap) {
+                Ok(TapAddresses { ipv4: Some(guest), .. }) => {
+                    return Ok((probe.tap.clone(), guest));
+                }
+                Ok(TapAddresses { ipv4: None, .. }) => why = "it was not seen to use an address",
                 Err(_) => why = "its address can't be read",
             }
         }
         Err(why.to_owned())
     }
 
-    fn arp_socket(&mut self, id: VmId, tap: &Tap) -> Result<Arc<ArpSocket>, String> {
+    fn arp_socket(&mut self, id: VmId, tap: &Tap) -> Result<Arc<ProbeSocket>, String> {
         if let Some(socket) = self.arp_sockets.get(&tap.netns) {
             return Ok(socket.clone());
         }
         let socket = namespace_of(id.pid, tap)
-            .and_then(|netns| ArpSocket::open(&netns))
+            .and_then(|netns| ProbeSocket::open(&netns))
             .map_err(|error| format!("no socket to probe through: {error}"))?;
         Ok(self.arp_sockets.entry(tap.netns).or_insert(Arc::new(socket)).clone())
     }
@@ -92,8 +94,8 @@ impl Engine {
     pub(super) fn forget_addresses(&mut self, id: VmId) {
         let Some(watched) = self.vms.get(&id) else { return };
         for probe in &watched.taps {
-            if let Err(error) = self.counters.forget_address(&probe.tap) {
-                debug!(vm = watched.vm.name, "its address could not be forgotten: {error}");
+            if let Err(error) = self.counters.forget_addresses(&probe.tap) {
+                debug!(vm = watched.vm.name, "its addresses could not be forgotten: {error}");
             }
         }
     }

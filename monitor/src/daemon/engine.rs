@@ -24,7 +24,7 @@ use crate::{
     report::store::IncidentStore,
     sample::{CounterMaps, LostCompletions, ThreadReader, VcpuClocks},
     verdict::{Act, Evidence, Monitor, State, Watch, step},
-    witness::arp::ArpSocket,
+    witness::ProbeSocket,
 };
 
 /// After a QEMU was found, it is looked at again: at first it has neither taps nor vCPU threads.
@@ -51,7 +51,7 @@ pub(super) struct Engine {
     pub(super) threads: Option<ThreadReader>,
     pub(super) probes: ProbeThread,
     notices: Sender<(VmId, QmpNotice)>,
-    pub(super) arp_sockets: HashMap<u32, Arc<ArpSocket>>,
+    pub(super) arp_sockets: HashMap<u32, Arc<ProbeSocket>>,
     /// Status of QEMUs whose main thread ended, until the process is gone.
     pub(super) statuses: HashMap<u32, i32>,
     ticks: u64,

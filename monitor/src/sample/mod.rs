@@ -1,5 +1,6 @@
 //! Stage three: one reading of all that is known of a VM in numbers, and the only reader of maps.
 
+mod addresses;
 mod batch;
 mod counters;
 mod lost_completions;
@@ -11,7 +12,8 @@ use std::{fmt, time::Duration};
 use monitor_ebpf::{NetworkCounters, StorageCounters};
 use rustix::time::{ClockId, clock_getres};
 
-pub use counters::{CounterMaps, InFlightAges, TapAddress, VmRows, totals};
+pub use addresses::{TapAddress, TapAddresses};
+pub use counters::{CounterMaps, InFlightAges, VmRows, totals};
 pub use lost_completions::{LostCompletions, no_device_has_requests};
 pub use threads::{ThreadReader, ThreadTimes};
 pub use vcpu_time::{VcpuClocks, VcpuTime};

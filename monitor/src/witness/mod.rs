@@ -3,11 +3,13 @@
 //! One round asks all that were named, at the same time.
 
 pub mod arp;
+mod ethernet;
 pub mod registers;
+mod socket;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
-use arp::ArpSocket;
+pub use socket::ProbeSocket;
 use tokio::time::sleep;
 
 use crate::{
@@ -30,11 +32,11 @@ const PROBE_EVERY: Duration = Duration::from_millis(400);
 #[derive(Clone, Debug)]
 pub struct ArpTarget {
     /// A socket in the tap's network namespace.
-    pub socket: Arc<ArpSocket>,
+    pub socket: Arc<ProbeSocket>,
     /// The tap's index there.
     pub ifindex: u32,
     /// The address to ask for.
-    pub guest: TapAddress,
+    pub guest: TapAddress<Ipv4Addr>,
 }
 
 /// What one round brought. Answers to the probes are counted at the tap, by whoever reads its counters.
@@ -75,7 +77,7 @@ async fn send_probes(targets: Vec<ArpTarget>) -> Result<(), String> {
         for target in &targets {
             target
                 .socket
-                .probe(target.ifindex, target.guest)
+                .send(target.ifindex, &arp::frame(&target.guest))
                 .map_err(|error| format!("the probe could not be sent: {error}"))?;
         }
         if !targets.is_empty() {
