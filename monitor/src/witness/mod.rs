@@ -4,6 +4,7 @@
 
 pub mod arp;
 mod ethernet;
+pub mod ndp;
 pub mod registers;
 mod socket;
 
