@@ -24,7 +24,7 @@ use crate::{
     report::store::IncidentStore,
     sample::{CounterMaps, DeviceWatch, LostCompletions, ThreadReader, VcpuClocks},
     verdict::{Act, Input, Monitor, State, Terms, Tick, Watch},
-    witness::{Notes, arp::ArpSocket},
+    witness::{Notes, ProbeSocket},
 };
 
 /// After a QEMU was found, it is looked at again: at first it has neither taps nor vCPU threads.
@@ -51,7 +51,7 @@ pub(super) struct Engine {
     pub(super) threads: Option<ThreadReader>,
     pub(super) probes: ProbeThread,
     notices: Sender<(VmId, QmpNotice)>,
-    pub(super) arp_sockets: HashMap<u32, Arc<ArpSocket>>,
+    pub(super) probe_sockets: HashMap<u32, Arc<ProbeSocket>>,
     /// Status of QEMUs whose main thread ended, until the process is gone.
     pub(super) statuses: HashMap<u32, i32>,
     ticks: u64,
@@ -99,7 +99,7 @@ impl Engine {
             threads,
             probes,
             notices,
-            arp_sockets: HashMap::new(),
+            probe_sockets: HashMap::new(),
             statuses: HashMap::new(),
             ticks: 0,
             has_grown: false,
@@ -270,7 +270,7 @@ impl Engine {
         }
         self.probes.forget(id);
         if self.vms.values().all(|other| other.vm.netns != watched.vm.netns) {
-            self.arp_sockets.remove(&watched.vm.netns);
+            self.probe_sockets.remove(&watched.vm.netns);
         }
     }
 

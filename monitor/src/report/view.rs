@@ -125,8 +125,11 @@ pub struct NetworkView {
     pub guest_rx_bytes: u64,
     /// Time since the guest last sent anything but an answer to a probe; `None` if it never did.
     pub guest_last_sent_seconds: Option<f64>,
-    /// Its answers to flatline's own probes, which are among what it sent.
+    /// What it sent because flatline had probed it, which is among what it sent: answers, and questions
+    /// whether flatline is still there.
     pub probe_answers: u64,
+    /// Of those, the answers to NDP probes.
+    pub ndp_answers: u64,
 }
 
 /// Requests of all disks, counted since flatline found the VM.
@@ -286,7 +289,8 @@ mod tests {
             "flat_seconds": 0.4, "restarts_in_window": 0, "guest_resets_in_window": 0,
             "vcpus": [{"id": 0, "tid": 4715, "busy_ratio": 0.003}],
             "network": {"guest_tx_packets": 1, "guest_tx_bytes": 1, "guest_rx_packets": 1,
-                "guest_rx_bytes": 1, "guest_last_sent_seconds": 0.5, "probe_answers": 0},
+                "guest_rx_bytes": 1, "guest_last_sent_seconds": 0.5, "probe_answers": 0,
+                "ndp_answers": 0},
             "storage": {"read_ops": 1, "read_bytes": 1, "write_ops": 1, "write_bytes": 1,
                 "writeback_ops": 0, "writeback_bytes": 0, "flush_ops": 0, "discard_ops": 0,
                 "discard_bytes": 0, "completed_ops": 2, "failed_ops": 0,
