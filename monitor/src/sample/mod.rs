@@ -2,6 +2,7 @@
 
 mod batch;
 mod counters;
+mod kvm;
 mod lost_completions;
 mod threads;
 mod vcpu_time;
@@ -12,6 +13,7 @@ use monitor_ebpf::{NetworkCounters, StorageCounters};
 use rustix::time::{ClockId, clock_getres};
 
 pub use counters::{CounterMaps, InFlightAges, TapAddress, VmRows, totals};
+pub use kvm::{KvmReader, interrupts_are_hidden};
 pub use lost_completions::{LostCompletions, no_device_has_requests};
 pub use threads::{ThreadReader, ThreadTimes};
 pub use vcpu_time::{VcpuClocks, VcpuTime};

@@ -3,6 +3,7 @@
 //! One round asks all that were named, at the same time.
 
 pub mod arp;
+pub mod kvm;
 pub mod registers;
 
 use std::{sync::Arc, time::Duration};
