@@ -36,6 +36,7 @@ fn is_timer(msr: u32) -> bool {
 
 /// The row of the current process on this CPU, if it is a watched QEMU, and the id of its thread.
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the lower half is the thread")]
 fn current() -> Option<(&'static mut KvmRow, u32)> {
     let ids = bpf_get_current_pid_tgid();
     let pid = (ids >> 32) as u32;
