@@ -16,8 +16,9 @@
 //!
 //! So a wakeup is no sign of life: a signal to the vCPU's thread is one, and so is a timer whose interrupt is
 //! never taken. One after which guest code ran is; whether it did, only `kvm_entry` tells, which never fires
-//! on that machine (nor do `kvm_exit` and `kvm_inj_virq`). Accesses to ports acquit nobody: Linux blinks the
-//! keyboard's lights for as long as it is panicked.
+//! on that machine (nor do `kvm_exit` and `kvm_inj_virq`). These guests acknowledge by a write to the old
+//! interrupt controller's port; `kvm_eoi` fires as well, but with nothing in service, which counts for
+//! nothing. Accesses to other ports acquit nobody: Linux blinks the keyboard's lights while it is panicked.
 //!
 //! What it can't tell: a VM lives as soon as one of its vCPUs does; a guest that crashed and takes interrupts
 //! all the same (Linux with `nolapic`, or one that locked up with interrupts on) counts as alive. Where the
@@ -57,7 +58,7 @@ pub enum Finding {
 pub struct Look<'a> {
     /// What runs the guest.
     pub accelerator: &'a Accelerator,
-    /// What is attached now, and was all the time.
+    /// What is attached now. It must have been attached all the time since `before` was read.
     pub hooks: &'a KvmHooks,
     /// The VM's counters at the beginning.
     pub before: &'a Reading<KvmCounters>,
