@@ -262,6 +262,19 @@ impl Watch {
         }
     }
 
+    /// Whether witnesses are asked of it, but for their calibration.
+    pub fn is_being_asked(&self) -> bool {
+        match self.state {
+            State::Suspect { .. } | State::Recovering { .. } => true,
+            State::Held => self.excuse.is_some() || self.storm.is_some(),
+            State::Starting
+            | State::Alive
+            | State::Crashed { .. }
+            | State::Failed { .. }
+            | State::Unobservable => false,
+        }
+    }
+
     /// Takes one input in, at `now`, and says what is to be done.
     pub fn take(&mut self, input: &Input, terms: &Terms, now: Duration) -> Act {
         match input {
