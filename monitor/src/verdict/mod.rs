@@ -205,8 +205,10 @@ pub struct Watch {
 /// What is known of a guest's present boot; all of it is forgotten when the guest is reset.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Boot {
-    /// When it began. Time in which the VM was held is none of it.
+    /// When it began, which tells it from any other.
     pub began: Duration,
+    /// Time since then in which the VM was held, which is none of its boot grace.
+    pub held: Duration,
     /// Its first sign of life.
     pub first_life: Option<Duration>,
     /// The witnesses that answered of it, so that their silence counts against it.
@@ -231,7 +233,14 @@ pub struct Dump {
 impl Boot {
     /// A boot that began at `began`.
     pub fn new(began: Duration) -> Self {
-        Self { began, first_life: None, answered: BTreeSet::new(), calibrated: None, dump: None }
+        Self {
+            began,
+            held: Duration::ZERO,
+            first_life: None,
+            answered: BTreeSet::new(),
+            calibrated: None,
+            dump: None,
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 mod convictions;
 mod drawing;
 mod healthy;
+mod holds;
 mod random;
 mod recovery;
 mod rig;
