@@ -198,8 +198,8 @@ pub struct Watch {
     pub excuse: Option<String>,
     /// What was seen of the host, while many of its VMs are silent together.
     pub storm: Option<String>,
-    /// What the last tick showed.
-    pub last: Option<Arc<Tick>>,
+    /// When the last tick ended, and what it showed.
+    pub last: Option<(Duration, Arc<Tick>)>,
 }
 
 /// What is known of a guest's present boot; all of it is forgotten when the guest is reset.
@@ -274,7 +274,7 @@ impl Watch {
         match input {
             Input::Tick(tick) => {
                 let act = step::tick(self, tick, terms, now);
-                self.last = Some(tick.clone());
+                self.last = Some((now, tick.clone()));
                 act
             }
             Input::Testimony(said) => step::testimony(self, said, terms, now),

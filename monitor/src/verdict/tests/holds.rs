@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::rig::{FLAT_TICKS, HOUR, ROUND, Rig, TICK, excused, nothing_to_excuse};
-use crate::verdict::Cause;
+use crate::verdict::{Act, Cause, Questions};
 
 /// A guest that is dead, and whose silence a witness excuses.
 fn excused_rig() -> Rig {
@@ -45,4 +45,23 @@ fn an_excuse_ends_however_long_a_round_takes() {
         let convicted = rig.conviction().map(|(_, cause)| cause);
         assert_eq!(convicted, Some(Cause::Halted), "rounds of {round} ms");
     }
+}
+
+#[test]
+fn an_answer_that_comes_in_while_no_tick_does_is_not_weighed() {
+    let mut rig = Rig::calibrated();
+    rig.guest.fall_silent();
+    rig.next_round();
+    rig.next_round();
+    assert_eq!((rig.state(), rig.conviction()), ("suspect", None));
+    // The third would convict it; but nobody has looked at its packets for half a minute.
+    rig.now = rig.ticked + TICK * 30;
+    let testimony = rig.guest.testimony(Questions::All);
+    rig.asked = None;
+    assert_eq!(rig.testify(testimony), Act::Nothing);
+    assert_eq!(rig.state(), "alive");
+    rig.guest.activity.elapsed = TICK * 31;
+    rig.guest.sends(1);
+    rig.tick();
+    assert_eq!((rig.state(), rig.conviction()), ("alive", None));
 }
