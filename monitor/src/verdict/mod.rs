@@ -194,6 +194,8 @@ pub struct Watch {
     pub boot: Boot,
     /// When the guest reset itself lately; a burst counts once, and never more than [`Watch::RESETS`] are kept.
     pub resets: Vec<Duration>,
+    /// When it was last reset by somebody else, flatline included.
+    pub reset_from_outside: Option<Duration>,
     /// What excuses its silence as long as it lasts: a witness' words.
     pub excuse: Option<String>,
     /// What was seen of the host, while many of its VMs are silent together.
@@ -263,6 +265,7 @@ impl Watch {
             // A daemon that started after the guest knows no moment before its own start.
             boot: Boot::new(now.saturating_sub(age)),
             resets: Vec::new(),
+            reset_from_outside: None,
             excuse: None,
             storm: None,
             last: None,
@@ -347,6 +350,7 @@ impl Watch {
 
     fn restarted(&mut self, cause: Cause, was_up: bool, boot_grace: Duration, now: Duration) {
         self.reboot(now, "it was restarted");
+        self.reset_from_outside = Some(now);
         let deadline = now + boot_grace.max(LEAST_RECOVERY_PATIENCE);
         let reason = format!("restarted because it was {cause}; waiting for a sign of life");
         let tally = Tally::default();

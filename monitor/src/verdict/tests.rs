@@ -6,5 +6,6 @@ mod healthy;
 mod holds;
 mod random;
 mod recovery;
+mod resets;
 mod rig;
 mod transitions;
