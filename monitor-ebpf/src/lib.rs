@@ -62,6 +62,8 @@ pub struct NetworkCounters {
     pub probe_answers: u64,
     /// Bytes of those.
     pub probe_answer_bytes: u64,
+    /// Of `probe_answers`, the answers to ARP probes.
+    pub arp_answers: u64,
     /// Of `probe_answers`, the answers to NDP probes themselves.
     pub ndp_answers: u64,
     /// When the guest last sent anything but such an answer, in the kernel's ticks; 0: never.
@@ -313,11 +315,11 @@ pub struct ThreadTime {
 
 const _: () = {
     use core::mem::{offset_of, size_of};
-    assert!(size_of::<NetworkCounters>() == 64);
+    assert!(size_of::<NetworkCounters>() == 72);
     assert!(size_of::<StorageCounters>() == 120);
-    assert!(size_of::<VmRow>() == 200);
+    assert!(size_of::<VmRow>() == 208);
     assert!(offset_of!(VmRow, network) == 16);
-    assert!(offset_of!(VmRow, storage) == 80);
+    assert!(offset_of!(VmRow, storage) == 88);
     assert!(size_of::<KvmCounters>() == 88);
     assert!(size_of::<KvmRow>() == 104);
     assert!(offset_of!(KvmRow, counters) == 16);
