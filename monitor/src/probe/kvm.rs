@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use aya::{
     Ebpf,
-    programs::{ProgramError, RawTracePoint, raw_trace_point::RawTracePointLink},
+    programs::{RawTracePoint, raw_trace_point::RawTracePointLink},
 };
 use tokio::sync::watch;
 use tracing::{debug, warn};
@@ -126,9 +126,9 @@ fn load(loader: &mut Loader) -> Result<Ebpf, ProbeError> {
 fn attach(
     ebpf: &mut Ebpf,
     name: &'static str,
-    tracepoint: &str,
+    tracepoint: &'static str,
 ) -> Result<RawTracePointLink, ProbeError> {
-    let failed = |source: ProgramError| ProbeError::program(name, source);
+    let failed = |source| ProbeError::Tracepoint { program: name, tracepoint, source };
     let program = program(ebpf, name)?;
     let id = program.attach(tracepoint).map_err(failed)?;
     program.take_link(id).map_err(failed)

@@ -84,6 +84,17 @@ pub enum ProbeError {
         #[source]
         source: ProgramError,
     },
+    /// A program doesn't attach to its tracepoint, which this kernel may not have.
+    #[error("cannot attach the program {program} to {tracepoint}")]
+    Tracepoint {
+        /// Its name.
+        program: &'static str,
+        /// The tracepoint's.
+        tracepoint: &'static str,
+        /// What aya or the kernel said.
+        #[source]
+        source: ProgramError,
+    },
     /// The kernel's verifier refuses a program.
     #[error("the kernel refuses the program {program} ({why})")]
     Rejected {

@@ -20,6 +20,10 @@
 //! interrupt controller's port; `kvm_eoi` fires as well, but with nothing in service, which counts for
 //! nothing. Accesses to other ports acquit nobody: Linux blinks the keyboard's lights while it is panicked.
 //!
+//! Not measured: Linux, which KVM on that machine can't run; `kvm_entry`, `kvm_inj_virq` and the timers, which
+//! rest on the kernel's source (`vcpu_run` in arch/x86/kvm/x86.c of Linux 6.12 enters no vCPU that is halted
+//! and has nothing to take).
+//!
 //! What it can't tell: a VM lives as soon as one of its vCPUs does; a guest that crashed and takes interrupts
 //! all the same (Linux with `nolapic`, or one that locked up with interrupts on) counts as alive. Where the
 //! processor delivers interrupts itself (APICv, AVIC), a guest that computes on a periodic timer shows
