@@ -38,6 +38,8 @@ const PROGRAMS: [(&str, &str); 9] = [
 pub struct KvmHooks {
     /// Whether they are attached now.
     pub attached: bool,
+    /// How often they were attached so far: what was counted before and after a gap can't be compared.
+    pub times: u64,
     /// A row a program, with why it could not be attached; empty before the first time.
     pub health: Vec<ProgramHealth>,
 }
@@ -82,7 +84,9 @@ impl KvmPrograms {
             for row in health.iter().filter(|row| row.failure.is_some()) {
                 debug!("{}: {:?}", row.hook, row.failure);
             }
-            self.hooks.send_replace(KvmHooks { attached: true, health });
+            self.hooks.send_modify(|hooks| {
+                *hooks = KvmHooks { attached: true, times: hooks.times + 1, health };
+            });
         } else {
             self.links.clear();
             self.hooks.send_modify(|hooks| hooks.attached = false);
@@ -155,7 +159,7 @@ mod tests {
             failure: failure.map(str::to_owned),
         };
         let health = vec![row("kvm_pio", None), row("kvm_msr", Some("no such tracepoint"))];
-        let mut hooks = KvmHooks { attached: true, health };
+        let mut hooks = KvmHooks { attached: true, times: 1, health };
         assert!(hooks.sees("kvm_pio") && hooks.sees_any());
         assert!(!hooks.sees("kvm_msr") && !hooks.sees("kvm_entry"));
         hooks.attached = false;

@@ -58,7 +58,8 @@ const LONGEST_LOOK: Duration = Duration::from_secs(30);
 /// Where this suspicion's first round found the counters.
 struct Beginning {
     at: Instant,
-    last_round: Instant,
+    /// Which attachment of the tracepoints counts.
+    attachment: u64,
     counters: KvmCounters,
 }
 
@@ -67,21 +68,25 @@ async fn ask(scene: Arc<Scene>, before: Note) -> (Answer, Note) {
     else {
         return (Answer::NotAsked(format!("it runs under {}", scene.vm.accelerator)), None);
     };
+    let hooks = &scene.kvm_hooks;
+    if !hooks.attached {
+        return (Answer::NotAsked("KVM's tracepoints are being attached".to_owned()), None);
+    }
     let now = Instant::now();
     let goes_on = |beginning: &Beginning| {
-        now - beginning.last_round < LOOK_FOR * 6 && now - beginning.at < LONGEST_LOOK
+        beginning.attachment == hooks.times && now - beginning.at < LONGEST_LOOK
     };
     let beginning = match noted::<Beginning>(before).filter(goes_on) {
         Some(beginning) => beginning,
         None => match read(&scene, reader) {
-            Ok(counters) => Beginning { at: now, last_round: now, counters },
+            Ok(counters) => Beginning { at: now, attachment: hooks.times, counters },
             Err(missing) => return (Answer::NotAsked(missing.to_string()), None),
         },
     };
     sleep(LOOK_FOR).await;
     let look = Look {
         accelerator: &scene.vm.accelerator,
-        hooks: &scene.kvm_hooks,
+        hooks,
         before: &Ok(beginning.counters),
         after: &read(&scene, reader),
         elapsed: beginning.at.elapsed(),
@@ -94,7 +99,7 @@ async fn ask(scene: Arc<Scene>, before: Note) -> (Answer, Note) {
         Finding::Silent(what) => Answer::Silent(what),
         Finding::Neither(what) => Answer::Nothing(what),
     };
-    (answer, note(Beginning { last_round: Instant::now(), ..beginning }))
+    (answer, note(beginning))
 }
 
 fn read(scene: &Scene, reader: &KvmReader) -> Reading<KvmCounters> {
@@ -249,7 +254,7 @@ mod tests {
             required: false,
             failure: failed.contains(&hook).then(|| "no such tracepoint".to_owned()),
         };
-        KvmHooks { attached: true, health: SIGNS.map(row).into() }
+        KvmHooks { attached: true, times: 1, health: SIGNS.map(row).into() }
     }
 
     /// All that a [`Look`] borrows.
