@@ -230,6 +230,15 @@ pub struct Dump {
     pub last_write: Duration,
     /// How long it may write nothing.
     pub quiet_for: Duration,
+    /// QEMU's monitor could not be heard all along: the reset that ends a dump may have been missed.
+    pub unheard: bool,
+}
+
+impl Dump {
+    /// One that is known since `now`, and may go on without a write for `quiet_for`.
+    pub fn new(now: Duration, quiet_for: Duration) -> Self {
+        Self { since: now, last_write: now, quiet_for, unheard: false }
+    }
 }
 
 impl Boot {

@@ -32,9 +32,10 @@ pub(super) fn tick(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration)
     }
     if let Some(reason) = blame::suspended(tick) {
         watch.excuse = None;
+        blame::pause_dump(watch, activity.elapsed, now);
         return hold(watch, reason, activity.elapsed, now);
     }
-    if let Some(act) = blame::dumping(watch, activity, &terms.policy, now) {
+    if let Some(act) = blame::dumping(watch, tick, &terms.policy, now) {
         return act;
     }
     if let Some(sign) = sign_of_life(activity) {

@@ -2,6 +2,7 @@
 
 mod convictions;
 mod drawing;
+mod dumps;
 mod healthy;
 mod holds;
 mod random;
