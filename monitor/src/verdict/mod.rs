@@ -314,6 +314,7 @@ impl Watch {
                 Act::Nothing
             }
             Input::SetAside(reason) => {
+                self.line.begin_anew(now, format!("none since its restart was refused: {reason}"));
                 self.enter(State::Held, reason.clone(), now);
                 Act::Nothing
             }
@@ -349,6 +350,7 @@ impl Watch {
     /// The guest begins a new boot: whatever was learned of the last one says nothing about it.
     fn reboot(&mut self, now: Duration, why: &str) {
         self.boot = Boot::new(now);
+        self.excuse = None;
         self.line = Line::begin(now, &format!("none since {why}"));
     }
 

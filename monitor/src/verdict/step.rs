@@ -6,7 +6,9 @@ use super::{
     Act, Cause, LOOP_OVER_AFTER, Questions, ROUNDS_TO_CONVICT, State, Tally, Terms, Testimony,
     Tick, Watch,
     blame::{self, hold, unobservable},
-    examine::{calibrate, convict, examine, nothing_to_examine, past_grace, paused_maybe},
+    examine::{
+        calibrate, convict, examine, nothing_to_examine, past_grace, paused_maybe, questions,
+    },
     hear,
 };
 use crate::activity::Activity;
@@ -54,7 +56,7 @@ pub(super) fn tick(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration)
     if let Some(excuse) = watch.excuse.clone() {
         // Whether it still holds, only the witnesses know.
         hold(watch, excuse, activity.elapsed, now);
-        return Act::Ask(Questions::All);
+        return Act::Ask(questions(watch, &terms.policy, now));
     }
     silent(watch, tick, None, terms, now)
 }
@@ -103,7 +105,7 @@ pub(super) fn testimony(watch: &mut Watch, said: &Testimony, terms: &Terms, now:
         if let Some(excuse) = excuse {
             watch.excuse = Some(excuse.clone());
             hold(watch, excuse, Duration::ZERO, now);
-            return Act::Ask(Questions::All);
+            return Act::Ask(questions(watch, &terms.policy, now));
         }
         if watch.excuse.take().is_some() {
             begin_anew(watch, "what excused it is over", now);
