@@ -9,4 +9,5 @@ mod random;
 mod recovery;
 mod resets;
 mod rig;
+mod timing;
 mod transitions;
