@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     activity::{Activity, VcpuActivity},
     sample::Reading,
@@ -27,7 +29,7 @@ pub const PINNED_RATIO: f64 = 0.80;
 pub const STARVED_SHARE: f64 = 0.10;
 
 /// What is remembered of one guest's line. Moments are times since the daemon's start.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Line {
     /// When the guest last showed a sign of life; at first, when watching began.
     pub last_life: Duration,
