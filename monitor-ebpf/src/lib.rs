@@ -9,13 +9,20 @@
 #![no_std]
 
 /// The generation of this layout. Pins of another generation are never read: they are replaced.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
-/// Sender address of flatline's ARP probes: locally administered, so that no vendor owns it.
+/// Sender address of flatline's ARP and NDP probes: locally administered, so that no vendor owns it.
 ///
 /// A guest answers a probe to this address, by which the tap program tells the answer from the guest's
 /// other traffic.
 pub const PROBE_MAC: [u8; 6] = [0x02, 0xf1, 0xa7, 0x11, 0x9e, 0x01];
+
+/// Sender's IPv6 address of flatline's NDP probes: the link-local one that goes with [`PROBE_MAC`] (RFC
+/// 4291, appendix A).
+pub const PROBE_IPV6: [u8; 16] = {
+    let [a, b, c, d, e, f] = PROBE_MAC;
+    [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 0x02, b, c, 0xff, 0xfe, d, e, f]
+};
 
 /// What one VM's guest did on its network and its storage: one row of `vms`, indexed by the VM's slot.
 ///
@@ -43,16 +50,20 @@ pub struct VmRow {
 pub struct NetworkCounters {
     /// Sent by the guest (the tap's *ingress* on the host), answers to probes included.
     pub guest_tx_packets: u64,
-    /// Bytes of those, with their Ethernet headers.
+    /// Bytes of those, with their Ethernet headers, but without the VLAN tag that the kernel has taken off.
     pub guest_tx_bytes: u64,
     /// Sent to the guest (the tap's *egress* on the host), flatline's probes included.
     pub guest_rx_packets: u64,
     /// Bytes of those, with their Ethernet headers.
     pub guest_rx_bytes: u64,
-    /// Answers to flatline's own probes: life only because somebody asked.
+    /// All that the guest sent because flatline had probed it, and that was therefore taken out of its
+    /// traffic: life only because somebody asked. Answers to ARP and NDP probes, and the frames by which a
+    /// guest finds out, for some seconds after an NDP probe, whether flatline is still there.
     pub probe_answers: u64,
     /// Bytes of those.
     pub probe_answer_bytes: u64,
+    /// Of `probe_answers`, the answers to NDP probes themselves.
+    pub ndp_answers: u64,
     /// When the guest last sent anything but such an answer, in the kernel's ticks; 0: never.
     pub guest_tx_last_jiffies: u64,
 }
@@ -100,7 +111,9 @@ impl StorageCounters {
     }
 }
 
-/// One row of `taps`: which tap it is, whose, and the address that its guest was last seen to use.
+/// One row of `taps`: which tap it is, whose, and the addresses that its guest was last seen to use.
+///
+/// Each address goes with the VLAN (802.1Q) that it was seen in; 0: none, since no VLAN has that number.
 ///
 /// A tap's row stands at [`tap_home`], or in one of the next [`TAP_PROBES`]` - 1`.
 #[repr(C)]
@@ -115,9 +128,15 @@ pub struct TapRow {
     /// IPv4 address from the guest's own ARP frames, octets in the order of the wire; zeros: none yet.
     pub guest_ipv4: [u8; 4],
     /// Ethernet address that goes with it.
-    pub guest_mac: [u8; 6],
-    /// Keeps the row free of implicit padding.
-    pub reserved: u16,
+    pub guest_ipv4_mac: [u8; 6],
+    /// VLAN that goes with it.
+    pub guest_ipv4_vlan: u16,
+    /// IPv6 address from the guest's own NDP frames, likewise: the link-local one, once it was seen.
+    pub guest_ipv6: [u8; 16],
+    /// Ethernet address that goes with it.
+    pub guest_ipv6_mac: [u8; 6],
+    /// VLAN that goes with it.
+    pub guest_ipv6_vlan: u16,
 }
 
 /// Rows in which a tap may stand. Taps of one namespace have indices in a row, so that nearly all stand
@@ -249,14 +268,18 @@ pub struct ThreadTime {
 
 const _: () = {
     use core::mem::{offset_of, size_of};
-    assert!(size_of::<NetworkCounters>() == 56);
+    assert!(size_of::<NetworkCounters>() == 64);
     assert!(size_of::<StorageCounters>() == 120);
-    assert!(size_of::<VmRow>() == 192);
+    assert!(size_of::<VmRow>() == 200);
     assert!(offset_of!(VmRow, network) == 16);
-    assert!(offset_of!(VmRow, storage) == 72);
-    assert!(size_of::<TapRow>() == 24);
+    assert!(offset_of!(VmRow, storage) == 80);
+    assert!(size_of::<TapRow>() == 48);
     assert!(offset_of!(TapRow, guest_ipv4) == 12);
-    assert!(offset_of!(TapRow, guest_mac) == 16);
+    assert!(offset_of!(TapRow, guest_ipv4_mac) == 16);
+    assert!(offset_of!(TapRow, guest_ipv4_vlan) == 22);
+    assert!(offset_of!(TapRow, guest_ipv6) == 24);
+    assert!(offset_of!(TapRow, guest_ipv6_mac) == 40);
+    assert!(offset_of!(TapRow, guest_ipv6_vlan) == 46);
     assert!(size_of::<SlotSet>() == 64);
     assert!(size_of::<FileKey>() == 16);
     assert!(size_of::<InFlight>() == 24);

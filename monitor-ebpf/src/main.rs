@@ -13,6 +13,7 @@ mod freestanding;
 mod in_flight;
 mod kernel;
 mod maps;
+mod neighbour;
 mod process;
 mod slots;
 mod tap;

@@ -62,7 +62,7 @@ impl Scribe {
         Self { records, thread }
     }
 
-    fn write(&self, incident: &Incident, evidence: Files, recording: Option<Recording>) {
+    pub(super) fn write(&self, incident: &Incident, evidence: Files, recording: Option<Recording>) {
         if self.records.send((incident.clone(), evidence, recording)).is_err() {
             error!(incident = incident.id, "not written: the writing thread has ended");
         }

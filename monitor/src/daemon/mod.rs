@@ -12,6 +12,7 @@ mod recordings;
 mod show;
 mod vm;
 mod watchers;
+mod weather;
 
 use std::{collections::HashSet, time::Duration};
 

@@ -51,9 +51,6 @@ pub(super) fn suspended(tick: &Tick) -> Option<String> {
 
 /// Why this VM's silence says nothing about its guest, if so.
 pub(super) fn not_the_guests_fault(watch: &Watch, tick: &Tick) -> Option<String> {
-    if let Some(storm) = &watch.storm {
-        return Some(storm.clone());
-    }
     if let Ok(storage) = tick.activity.storage
         && storage.in_flight > 0
         && storage.oldest.is_none_or(|oldest| oldest >= STALLED_AFTER)

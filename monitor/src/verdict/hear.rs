@@ -100,7 +100,7 @@ fn guest_reset(watch: &mut Watch, terms: &Terms, now: Duration) -> Act {
     let looping = usize::try_from(policy.boot_loop_resets).is_ok_and(|most| resets >= most);
     match watch.state {
         // What it does now is the same loop.
-        State::Failed { .. } => {
+        State::Failed { cause: Cause::BootLoop } => {
             watch.reboot(now, "the guest reset itself");
             Act::Nothing
         }
@@ -122,6 +122,7 @@ fn guest_reset(watch: &mut Watch, terms: &Terms, now: Duration) -> Act {
         | State::Suspect { .. }
         | State::Crashed { .. }
         | State::Held
+        | State::Failed { .. }
         | State::Unobservable => {
             begin_boot(watch, "the guest reset itself", now);
             if begins { Act::GuestReset(resets) } else { Act::Nothing }

@@ -41,6 +41,7 @@ mod hear;
 mod input;
 mod line;
 mod step;
+mod storm;
 mod testimony;
 #[cfg(test)]
 mod tests;
@@ -51,6 +52,7 @@ use serde::{Deserialize, Serialize};
 
 pub use input::{Input, Monitor, Terms, Tick};
 pub use line::{Line, PINNED_RATIO, STARVED_SHARE, STILL_BUSY_RATIO};
+pub use storm::{Company, company, is_silent};
 pub use testimony::{Answer, Questions, Statement, Tally, Testimony, WitnessName};
 
 /// Rounds in a row that must show dead registers before a silent guest is convicted.
@@ -273,6 +275,16 @@ impl Watch {
             Input::RunState(run_state) => {
                 let monitor = Monitor::Answers(run_state.clone());
                 hear::announcement(self, &monitor, now).unwrap_or(Act::Nothing)
+            }
+            // What recovery reports is about a conviction; once that doesn't stand, it is out of date.
+            Input::Restarted { .. }
+            | Input::StillWriting
+            | Input::SetAside(_)
+            | Input::LimitReached { .. }
+            | Input::Reexamine
+                if !matches!(self.state, State::Crashed { .. }) =>
+            {
+                Act::Nothing
             }
             Input::Restarted { cause, was_up } => {
                 self.restarted(*cause, *was_up, terms.policy.boot_grace, now);

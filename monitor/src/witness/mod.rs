@@ -6,13 +6,19 @@
 //! answer) it writes into its [`Note`].
 
 pub mod arp;
+mod ethernet;
+pub mod ndp;
+mod probing;
 pub mod registers;
 pub mod requests;
+mod socket;
 pub mod stage;
 
 use std::{any::Any, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
+pub use probing::TapTarget;
+pub use socket::ProbeSocket;
 use tokio::time::timeout;
 
 use crate::{
@@ -21,7 +27,6 @@ use crate::{
     sample::CounterMaps,
     verdict::{Answer, Questions, Statement, Testimony},
 };
-use arp::ArpTarget;
 
 /// A round takes so long at most, whatever a witness waits for.
 pub const ROUND_LIMIT: Duration = Duration::from_secs(8);
@@ -48,8 +53,8 @@ pub struct Scene {
     pub counters: Arc<CounterMaps>,
     /// QEMU's monitor, where it takes commands, or why it doesn't.
     pub qmp: Result<QmpHandle, String>,
-    /// A tap to probe, whose guest's address is known, or why there is none.
-    pub target: Result<ArpTarget, String>,
+    /// Taps to probe, of whose guest an address is known, or why there is none.
+    pub targets: Result<Vec<TapTarget>, String>,
     /// Whether some of its requests can't be seen by the host.
     pub unseen_storage: bool,
 }
@@ -78,7 +83,7 @@ pub struct Witness {
 
 /// All of them.
 pub const WITNESSES: &[Witness] =
-    &[arp::WITNESS, registers::WITNESS, requests::WITNESS, stage::WITNESS];
+    &[arp::WITNESS, ndp::WITNESS, registers::WITNESS, requests::WITNESS, stage::WITNESS];
 
 /// Whoever is asked only when a guest is suspected.
 pub const fn of_suspects(questions: Questions) -> bool {

@@ -221,8 +221,16 @@ mod tests {
     use crate::qmp::TimerMode;
 
     fn vcpu(halted: bool, interrupts_enabled: bool, cpl: u8, ip: u64) -> Look {
-        let registers =
-            VcpuRegisters { index: 0, ip, cpl, halted, interrupts_enabled, general_digest: 7 };
+        let registers = VcpuRegisters {
+            index: 0,
+            ip,
+            cpl,
+            halted,
+            interrupts_enabled,
+            paging: true,
+            in_upper_half: true,
+            general_digest: 7,
+        };
         Look { registers, lapic: None }
     }
 
@@ -253,7 +261,7 @@ mod tests {
     {
         let mut looks = always(vcpu(true, false, 0, 0x1000));
         assert_eq!(classify(&looks), Answer::Halted);
-        looks[3][0] = vcpu(false, true, 3, 0x4000);
+        looks[LOOKS_PER_ROUND - 1][0] = vcpu(false, true, 3, 0x4000);
         assert!(matches!(classify(&looks), Answer::Lives(_)));
     }
 

@@ -67,7 +67,7 @@ XMM04=0000000000000000 0000000000000000 XMM05=0000000000000000 0000000000000000
 XMM06=0000000000000000 0000000000000000 XMM07=0000000000000000 0000000000000000
 ";
 
-/// TCG, `cli; hlt`; the second vCPU parked by SeaBIOS. Cut after CS.
+/// TCG, `cli; hlt`; the second vCPU parked by SeaBIOS. Cut to the segments' first and CR0.
 const CLI_HLT_TCG: &str = r"
 CPU#0
 EAX=0000aa55 EBX=00000000 ECX=00000000 EDX=00000080
@@ -75,6 +75,7 @@ ESI=00000000 EDI=00000000 EBP=00000000 ESP=00006f04
 EIP=00007c02 EFL=00000002 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=1
 ES =0000 00000000 0000ffff 00009300
 CS =0000 00000000 0000ffff 00009b00
+CR0=00000010 CR2=00000000 CR3=00000000 CR4=00000000
 
 CPU#1
 EAX=000f49f6 EBX=00000000 ECX=000002ff EDX=00000001
@@ -82,9 +83,10 @@ ESI=00000000 EDI=00000000 EBP=00000000 ESP=00006c5c
 EIP=000fd09a EFL=00000002 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=1
 ES =0010 00000000 ffffffff 00cf9300 DPL=0 DS   [-WA]
 CS =0008 00000000 ffffffff 00cf9b00 DPL=0 CS32 [-RA]
+CR0=00000011 CR2=00000000 CR3=00000000 CR4=00000000
 ";
 
-/// KVM, `sti; hlt`; the second vCPU parked by SeaBIOS. Cut after CS.
+/// KVM, `sti; hlt`; the second vCPU parked by SeaBIOS. Cut to the segments' first and CR0.
 const STI_HLT_KVM: &str = r"
 CPU#0
 EAX=0000aa55 EBX=00000000 ECX=00000000 EDX=00000080
@@ -92,6 +94,7 @@ ESI=00000000 EDI=00000000 EBP=00000000 ESP=00006f04
 EIP=00007c02 EFL=00000202 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=1
 ES =0000 00000000 0000ffff 00009300
 CS =0000 00000000 0000ffff 00009b00
+CR0=00000010 CR2=00000000 CR3=00000000 CR4=00000000
 
 CPU#1
 EAX=000f49f6 EBX=00000000 ECX=000002ff EDX=00000001
@@ -99,9 +102,10 @@ ESI=00000000 EDI=00000000 EBP=00000000 ESP=00006c5c
 EIP=000fd09a EFL=00000002 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=1
 ES =0010 00000000 ffffffff 00c09300 DPL=0 DS   [-WA]
 CS =0008 00000000 ffffffff 00c09b00 DPL=0 CS32 [-RA]
+CR0=00000011 CR2=00000000 CR3=00000000 CR4=00000000
 ";
 
-/// KVM, `sti; jmp .`; the second vCPU parked by SeaBIOS. Cut after CS.
+/// KVM, `sti; jmp .`; the second vCPU parked by SeaBIOS. Cut to the segments' first and CR0.
 const STI_JMP_KVM: &str = r"
 CPU#0
 EAX=0000aa55 EBX=00000000 ECX=00000000 EDX=00000080
@@ -109,6 +113,7 @@ ESI=00000000 EDI=00000000 EBP=00000000 ESP=00006f04
 EIP=00007c01 EFL=00000202 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=0
 ES =0000 00000000 0000ffff 00009300
 CS =0000 00000000 0000ffff 00009b00
+CR0=00000010 CR2=00000000 CR3=00000000 CR4=00000000
 
 CPU#1
 EAX=000f49f6 EBX=00000000 ECX=000002ff EDX=00000001
@@ -116,9 +121,10 @@ ESI=00000000 EDI=00000000 EBP=00000000 ESP=00006c5c
 EIP=000fd09a EFL=00000002 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=1
 ES =0010 00000000 ffffffff 00c09300 DPL=0 DS   [-WA]
 CS =0008 00000000 ffffffff 00c09b00 DPL=0 CS32 [-RA]
+CR0=00000011 CR2=00000000 CR3=00000000 CR4=00000000
 ";
 
-/// TCG, never run (`-S`). Cut after CS.
+/// TCG, never run (`-S`). Cut to the segments' first and CR0.
 const NEVER_STARTED_TCG: &str = r"
 CPU#0
 EAX=00000000 EBX=00000000 ECX=00000000 EDX=00060fb1
@@ -126,6 +132,7 @@ ESI=00000000 EDI=00000000 EBP=00000000 ESP=00000000
 EIP=0000fff0 EFL=00000002 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=0
 ES =0000 00000000 0000ffff 00009300
 CS =f000 ffff0000 0000ffff 00009b00
+CR0=60000010 CR2=00000000 CR3=00000000 CR4=00000000
 
 CPU#1
 EAX=00000000 EBX=00000000 ECX=00000000 EDX=00060fb1
@@ -133,6 +140,7 @@ ESI=00000000 EDI=00000000 EBP=00000000 ESP=00000000
 EIP=0000fff0 EFL=00000002 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=1
 ES =0000 00000000 0000ffff 00009300
 CS =f000 ffff0000 0000ffff 00009b00
+CR0=60000010 CR2=00000000 CR3=00000000 CR4=00000000
 ";
 
 /// KVM, first vCPU, as SeaBIOS leaves it.
@@ -200,7 +208,16 @@ fn registers(text: &str) -> Vec<VcpuRegisters> {
 }
 
 fn vcpu(index: u32, ip: u64, halted: bool) -> VcpuRegisters {
-    VcpuRegisters { index, ip, cpl: 0, halted, interrupts_enabled: false, general_digest: 0 }
+    VcpuRegisters {
+        index,
+        ip,
+        cpl: 0,
+        halted,
+        interrupts_enabled: false,
+        paging: false,
+        in_upper_half: false,
+        general_digest: 0,
+    }
 }
 
 /// What SeaBIOS parks its further vCPUs with: EIP=000fd09a EFL=00000002 HLT=1.
@@ -210,13 +227,15 @@ const PARKED: VcpuRegisters = VcpuRegisters {
     cpl: 0,
     halted: true,
     interrupts_enabled: false,
+    paging: false,
+    in_upper_half: false,
     general_digest: 0,
 };
 
 #[test]
 fn a_vcpu_in_long_mode_and_one_after_init_are_read() {
     let vcpus = registers(LONG_MODE_AND_INIT_KVM);
-    let first = vcpu(0, 0x7c9e, false);
+    let first = VcpuRegisters { paging: true, ..vcpu(0, 0x7c9e, false) };
     let second = vcpu(1, 0xfff0, false);
     assert_eq!(vcpus, [first, second]);
     assert!(!first.is_at_reset_vector());
@@ -261,6 +280,24 @@ fn user_mode_is_read_from_its_privilege_level() {
 }
 
 #[test]
+fn an_operating_system_is_told_from_firmware_by_user_code_or_a_kernel_in_the_upper_half() {
+    assert!(!is_up(&registers(LONG_MODE_AND_INIT_KVM)), "a boot loader in long mode");
+    assert!(!is_up(&registers(CLI_HLT_TCG)), "a boot sector");
+    let kernel = LONG_MODE_AND_INIT_KVM.replacen("RIP=0000000000007c9e", "RIP=ffffffff81000000", 1);
+    assert!(is_up(&registers(&kernel)));
+    let user = LONG_MODE_AND_INIT_KVM.replacen("CPL=0", "CPL=3", 1);
+    assert!(is_up(&registers(&user)));
+    let unpaged = kernel.replacen("CR0=80000011", "CR0=00000011", 1);
+    assert!(!is_up(&registers(&unpaged)), "nothing is mapped there without paging");
+    let kernel_32 = CLI_HLT_TCG.replacen("EIP=00007c02", "EIP=c0100000", 1).replacen(
+        "CR0=00000010",
+        "CR0=80000011",
+        1,
+    );
+    assert!(is_up(&registers(&kernel_32)));
+}
+
+#[test]
 fn a_missing_or_mangled_field_of_any_vcpu_is_an_error_that_names_it() {
     let cases = [
         (" HLT=1", "", "HLT"),
@@ -270,6 +307,8 @@ fn a_missing_or_mangled_field_of_any_vcpu_is_an_error_that_names_it() {
         (" CPL=0", " CPL=4", "CPL"),
         (" CPL=0", " CPL=-1", "CPL"),
         (" EFL=00000002", "", "EFL"),
+        ("CR0=00000011", "", "CR0"),
+        ("CR0=00000011", "CR0=x", "CR0"),
         ("EIP=000fd09a", "EIP=", "EIP"),
         ("EIP=000fd09a", "EIP=10000000000000000", "EIP"),
     ];
@@ -285,7 +324,8 @@ fn a_missing_or_mangled_field_of_any_vcpu_is_an_error_that_names_it() {
 
 #[test]
 fn a_text_that_is_cut_short_is_an_error_or_lacks_whole_vcpus() {
-    let needed = "HLT=1";
+    // The last field of a vCPU that is needed, whole or not: a number cut short is a number still.
+    let needed = "CR0=0";
     for cut in 0..CLI_HLT_TCG.len() {
         let text = &CLI_HLT_TCG[..cut];
         let whole = text.matches(needed).count();
@@ -307,7 +347,7 @@ fn other_architectures_and_other_texts_are_an_error() {
 
 #[test]
 fn more_vcpus_than_qemu_has_are_an_error() {
-    let vcpu = "CPU#0\nEIP=0 EFL=2 [-] CPL=0 HLT=1\n";
+    let vcpu = "CPU#0\nEIP=0 EFL=2 [-] CPL=0 HLT=1\nCR0=11\n";
     assert_eq!(parse_registers(&vcpu.repeat(MAX_VCPUS)).unwrap().len(), MAX_VCPUS);
     let text = vcpu.repeat(MAX_VCPUS + 1);
     assert_eq!(parse_registers(&text), Err(RegistersError::TooManyVcpus));

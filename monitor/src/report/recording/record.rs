@@ -58,6 +58,7 @@ const SAME_THREADS: u8 = 1 << 3;
 const SAME_MONITOR: u8 = 1 << 4;
 const SAME_PROCESS: u8 = 1 << 5;
 const CALIBRATABLE: u8 = 1 << 6;
+const UNDECIDED: u8 = 1 << 7;
 
 /// A share that is written in full: nanoseconds are even numbers.
 const SHARE_IN_FULL: u64 = 1;
@@ -152,7 +153,7 @@ fn write_tick(
     before: Option<&Tick>,
     delta: i64,
 ) -> Result<(), Malformed> {
-    let Tick { activity, monitor, calibratable } = tick;
+    let Tick { activity, monitor, calibratable, undecided } = tick;
     let Activity { elapsed, network, storage, vcpus, process } = activity;
     let was = |same: fn(&Tick, &Tick) -> bool| before.is_some_and(|before| same(before, tick));
     let same = [
@@ -163,6 +164,7 @@ fn write_tick(
         (SAME_MONITOR, was(|a, b| a.monitor == b.monitor)),
         (SAME_PROCESS, was(|a, b| a.activity.process == b.activity.process)),
         (CALIBRATABLE, *calibratable),
+        (UNDECIDED, *undecided),
     ];
     let flags = same.iter().fold(0, |flags, (bit, set)| if *set { flags | bit } else { flags });
     let differs = |bit: u8| flags & bit == 0;
@@ -237,7 +239,7 @@ fn read_tick(bytes: &mut &[u8], before: Option<&Tick>, delta: i64) -> Result<Tic
         }
     };
     let activity = Activity { elapsed, network, storage, vcpus, process };
-    Ok(Tick { activity, monitor, calibratable: same(CALIBRATABLE) })
+    Ok(Tick { activity, monitor, calibratable: same(CALIBRATABLE), undecided: same(UNDECIDED) })
 }
 
 /// Whether both tell of the same threads in the same order.

@@ -2,22 +2,33 @@
 //!
 //! Pure: the very same [`Watch::take`] is told the very same inputs. On the recorded terms every decision has
 //! to come out as it was. On others it shows what would have been decided, with two bounds, which it names:
-//! what happened to the guest happened (a restart is told to the replay, too), and witnesses were asked when
-//! the live daemon suspected the guest, and not before.
+//! what happened to the guest happened (a restart is told to the replay, too), and witnesses were asked while
+//! the live daemon suspected the guest. Before that, the replay has no answers; after it, when the guest was
+//! convicted and left as it was, their last answers are taken to stand.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use serde::{Serialize, Serializer};
 
-use super::{Decoded, Header, Segment, Standing, record::Record};
+use super::{
+    Decoded, Header, Segment, Standing,
+    record::{Changed, Record},
+};
 use crate::{
     config::Policy,
     qmp::QmpEvent,
-    verdict::{Act, Cause, Input, Questions, Terms, Watch},
+    verdict::{Act, Cause, Input, Monitor, Questions, Terms, Testimony, Watch},
 };
 
 /// Lines that are kept at most; what comes then is only counted.
 const MOST_LINES: usize = 100_000;
+/// No round of questions ends sooner.
+const LEAST_ROUND: Duration = Duration::from_millis(10);
+/// From one record to the next, so many rounds are assumed at most.
+const MOST_ASSUMED_ROUNDS: u32 = 1000;
 
 /// What was decided at a moment.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -67,6 +78,8 @@ pub struct Summary {
     pub additional_convictions: u64,
     /// Rounds of questions that the replay wants, and that nobody was asked live.
     pub unasked_rounds: u64,
+    /// Rounds for which the last answers were taken to stand, since nobody was asked live any more.
+    pub assumed_rounds: u64,
     /// Times that it began anew, since something is missing in the recording.
     pub gaps: u64,
     /// Lines beyond those that are kept.
@@ -126,6 +139,12 @@ pub struct Replayer {
     /// When one side gave a conviction that the other has not given yet.
     pending_live: Option<Duration>,
     pending_replay: Option<Duration>,
+    /// When a round of questions began live that has not ended.
+    asked_live: Option<Duration>,
+    /// What was answered last, in a suspect's trial in this boot, and how long that took.
+    last_round: Option<(Arc<Testimony>, Duration)>,
+    /// An answer that the replay is to be told, and when.
+    assumed: Option<(Duration, Arc<Testimony>)>,
     replay: Replay,
 }
 
@@ -156,6 +175,9 @@ impl Replayer {
             live,
             pending_live: None,
             pending_replay: None,
+            asked_live: None,
+            last_round: None,
+            assumed: None,
             replay,
         }
     }
@@ -204,61 +226,110 @@ impl Replayer {
 
     fn begin(&mut self, checkpoint: Watch) {
         self.live = Standing::of(&checkpoint);
+        (self.asked_live, self.last_round, self.assumed) = (None, None, None);
         self.watch = Some(checkpoint);
     }
 
     fn record(&mut self, record: &Record) {
+        self.assume_answers(record.at);
+        self.listen(record);
+        self.step(record.at, &record.input, &record.act, record.changed.as_ref());
+    }
+
+    /// Learns how long a round of questions took live, and what was answered last.
+    fn listen(&mut self, record: &Record) {
+        match &record.input {
+            Input::Testimony(said) => {
+                if let Some(asked) = self.asked_live.take() {
+                    self.last_round = Some((said.clone(), record.at.saturating_sub(asked)));
+                }
+            }
+            input if is_reset(input) => (self.last_round, self.asked_live) = (None, None),
+            _ => {}
+        }
+        if wants_answers(&record.act) {
+            self.asked_live.get_or_insert(record.at);
+        }
+    }
+
+    /// Whoever was convicted is asked no more. Where the replay has questions beyond that, the last answers are
+    /// taken to stand, and to take as long as they did.
+    fn assume_answers(&mut self, until: Duration) {
+        for _ in 0..MOST_ASSUMED_ROUNDS {
+            let Some((due, said)) = self.assumed.take_if(|(due, _)| *due < until) else { return };
+            self.replay.summary.assumed_rounds += 1;
+            self.step(due, &Input::Testimony(said), &Act::Nothing, None);
+        }
+        self.assumed = None;
+    }
+
+    fn step(&mut self, at: Duration, input: &Input, live_act: &Act, changed: Option<&Changed>) {
         let Some(watch) = &mut self.watch else { return };
         self.replay.summary.inputs += 1;
         let before = Standing::of(watch);
-        let act = watch.take(&record.input, &self.terms, record.at);
+        // A restart is the end of a conviction; where there is none, it is a reset from outside like any other.
+        let stranger = matches!(input, Input::Restarted { .. }) && before.state != "crashed";
+        let act = if stranger {
+            let monitor = Monitor::Unknown("it is being restarted".to_owned());
+            let event = QmpEvent::Reset { guest: false };
+            watch.take(&Input::Event { monitor, event }, &self.terms, at)
+        } else {
+            watch.take(input, &self.terms, at)
+        };
         let after = Standing::of(watch);
         let replay = decision(before, after, &act, &watch.reason);
         let live_before = self.live;
-        let mut live_reason = "";
-        if let Some(changed) = &record.changed {
+        if let Some(changed) = changed {
             self.live = Standing { state: changed.state, cause: changed.cause };
-            live_reason = &changed.reason;
         }
-        let live = decision(live_before, self.live, &record.act, live_reason);
+        let live_reason = changed.map_or("", |changed| &changed.reason);
+        let live = decision(live_before, self.live, live_act, live_reason);
         let what = |decision: &Option<Decision>| decision.as_ref().map(|it| it.what.clone());
-        let same = what(&live) == what(&replay)
-            && self.live == after
-            && (!self.exact || act == record.act);
-        let mut note = None;
-        if !self.exact
-            && matches!(record.input, Input::Restarted { .. })
-            && before.state != "crashed"
-        {
-            note = Some(format!(
-                "restarted live; by then, the replay had not convicted it: it was {}",
-                before.state
-            ));
-        }
-        if wants_answers(&act) && !wants_answers(&record.act) {
-            self.replay.summary.unasked_rounds += 1;
-            if before.state != after.state {
-                note = Some(
-                    "its witnesses were asked later than that: the replay has no answers before"
-                        .to_owned(),
-                );
-            }
+        let same =
+            what(&live) == what(&replay) && self.live == after && (!self.exact || act == *live_act);
+        let mut note = stranger.then(|| {
+            let state = before.state;
+            format!("restarted live; by then, the replay had not convicted it: it was {state}")
+        });
+        if wants_answers(&act) && !wants_answers(live_act) && !self.exact {
+            note = note.or(self.ask(at, before != after));
         }
         if live.is_some() || replay.is_some() || note.is_some() || !same && self.exact {
             if !same {
                 self.differs();
             }
             self.replay.summary.decisions += u64::from(live.is_some() || replay.is_some());
-            let at = self.header.wall_clock(record.at);
+            let at = self.header.wall_clock(at);
             self.line(Line { at, live, replay, same, note });
         }
-        self.compare(record, convicts(&record.act), convicts(&act));
-        self.end_episodes(record, after);
+        self.compare(at, convicts(live_act), convicts(&act));
+        self.end_episodes(at, is_reset(input), after);
+    }
+
+    /// The replay has questions at a moment at which nobody was asked live; returns what has to be said of that.
+    fn ask(&mut self, at: Duration, begins: bool) -> Option<String> {
+        let convicted = matches!(self.live.state, "crashed" | "failed");
+        match &self.last_round {
+            Some((said, took)) if convicted => {
+                // One round at a time.
+                self.assumed.get_or_insert((at + (*took).max(LEAST_ROUND), said.clone()));
+                begins.then(|| {
+                    "its witnesses were no longer asked: their last answers are taken to stand"
+                        .to_owned()
+                })
+            }
+            _ => {
+                self.replay.summary.unasked_rounds += 1;
+                begins.then(|| {
+                    "its witnesses were asked later than that: the replay has no answers before"
+                        .to_owned()
+                })
+            }
+        }
     }
 
     /// Matches convictions of both sides.
-    fn compare(&mut self, record: &Record, live: Option<Cause>, replay: Option<Cause>) {
-        let now = record.at;
+    fn compare(&mut self, at: Duration, live: Option<Cause>, replay: Option<Cause>) {
         match (live, replay) {
             (None, None) => {}
             (Some(live), Some(replay)) => {
@@ -273,33 +344,29 @@ impl Replayer {
             (Some(_), None) => match self.pending_replay.take() {
                 Some(earlier) => {
                     self.replay.summary.earlier_convictions += 1;
-                    self.note(record.at, by("earlier", record.at, earlier));
+                    self.note(at, by("earlier", at, earlier));
                 }
-                None => self.pending_live = Some(now),
+                None => self.pending_live = Some(at),
             },
             (None, Some(_)) => match self.pending_live.take() {
                 Some(earlier) => {
                     self.replay.summary.later_convictions += 1;
-                    self.note(record.at, by("later", record.at, earlier));
+                    self.note(at, by("later", at, earlier));
                 }
-                None => self.pending_replay = Some(now),
+                None => self.pending_replay = Some(at),
             },
         }
     }
 
     /// A conviction counts as missing once the guest has moved on without it.
-    fn end_episodes(&mut self, record: &Record, replay: Standing) {
+    fn end_episodes(&mut self, at: Duration, reset: bool, replay: Standing) {
         let moves_on = |standing: Standing| matches!(standing.state, "alive" | "starting");
-        let reset = matches!(
-            record.input,
-            Input::Restarted { .. } | Input::Event { event: QmpEvent::Reset { .. }, .. }
-        );
         if self.pending_live.is_some() && (reset || moves_on(self.live)) {
-            self.missing(record.at, if reset { "the guest was restarted" } else { "it came back" });
+            self.missing(at, if reset { "the guest was restarted" } else { "it came back" });
         }
         if self.pending_replay.is_some() && (reset || moves_on(replay) || replay.state == "suspect")
         {
-            self.additional(record.at);
+            self.additional(at);
         }
     }
 
@@ -351,6 +418,11 @@ fn by(how: &str, one: Duration, other: Duration) -> String {
 /// A round in which a suspect is asked, and not one while all is well.
 fn wants_answers(act: &Act) -> bool {
     matches!(act, Act::Ask(Questions::All | Questions::DuringBoot | Questions::Recovering))
+}
+
+/// The guest begins anew.
+fn is_reset(input: &Input) -> bool {
+    matches!(input, Input::Restarted { .. } | Input::Event { event: QmpEvent::Reset { .. }, .. })
 }
 
 fn convicts(act: &Act) -> Option<Cause> {

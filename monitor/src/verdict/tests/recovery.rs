@@ -1,13 +1,14 @@
 //! Resets, and what comes after a restart.
 
 use super::rig::{
-    FLAT_TICKS, GRACE_TICKS, Guest, Rig, TICK, all_seen, answered, healthy, no_address, unanswered,
+    FLAT_TICKS, GRACE_TICKS, Guest, ROUND, Rig, TICK, answered, healthy, no_address,
+    panicked_event, unanswered,
 };
 use crate::{
     qmp::{QmpEvent, RunState},
     verdict::{
-        Act, Cause, DUMP_PATIENCE, LEAST_RECOVERY_PATIENCE, Monitor, ROUNDS_TO_CONVICT, State,
-        Tally, Testimony,
+        Act, Boot, Cause, DUMP_BOOTS_WITHIN, LEAST_RECOVERY_PATIENCE, Monitor, Questions,
+        ROUNDS_TO_CONVICT, State, Tally,
     },
 };
 
@@ -23,23 +24,23 @@ fn a_sign_of_life_is_a_recovery() {
 #[test]
 fn an_answer_before_its_time_is_up_is_no_recovery_since_it_may_be_about_the_boot_before() {
     let mut rig = Rig::recovering();
-    for testimony in [
-        Testimony { arp: answered(), registers: healthy(), requests: all_seen() },
-        Testimony { arp: no_address(), registers: healthy(), requests: all_seen() },
-    ] {
-        assert_eq!(rig.tick_with(Some(&testimony)), Act::Nothing);
+    for arp in [answered(), no_address()] {
+        (rig.guest.arp, rig.guest.registers) = (arp, healthy());
+        rig.tick();
+        let testimony = rig.guest.testimony(Questions::Recovering);
+        assert_eq!(rig.testify(testimony), Act::Nothing);
         assert_eq!(rig.state(), "recovering");
     }
-    assert!(!rig.watch.boot.arp_answered);
+    assert!(rig.watch.boot.answered.is_empty());
 }
 
 #[test]
 fn a_restarted_guest_that_shows_no_life_in_time_is_reported_once() {
     let mut rig = Rig::recovering();
-    let deadline = rig.now + LEAST_RECOVERY_PATIENCE.max(rig.policy.boot_grace);
+    let deadline = rig.now + LEAST_RECOVERY_PATIENCE.max(rig.terms.policy.boot_grace);
     rig.guest.spin();
     rig.run(5 * GRACE_TICKS, |_, _| {});
-    let convicted = deadline + TICK * ROUNDS_TO_CONVICT;
+    let convicted = deadline + ROUND * ROUNDS_TO_CONVICT;
     assert_eq!(rig.acts, [(convicted, Act::NotRecovered(Cause::Spinning))]);
     assert_eq!(rig.watch.state, State::Crashed { cause: Cause::Spinning });
 }
@@ -47,11 +48,11 @@ fn a_restarted_guest_that_shows_no_life_in_time_is_reported_once() {
 #[test]
 fn a_restarted_guest_without_any_io_that_is_sound_when_asked_has_recovered() {
     let mut rig = Rig::recovering();
-    let deadline = rig.now + LEAST_RECOVERY_PATIENCE.max(rig.policy.boot_grace);
+    let deadline = rig.now + LEAST_RECOVERY_PATIENCE.max(rig.terms.policy.boot_grace);
     rig.guest.arp = no_address();
     rig.guest.registers = healthy();
     rig.run(5 * GRACE_TICKS, |_, _| {});
-    assert_eq!(rig.acts, [(deadline + TICK, Act::Recovered)]);
+    assert_eq!(rig.acts, [(deadline + ROUND, Act::Recovered)]);
 }
 
 #[test]
@@ -62,7 +63,7 @@ fn time_in_which_a_restarted_guest_could_show_no_life_is_not_its_own() {
     ];
     for shape in shapes {
         let mut rig = Rig::recovering();
-        let patience = LEAST_RECOVERY_PATIENCE.max(rig.policy.boot_grace);
+        let patience = LEAST_RECOVERY_PATIENCE.max(rig.terms.policy.boot_grace);
         let begin = rig.now;
         shape(&mut rig.guest);
         rig.run(300, |_, _| {});
@@ -70,7 +71,7 @@ fn time_in_which_a_restarted_guest_could_show_no_life_is_not_its_own() {
         rig.guest.sends(0);
         rig.guest.spin();
         rig.run(5 * GRACE_TICKS, |_, _| {});
-        let convicted = begin + TICK * 300 + patience + TICK * ROUNDS_TO_CONVICT;
+        let convicted = begin + TICK * 300 + patience + ROUND * ROUNDS_TO_CONVICT;
         assert_eq!(rig.acts, [(convicted, Act::NotRecovered(Cause::Spinning))]);
     }
 }
@@ -81,7 +82,7 @@ fn a_reset_by_an_operator_is_not_judged_by_the_run_state_before_it() {
     rig.guest.monitor = Monitor::Answers(RunState::GuestPanicked);
     rig.tick();
     rig.acts.clear();
-    assert_eq!(rig.event(&QmpEvent::Reset { guest: false }), None);
+    assert_eq!(rig.event(&QmpEvent::Reset { guest: false }), Act::Nothing);
     assert_eq!(rig.state(), "starting");
 }
 
@@ -89,11 +90,15 @@ fn a_reset_by_an_operator_is_not_judged_by_the_run_state_before_it() {
 fn a_short_boot_grace_does_not_shorten_the_patience_with_a_restarted_guest() {
     for (grace, patience) in [(TICK, LEAST_RECOVERY_PATIENCE), (TICK * 300, TICK * 300)] {
         let mut rig = Rig::crashed();
-        rig.policy.boot_grace = grace;
+        rig.terms.policy.boot_grace = grace;
         rig.restarted();
         let deadline = rig.now + patience;
-        let expected =
-            State::Recovering { cause: Cause::Halted, deadline, tally: Tally::default() };
+        let expected = State::Recovering {
+            cause: Cause::Halted,
+            deadline,
+            tally: Tally::default(),
+            was_up: false,
+        };
         assert_eq!(rig.watch.state, expected);
     }
 }
@@ -104,7 +109,7 @@ fn resets_do_not_end_a_recovery_nor_prolong_it() {
     let before = rig.watch.state.clone();
     rig.run(3, |_, _| {});
     for guest in [false, true, true, true, true] {
-        assert_eq!(rig.event(&QmpEvent::Reset { guest }), None);
+        assert_eq!(rig.event(&QmpEvent::Reset { guest }), Act::Nothing);
         assert_eq!(rig.watch.state, before);
         assert_eq!(rig.watch.boot.began, rig.now);
     }
@@ -114,8 +119,7 @@ fn resets_do_not_end_a_recovery_nor_prolong_it() {
 fn a_panic_of_a_restarted_guest_convicts_it_anew() {
     let mut rig = Rig::recovering();
     rig.tick();
-    let panicked = QmpEvent::GuestPanicked { action: "run".to_owned() };
-    assert_eq!(rig.event(&panicked), Some(Act::Convict(Cause::Panicked)));
+    assert_eq!(rig.event(&panicked_event("run")), Act::Convict(Cause::Panicked));
     assert_eq!(rig.watch.state, State::Crashed { cause: Cause::Panicked });
 
     let mut rig = Rig::recovering();
@@ -130,11 +134,10 @@ fn a_reset_makes_a_new_boot_with_a_grace_of_its_own() {
         rig.event(&QmpEvent::GuestCrashloaded);
         rig.run(FLAT_TICKS, |_, _| {});
         let act = rig.event(&QmpEvent::Reset { guest });
-        assert_eq!(act, guest.then_some(Act::GuestReset));
+        assert_eq!(act, if guest { Act::GuestReset(1) } else { Act::Nothing });
         assert_eq!(rig.state(), "starting");
         let boot = &rig.watch.boot;
-        assert_eq!((boot.began, boot.arp_answered, boot.calibrated), (rig.now, false, None));
-        assert_eq!(boot.dumping_since, None);
+        assert_eq!(*boot, Boot::new(rig.now));
         // The new boot's silence is none of the calibrated one's.
         rig.asked = None;
         for _ in 1..GRACE_TICKS {
@@ -155,7 +158,7 @@ fn a_dump_of_the_boot_before_holds_nobody() {
     rig.event(&QmpEvent::Reset { guest: true });
     rig.run(GRACE_TICKS + 5, |_, guest| guest.halt());
     assert_eq!(rig.conviction().map(|(_, cause)| cause), Some(Cause::Halted));
-    assert!(TICK * (GRACE_TICKS + 5) < DUMP_PATIENCE);
+    assert!(TICK * (GRACE_TICKS + 5) > DUMP_BOOTS_WITHIN, "else it would say nothing");
 }
 
 #[test]
@@ -192,6 +195,8 @@ fn a_convicted_guest_that_lives_after_all_can_be_convicted_again() {
     rig.guest.sends(1);
     rig.tick();
     assert_eq!(rig.state(), "alive");
+    let lived = rig.now;
     rig.run(FLAT_TICKS + 2, |_, guest| guest.halt());
-    assert_eq!(rig.acts, [(rig.now, Act::Convict(Cause::Halted))]);
+    let convicted = lived + TICK * FLAT_TICKS + ROUND * ROUNDS_TO_CONVICT;
+    assert_eq!(rig.acts, [(convicted, Act::Convict(Cause::Halted))]);
 }

@@ -1,19 +1,22 @@
 //! A simulated VM: what its guest shows in each tick, how it answers, and what the verdict made of it.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use super::drawing;
 use crate::{
     activity::{Activity, NetworkActivity, StorageActivity, VcpuActivity},
     config::{Mode, Policy},
     qmp::{QmpEvent, RunState},
     sample::{Missing, ProcessState},
     verdict::{
-        Act, ArpAnswer, Cause, Evidence, Monitor, Questions, RegistersFinding, RequestsAnswer,
-        State, Testimony, Watch, hear, step,
+        Act, Answer, Cause, Input, Monitor, Questions, State, Statement, Terms, Testimony, Tick,
+        Watch,
     },
 };
 
 pub(super) const TICK: Duration = Duration::from_secs(1);
+/// How long a round of questions takes: three looks at the registers, 250 ms apart, and the asking.
+pub(super) const ROUND: Duration = Duration::from_millis(650);
 pub(super) const FLAT_TICKS: u32 = 10;
 pub(super) const GRACE_TICKS: u32 = 60;
 pub(super) const HOUR: u32 = 3600;
@@ -24,45 +27,67 @@ pub(super) fn policy() -> Policy {
         flat_for: TICK * FLAT_TICKS,
         unconfirmed_flat_for: TICK * 120,
         boot_grace: TICK * GRACE_TICKS,
+        boot_loop_resets: 5,
+        boot_loop_window: TICK * 300,
         max_restarts: 3,
         window: TICK * HOUR,
     }
 }
 
-pub(super) fn address() -> Ipv4Addr {
-    Ipv4Addr::new(192, 0, 2, 7)
+pub(super) fn answered() -> Answer {
+    Answer::Lives("192.0.2.7 answers".to_owned())
 }
 
-pub(super) fn answered() -> ArpAnswer {
-    ArpAnswer::Answered(address())
+pub(super) fn unanswered() -> Answer {
+    Answer::Silent("192.0.2.7 left 2 probes unanswered".to_owned())
 }
 
-pub(super) fn unanswered() -> ArpAnswer {
-    ArpAnswer::Silent { address: address(), probes: 2 }
+pub(super) fn no_address() -> Answer {
+    Answer::NotAsked("no address is known".to_owned())
 }
 
-pub(super) fn no_address() -> ArpAnswer {
-    ArpAnswer::NotAsked("no address is known".to_owned())
+pub(super) fn healthy() -> Answer {
+    Answer::Lives("vCPU 0 waits with interrupts on".to_owned())
 }
 
-pub(super) fn healthy() -> RegistersFinding {
-    RegistersFinding::Healthy("vCPU 0 waits with interrupts on".to_owned())
+pub(super) fn stuck() -> Answer {
+    Answer::Stuck("vCPU 0 runs with interrupts off at 0x7c01".to_owned())
 }
 
-pub(super) fn stuck() -> RegistersFinding {
-    RegistersFinding::Stuck("vCPU 0 runs with interrupts off at 0x7c01".to_owned())
+pub(super) fn inconclusive() -> Answer {
+    Answer::Neither("vCPU 0 runs kernel code".to_owned())
 }
 
-pub(super) fn inconclusive() -> RegistersFinding {
-    RegistersFinding::Inconclusive("vCPU 0 runs kernel code".to_owned())
+pub(super) fn unavailable() -> Answer {
+    Answer::NotAsked("QEMU told nothing".to_owned())
 }
 
-pub(super) fn unavailable() -> RegistersFinding {
-    RegistersFinding::Unavailable("QEMU told nothing".to_owned())
+pub(super) fn unresponsive() -> Answer {
+    Answer::Unresponsive("no answer within 5 s".to_owned())
 }
 
-pub(super) fn all_seen() -> RequestsAnswer {
-    RequestsAnswer::NotAsked("the host sees its requests".to_owned())
+pub(super) fn all_seen() -> Answer {
+    Answer::NotAsked("the host sees its requests".to_owned())
+}
+
+pub(super) fn nothing_to_excuse() -> Answer {
+    Answer::Nothing("nobody else is at work on it".to_owned())
+}
+
+pub(super) fn excused() -> Answer {
+    Answer::Excuse("a backup job has stopped it".to_owned())
+}
+
+pub(super) fn up() -> Answer {
+    Answer::Nothing("an operating system's code is running".to_owned())
+}
+
+pub(super) fn in_its_firmware() -> Answer {
+    Answer::NotUp("its firmware or boot loader runs, at 0xfff0".to_owned())
+}
+
+pub(super) fn panicked_event(action: &str) -> QmpEvent {
+    QmpEvent::GuestPanicked { action: action.to_owned() }
 }
 
 pub(super) fn running() -> Monitor {
@@ -99,9 +124,14 @@ pub(super) fn vcpus(shares: &[(f64, f64)]) -> Vec<VcpuActivity> {
 pub(super) struct Guest {
     pub(super) activity: Activity,
     pub(super) monitor: Monitor,
-    pub(super) arp: ArpAnswer,
-    pub(super) registers: RegistersFinding,
-    pub(super) requests: RequestsAnswer,
+    /// Has to be calibrated, and disturbs a guest that boots.
+    pub(super) arp: Answer,
+    pub(super) registers: Answer,
+    pub(super) requests: Answer,
+    /// Whether somebody else is at work on it.
+    pub(super) jobs: Answer,
+    /// How far a restarted guest has come.
+    pub(super) stage: Answer,
 }
 
 impl Guest {
@@ -119,6 +149,33 @@ impl Guest {
             arp: answered(),
             registers: healthy(),
             requests: all_seen(),
+            jobs: nothing_to_excuse(),
+            stage: up(),
+        }
+    }
+
+    /// What its witnesses say in a round.
+    pub(super) fn testimony(&self, questions: Questions) -> Testimony {
+        let of_suspects =
+            matches!(questions, Questions::DuringBoot | Questions::All | Questions::Recovering);
+        let rows = [
+            ("ARP", &self.arp, !matches!(questions, Questions::DuringBoot | Questions::IsItUp)),
+            ("registers", &self.registers, of_suspects),
+            ("QEMU's block layer", &self.requests, of_suspects),
+            ("jobs", &self.jobs, of_suspects),
+            (
+                "boot stage",
+                &self.stage,
+                matches!(questions, Questions::IsItUp | Questions::Recovering),
+            ),
+        ];
+        let asked = rows.into_iter().filter(|(_, _, asked)| *asked);
+        let statement = |witness: &'static str, answer: &Answer| Statement {
+            witness: witness.into(),
+            answer: answer.clone(),
+        };
+        Testimony {
+            statements: asked.map(|(witness, answer, _)| statement(witness, answer)).collect(),
         }
     }
 
@@ -134,7 +191,7 @@ impl Guest {
     pub(super) fn halt(&mut self) {
         self.sends(0);
         self.level(&[(0.0003, 0.0)]);
-        (self.arp, self.registers) = (no_address(), RegistersFinding::AllHalted);
+        (self.arp, self.registers) = (no_address(), Answer::Halted);
     }
 
     /// One vCPU spins, the other was parked.
@@ -152,14 +209,28 @@ impl Guest {
     }
 }
 
-/// The VM under watch.
+/// A round of questions that is under way.
+#[derive(Clone, Debug)]
+pub(super) struct Round {
+    pub(super) questions: Questions,
+    ends: Duration,
+    /// The boot that it is about: an answer about another one says nothing, and is thrown away.
+    boot_began: Duration,
+}
+
+/// The VM under watch, and what the daemon does for it: one round of questions at a time.
 pub(super) struct Rig {
+    /// When the last tick ended, or the last input came in.
     pub(super) now: Duration,
-    pub(super) policy: Policy,
+    /// When the last tick ended.
+    pub(super) ticked: Duration,
+    pub(super) terms: Terms,
     pub(super) watch: Watch,
     pub(super) guest: Guest,
-    /// What was asked in the last tick; answered in the next.
-    pub(super) asked: Option<Questions>,
+    /// How long a round takes.
+    pub(super) round: Duration,
+    /// The questions that are being asked.
+    pub(super) asked: Option<Round>,
     /// Rounds that were answered.
     pub(super) rounds: u32,
     /// All that was to be done, but for nothing and questions.
@@ -174,9 +245,11 @@ impl Rig {
         let (now, policy) = (TICK * HOUR, policy());
         Self {
             now,
+            ticked: now,
             watch: Watch::begin(now, age, policy.boot_grace),
-            policy,
+            terms: Terms { policy, tick: TICK },
             guest: Guest::idle(),
+            round: ROUND,
             asked: None,
             rounds: 0,
             acts: Vec::new(),
@@ -188,7 +261,7 @@ impl Rig {
     pub(super) fn calibrated() -> Self {
         let mut rig = Self::new(TICK * HOUR);
         rig.run(3, |_, _| {});
-        assert!(rig.watch.boot.arp_answered, "the calibration was not asked for or not answered");
+        assert!(rig.watch.boot.answered.contains("ARP"), "not asked for, or not answered");
         rig.guest.sends(1);
         rig.tick();
         rig.guest.sends(0);
@@ -234,49 +307,85 @@ impl Rig {
         self.watch.state.name()
     }
 
-    /// One tick; the questions of the last one are answered.
+    /// One tick, after the rounds that end before it.
     pub(super) fn tick(&mut self) -> Act {
-        let testimony = self.asked.take().map(|questions| self.answer(questions));
-        self.tick_with(testimony.as_ref())
+        let at = self.ticked + self.guest.activity.elapsed;
+        self.pass_until(at);
+        (self.now, self.ticked) = (at, at);
+        let (activity, monitor) = (self.guest.activity.clone(), self.guest.monitor.clone());
+        let calibratable = !matches!(self.guest.arp, Answer::NotAsked(_));
+        self.feed(&Input::Tick(Arc::new(Tick {
+            activity,
+            monitor,
+            calibratable,
+            undecided: false,
+        })))
     }
 
-    fn answer(&mut self, questions: Questions) -> Testimony {
+    /// Lets time pass, and those rounds end that end before `at`.
+    pub(super) fn pass_until(&mut self, at: Duration) {
+        while let Some(round) = self.asked.take_if(|round| round.ends < at) {
+            self.answer(&round);
+        }
+        self.now = at;
+    }
+
+    fn answer(&mut self, round: &Round) {
+        self.now = round.ends;
         self.rounds += 1;
-        Testimony {
-            arp: if questions.arp { self.guest.arp.clone() } else { no_address() },
-            registers: if questions.registers {
-                self.guest.registers.clone()
-            } else {
-                unavailable()
-            },
-            requests: self.guest.requests.clone(),
+        // An answer about the boot before is thrown away by whoever asks.
+        if round.boot_began == self.watch.boot.began {
+            self.testify(self.guest.testimony(round.questions));
         }
     }
 
-    /// One tick in which this testimony comes in.
-    pub(super) fn tick_with(&mut self, testimony: Option<&Testimony>) -> Act {
-        self.now += self.guest.activity.elapsed;
-        let evidence = Evidence {
-            activity: &self.guest.activity,
-            monitor: &self.guest.monitor,
-            testimony,
-            arp_possible: !matches!(self.guest.arp, ArpAnswer::NotAsked(_)),
-        };
+    /// Lets time pass until a round of questions has been answered.
+    pub(super) fn next_round(&mut self) {
+        for _ in 0..HOUR {
+            let next_tick = self.ticked + self.guest.activity.elapsed;
+            if let Some(round) = self.asked.take_if(|round| round.ends < next_tick) {
+                return self.answer(&round);
+            }
+            self.tick();
+        }
+        panic!("nobody was asked for an hour");
+    }
+
+    /// Witnesses are heard, whether they were asked or not.
+    pub(super) fn testify(&mut self, testimony: Testimony) -> Act {
+        self.feed(&Input::Testimony(Arc::new(testimony)))
+    }
+
+    /// Tells the verdict something at this moment, and asks what it wants asked.
+    pub(super) fn feed(&mut self, input: &Input) -> Act {
         let before = self.state();
-        let act = step(&mut self.watch, &evidence, &self.policy, TICK, self.now);
-        self.edges.insert((before, self.state()));
-        self.asked = match act {
-            Act::Ask(questions) => Some(questions),
-            _ => None,
-        };
-        self.note(&act);
+        let act = self.watch.take(input, &self.terms, self.now);
+        let after = self.state();
+        assert!(
+            before == after || drawing::arrows().contains(&(before, after)),
+            "{before} -> {after} is not drawn: {input:?}: {}",
+            self.watch.reason
+        );
+        let convicts = matches!(act, Act::Convict(_) | Act::NotRecovered(_));
+        assert!(
+            !convicts || (before != "crashed" && before != "failed" && after == "crashed"),
+            "convicted {before} -> {after}: {input:?}"
+        );
+        self.edges.insert((before, after));
+        match act {
+            Act::Nothing => {}
+            Act::Ask(questions) => {
+                let (ends, boot_began) = (self.now + self.round, self.watch.boot.began);
+                self.asked.get_or_insert(Round { questions, ends, boot_began });
+            }
+            _ => self.acts.push((self.now, act.clone())),
+        }
         act
     }
 
-    fn note(&mut self, act: &Act) {
-        if !matches!(act, Act::Nothing | Act::Ask(_)) {
-            self.acts.push((self.now, act.clone()));
-        }
+    /// The questions that are being asked.
+    pub(super) fn questions(&self) -> Option<Questions> {
+        self.asked.as_ref().map(|round| round.questions)
     }
 
     /// Ticks so often; `shape` may change the guest before each tick, which it gets the number of.
@@ -288,24 +397,20 @@ impl Rig {
     }
 
     /// QEMU tells of an event between two ticks.
-    pub(super) fn event(&mut self, event: &QmpEvent) -> Option<Act> {
-        let before = self.state();
-        let act = hear(&mut self.watch, &self.guest.monitor, Some(event), self.now);
-        self.edges.insert((before, self.state()));
-        if let Some(act) = &act {
-            self.note(act);
-        }
-        act
+    pub(super) fn event(&mut self, event: &QmpEvent) -> Act {
+        let monitor = self.guest.monitor.clone();
+        self.feed(&Input::Event { monitor, event: event.clone() })
     }
 
-    /// Recovery carried out a restart of what was convicted.
+    /// Recovery carried out a restart of what was convicted, which had only come as far as its firmware.
     pub(super) fn restarted(&mut self) {
-        let before = self.state();
+        self.restarted_from(false);
+    }
+
+    /// As [`Rig::restarted`], of one that had been up or not.
+    pub(super) fn restarted_from(&mut self, was_up: bool) {
         let cause = self.watch.state.cause().expect("only the convicted are restarted");
-        self.watch.restarted(cause, self.policy.boot_grace, self.now);
-        self.edges.insert((before, self.state()));
-        // An answer about the boot before is thrown away by whoever asks.
-        self.asked = None;
+        self.feed(&Input::Restarted { cause, was_up });
     }
 
     /// The only conviction so far, and when; `None` if there was none.

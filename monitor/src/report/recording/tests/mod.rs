@@ -52,6 +52,7 @@ pub(super) fn tick(packets: u64, busy: f64) -> Input {
         },
         monitor: Monitor::Answers(RunState::Running),
         calibratable: false,
+        undecided: false,
     }))
 }
 
@@ -68,6 +69,9 @@ pub(super) struct Live {
     pub(super) now: Duration,
     pub(super) acts: Vec<(Duration, Act)>,
     pub(super) closed: Vec<Arc<Segment>>,
+    /// When the round of questions that is under way ends.
+    round_ends: Option<Duration>,
+    ticked: Duration,
 }
 
 impl Live {
@@ -75,7 +79,15 @@ impl Live {
         let now = Duration::from_secs(5);
         let watch = Watch::begin(now, 1000 * SECOND, terms().policy.boot_grace);
         let ring = Ring::new(limits, 0);
-        Self { watch, ring, now, acts: Vec::new(), closed: Vec::new() }
+        Self {
+            watch,
+            ring,
+            now,
+            acts: Vec::new(),
+            closed: Vec::new(),
+            round_ends: None,
+            ticked: now,
+        }
     }
 
     pub(super) fn tell(&mut self, input: &Input) -> Act {
@@ -90,18 +102,28 @@ impl Live {
         act
     }
 
-    /// A second passes, at whose end the guest shows this; a suspect is asked, and answers like one that
-    /// panicked.
+    /// A second passes, at whose end the guest shows this; a suspect is asked round after round, and answers
+    /// like one that panicked. Returns early with a conviction.
     pub(super) fn second(&mut self, packets: u64, busy: f64) -> Act {
-        self.now += SECOND;
-        let act = self.tell(&tick(packets, busy));
-        if matches!(act, Act::Ask(Questions::All)) {
-            self.now += Duration::from_millis(300);
-            let convicted = self.tell(&stuck());
-            self.now -= Duration::from_millis(300);
-            return convicted;
+        let next = self.ticked.max(self.now - SECOND) + SECOND;
+        while let Some(ends) = self.round_ends.take_if(|ends| *ends < next) {
+            self.now = ends;
+            let act = self.tell(&stuck());
+            if matches!(act, Act::Convict(_)) {
+                return act;
+            }
+            self.ask(&act);
         }
+        (self.now, self.ticked) = (next, next);
+        let act = self.tell(&tick(packets, busy));
+        self.ask(&act);
         act
+    }
+
+    fn ask(&mut self, act: &Act) {
+        if matches!(act, Act::Ask(Questions::All)) {
+            self.round_ends.get_or_insert(self.now + Duration::from_millis(300));
+        }
     }
 
     pub(super) fn recording(&self) -> Recording {

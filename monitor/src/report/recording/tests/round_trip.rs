@@ -10,7 +10,10 @@ use crate::{
     activity::{Activity, NetworkActivity, StorageActivity, VcpuActivity},
     qmp::{QmpEvent, RunState},
     sample::{Missing, ProcessState},
-    verdict::{Act, Answer, Cause, Input, Monitor, Questions, State, Statement, Testimony, Tick},
+    verdict::{
+        Act, Answer, Cause, Dump, Input, Line, Monitor, Questions, State, Statement, Tally,
+        Testimony, Tick, Watch,
+    },
 };
 
 fn missing() -> impl Strategy<Value = Missing> {
@@ -77,11 +80,14 @@ fn tick() -> impl Strategy<Value = Tick> {
             vcpus,
             process,
         });
-    (activity, monitor(), any::<bool>()).prop_map(|(activity, monitor, calibratable)| Tick {
-        activity,
-        monitor,
-        calibratable,
-    })
+    (activity, monitor(), any::<(bool, bool)>()).prop_map(
+        |(activity, monitor, (calibratable, undecided))| Tick {
+            activity,
+            monitor,
+            calibratable,
+            undecided,
+        },
+    )
 }
 
 fn input() -> impl Strategy<Value = Input> {
@@ -194,8 +200,19 @@ fn samples() -> Vec<Told> {
 #[test]
 fn a_change_to_what_is_recorded_changes_the_formats_number() {
     let (_, mut bytes) = written(samples());
-    super::super::record::put(&mut bytes, &super::a_panic_after(30).watch).expect("written");
+    let second = Duration::from_secs(1);
+    let (cause, tally) = (Cause::Halted, Tally { rounds: 1, silent: 2, ..Tally::default() });
+    let mut watch = Watch::begin(second, second, second);
+    watch.state = State::Recovering { cause, deadline: second, tally, was_up: true };
+    watch.reason = "text".to_owned();
+    watch.line = Line { pinned_since: Some(second), ..Line::begin(second, "text") };
+    watch.boot.answered.insert("arp".into());
+    watch.boot.dump = Some(Dump { since: second, last_write: second, quiet_for: second });
+    watch.resets.push(second);
+    let Input::Tick(tick) = super::tick(3, 0.25) else { unreachable!() };
+    watch.last = Some(tick);
+    super::super::record::put(&mut bytes, &watch).expect("written");
     super::super::record::put(&mut bytes, &super::header()).expect("written");
     let message = "what is recorded has another form: count FORMAT up, and put the new sum here";
-    assert_eq!((FORMAT, crc32fast::hash(&bytes)), (1, 0), "{message}");
+    assert_eq!((FORMAT, crc32fast::hash(&bytes)), (1, 3_541_809_131), "{message}");
 }
