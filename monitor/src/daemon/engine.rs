@@ -21,7 +21,10 @@ use crate::{
     discover::{self, Vm, VmId},
     probe::{ProbeThread, ProgramHealth},
     qmp::{self, QmpHandle, QmpNotice, QmpState, QmpTarget},
-    report::store::IncidentStore,
+    report::{
+        recording::archive::{Archive, Writing},
+        store::IncidentStore,
+    },
     sample::{CounterMaps, DeviceWatch, KvmReader, LostCompletions, ThreadReader, VcpuClocks},
     verdict::{Act, Input, Monitor, State, Terms, Tick, Watch},
     witness::{Notes, ProbeSocket},
@@ -45,6 +48,9 @@ pub(super) struct Engine {
     pub(super) health: Vec<ProgramHealth>,
     pub(super) store: Arc<IncidentStore>,
     pub(super) scribe: Scribe,
+    /// Writes recordings, on a thread of its own.
+    pub(super) archive: Archive,
+    archive_thread: Writing,
     pub(super) messages: UnboundedSender<Message>,
     pub(super) counters: Arc<CounterMaps>,
     /// What the vCPUs of suspects do; `None` where the map can't be read.
@@ -89,12 +95,16 @@ impl Engine {
         notices: Sender<(VmId, QmpNotice)>,
     ) -> Self {
         let store = Arc::new(store);
+        let (archive, archive_thread) =
+            Archive::start(&config.paths.state_dir, config.recorder.max_mib);
         Self {
             config,
             started: Instant::now(),
             vms: BTreeMap::new(),
             health,
             scribe: Scribe::start(store.clone()),
+            archive,
+            archive_thread,
             store,
             messages,
             counters: Arc::new(counters),
@@ -125,7 +135,8 @@ impl Engine {
 
     /// Hands the programs back to be taken down.
     pub(super) fn stop(self) -> ProbeThread {
-        for watched in self.vms.into_values() {
+        for mut watched in self.vms.into_values() {
+            watched.recorder.end();
             if let Some(qmp) = watched.qmp {
                 qmp.close();
             }
@@ -134,6 +145,8 @@ impl Engine {
             }
         }
         self.scribe.finish();
+        drop(self.archive);
+        self.archive_thread.finish();
         self.probes
     }
 
@@ -195,9 +208,12 @@ impl Engine {
             vms.insert(id);
         }
         self.probes.attach(id, counted(&vm.plugged));
+        let watch = Watch::begin(now, age, policy.boot_grace);
+        let terms = Terms { policy, tick: self.config.sample_interval };
         let watched = WatchedVm {
-            watch: Watch::begin(now, age, policy.boot_grace),
-            terms: Terms { policy, tick: self.config.sample_interval },
+            recorder: self.recorder(&vm, &terms),
+            watch,
+            terms,
             qmp,
             qmp_state: QmpState::Connecting,
             run_state: None,
@@ -268,6 +284,7 @@ impl Engine {
         let status = self.statuses.remove(&id.pid);
         info!(vm = watched.vm.name, pid = id.pid, ?status, "QEMU has ended");
         self.qemu_ended(&mut watched, status);
+        watched.recorder.end();
         if let Some(qmp) = watched.qmp {
             qmp.close();
         }

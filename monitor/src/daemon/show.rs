@@ -30,6 +30,7 @@ impl Engine {
                 Ok(watched) => Reply::ok(&self.show(watched)),
                 Err(reply) => reply,
             },
+            Request::Record { vm } => return self.record(vm.as_deref(), request.reply),
             Request::Incidents { vm } => {
                 // A VM that is gone keeps its incidents, so that its name need not be found here.
                 let names = vm.map(|wanted| match self.find(&wanted) {
@@ -53,7 +54,7 @@ impl Engine {
         let _ = request.reply.send(reply);
     }
 
-    fn find(&self, wanted: &str) -> Result<&WatchedVm, Reply> {
+    pub(super) fn find(&self, wanted: &str) -> Result<&WatchedVm, Reply> {
         let matches: Vec<&WatchedVm> = self
             .vms
             .values()
@@ -215,6 +216,7 @@ impl Engine {
             unseen_storage: (!storage.is_empty()).then(|| storage.join(", ")),
             signals: self.signals(watched),
             policy: PolicyView::from(&watched.terms.policy),
+            history: self.history(watched),
             notes: watched.vm.notes.clone(),
         }
     }
