@@ -19,3 +19,4 @@ pub mod interrupt;
 mod machine;
 pub mod netns;
 pub mod qmp;
+pub mod store;
