@@ -84,8 +84,8 @@ disk_load() {
 net_flood() {
     while :; do ping -q -A -s 1400 -c 100000 "$gateway" >/dev/null; done
 }
-# Every process breeds for ever. At the limit a shell that cannot fork ends, and so makes room for another's
-# child: never fewer, never more.
+# Every process breeds for ever, up to a limit. A shell that cannot fork ends, so that they die out there, and
+# the next wave begins.
 breed() {
     while :; do breed & done
 }
@@ -95,13 +95,15 @@ fork_bomb() {
     echo +pids >/cgroup/cgroup.subtree_control
     mkdir /cgroup/bomb
     echo 100 >/cgroup/bomb/pids.max
-    (echo 0 >/cgroup/bomb/cgroup.procs && breed) 2>/dev/null &
+    while :; do (echo 0 >/cgroup/bomb/cgroup.procs && breed) 2>/dev/null; done
 }
-# The root file system is in memory, and cannot be reclaimed: whoever is killed, it stays full, until nobody
-# is left to be killed but process 1, which the kernel spares. It panics instead.
+# What a file in memory takes cannot be reclaimed: whoever is killed, it stays full, until nobody is left to be
+# killed but process 1, which the kernel spares. It panics instead.
 eat_memory() {
+    mkdir /ballast
+    mount -t ramfs none /ballast
     echo -1000 >/proc/self/oom_score_adj
-    exec dd if=/dev/zero of=/ballast bs=64k
+    exec dd if=/dev/zero of=/ballast/file bs=64k
 }
 
 echo "FLATLINE-GUEST READY $(nproc)"
@@ -133,8 +135,8 @@ while read -r command first second; do
             [ -d /cgroup/bomb ] && echo 1 >/cgroup/bomb/cgroup.kill
             load=
             ;;
-        fork-bomb) fork_bomb ;;
-        processes) echo "PROCESSES $(ls -d /proc/[0-9]* | wc -l)" ;;
+        fork-bomb) in_background fork_bomb ;;
+        processes) set -- /proc/[0-9]* && echo "PROCESSES $#" ;;
         oom) (eat_memory) ;;
         # A signal to process 1 is ignored, also SIGKILL: it has to end by itself.
         init-killed) exit 9 ;;

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{command, interrupt};
+use crate::{command, interrupt, stopped::Stopped};
 
 /// A file that the kernel shows as a block device.
 #[derive(Debug)]
@@ -201,10 +201,6 @@ pub struct FuseExport {
     file: PathBuf,
 }
 
-/// A server that does not answer, until the value is dropped.
-#[derive(Debug)]
-pub struct Stopped(Pid);
-
 impl FuseExport {
     /// Why there can be none.
     pub fn refusal() -> Option<String> {
@@ -263,17 +259,7 @@ impl FuseExport {
     ///
     /// If the server is gone.
     pub fn stop(&self) -> Result<Stopped> {
-        let pid = Pid::from_child(&self.server);
-        kill_process(pid, Signal::STOP)?;
-        Ok(Stopped(pid))
-    }
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        if let Err(error) = kill_process(self.0, Signal::CONT) {
-            eprintln!("the FUSE server cannot go on: {error:#}");
-        }
+        Stopped::new(Pid::from_child(&self.server))
     }
 }
 
