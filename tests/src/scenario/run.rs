@@ -16,8 +16,8 @@ const WATCHED_FOR: Duration = Duration::from_secs(40);
 const TOLD_WITHIN: Duration = Duration::from_secs(20);
 /// For a guest to come back, while others boot too.
 const BACK_WITHIN: Duration = Duration::from_secs(60);
-/// For three restarts in vain, with growing pauses.
-const GIVEN_UP_WITHIN: Duration = Duration::from_secs(240);
+/// For a person to be called: a loop turns many times meanwhile.
+const GIVEN_UP_WITHIN: Duration = Duration::from_secs(120);
 /// A guest that answers the daemon sends at least this often.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(35);
 /// How often the daemon is asked.
@@ -47,6 +47,7 @@ pub struct Outcome {
 struct Look {
     /// No row: QEMU is gone.
     state: Option<String>,
+    cause: Option<String>,
     reason: String,
     incidents: Vec<Value>,
 }
@@ -103,6 +104,7 @@ fn look(stage: &Stage) -> Result<Look> {
     let text = |field: &str| row.as_ref().and_then(|row| row[field].as_str()).map(str::to_owned);
     Ok(Look {
         state: text("state"),
+        cause: text("cause"),
         reason: text("reason").unwrap_or_default(),
         incidents: incidents.into_iter().filter(|incident| incident["vm"] == name).collect(),
     })
@@ -176,6 +178,10 @@ fn watch(expected: Expected, stage: &Stage, fault: SystemTime) -> Result<Outcome
             })?;
             let detect = failed.then(|| since(fault));
             let mut outcome = last.outcome(last.state.as_deref().unwrap_or("gone"));
+            if failed {
+                // Not that of a conviction on the way there.
+                (outcome.cause, outcome.reason) = (last.cause, last.reason);
+            }
             outcome.as_expected = failed && outcome.has_cause_of(causes);
             outcome.detect = detect;
             Ok(outcome)
@@ -190,7 +196,7 @@ fn crashed(stage: &Stage, fault: SystemTime, causes: &[&str], recovers: bool) ->
         return Ok(last.missed());
     }
     let detect = since(fault);
-    let mut outcome = last.outcome("crashed");
+    let mut outcome = with_incident(stage, last)?.outcome("crashed");
     outcome.detect = Some(detect);
     outcome.as_expected = outcome.has_cause_of(causes);
     if recovers {
@@ -227,7 +233,7 @@ fn as_it_answers(stage: &Stage, fault: SystemTime, causes: &[&str]) -> Result<Ou
     })?;
     if convicted && is_convicted(&last) {
         let detect = since(fault);
-        let mut outcome = last.outcome("crashed");
+        let mut outcome = with_incident(stage, last)?.outcome("crashed");
         outcome.detect = Some(detect);
         // The daemon looks once a second, and this is not at the same moment.
         outcome.as_expected =
@@ -241,6 +247,14 @@ fn as_it_answers(stage: &Stage, fault: SystemTime, causes: &[&str]) -> Result<Ou
     let mut outcome = last.outcome("left alone, as it answers");
     outcome.as_expected = last.state.as_deref() == Some("alive");
     Ok(outcome)
+}
+
+/// An incident is written a moment after its verdict is shown.
+fn with_incident(stage: &Stage, now: Look) -> Result<Look> {
+    if !now.incidents.is_empty() {
+        return Ok(now);
+    }
+    Ok(look_until(stage, TOLD_WITHIN, |now| Ok(!now.incidents.is_empty()))?.1)
 }
 
 fn is_convicted(now: &Look) -> bool {
@@ -258,6 +272,7 @@ impl Look {
         let text = |incident: &Value, field: &str| incident[field].as_str().map(str::to_owned);
         let first = self.incidents.first();
         let cause = first.and_then(|incident| text(incident, "cause"));
+        let cause = cause.or_else(|| self.cause.clone());
         let reason = first.and_then(|incident| text(incident, "reason"));
         Outcome {
             verdict: verdict.to_owned(),
