@@ -129,12 +129,24 @@ fn look_until(
     }
 }
 
+/// Looks for `watched_for` whether there is a conviction, and then for a moment when the state is as it should be:
+/// also a healthy guest is suspected now and then, until it has answered. Returns the last look.
+fn look_for(stage: &Stage, watched_for: Duration, states: &[&str]) -> Result<Look> {
+    let (convicted, last) = look_until(stage, watched_for, |now| Ok(is_convicted(now)))?;
+    if convicted {
+        return Ok(last);
+    }
+    let is_so = |now: &Look| now.state.as_deref().is_some_and(|state| states.contains(&state));
+    Ok(look_until(stage, TOLD_WITHIN, |now| Ok(is_so(now) || is_convicted(now)))?.1)
+}
+
 fn watch(expected: Expected, stage: &Stage, fault: SystemTime) -> Result<Outcome> {
     match expected {
         Expected::Crashed { causes, recovers } => crashed(stage, fault, causes, recovers),
         Expected::AsItAnswers { causes } => as_it_answers(stage, fault, causes),
         Expected::LeftAlone { states } => {
-            let (convicted, last) = look_until(stage, WATCHED_FOR, |now| Ok(is_convicted(now)))?;
+            let last = look_for(stage, WATCHED_FOR, states)?;
+            let convicted = is_convicted(&last);
             let state = last.state.as_deref().unwrap_or("gone");
             let mut outcome = last.outcome("left alone");
             outcome.verdict = format!("left alone ({state})");
@@ -166,7 +178,8 @@ fn watch(expected: Expected, stage: &Stage, fault: SystemTime) -> Result<Outcome
             let (is_back, _) = look_until(stage, BACK_WITHIN, |_| Ok(back()))?;
             let recover = is_back.then(|| since(fault));
             // Also what becomes of it afterwards.
-            let (convicted, last) = look_until(stage, WATCHED_FOR, |now| Ok(is_convicted(now)))?;
+            let last = look_for(stage, WATCHED_FOR, &["alive"])?;
+            let convicted = is_convicted(&last);
             let mut outcome = last.outcome(if is_back { "rebooted itself" } else { "not back" });
             outcome.as_expected = is_back && !convicted && last.state.as_deref() == Some("alive");
             outcome.recover = recover;
@@ -244,8 +257,9 @@ fn as_it_answers(stage: &Stage, fault: SystemTime, causes: &[&str]) -> Result<Ou
     if silence > ANSWERS_WITHIN {
         return Ok(last.missed());
     }
+    let last = look_for(stage, Duration::ZERO, &["alive"])?;
     let mut outcome = last.outcome("left alone, as it answers");
-    outcome.as_expected = last.state.as_deref() == Some("alive");
+    outcome.as_expected = !is_convicted(&last) && last.state.as_deref() == Some("alive");
     Ok(outcome)
 }
 
