@@ -241,7 +241,7 @@ fn as_it_answers(stage: &Stage, fault: SystemTime, causes: &[&str]) -> Result<Ou
         if packets != sent && !is_convicted(now) {
             (sent, heard, silence) = (packets, Instant::now(), Duration::ZERO);
         }
-        let answers = begin.elapsed() >= WATCHED_FOR && silence < FLAT_FOR;
+        let answers = heard.duration_since(begin) >= WATCHED_FOR;
         Ok(is_convicted(now) || answers || silence > ANSWERS_WITHIN)
     })?;
     if convicted && is_convicted(&last) {
