@@ -202,8 +202,13 @@ impl Stage {
         let stage =
             Self { undo: RefCell::default(), daemon, guests, bystander, tap, started, place };
         if scenario.boots {
-            for guest in &stage.guests {
+            for (guest, config) in stage.guests.iter().zip(&configs) {
                 guest.wait_until_booted(BOOT_LIMIT)?;
+                if config.ip.is_some() {
+                    // What it sent while it booted may have been before its tap was watched; an address that
+                    // nobody saw is none to ask.
+                    guest.run("net 1", BOOT_LIMIT)?;
+                }
             }
         }
         Ok(stage)
