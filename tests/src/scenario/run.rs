@@ -18,8 +18,6 @@ const TOLD_WITHIN: Duration = Duration::from_secs(20);
 const BACK_WITHIN: Duration = Duration::from_secs(60);
 /// For a person to be called: a loop turns many times meanwhile.
 const GIVEN_UP_WITHIN: Duration = Duration::from_secs(120);
-/// A guest that answers the daemon sends at least this often.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(35);
 /// How often the daemon is asked.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -228,38 +226,43 @@ fn crashed(stage: &Stage, fault: SystemTime, causes: &[&str], recovers: bool) ->
 }
 
 /// A conviction is due when the guest has sent nothing for long enough, by its tap's own counters, and wrong
-/// before.
+/// before. Without one, the guest is asked in the end.
 fn as_it_answers(stage: &Stage, fault: SystemTime, causes: &[&str]) -> Result<Outcome> {
     let tap = stage.tap.as_ref().context("a guest without a tap answers nobody")?;
-    let mut sent = tap.counters()?.rx_packets;
-    let mut heard = Instant::now();
-    let mut silence = Duration::ZERO;
-    let begin = Instant::now();
-    let (convicted, last) = look_until(stage, 3 * WATCHED_FOR, |now| {
-        silence = heard.elapsed();
-        let packets = tap.counters()?.rx_packets;
-        if packets != sent && !is_convicted(now) {
-            (sent, heard, silence) = (packets, Instant::now(), Duration::ZERO);
-        }
-        let answers = heard.duration_since(begin) >= WATCHED_FOR;
-        Ok(is_convicted(now) || answers || silence > ANSWERS_WITHIN)
-    })?;
-    if convicted && is_convicted(&last) {
-        let detect = since(fault);
-        let mut outcome = with_incident(stage, last)?.outcome("crashed");
-        outcome.detect = Some(detect);
-        // The daemon looks once a second, and this is not at the same moment.
-        outcome.as_expected =
-            outcome.has_cause_of(causes) && silence + Duration::from_secs(2) >= FLAT_FOR;
-        outcome.reason.push_str(&format!("; silent for {:.1} s", silence.as_secs_f64()));
+    let (mut sent, mut heard) = (tap.counters()?.rx_packets, Instant::now());
+    let mut convicted_within = |limit| {
+        look_until(stage, limit, |now| {
+            let packets = tap.counters()?.rx_packets;
+            // A packet after the conviction is of the next boot.
+            if packets != sent && !is_convicted(now) {
+                (sent, heard) = (packets, Instant::now());
+            }
+            Ok(is_convicted(now))
+        })
+    };
+    let (mut convicted, mut last) = convicted_within(WATCHED_FOR)?;
+    if !convicted && stage.answers()? {
+        let last = look_for(stage, Duration::ZERO, &["alive"])?;
+        let mut outcome = last.outcome("left alone, as it answers");
+        outcome.as_expected = !is_convicted(&last) && last.state.as_deref() == Some("alive");
         return Ok(outcome);
     }
-    if silence > ANSWERS_WITHIN {
-        return Ok(last.missed());
+    if !convicted {
+        // It may have fallen silent just now.
+        (convicted, last) = convicted_within(WATCHED_FOR)?;
     }
-    let last = look_for(stage, Duration::ZERO, &["alive"])?;
-    let mut outcome = last.outcome("left alone, as it answers");
-    outcome.as_expected = !is_convicted(&last) && last.state.as_deref() == Some("alive");
+    if !convicted {
+        let mut outcome = last.missed();
+        outcome.reason.push_str("; it does not answer");
+        return Ok(outcome);
+    }
+    let (detect, silence) = (since(fault), heard.elapsed());
+    let mut outcome = with_incident(stage, last)?.outcome("crashed");
+    outcome.detect = Some(detect);
+    // The daemon looks once a second, and this is not at the same moment.
+    outcome.as_expected =
+        outcome.has_cause_of(causes) && silence + Duration::from_secs(2) >= FLAT_FOR;
+    outcome.reason.push_str(&format!("; its tap was silent for {:.1} s", silence.as_secs_f64()));
     Ok(outcome)
 }
 

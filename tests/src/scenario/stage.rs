@@ -4,9 +4,10 @@
 use std::any::Any;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -61,6 +62,8 @@ pub struct Stage {
     pub bystander: Guest,
     /// The tap of the scenario's guest, if it has one.
     pub tap: Option<Tap>,
+    /// Its address, if it has one.
+    address: Option<String>,
     /// When the guest was started.
     pub started: SystemTime,
     place: Place,
@@ -197,10 +200,20 @@ impl Stage {
         bystander.wait_until_booted(BOOT_LIMIT)?;
         let configs = (scenario.guests)(&mut place)?;
         let tap = configs.first().and_then(|config| config.tap.clone());
+        let address = configs.first().and_then(|config| config.ip.as_deref());
+        let address = address.and_then(|ip| ip.split('/').next()).map(str::to_owned);
         let started = SystemTime::now();
         let guests = configs.iter().map(GuestConfig::start).collect::<Result<Vec<_>>>()?;
-        let stage =
-            Self { undo: RefCell::default(), daemon, guests, bystander, tap, started, place };
+        let stage = Self {
+            undo: RefCell::default(),
+            daemon,
+            guests,
+            bystander,
+            tap,
+            address,
+            started,
+            place,
+        };
         if scenario.boots {
             for (guest, config) in stage.guests.iter().zip(&configs) {
                 guest.wait_until_booted(BOOT_LIMIT)?;
@@ -232,6 +245,23 @@ impl Stage {
     /// Keeps something until the scenario has ended, when dropping it undoes what was done.
     pub fn until_the_end(&self, what: impl Any) {
         self.undo.borrow_mut().push(Box::new(what));
+    }
+
+    /// Whether the scenario's guest answers an ARP request of our own. Who asks takes part: the answer is a sign
+    /// of life, for the daemon too.
+    ///
+    /// # Errors
+    ///
+    /// If the guest has no tap or no address.
+    pub(super) fn answers(&self) -> Result<bool> {
+        let (Some(tap), Some(address)) = (&self.tap, &self.address) else {
+            bail!("a guest without a tap and an address answers nobody");
+        };
+        let [enter, option] = tap.enter_prefix();
+        let mut arping = Command::new(enter);
+        arping.arg(option).args(["--", "busybox", "arping", "-q", "-c", "3", "-w", "3", "-I"]);
+        let asked = arping.args([tap.name(), address]).stdin(Stdio::null()).status();
+        Ok(asked.context("cannot ask")?.success())
     }
 
     /// Waits until every guest is past its grace and had time to be asked once.
