@@ -2,7 +2,7 @@
 //!
 //! A set of four is found by the bio's address, and searched. Two CPUs that submit into the same free
 //! place within a nanosecond may lose one of the two; user space takes such a request off the books once
-//! no device has anything in flight, and this once the same bio is submitted again.
+//! no device is stalled, and this once the same bio is submitted again.
 //!
 //! On a loop device with buffered I/O and many requests a second, whole batches of completions were seen to
 //! be missed, for a reason that is not known; the same two ways take them off the books.

@@ -9,13 +9,20 @@
 #![no_std]
 
 /// The generation of this layout. Pins of another generation are never read: they are replaced.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
-/// Sender address of flatline's ARP probes: locally administered, so that no vendor owns it.
+/// Sender address of flatline's ARP and NDP probes: locally administered, so that no vendor owns it.
 ///
 /// A guest answers a probe to this address, by which the tap program tells the answer from the guest's
 /// other traffic.
 pub const PROBE_MAC: [u8; 6] = [0x02, 0xf1, 0xa7, 0x11, 0x9e, 0x01];
+
+/// Sender's IPv6 address of flatline's NDP probes: the link-local one that goes with [`PROBE_MAC`] (RFC
+/// 4291, appendix A).
+pub const PROBE_IPV6: [u8; 16] = {
+    let [a, b, c, d, e, f] = PROBE_MAC;
+    [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 0x02, b, c, 0xff, 0xfe, d, e, f]
+};
 
 /// What one VM's guest did on its network and its storage: one row of `vms`, indexed by the VM's slot.
 ///
@@ -43,16 +50,22 @@ pub struct VmRow {
 pub struct NetworkCounters {
     /// Sent by the guest (the tap's *ingress* on the host), answers to probes included.
     pub guest_tx_packets: u64,
-    /// Bytes of those, with their Ethernet headers.
+    /// Bytes of those, with their Ethernet headers, but without the VLAN tag that the kernel has taken off.
     pub guest_tx_bytes: u64,
     /// Sent to the guest (the tap's *egress* on the host), flatline's probes included.
     pub guest_rx_packets: u64,
     /// Bytes of those, with their Ethernet headers.
     pub guest_rx_bytes: u64,
-    /// Answers to flatline's own probes: life only because somebody asked.
+    /// All that the guest sent because flatline had probed it, and that was therefore taken out of its
+    /// traffic: life only because somebody asked. Answers to ARP and NDP probes, and the frames by which a
+    /// guest finds out, for some seconds after an NDP probe, whether flatline is still there.
     pub probe_answers: u64,
     /// Bytes of those.
     pub probe_answer_bytes: u64,
+    /// Of `probe_answers`, the answers to ARP probes.
+    pub arp_answers: u64,
+    /// Of `probe_answers`, the answers to NDP probes themselves.
+    pub ndp_answers: u64,
     /// When the guest last sent anything but such an answer, in the kernel's ticks; 0: never.
     pub guest_tx_last_jiffies: u64,
 }
@@ -100,7 +113,54 @@ impl StorageCounters {
     }
 }
 
-/// One row of `taps`: which tap it is, whose, and the address that its guest was last seen to use.
+/// What one VM's vCPUs did under KVM: one row of `kvm`, indexed by the VM's slot.
+///
+/// Each CPU has a copy of its own; a reader adds them up. The programs are attached only while some VM is
+/// suspected: a counter that stands still says nothing of the rest of the time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KvmRow {
+    /// QEMU's pid, the same in each CPU's copy; 0: the row is nobody's.
+    pub pid: u32,
+    /// The vCPU thread that was last woken from `hlt` on this CPU and has not run guest code since; 0: none.
+    pub woken: u32,
+    /// When that process started, in clock ticks after boot.
+    pub start_ticks: u64,
+    /// All of its vCPUs together.
+    pub counters: KvmCounters,
+}
+
+/// What vCPUs did. Some of it only a guest does that takes interrupts; the rest, a dead one may do as well.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KvmCounters {
+    /// Ends of `hlt`, whatever for: a dead guest's vCPU is woken by each look at its registers.
+    pub wakeups: u64,
+    /// Of those, the ones after which guest code ran.
+    pub resumed: u64,
+    /// Entries into guest code: a guest that spins for good has them as well.
+    pub entries: u64,
+    /// Interrupts that KVM injected, which it does only to a vCPU that takes them.
+    pub injected: u64,
+    /// Interrupts that the guest told its local APIC to be done with.
+    pub apic_eois: u64,
+    /// Interrupts that it told a PC's old interrupt controller to be done with.
+    pub pic_eois: u64,
+    /// Timers that it set to fire.
+    pub timers_set: u64,
+    /// Accesses to ports.
+    pub pio: u64,
+    /// Accesses to devices' memory.
+    pub mmio: u64,
+    /// Exits to QEMU that no signal to the vCPU's thread brought about.
+    pub userspace_exits: u64,
+    /// Changes of interrupt lines by QEMU itself.
+    pub set_irqs: u64,
+}
+
+/// One row of `taps`: which tap it is, whose, and the addresses that its guest was last seen to use.
+///
+/// Each address goes with the VLAN (802.1Q) that it was seen in; 0: none, since no VLAN has that number.
 ///
 /// A tap's row stands at [`tap_home`], or in one of the next [`TAP_PROBES`]` - 1`.
 #[repr(C)]
@@ -115,9 +175,15 @@ pub struct TapRow {
     /// IPv4 address from the guest's own ARP frames, octets in the order of the wire; zeros: none yet.
     pub guest_ipv4: [u8; 4],
     /// Ethernet address that goes with it.
-    pub guest_mac: [u8; 6],
-    /// Keeps the row free of implicit padding.
-    pub reserved: u16,
+    pub guest_ipv4_mac: [u8; 6],
+    /// VLAN that goes with it.
+    pub guest_ipv4_vlan: u16,
+    /// IPv6 address from the guest's own NDP frames, likewise: the link-local one, once it was seen.
+    pub guest_ipv6: [u8; 16],
+    /// Ethernet address that goes with it.
+    pub guest_ipv6_mac: [u8; 6],
+    /// VLAN that goes with it.
+    pub guest_ipv6_vlan: u16,
 }
 
 /// Rows in which a tap may stand. Taps of one namespace have indices in a row, so that nearly all stand
@@ -249,14 +315,21 @@ pub struct ThreadTime {
 
 const _: () = {
     use core::mem::{offset_of, size_of};
-    assert!(size_of::<NetworkCounters>() == 56);
+    assert!(size_of::<NetworkCounters>() == 72);
     assert!(size_of::<StorageCounters>() == 120);
-    assert!(size_of::<VmRow>() == 192);
+    assert!(size_of::<VmRow>() == 208);
     assert!(offset_of!(VmRow, network) == 16);
-    assert!(offset_of!(VmRow, storage) == 72);
-    assert!(size_of::<TapRow>() == 24);
+    assert!(offset_of!(VmRow, storage) == 88);
+    assert!(size_of::<KvmCounters>() == 88);
+    assert!(size_of::<KvmRow>() == 104);
+    assert!(offset_of!(KvmRow, counters) == 16);
+    assert!(size_of::<TapRow>() == 48);
     assert!(offset_of!(TapRow, guest_ipv4) == 12);
-    assert!(offset_of!(TapRow, guest_mac) == 16);
+    assert!(offset_of!(TapRow, guest_ipv4_mac) == 16);
+    assert!(offset_of!(TapRow, guest_ipv4_vlan) == 22);
+    assert!(offset_of!(TapRow, guest_ipv6) == 24);
+    assert!(offset_of!(TapRow, guest_ipv6_mac) == 40);
+    assert!(offset_of!(TapRow, guest_ipv6_vlan) == 46);
     assert!(size_of::<SlotSet>() == 64);
     assert!(size_of::<FileKey>() == 16);
     assert!(size_of::<InFlight>() == 24);
@@ -268,11 +341,13 @@ const _: () = {
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{FileKey, InFlightSet, Layout, SlotSet, TapRow, VmRow};
+    use super::{FileKey, InFlightSet, KvmRow, Layout, SlotSet, TapRow, VmRow};
 
     // SAFETY: each type is `repr(C)`, made of integers only, and without padding (asserted above), so
     // that every bit pattern is a value of it.
     unsafe impl aya::Pod for VmRow {}
+    // SAFETY: as for `VmRow`.
+    unsafe impl aya::Pod for KvmRow {}
     // SAFETY: as for `VmRow`.
     unsafe impl aya::Pod for TapRow {}
     // SAFETY: as for `VmRow`.

@@ -9,11 +9,12 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use aya_log_ebpf::debug;
-use monitor_ebpf::{NetworkCounters, PROBE_MAC, TAP_PROBES, TapRow, tap_home};
+use monitor_ebpf::{NetworkCounters, TAP_PROBES, TapRow, tap_home};
 
 use crate::{
     kernel::global,
     maps::{TAPS, VMS},
+    neighbour::{Answer, look},
 };
 
 /// Inode number of the network namespace whose taps this copy of the programs is attached to.
@@ -27,33 +28,11 @@ static NETNS: u32 = 0;
 #[unsafe(no_mangle)]
 static TAPS_MASK: u32 = 0;
 
-/// `ETH_P_ARP` as `skb->protocol` holds it, in network byte order.
-const ETH_P_ARP_BE: u32 = 0x0806_u16.to_be() as u32;
-const ARP_REPLY_BE: u16 = 2_u16.to_be();
-
-/// An ARP frame for IPv4 over Ethernet (RFC 826), as it lies on the wire.
-#[repr(C, packed)]
-#[derive(Clone, Copy)]
-struct ArpFrame {
-    ethernet_destination: [u8; 6],
-    ethernet_source: [u8; 6],
-    ethernet_type: u16,
-    hardware_type: u16,
-    protocol_type: u16,
-    hardware_length: u8,
-    protocol_length: u8,
-    operation: u16,
-    sender_mac: [u8; 6],
-    sender_ipv4: [u8; 4],
-    target_mac: [u8; 6],
-    target_ipv4: [u8; 4],
-}
-
-/// Counts what the guest sent, learns its IPv4 address from its ARP frames, and takes its answers to
+/// Counts what the guest sent, learns its addresses from its ARP and NDP frames, and takes its answers to
 /// our probes out of the traffic, so that neither the bridge nor any neighbour ever sees one.
 ///
 /// Hook: tap ingress, tcx (6.6) or clsact (4.5); the clock needs 5.6. Always lets other programs on the
-/// tap go on. Cost: that of [`tap_to_guest`], and a read of 42 bytes for an ARP frame.
+/// tap go on. Cost: that of [`tap_to_guest`], and what [`look`] says.
 #[classifier]
 pub(crate) fn tap_from_guest(ctx: TcContext) -> i32 {
     let Some((tap, counters)) = row(&ctx) else {
@@ -61,16 +40,13 @@ pub(crate) fn tap_from_guest(ctx: TcContext) -> i32 {
     };
     counters.guest_tx_packets += 1;
     counters.guest_tx_bytes += u64::from(ctx.len());
-    if sk_buff(&ctx).protocol == ETH_P_ARP_BE
-        && let Ok(arp) = ctx.load::<ArpFrame>(0)
-    {
-        if arp.operation == ARP_REPLY_BE && arp.target_mac == PROBE_MAC {
-            counters.probe_answers += 1;
-            counters.probe_answer_bytes += u64::from(ctx.len());
-            debug!(&ctx, "tap {}: answered a probe", tap.ifindex);
-            return TC_ACT_SHOT;
-        }
-        learn(&ctx, tap, &arp);
+    if let Some(answer) = look(&ctx, sk_buff(&ctx), tap) {
+        counters.probe_answers += 1;
+        counters.probe_answer_bytes += u64::from(ctx.len());
+        counters.arp_answers += u64::from(answer == Answer::Arp);
+        counters.ndp_answers += u64::from(answer == Answer::Ndp);
+        debug!(&ctx, "tap {}: an answer to a probe is taken out", tap.ifindex);
+        return TC_ACT_SHOT;
     }
     // Even the coarse one of the other clocks would be most of what a packet costs.
     // SAFETY: plain call.
@@ -119,20 +95,4 @@ fn tap(ifindex: u32) -> Option<&'static mut TapRow> {
 fn sk_buff(ctx: &TcContext) -> &__sk_buff {
     // SAFETY: the kernel hands every classifier a valid context, which lives as long as the program runs.
     unsafe { &*ctx.skb.skb }
-}
-
-/// Notes the sender's address of an ARP frame. A sender of 0.0.0.0 is a guest that still tests its
-/// address for duplicates (RFC 5227), and a sender other than the frame's source speaks for somebody else.
-#[inline(always)]
-fn learn(ctx: &TcContext, tap: &mut TapRow, arp: &ArpFrame) {
-    let usable = arp.hardware_length == 6
-        && arp.protocol_length == 4
-        && arp.sender_mac == arp.ethernet_source
-        && arp.sender_ipv4 != [0; 4];
-    if usable && tap.guest_ipv4 != arp.sender_ipv4 {
-        tap.guest_mac = arp.sender_mac;
-        tap.guest_ipv4 = arp.sender_ipv4;
-        let address = u32::from_be_bytes(arp.sender_ipv4);
-        debug!(ctx, "tap {} uses {:i}", tap.ifindex, address);
-    }
 }

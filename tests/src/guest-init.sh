@@ -17,10 +17,12 @@ echo 1 >/proc/sys/kernel/sysrq
 
 address=
 address6=
+vlan=
 for word in $(cat /proc/cmdline); do
     case $word in
         flatline.ip=*) address=${word#flatline.ip=} ;;
         flatline.ip6=*) address6=${word#flatline.ip6=} ;;
+        flatline.vlan=*) vlan=${word#flatline.vlan=} ;;
     esac
 done
 # Router solicitations and duplicate address detection would be signs of life of their own.
@@ -28,19 +30,28 @@ if [ -d /proc/sys/net/ipv6/conf ]; then
     if [ -n "$address6" ]; then
         echo 0 >/proc/sys/net/ipv6/conf/default/router_solicitations
         [ -d /sys/class/net/eth0 ] && echo 0 >/proc/sys/net/ipv6/conf/eth0/router_solicitations
+        # What is tagged belongs to the interface above; this one would send untagged frames of its own.
+        [ -n "$vlan" ] && echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6
     else
         echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6
     fi
 fi
-# The gateway is the first address of the guest's /24.
+# The gateway is the first address of the guest's /24, or of its /64.
 gateway=${address%/*}
 gateway=${gateway%.*}.1
-if [ -n "$address" ] && [ -d /sys/class/net/eth0 ]; then
-    ip address add "$address" dev eth0
-    ip link set eth0 up
-    [ -n "$address6" ] && ip address add "$address6" dev eth0
+gateway6=${address6%%::*}::1
+if [ -n "$address$address6" ] && [ -d /sys/class/net/eth0 ]; then
+    interface=eth0
+    if [ -n "$vlan" ]; then
+        interface=eth0.$vlan
+        ip link set eth0 up
+        ip link add link eth0 name "$interface" type vlan id "$vlan"
+    fi
+    [ -n "$address" ] && ip address add "$address" dev "$interface"
+    ip link set "$interface" up
+    [ -n "$address6" ] && ip address add "$address6" dev "$interface"
     # Gratuitous: the host is to see one frame with the guest's address, and nobody has to answer.
-    arping -q -U -c 1 -w 1 -I eth0 "${address%/*}" >/dev/null &
+    [ -n "$address" ] && arping -q -U -c 1 -w 1 -I "$interface" "${address%/*}" >/dev/null &
 fi
 
 load=
@@ -76,6 +87,7 @@ while read -r command first second; do
             done
             ;;
         net) ping -q -A -c "$first" "$gateway" >/dev/null ;;
+        net6) ping6 -q -c "$first" -W 1 "${second:-$gateway6}" >/dev/null 2>&1 ;;
         net-down) ip link set eth0 down ;;
         stop-load)
             for pid in $load; do kill "$pid"; done

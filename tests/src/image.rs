@@ -19,7 +19,7 @@ const INIT: &str = include_str!("guest-init.sh");
 
 /// The guest's modules, in the order in which they load; a kernel may lack some, or have them built
 /// in.
-const MODULES: [&str; 17] = [
+const MODULES: [&str; 22] = [
     "virtio_ring",
     "virtio",
     "virtio_pci_legacy_dev",
@@ -37,6 +37,12 @@ const MODULES: [&str; 17] = [
     "pvpanic-pci",
     "watchdog",
     "i6300esb",
+    // All but the last are what it stands on.
+    "llc",
+    "stp",
+    "garp",
+    "mrp",
+    "8021q",
 ];
 
 /// A kernel to boot instead of Debian's; its modules are looked for in `/lib/modules`.

@@ -78,6 +78,11 @@ pub struct GuestConfig {
     pub tap: Option<Tap>,
     /// Linux' address with its prefix, such as `10.7.0.2/24`; the gateway is the network's first.
     pub ip: Option<String>,
+    /// Linux' IPv6 address with its prefix, such as `fd00:7::2/64`; the gateway is the network's first.
+    /// Without one, Linux does without IPv6.
+    pub ip6: Option<String>,
+    /// The VLAN (802.1Q) that Linux is in with these addresses; `None`: its frames have no tag.
+    pub vlan: Option<u16>,
     /// Its disk, if it has one.
     pub disk: Option<DiskConfig>,
     /// Whether it has a pvpanic device, through which a panic is reported.
@@ -109,6 +114,8 @@ impl GuestConfig {
             memory_mib,
             tap: None,
             ip: None,
+            ip6: None,
+            vlan: None,
             disk: None,
             pvpanic: false,
             debug_threads: true,
@@ -227,6 +234,12 @@ impl GuestConfig {
         }
         if let Some(ip) = &self.ip {
             line.push_str(&format!(" flatline.ip={ip}"));
+        }
+        if let Some(ip6) = &self.ip6 {
+            line.push_str(&format!(" flatline.ip6={ip6}"));
+        }
+        if let Some(vlan) = self.vlan {
+            line.push_str(&format!(" flatline.vlan={vlan}"));
         }
         for word in &self.kernel_args {
             line.push_str(&format!(" {word}"));

@@ -11,6 +11,7 @@ mod polling;
 mod report;
 mod stage;
 mod starts;
+mod suspects;
 
 use std::time::Instant;
 
@@ -75,6 +76,7 @@ fn measure(programs: &Programs, dir: &std::path::Path) -> Result<Report> {
     let stage = Stage::new(programs, dir)?;
     events::measure(&stage, &mut report)?;
     let per_vm = fleet::measure(&stage, &mut report)?;
+    suspects::measure(&stage, dir, &mut report)?;
     starts::measure(&stage, &mut report)?;
     polling::measure(&stage, dir, &per_vm, &mut report)?;
     Ok(report)

@@ -24,6 +24,11 @@ const DROP: i32 = 2;
 const PROBE_MAC: [u8; 6] = monitor_ebpf::PROBE_MAC;
 const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 0xf1, 0xa7, 1];
 const ARP: [u8; 2] = [8, 6];
+const ICMPV6: u8 = 58;
+const TCP: u8 = 6;
+/// ICMPv6's neighbour solicitation and advertisement.
+const SOLICITATION: u8 = 135;
+const ADVERTISEMENT: u8 = 136;
 /// IEEE 802's number for local experiments: nothing on the host takes such a frame any further.
 const EXPERIMENT: [u8; 2] = [0x88, 0xb5];
 
@@ -78,19 +83,25 @@ fn runs(
     let data = frame(EXPERIMENT, 1, [0; 6]);
     let arp = frame(ARP, 1, [0; 6]);
     let answer = frame(ARP, 2, PROBE_MAC);
+    let ipv6 = ipv6_frame(TCP, 0, [0xff; 6]);
+    let ndp = ipv6_frame(ICMPV6, SOLICITATION, [0xff; 6]);
+    let ndp_answer = ipv6_frame(ICMPV6, ADVERTISEMENT, PROBE_MAC);
     let cases = [
-        ("empty", empty.as_fd(), &data, tap, GO_ON),
+        ("empty", empty.as_fd(), data.as_slice(), tap, GO_ON),
         ("from_guest", from.as_fd(), &data, tap, GO_ON),
         ("to_guest", to.as_fd(), &data, tap, GO_ON),
         ("from_guest_arp", from.as_fd(), &arp, tap, GO_ON),
         ("from_guest_answer", from.as_fd(), &answer, tap, DROP),
+        ("from_guest_ipv6", from.as_fd(), &ipv6, tap, GO_ON),
+        ("from_guest_ndp", from.as_fd(), &ndp, tap, GO_ON),
+        ("from_guest_ndp_answer", from.as_fd(), &ndp_answer, tap, DROP),
         ("unknown_tap", from.as_fd(), &data, stranger, GO_ON),
     ];
     let mut rounds = cases.map(|_| Vec::new());
     for _ in 0..options.rounds {
         for ((name, program, frame, ifindex, expected), rounds) in cases.iter().zip(&mut rounds) {
             let before = clock::thread_time();
-            let verdict = kernel::test_run(*program, frame.as_slice(), *ifindex, options.repeat)?;
+            let verdict = kernel::test_run(*program, frame, *ifindex, options.repeat)?;
             let took = clock::thread_time() - before;
             ensure!(verdict == *expected, "{name} returned {verdict} instead of {expected}");
             rounds.push(took.as_secs_f64() * 1e9 / f64::from(options.repeat));
@@ -157,5 +168,22 @@ fn frame(kind: [u8; 2], operation: u8, target_mac: [u8; 6]) -> [u8; 60] {
     frame[28..32].copy_from_slice(&[10, 7, 0, 2]);
     frame[32..38].copy_from_slice(&target_mac);
     frame[38..42].copy_from_slice(&[10, 7, 0, 1]);
+    frame
+}
+
+/// An IPv6 packet as long as the two of neighbour discovery with their option (RFC 4861).
+fn ipv6_frame(next_header: u8, icmp_type: u8, to: [u8; 6]) -> [u8; 86] {
+    const OWN: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
+    let mut frame = [0; 86];
+    frame[..6].copy_from_slice(&to);
+    frame[6..12].copy_from_slice(&GUEST_MAC);
+    frame[12..15].copy_from_slice(&[0x86, 0xdd, 0x60]);
+    frame[19..22].copy_from_slice(&[32, next_header, 255]);
+    frame[22..38].copy_from_slice(&OWN);
+    frame[38..54].copy_from_slice(&OWN);
+    frame[54] = icmp_type;
+    frame[62..78].copy_from_slice(&OWN);
+    frame[78..80].copy_from_slice(&[1, 1]);
+    frame[80..].copy_from_slice(&GUEST_MAC);
     frame
 }

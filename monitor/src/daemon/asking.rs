@@ -6,22 +6,17 @@ use tracing::debug;
 
 use super::{Message, engine::Engine, plugged::counted};
 use crate::{
-    discover::{Tap, TapKind, VmId},
+    discover::{Accelerator, Tap, TapKind, Vm, VmId},
     probe::namespace_of,
-    sample::TapAddress,
+    sample::TapAddresses,
     verdict::{Input, Questions, Testimony},
-    witness::{
-        self, Notes, Scene,
-        arp::{ArpSocket, ArpTarget},
-    },
+    witness::{self, Notes, ProbeSocket, Scene, TapTarget},
 };
 
 impl Engine {
     /// Starts a round of questions, unless one is under way.
     pub(super) fn ask(&mut self, id: VmId, questions: Questions) {
-        let target = self.arp_target(id).and_then(|(tap, guest)| {
-            Ok(ArpTarget { socket: self.arp_socket(id, &tap)?, ifindex: tap.ifindex, guest })
-        });
+        let targets = self.targets(id);
         let unseen_storage =
             self.vms.get(&id).is_some_and(|watched| !self.unseen_storage(watched).is_empty());
         let qmp = self.monitor_of(id);
@@ -32,8 +27,10 @@ impl Engine {
             vm: watched.vm.clone(),
             slot: watched.slot.clone(),
             counters: self.counters.clone(),
+            kvm: self.kvm.clone(),
+            kvm_hooks: self.probes.kvm_hooks(),
             qmp,
-            target,
+            targets,
             unseen_storage,
         };
         if !matches!(questions, Questions::Calibrate | Questions::IsItUp) {
@@ -68,41 +65,69 @@ impl Engine {
         self.act(id, act);
     }
 
-    /// A tap whose guest's address is known, or why there is none.
-    pub(super) fn arp_target(&self, id: VmId) -> Result<(Tap, TapAddress), String> {
+    /// KVM's tracepoints are attached while it runs a suspect, and only then.
+    pub(super) fn watch_kvm(&self) {
+        let suspects = self.vms.values().any(|watched| {
+            watched.vm.accelerator == Accelerator::Kvm && watched.watch.is_being_asked()
+        });
+        if suspects != self.probes.kvm_hooks().attached {
+            self.probes.kvm(suspects);
+        }
+    }
+
+    /// Whether a witness is there that has to answer once before its silence means something.
+    pub(super) fn somebody_answers(&self, id: VmId) -> bool {
+        let inside = |vm: &Vm| vm.has_balloon || vm.has_agent_channel;
+        self.vms.get(&id).is_some_and(|watched| inside(&watched.vm)) || self.addresses(id).is_ok()
+    }
+
+    /// The taps of whose guest an address is known, or why there is none.
+    fn addresses(&self, id: VmId) -> Result<Vec<(Tap, TapAddresses)>, String> {
         let Some(watched) = self.vms.get(&id) else { return Err("it is gone".to_owned()) };
         let mut why = "it has no tap";
+        let mut known = Vec::new();
         for probe in watched.taps.iter().filter(|probe| probe.hook.is_ok()) {
             if probe.tap.kind == TapKind::Macvtap {
                 // What is sent there goes to the network below, and not to the guest.
                 why = "nothing can be sent to a macvtap's guest alone";
                 continue;
             }
-            match self.counters.tap_address(&probe.tap) {
-                Ok(Some(guest)) => return Ok((probe.tap.clone(), guest)),
-                Ok(None) => why = "it was not seen to use an address",
+            match self.counters.tap_addresses(&probe.tap) {
+                Ok(TapAddresses { ipv4: None, ipv6: None }) => {
+                    why = "it was not seen to use an address";
+                }
+                Ok(addresses) => known.push((probe.tap.clone(), addresses)),
                 Err(_) => why = "its address can't be read",
             }
         }
-        Err(why.to_owned())
+        if known.is_empty() { Err(why.to_owned()) } else { Ok(known) }
     }
 
-    fn arp_socket(&mut self, id: VmId, tap: &Tap) -> Result<Arc<ArpSocket>, String> {
-        if let Some(socket) = self.arp_sockets.get(&tap.netns) {
+    fn targets(&mut self, id: VmId) -> Result<Vec<TapTarget>, String> {
+        let known = self.addresses(id)?;
+        let target = |(tap, addresses): (Tap, TapAddresses)| {
+            let socket = self.probe_socket(id, &tap)?;
+            Ok(TapTarget { socket, ifindex: tap.ifindex, addresses })
+        };
+        known.into_iter().map(target).collect()
+    }
+
+    fn probe_socket(&mut self, id: VmId, tap: &Tap) -> Result<Arc<ProbeSocket>, String> {
+        if let Some(socket) = self.probe_sockets.get(&tap.netns) {
             return Ok(socket.clone());
         }
         let socket = namespace_of(id.pid, tap)
-            .and_then(|netns| ArpSocket::open(&netns))
+            .and_then(|netns| ProbeSocket::open(&netns))
             .map_err(|error| format!("no socket to probe through: {error}"))?;
-        Ok(self.arp_sockets.entry(tap.netns).or_insert(Arc::new(socket)).clone())
+        Ok(self.probe_sockets.entry(tap.netns).or_insert(Arc::new(socket)).clone())
     }
 
     /// The guest boots anew: whatever address it used before, it has to test first.
     pub(super) fn forget_addresses(&mut self, id: VmId) {
         let Some(watched) = self.vms.get(&id) else { return };
         for probe in &watched.taps {
-            if let Err(error) = self.counters.forget_address(&probe.tap) {
-                debug!(vm = watched.vm.name, "its address could not be forgotten: {error}");
+            if let Err(error) = self.counters.forget_addresses(&probe.tap) {
+                debug!(vm = watched.vm.name, "its addresses could not be forgotten: {error}");
             }
         }
     }

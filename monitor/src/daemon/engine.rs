@@ -22,9 +22,9 @@ use crate::{
     probe::{ProbeThread, ProgramHealth},
     qmp::{self, QmpHandle, QmpNotice, QmpState, QmpTarget},
     report::store::IncidentStore,
-    sample::{CounterMaps, LostCompletions, ThreadReader, VcpuClocks},
+    sample::{CounterMaps, DeviceWatch, KvmReader, LostCompletions, ThreadReader, VcpuClocks},
     verdict::{Act, Input, Monitor, State, Terms, Tick, Watch},
-    witness::{Notes, arp::ArpSocket},
+    witness::{Notes, ProbeSocket},
 };
 
 /// After a QEMU was found, it is looked at again: at first it has neither taps nor vCPU threads.
@@ -47,11 +47,13 @@ pub(super) struct Engine {
     pub(super) scribe: Scribe,
     pub(super) messages: UnboundedSender<Message>,
     pub(super) counters: Arc<CounterMaps>,
+    /// What the vCPUs of suspects do; `None` where the map can't be read.
+    pub(super) kvm: Option<Arc<KvmReader>>,
     /// Reads all threads' times at once; `None` where no program could be had for it.
     pub(super) threads: Option<ThreadReader>,
     pub(super) probes: ProbeThread,
     notices: Sender<(VmId, QmpNotice)>,
-    pub(super) arp_sockets: HashMap<u32, Arc<ArpSocket>>,
+    pub(super) probe_sockets: HashMap<u32, Arc<ProbeSocket>>,
     /// Status of QEMUs whose main thread ended, until the process is gone.
     pub(super) statuses: HashMap<u32, i32>,
     ticks: u64,
@@ -59,6 +61,9 @@ pub(super) struct Engine {
     has_grown: bool,
     /// When the last reading began, and the kernel's ticks then.
     pub(super) jiffies: Option<(Duration, u64)>,
+    devices: DeviceWatch,
+    /// Many VMs are silent together, in words.
+    pub(super) storm: Option<String>,
     /// What is still awaited before the first reading of all.
     first_reading: FirstReading,
 }
@@ -77,7 +82,7 @@ impl Engine {
     pub(super) fn new(
         config: Config,
         store: IncidentStore,
-        (counters, threads): (CounterMaps, Option<ThreadReader>),
+        (counters, kvm, threads): (CounterMaps, Option<KvmReader>, Option<ThreadReader>),
         probes: ProbeThread,
         health: Vec<ProgramHealth>,
         messages: UnboundedSender<Message>,
@@ -93,14 +98,17 @@ impl Engine {
             store,
             messages,
             counters: Arc::new(counters),
+            kvm: kvm.map(Arc::new),
             threads,
             probes,
             notices,
-            arp_sockets: HashMap::new(),
+            probe_sockets: HashMap::new(),
             statuses: HashMap::new(),
             ticks: 0,
             has_grown: false,
             jiffies: None,
+            devices: DeviceWatch::default(),
+            storm: None,
             first_reading: FirstReading::Awaits { swept: false, vms: HashSet::new() },
         }
     }
@@ -265,7 +273,7 @@ impl Engine {
         }
         self.probes.forget(id);
         if self.vms.values().all(|other| other.vm.netns != watched.vm.netns) {
-            self.arp_sockets.remove(&watched.vm.netns);
+            self.probe_sockets.remove(&watched.vm.netns);
         }
     }
 
@@ -294,13 +302,22 @@ impl Engine {
             });
             ages.get(&slot).copied()
         };
-        let host = HostSample { rows: &rows, threads: threads.as_ref(), in_flight: &in_flight };
+        let standing = std::cell::OnceCell::new();
+        let devices = || *standing.get_or_init(|| self.devices.look(now));
+        let host = HostSample {
+            rows: &rows,
+            threads: threads.as_ref(),
+            in_flight: &in_flight,
+            devices: &devices,
+        };
         for watched in self.vms.values_mut() {
             watched.observe(&host, now);
         }
+        let undecided = self.weather(now);
         for id in self.vms.keys().copied().collect::<Vec<_>>() {
-            self.judge(id, now);
+            self.judge(id, undecided, now);
         }
+        self.watch_kvm();
         // Not all in one tick: a thousand looks would delay the next.
         let mut due = Vec::new();
         for (id, watched) in &mut self.vms {
@@ -316,19 +333,19 @@ impl Engine {
         watchers::refresh(&due, &self.messages);
     }
 
-    fn judge(&mut self, id: VmId, now: Duration) {
+    fn judge(&mut self, id: VmId, undecided: bool, now: Duration) {
         self.retry_restart(id);
         // A look into the map for each VM and tick would be half of what a tick costs.
         let may_be_asked =
             self.vms.get(&id).is_some_and(|watched| watched.watch.wants_calibration(now));
-        let arp_possible = may_be_asked && self.arp_target(id).is_ok();
+        let calibratable = may_be_asked && self.somebody_answers(id);
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let Some(activity) = watched.activity.clone() else { return };
         if watched.is_restarting() {
             return;
         }
         let monitor = watched.monitor();
-        let tick = Tick { activity, monitor, calibratable: arp_possible };
+        let tick = Tick { activity, monitor, calibratable, undecided };
         let act = watched.feed(&Input::Tick(Arc::new(tick)), now);
         if let (State::Alive, Some(case)) = (&watched.watch.state, &mut watched.case)
             && matches!(case.stage, Stage::WaitingForMonitor | Stage::WaitingForDump)

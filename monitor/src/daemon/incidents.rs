@@ -55,7 +55,7 @@ impl Scribe {
         Self { records, thread }
     }
 
-    fn write(&self, incident: &Incident, evidence: Files) {
+    pub(super) fn write(&self, incident: &Incident, evidence: Files) {
         if self.records.send((incident.clone(), evidence)).is_err() {
             error!(incident = incident.id, "not written: the writing thread has ended");
         }

@@ -105,7 +105,7 @@ impl Engine {
     fn degraded(&self) -> Vec<String> {
         let lost = self.health.iter().filter(|program| program.failure.is_some());
         let lost: Vec<&str> = lost.map(|program| program.program).collect();
-        let mut degraded = Vec::new();
+        let mut degraded: Vec<String> = self.storm.iter().cloned().collect();
         if !lost.is_empty() {
             degraded.push(format!("not attached: {}", lost.join(", ")));
         }
@@ -157,6 +157,7 @@ impl Engine {
                 _ => Some(watched.watch.line.silence(self.now()).as_secs_f64()),
             },
             restarts_in_window: self.restarts_in_window(watched),
+            guest_resets_in_window: self.guest_resets_in_window(watched),
             vcpus: vcpus.collect(),
             network: network.map(|network| NetworkView {
                 guest_tx_packets: network.guest_tx_packets,
@@ -165,9 +166,16 @@ impl Engine {
                 guest_rx_bytes: network.guest_rx_bytes,
                 guest_last_sent_seconds: self.since_jiffies(network.guest_tx_last_jiffies),
                 probe_answers: network.probe_answers,
+                arp_answers: network.arp_answers,
+                ndp_answers: network.ndp_answers,
             }),
             storage: storage.map(|storage| storage_view(storage, in_flight)),
         }
+    }
+
+    fn guest_resets_in_window(&self, watched: &WatchedVm) -> usize {
+        let (now, window) = (self.now(), watched.terms.policy.boot_loop_window);
+        watched.watch.resets.iter().filter(|at| now.saturating_sub(**at) < window).count()
     }
 
     /// Seconds since a moment in the kernel's ticks; `None` for the tick 0, which is never, and where nothing

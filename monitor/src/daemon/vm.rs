@@ -16,8 +16,8 @@ use crate::{
     qmp::{QmpHandle, QmpState, RunState},
     report::incident::Incident,
     sample::{
-        InFlightAges, LostCompletions, Missing, ProcessState, Reading, ThreadTimes, VcpuClocks,
-        VmRows, VmSample, no_device_has_requests,
+        Devices, InFlightAges, LostCompletions, Missing, ProcessState, Reading, ThreadTimes,
+        VcpuClocks, VmRows, VmSample,
     },
     verdict::{Act, Input, Monitor, Terms, Testimony, Watch},
     witness::Notes,
@@ -30,6 +30,8 @@ pub(super) struct HostSample<'a> {
     pub(super) threads: Option<&'a Reading<ThreadTimes>>,
     /// The ages of what is in flight for the VM in a slot.
     pub(super) in_flight: &'a dyn Fn(u32) -> Option<InFlightAges>,
+    /// How its block devices do.
+    pub(super) devices: &'a dyn Fn() -> Devices,
 }
 
 /// One VM.
@@ -151,7 +153,7 @@ impl WatchedVm {
         };
         let storage = row
             .clone()
-            .map(|row| self.lost_completions.settle(row.storage, no_device_has_requests, now))
+            .map(|row| self.lost_completions.settle(row.storage, host.devices, now))
             .map_err(|missing| missing.of("storage"));
         VmSample { network: self.network(&row), storage, in_flight: None, vcpus, process }
     }

@@ -70,13 +70,18 @@ pub async fn restart(
     configured: ResetAction,
     writes: impl Fn() -> Option<u64>,
 ) -> Result<Restart, RestartError> {
-    let before = qmp.query_status().await.map_err(RestartError::Unknown)?;
+    // Asked at the same time: an announced crash is to be answered within 100 ms.
+    let (before, registers) = tokio::join!(qmp.query_status(), registers(qmp));
+    let before = before.map_err(RestartError::Unknown)?;
     let Plan { steps } = plan(&before, configured).map_err(RestartError::Refused)?;
-    let ((evidence, was_up), still_writing) =
-        tokio::join!(evidence(qmp, &before), still_writing(&before, writes));
-    if still_writing {
+    if still_writing(&before, writes).await {
         return Err(RestartError::StillWriting);
     }
+    let was_up = parse_registers(&registers).is_ok_and(|vcpus| is_up(&vcpus));
+    let evidence = vec![
+        ("registers.txt", registers.into_bytes()),
+        ("run-state.txt", format!("{before}\n").into_bytes()),
+    ];
     let mut reset_at = None;
     let mut action = Vec::new();
     for step in steps {
@@ -169,19 +174,11 @@ async fn still_writing(run_state: &RunState, writes: impl Fn() -> Option<u64>) -
     matches!((before, writes()), (Some(before), Some(now)) if now > before)
 }
 
-/// What the guest died with, and whether it had come further than its firmware. Whatever can't be had in time is
-/// left out, and said.
-async fn evidence(qmp: &QmpHandle, run_state: &RunState) -> (Vec<(&'static str, Vec<u8>)>, bool) {
-    let registers = tokio::time::timeout(EVIDENCE_LIMIT, qmp.human("info registers -a")).await;
-    let registers = match registers {
+/// The registers that the guest died with. What can't be had in time is left out, and said.
+async fn registers(qmp: &QmpHandle) -> String {
+    match tokio::time::timeout(EVIDENCE_LIMIT, qmp.human("info registers -a")).await {
         Ok(Ok(text)) => text.replace('\r', ""),
         Ok(Err(error)) => format!("not to be had: {error}\n"),
         Err(_) => format!("not to be had within {} ms\n", EVIDENCE_LIMIT.as_millis()),
-    };
-    let was_up = parse_registers(&registers).is_ok_and(|vcpus| is_up(&vcpus));
-    let files = vec![
-        ("registers.txt", registers.into_bytes()),
-        ("run-state.txt", format!("{run_state}\n").into_bytes()),
-    ];
-    (files, was_up)
+    }
 }

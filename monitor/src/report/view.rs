@@ -91,6 +91,8 @@ pub struct VmView {
     pub flat_seconds: Option<f64>,
     /// Restarts that count towards the limit now.
     pub restarts_in_window: u32,
+    /// Resets of the guest's own within `boot_loop_window`; a burst of them counts once.
+    pub guest_resets_in_window: usize,
     /// The vCPUs.
     pub vcpus: Vec<VcpuView>,
     /// The taps' counters together; `None` if they can't be read.
@@ -123,8 +125,13 @@ pub struct NetworkView {
     pub guest_rx_bytes: u64,
     /// Time since the guest last sent anything but an answer to a probe; `None` if it never did.
     pub guest_last_sent_seconds: Option<f64>,
-    /// Its answers to flatline's own probes, which are among what it sent.
+    /// What it sent because flatline had probed it, which is among what it sent: answers, and questions
+    /// whether flatline is still there.
     pub probe_answers: u64,
+    /// Of those, the answers to ARP probes.
+    pub arp_answers: u64,
+    /// Of those, the answers to NDP probes.
+    pub ndp_answers: u64,
 }
 
 /// Requests of all disks, counted since flatline found the VM.
@@ -281,10 +288,11 @@ mod tests {
         json!({"name": "web-1", "uuid": null, "pid": 4711, "accelerator": "kvm",
             "run_state": "running", "state": "alive", "cause": null,
             "reason": "guest sent 12 packets", "since": "2026-11-22T10:00:00Z",
-            "flat_seconds": 0.4, "restarts_in_window": 0,
+            "flat_seconds": 0.4, "restarts_in_window": 0, "guest_resets_in_window": 0,
             "vcpus": [{"id": 0, "tid": 4715, "busy_ratio": 0.003}],
             "network": {"guest_tx_packets": 1, "guest_tx_bytes": 1, "guest_rx_packets": 1,
-                "guest_rx_bytes": 1, "guest_last_sent_seconds": 0.5, "probe_answers": 0},
+                "guest_rx_bytes": 1, "guest_last_sent_seconds": 0.5, "probe_answers": 0,
+                "arp_answers": 0, "ndp_answers": 0},
             "storage": {"read_ops": 1, "read_bytes": 1, "write_ops": 1, "write_bytes": 1,
                 "writeback_ops": 0, "writeback_bytes": 0, "flush_ops": 0, "discard_ops": 0,
                 "discard_bytes": 0, "completed_ops": 2, "failed_ops": 0,

@@ -3,9 +3,8 @@
 
 use std::{
     collections::HashMap as StdHashMap,
-    net::Ipv4Addr,
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -17,14 +16,18 @@ use monitor_ebpf::{
     InFlightSet, NetworkCounters, StorageCounters, TAP_PROBES, TapRow, VmRow, tap_home,
 };
 
-use super::{Missing, Reading, batch, ticks};
+use super::{
+    Missing, Reading,
+    addresses::{TapAddresses, without_addresses},
+    batch, ticks,
+};
 use crate::discover::{Tap, VmId};
 
 /// The maps that are read once a tick.
 pub struct CounterMaps {
     vms: MapData,
     row: PerCpuArray<MapData, VmRow>,
-    // Written only to forget an address.
+    // Written only to forget addresses.
     taps: Mutex<Array<MapData, TapRow>>,
     in_flight: MapData,
     sets: u32,
@@ -46,15 +49,6 @@ pub struct InFlightAges {
     pub oldest: Duration,
     /// Their ages together.
     pub total: Duration,
-}
-
-/// The address that a tap's guest was last seen to use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TapAddress {
-    /// From its ARP frames.
-    pub ipv4: Ipv4Addr,
-    /// The Ethernet address that it sent them from.
-    pub mac: [u8; 6],
 }
 
 impl CounterMaps {
@@ -118,31 +112,26 @@ impl CounterMaps {
         Ok(ages)
     }
 
-    /// The address that the guest behind `tap` was last seen to use; `Ok(None)`: none so far.
-    pub fn tap_address(&self, tap: &Tap) -> Reading<Option<TapAddress>> {
+    /// The addresses that the guest behind `tap` was last seen to use.
+    pub fn tap_addresses(&self, tap: &Tap) -> Reading<TapAddresses> {
         match self.find(tap) {
-            Ok(Some((_, TapRow { guest_ipv4: [0, 0, 0, 0], .. }))) => Ok(None),
-            Ok(Some((_, row))) => {
-                Ok(Some(TapAddress { ipv4: row.guest_ipv4.into(), mac: row.guest_mac }))
-            }
-            Ok(None) => Err(Missing::new("its address", "it is not in the map `taps`")),
-            Err(error) => Err(Missing::new("its address", format!("map `taps`: {error}"))),
+            Ok(Some((_, row))) => Ok(row.into()),
+            Ok(None) => Err(Missing::new("its addresses", "it is not in the map `taps`")),
+            Err(error) => Err(Missing::new("its addresses", format!("map `taps`: {error}"))),
         }
     }
 
-    /// Forgets what was learned of the guest behind `tap`: a guest that boots anew tests its address for
-    /// duplicates, and a probe for it would look like a conflict (RFC 5227, section 2.1.1).
-    pub fn forget_address(&self, tap: &Tap) -> Result<(), MapError> {
+    /// Forgets what was learned of the guest behind `tap`: a guest that boots anew tests its addresses for
+    /// duplicates, and a probe for one would look like a conflict (RFC 5227, section 2.1.1).
+    pub fn forget_addresses(&self, tap: &Tap) -> Result<(), MapError> {
         match self.find(tap)? {
-            Some((index, row)) => {
-                self.taps().set(index, TapRow { guest_ipv4: [0; 4], guest_mac: [0; 6], ..row }, 0)
-            }
+            Some((index, row)) => self.taps().set(index, without_addresses(row), 0),
             // Detached meanwhile.
             None => Ok(()),
         }
     }
 
-    fn taps(&self) -> std::sync::MutexGuard<'_, Array<MapData, TapRow>> {
+    fn taps(&self) -> MutexGuard<'_, Array<MapData, TapRow>> {
         self.taps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -195,6 +184,8 @@ pub fn totals<'a>(lanes: impl Iterator<Item = &'a VmRow>) -> VmRow {
                 guest_rx_bytes: sum.network.guest_rx_bytes + n.guest_rx_bytes,
                 probe_answers: sum.network.probe_answers + n.probe_answers,
                 probe_answer_bytes: sum.network.probe_answer_bytes + n.probe_answer_bytes,
+                arp_answers: sum.network.arp_answers + n.arp_answers,
+                ndp_answers: sum.network.ndp_answers + n.ndp_answers,
                 guest_tx_last_jiffies: sum
                     .network
                     .guest_tx_last_jiffies
@@ -238,24 +229,26 @@ mod tests {
                 guest_rx_bytes: 4,
                 probe_answers: 5,
                 probe_answer_bytes: 6,
-                guest_tx_last_jiffies: 7,
+                arp_answers: 24,
+                ndp_answers: 7,
+                guest_tx_last_jiffies: 8,
             },
             storage: StorageCounters {
-                read_ops: 8,
-                read_bytes: 9,
-                write_ops: 10,
-                write_bytes: 11,
-                writeback_ops: 12,
-                writeback_bytes: 13,
-                flush_ops: 14,
-                discard_ops: 15,
-                discard_bytes: 16,
-                other_ops: 17,
-                tracked_ops: 18,
-                completed_ops: 19,
-                failed_ops: 20,
-                completion_jiffies: 21,
-                untracked_ops: 22,
+                read_ops: 9,
+                read_bytes: 10,
+                write_ops: 11,
+                write_bytes: 12,
+                writeback_ops: 13,
+                writeback_bytes: 14,
+                flush_ops: 15,
+                discard_ops: 16,
+                discard_bytes: 17,
+                other_ops: 18,
+                tracked_ops: 19,
+                completed_ops: 20,
+                failed_ops: 21,
+                completion_jiffies: 22,
+                untracked_ops: 23,
             },
         }
     }
@@ -265,12 +258,40 @@ mod tests {
         let mut later = lane();
         later.network.guest_tx_last_jiffies = 500;
         let sum = totals([lane(), later, lane()].iter());
-        assert_eq!((sum.pid, sum.start_ticks), (7, 99));
-        assert_eq!(sum.network.guest_tx_packets, 3);
-        assert_eq!(sum.network.probe_answer_bytes, 18);
-        assert_eq!(sum.network.guest_tx_last_jiffies, 500, "the last, not a sum");
-        assert_eq!(sum.storage.read_ops, 24);
-        assert_eq!(sum.storage.untracked_ops, 66);
+        let (once, storage) = (lane().network, lane().storage);
+        let thrice = VmRow {
+            network: NetworkCounters {
+                guest_tx_packets: 3 * once.guest_tx_packets,
+                guest_tx_bytes: 3 * once.guest_tx_bytes,
+                guest_rx_packets: 3 * once.guest_rx_packets,
+                guest_rx_bytes: 3 * once.guest_rx_bytes,
+                probe_answers: 3 * once.probe_answers,
+                probe_answer_bytes: 3 * once.probe_answer_bytes,
+                arp_answers: 3 * once.arp_answers,
+                ndp_answers: 3 * once.ndp_answers,
+                // The last, not a sum.
+                guest_tx_last_jiffies: 500,
+            },
+            storage: StorageCounters {
+                read_ops: 3 * storage.read_ops,
+                read_bytes: 3 * storage.read_bytes,
+                write_ops: 3 * storage.write_ops,
+                write_bytes: 3 * storage.write_bytes,
+                writeback_ops: 3 * storage.writeback_ops,
+                writeback_bytes: 3 * storage.writeback_bytes,
+                flush_ops: 3 * storage.flush_ops,
+                discard_ops: 3 * storage.discard_ops,
+                discard_bytes: 3 * storage.discard_bytes,
+                other_ops: 3 * storage.other_ops,
+                tracked_ops: 3 * storage.tracked_ops,
+                completed_ops: 3 * storage.completed_ops,
+                failed_ops: 3 * storage.failed_ops,
+                completion_jiffies: 3 * storage.completion_jiffies,
+                untracked_ops: 3 * storage.untracked_ops,
+            },
+            ..lane()
+        };
+        assert_eq!(sum, thrice);
         assert_eq!(totals([sum].iter()), sum);
     }
 

@@ -3,68 +3,71 @@
 //! The kernel skips a program that would interrupt itself, and may skip tracing in contexts of its own
 //! choice; one completion in some thousands was seen to be lost so. Each would leave a request *in
 //! flight* for ever, which is what a stalled store looks like. So where nothing moves, the kernel's own
-//! count of requests in flight is asked: if no device has any, ours are lost ones, and no longer counted.
+//! [account of its devices](Devices) is asked: where no device is stalled, ours are lost ones, and no longer
+//! counted.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use monitor_ebpf::StorageCounters;
+
+use super::Devices;
 
 /// How long no device must have anything in flight. A request may lie in a queue for a moment before its
 /// device counts it.
 const SETTLE_AFTER: Duration = Duration::from_secs(3);
+/// How long all devices that have something in flight must go on completing: longer than any driver of a disk
+/// waits for a single request (30 s, `SD_TIMEOUT` in drivers/scsi/sd.h, `nvme_io_timeout`).
+const OVERTAKEN_AFTER: Duration = Duration::from_secs(45);
 
 /// What is known of one VM's lost completions.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LostCompletions {
     lost: u64,
-    /// Since when the same requests have been in flight though no device has any, and how many followed
-    /// and completed requests there were then.
-    suspected: Option<(Duration, u64, u64)>,
+    /// Since when the same requests have been in flight though no device is stalled, and though no device has
+    /// any; and how many followed and completed requests there were then.
+    suspected: Option<Suspected>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Suspected {
+    since: Duration,
+    idle_since: Option<Duration>,
+    counts: (u64, u64),
 }
 
 impl LostCompletions {
     /// Takes lost requests out of `storage`, so that `tracked_ops - completed_ops` is what is in flight.
     ///
-    /// `host_is_idle` is asked only where something seems to be in flight; it tells whether no device has
-    /// any request in flight, and `false` where that can't be told.
+    /// `devices` is asked only where something seems to be in flight.
     pub fn settle(
         &mut self,
         storage: StorageCounters,
-        host_is_idle: impl FnOnce() -> bool,
+        devices: impl FnOnce() -> Devices,
         now: Duration,
     ) -> StorageCounters {
         let counts = (storage.tracked_ops, storage.completed_ops);
         let in_flight = storage.tracked_ops.saturating_sub(storage.completed_ops + self.lost);
-        if in_flight == 0 || !host_is_idle() {
-            self.suspected = None;
-        } else {
-            match self.suspected {
-                Some((since, tracked, completed)) if (tracked, completed) == counts => {
-                    if now.saturating_sub(since) >= SETTLE_AFTER {
-                        self.lost += in_flight;
-                        self.suspected = None;
-                    }
+        let devices = if in_flight == 0 { None } else { Some(devices()) };
+        let idle = devices == Some(Devices::Idle);
+        match (devices, self.suspected) {
+            (None | Some(Devices::Stalled), _) => self.suspected = None,
+            (Some(_), Some(mut suspected)) if suspected.counts == counts => {
+                suspected.idle_since = idle.then(|| suspected.idle_since.unwrap_or(now));
+                let lasts = |since, span| now.saturating_sub(since) >= span;
+                let lost = lasts(suspected.since, OVERTAKEN_AFTER)
+                    || suspected.idle_since.is_some_and(|since| lasts(since, SETTLE_AFTER));
+                if lost {
+                    self.lost += in_flight;
                 }
-                _ => self.suspected = Some((now, counts.0, counts.1)),
+                self.suspected = (!lost).then_some(suspected);
+            }
+            (Some(_), _) => {
+                let idle_since = idle.then_some(now);
+                self.suspected = Some(Suspected { since: now, idle_since, counts });
             }
         }
         StorageCounters { tracked_ops: storage.tracked_ops.saturating_sub(self.lost), ..storage }
     }
-}
-
-/// Whether no block device of this host has a request in flight; `false` if that can't be told.
-pub fn no_device_has_requests() -> bool {
-    let Ok(devices) = fs::read_dir("/sys/block") else { return false };
-    let mut any = false;
-    for device in devices.flatten() {
-        // Reads and writes (Documentation/ABI/stable/sysfs-block).
-        let Ok(text) = fs::read_to_string(device.path().join("inflight")) else { return false };
-        if text.split_ascii_whitespace().any(|count| count != "0") {
-            return false;
-        }
-        any = true;
-    }
-    any
 }
 
 #[cfg(test)]
@@ -85,19 +88,41 @@ mod tests {
     fn requests_that_no_device_knows_of_are_lost_after_a_while_and_stay_so() {
         let mut lost = LostCompletions::default();
         for second in 0..3 {
-            assert_eq!(in_flight(lost.settle(storage(9, 7), || true, TICK * second)), 2);
+            assert_eq!(in_flight(lost.settle(storage(9, 7), || Devices::Idle, TICK * second)), 2);
         }
-        assert_eq!(in_flight(lost.settle(storage(9, 7), || true, TICK * 3)), 0);
+        assert_eq!(in_flight(lost.settle(storage(9, 7), || Devices::Idle, TICK * 3)), 0);
         // One more that is really in flight counts as one.
-        assert_eq!(in_flight(lost.settle(storage(10, 7), || false, TICK * 4)), 1);
-        assert_eq!(in_flight(lost.settle(storage(10, 8), || false, TICK * 5)), 0);
+        assert_eq!(in_flight(lost.settle(storage(10, 7), || Devices::Stalled, TICK * 4)), 1);
+        assert_eq!(in_flight(lost.settle(storage(10, 8), || Devices::Stalled, TICK * 5)), 0);
     }
 
     #[test]
     fn requests_of_a_stalled_store_are_never_lost() {
         let mut lost = LostCompletions::default();
         for second in 0..1000 {
-            assert_eq!(in_flight(lost.settle(storage(9, 7), || false, TICK * second)), 2);
+            assert_eq!(
+                in_flight(lost.settle(storage(9, 7), || Devices::Stalled, TICK * second)),
+                2
+            );
+        }
+    }
+
+    #[test]
+    fn requests_that_all_others_overtook_are_lost_after_longer_than_any_disk_takes() {
+        let mut lost = LostCompletions::default();
+        for second in 0..45 {
+            let settled = lost.settle(storage(9, 7), || Devices::Moving, TICK * second);
+            assert_eq!(in_flight(settled), 2, "after {second} s");
+        }
+        assert_eq!(in_flight(lost.settle(storage(9, 7), || Devices::Moving, TICK * 45)), 0);
+    }
+
+    #[test]
+    fn a_device_that_stalls_once_begins_it_anew() {
+        let mut lost = LostCompletions::default();
+        for second in 0..300 {
+            let devices = if second % 40 == 0 { Devices::Stalled } else { Devices::Moving };
+            assert_eq!(in_flight(lost.settle(storage(9, 7), || devices, TICK * second)), 2);
         }
     }
 
@@ -106,7 +131,8 @@ mod tests {
         let mut lost = LostCompletions::default();
         for n in 0..1000_u32 {
             let completed = u64::from(n);
-            let settled = lost.settle(storage(completed + 2, completed), || true, TICK * n);
+            let settled =
+                lost.settle(storage(completed + 2, completed), || Devices::Idle, TICK * n);
             assert_eq!(in_flight(settled), 2);
         }
     }

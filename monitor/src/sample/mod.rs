@@ -1,7 +1,10 @@
 //! Stage three: one reading of all that is known of a VM in numbers, and the only reader of maps.
 
+mod addresses;
 mod batch;
 mod counters;
+mod devices;
+mod kvm;
 mod lost_completions;
 mod threads;
 mod vcpu_time;
@@ -12,8 +15,11 @@ use monitor_ebpf::{NetworkCounters, StorageCounters};
 use rustix::time::{ClockId, clock_getres};
 use serde::{Deserialize, Serialize};
 
-pub use counters::{CounterMaps, InFlightAges, TapAddress, VmRows, totals};
-pub use lost_completions::{LostCompletions, no_device_has_requests};
+pub use addresses::{TapAddress, TapAddresses};
+pub use counters::{CounterMaps, InFlightAges, VmRows, totals};
+pub use devices::{DeviceWatch, Devices};
+pub use kvm::{KvmReader, interrupts_are_hidden};
+pub use lost_completions::LostCompletions;
 pub use threads::{ThreadReader, ThreadTimes};
 pub use vcpu_time::{VcpuClocks, VcpuTime};
 

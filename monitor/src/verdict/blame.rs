@@ -51,9 +51,6 @@ pub(super) fn suspended(tick: &Tick) -> Option<String> {
 
 /// Why this VM's silence says nothing about its guest, if so.
 pub(super) fn not_the_guests_fault(watch: &Watch, tick: &Tick) -> Option<String> {
-    if let Some(storm) = &watch.storm {
-        return Some(storm.clone());
-    }
     if let Ok(storage) = tick.activity.storage
         && storage.in_flight > 0
         && storage.oldest.is_none_or(|oldest| oldest >= STALLED_AFTER)
@@ -66,7 +63,10 @@ pub(super) fn not_the_guests_fault(watch: &Watch, tick: &Tick) -> Option<String>
             "{requests} in flight and none completes{oldest}: the host's storage is stalled"
         ));
     }
-    watch.line.starved.then(|| "its vCPUs want to run, and the host hardly lets them".to_owned())
+    watch
+        .line
+        .is_starved()
+        .then(|| "its vCPUs want to run, and the host hardly lets them".to_owned())
 }
 
 /// A guest that writes its own crash dump is waited for, as long as it does write; `None` for any other.
@@ -182,13 +182,14 @@ fn no_verdict(
 impl Line {
     /// Nothing that was seen before counts any more, but for what the vCPUs do right now.
     pub(super) fn begin_anew(&mut self, now: Duration, why: String) {
-        let Self { still_since, zero_since, pinned_since, starved, .. } = self;
+        let Self { still_since, zero_since, pinned_since, got, wanted, .. } = self;
         let begins = |since: &Option<Duration>| since.map(|_| now);
         *self = Self {
             still_since: begins(still_since),
             zero_since: begins(zero_since),
             pinned_since: begins(pinned_since),
-            starved: *starved,
+            got: *got,
+            wanted: *wanted,
             ..Self::begin(now, &why)
         };
     }

@@ -67,8 +67,9 @@ pub(super) fn examine(
         }
         return Act::Ask(questions);
     };
-    let tally = tally.count(said, &watch.boot.answered);
-    if let Some((cause, reason)) = conviction(&watch.line, tick, said, tally, terms, now) {
+    let tally = tally.count(said, &watch.boot.answered, now);
+    let convicted = conviction(&watch.line, tick, said, tally, terms, now);
+    if let Some((cause, reason)) = convicted.filter(|_| !tick.undecided) {
         return convict(watch, cause, reason, now);
     }
     let reason = suspicion(&watch.line, Some(said), now);
@@ -136,7 +137,12 @@ fn conviction(
     // A QEMU that stopped answering may be frozen with its guest in it.
     let frozen_maybe = said.any(|answer| matches!(answer, Answer::Unresponsive(_)))
         || paused_maybe(line, tick).is_some();
-    if tally.silent >= SILENT_ROUNDS_TO_CONVICT && !frozen_maybe {
+    // A guest that jumps into another kernel answers nobody for seconds, either: what speaks against this one must
+    // have lasted.
+    let lasted = all_along(line.still_since, policy.flat_for)
+        || all_along(line.pinned_since, policy.flat_for)
+        || all_along(tally.silent_since, policy.flat_for);
+    if tally.silent >= SILENT_ROUNDS_TO_CONVICT && lasted && !frozen_maybe {
         let cause = if said.any(|answer| *answer == Answer::Halted) {
             Cause::Halted
         } else if said.any(|answer| matches!(answer, Answer::Stuck(_))) {

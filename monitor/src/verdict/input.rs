@@ -31,6 +31,9 @@ pub struct Tick {
     pub monitor: Monitor,
     /// Somebody is there who could be asked while all is well, so that his silence later means something.
     pub calibratable: bool,
+    /// Others fell silent at the same moment, and it isn't known yet how many: nobody is convicted of silence
+    /// until it is.
+    pub undecided: bool,
 }
 
 /// One thing that the state machine is told.

@@ -41,6 +41,7 @@ mod hear;
 mod input;
 mod line;
 mod step;
+mod storm;
 mod testimony;
 #[cfg(test)]
 mod tests;
@@ -51,6 +52,7 @@ use serde::{Deserialize, Serialize};
 
 pub use input::{Input, Monitor, Terms, Tick};
 pub use line::{Line, PINNED_RATIO, STARVED_SHARE, STILL_BUSY_RATIO};
+pub use storm::{Company, company, is_silent};
 pub use testimony::{Answer, Questions, Statement, Tally, Testimony, WitnessName};
 
 /// Rounds in a row that must show dead registers before a silent guest is convicted.
@@ -278,6 +280,19 @@ impl Watch {
             excuse: None,
             storm: None,
             last: None,
+        }
+    }
+
+    /// Whether witnesses are asked of it, but for their calibration.
+    pub fn is_being_asked(&self) -> bool {
+        match self.state {
+            State::Suspect { .. } | State::Recovering { .. } => true,
+            State::Held => self.excuse.is_some() || self.storm.is_some(),
+            State::Starting
+            | State::Alive
+            | State::Crashed { .. }
+            | State::Failed { .. }
+            | State::Unobservable => false,
         }
     }
 

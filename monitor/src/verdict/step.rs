@@ -53,7 +53,7 @@ pub(super) fn tick(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration)
     if let Some(missing) = blame::blind(activity) {
         return unobservable(watch, missing.to_string(), activity.elapsed, now);
     }
-    if let Some(excuse) = watch.excuse.clone() {
+    if let Some(excuse) = watch.storm.clone().or_else(|| watch.excuse.clone()) {
         // Whether it still holds, only the witnesses know.
         hold(watch, excuse, activity.elapsed, now);
         return Act::Ask(questions(watch, &terms.policy, now));
@@ -99,6 +99,9 @@ pub(super) fn testimony(watch: &mut Watch, said: &Testimony, terms: &Terms, now:
         return lives(watch, sign, now);
     }
     let suspected = matches!(watch.state, State::Suspect { .. } | State::Recovering { .. });
+    if watch.storm.is_some() {
+        return Act::Nothing;
+    }
     if suspected || watch.excuse.is_some() {
         let excuse =
             said.excuse().map(ToOwned::to_owned).or_else(|| paused_maybe(&watch.line, &tick));
@@ -153,7 +156,7 @@ pub(super) fn counted(number: u64, what: &str) -> String {
 fn lives(watch: &mut Watch, sign: String, now: Duration) -> Act {
     watch.boot.first_life.get_or_insert(now);
     watch.line.alive(now, sign.clone());
-    watch.excuse = None;
+    (watch.excuse, watch.storm) = (None, None);
     match watch.state {
         // A boot loader reads the disk, and a network boot sends packets.
         State::Recovering { was_up: true, .. } => Act::Ask(Questions::IsItUp),

@@ -3,7 +3,7 @@
 //! The verdict knows no witness by name: what counts is the kind of an answer. So a new witness needs no
 //! rule here, but a module and a row in the table of [`witness`](crate::witness).
 
-use std::{borrow::Cow, collections::BTreeSet};
+use std::{borrow::Cow, collections::BTreeSet, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -165,6 +165,8 @@ pub struct Tally {
     pub unseen: u32,
     /// Rounds in a row in which every witness that had answered in this boot, and could be asked, did not.
     pub silent: u32,
+    /// When the first of those ended.
+    pub silent_since: Option<Duration>,
     /// Rounds since the guest's kernel said that it dies.
     pub last_words: u32,
     /// Rounds in a row in which a restarted guest whose time is up was still in its firmware.
@@ -172,10 +174,15 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts one more round; an answer of another kind starts a row anew. `calibrated` are the witnesses
-    /// that answered before in this boot.
+    /// Counts one more round, which ended at `now`; an answer of another kind starts a row anew. `calibrated` are
+    /// the witnesses that answered before in this boot.
     #[must_use]
-    pub fn count(self, testimony: &Testimony, calibrated: &BTreeSet<WitnessName>) -> Self {
+    pub fn count(
+        self,
+        testimony: &Testimony,
+        calibrated: &BTreeSet<WitnessName>,
+        now: Duration,
+    ) -> Self {
         let row = |length: u32, goes_on: bool| if goes_on { length.saturating_add(1) } else { 0 };
         let counts = |said: &Statement| {
             matches!(said.answer, Answer::Silent(_)) && calibrated.contains(&said.witness)
@@ -200,6 +207,7 @@ impl Tally {
                 }) && !silent,
             ),
             silent: row(self.silent, silent),
+            silent_since: silent.then(|| self.silent_since.unwrap_or(now)),
             last_words: row(self.last_words, last_words || self.last_words > 0),
             // Counted where it is known whether its time is up.
             not_up: self.not_up,

@@ -6,22 +6,29 @@
 //! answer) it writes into its [`Note`].
 
 pub mod arp;
+mod ethernet;
+pub mod kvm;
+pub mod ndp;
+mod probing;
 pub mod registers;
 pub mod requests;
+mod socket;
 pub mod stage;
 
 use std::{any::Any, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
+pub use probing::TapTarget;
+pub use socket::ProbeSocket;
 use tokio::time::timeout;
 
 use crate::{
-    discover::{Vm, VmId},
+    discover::Vm,
+    probe::KvmHooks,
     qmp::{QmpHandle, printable},
-    sample::CounterMaps,
+    sample::{CounterMaps, KvmReader},
     verdict::{Answer, Questions, Statement, Testimony},
 };
-use arp::ArpTarget;
 
 /// A round takes so long at most, whatever a witness waits for.
 pub const ROUND_LIMIT: Duration = Duration::from_secs(8);
@@ -46,19 +53,16 @@ pub struct Scene {
     pub slot: Result<u32, String>,
     /// The maps.
     pub counters: Arc<CounterMaps>,
+    /// What is counted of KVM, where it runs any guest.
+    pub kvm: Option<Arc<KvmReader>>,
+    /// Which of KVM's tracepoints are attached.
+    pub kvm_hooks: KvmHooks,
     /// QEMU's monitor, where it takes commands, or why it doesn't.
     pub qmp: Result<QmpHandle, String>,
-    /// A tap to probe, whose guest's address is known, or why there is none.
-    pub target: Result<ArpTarget, String>,
+    /// Taps to probe, of whose guest an address is known, or why there is none.
+    pub targets: Result<Vec<TapTarget>, String>,
     /// Whether some of its requests can't be seen by the host.
     pub unseen_storage: bool,
-}
-
-impl Scene {
-    /// Which process it is about.
-    pub fn vm_id(&self) -> VmId {
-        self.vm.id
-    }
 }
 
 /// What asking a witness comes to: an answer, and the note for the next round.
@@ -77,8 +81,14 @@ pub struct Witness {
 }
 
 /// All of them.
-pub const WITNESSES: &[Witness] =
-    &[arp::WITNESS, registers::WITNESS, requests::WITNESS, stage::WITNESS];
+pub const WITNESSES: &[Witness] = &[
+    arp::WITNESS,
+    ndp::WITNESS,
+    registers::WITNESS,
+    kvm::WITNESS,
+    requests::WITNESS,
+    stage::WITNESS,
+];
 
 /// Whoever is asked only when a guest is suspected.
 pub const fn of_suspects(questions: Questions) -> bool {

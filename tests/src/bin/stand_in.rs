@@ -5,7 +5,8 @@
 //!
 //! - `-smp N`: that many idle threads, named as QEMU names its vCPUs';
 //! - `-netdev tap,ifname=NAME`: makes the tap and holds it, with room for another queue;
-//! - `-qmp unix:PATH,..`: listens there, and answers like a QEMU whose guest runs;
+//! - `-qmp unix:PATH,..`: listens there, and answers like a QEMU whose guest runs, and is idle;
+//! - `-count FILE`: on its end, writes there how many QMP commands it was given;
 //! - `-load KIND:FILE`: reads or writes the file, see [`load`].
 //!
 //! It ends when its standard input does, so that none outlives what started it.
@@ -13,6 +14,8 @@
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -24,6 +27,12 @@ const GREETING: &str = concat!(
     r#"{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": ""}, "#,
     r#""capabilities": ["oob"]}}"#,
     "\r\n"
+);
+/// What `info registers` of a QEMU 7.2 prints of a Linux that waits in `hlt` with interrupts on, where it matters.
+const IDLE_VCPU: &str = concat!(
+    "RAX=0000000000000000 RBX=0000000000000000 RCX=0000000000000000 RDX=0000000000000000\r\n",
+    "RIP=ffffffff81c0e10f RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1\r\n",
+    "CR0=80050033 CR2=0000000000000000 CR3=0000000002c10000 CR4=000006f0\r\n"
 );
 /// How often a guest that has little to do stores something: well within the time after which silence
 /// makes it a suspect.
@@ -43,14 +52,16 @@ fn main() -> Result<()> {
         Some(netdev) => Some(tap(netdev)?),
         None => None,
     };
+    let commands = Arc::new(AtomicU64::new(0));
     if let Some(qmp) = value("-qmp") {
         let path = qmp.strip_prefix("unix:").context("-qmp is no unix: socket")?;
         let path = path.split(',').next().unwrap_or(path);
+        let commands = commands.clone();
         let listener = UnixListener::bind(path).with_context(|| format!("cannot bind {path}"))?;
         spawn("qmp".to_owned(), move || {
             for client in listener.incoming().flatten() {
                 // The client hanging up is how each of these ends.
-                let _ = answer(client, &threads);
+                let _ = answer(client, &threads, &commands);
             }
         })?;
     }
@@ -65,6 +76,9 @@ fn main() -> Result<()> {
         })?;
     }
     io::copy(&mut io::stdin(), &mut io::sink())?;
+    if let Some(file) = value("-count") {
+        std::fs::write(file, commands.load(Ordering::Relaxed).to_string())?;
+    }
     Ok(())
 }
 
@@ -141,11 +155,12 @@ fn load(kind: &str, path: &str) -> Result<()> {
 }
 
 /// Serves one QMP client.
-fn answer(mut client: UnixStream, threads: &[i32]) -> Result<()> {
+fn answer(mut client: UnixStream, threads: &[i32], commands: &AtomicU64) -> Result<()> {
     client.write_all(GREETING.as_bytes())?;
     let requests = BufReader::new(client.try_clone()?);
     for line in requests.lines() {
         let request: Value = serde_json::from_str(&line?)?;
+        commands.fetch_add(1, Ordering::Relaxed);
         let answer = match request["execute"].as_str() {
             Some("query-status") => {
                 json!({"status": "running", "singlestep": false, "running": true})
@@ -159,6 +174,9 @@ fn answer(mut client: UnixStream, threads: &[i32]) -> Result<()> {
                            "props": {"core-id": 0, "thread-id": 0, "socket-id": index}})
                 })
                 .collect(),
+            Some("human-monitor-command") => {
+                (0..threads.len()).map(|index| format!("CPU#{index}\r\n{IDLE_VCPU}")).collect()
+            }
             _ => json!({}),
         };
         let answer = json!({"return": answer, "id": request["id"]});

@@ -231,7 +231,7 @@ fn binary_inside(netns: &Netns, rig: &Rig) -> Result<PathBuf> {
 }
 
 /// A field of the VM's row in the map `vms`, summed over all CPUs.
-fn map_total(rig: &Rig, guest: &Guest, group: &str, field: &str) -> Result<u64> {
+pub(crate) fn map_total(rig: &Rig, guest: &Guest, group: &str, field: &str) -> Result<u64> {
     let rows = dump_vms(rig.dir())?;
     let row = rows.iter().find(|row| pid_of(row) == Some(u64::from(guest.pid())));
     let row = row.with_context(|| format!("no row of {} in {rows:?}", guest.name()))?;

@@ -10,6 +10,7 @@ mod foreign;
 mod hostile;
 mod left_alone;
 mod lifecycle;
+mod neighbours;
 mod network;
 mod programs;
 mod reports;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     trials.extend(brought_back::trials());
     trials.extend(counts::trials());
     trials.extend(network::trials());
+    trials.extend(neighbours::trials());
     trials.extend(storage::trials());
     trials.extend(reports::trials());
     trials.extend(lifecycle::trials());

@@ -46,7 +46,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 /// A QEMU in the rig's namespace whose networks are hubs between a tap and a UDP socket, so that it sends as
 /// fast as it is told to. `first` is a shell command that runs before it.
-fn hub(rig: &Rig, name: &str, first: &str) -> Result<GuestConfig> {
+pub(crate) fn hub(rig: &Rig, name: &str, first: &str) -> Result<GuestConfig> {
     rig.netns.ip(&["link", "set", "lo", "up"])?;
     let [program, option] = rig.netns.enter_prefix().map(|word| word.display().to_string());
     let path = rig.dir().join(format!("{name}-inside"));
@@ -62,7 +62,7 @@ fn hub(rig: &Rig, name: &str, first: &str) -> Result<GuestConfig> {
 }
 
 /// What a hub is made of: a tap (as QEMU's `-netdev` has it), and a socket that listens at `port`.
-fn hub_arguments(hub: u16, tap: &str, port: u16) -> Vec<String> {
+pub(crate) fn hub_arguments(hub: u16, tap: &str, port: u16) -> Vec<String> {
     let socket =
         format!("socket,id=s{hub},udp=127.0.0.1:{},localaddr=127.0.0.1:{port}", port + 1000);
     let ports =
@@ -74,7 +74,7 @@ fn hub_arguments(hub: u16, tap: &str, port: u16) -> Vec<String> {
         .collect()
 }
 
-fn tap_of(hub: u16, tap: &Tap) -> String {
+pub(crate) fn tap_of(hub: u16, tap: &Tap) -> String {
     format!("tap,id=t{hub},ifname={},script=no,downscript=no", tap.name())
 }
 
@@ -138,7 +138,7 @@ fn check_equal(daemon: &Daemon, name: &str, taps: &[&Tap], since: Traffic) -> Re
 }
 
 /// Waits until all of these taps, and no others, are attached.
-fn wait_until_attached(daemon: &Daemon, name: &str, taps: &[&str]) -> Result<()> {
+pub(crate) fn wait_until_attached(daemon: &Daemon, name: &str, taps: &[&str]) -> Result<()> {
     let mut shown = Value::Null;
     let mut wanted: Vec<&str> = taps.to_vec();
     wanted.sort_unstable();
@@ -438,7 +438,9 @@ fn taken() -> Result<()> {
     })?;
     let is_read = |row: &Value| row["network"].is_object();
     wait_for_vm(&daemon, "is-hidden", "read again", SEEN_WITHIN, is_read)?;
-    // Ours stands before the other one now, which sees each packet as before.
+    // Ours stands before the other one now, which sees each packet as before. What is shown is up to a
+    // second old, and packets were sent just now.
+    interrupt::sleep(Duration::from_millis(1500))?;
     let before = (Traffic::of_daemon(&daemon, "is-hidden")?, Traffic::of_kernel(&tap)?);
     let stolen = thief.packets()?;
     send(&rig, &tap, received, 7001, 100)?;

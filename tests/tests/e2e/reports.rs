@@ -111,6 +111,7 @@ const VM: Shape = Object(&[
     ("since", Time),
     ("flat_seconds", OrNull(&SECONDS)),
     ("restarts_in_window", Unsigned),
+    ("guest_resets_in_window", Unsigned),
     ("vcpus", List(&VCPU)),
     ("network", OrNull(&NETWORK)),
     ("storage", OrNull(&STORAGE)),
@@ -127,6 +128,8 @@ const NETWORK: Shape = Object(&[
     ("guest_rx_bytes", Unsigned),
     ("guest_last_sent_seconds", OrNull(&SECONDS)),
     ("probe_answers", Unsigned),
+    ("arp_answers", Unsigned),
+    ("ndp_answers", Unsigned),
 ]);
 
 const STORAGE: Shape = Object(&[

@@ -56,7 +56,10 @@ fn packets(stage: &Stage<'_>, netns: &Netns, report: &mut Report) -> Result<()> 
         ("from_guest", "from a guest (`tap_from_guest`)", Some(PACKET_TARGET)),
         ("to_guest", "to a guest (`tap_to_guest`)", Some(PACKET_TARGET)),
         ("from_guest_arp", "ARP frame from a guest", None),
-        ("from_guest_answer", "a guest's answer to a probe", None),
+        ("from_guest_answer", "a guest's answer to an ARP probe", None),
+        ("from_guest_ipv6", "IPv6 packet from a guest", None),
+        ("from_guest_ndp", "NDP frame from a guest", None),
+        ("from_guest_ndp_answer", "a guest's answer to an NDP probe", None),
         ("unknown_tap", "on a tap that isn't a VM's (any more)", None),
     ] {
         let rounds = figures.rounds(&format!("packet/{name}"))?;

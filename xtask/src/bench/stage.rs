@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::figures::Figures;
 
 /// The same as the configuration's default: stand-ins that store something every four seconds live.
-const FLAT_FOR: Duration = Duration::from_secs(10);
+pub(crate) const FLAT_FOR: Duration = Duration::from_secs(10);
 const BOOT_GRACE: Duration = Duration::from_secs(60);
 /// For whatever takes a few seconds when all is well.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -56,6 +56,8 @@ pub(crate) struct StandIn<'a> {
     pub(crate) tap: Option<(&'a Netns, &'a str)>,
     /// Whether it answers on a QMP socket.
     pub(crate) qmp: bool,
+    /// Where it writes at its end how many QMP commands it was given.
+    pub(crate) count: Option<&'a Path>,
     /// Whether the daemon is to take it for no VM.
     pub(crate) stranger: bool,
 }
@@ -99,10 +101,15 @@ impl<'a> Stage<'a> {
 
     /// Starts a daemon that decides, but touches nothing.
     pub(crate) fn daemon(&self) -> Result<Daemon> {
+        self.daemon_with_grace(BOOT_GRACE)
+    }
+
+    /// The same, with another boot grace than the configuration's default.
+    pub(crate) fn daemon_with_grace(&self, boot_grace: Duration) -> Result<Daemon> {
         let mut config = DaemonConfig::new(&self.programs.daemon, &self.qemu);
         config.mode = "observe".to_owned();
         config.flat_for = FLAT_FOR;
-        config.boot_grace = BOOT_GRACE;
+        config.boot_grace = boot_grace;
         config.extra_toml = "[probes]\nmax_vms = 2048\n".to_owned();
         Daemon::start(&config, self.dir)
     }
@@ -121,7 +128,7 @@ impl<'a> Stage<'a> {
     }
 
     fn command(&self, name: &str, what: StandIn<'_>) -> Command {
-        let StandIn { load, tap, qmp, stranger } = what;
+        let StandIn { load, tap, qmp, count, stranger } = what;
         let program = if stranger { &self.programs.stand_in } else { &self.qemu };
         let mut command = match tap {
             Some((netns, _)) => {
@@ -143,6 +150,9 @@ impl<'a> Stage<'a> {
             // Of an earlier one of this name.
             let _ = std::fs::remove_file(&socket);
             command.args(["-qmp", &format!("unix:{},server=on,wait=off", socket.display())]);
+        }
+        if let Some(file) = count {
+            command.arg("-count").arg(file);
         }
         if let Some(kind) = load {
             command.args(["-load", &format!("{kind}:{}", self.disk.display())]);
@@ -189,6 +199,19 @@ impl Fleet {
         for child in &mut self.children {
             let ended = child.try_wait()?;
             ensure!(ended.is_none(), "a stand-in has ended: {ended:?}");
+        }
+        Ok(())
+    }
+}
+
+impl Fleet {
+    /// Lets them end by themselves, and waits until they have.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        let children = std::mem::take(&mut self.children);
+        drop(self);
+        for mut child in children {
+            let status = child.wait()?;
+            ensure!(status.success(), "a stand-in: {status}");
         }
         Ok(())
     }

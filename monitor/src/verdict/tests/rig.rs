@@ -314,7 +314,12 @@ impl Rig {
         (self.now, self.ticked) = (at, at);
         let (activity, monitor) = (self.guest.activity.clone(), self.guest.monitor.clone());
         let calibratable = !matches!(self.guest.arp, Answer::NotAsked(_));
-        self.feed(&Input::Tick(Arc::new(Tick { activity, monitor, calibratable })))
+        self.feed(&Input::Tick(Arc::new(Tick {
+            activity,
+            monitor,
+            calibratable,
+            undecided: false,
+        })))
     }
 
     /// Lets time pass, and those rounds end that end before `at`.

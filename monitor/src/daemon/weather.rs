@@ -1,0 +1,70 @@
+//! Storms: many VMs that are silent at the same moment, which is the host's fault and one incident.
+
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::engine::Engine;
+use crate::{
+    report::incident::{Incident, Outcome},
+    verdict::{Company, Input, company, is_silent},
+};
+
+/// What stands for the VM in the incident of a whole host.
+const WHOLE_HOST: &str = "*";
+
+impl Engine {
+    /// Looks at all VMs together, and tells those which are silent together. Returns whether that is still
+    /// undecided.
+    pub(super) fn weather(&mut self, now: Duration) -> bool {
+        let watches = self.vms.values().map(|watched| &watched.watch);
+        let company = company(watches, &self.config.storm, now);
+        let storm = match &company {
+            Company::Few | Company::Undecided => None,
+            Company::Storm(seen) => Some(seen.clone()),
+        };
+        match (&self.storm, &storm) {
+            (None, Some(seen)) => self.storm_begins(seen.clone(), now),
+            (Some(_), None) => info!("the storm is over"),
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+        for watched in self.vms.values_mut() {
+            let concerned = match &storm {
+                // Whoever falls silent during it belongs to it.
+                Some(_) => watched.watch.storm.is_none() && is_silent(&watched.watch, now),
+                None => watched.watch.storm.is_some(),
+            };
+            if concerned {
+                watched.feed(&Input::Storm(storm.clone()), now);
+            }
+        }
+        self.storm = storm;
+        company == Company::Undecided
+    }
+
+    fn storm_begins(&self, seen: String, now: Duration) {
+        let silent = self.vms.values().filter(|watched| is_silent(&watched.watch, now));
+        let names: Vec<&str> = silent.map(|watched| watched.vm.name.as_str()).collect();
+        let reason = format!("{seen}: {}", names.join(", "));
+        warn!("{reason}");
+        let detected_at = std::time::SystemTime::now();
+        let incident = Incident {
+            id: self.store.new_id(detected_at, "host"),
+            vm: WHOLE_HOST.to_owned(),
+            uuid: None,
+            pid: 0,
+            cause: "storm".to_owned(),
+            reason,
+            last_sign_of_life: None,
+            detected_at,
+            action: None,
+            action_at: None,
+            outcome: Some(Outcome::Refused),
+            recovered_at: None,
+            detect_seconds: None,
+            recover_seconds: None,
+            evidence: Vec::new(),
+        };
+        self.scribe.write(&incident, Vec::new());
+    }
+}
