@@ -62,6 +62,8 @@ pub struct NetworkCounters {
     pub probe_answers: u64,
     /// Bytes of those.
     pub probe_answer_bytes: u64,
+    /// Of `probe_answers`, the answers to ARP probes.
+    pub arp_answers: u64,
     /// Of `probe_answers`, the answers to NDP probes themselves.
     pub ndp_answers: u64,
     /// When the guest last sent anything but such an answer, in the kernel's ticks; 0: never.
@@ -109,6 +111,51 @@ impl StorageCounters {
     pub const fn submitted(&self) -> u64 {
         self.read_ops + self.write_ops + self.flush_ops + self.discard_ops + self.other_ops
     }
+}
+
+/// What one VM's vCPUs did under KVM: one row of `kvm`, indexed by the VM's slot.
+///
+/// Each CPU has a copy of its own; a reader adds them up. The programs are attached only while some VM is
+/// suspected: a counter that stands still says nothing of the rest of the time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KvmRow {
+    /// QEMU's pid, the same in each CPU's copy; 0: the row is nobody's.
+    pub pid: u32,
+    /// The vCPU thread that was last woken from `hlt` on this CPU and has not run guest code since; 0: none.
+    pub woken: u32,
+    /// When that process started, in clock ticks after boot.
+    pub start_ticks: u64,
+    /// All of its vCPUs together.
+    pub counters: KvmCounters,
+}
+
+/// What vCPUs did. Some of it only a guest does that takes interrupts; the rest, a dead one may do as well.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KvmCounters {
+    /// Ends of `hlt`, whatever for: a dead guest's vCPU is woken by each look at its registers.
+    pub wakeups: u64,
+    /// Of those, the ones after which guest code ran.
+    pub resumed: u64,
+    /// Entries into guest code: a guest that spins for good has them as well.
+    pub entries: u64,
+    /// Interrupts that KVM injected, which it does only to a vCPU that takes them.
+    pub injected: u64,
+    /// Interrupts that the guest told its local APIC to be done with.
+    pub apic_eois: u64,
+    /// Interrupts that it told a PC's old interrupt controller to be done with.
+    pub pic_eois: u64,
+    /// Timers that it set to fire.
+    pub timers_set: u64,
+    /// Accesses to ports.
+    pub pio: u64,
+    /// Accesses to devices' memory.
+    pub mmio: u64,
+    /// Exits to QEMU that no signal to the vCPU's thread brought about.
+    pub userspace_exits: u64,
+    /// Changes of interrupt lines by QEMU itself.
+    pub set_irqs: u64,
 }
 
 /// One row of `taps`: which tap it is, whose, and the addresses that its guest was last seen to use.
@@ -268,11 +315,14 @@ pub struct ThreadTime {
 
 const _: () = {
     use core::mem::{offset_of, size_of};
-    assert!(size_of::<NetworkCounters>() == 64);
+    assert!(size_of::<NetworkCounters>() == 72);
     assert!(size_of::<StorageCounters>() == 120);
-    assert!(size_of::<VmRow>() == 200);
+    assert!(size_of::<VmRow>() == 208);
     assert!(offset_of!(VmRow, network) == 16);
-    assert!(offset_of!(VmRow, storage) == 80);
+    assert!(offset_of!(VmRow, storage) == 88);
+    assert!(size_of::<KvmCounters>() == 88);
+    assert!(size_of::<KvmRow>() == 104);
+    assert!(offset_of!(KvmRow, counters) == 16);
     assert!(size_of::<TapRow>() == 48);
     assert!(offset_of!(TapRow, guest_ipv4) == 12);
     assert!(offset_of!(TapRow, guest_ipv4_mac) == 16);
@@ -291,11 +341,13 @@ const _: () = {
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{FileKey, InFlightSet, Layout, SlotSet, TapRow, VmRow};
+    use super::{FileKey, InFlightSet, KvmRow, Layout, SlotSet, TapRow, VmRow};
 
     // SAFETY: each type is `repr(C)`, made of integers only, and without padding (asserted above), so
     // that every bit pattern is a value of it.
     unsafe impl aya::Pod for VmRow {}
+    // SAFETY: as for `VmRow`.
+    unsafe impl aya::Pod for KvmRow {}
     // SAFETY: as for `VmRow`.
     unsafe impl aya::Pod for TapRow {}
     // SAFETY: as for `VmRow`.

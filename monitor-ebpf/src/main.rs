@@ -12,6 +12,7 @@ mod block;
 mod freestanding;
 mod in_flight;
 mod kernel;
+mod kvm;
 mod maps;
 mod neighbour;
 mod process;

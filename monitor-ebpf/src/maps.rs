@@ -5,11 +5,15 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
-use monitor_ebpf::{FileKey, InFlightSet, Layout, ProcessEvent, SlotSet, TapRow, VmRow};
+use monitor_ebpf::{FileKey, InFlightSet, KvmRow, Layout, ProcessEvent, SlotSet, TapRow, VmRow};
 
 /// One row a VM, by its slot.
 #[btf_map]
 pub(crate) static VMS: PerCpuArray<VmRow, 1024> = PerCpuArray::new();
+
+/// What a VM's vCPUs do under KVM, by its slot.
+#[btf_map]
+pub(crate) static KVM: PerCpuArray<KvmRow, 1024> = PerCpuArray::new();
 
 /// The slot of each QEMU, by its pid; made and removed by user space alone, so that a look-up that fails
 /// means *not a VM of ours* and costs nothing more. See [`slot_of`](crate::slots::slot_of).

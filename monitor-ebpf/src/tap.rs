@@ -43,6 +43,7 @@ pub(crate) fn tap_from_guest(ctx: TcContext) -> i32 {
     if let Some(answer) = look(&ctx, sk_buff(&ctx), tap) {
         counters.probe_answers += 1;
         counters.probe_answer_bytes += u64::from(ctx.len());
+        counters.arp_answers += u64::from(answer == Answer::Arp);
         counters.ndp_answers += u64::from(answer == Answer::Ndp);
         debug!(&ctx, "tap {}: an answer to a probe is taken out", tap.ifindex);
         return TC_ACT_SHOT;

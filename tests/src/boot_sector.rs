@@ -11,6 +11,23 @@ const SIGNATURE: [u8; 2] = [0x55, 0xaa];
 /// QEMU wants more of a disk than one sector.
 const IMAGE_BYTES: usize = 1 << 20;
 
+/// [`BootSector::TimerCliHlt`].
+#[rustfmt::skip]
+const TIMER_CLI_HLT: &[u8] = &[
+    0xfa, // cli
+    // rdmsr 0x1b; or eax, 0xc00; wrmsr: the x2APIC on.
+    0x66, 0xb9, 0x1b, 0, 0, 0, 0x0f, 0x32, 0x66, 0x0d, 0, 0x0c, 0, 0, 0x0f, 0x30,
+    // xor edx, edx; wrmsr 0x80f, 0x1ff: enabled by software, too.
+    0x66, 0x31, 0xd2, 0x66, 0xb9, 0x0f, 0x08, 0, 0, 0x66, 0xb8, 0xff, 0x01, 0, 0, 0x0f, 0x30,
+    // wrmsr 0x83e, 0xb: divide by 1.
+    0x66, 0xb9, 0x3e, 0x08, 0, 0, 0x66, 0xb8, 0x0b, 0, 0, 0, 0x0f, 0x30,
+    // wrmsr 0x832, 0x20040: periodic, vector 0x40.
+    0x66, 0xb9, 0x32, 0x08, 0, 0, 0x66, 0xb8, 0x40, 0, 0x02, 0, 0x0f, 0x30,
+    // wrmsr 0x838, 10,000,000: KVM counts nanoseconds.
+    0x66, 0xb9, 0x38, 0x08, 0, 0, 0x66, 0xb8, 0x80, 0x96, 0x98, 0, 0x0f, 0x30,
+    0xf4, 0xeb, 0xfd, // hlt; jmp to the hlt
+];
+
 /// What the guest does once the firmware jumps to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BootSector {
@@ -22,6 +39,11 @@ pub enum BootSector {
     StiHlt,
     /// Healthy and busy: a jump to itself with interrupts on.
     StiJmp,
+    /// Halted for good while the timer of its local APIC fires 100 times a second. Needs an x2APIC, which
+    /// KVM has and TCG has not.
+    TimerCliHlt,
+    /// Spinning for good, but asking the keyboard controller for its status all the time.
+    PortCliJmp,
     /// Loads an empty interrupt table and traps: the machine resets itself again and again.
     TripleFault,
     /// Reports a panic to `-device pvpanic` (port 0x505), then halts for good.
@@ -36,6 +58,9 @@ impl BootSector {
             Self::CliJmp => &[0xfa, 0xeb, 0xfe],
             Self::StiHlt => &[0xfb, 0xf4, 0xeb, 0xfd],
             Self::StiJmp => &[0xfb, 0xeb, 0xfe],
+            Self::TimerCliHlt => TIMER_CLI_HLT,
+            // cli; in al, 0x64; jmp to the in.
+            Self::PortCliJmp => &[0xfa, 0xe4, 0x64, 0xeb, 0xfc],
             Self::TripleFault => {
                 // lidt [0x7c08], int3, hlt, and the empty descriptor that it loads.
                 &[0xfa, 0x0f, 0x01, 0x1e, 0x08, 0x7c, 0xcc, 0xf4, 0, 0, 0, 0, 0, 0]

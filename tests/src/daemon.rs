@@ -53,7 +53,7 @@ pub struct Daemon {
 
 /// A bpffs of its own, so that nothing that a test pins outlives it.
 #[derive(Debug)]
-struct Bpffs(PathBuf);
+pub struct Bpffs(PathBuf);
 
 impl DaemonConfig {
     /// A daemon that recovers what the one `executable` runs, ten times as hasty as an operator's.
@@ -285,7 +285,12 @@ impl Drop for Daemon {
 }
 
 impl Bpffs {
-    fn mount(path: PathBuf) -> Result<Self> {
+    /// Mounts it on a directory, which is made if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// If the directory cannot be made, or nothing be mounted on it.
+    pub fn mount(path: PathBuf) -> Result<Self> {
         std::fs::create_dir_all(&path)
             .with_context(|| format!("cannot make {}", path.display()))?;
         command::run("mount", ["-t".as_ref(), "bpf".as_ref(), "bpf".as_ref(), path.as_os_str()])?;

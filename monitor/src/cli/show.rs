@@ -99,13 +99,14 @@ fn network(network: &NetworkView) -> String {
         guest_rx_bytes,
         guest_last_sent_seconds,
         probe_answers,
+        arp_answers,
         ndp_answers,
     } = network;
     let last = guest_last_sent_seconds
         .map_or_else(|| "never of its own".to_owned(), |ago| format!("last {ago:.1} s ago"));
     format!(
         "guest sent {guest_tx_packets} packets, {guest_tx_bytes} bytes ({last}; {probe_answers} answers to \
-         probes, {ndp_answers} by NDP); was sent {guest_rx_packets} packets, {guest_rx_bytes} bytes"
+         probes, {arp_answers} by ARP, {ndp_answers} by NDP); was sent {guest_rx_packets} packets, {guest_rx_bytes} bytes"
     )
 }
 

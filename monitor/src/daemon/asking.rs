@@ -6,7 +6,7 @@ use tracing::debug;
 
 use super::{Message, engine::Engine, plugged::counted};
 use crate::{
-    discover::{Tap, TapKind, Vm, VmId},
+    discover::{Accelerator, Tap, TapKind, Vm, VmId},
     probe::namespace_of,
     sample::TapAddresses,
     verdict::{Input, Questions, Testimony},
@@ -27,6 +27,8 @@ impl Engine {
             vm: watched.vm.clone(),
             slot: watched.slot.clone(),
             counters: self.counters.clone(),
+            kvm: self.kvm.clone(),
+            kvm_hooks: self.probes.kvm_hooks(),
             qmp,
             targets,
             unseen_storage,
@@ -61,6 +63,16 @@ impl Engine {
         watched.testimony = Some(testimony.clone());
         let act = watched.feed(&Input::Testimony(testimony), now);
         self.act(id, act);
+    }
+
+    /// KVM's tracepoints are attached while it runs a suspect, and only then.
+    pub(super) fn watch_kvm(&self) {
+        let suspects = self.vms.values().any(|watched| {
+            watched.vm.accelerator == Accelerator::Kvm && watched.watch.is_being_asked()
+        });
+        if suspects != self.probes.kvm_hooks().attached {
+            self.probes.kvm(suspects);
+        }
     }
 
     /// Whether a witness is there that has to answer once before its silence means something.

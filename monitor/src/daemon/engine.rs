@@ -25,7 +25,7 @@ use crate::{
         recording::archive::{Archive, Writing},
         store::IncidentStore,
     },
-    sample::{CounterMaps, DeviceWatch, LostCompletions, ThreadReader, VcpuClocks},
+    sample::{CounterMaps, DeviceWatch, KvmReader, LostCompletions, ThreadReader, VcpuClocks},
     verdict::{Act, Input, Monitor, State, Terms, Tick, Watch},
     witness::{Notes, ProbeSocket},
 };
@@ -53,6 +53,8 @@ pub(super) struct Engine {
     archive_thread: Writing,
     pub(super) messages: UnboundedSender<Message>,
     pub(super) counters: Arc<CounterMaps>,
+    /// What the vCPUs of suspects do; `None` where the map can't be read.
+    pub(super) kvm: Option<Arc<KvmReader>>,
     /// Reads all threads' times at once; `None` where no program could be had for it.
     pub(super) threads: Option<ThreadReader>,
     pub(super) probes: ProbeThread,
@@ -86,7 +88,7 @@ impl Engine {
     pub(super) fn new(
         config: Config,
         store: IncidentStore,
-        (counters, threads): (CounterMaps, Option<ThreadReader>),
+        (counters, kvm, threads): (CounterMaps, Option<KvmReader>, Option<ThreadReader>),
         probes: ProbeThread,
         health: Vec<ProgramHealth>,
         messages: UnboundedSender<Message>,
@@ -106,6 +108,7 @@ impl Engine {
             store,
             messages,
             counters: Arc::new(counters),
+            kvm: kvm.map(Arc::new),
             threads,
             probes,
             notices,
@@ -331,6 +334,7 @@ impl Engine {
         for id in self.vms.keys().copied().collect::<Vec<_>>() {
             self.judge(id, undecided, now);
         }
+        self.watch_kvm();
         // Not all in one tick: a thousand looks would delay the next.
         let mut due = Vec::new();
         for (id, watched) in &mut self.vms {

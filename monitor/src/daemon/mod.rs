@@ -35,7 +35,7 @@ use crate::{
         control::{self, BindError},
         store::{IncidentStore, StoreError},
     },
-    sample::{CounterMaps, ThreadReader},
+    sample::{CounterMaps, KvmReader, ThreadReader},
     verdict::Testimony,
     witness::Notes,
 };
@@ -181,8 +181,11 @@ async fn start(
     let reads_threads =
         health.iter().any(|program| program.program == THREADS && program.failure.is_none());
     let threads = reads_threads.then(|| ThreadReader::new(config.paths.bpffs_dir.join(THREADS)));
+    let kvm = KvmReader::open(&config.paths.bpffs_dir)
+        .inspect_err(|error| warn!("KVM's counters can't be read: {error}"))
+        .ok();
     let mut engine =
-        Engine::new(config, store, (counters, threads), probes, health, messages, notices);
+        Engine::new(config, store, (counters, kvm, threads), probes, health, messages, notices);
     engine.sweep();
     info!("watching");
 

@@ -167,6 +167,7 @@ impl Engine {
                 guest_rx_bytes: network.guest_rx_bytes,
                 guest_last_sent_seconds: self.since_jiffies(network.guest_tx_last_jiffies),
                 probe_answers: network.probe_answers,
+                arp_answers: network.arp_answers,
                 ndp_answers: network.ndp_answers,
             }),
             storage: storage.map(|storage| storage_view(storage, in_flight)),

@@ -72,6 +72,7 @@ impl Loader {
             // There are no relocations to resolve, and parsing the kernel's types takes 14 ms.
             .btf(None)
             .map_max_entries("VMS", max_vms)
+            .map_max_entries("KVM", max_vms)
             .map_max_entries("SLOTS", slot_sets(max_vms))
             .map_max_entries("FILES", max_vms * 8)
             .map_max_entries("TAPS", max_taps)

@@ -7,12 +7,14 @@
 //! | `process_started`, `process_ended` | tp_btf | no | a sweep of `/proc` finds QEMUs later |
 //! | `threads` | iter | no | threads' times are read from `/proc` |
 //! | `tap_from_guest`, `tap_to_guest` | tcx or clsact, each tap | yes, for that VM | its network can't be read |
+//! | `kvm_*` | raw_tp, while a VM is suspected | no | KVM can't be asked as a witness |
 //!
 //! A program that is lost makes a figure *unreadable*, never zero.
 
 mod clsact;
 mod host;
 pub mod kernel_types;
+mod kvm;
 mod lock;
 mod netlink;
 mod offsets;
@@ -36,6 +38,7 @@ use tracing::debug;
 
 pub use host::ProcessEvents;
 pub(crate) use host::parse_process_event;
+pub use kvm::KvmHooks;
 pub use lock::DirectoryLock;
 pub use pins::THREADS;
 pub use taps::TapProbe;
@@ -77,6 +80,17 @@ pub enum ProbeError {
     Program {
         /// Its name.
         program: &'static str,
+        /// What aya or the kernel said.
+        #[source]
+        source: ProgramError,
+    },
+    /// A program doesn't attach to its tracepoint, which this kernel may not have.
+    #[error("cannot attach the program {program} to {tracepoint}")]
+    Tracepoint {
+        /// Its name.
+        program: &'static str,
+        /// The tracepoint's.
+        tracepoint: &'static str,
         /// What aya or the kernel said.
         #[source]
         source: ProgramError,

@@ -6,18 +6,20 @@ use std::{
 };
 
 use aya::{
+    Pod,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
     util::nr_cpus,
 };
-use monitor_ebpf::{FileKey, SlotRow, SlotSet, VmRow};
+use monitor_ebpf::{FileKey, KvmRow, SlotRow, SlotSet, VmRow};
 use tracing::debug;
 
 use super::{ProbeError, pins::Pins};
 use crate::discover::VmId;
 
-/// Hands slots out, and keeps the maps in step: `vms`, `slots` and `files`.
+/// Hands slots out, and keeps the maps in step: `vms`, `kvm`, `slots` and `files`.
 pub(super) struct Slots {
     rows: PerCpuArray<MapData, VmRow>,
+    kvm: PerCpuArray<MapData, KvmRow>,
     by_pid: ByPid,
     owners: HashMap<MapData, FileKey, u32>,
     taken: StdHashMap<VmId, Taken>,
@@ -75,10 +77,12 @@ impl Slots {
             MapData::from_pin(pins.map(map)).map_err(|source| ProbeError::Map { map, source })
         };
         let rows = PerCpuArray::try_from(Map::PerCpuArray(open("vms")?));
+        let kvm = PerCpuArray::try_from(Map::PerCpuArray(open("kvm")?));
         let by_pid = Array::try_from(Map::Array(open("slots")?));
         let owners = HashMap::try_from(Map::HashMap(open("files")?));
         let mut slots = Self {
             rows: rows.map_err(|source| ProbeError::Map { map: "vms", source })?,
+            kvm: kvm.map_err(|source| ProbeError::Map { map: "kvm", source })?,
             by_pid: ByPid(by_pid.map_err(|source| ProbeError::Map { map: "slots", source })?),
             owners: owners.map_err(|source| ProbeError::Map { map: "files", source })?,
             taken: StdHashMap::new(),
@@ -139,9 +143,8 @@ impl Slots {
             return Ok(taken.slot);
         }
         let slot = self.free.pop_front().ok_or(ProbeError::Full { key: "probes.max_vms" })?;
-        let row = VmRow { pid: vm.pid, start_ticks: vm.start_ticks, ..VmRow::default() };
         let failed = |source| ProbeError::Map { map: "vms", source };
-        let made = match self.write(slot, row) {
+        let made = match self.write(slot, vm) {
             // The row first: a program that finds the slot finds the row.
             Ok(()) => self.by_pid.insert(vm.pid, slot).map_err(failed).and_then(|is_in| {
                 is_in.then_some(()).ok_or(ProbeError::Full { key: "probes.max_vms" })
@@ -160,10 +163,11 @@ impl Slots {
         }
     }
 
-    fn write(&mut self, slot: u32, row: VmRow) -> Result<(), MapError> {
-        let cpus = nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
-        let lanes = PerCpuValues::try_from(vec![row; cpus]).map_err(MapError::IoError)?;
-        self.rows.set(slot, lanes, 0)
+    /// Gives the slot's rows to a VM, with zeros for counters; the one of pid 0 is nobody.
+    fn write(&mut self, slot: u32, vm: VmId) -> Result<(), MapError> {
+        let VmId { pid, start_ticks } = vm;
+        write(&mut self.rows, slot, VmRow { pid, start_ticks, ..VmRow::default() })?;
+        write(&mut self.kvm, slot, KvmRow { pid, start_ticks, ..KvmRow::default() })
     }
 
     /// Makes `files` the ones whose written back pages count for the VM. One that another VM has as well counts
@@ -210,9 +214,15 @@ impl Slots {
                 debug!("what is written back to a file of VM {vm} can't be another's: {error}");
             }
         }
-        if let Err(error) = self.write(slot, VmRow::default()) {
+        if let Err(error) = self.write(slot, VmId { pid: 0, start_ticks: 0 }) {
             debug!("the row of VM {vm} could not be emptied: {error}");
         }
         self.free.push_back(slot);
     }
+}
+
+/// Writes the same row for each CPU.
+fn write<T: Pod>(rows: &mut PerCpuArray<MapData, T>, slot: u32, row: T) -> Result<(), MapError> {
+    let cpus = nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
+    rows.set(slot, PerCpuValues::try_from(vec![row; cpus]).map_err(MapError::IoError)?, 0)
 }

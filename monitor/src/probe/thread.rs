@@ -12,12 +12,13 @@ use std::{
 };
 
 use monitor_ebpf::FileKey;
-use tokio::sync::{mpsc as reports, oneshot};
+use tokio::sync::{mpsc as reports, oneshot, watch};
 use tracing::{error, info, warn};
 
 use super::{
     ProbeError, ProcessEvents, ProgramHealth, TapProbe,
     host::{Loader, attach_all, process_events},
+    kvm::{KvmHooks, KvmPrograms},
     passing::Passing,
     pins::{Left, Pins, layout},
     slots::Slots,
@@ -56,6 +57,8 @@ enum Request {
     Forget(VmId),
     /// All VMs that there are were found.
     Found(HashSet<VmId>),
+    /// Some VM is suspected, or none is.
+    Kvm(bool),
     Stop {
         keep: bool,
         done: oneshot::Sender<Result<(), ProbeError>>,
@@ -66,6 +69,7 @@ enum Request {
 #[derive(Debug)]
 pub struct ProbeThread {
     requests: mpsc::Sender<Request>,
+    kvm: watch::Receiver<KvmHooks>,
     thread: JoinHandle<()>,
 }
 
@@ -103,7 +107,9 @@ impl ProbeThread {
         // SAFETY: a plain call, which only gives free memory back: the kernel's types took 30 MB.
         unsafe { libc::malloc_trim(0) };
         let (sender, requests) = mpsc::channel();
-        let mut worker = Worker { loader, slots, taps, pins, passing: HashMap::new(), reports };
+        let (kvm_programs, kvm) = KvmPrograms::new();
+        let passing = HashMap::new();
+        let mut worker = Worker { loader, slots, taps, kvm: kvm_programs, pins, passing, reports };
         worker.forget_the_dead();
         let thread = std::thread::Builder::new()
             .name("probe".to_owned())
@@ -113,7 +119,7 @@ impl ProbeThread {
                 path: config.paths.bpffs_dir.clone(),
                 source,
             })?;
-        Ok((Self { requests: sender, thread }, events, health))
+        Ok((Self { requests: sender, kvm, thread }, events, health))
     }
 
     /// Asks for a VM to be counted: for a slot, and for these taps and files of it, and no others. What is
@@ -130,6 +136,17 @@ impl ProbeThread {
     /// Tells which VMs there are, so that what an earlier daemon left of others can go.
     pub fn found(&self, vms: HashSet<VmId>) {
         self.send(Request::Found(vms));
+    }
+
+    /// Asks for KVM's tracepoints to be attached, or to be detached; asking again changes nothing. To be
+    /// wanted only while some VM is suspected: each VM on the host pays for them.
+    pub fn kvm(&self, wanted: bool) {
+        self.send(Request::Kvm(wanted));
+    }
+
+    /// Which of KVM's tracepoints are attached, and of the last time that they were, which could not be.
+    pub fn kvm_hooks(&self) -> KvmHooks {
+        self.kvm.borrow().clone()
     }
 
     fn send(&self, request: Request) {
@@ -155,6 +172,7 @@ struct Worker {
     loader: Loader,
     slots: Slots,
     taps: TapPrograms,
+    kvm: KvmPrograms,
     pins: Pins,
     /// By VM: its taps, and whether its packets pass by.
     passing: HashMap<VmId, (Vec<Tap>, Passing)>,
@@ -182,6 +200,7 @@ impl Worker {
                         self.taps.forget_strangers(&self.loader);
                     }
                 }
+                Request::Kvm(wanted) => self.kvm.set(&mut self.loader, wanted),
                 Request::Stop { keep, done } => {
                     let result = if keep {
                         Ok(())

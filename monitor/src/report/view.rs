@@ -128,6 +128,8 @@ pub struct NetworkView {
     /// What it sent because flatline had probed it, which is among what it sent: answers, and questions
     /// whether flatline is still there.
     pub probe_answers: u64,
+    /// Of those, the answers to ARP probes.
+    pub arp_answers: u64,
     /// Of those, the answers to NDP probes.
     pub ndp_answers: u64,
 }
@@ -354,7 +356,7 @@ mod tests {
             "vcpus": [{"id": 0, "tid": 4715, "busy_ratio": 0.003}],
             "network": {"guest_tx_packets": 1, "guest_tx_bytes": 1, "guest_rx_packets": 1,
                 "guest_rx_bytes": 1, "guest_last_sent_seconds": 0.5, "probe_answers": 0,
-                "ndp_answers": 0},
+                "arp_answers": 0, "ndp_answers": 0},
             "storage": {"read_ops": 1, "read_bytes": 1, "write_ops": 1, "write_bytes": 1,
                 "writeback_ops": 0, "writeback_bytes": 0, "flush_ops": 0, "discard_ops": 0,
                 "discard_bytes": 0, "completed_ops": 2, "failed_ops": 0,

@@ -184,6 +184,7 @@ pub fn totals<'a>(lanes: impl Iterator<Item = &'a VmRow>) -> VmRow {
                 guest_rx_bytes: sum.network.guest_rx_bytes + n.guest_rx_bytes,
                 probe_answers: sum.network.probe_answers + n.probe_answers,
                 probe_answer_bytes: sum.network.probe_answer_bytes + n.probe_answer_bytes,
+                arp_answers: sum.network.arp_answers + n.arp_answers,
                 ndp_answers: sum.network.ndp_answers + n.ndp_answers,
                 guest_tx_last_jiffies: sum
                     .network
@@ -228,6 +229,7 @@ mod tests {
                 guest_rx_bytes: 4,
                 probe_answers: 5,
                 probe_answer_bytes: 6,
+                arp_answers: 24,
                 ndp_answers: 7,
                 guest_tx_last_jiffies: 8,
             },
@@ -265,6 +267,7 @@ mod tests {
                 guest_rx_bytes: 3 * once.guest_rx_bytes,
                 probe_answers: 3 * once.probe_answers,
                 probe_answer_bytes: 3 * once.probe_answer_bytes,
+                arp_answers: 3 * once.arp_answers,
                 ndp_answers: 3 * once.ndp_answers,
                 // The last, not a sum.
                 guest_tx_last_jiffies: 500,

@@ -120,7 +120,7 @@ pub(super) fn blind(activity: &Activity) -> Option<&Missing> {
 pub(super) fn hold(watch: &mut Watch, reason: String, elapsed: Duration, now: Duration) -> Act {
     watch.line.begin_anew(now, format!("none since it was held: {reason}"));
     // A guest that waits to be started, or that was paused while it booted, has its grace before it.
-    watch.boot.began = now.min(watch.boot.began + elapsed);
+    watch.boot.held = watch.boot.held.saturating_add(elapsed);
     no_verdict(watch, State::Held, reason, elapsed, now)
 }
 

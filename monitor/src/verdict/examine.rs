@@ -11,7 +11,7 @@ use crate::config::Policy;
 
 /// A guest that still tests its address for duplicates would take a probe for a conflict (RFC 5227).
 pub(super) fn past_grace(boot: &Boot, policy: &Policy, now: Duration) -> bool {
-    now.saturating_sub(boot.began) >= policy.boot_grace
+    now.saturating_sub(boot.began).saturating_sub(boot.held) >= policy.boot_grace
 }
 
 /// Asks while all is well, so that a silence later means something.

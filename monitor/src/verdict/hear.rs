@@ -9,7 +9,7 @@ use super::{
 use crate::qmp::{QmpEvent, RunState};
 
 /// One reset from outside brings up to four of the guest's own, within this time: they belong to it.
-const OWN_RESETS_AFTER_OURS: Duration = Duration::from_secs(5);
+const OWN_RESETS_AFTER_OUTER: Duration = Duration::from_secs(5);
 
 /// Takes note of an event.
 pub(super) fn event(
@@ -22,6 +22,7 @@ pub(super) fn event(
     match event {
         QmpEvent::Reset { guest: true } => return guest_reset(watch, terms, now),
         QmpEvent::Reset { guest: false } => {
+            watch.reset_from_outside = Some(now);
             match watch.state {
                 State::Recovering { .. } => watch.boot = Boot::new(now),
                 State::Starting
@@ -30,7 +31,11 @@ pub(super) fn event(
                 | State::Crashed { .. }
                 | State::Held
                 | State::Failed { .. }
-                | State::Unobservable => begin_boot(watch, "it was reset from outside", now),
+                | State::Unobservable => {
+                    // Whoever did that looked at what the guest had done before.
+                    watch.resets.clear();
+                    begin_boot(watch, "it was reset from outside", now);
+                }
             }
             // The run state is still that of the boot before.
             return Act::Nothing;
@@ -82,8 +87,8 @@ pub(super) fn convicted(state: &State) -> bool {
 
 /// The guest reset itself, as after a panic with `panic=5`: that is counted, and not answered with another.
 fn guest_reset(watch: &mut Watch, terms: &Terms, now: Duration) -> Act {
-    let recovering = matches!(watch.state, State::Recovering { .. });
-    if recovering && now.saturating_sub(watch.since) < OWN_RESETS_AFTER_OURS {
+    let outer = watch.reset_from_outside;
+    if outer.is_some_and(|outer| now.saturating_sub(outer) < OWN_RESETS_AFTER_OUTER) {
         watch.boot = Boot::new(now);
         return Act::Nothing;
     }

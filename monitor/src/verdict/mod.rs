@@ -196,19 +196,23 @@ pub struct Watch {
     pub boot: Boot,
     /// When the guest reset itself lately; a burst counts once, and never more than [`Watch::RESETS`] are kept.
     pub resets: Vec<Duration>,
+    /// When it was last reset by somebody else, flatline included.
+    pub reset_from_outside: Option<Duration>,
     /// What excuses its silence as long as it lasts: a witness' words.
     pub excuse: Option<String>,
     /// What was seen of the host, while many of its VMs are silent together.
     pub storm: Option<String>,
-    /// What the last tick showed.
-    pub last: Option<Arc<Tick>>,
+    /// When the last tick ended, and what it showed.
+    pub last: Option<(Duration, Arc<Tick>)>,
 }
 
 /// What is known of a guest's present boot; all of it is forgotten when the guest is reset.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Boot {
-    /// When it began. Time in which the VM was held is none of it.
+    /// When it began, which tells it from any other.
     pub began: Duration,
+    /// Time since then in which the VM was held, which is none of its boot grace.
+    pub held: Duration,
     /// Its first sign of life.
     pub first_life: Option<Duration>,
     /// The witnesses that answered of it, so that their silence counts against it.
@@ -233,7 +237,14 @@ pub struct Dump {
 impl Boot {
     /// A boot that began at `began`.
     pub fn new(began: Duration) -> Self {
-        Self { began, first_life: None, answered: BTreeSet::new(), calibrated: None, dump: None }
+        Self {
+            began,
+            held: Duration::ZERO,
+            first_life: None,
+            answered: BTreeSet::new(),
+            calibrated: None,
+            dump: None,
+        }
     }
 }
 
@@ -256,9 +267,23 @@ impl Watch {
             // A daemon that started after the guest knows no moment before its own start.
             boot: Boot::new(now.saturating_sub(age)),
             resets: Vec::new(),
+            reset_from_outside: None,
             excuse: None,
             storm: None,
             last: None,
+        }
+    }
+
+    /// Whether witnesses are asked of it, but for their calibration.
+    pub fn is_being_asked(&self) -> bool {
+        match self.state {
+            State::Suspect { .. } | State::Recovering { .. } => true,
+            State::Held => self.excuse.is_some() || self.storm.is_some(),
+            State::Starting
+            | State::Alive
+            | State::Crashed { .. }
+            | State::Failed { .. }
+            | State::Unobservable => false,
         }
     }
 
@@ -267,7 +292,7 @@ impl Watch {
         match input {
             Input::Tick(tick) => {
                 let act = step::tick(self, tick, terms, now);
-                self.last = Some(tick.clone());
+                self.last = Some((now, tick.clone()));
                 act
             }
             Input::Testimony(said) => step::testimony(self, said, terms, now),
@@ -340,6 +365,7 @@ impl Watch {
 
     fn restarted(&mut self, cause: Cause, was_up: bool, boot_grace: Duration, now: Duration) {
         self.reboot(now, "it was restarted");
+        self.reset_from_outside = Some(now);
         let deadline = now + boot_grace.max(LEAST_RECOVERY_PATIENCE);
         let reason = format!("restarted because it was {cause}; waiting for a sign of life");
         let tally = Tally::default();

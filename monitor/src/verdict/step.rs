@@ -10,12 +10,19 @@ use super::{
 };
 use crate::activity::Activity;
 
+/// Nobody watched meanwhile: what looks like one long silence may be our own.
+const HELD_UP: &str = "the daemon itself was held up";
+
+/// A tick that took longer says that the daemon was held up.
+fn longest_tick(terms: &Terms) -> Duration {
+    terms.tick * 3 + Duration::from_secs(1)
+}
+
 /// A tick ended at `now`.
 pub(super) fn tick(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration) -> Act {
     let Tick { activity, monitor, .. } = tick;
-    if activity.elapsed > terms.tick * 3 + Duration::from_secs(1) {
-        // Nobody watched meanwhile: what looks like one long silence may be our own.
-        begin_anew(watch, "the daemon itself was held up", now);
+    if activity.elapsed > longest_tick(terms) {
+        begin_anew(watch, HELD_UP, now);
     }
     watch.line.level(activity, now);
     match hear::announcement(watch, monitor, now) {
@@ -52,7 +59,12 @@ pub(super) fn tick(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration)
 
 /// A round of questions ended at `now`.
 pub(super) fn testimony(watch: &mut Watch, said: &Testimony, terms: &Terms, now: Duration) -> Act {
-    let Some(tick) = watch.last.clone() else { return Act::Nothing };
+    let Some((ticked, tick)) = watch.last.clone() else { return Act::Nothing };
+    if now.saturating_sub(ticked) > longest_tick(terms) {
+        // The sign of life that it would be weighed against may be waiting to be read.
+        begin_anew(watch, HELD_UP, now);
+        return Act::Nothing;
+    }
     if let State::Recovering { cause, deadline, was_up, .. } = watch.state {
         if let (true, Some(why)) = (was_up, said.not_up()) {
             watch.reason = format!("shows life, but is not up: {why}");

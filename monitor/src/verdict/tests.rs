@@ -3,7 +3,9 @@
 mod convictions;
 mod drawing;
 mod healthy;
+mod holds;
 mod random;
 mod recovery;
+mod resets;
 mod rig;
 mod transitions;

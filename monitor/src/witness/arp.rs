@@ -28,7 +28,7 @@ async fn ask(scene: Arc<Scene>, note: Note) -> (Answer, Note) {
     let probe = probing::ask(
         &scene,
         |addresses| addresses.ipv4.map(|guest| Probe { ip: guest.ip, frame: frame(&guest) }),
-        |counters| counters.probe_answers.saturating_sub(counters.ndp_answers),
+        |counters| counters.arp_answers,
     );
     (probe.await, note)
 }

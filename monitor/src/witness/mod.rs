@@ -7,6 +7,7 @@
 
 pub mod arp;
 mod ethernet;
+pub mod kvm;
 pub mod ndp;
 mod probing;
 pub mod registers;
@@ -22,9 +23,10 @@ pub use socket::ProbeSocket;
 use tokio::time::timeout;
 
 use crate::{
-    discover::{Vm, VmId},
+    discover::Vm,
+    probe::KvmHooks,
     qmp::{QmpHandle, printable},
-    sample::CounterMaps,
+    sample::{CounterMaps, KvmReader},
     verdict::{Answer, Questions, Statement, Testimony},
 };
 
@@ -51,19 +53,16 @@ pub struct Scene {
     pub slot: Result<u32, String>,
     /// The maps.
     pub counters: Arc<CounterMaps>,
+    /// What is counted of KVM, where it runs any guest.
+    pub kvm: Option<Arc<KvmReader>>,
+    /// Which of KVM's tracepoints are attached.
+    pub kvm_hooks: KvmHooks,
     /// QEMU's monitor, where it takes commands, or why it doesn't.
     pub qmp: Result<QmpHandle, String>,
     /// Taps to probe, of whose guest an address is known, or why there is none.
     pub targets: Result<Vec<TapTarget>, String>,
     /// Whether some of its requests can't be seen by the host.
     pub unseen_storage: bool,
-}
-
-impl Scene {
-    /// Which process it is about.
-    pub fn vm_id(&self) -> VmId {
-        self.vm.id
-    }
 }
 
 /// What asking a witness comes to: an answer, and the note for the next round.
@@ -82,8 +81,14 @@ pub struct Witness {
 }
 
 /// All of them.
-pub const WITNESSES: &[Witness] =
-    &[arp::WITNESS, ndp::WITNESS, registers::WITNESS, requests::WITNESS, stage::WITNESS];
+pub const WITNESSES: &[Witness] = &[
+    arp::WITNESS,
+    ndp::WITNESS,
+    registers::WITNESS,
+    kvm::WITNESS,
+    requests::WITNESS,
+    stage::WITNESS,
+];
 
 /// Whoever is asked only when a guest is suspected.
 pub const fn of_suspects(questions: Questions) -> bool {

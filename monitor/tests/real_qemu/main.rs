@@ -1,8 +1,9 @@
-//! Discovery and the QMP client against QEMUs that really run.
+//! Discovery, the QMP client and KVM as a witness, against QEMUs that really run.
 //!
 //! They run through libtest-mimic, so that a test that can't run here says *ignored*, and why.
 
 mod discover;
+mod kvm;
 mod qmp;
 
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         trial("a_tap_with_two_queues_is_found_once_in_the_namespace_of_its_qemu", discover::a_tap_with_two_queues_is_found_once_in_the_namespace_of_its_qemu),
         trial("a_tap_that_moved_is_found_in_our_namespace_and_noted_if_it_is_in_neither", discover::a_tap_that_moved_is_found_in_our_namespace_and_noted_if_it_is_in_neither),
         trial("code_inside_a_namespace_sees_that_one_and_code_outside_does_not", discover::code_inside_a_namespace_sees_that_one_and_code_outside_does_not),
+        trial("guests_that_take_interrupts_under_kvm_live_and_dead_ones_are_silent_however_often_they_are_woken", kvm::guests_that_take_interrupts_live_and_dead_ones_are_silent),
         trial("a_real_qemu_is_asked_stopped_and_shared", qmp::a_real_qemu_is_asked_stopped_and_shared),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()

@@ -438,7 +438,9 @@ fn taken() -> Result<()> {
     })?;
     let is_read = |row: &Value| row["network"].is_object();
     wait_for_vm(&daemon, "is-hidden", "read again", SEEN_WITHIN, is_read)?;
-    // Ours stands before the other one now, which sees each packet as before.
+    // Ours stands before the other one now, which sees each packet as before. What is shown is up to a
+    // second old, and packets were sent just now.
+    interrupt::sleep(Duration::from_millis(1500))?;
     let before = (Traffic::of_daemon(&daemon, "is-hidden")?, Traffic::of_kernel(&tap)?);
     let stolen = thief.packets()?;
     send(&rig, &tap, received, 7001, 100)?;

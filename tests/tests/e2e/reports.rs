@@ -128,6 +128,7 @@ const NETWORK: Shape = Object(&[
     ("guest_rx_bytes", Unsigned),
     ("guest_last_sent_seconds", OrNull(&SECONDS)),
     ("probe_answers", Unsigned),
+    ("arp_answers", Unsigned),
     ("ndp_answers", Unsigned),
 ]);
 

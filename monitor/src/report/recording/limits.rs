@@ -62,20 +62,33 @@ fn tick(tick: &Tick) -> Result<(), Malformed> {
 
 /// Refuses a state that no live one can be in.
 pub(super) fn watch(watch: &Watch) -> Result<(), Malformed> {
-    let Watch { state, reason: _, since, line, boot, resets, excuse: _, storm: _, last } = watch;
+    let Watch {
+        state,
+        reason: _,
+        since,
+        line,
+        boot,
+        resets,
+        reset_from_outside,
+        excuse: _,
+        storm: _,
+        last,
+    } = watch;
     let Line { last_life, last_sign: _, still_since, zero_since, pinned_since, starved: _ } = line;
-    let Boot { began, first_life, answered: _, calibrated, dump } = boot;
+    let Boot { began, held, first_life, answered: _, calibrated, dump } = boot;
     let dump = dump.map(|Dump { since, last_write, quiet_for }| [since, last_write, quiet_for]);
     let deadline = match state {
         State::Recovering { deadline, .. } => Some(*deadline),
         _ => None,
     };
     check([Some(*since), Some(*last_life), *still_since, *zero_since, *pinned_since])?;
-    check([Some(*began), *first_life, *calibrated, deadline])?;
+    check([Some(*began), Some(*held), *first_life, *calibrated, deadline, *reset_from_outside])?;
     check(dump.into_iter().flatten().map(Some))?;
     if resets.len() > Watch::RESETS {
         return Err(Malformed::new("more resets than are ever remembered"));
     }
     check(resets.iter().copied().map(Some))?;
-    last.as_ref().map_or(Ok(()), |last| tick(last))
+    let Some((at, last)) = last else { return Ok(()) };
+    moment(*at)?;
+    tick(last)
 }

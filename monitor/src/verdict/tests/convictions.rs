@@ -39,15 +39,28 @@ fn a_spinning_guest_is_convicted_by_two_rounds() {
 }
 
 #[test]
-fn a_guest_that_no_longer_answers_is_convicted_by_three_rounds() {
-    let (after, cause) = convicted(Rig::calibrated(), Guest::fall_silent);
+fn a_guest_that_no_longer_answers_and_has_been_pinned_all_along_is_convicted_by_three_rounds() {
+    let (after, cause) = convicted(Rig::calibrated(), |guest| {
+        guest.fall_silent();
+        guest.level(&[(0.9, 0.0)]);
+    });
     assert_eq!((after, cause), (within(SILENT_ROUNDS_TO_CONVICT), Cause::Silent));
+}
+
+#[test]
+fn a_guest_whose_level_says_nothing_is_convicted_once_it_has_answered_nobody_for_the_whole_window()
+{
+    let (after, cause) = convicted(Rig::calibrated(), Guest::fall_silent);
+    assert_eq!(cause, Cause::Silent);
+    let twice = TICK * FLAT_TICKS * 2;
+    assert!((twice..twice + TICK).contains(&after), "{after:?}");
 }
 
 #[test]
 fn a_guest_that_fell_silent_is_convicted_without_a_monitor_if_its_vcpus_run_on() {
     let (after, cause) = convicted(Rig::calibrated(), |guest| {
         guest.fall_silent();
+        guest.level(&[(0.9, 0.0)]);
         (guest.monitor, guest.registers) = (busy_monitor(), unavailable());
     });
     assert_eq!((after, cause), (within(SILENT_ROUNDS_TO_CONVICT), Cause::Silent));

@@ -207,6 +207,7 @@ const INPUTS: [(&str, Told, [&str; 8]); 34] = [
         "a storm",
         |rig| {
             rig.feed(&Input::Storm(Some("9 of 10 VMs fell silent at once".to_owned())));
+            rig.asked = None;
             rig.tick();
         },
         HELD,

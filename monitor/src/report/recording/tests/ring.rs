@@ -98,7 +98,7 @@ fn what_a_record_costs() {
             std::hint::black_box(live.watch.state.name());
             spent[1] += began.elapsed();
             if let Input::Tick(tick) = input {
-                live.watch.last = Some(tick.clone());
+                live.watch.last = Some((live.now, tick.clone()));
             }
         }
         let records: u64 = live.ring.segments().iter().map(|it| it.records).sum();

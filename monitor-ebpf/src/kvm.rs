@@ -1,0 +1,173 @@
+//! What the vCPUs of a VM do under KVM: attached only while some VM is suspected, so that the healthy pay
+//! nothing the rest of the time.
+//!
+//! All hook in as raw tracepoints (4.17; those of a module, 5.0): they attach as fast as BTF-typed ones, and
+//! need no BTF, which a KVM that is a module has in a file of its own. Of their arguments, only numbers are
+//! read. Each costs a look-up of the current process and an addition; most fire in the vCPU's own thread,
+//! so that the process tells whose it is. None counts what an interrupt does that hits a QEMU by chance.
+//!
+//! Argument lists: include/trace/events/kvm.h and arch/x86/kvm/trace.h of Linux 6.12.
+
+use aya_ebpf::{
+    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel},
+    macros::raw_tracepoint,
+    programs::RawTracePointContext,
+};
+use monitor_ebpf::KvmRow;
+
+use crate::{maps::KVM, slots};
+
+/// `KVM_PIO_OUT` (arch/x86/kvm/trace.h).
+const OUT: u32 = 1;
+/// Command ports of the two interrupt controllers of a PC.
+const PIC_COMMAND: [u32; 2] = [0x20, 0xa0];
+/// Of a command byte, the bits that tell an *end of interrupt* from the other commands (OCW2 of the 8259A).
+const PIC_EOI_MASK: u8 = 0x38;
+const PIC_EOI: u8 = 0x20;
+/// `EINTR` as KVM reports that a signal brought the vCPU out: QEMU's doing, not the guest's.
+const INTERRUPTED: i32 = -4;
+
+/// Registers by which a guest sets a timer to fire: `MSR_IA32_TSC_DEADLINE`, the initial count of an x2APIC,
+/// and the synthetic timers of Hyper-V, which Windows uses.
+#[inline(always)]
+fn is_timer(msr: u32) -> bool {
+    matches!(msr, 0x6e0 | 0x838 | 0x4000_00b0..=0x4000_00b7)
+}
+
+/// The row of the current process on this CPU, if it is a watched QEMU, and the id of its thread.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the lower half is the thread")]
+fn current() -> Option<(&'static mut KvmRow, u32)> {
+    let ids = bpf_get_current_pid_tgid();
+    let pid = (ids >> 32) as u32;
+    let row = KVM.get_ptr_mut(slots::slot_of(pid)?)?;
+    // SAFETY: the row is this CPU's own copy. Another thread of the VM that preempts this one may make a
+    // count be lost, which is one sign of life fewer, and never one too many.
+    let row = unsafe { &mut *row };
+    // A row that user space could not fill is nobody's.
+    (row.pid == pid).then_some((row, ids as u32))
+}
+
+/// A vCPU came out of `hlt`: by an interrupt, but also by a signal, or by its timer with interrupts off.
+///
+/// Hook: `raw_tp/kvm_vcpu_wakeup` with `valid` as third argument, which only s390 clears.
+#[raw_tracepoint(tracepoint = "kvm_vcpu_wakeup")]
+pub(crate) fn kvm_woken(ctx: RawTracePointContext) -> i32 {
+    if let Some((row, thread)) = current()
+        && ctx.arg::<u8>(2) != 0
+    {
+        row.counters.wakeups += 1;
+        row.woken = thread;
+    }
+    0
+}
+
+/// A vCPU runs guest code. The first time after it was woken, it left `hlt` behind: one that is halted for
+/// good is put back to sleep without an entry, whatever woke it.
+///
+/// Hook: `raw_tp/kvm_entry`.
+#[raw_tracepoint(tracepoint = "kvm_entry")]
+pub(crate) fn kvm_entered(_ctx: RawTracePointContext) -> i32 {
+    if let Some((row, thread)) = current() {
+        row.counters.entries += 1;
+        // On the same CPU within microseconds; a thread that moved in between is not counted.
+        if row.woken == thread {
+            row.counters.resumed += 1;
+            row.woken = 0;
+        }
+    }
+    0
+}
+
+/// A vCPU takes an interrupt. Where the processor delivers them itself (APICv, AVIC), it rarely fires.
+///
+/// Hook: `raw_tp/kvm_inj_virq`.
+#[raw_tracepoint(tracepoint = "kvm_inj_virq")]
+pub(crate) fn kvm_injected(_ctx: RawTracePointContext) -> i32 {
+    if let Some((row, _)) = current() {
+        row.counters.injected += 1;
+    }
+    0
+}
+
+/// The guest told its local APIC that it is done with an interrupt.
+///
+/// Hook: `raw_tp/kvm_eoi` with the vector as second argument, negative where none was in service.
+#[raw_tracepoint(tracepoint = "kvm_eoi")]
+pub(crate) fn kvm_eoi(ctx: RawTracePointContext) -> i32 {
+    if ctx.arg::<i32>(1) >= 0
+        && let Some((row, _)) = current()
+    {
+        row.counters.apic_eois += 1;
+    }
+    0
+}
+
+/// The guest used a port. An *end of interrupt* for a PC's old interrupt controllers counts apart: a guest
+/// that panicked may go on using others, as Linux does to blink the keyboard's lights.
+///
+/// Hook: `raw_tp/kvm_pio` with direction, port, size, count and data.
+#[raw_tracepoint(tracepoint = "kvm_pio")]
+pub(crate) fn kvm_port(ctx: RawTracePointContext) -> i32 {
+    let Some((row, _)) = current() else { return 0 };
+    row.counters.pio += 1;
+    if ctx.arg::<u32>(0) == OUT && PIC_COMMAND.contains(&ctx.arg(1)) {
+        let data: *const u8 = ctx.arg(4);
+        // SAFETY: the helper takes any address, and says so if it can't be read.
+        let command = unsafe { bpf_probe_read_kernel(data) };
+        if command.is_ok_and(|command| command & PIC_EOI_MASK == PIC_EOI) {
+            row.counters.pic_eois += 1;
+        }
+    }
+    0
+}
+
+/// The guest used a device's memory.
+///
+/// Hook: `raw_tp/kvm_mmio`.
+#[raw_tracepoint(tracepoint = "kvm_mmio")]
+pub(crate) fn kvm_memory(_ctx: RawTracePointContext) -> i32 {
+    if let Some((row, _)) = current() {
+        row.counters.mmio += 1;
+    }
+    0
+}
+
+/// The guest set a timer. Where the processor delivers interrupts itself, this is what shows of them.
+///
+/// Hook: `raw_tp/kvm_msr` with direction (1: write) and register as first arguments.
+#[raw_tracepoint(tracepoint = "kvm_msr")]
+pub(crate) fn kvm_register(ctx: RawTracePointContext) -> i32 {
+    if ctx.arg::<u32>(0) == 1
+        && is_timer(ctx.arg(1))
+        && let Some((row, _)) = current()
+    {
+        row.counters.timers_set += 1;
+    }
+    0
+}
+
+/// A vCPU went back to QEMU, but not because QEMU called it.
+///
+/// Hook: `raw_tp/kvm_userspace_exit` with reason and error.
+#[raw_tracepoint(tracepoint = "kvm_userspace_exit")]
+pub(crate) fn kvm_left(ctx: RawTracePointContext) -> i32 {
+    if ctx.arg::<i32>(1) != INTERRUPTED
+        && let Some((row, _)) = current()
+    {
+        row.counters.userspace_exits += 1;
+    }
+    0
+}
+
+/// QEMU raised or lowered the line of an interrupt, whether the guest takes it or not. What a thread of the
+/// kernel raises for the VM (its timer chip, vhost) is not counted.
+///
+/// Hook: `raw_tp/kvm_set_irq`.
+#[raw_tracepoint(tracepoint = "kvm_set_irq")]
+pub(crate) fn kvm_line(_ctx: RawTracePointContext) -> i32 {
+    if let Some((row, _)) = current() {
+        row.counters.set_irqs += 1;
+    }
+    0
+}

@@ -1,0 +1,161 @@
+//! KVM's tracepoints on guests of a few bytes, alive and dead, while their registers are looked at.
+
+use std::{
+    path::Path,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use flatline::{
+    config::Config,
+    discover::{Accelerator, VmId, start_ticks},
+    probe::{AttachReport, Counted, KvmHooks, ProbeThread},
+    sample::{KvmReader, interrupts_are_hidden},
+    witness::kvm::{Finding, Look, SHORTEST_SILENCE, judge},
+};
+use flatline_tests::{
+    boot_sector::BootSector,
+    daemon::Bpffs,
+    guest::{self, Guest, GuestConfig, GuestKind, private_qemu},
+    interrupt::wait_until,
+};
+use serde_json::json;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use crate::{Outcome, qemu};
+
+/// On two cores, firmware takes its time while other guests spin.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// As often as a suspect's registers are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// What a guest is to be found as.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Expected {
+    Lives,
+    Silent,
+    Neither,
+}
+
+/// Those that don't spin first: they boot faster so.
+const GUESTS: [(&str, BootSector, Expected); 6] = [
+    ("sti-hlt", BootSector::StiHlt, Expected::Lives),
+    ("cli-hlt", BootSector::CliHlt, Expected::Silent),
+    ("timer-cli-hlt", BootSector::TimerCliHlt, Expected::Silent),
+    ("sti-jmp", BootSector::StiJmp, Expected::Lives),
+    ("cli-jmp", BootSector::CliJmp, Expected::Silent),
+    ("port-cli-jmp", BootSector::PortCliJmp, Expected::Neither),
+];
+
+/// Starts a guest, and waits until it has left its firmware.
+fn boot(dir: &Path, qemu: &Path, name: &str, code: BootSector) -> Result<Guest, String> {
+    let mut config = GuestConfig::new(name, GuestKind::BootSector(code), qemu, dir);
+    config.accelerator = guest::Accelerator::Kvm;
+    let guest = config.start().map_err(|error| format!("KVM runs no guest: {error:#}"))?;
+    let booted = wait_until("the boot sector runs", PATIENCE, || {
+        Ok(look_at_registers(&guest)?.contains("EIP=00007c").then_some(()))
+    });
+    booted.map_err(|error| format!("KVM runs no boot sector: {error:#}"))?;
+    Ok(guest)
+}
+
+/// Which takes each vCPU out of KVM for a moment.
+fn look_at_registers(guest: &Guest) -> anyhow::Result<String> {
+    let command = json!({ "command-line": "info registers -a" });
+    let text = guest.qmp("human-monitor-command", &command)?;
+    Ok(text.as_str().unwrap_or_default().to_owned())
+}
+
+fn slot_of(
+    guest: &Guest,
+    probes: &ProbeThread,
+    reports: &mut UnboundedReceiver<AttachReport>,
+) -> (VmId, u32) {
+    let vm = VmId { pid: guest.pid(), start_ticks: start_ticks(guest.pid()).expect("our child") };
+    probes.attach(vm, Counted { taps: Vec::new(), files: Vec::new() });
+    let report = reports.blocking_recv().expect("a report");
+    assert_eq!(report.vm, vm);
+    (vm, report.slot.expect("a slot"))
+}
+
+fn set(probes: &ProbeThread, wanted: bool) -> KvmHooks {
+    // Once more must change nothing.
+    probes.kvm(wanted);
+    probes.kvm(wanted);
+    let hooks = wait_until("KVM's tracepoints", PATIENCE, || {
+        Ok(Some(probes.kvm_hooks()).filter(|hooks| hooks.attached == wanted))
+    });
+    hooks.expect("attached or detached")
+}
+
+pub(crate) fn guests_that_take_interrupts_live_and_dead_ones_are_silent() -> Outcome {
+    qemu()?;
+    if !rustix::process::geteuid().is_root() {
+        return Err("only root may attach programs".to_owned());
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let qemu = private_qemu(dir.path()).expect("a QEMU of our own");
+    let guests = GUESTS
+        .map(|(name, code, expected)| Ok((boot(dir.path(), &qemu, name, code)?, expected)))
+        .into_iter()
+        .collect::<Result<Vec<_>, String>>()?;
+
+    let bpffs = dir.path().join("bpf");
+    let _bpffs = Bpffs::mount(bpffs.clone()).expect("a bpffs");
+    let toml = format!("[paths]\nbpffs_dir = \"{}/flatline\"\n", bpffs.display());
+    let config = Config::parse(&toml, "test").expect("a configuration");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let entered = runtime.enter();
+    let (sender, mut reports) = unbounded_channel();
+    let (probes, _events, _health) = ProbeThread::start(&config, sender).expect("the programs");
+    let slots: Vec<_> =
+        guests.iter().map(|(guest, _)| slot_of(guest, &probes, &mut reports)).collect();
+    let kvm = KvmReader::open(&config.paths.bpffs_dir).expect("the map");
+
+    let hooks = set(&probes, true);
+    for row in &hooks.health {
+        assert_eq!(row.failure, None, "{} on {}", row.program, row.hook);
+    }
+    let read = || slots.iter().map(|(vm, slot)| kvm.of(*vm, *slot)).collect::<Vec<_>>();
+    let (start, before) = (Instant::now(), read());
+    while start.elapsed() < SHORTEST_SILENCE + Duration::from_secs(1) {
+        for (guest, _) in &guests {
+            look_at_registers(guest).expect("registers");
+        }
+        sleep(LOOK_EVERY);
+    }
+    let (elapsed, after, of_all) = (start.elapsed(), read(), kvm.of_all());
+    for (n, (guest, expected)) in guests.iter().enumerate() {
+        let finding = judge(&Look {
+            accelerator: &Accelerator::Kvm,
+            hooks: &hooks,
+            before: &before[n],
+            after: &after[n],
+            elapsed,
+            of_all: &of_all,
+            interrupts_are_hidden: interrupts_are_hidden(),
+        });
+        println!("{}: {finding:?}; {:?}", guest.name(), after[n]);
+        let found = match finding {
+            Finding::Lives(_) => Expected::Lives,
+            Finding::Silent(_) => Expected::Silent,
+            Finding::Neither(_) if interrupts_are_hidden() && *expected == Expected::Silent => {
+                continue;
+            }
+            Finding::Neither(_) => Expected::Neither,
+            Finding::NotAsked(why) => panic!("{}: not asked: {why}", guest.name()),
+        };
+        assert_eq!(found, *expected, "{}: {:?}", guest.name(), after[n]);
+    }
+
+    let hooks = set(&probes, false);
+    assert!(!hooks.sees_any() && !hooks.health.is_empty(), "{hooks:?}");
+    let (still, _) = (read(), sleep(Duration::from_secs(1)));
+    assert_eq!(still, read(), "counted after they were detached");
+    assert!(
+        guests.iter().all(|(guest, _)| guest.run_state().is_ok_and(|state| state == "running"))
+    );
+    drop(entered);
+    runtime.block_on(probes.stop(false)).expect("an end");
+    Ok(())
+}
