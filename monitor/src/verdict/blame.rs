@@ -63,50 +63,70 @@ pub(super) fn not_the_guests_fault(watch: &Watch, tick: &Tick) -> Option<String>
             "{requests} in flight and none completes{oldest}: the host's storage is stalled"
         ));
     }
-    watch.line.starved.then(|| "its vCPUs want to run, and the host hardly lets them".to_owned())
+    watch
+        .line
+        .is_starved()
+        .then(|| "its vCPUs want to run, and the host hardly lets them".to_owned())
 }
 
 /// A guest that writes its own crash dump is waited for, as long as it does write; `None` for any other.
 pub(super) fn dumping(
     watch: &mut Watch,
-    activity: &Activity,
+    tick: &Tick,
     policy: &Policy,
     now: Duration,
 ) -> Option<Act> {
     let mut dump = watch.boot.dump?;
-    let wrote = activity
-        .storage
-        .as_ref()
-        // What isn't known is no silence; the patience with it has its end all the same.
-        .map_or(true, |storage| {
-            storage.submitted > 0 || storage.completed > 0 || storage.in_flight > 0
-        });
-    if wrote {
+    dump.unheard |= !matches!(tick.monitor, Monitor::Answers(_));
+    if writes(&tick.activity) {
         // It has booted its other kernel: from now on a pause is the end.
         dump = Dump { last_write: now, quiet_for: policy.flat_for, ..dump };
+    } else if not_the_guests_fault(watch, tick).is_some() {
+        dump.last_write = now;
     }
     watch.boot.dump = Some(dump);
     let ended = if now.saturating_sub(dump.since) >= DUMP_PATIENCE {
         format!("has been writing its crash dump for {} s", DUMP_PATIENCE.as_secs())
     } else if now.saturating_sub(dump.last_write) >= dump.quiet_for {
-        format!("has written nothing for {} s", dump.quiet_for.as_secs())
+        format!("has written nothing for {} s", now.saturating_sub(dump.last_write).as_secs())
     } else {
         let reason = "the guest panicked, and is writing its own crash dump".to_owned();
-        return Some(hold(watch, reason, activity.elapsed, now));
+        return Some(hold(watch, reason, tick.activity.elapsed, now));
     };
     watch.boot.dump = None;
-    let recovering = matches!(watch.state, State::Recovering { .. });
-    if matches!(watch.state, State::Crashed { .. } | State::Failed { .. }) {
+    if dump.unheard || matches!(watch.state, State::Crashed { .. } | State::Failed { .. }) {
+        // From here on it is judged by what it shows, as anyone else.
         return None;
     }
+    let recovering = matches!(watch.state, State::Recovering { .. });
     let act = convict(watch, Cause::Panicked, format!("the guest panicked, and {ended}"), now);
     Some(if recovering { Act::NotRecovered(Cause::Panicked) } else { act })
 }
 
+/// Whether a dump goes on: to a disk, or over the network. What isn't known is no silence; the patience
+/// with it has its end all the same.
+fn writes(activity: &Activity) -> bool {
+    let stores = activity.storage.as_ref().map_or(true, |storage| {
+        storage.submitted > 0 || storage.completed > 0 || storage.in_flight > 0
+    });
+    let sends = match &activity.network {
+        Ok(network) => network.is_some_and(|network| network.guest_packets > 0),
+        Err(_) => true,
+    };
+    stores || sends
+}
+
+/// Time in which somebody had stopped it is none of its dump's.
+pub(super) fn pause_dump(watch: &mut Watch, elapsed: Duration, now: Duration) {
+    if let Some(dump) = &mut watch.boot.dump {
+        dump.since = now.min(dump.since + elapsed);
+        dump.last_write = now.min(dump.last_write + elapsed);
+    }
+}
+
 /// A guest that panicked was found to be writing still: it is left to that.
 pub(super) fn still_writing(watch: &mut Watch, policy: &Policy, now: Duration) {
-    let dump = Dump { since: now, last_write: now, quiet_for: policy.flat_for };
-    watch.boot.dump = Some(dump);
+    watch.boot.dump = Some(Dump::new(now, policy.flat_for));
     let reason = "the guest panicked, and is writing its own crash dump".to_owned();
     watch.enter(State::Held, reason, now);
 }
@@ -162,13 +182,14 @@ fn no_verdict(
 impl Line {
     /// Nothing that was seen before counts any more, but for what the vCPUs do right now.
     pub(super) fn begin_anew(&mut self, now: Duration, why: String) {
-        let Self { still_since, zero_since, pinned_since, starved, .. } = self;
+        let Self { still_since, zero_since, pinned_since, got, wanted, .. } = self;
         let begins = |since: &Option<Duration>| since.map(|_| now);
         *self = Self {
             still_since: begins(still_since),
             zero_since: begins(zero_since),
             pinned_since: begins(pinned_since),
-            starved: *starved,
+            got: *got,
+            wanted: *wanted,
             ..Self::begin(now, &why)
         };
     }

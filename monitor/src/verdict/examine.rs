@@ -24,6 +24,26 @@ pub(super) fn calibrate(watch: &mut Watch, tick: &Tick, policy: &Policy, now: Du
     Act::Ask(Questions::Calibrate)
 }
 
+/// What may be asked now of a guest that is silent.
+pub(super) fn questions(watch: &Watch, policy: &Policy, now: Duration) -> Questions {
+    match watch.state {
+        State::Recovering { .. } => Questions::Recovering,
+        State::Starting
+        | State::Alive
+        | State::Suspect { .. }
+        | State::Crashed { .. }
+        | State::Held
+        | State::Failed { .. }
+        | State::Unobservable => {
+            if past_grace(&watch.boot, policy, now) {
+                Questions::All
+            } else {
+                Questions::DuringBoot
+            }
+        }
+    }
+}
+
 /// Weighs what was answered, and asks again where that isn't enough; until then the state is what
 /// `undecided` makes of the tally.
 pub(super) fn examine(
@@ -38,11 +58,7 @@ pub(super) fn examine(
     if let Some(reason) = nothing_to_examine(tick) {
         return unobservable(watch, reason, Duration::ZERO, now);
     }
-    let questions = match watch.state {
-        State::Recovering { .. } => Questions::Recovering,
-        _ if past_grace(&watch.boot, &terms.policy, now) => Questions::All,
-        _ => Questions::DuringBoot,
-    };
+    let questions = questions(watch, &terms.policy, now);
     let Some(said) = said else {
         // Between two rounds the last answers stay in view.
         if tally.rounds == 0 {

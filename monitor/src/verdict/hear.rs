@@ -41,8 +41,7 @@ pub(super) fn event(
             return Act::Nothing;
         }
         QmpEvent::GuestCrashloaded => {
-            watch.boot.dump =
-                Some(Dump { since: now, last_write: now, quiet_for: DUMP_BOOTS_WITHIN });
+            watch.boot.dump = Some(Dump::new(now, DUMP_BOOTS_WITHIN));
         }
         // One that runs on and said that it writes its dump is left to it.
         QmpEvent::GuestPanicked { action }

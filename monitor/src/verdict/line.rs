@@ -28,6 +28,9 @@ pub const PINNED_RATIO: f64 = 0.80;
 /// A pinned vCPU that gets less than this share of what it asks for is starved by the host.
 pub const STARVED_SHARE: f64 = 0.10;
 
+/// What is left after a second of what a vCPU got and wanted: half of it all is of the last three.
+const FADES_TO: f64 = 0.8;
+
 /// What is remembered of one guest's line. Moments are times since the daemon's start.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Line {
@@ -41,8 +44,10 @@ pub struct Line {
     pub zero_since: Option<Duration>,
     /// Since when some vCPU has been pinned, if one is.
     pub pinned_since: Option<Duration>,
-    /// The vCPUs wanted to run during the last tick, and the host hardly let them.
-    pub starved: bool,
+    /// What the pinned vCPU got of a host CPU lately, and what it wanted: seconds, of which older ones fade.
+    pub got: f64,
+    /// As above.
+    pub wanted: f64,
 }
 
 impl Line {
@@ -54,7 +59,8 @@ impl Line {
             still_since: None,
             zero_since: None,
             pinned_since: None,
-            starved: false,
+            got: 0.0,
+            wanted: 0.0,
         }
     }
 
@@ -76,8 +82,18 @@ impl Line {
         self.still_since = kept(self.still_since, below(&activity.vcpus, STILL_BUSY_RATIO));
         self.zero_since = kept(self.zero_since, below(&activity.vcpus, ZERO_BUSY_RATIO));
         self.pinned_since = kept(self.pinned_since, pinned(&activity.vcpus).is_some());
-        self.starved = pinned(&activity.vcpus)
-            .is_some_and(|vcpu| vcpu.busy < STARVED_SHARE * (vcpu.busy + vcpu.waiting));
+        let seconds = activity.elapsed.as_secs_f64();
+        let (busy, waiting) =
+            pinned(&activity.vcpus).map_or((0.0, 0.0), |vcpu| (vcpu.busy, vcpu.waiting));
+        // One bad second on a busy host is no famine.
+        let fade = |sum: f64, now: f64| sum * FADES_TO.powf(seconds) + now * seconds;
+        self.got = fade(self.got, busy);
+        self.wanted = fade(self.wanted, busy + waiting);
+    }
+
+    /// Whether the vCPUs have wanted to run lately, and the host hardly let them.
+    pub fn is_starved(&self) -> bool {
+        self.pinned_since.is_some() && self.got < STARVED_SHARE * self.wanted
     }
 
     /// Whether the vCPUs stood still, or one was pinned, for at least `span` up to `now`.

@@ -232,6 +232,15 @@ pub struct Dump {
     pub last_write: Duration,
     /// How long it may write nothing.
     pub quiet_for: Duration,
+    /// QEMU's monitor could not be heard all along: the reset that ends a dump may have been missed.
+    pub unheard: bool,
+}
+
+impl Dump {
+    /// One that is known since `now`, and may go on without a write for `quiet_for`.
+    pub fn new(now: Duration, quiet_for: Duration) -> Self {
+        Self { since: now, last_write: now, quiet_for, unheard: false }
+    }
 }
 
 impl Boot {
@@ -320,6 +329,7 @@ impl Watch {
                 Act::Nothing
             }
             Input::SetAside(reason) => {
+                self.line.begin_anew(now, format!("none since its restart was refused: {reason}"));
                 self.enter(State::Held, reason.clone(), now);
                 Act::Nothing
             }
@@ -355,6 +365,7 @@ impl Watch {
     /// The guest begins a new boot: whatever was learned of the last one says nothing about it.
     fn reboot(&mut self, now: Duration, why: &str) {
         self.boot = Boot::new(now);
+        self.excuse = None;
         self.line = Line::begin(now, &format!("none since {why}"));
     }
 

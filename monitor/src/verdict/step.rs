@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use super::{
-    Act, Cause, LOOP_OVER_AFTER, Questions, State, Tally, Terms, Testimony, Tick, Watch,
+    Act, Cause, LOOP_OVER_AFTER, Questions, ROUNDS_TO_CONVICT, State, Tally, Terms, Testimony,
+    Tick, Watch,
     blame::{self, hold, unobservable},
-    examine::{calibrate, examine, nothing_to_examine, past_grace, paused_maybe},
+    examine::{
+        calibrate, convict, examine, nothing_to_examine, past_grace, paused_maybe, questions,
+    },
     hear,
 };
 use crate::activity::Activity;
@@ -32,9 +35,10 @@ pub(super) fn tick(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration)
     }
     if let Some(reason) = blame::suspended(tick) {
         watch.excuse = None;
+        blame::pause_dump(watch, activity.elapsed, now);
         return hold(watch, reason, activity.elapsed, now);
     }
-    if let Some(act) = blame::dumping(watch, activity, &terms.policy, now) {
+    if let Some(act) = blame::dumping(watch, tick, &terms.policy, now) {
         return act;
     }
     if let Some(sign) = sign_of_life(activity) {
@@ -52,7 +56,7 @@ pub(super) fn tick(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration)
     if let Some(excuse) = watch.storm.clone().or_else(|| watch.excuse.clone()) {
         // Whether it still holds, only the witnesses know.
         hold(watch, excuse, activity.elapsed, now);
-        return Act::Ask(Questions::All);
+        return Act::Ask(questions(watch, &terms.policy, now));
     }
     silent(watch, tick, None, terms, now)
 }
@@ -65,17 +69,20 @@ pub(super) fn testimony(watch: &mut Watch, said: &Testimony, terms: &Terms, now:
         begin_anew(watch, HELD_UP, now);
         return Act::Nothing;
     }
-    if let State::Recovering { cause, deadline, was_up, .. } = watch.state {
+    if let State::Recovering { cause, deadline, tally, was_up } = watch.state {
         if let (true, Some(why)) = (was_up, said.not_up()) {
-            watch.reason = format!("shows life, but is not up: {why}");
-            return if now >= deadline { Act::NotRecovered(cause) } else { Act::Nothing };
+            return not_up(watch, why, now);
         }
         // A guest that was restarted is to show life itself; it is asked only when its time is up.
-        match (watch.boot.first_life, now >= deadline) {
-            (Some(_), _) => return is_up(watch, now),
-            (None, true) => {}
-            (None, false) => return Act::Nothing,
+        let lives =
+            watch.boot.first_life.is_some() && watch.line.silence(now) < terms.policy.flat_for;
+        match (lives, now >= deadline) {
+            (true, _) => return is_up(watch, now),
+            (false, true) => {}
+            (false, false) => return Act::Nothing,
         }
+        let tally = Tally { not_up: 0, ..tally };
+        watch.state = State::Recovering { cause, deadline, tally, was_up };
     }
     if hear::convicted(&watch.state)
         || blame::suspended(&tick).is_some()
@@ -101,7 +108,7 @@ pub(super) fn testimony(watch: &mut Watch, said: &Testimony, terms: &Terms, now:
         if let Some(excuse) = excuse {
             watch.excuse = Some(excuse.clone());
             hold(watch, excuse, Duration::ZERO, now);
-            return Act::Ask(Questions::All);
+            return Act::Ask(questions(watch, &terms.policy, now));
         }
         if watch.excuse.take().is_some() {
             begin_anew(watch, "what excused it is over", now);
@@ -166,6 +173,24 @@ fn lives(watch: &mut Watch, sign: String, now: Duration) -> Act {
             Act::Nothing
         }
     }
+}
+
+/// A restarted guest is still in its firmware or boot loader, whatever it does there: when its time is up,
+/// that is no recovery.
+fn not_up(watch: &mut Watch, why: &str, now: Duration) -> Act {
+    let State::Recovering { cause, deadline, tally, .. } = &mut watch.state else {
+        return Act::Nothing;
+    };
+    let cause = *cause;
+    // One look may have met a call into the firmware.
+    tally.not_up = if now >= *deadline { tally.not_up.saturating_add(1) } else { 0 };
+    watch.reason = format!("restarted, but not up: {why}");
+    if tally.not_up < ROUNDS_TO_CONVICT {
+        return Act::Nothing;
+    }
+    let reason = watch.reason.clone();
+    convict(watch, cause, reason, now);
+    Act::NotRecovered(cause)
 }
 
 /// A restarted guest is back.

@@ -169,6 +169,8 @@ pub struct Tally {
     pub silent_since: Option<Duration>,
     /// Rounds since the guest's kernel said that it dies.
     pub last_words: u32,
+    /// Rounds in a row in which a restarted guest whose time is up was still in its firmware.
+    pub not_up: u32,
 }
 
 impl Tally {
@@ -207,6 +209,8 @@ impl Tally {
             silent: row(self.silent, silent),
             silent_since: silent.then(|| self.silent_since.unwrap_or(now)),
             last_words: row(self.last_words, last_words || self.last_words > 0),
+            // Counted where it is known whether its time is up.
+            not_up: self.not_up,
         }
     }
 }

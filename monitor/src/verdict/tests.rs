@@ -2,10 +2,12 @@
 
 mod convictions;
 mod drawing;
+mod dumps;
 mod healthy;
 mod holds;
 mod random;
 mod recovery;
 mod resets;
 mod rig;
+mod timing;
 mod transitions;

@@ -2,8 +2,15 @@
 
 use std::time::Duration;
 
-use super::rig::{FLAT_TICKS, HOUR, ROUND, Rig, TICK, excused, nothing_to_excuse};
-use crate::verdict::{Act, Cause, Questions};
+use super::rig::{
+    FLAT_TICKS, GRACE_TICKS, HOUR, ROUND, Rig, TICK, busy_monitor, excused, healthy, inconclusive,
+    nothing_to_excuse, panicked_event, running, unanswered,
+};
+use crate::{
+    qmp::{QmpEvent, RunState},
+    sample::ProcessState,
+    verdict::{Act, Cause, Input, Monitor, Questions, ROUNDS_TO_CONVICT},
+};
 
 /// A guest that is dead, and whose silence a witness excuses.
 fn excused_rig() -> Rig {
@@ -63,5 +70,161 @@ fn an_answer_that_comes_in_while_no_tick_does_is_not_weighed() {
     rig.guest.activity.elapsed = TICK * 31;
     rig.guest.sends(1);
     rig.tick();
+    assert_eq!((rig.state(), rig.conviction()), ("alive", None));
+}
+
+#[test]
+fn an_excuse_of_the_boot_before_holds_nobody() {
+    for guest in [true, false] {
+        let mut rig = excused_rig();
+        rig.event(&QmpEvent::Reset { guest });
+        // The round that is under way is thrown away, and no other is asked for.
+        rig.run(3, |_, _| {});
+        assert_eq!((rig.state(), rig.questions()), ("starting", None));
+    }
+}
+
+#[test]
+fn who_is_excused_while_it_boots_is_asked_nothing_that_would_disturb_it() {
+    let mut rig = Rig::new(Duration::ZERO);
+    rig.guest.sends(1);
+    rig.tick();
+    rig.guest.sends(0);
+    (rig.guest.arp, rig.guest.registers) = (unanswered(), inconclusive());
+    rig.guest.jobs = excused();
+    for _ in 2..GRACE_TICKS {
+        rig.tick();
+        let disturbs = rig.questions().is_some_and(|asked| asked != Questions::DuringBoot);
+        assert!(!disturbs, "{:?} in {}", rig.questions(), rig.state());
+    }
+    assert_eq!(rig.state(), "held");
+}
+
+#[test]
+fn an_answer_of_a_living_guest_ends_an_excuse() {
+    let mut rig = excused_rig();
+    rig.guest.registers = healthy();
+    rig.next_round();
+    assert_eq!(rig.state(), "alive");
+    assert_eq!(rig.watch.excuse, None);
+}
+
+#[test]
+fn a_guest_that_says_that_it_crashed_is_excused_by_nobody() {
+    let mut rig = excused_rig();
+    assert_eq!(rig.event(&panicked_event("pause")), Act::Convict(Cause::Panicked));
+}
+
+#[test]
+fn a_storm_holds_all_that_are_silent_for_as_long_as_it_lasts_and_a_window_more() {
+    let mut rig = Rig::suspect();
+    rig.guest.halt();
+    rig.feed(&Input::Storm(Some("9 of 10 VMs fell silent at once".to_owned())));
+    // A round that was under way convicts nobody either.
+    rig.testify(rig.guest.testimony(Questions::All));
+    rig.testify(rig.guest.testimony(Questions::All));
+    assert_eq!(rig.conviction(), None);
+    for _ in 0..HOUR {
+        rig.tick();
+        assert_eq!(rig.state(), "held");
+    }
+    let over = rig.now;
+    rig.feed(&Input::Storm(None));
+    rig.run(2 * FLAT_TICKS, |_, _| {});
+    let convicted = over + TICK * FLAT_TICKS + ROUND * ROUNDS_TO_CONVICT;
+    assert_eq!(rig.conviction(), Some((convicted, Cause::Halted)));
+}
+
+#[test]
+fn a_guest_that_shows_life_in_a_storm_is_alive() {
+    let mut rig = Rig::suspect();
+    rig.feed(&Input::Storm(Some("9 of 10 VMs fell silent at once".to_owned())));
+    rig.tick();
+    assert_eq!(rig.state(), "held");
+    rig.guest.sends(1);
+    rig.tick();
+    assert_eq!(rig.state(), "alive");
+}
+
+#[test]
+fn what_the_guest_says_outright_convicts_it_in_a_storm() {
+    let mut rig = Rig::suspect();
+    rig.feed(&Input::Storm(Some("9 of 10 VMs fell silent at once".to_owned())));
+    rig.tick();
+    rig.guest.monitor = Monitor::Answers(RunState::GuestPanicked);
+    assert_eq!(rig.tick(), Act::Convict(Cause::Panicked));
+}
+
+#[test]
+fn a_qemu_that_is_frozen_or_hangs_in_the_kernel_is_held_and_convicted_a_window_after() {
+    let unresponsive = || Monitor::Unresponsive("2 s".to_owned());
+    for (process, monitor) in [
+        (ProcessState::Frozen, running()),
+        (ProcessState::Frozen, unresponsive()),
+        (ProcessState::Frozen, busy_monitor()),
+        (ProcessState::Stopped, unresponsive()),
+        (ProcessState::Uninterruptible, unresponsive()),
+    ] {
+        let mut rig = Rig::suspect();
+        rig.guest.halt();
+        (rig.guest.activity.process, rig.guest.monitor) = (process, monitor);
+        for _ in 0..HOUR {
+            rig.tick();
+            assert_eq!(rig.state(), "held", "{process:?}: {}", rig.watch.reason);
+        }
+        (rig.guest.activity.process, rig.guest.monitor) = (ProcessState::Running, running());
+        let over = rig.now;
+        rig.run(2 * FLAT_TICKS, |_, _| {});
+        let convicted = over + TICK * FLAT_TICKS + ROUND * ROUNDS_TO_CONVICT;
+        assert_eq!(rig.conviction(), Some((convicted, Cause::Halted)), "{process:?}");
+    }
+}
+
+#[test]
+fn a_qemu_in_the_kernel_whose_monitor_answers_is_judged_as_any_other() {
+    let mut rig = Rig::suspect();
+    rig.guest.activity.process = ProcessState::Uninterruptible;
+    rig.run(3, |_, guest| guest.halt());
+    assert_eq!(rig.state(), "crashed");
+}
+
+#[test]
+fn a_guest_whose_restart_was_refused_is_judged_afresh() {
+    let mut rig = Rig::crashed();
+    rig.acts.clear();
+    rig.feed(&Input::SetAside("not restarted: its store is stalled".to_owned()));
+    let refused = rig.now;
+    rig.run(FLAT_TICKS - 1, |_, _| {});
+    assert_eq!((rig.state(), rig.conviction()), ("alive", None));
+    rig.run(FLAT_TICKS, |_, _| {});
+    let convicted = refused + TICK * FLAT_TICKS + ROUND * ROUNDS_TO_CONVICT;
+    assert_eq!(rig.conviction(), Some((convicted, Cause::Halted)));
+}
+
+#[test]
+fn figures_that_were_lost_make_the_window_begin_anew() {
+    let mut rig = Rig::suspect();
+    rig.guest.halt();
+    rig.next_round();
+    rig.feed(&Input::Unseen("its tap was plugged in just now".to_owned()));
+    assert_eq!(rig.state(), "alive");
+    let lost = rig.now;
+    rig.run(2 * FLAT_TICKS, |_, _| {});
+    let (when, _) = rig.conviction().expect("it is dead");
+    assert!(when - lost >= TICK * FLAT_TICKS, "{:?}", when - lost);
+}
+
+#[test]
+fn ticks_that_are_a_little_late_are_no_hold_up() {
+    let mut rig = Rig::without_address();
+    rig.guest.halt();
+    rig.guest.activity.elapsed = TICK * 4;
+    let last_life = rig.now;
+    rig.run(5, |_, _| {});
+    let (when, _) = rig.conviction().expect("it is dead");
+    assert!(when - last_life <= TICK * 12 + ROUND * 2, "{:?}", when - last_life);
+    rig.guest.activity.elapsed = TICK * 4 + Duration::from_millis(1);
+    let mut rig = Rig { guest: rig.guest, ..Rig::without_address() };
+    rig.run(100, |_, _| {});
     assert_eq!((rig.state(), rig.conviction()), ("alive", None));
 }

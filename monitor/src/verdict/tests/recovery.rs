@@ -1,8 +1,8 @@
 //! Resets, and what comes after a restart.
 
 use super::rig::{
-    FLAT_TICKS, GRACE_TICKS, Guest, ROUND, Rig, TICK, answered, healthy, no_address,
-    panicked_event, unanswered,
+    FLAT_TICKS, GRACE_TICKS, Guest, ROUND, Rig, TICK, answered, healthy, in_its_firmware,
+    no_address, panicked_event, unanswered, up,
 };
 use crate::{
     qmp::{QmpEvent, RunState},
@@ -19,6 +19,95 @@ fn a_sign_of_life_is_a_recovery() {
     assert_eq!(rig.tick(), Act::Recovered);
     assert_eq!(rig.state(), "alive");
     assert_eq!(rig.tick(), Act::Nothing);
+}
+
+#[test]
+fn a_guest_that_had_been_up_has_recovered_when_it_is_seen_up_again_and_not_by_its_firmwares_io() {
+    let mut rig = Rig::crashed();
+    rig.acts.clear();
+    rig.restarted_from(true);
+    rig.guest.stage = in_its_firmware();
+    rig.guest.sends(1);
+    rig.run(GRACE_TICKS / 2, |_, _| {});
+    assert_eq!((rig.state(), &rig.acts[..]), ("recovering", &[][..]));
+    assert!(rig.watch.reason.contains("not up"), "{}", rig.watch.reason);
+    rig.guest.stage = up();
+    rig.run(2, |_, _| {});
+    assert_eq!(rig.state(), "alive");
+    assert!(matches!(rig.acts[..], [(_, Act::Recovered)]), "{:?}", rig.acts);
+}
+
+#[test]
+fn a_guest_that_does_io_in_its_firmware_beyond_its_time_has_not_recovered() {
+    let mut rig = Rig::crashed();
+    rig.acts.clear();
+    rig.restarted_from(true);
+    let deadline = rig.now + TICK * GRACE_TICKS;
+    rig.guest.stage = in_its_firmware();
+    rig.guest.sends(1);
+    // Once it is convicted anew, its I/O acquits it; the daemon would restart it before.
+    rig.run(2 * GRACE_TICKS, |_, _| {});
+    let (when, act) = rig.acts[0].clone();
+    assert_eq!(act, Act::NotRecovered(Cause::Halted));
+    let late = when - deadline;
+    assert!(late <= TICK * 2 + ROUND, "{late:?} after its time was up");
+    assert!(late > ROUND, "by one look");
+}
+
+#[test]
+fn one_look_that_meets_the_firmware_does_not_undo_a_recovery() {
+    let mut rig = Rig::crashed();
+    rig.acts.clear();
+    rig.restarted_from(true);
+    let deadline = rig.now + TICK * GRACE_TICKS;
+    rig.guest = Guest { stage: in_its_firmware(), ..Guest::idle() };
+    while rig.now < deadline {
+        rig.tick();
+    }
+    rig.next_round();
+    assert_eq!((rig.state(), &rig.acts[..]), ("recovering", &[][..]));
+    rig.guest.stage = up();
+    rig.run(3, |_, _| {});
+    assert!(matches!(rig.acts[..], [(_, Act::Recovered)]), "{:?}", rig.acts);
+}
+
+#[test]
+fn a_guest_that_showed_life_while_it_booted_and_died_since_has_not_recovered() {
+    let mut rig = Rig::crashed();
+    rig.acts.clear();
+    rig.restarted_from(true);
+    rig.guest.stage = in_its_firmware();
+    rig.guest.sends(1);
+    rig.run(5, |_, _| {});
+    // Its kernel began, and panicked.
+    rig.guest.stage = up();
+    rig.asked = None;
+    rig.run(2 * GRACE_TICKS, |_, guest| guest.halt());
+    let acts: Vec<_> = rig.acts.iter().map(|(_, act)| act.clone()).collect();
+    assert_eq!(acts, [Act::NotRecovered(Cause::Halted)]);
+}
+
+#[test]
+fn a_guest_that_showed_life_and_is_idle_when_its_time_is_up_has_recovered() {
+    let mut rig = Rig::crashed();
+    rig.acts.clear();
+    rig.restarted_from(true);
+    rig.guest.stage = in_its_firmware();
+    rig.guest.sends(1);
+    rig.run(5, |_, _| {});
+    rig.guest = Guest::idle();
+    rig.asked = None;
+    rig.run(2 * GRACE_TICKS, |_, _| {});
+    let acts: Vec<_> = rig.acts.iter().map(|(_, act)| act.clone()).collect();
+    assert_eq!(acts, [Act::Recovered]);
+}
+
+#[test]
+fn a_guest_that_had_not_been_up_need_not_be_up_to_have_recovered() {
+    let mut rig = Rig::recovering();
+    rig.guest.stage = in_its_firmware();
+    rig.guest.sends(1);
+    assert_eq!(rig.tick(), Act::Recovered);
 }
 
 #[test]
