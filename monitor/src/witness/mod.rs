@@ -5,7 +5,9 @@
 //! witness has to remember from one round to the next (a counter to compare with, a question that waits for its
 //! answer) it writes into its [`Note`].
 
+pub mod agent;
 pub mod arp;
+mod blocking;
 mod ethernet;
 pub mod kvm;
 pub mod ndp;
@@ -49,6 +51,11 @@ pub struct Scene {
     pub questions: Questions,
     /// The VM, as it was found.
     pub vm: Arc<Vm>,
+    /// How long this boot lasts already, as far as it was watched. Time in which the VM was held is left out,
+    /// so that it may be less, and never more.
+    pub boot_age: Duration,
+    /// Time since the guest's last sign of life; what acquitted it is one, too.
+    pub silence: Duration,
     /// The slot it is counted in, or why it isn't.
     pub slot: Result<u32, String>,
     /// The maps.
@@ -84,6 +91,7 @@ pub struct Witness {
 pub const WITNESSES: &[Witness] = &[
     arp::WITNESS,
     ndp::WITNESS,
+    agent::WITNESS,
     registers::WITNESS,
     kvm::WITNESS,
     requests::WITNESS,
