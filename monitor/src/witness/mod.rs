@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod arp;
+pub mod balloon;
 mod blocking;
 mod ethernet;
 pub mod kvm;
@@ -92,6 +93,7 @@ pub const WITNESSES: &[Witness] = &[
     arp::WITNESS,
     ndp::WITNESS,
     agent::WITNESS,
+    balloon::WITNESS,
     registers::WITNESS,
     kvm::WITNESS,
     requests::WITNESS,
