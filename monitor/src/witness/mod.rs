@@ -9,6 +9,7 @@ pub mod agent;
 pub mod arp;
 pub mod balloon;
 mod blocking;
+pub mod console;
 mod ethernet;
 pub mod kvm;
 pub mod ndp;
@@ -97,6 +98,7 @@ pub const WITNESSES: &[Witness] = &[
     registers::WITNESS,
     kvm::WITNESS,
     requests::WITNESS,
+    console::WITNESS,
     stage::WITNESS,
 ];
 
