@@ -13,6 +13,7 @@ pub mod console;
 mod ethernet;
 pub mod kvm;
 pub mod ndp;
+pub mod operations;
 mod probing;
 pub mod registers;
 pub mod requests;
@@ -99,6 +100,7 @@ pub const WITNESSES: &[Witness] = &[
     kvm::WITNESS,
     requests::WITNESS,
     console::WITNESS,
+    operations::WITNESS,
     stage::WITNESS,
 ];
 
