@@ -11,6 +11,7 @@ pub mod balloon;
 mod blocking;
 pub mod console;
 mod ethernet;
+pub mod host;
 pub mod kvm;
 pub mod ndp;
 pub mod operations;
@@ -101,6 +102,7 @@ pub const WITNESSES: &[Witness] = &[
     requests::WITNESS,
     console::WITNESS,
     operations::WITNESS,
+    host::WITNESS,
     stage::WITNESS,
 ];
 
