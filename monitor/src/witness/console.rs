@@ -11,21 +11,24 @@
 //! - the file ends with them, but for what a dying kernel prints on: no prompt for a login follows, no other
 //!   boot's banner or clock, and no more than [`MOST_LINES_AFTER`] lines;
 //! - it was last written in this boot, and not before the guest's last sign of life (but for [`SLACK`]: requests
-//!   of a dead guest still complete). So words of an earlier boot never count, nor those of a guest that went on.
+//!   of a dead guest still complete). So the words of a guest that went on don't count;
+//! - they were not there yet when the witnesses were last asked while all was well, nor in a round of an earlier
+//!   boot: a quiet kernel may add a line to the last boot's words, which makes the file new.
 //!
-//! Both compare the file's time with the host's; a file server whose clock is slow makes words too old, which
-//! loses a witness and nothing else.
+//! The file's time is compared with the host's; a file server whose clock is slow makes words too old, which loses
+//! a witness and nothing else.
 //!
 //! Anybody in the guest who may write to its console can write such words. That harms nobody but the guest: it
 //! has to be silent as well for as long as any suspect, no witness may acquit it, and what comes of it is its
 //! own restart. Such a user can stop his guest without that.
 
 use std::{
+    borrow::Cow,
     fs::File,
     io,
     os::{
         fd::{AsRawFd as _, OwnedFd},
-        unix::fs::FileExt as _,
+        unix::fs::{FileExt as _, MetadataExt as _},
     },
     path::PathBuf,
     sync::Arc,
@@ -33,6 +36,7 @@ use std::{
 };
 
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+use tokio::time::Instant;
 
 use super::{
     Asked, Note, Scene, Witness,
@@ -42,14 +46,14 @@ use super::{
 use crate::{
     error_text::in_full,
     qmp::{peer, printable},
-    verdict::Answer,
+    verdict::{Answer, Questions},
 };
 
 /// The row in the table.
 pub const WITNESS: Witness = Witness {
     name: "console log",
     looks_for: "a kernel's last words",
-    asked_in: of_suspects,
+    asked_in: |questions| of_suspects(questions) || questions == Questions::Calibrate,
     ask: |scene, note| -> Asked { Box::pin(ask(scene, note)) },
 };
 
@@ -73,28 +77,66 @@ const BANNERS: [&str; 4] = ["Linux version ", "SeaBIOS (", "BdsDxe: ", "UEFI fir
 /// The end of a log, and when it was written.
 #[derive(Debug)]
 struct Tail {
-    text: String,
+    end: End,
+    bytes: Vec<u8>,
     written: SystemTime,
+}
+
+/// How far a log went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct End {
+    /// Device and inode number.
+    file: (u64, u64),
+    length: u64,
 }
 
 /// All that could be read, or why nothing could.
 type Read = Result<Vec<Tail>, String>;
 
+#[derive(Default)]
+struct Record {
+    under_way: UnderWay<Read>,
+    /// Where what doesn't count ends.
+    known: Vec<End>,
+    /// Where the logs ended in the last round, and when that was.
+    last: Option<(Instant, Vec<End>)>,
+}
+
+impl Record {
+    /// What was there in a round of an earlier boot doesn't count.
+    fn forget_earlier_boots(&mut self, now: Instant, boot_age: Duration) {
+        if let Some((_, ends)) =
+            self.last.take_if(|(at, _)| now.saturating_duration_since(*at) > boot_age)
+        {
+            self.known = ends;
+        }
+    }
+}
+
 async fn ask(scene: Arc<Scene>, before: Note) -> (Answer, Note) {
-    let mut under_way: UnderWay<Read> = noted(before).flatten();
+    let mut record: Record = noted(before).unwrap_or_default();
     let (pid, paths) = (scene.vm.id.pid, scene.vm.console_logs.clone());
     if paths.is_empty() {
         return (Answer::NotAsked("no file has its console".to_owned()), None);
     }
+    record.forget_earlier_boots(Instant::now(), scene.boot_age);
     let since = counts_since(SystemTime::now(), scene.boot_age, scene.silence);
-    let read = within(READ_WITHIN, &mut under_way, move || read_all(pid, paths)).await;
+    let read = within(READ_WITHIN, &mut record.under_way, move || read_all(pid, paths)).await;
     let answer = match (read, since) {
-        (Some(Ok(tails)), Some(since)) => judge(&tails, since),
+        (Some(Ok(tails)), Some(since)) => {
+            let ends: Vec<End> = tails.iter().map(|tail| tail.end).collect();
+            record.last = Some((Instant::now(), ends.clone()));
+            if scene.questions == Questions::Calibrate && scene.silence <= SLACK {
+                // It lives now, whatever it said before.
+                record.known = ends;
+            }
+            judge(&tails, &record.known, since)
+        }
         (Some(Err(why)), _) => Answer::NotAsked(why),
         (None, _) => Answer::NotAsked("reading it takes too long".to_owned()),
         (_, None) => Answer::NotAsked("the host's clock makes no sense".to_owned()),
     };
-    (answer, note(under_way))
+    (answer, note(record))
 }
 
 /// A log that was last written before this holds no words of this silence.
@@ -102,14 +144,29 @@ fn counts_since(now: SystemTime, boot_age: Duration, silence: Duration) -> Optio
     now.checked_sub(boot_age.min(silence.saturating_add(SLACK)))
 }
 
-fn judge(tails: &[Tail], since: SystemTime) -> Answer {
-    let said = tails.iter().find_map(|tail| Some((last_words(&tail.text)?, tail.written >= since)));
+fn judge(tails: &[Tail], known: &[End], since: SystemTime) -> Answer {
+    let said = tails.iter().find_map(|tail| Some((last_words(&tail.text(known))?, tail.written)));
     match said {
-        Some((words, true)) => Answer::LastWords(format!("its console says: {words}")),
-        Some((_, false)) => {
-            Answer::Nothing("its console has last words of another time".to_owned())
+        Some((words, written)) if written >= since => {
+            Answer::LastWords(format!("its console says: {words}"))
         }
+        Some(_) => Answer::Nothing("its console has last words of another time".to_owned()),
         None => Answer::Nothing("its console has no last words".to_owned()),
+    }
+}
+
+impl Tail {
+    /// What came after all that is known already.
+    fn text(&self, known: &[End]) -> Cow<'_, str> {
+        let new = known
+            .iter()
+            .find(|end| end.file == self.end.file)
+            // A log that is shorter than it was began anew.
+            .and_then(|end| self.end.length.checked_sub(end.length))
+            .and_then(|bytes| usize::try_from(bytes).ok())
+            .unwrap_or(usize::MAX);
+        let from = self.bytes.len().saturating_sub(new);
+        String::from_utf8_lossy(self.bytes.get(from..).unwrap_or_default())
     }
 }
 
@@ -200,10 +257,15 @@ fn read_tail(found: &OwnedFd) -> io::Result<Tail> {
         }
     }
     bytes.truncate(length);
-    let text = String::from_utf8_lossy(&bytes);
-    // A line that was cut is none.
-    let whole = if from == 0 { &text } else { text.split_once('\n').map_or("", |(_, rest)| rest) };
-    Ok(Tail { text: whole.to_owned(), written: written.modified()? })
+    if from > 0 {
+        // A line that was cut is none.
+        let whole = bytes.iter().position(|byte| *byte == b'\n').map_or(length, |end| end + 1);
+        bytes.drain(..whole);
+    }
+    // It may have grown, or been cut, since its length was asked for.
+    let length = from + u64::try_from(length).map_err(io::Error::other)?;
+    let end = End { file: (written.dev(), written.ino()), length };
+    Ok(Tail { end, bytes, written: written.modified()? })
 }
 
 #[cfg(test)]
@@ -271,13 +333,45 @@ mod tests {
         let now = SystemTime::now();
         let seconds = Duration::from_secs;
         let judged = |age, boot_age, silence| {
-            let tails = [Tail { text: PANIC.to_owned(), written: now - seconds(age) }];
-            judge(&tails, counts_since(now, seconds(boot_age), seconds(silence)).unwrap())
+            let tails = [Tail { written: now - seconds(age), ..tail(PANIC) }];
+            judge(&tails, &[], counts_since(now, seconds(boot_age), seconds(silence)).unwrap())
         };
         assert!(matches!(judged(10, 1000, 10), Answer::LastWords(_)));
         assert!(matches!(judged(11, 1000, 10), Answer::LastWords(_)), "a request completed late");
         assert!(matches!(judged(30, 1000, 10), Answer::Nothing(_)), "it lived on");
         assert!(matches!(judged(10, 9, 10), Answer::Nothing(_)), "it has booted since");
+    }
+
+    fn tail(text: &str) -> Tail {
+        let end = End { file: (1, 2), length: 1_000_000 };
+        Tail { end, bytes: text.as_bytes().to_owned(), written: SystemTime::now() }
+    }
+
+    #[test]
+    fn words_that_were_there_when_the_guest_lived_do_not_count_but_new_ones_do() {
+        let halted = format!("{PANIC}[   19.000000] reboot: System halted\n");
+        let (old, since) = (tail(&halted), SystemTime::UNIX_EPOCH);
+        let judged = |known: End| judge(&[tail(&halted)], &[known], since);
+        assert!(matches!(judge(&[old], &[], since), Answer::LastWords(_)));
+        let added = u64::try_from(halted.len() - PANIC.len()).unwrap();
+        let known = End { file: (1, 2), length: 1_000_000 - added };
+        assert!(matches!(judged(known), Answer::Nothing(_)));
+        assert!(matches!(judged(End { length: 1_000_000, ..known }), Answer::Nothing(_)));
+        assert!(matches!(judged(End { length: 2_000_000, ..known }), Answer::LastWords(_)));
+        assert!(matches!(judged(End { length: 7, ..known }), Answer::LastWords(_)));
+        assert!(matches!(judged(End { file: (1, 3), ..known }), Answer::LastWords(_)));
+    }
+
+    #[test]
+    fn only_a_round_of_an_earlier_boot_ends_what_is_known() {
+        let ends = vec![End { file: (1, 2), length: 9 }];
+        let at = Instant::now();
+        let mut record = Record { last: Some((at, ends.clone())), ..Record::default() };
+        let now = at + Duration::from_secs(10);
+        record.forget_earlier_boots(now, Duration::from_secs(30));
+        assert_eq!(record.known, []);
+        record.forget_earlier_boots(now, Duration::from_secs(5));
+        assert_eq!(record.known, ends);
     }
 
     #[test]
@@ -287,8 +381,8 @@ mod tests {
         std::fs::write(&log, format!("{}\n{PANIC}", "y".repeat(200_000))).unwrap();
         let pid = std::process::id();
         let read = read_all(pid, vec![log.clone()]).unwrap();
-        assert!(read[0].text.is_empty() || read[0].text.starts_with('['), "{}", read[0].text.len());
-        assert!(last_words(&read[0].text).is_some());
+        assert_eq!(read[0].text(&[]), PANIC);
+        assert_eq!(read[0].end.length, std::fs::metadata(&log).unwrap().len());
         let mode = Mode::RUSR | Mode::WUSR;
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, mode, 0).unwrap();
         assert!(read_all(pid, vec![fifo.clone()]).unwrap_err().contains("not a regular file"));

@@ -17,6 +17,7 @@ mod reports;
 mod rig;
 mod storage;
 mod upgrade;
+mod witnesses;
 
 use std::process::ExitCode;
 
@@ -43,5 +44,6 @@ fn main() -> ExitCode {
     trials.extend(lifecycle::trials());
     trials.extend(upgrade::trials());
     trials.extend(hostile::trials());
+    trials.extend(witnesses::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }
