@@ -52,6 +52,18 @@ const ASCII: Ink = Ink {
     at_least: '>',
 };
 
+/// The height of the vCPUs' time.
+#[derive(Clone, Copy, PartialEq)]
+enum Band {
+    /// Some vCPU runs, or wants to, all the time.
+    Pinned,
+    /// They use so much together.
+    Between(f64),
+    /// They stand still.
+    Still,
+    Unknown,
+}
+
 /// A silence, as the verdict counts it.
 #[derive(Clone, Copy, PartialEq)]
 enum Silence {
@@ -84,7 +96,7 @@ pub(super) fn draw(history: &HistoryView, flat_for: Duration, style: Style) -> S
     for (label, row, unit) in peaks {
         columns.peaks(&mut out, label, row, unit, &ink);
     }
-    columns.vcpus(&mut out, &history.vcpu, &ink);
+    columns.vcpus(&mut out, history, &ink);
     columns.peaks(&mut out, "in flight", &history.in_flight, "", &ink);
     columns.peaks(&mut out, "probe answers", &history.probe_answers, "/s", &ink);
     columns.silence(&mut out, history, flat_for, &ink);
@@ -151,23 +163,29 @@ impl Columns {
     }
 
     /// The vCPUs' time in three bands, so that both levels that the verdict knows are seen.
-    fn vcpus(&self, out: &mut String, row: &[Option<f64>], ink: &Ink) {
-        let columns: Vec<Option<f64>> = self.of(row).into_iter().map(mean).collect();
-        let high = columns.iter().map(|value| match value {
-            Some(value) if *value >= PINNED_RATIO => ink.levels.last().copied().unwrap_or(' '),
-            _ => ' ',
+    fn vcpus(&self, out: &mut String, history: &HistoryView, ink: &Ink) {
+        let used = self.of(&history.vcpu).into_iter().map(mean);
+        let wanted = self.of(&history.vcpu_wanted).into_iter().map(mean);
+        let bands: Vec<Band> = used
+            .zip(wanted)
+            .map(|pair| match pair {
+                // On a busy host, a vCPU that spins waits more than it runs.
+                (_, Some(wanted)) if wanted >= PINNED_RATIO => Band::Pinned,
+                (Some(used), _) if used < STILL_BUSY_RATIO => Band::Still,
+                (Some(used), _) => Band::Between(used),
+                (None, _) => Band::Unknown,
+            })
+            .collect();
+        let is = |wanted: Band, ink: char| {
+            bands.iter().map(move |band| if *band == wanted { ink } else { ' ' })
+        };
+        let high = is(Band::Pinned, ink.levels.last().copied().unwrap_or(' '));
+        let between = bands.iter().map(|band| match band {
+            Band::Unknown => ink.unknown,
+            Band::Between(used) => level(used / PINNED_RATIO, ink),
+            Band::Pinned | Band::Still => ' ',
         });
-        let between = columns.iter().map(|value| match value {
-            None => ink.unknown,
-            Some(value) if (STILL_BUSY_RATIO..PINNED_RATIO).contains(value) => {
-                level(value / PINNED_RATIO, ink)
-            }
-            Some(_) => ' ',
-        });
-        let low = columns.iter().map(|value| match value {
-            Some(value) if *value < STILL_BUSY_RATIO => ink.flat,
-            _ => ' ',
-        });
+        let low = is(Band::Still, ink.flat);
         let percent = |ratio: f64| format!("{:.0} %", ratio * 100.0);
         let pinned = format!("{} {} pinned", ink.at_least, percent(PINNED_RATIO));
         line(out, "vCPU time", &self.aligned(high), &pinned);
@@ -292,13 +310,15 @@ mod tests {
             history.packets_from_guest.push(Some(at(&[(0, 1.0), (2, 4.0), (26, 8.0)])));
             let completed = at(&[(1, 100.0), (4, 700.0), (25, 800.0), (27, 20.0)]);
             history.completed.push((second != 3).then_some(completed));
-            let vcpu = match second {
-                0..5 => 0.1,
-                5..24 => 0.99,
-                24 => 0.002,
-                _ => 0.6,
+            // The vCPU that spins gets a third of the time from a busy host.
+            let (vcpu, wanted) = match second {
+                0..5 => (0.1, 0.1),
+                5..24 => (0.33, 0.99),
+                24 => (0.002, 0.002),
+                _ => (0.6, 0.7),
             };
             history.vcpu.push((second != 3).then_some(vcpu));
+            history.vcpu_wanted.push((second != 3).then_some(wanted));
             history.in_flight.push(Some(0.0));
             history.probe_answers.push(None);
         }
@@ -382,6 +402,7 @@ silent               ? _________===========    = 10s+
             packets_from_guest: none.clone(),
             completed: none.clone(),
             vcpu: none.clone(),
+            vcpu_wanted: none.clone(),
             in_flight: none.clone(),
             probe_answers: none,
             marks: Vec::new(),
