@@ -20,3 +20,6 @@ pub mod interrupt;
 mod machine;
 pub mod netns;
 pub mod qmp;
+pub mod scenario;
+pub mod stopped;
+pub mod store;

@@ -12,9 +12,11 @@ mod bench;
 mod btf_names;
 mod build_ebpf;
 mod demo;
+mod document;
 mod executable;
 mod guest;
 mod lint;
+mod matrix;
 mod process;
 mod setup;
 mod test;
@@ -45,6 +47,8 @@ enum Task {
     Demo,
     /// Measure what flatline costs, and write docs/costs.md
     Bench,
+    /// Let guests fail in every way that there is, and write docs/verdicts.md
+    Matrix(matrix::Options),
     /// Lint, then run the unit tests and the end-to-end tests with real guests
     Test(test::Options),
 }
@@ -61,6 +65,7 @@ fn main() -> ExitCode {
         Task::Lint => lint::task(),
         Task::Demo => demo::task(),
         Task::Bench => bench::task(),
+        Task::Matrix(options) => matrix::task(&options),
         Task::Test(options) => test::task(&options),
     };
     match result {

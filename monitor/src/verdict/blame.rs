@@ -81,7 +81,7 @@ pub(super) fn dumping(
     if writes(&tick.activity) {
         // It has booted its other kernel: from now on a pause is the end.
         dump = Dump { last_write: now, quiet_for: policy.flat_for, ..dump };
-    } else if not_the_guests_fault(watch, tick).is_some() {
+    } else if watch.storm.is_some() || not_the_guests_fault(watch, tick).is_some() {
         dump.last_write = now;
     }
     watch.boot.dump = Some(dump);

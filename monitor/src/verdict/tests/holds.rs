@@ -137,13 +137,32 @@ fn a_storm_holds_all_that_are_silent_for_as_long_as_it_lasts_and_a_window_more()
 
 #[test]
 fn a_guest_that_shows_life_in_a_storm_is_alive() {
+    for answers in [true, false] {
+        let mut rig = Rig::suspect();
+        rig.guest.registers = inconclusive();
+        rig.feed(&Input::Storm(Some("9 of 10 VMs fell silent at once".to_owned())));
+        rig.run(5, |_, _| {});
+        assert_eq!(rig.state(), "held");
+        if answers {
+            rig.guest.registers = healthy();
+            rig.next_round();
+        } else {
+            rig.guest.sends(1);
+            rig.tick();
+        }
+        assert_eq!((rig.state(), &rig.watch.storm), ("alive", &None));
+    }
+}
+
+#[test]
+fn nobody_is_convicted_of_silence_while_it_is_undecided_how_many_are_silent() {
     let mut rig = Rig::suspect();
-    rig.feed(&Input::Storm(Some("9 of 10 VMs fell silent at once".to_owned())));
-    rig.tick();
-    assert_eq!(rig.state(), "held");
-    rig.guest.sends(1);
-    rig.tick();
-    assert_eq!(rig.state(), "alive");
+    rig.undecided = true;
+    rig.run(3 * FLAT_TICKS, |_, guest| guest.halt());
+    assert_eq!((rig.state(), rig.conviction()), ("suspect", None));
+    rig.undecided = false;
+    rig.run(2, |_, _| {});
+    assert_eq!(rig.conviction().map(|(_, cause)| cause), Some(Cause::Halted));
 }
 
 #[test]

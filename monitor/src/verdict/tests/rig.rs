@@ -229,6 +229,8 @@ pub(super) struct Rig {
     pub(super) guest: Guest,
     /// How long a round takes.
     pub(super) round: Duration,
+    /// Others fell silent with it, and it isn't known yet how many.
+    pub(super) undecided: bool,
     /// The questions that are being asked.
     pub(super) asked: Option<Round>,
     /// Rounds that were answered.
@@ -250,6 +252,7 @@ impl Rig {
             terms: Terms { policy, tick: TICK },
             guest: Guest::idle(),
             round: ROUND,
+            undecided: false,
             asked: None,
             rounds: 0,
             acts: Vec::new(),
@@ -318,7 +321,7 @@ impl Rig {
             activity,
             monitor,
             calibratable,
-            undecided: false,
+            undecided: self.undecided,
         })))
     }
 

@@ -6,13 +6,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use flatline_tests::{boot_sector::BootSector, guest::Accelerator, interrupt};
+use flatline_tests::{boot_sector::BootSector, guest::Accelerator, interrupt, store::FuseExport};
 use tempfile::NamedTempFile;
 
 use super::{
     figures::{OfQemu, Shown},
     machine::{Bus, DISK, DISK_BYTES, machine, qemu_io, wait_for_requests},
-    store::FuseExport,
 };
 use crate::rig::{FLAT_FOR, MARGIN, Rig, incidents_of, vm, wait_for_incident};
 

@@ -1,0 +1,100 @@
+//! `cargo xtask matrix`: plays every scenario with real guests, and writes `docs/verdicts.md`.
+//!
+//! Each run is a stage of its own: a daemon, a network namespace, guests, one of them a bystander. Several play at
+//! once, but no more of them keep a CPU busy than there are CPUs: a guest that is starved by another scenario's
+//! would be judged as that.
+
+mod report;
+mod schedule;
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use flatline_tests::scenario::{self, Outcome, Programs, Scenario, Stage};
+use flatline_tests::{image, interrupt};
+
+use crate::process::{elapsed, heading, workspace_root};
+use crate::{build_ebpf, executable, guest, setup};
+use report::Report;
+
+/// What to play.
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    /// How often each scenario is played
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Only this scenario (may be repeated); docs/verdicts.md is then left as it is
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Only name the scenarios
+    #[arg(long)]
+    list: bool,
+}
+
+/// Builds what is missing, plays, and writes.
+///
+/// # Errors
+///
+/// If a verdict was not the one that is due, a guest was reset wrongly, something could not be played, or Ctrl-C
+/// came.
+pub(crate) fn task(options: &Options) -> Result<()> {
+    let scenarios = chosen(&options.only)?;
+    if options.list {
+        for Scenario { name, what, expected, .. } in &scenarios {
+            println!("{name}: {what}. Due: {}.", expected.words());
+        }
+        return Ok(());
+    }
+    if !rustix::process::geteuid().is_root() {
+        bail!("the matrix needs root, for its network namespaces and to load eBPF programs");
+    }
+    setup::ensure()?;
+    build_ebpf::build()?;
+    let daemon = executable::build("the daemon", &["--package", "flatline"])?;
+    let programs = Programs { daemon, images: image::build(&guest::build()?, |_| {})? };
+    interrupt::install()?;
+    let begin = Instant::now();
+    let runs: Vec<Scenario> = (0..options.runs).flat_map(|_| scenarios.iter().copied()).collect();
+    heading(&format!("{} runs of {} scenarios", runs.len(), scenarios.len()));
+    let cpus = std::thread::available_parallelism()?.get();
+    let mut report = Report::new(&scenarios);
+    schedule::play(
+        &runs,
+        cpus,
+        |scenario| play(scenario, &programs),
+        |scenario, played| {
+            println!("{:>8}  {}", elapsed(begin.elapsed()), report.add(scenario, played));
+        },
+    );
+    interrupt::check()?;
+    if options.only.is_empty() {
+        let path = workspace_root().join("docs/verdicts.md");
+        report.write(&path)?;
+        heading(&format!("{} has it all", path.display()));
+    }
+    let failed = report.failures();
+    if !failed.is_empty() {
+        bail!("not as it is due:\n{failed}");
+    }
+    heading(&format!("all as it is due, in {}", elapsed(begin.elapsed())));
+    Ok(())
+}
+
+fn play(scenario: &Scenario, programs: &Programs) -> Result<Outcome> {
+    let stage = Stage::set_up(scenario, programs)?;
+    scenario::run(scenario, &stage)
+}
+
+fn chosen(names: &[String]) -> Result<Vec<Scenario>> {
+    let mut scenarios = scenario::all();
+    for name in names {
+        if !scenarios.iter().any(|scenario| scenario.name == name) {
+            bail!("no scenario is called {name}: see `cargo xtask matrix --list`");
+        }
+    }
+    if !names.is_empty() {
+        scenarios.retain(|scenario| names.iter().any(|name| scenario.name == name));
+    }
+    Ok(scenarios)
+}
