@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc::{Sender, UnboundedSender};
 use tracing::info;
 
@@ -44,6 +45,8 @@ const LOOKS_IN_FULL: u32 = 6;
 pub(super) struct Engine {
     pub(super) config: Config,
     pub(super) started: Instant,
+    /// How long the host had been up by then.
+    host_up: Duration,
     pub(super) vms: BTreeMap<VmId, WatchedVm>,
     pub(super) health: Vec<ProgramHealth>,
     pub(super) store: Arc<IncidentStore>,
@@ -100,6 +103,7 @@ impl Engine {
         Self {
             config,
             started: Instant::now(),
+            host_up: host_up(),
             vms: BTreeMap::new(),
             health,
             scribe: Scribe::start(store.clone()),
@@ -123,9 +127,10 @@ impl Engine {
         }
     }
 
-    /// Time since the daemon's start: the only clock of the verdict.
+    /// Time since the host's start: the only clock of the verdict. Since the daemon's own start, no VM could be
+    /// older than that.
     pub(super) fn now(&self) -> Duration {
-        self.started.elapsed()
+        self.host_up + self.started.elapsed()
     }
 
     /// The wall-clock time of a moment.
@@ -417,4 +422,8 @@ impl Engine {
     pub(super) fn is_crashed(&self, id: VmId) -> bool {
         self.vms.get(&id).is_some_and(|vm| matches!(vm.watch.state, State::Crashed { .. }))
     }
+}
+
+fn host_up() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
 }

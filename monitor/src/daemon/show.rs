@@ -92,7 +92,7 @@ impl Engine {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 hostname: host.nodename().to_str().ok().map(ToOwned::to_owned),
                 kernel: host.release().to_string_lossy().into_owned(),
-                uptime_seconds: self.now().as_secs(),
+                uptime_seconds: self.started.elapsed().as_secs(),
                 mode: self.config.mode,
                 vms: self.vms.len(),
                 probes: probes.collect(),

@@ -248,6 +248,8 @@ pub struct HistoryView {
     pub completed: Vec<Option<f64>>,
     /// CPUs that the vCPUs used together.
     pub vcpu: Vec<Option<f64>>,
+    /// Share of the time in which the vCPU that wanted to most ran, or waited for a CPU of the host.
+    pub vcpu_wanted: Vec<Option<f64>>,
     /// Requests in flight.
     pub in_flight: Vec<Option<f64>>,
     /// Answers to flatline's own probes.
@@ -400,7 +402,8 @@ mod tests {
             (
                 "history",
                 json!({"seconds": 2, "packets_from_guest": [0.0, null], "completed": [1.5, 0.0],
-                "vcpu": [0.002, 1.0], "in_flight": [0.0, 0.0], "probe_answers": [null, null],
+                "vcpu": [0.002, 1.0], "vcpu_wanted": [0.002, 1.0],
+                "in_flight": [0.0, 0.0], "probe_answers": [null, null],
                 "marks": [{"second": 1, "kind": "suspicion", "text": "t"}]}),
             ),
             ("notes", json!([])),

@@ -31,7 +31,7 @@ pub const STARVED_SHARE: f64 = 0.10;
 /// What is left after a second of what a vCPU got and wanted: half of it all is of the last three.
 const FADES_TO: f64 = 0.8;
 
-/// What is remembered of one guest's line. Moments are times since the daemon's start.
+/// What is remembered of one guest's line. Moments are times since the host's start.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Line {
     /// When the guest last showed a sign of life; at first, when watching began.

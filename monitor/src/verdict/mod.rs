@@ -112,7 +112,7 @@ impl fmt::Display for Cause {
     }
 }
 
-/// Where a VM stands, with what belongs to that standing. Moments are times since the daemon's start.
+/// Where a VM stands, with what belongs to that standing. Moments are times since the host's start.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum State {
     /// Within the boot grace, and no sign of life so far.

@@ -13,6 +13,7 @@ mod lifecycle;
 mod neighbours;
 mod network;
 mod programs;
+mod recordings;
 mod reports;
 mod rig;
 mod storage;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
     trials.extend(neighbours::trials());
     trials.extend(storage::trials());
     trials.extend(reports::trials());
+    trials.extend(recordings::trials());
     trials.extend(lifecycle::trials());
     trials.extend(upgrade::trials());
     trials.extend(hostile::trials());

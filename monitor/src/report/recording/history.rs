@@ -26,10 +26,10 @@ struct Cell {
 }
 
 /// The figures of a second, in the order of [`HistoryView`].
-type Second = [Cell; 5];
+type Second = [Cell; 6];
 
 /// What one tick says of each figure, per second.
-fn figures(activity: &Activity) -> [Option<f64>; 5] {
+fn figures(activity: &Activity) -> [Option<f64>; 6] {
     let rate = |number: u64| count(number) / activity.elapsed.as_secs_f64().max(1e-9);
     let network = activity.network.as_ref().ok().copied().flatten();
     let storage = activity.storage.as_ref().ok();
@@ -38,6 +38,7 @@ fn figures(activity: &Activity) -> [Option<f64>; 5] {
         network.map(|network| rate(network.guest_packets)),
         storage.map(|storage| rate(storage.completed)),
         vcpus.map(|vcpus| vcpus.iter().map(|vcpu| vcpu.busy).sum()),
+        vcpus.map(|vcpus| vcpus.iter().map(|vcpu| vcpu.busy + vcpu.waiting).fold(0.0, f64::max)),
         storage.map(|storage| count(storage.in_flight)),
         network.map(|network| rate(network.probe_answers)),
     ]
@@ -98,8 +99,9 @@ pub fn history(segments: &[impl AsRef<Segment>], now: Duration, keep: Duration) 
         packets_from_guest: row(0),
         completed: row(1),
         vcpu: row(2),
-        in_flight: row(3),
-        probe_answers: row(4),
+        vcpu_wanted: row(3),
+        in_flight: row(4),
+        probe_answers: row(5),
         marks,
     }
 }

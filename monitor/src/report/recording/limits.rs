@@ -79,20 +79,18 @@ pub(super) fn watch(watch: &Watch) -> Result<(), Malformed> {
     let Boot { began, held, first_life, answered: _, calibrated, dump } = boot;
     let dump = dump
         .map(|Dump { since, last_write, quiet_for, unheard: _ }| [since, last_write, quiet_for]);
-    let (deadline, tally) = match state {
-        State::Recovering { deadline, tally, .. } => (Some(*deadline), Some(tally)),
-        State::Suspect { tally } => (None, Some(tally)),
-        _ => (None, None),
+    let deadline = match state {
+        State::Recovering { deadline, .. } => Some(*deadline),
+        _ => None,
     };
     check([Some(*since), Some(*last_life), *still_since, *zero_since, *pinned_since])?;
-    check([Some(*began), Some(*held), *first_life, *calibrated, deadline])?;
-    check([*reset_from_outside, tally.and_then(|tally| tally.silent_since)])?;
+    check([Some(*began), Some(*held), *first_life, *calibrated, deadline, *reset_from_outside])?;
     check(dump.into_iter().flatten().map(Some))?;
     if resets.len() > Watch::RESETS {
         return Err(Malformed::new("more resets than are ever remembered"));
     }
     check(resets.iter().copied().map(Some))?;
-    let Some((ended, last)) = last else { return Ok(()) };
-    moment(*ended)?;
+    let Some((at, last)) = last else { return Ok(()) };
+    moment(*at)?;
     tick(last)
 }

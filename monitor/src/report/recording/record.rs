@@ -31,7 +31,7 @@ pub struct Changed {
 /// One record.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
-    /// When, since the daemon's start.
+    /// When, since the host's start.
     pub at: Duration,
     /// What the verdict was told.
     pub input: Input,

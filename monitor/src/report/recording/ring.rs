@@ -18,8 +18,8 @@ const SEGMENTS_AT_LEAST: usize = 8;
 pub struct Limits {
     /// Time that is kept at least, where the bytes suffice.
     pub keep: Duration,
-    /// The most bytes that it takes. Five minutes of an idle VM with one vCPU are 6 KiB, and those of one with
-    /// 16 vCPUs 45 KiB; a second of suspicion, in which its witnesses speak, is up to 1 KiB.
+    /// The most bytes that it takes. Five minutes of an idle VM with one vCPU are 6.6 KiB, and those of one
+    /// with 16 vCPUs 46 KiB; a second of suspicion, in which its witnesses speak, is up to 1 KiB.
     pub most_bytes: usize,
 }
 
