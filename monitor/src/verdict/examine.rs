@@ -26,6 +26,9 @@ pub(super) fn calibrate(watch: &mut Watch, tick: &Tick, policy: &Policy, now: Du
 
 /// What may be asked now of a guest that is silent.
 pub(super) fn questions(watch: &Watch, policy: &Policy, now: Duration) -> Questions {
+    if !past_grace(&watch.boot, policy, now) {
+        return Questions::DuringBoot;
+    }
     match watch.state {
         State::Recovering { .. } => Questions::Recovering,
         State::Starting
@@ -34,13 +37,7 @@ pub(super) fn questions(watch: &Watch, policy: &Policy, now: Duration) -> Questi
         | State::Crashed { .. }
         | State::Held
         | State::Failed { .. }
-        | State::Unobservable => {
-            if past_grace(&watch.boot, policy, now) {
-                Questions::All
-            } else {
-                Questions::DuringBoot
-            }
-        }
+        | State::Unobservable => Questions::All,
     }
 }
 
@@ -119,6 +116,10 @@ fn conviction(
     // Ticks are never on the dot: what is a hair's breadth too short is long enough.
     let all_along =
         |since, span: Duration| Line::held_for(since, span.saturating_sub(terms.tick / 2), now);
+    if !all_along(Some(line.last_life), policy.flat_for) {
+        // One that is asked because its time is up may have been unseen a moment ago.
+        return None;
+    }
     let seen = suspicion(line, Some(said), now);
     if tally.halted >= ROUNDS_TO_CONVICT && all_along(line.still_since, policy.flat_for) {
         return Some((

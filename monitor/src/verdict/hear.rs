@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Act, Boot, Cause, DUMP_BOOTS_WITHIN, Dump, Monitor, RESET_BURST, State, Terms, Watch,
+    Act, Cause, DUMP_BOOTS_WITHIN, Dump, Monitor, RESET_BURST, State, Tally, Terms, Watch,
     examine::convict,
 };
 use crate::qmp::{QmpEvent, RunState};
@@ -24,7 +24,7 @@ pub(super) fn event(
         QmpEvent::Reset { guest: false } => {
             watch.reset_from_outside = Some(now);
             match watch.state {
-                State::Recovering { .. } => watch.boot = Boot::new(now),
+                State::Recovering { .. } => begin_recovering_boot(watch, now),
                 State::Starting
                 | State::Alive
                 | State::Suspect { .. }
@@ -88,7 +88,16 @@ pub(super) fn convicted(state: &State) -> bool {
 fn guest_reset(watch: &mut Watch, terms: &Terms, now: Duration) -> Act {
     let outer = watch.reset_from_outside;
     if outer.is_some_and(|outer| now.saturating_sub(outer) < OWN_RESETS_AFTER_OUTER) {
-        watch.boot = Boot::new(now);
+        match watch.state {
+            State::Recovering { .. } => begin_recovering_boot(watch, now),
+            State::Starting
+            | State::Alive
+            | State::Suspect { .. }
+            | State::Crashed { .. }
+            | State::Held
+            | State::Failed { .. }
+            | State::Unobservable => begin_boot(watch, "it was reset from outside", now),
+        }
         return Act::Nothing;
     }
     let policy = &terms.policy;
@@ -118,7 +127,7 @@ fn guest_reset(watch: &mut Watch, terms: &Terms, now: Duration) -> Act {
             Act::GiveUp(Cause::BootLoop)
         }
         State::Recovering { .. } => {
-            watch.boot = Boot::new(now);
+            begin_recovering_boot(watch, now);
             if begins { Act::GuestReset(resets) } else { Act::Nothing }
         }
         State::Starting
@@ -131,6 +140,14 @@ fn guest_reset(watch: &mut Watch, terms: &Terms, now: Duration) -> Act {
             begin_boot(watch, "the guest reset itself", now);
             if begins { Act::GuestReset(resets) } else { Act::Nothing }
         }
+    }
+}
+
+/// It is still waited for, and its time is not prolonged; but what was seen of it is of the boot before.
+fn begin_recovering_boot(watch: &mut Watch, now: Duration) {
+    watch.reboot(now, "it was reset once more");
+    if let State::Recovering { tally, .. } = &mut watch.state {
+        *tally = Tally::default();
     }
 }
 

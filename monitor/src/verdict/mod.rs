@@ -28,9 +28,11 @@
 //! - *Suspect* is asked, round after round; one answer acquits, and a conviction takes at least
 //!   [`ROUNDS_TO_CONVICT`] rounds that agree with each other and with the vCPUs' level.
 //! - *Crashed* is left through what recovery reports (a refusal for a reason outside of the guest, or a guest
-//!   that is found writing its dump, makes it *Held*), or because the guest lives after all.
+//!   that is found writing its dump, makes it *Held*; a monitor that answers again, a suspect), or because the
+//!   guest lives after all.
 //! - *Recovering* waits for life until its deadline, and is then asked like a suspect: a guest that does
-//!   nothing which can be seen may have come back all the same. Life in the firmware is none.
+//!   nothing which can be seen may have come back all the same. Life in the firmware is none. One that is
+//!   reset meanwhile has its boot grace, and is not asked before that is over.
 //! - *Held* and *Unobservable* never convict, whatever else is seen. Whoever is held by a witness' excuse is
 //!   asked on, until nobody excuses him.
 //! - *Failed* after resets of the guest's own ends when it has lived for [`LOOP_OVER_AFTER`] without one.

@@ -11,7 +11,7 @@ use super::{
     },
     hear,
 };
-use crate::activity::Activity;
+use crate::{activity::Activity, config::Policy};
 
 /// Nobody watched meanwhile: what looks like one long silence may be our own.
 const HELD_UP: &str = "the daemon itself was held up";
@@ -30,7 +30,13 @@ pub(super) fn tick(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration)
     watch.line.level(activity, now);
     match hear::announcement(watch, monitor, now) {
         Some(act) => return act,
-        None if hear::convicted(&watch.state) && hear::ended_badly(monitor) => return Act::Nothing,
+        None if hear::convicted(&watch.state) && hear::ended_badly(monitor) => {
+            if blame::blind(activity).is_some() || sign_of_life(activity).is_some() {
+                // Should somebody let it run on all the same, this was no silence.
+                watch.line.begin_anew(now, "none since it was said to have crashed".to_owned());
+            }
+            return Act::Nothing;
+        }
         None => {}
     }
     if let Some(reason) = blame::suspended(tick) {
@@ -54,9 +60,21 @@ pub(super) fn tick(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration)
         return unobservable(watch, missing.to_string(), activity.elapsed, now);
     }
     if let Some(excuse) = watch.storm.clone().or_else(|| watch.excuse.clone()) {
-        // Whether it still holds, only the witnesses know.
         hold(watch, excuse, activity.elapsed, now);
-        return Act::Ask(questions(watch, &terms.policy, now));
+        return match watch.state {
+            // Nobody is asked about a guest that has time yet.
+            State::Recovering { deadline, .. } if !is_due(watch, deadline, &terms.policy, now) => {
+                Act::Nothing
+            }
+            State::Crashed { .. } | State::Failed { .. } => Act::Nothing,
+            // Whether it still holds, only the witnesses know.
+            State::Starting
+            | State::Alive
+            | State::Suspect { .. }
+            | State::Recovering { .. }
+            | State::Held
+            | State::Unobservable => Act::Ask(questions(watch, &terms.policy, now)),
+        };
     }
     silent(watch, tick, None, terms, now)
 }
@@ -64,19 +82,19 @@ pub(super) fn tick(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration)
 /// A round of questions ended at `now`.
 pub(super) fn testimony(watch: &mut Watch, said: &Testimony, terms: &Terms, now: Duration) -> Act {
     let Some((ticked, tick)) = watch.last.clone() else { return Act::Nothing };
-    if now.saturating_sub(ticked) > longest_tick(terms) {
-        // The sign of life that it would be weighed against may be waiting to be read.
-        begin_anew(watch, HELD_UP, now);
-        return Act::Nothing;
-    }
     if let State::Recovering { cause, deadline, tally, was_up } = watch.state {
+        let due = is_due(watch, deadline, &terms.policy, now);
         if let (true, Some(why)) = (was_up, said.not_up()) {
-            return not_up(watch, why, now);
+            if let Some(sign) = said.acquittal() {
+                // Firmware answers probes, too, and isn't dead then.
+                watch.line.alive(now, sign);
+            }
+            return not_up(watch, why, due, now);
         }
         // A guest that was restarted is to show life itself; it is asked only when its time is up.
         let lives =
             watch.boot.first_life.is_some() && watch.line.silence(now) < terms.policy.flat_for;
-        match (lives, now >= deadline) {
+        match (lives, due) {
             (true, _) => return is_up(watch, now),
             (false, true) => {}
             (false, false) => return Act::Nothing,
@@ -84,13 +102,19 @@ pub(super) fn testimony(watch: &mut Watch, said: &Testimony, terms: &Terms, now:
         let tally = Tally { not_up: 0, ..tally };
         watch.state = State::Recovering { cause, deadline, tally, was_up };
     }
+    // Whatever it stands accused of: a witness that was asked once is not asked again for a while.
+    watch.boot.answered.extend(said.answered().cloned());
+    if now.saturating_sub(ticked) > longest_tick(terms) {
+        // The sign of life that it would be weighed against may be waiting to be read.
+        begin_anew(watch, HELD_UP, now);
+        return Act::Nothing;
+    }
     if hear::convicted(&watch.state)
         || blame::suspended(&tick).is_some()
         || watch.boot.dump.is_some()
     {
         return Act::Nothing;
     }
-    watch.boot.answered.extend(said.answered().cloned());
     if blame::not_the_guests_fault(watch, &tick).is_some() || blame::blind(&tick.activity).is_some()
     {
         return Act::Nothing;
@@ -175,15 +199,20 @@ fn lives(watch: &mut Watch, sign: String, now: Duration) -> Act {
     }
 }
 
+/// Whether the time is up in which a restarted guest was to show life; one that was reset since has its grace.
+fn is_due(watch: &Watch, deadline: Duration, policy: &Policy, now: Duration) -> bool {
+    now >= deadline && past_grace(&watch.boot, policy, now)
+}
+
 /// A restarted guest is still in its firmware or boot loader, whatever it does there: when its time is up,
 /// that is no recovery.
-fn not_up(watch: &mut Watch, why: &str, now: Duration) -> Act {
-    let State::Recovering { cause, deadline, tally, .. } = &mut watch.state else {
+fn not_up(watch: &mut Watch, why: &str, due: bool, now: Duration) -> Act {
+    let State::Recovering { cause, tally, .. } = &mut watch.state else {
         return Act::Nothing;
     };
     let cause = *cause;
     // One look may have met a call into the firmware.
-    tally.not_up = if now >= *deadline { tally.not_up.saturating_add(1) } else { 0 };
+    tally.not_up = if due { tally.not_up.saturating_add(1) } else { 0 };
     watch.reason = format!("restarted, but not up: {why}");
     if tally.not_up < ROUNDS_TO_CONVICT {
         return Act::Nothing;
@@ -223,7 +252,7 @@ fn silent(
     }
     match watch.state.clone() {
         State::Crashed { .. } | State::Failed { .. } => Act::Nothing,
-        State::Recovering { deadline, .. } if now < deadline => Act::Nothing,
+        State::Recovering { deadline, .. } if !is_due(watch, deadline, policy, now) => Act::Nothing,
         State::Recovering { cause, deadline, tally, was_up } => {
             let stays = |tally| State::Recovering { cause, deadline, tally, was_up };
             match examine(watch, tick, said, terms, tally, stays, now) {

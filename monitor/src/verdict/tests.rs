@@ -5,6 +5,7 @@ mod drawing;
 mod dumps;
 mod healthy;
 mod holds;
+mod model;
 mod random;
 mod recovery;
 mod resets;

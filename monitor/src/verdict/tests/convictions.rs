@@ -3,13 +3,17 @@
 use std::time::Duration;
 
 use super::rig::{
-    FLAT_TICKS, Guest, HOUR, ROUND, Rig, TICK, answered, busy_monitor, healthy, inconclusive,
-    no_address, packets, panicked_event, running, stuck, unanswered, unavailable,
+    FLAT_TICKS, Guest, HOUR, ROUND, Rig, TICK, all_seen, answered, busy_monitor, healthy,
+    inconclusive, no_address, packets, panicked_event, running, stuck, unanswered, unavailable,
+    unresponsive,
 };
 use crate::{
     activity::StorageActivity,
     qmp::{QmpEvent, RunState},
-    verdict::{Act, Answer, Cause, Monitor, ROUNDS_TO_CONVICT, SILENT_ROUNDS_TO_CONVICT},
+    verdict::{
+        Act, Answer, Cause, Input, Monitor, ROUNDS_TO_CONVICT, SILENT_ROUNDS_TO_CONVICT, Statement,
+        Testimony,
+    },
 };
 
 /// How long after the last sign of life it is convicted, and as what.
@@ -239,6 +243,108 @@ fn an_announced_panic_convicts_at_once_and_only_once() {
     assert_eq!(rig.event(&QmpEvent::Stop), Act::Nothing);
     rig.run(FLAT_TICKS, |_, _| {});
     assert_eq!(rig.conviction(), Some((rig.now - within(0), Cause::Panicked)));
+}
+
+#[test]
+fn an_answer_to_questions_that_were_under_way_when_it_was_convicted_calibrates_its_witness() {
+    let mut rig = Rig::new(TICK * HOUR);
+    rig.tick();
+    assert!(rig.questions().is_some());
+    rig.event(&panicked_event("run"));
+    rig.tick();
+    assert!(rig.watch.boot.answered.contains("ARP"));
+}
+
+#[test]
+fn figures_that_were_missing_while_qemu_said_that_it_crashed_are_no_silence() {
+    let shapes: [fn(&mut Guest); 2] = [
+        |guest| guest.sends(1),
+        |guest| guest.activity.network = Err(super::rig::missing("network")),
+    ];
+    for shape in shapes {
+        let mut rig = Rig::crashed();
+        rig.acts.clear();
+        rig.guest.monitor = Monitor::Answers(RunState::GuestPanicked);
+        shape(&mut rig.guest);
+        rig.tick();
+        // Somebody let it run on, and its monitor answers anew.
+        rig.guest.monitor = running();
+        rig.feed(&Input::Reexamine);
+        let seen = rig.now;
+        rig.run(2 * FLAT_TICKS, |_, guest| guest.halt());
+        let (when, _) = rig.conviction().expect("it is dead");
+        assert!(when - seen >= TICK * FLAT_TICKS - TICK / 2, "{:?}", when - seen);
+    }
+}
+
+#[test]
+fn last_words_convict_a_silent_guest_in_the_second_round_and_nobody_who_answers() {
+    let dies = || Answer::LastWords("Kernel panic - not syncing: Fatal exception".to_owned());
+    let (after, cause) = convicted(Rig::without_address(), |guest| {
+        guest.registers = inconclusive();
+        guest.requests = dies();
+    });
+    assert_eq!((after, cause), (within(ROUNDS_TO_CONVICT), Cause::Panicked));
+    // One that says so and goes on all the same, as after a warning that looks like it.
+    let mut rig = Rig::without_address();
+    rig.guest.requests = dies();
+    rig.run(HOUR, |_, _| {});
+    assert_eq!(rig.conviction(), None);
+    // Said once is said; but an answer in between makes it a thing of the past.
+    let mut rig = Rig::suspect();
+    (rig.guest.registers, rig.guest.requests) = (inconclusive(), dies());
+    rig.next_round();
+    rig.guest.requests = Answer::Nothing("nothing new on its console".to_owned());
+    rig.next_round();
+    assert_eq!(rig.conviction(), Some((rig.now, Cause::Panicked)));
+    let mut rig = Rig::suspect();
+    (rig.guest.registers, rig.guest.requests) = (inconclusive(), dies());
+    rig.next_round();
+    (rig.guest.registers, rig.guest.requests) = (healthy(), all_seen());
+    rig.next_round();
+    rig.guest.registers = inconclusive();
+    rig.run(2 * FLAT_TICKS, |_, _| {});
+    assert_eq!((rig.state(), rig.conviction()), ("suspect", None));
+}
+
+#[test]
+fn one_answer_acquits_however_many_witnesses_are_silent_and_whatever_else_is_said() {
+    let silent = (0..100).map(|n| format!("witness {n}"));
+    let statement = |witness: String, answer| Statement { witness: witness.into(), answer };
+    let mut statements: Vec<_> = silent.clone().map(|name| statement(name, unanswered())).collect();
+    for answer in [Answer::Halted, stuck(), Answer::LastWords("it dies".to_owned()), unresponsive()]
+    {
+        statements.push(statement(answer.word().to_owned(), answer));
+    }
+    for place in [Some(0), Some(50), Some(statements.len()), None] {
+        let mut rig = Rig::suspect();
+        rig.guest.halt();
+        rig.watch.boot.answered.extend(silent.clone().map(Into::into));
+        for _ in 0..SILENT_ROUNDS_TO_CONVICT {
+            let mut said = statements.clone();
+            if let Some(place) = place {
+                said.insert(place, statement("the one".to_owned(), answered()));
+            }
+            rig.testify(Testimony { statements: said });
+            rig.now += ROUND;
+        }
+        let expected = if place.is_some() { "alive" } else { "crashed" };
+        assert_eq!(rig.state(), expected, "{place:?}");
+    }
+}
+
+#[test]
+fn a_witness_that_never_answered_in_this_boot_never_counts() {
+    let mut rig = Rig::calibrated();
+    rig.run(HOUR, |_, guest| {
+        guest.fall_silent();
+        guest.arp = no_address();
+        guest.requests = unanswered();
+    });
+    assert_eq!((rig.state(), rig.conviction()), ("suspect", None));
+    // The one that did does.
+    rig.run(3 * FLAT_TICKS, |_, guest| guest.arp = unanswered());
+    assert_eq!(rig.conviction().map(|(_, cause)| cause), Some(Cause::Silent));
 }
 
 #[test]

@@ -166,6 +166,17 @@ fn nobody_is_convicted_of_silence_while_it_is_undecided_how_many_are_silent() {
 }
 
 #[test]
+fn a_guest_that_boots_in_a_storm_is_asked_nothing_that_would_disturb_it() {
+    let mut rig = Rig::recovering();
+    rig.feed(&Input::Storm(Some("9 of 10 VMs fell silent at once".to_owned())));
+    for _ in 0..GRACE_TICKS / 2 {
+        rig.tick();
+        let disturbs = rig.questions().is_some_and(|asked| asked != Questions::DuringBoot);
+        assert!(!disturbs, "{:?}", rig.questions());
+    }
+}
+
+#[test]
 fn what_the_guest_says_outright_convicts_it_in_a_storm() {
     let mut rig = Rig::suspect();
     rig.feed(&Input::Storm(Some("9 of 10 VMs fell silent at once".to_owned())));

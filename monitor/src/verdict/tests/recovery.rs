@@ -72,6 +72,23 @@ fn one_look_that_meets_the_firmware_does_not_undo_a_recovery() {
 }
 
 #[test]
+fn firmware_that_answers_is_not_dead_within_the_window() {
+    let mut rig = Rig::crashed();
+    rig.acts.clear();
+    rig.restarted_from(true);
+    while rig.questions().is_none() {
+        rig.tick();
+    }
+    (rig.guest.arp, rig.guest.stage) = (answered(), in_its_firmware());
+    rig.next_round();
+    let heard = rig.now;
+    (rig.guest.arp, rig.guest.stage) = (no_address(), up());
+    rig.run(2 * FLAT_TICKS, |_, _| {});
+    let (when, _) = rig.conviction().expect("it is dead");
+    assert!(when - heard >= TICK * FLAT_TICKS - TICK / 2, "{:?}", when - heard);
+}
+
+#[test]
 fn a_guest_that_showed_life_while_it_booted_and_died_since_has_not_recovered() {
     let mut rig = Rig::crashed();
     rig.acts.clear();
@@ -201,6 +218,26 @@ fn resets_do_not_end_a_recovery_nor_prolong_it() {
         assert_eq!(rig.event(&QmpEvent::Reset { guest }), Act::Nothing);
         assert_eq!(rig.watch.state, before);
         assert_eq!(rig.watch.boot.began, rig.now);
+    }
+}
+
+#[test]
+fn a_restarted_guest_that_is_reset_when_its_time_is_up_is_asked_once_its_grace_is_over() {
+    for guest in [true, false] {
+        let mut rig = Rig::recovering();
+        rig.guest.spin();
+        while rig.questions().is_none() {
+            rig.tick();
+        }
+        rig.next_round();
+        rig.event(&QmpEvent::Reset { guest });
+        let reset = rig.now;
+        rig.run(GRACE_TICKS - 1, |_, _| {});
+        assert_eq!((rig.state(), rig.conviction()), ("recovering", None));
+        rig.run(FLAT_TICKS, |_, _| {});
+        let (when, cause) = rig.conviction().expect("it is dead");
+        assert!(when - reset >= TICK * GRACE_TICKS, "{:?}", when - reset);
+        assert_eq!(cause, Cause::Spinning);
     }
 }
 

@@ -218,6 +218,16 @@ pub(super) struct Round {
     boot_began: Duration,
 }
 
+/// One input, and what became of it.
+#[derive(Clone, Debug)]
+pub(super) struct Told {
+    pub(super) at: Duration,
+    pub(super) input: Input,
+    pub(super) before: State,
+    pub(super) act: Act,
+    pub(super) after: State,
+}
+
 /// The VM under watch, and what the daemon does for it: one round of questions at a time.
 pub(super) struct Rig {
     /// When the last tick ended, or the last input came in.
@@ -237,6 +247,8 @@ pub(super) struct Rig {
     pub(super) rounds: u32,
     /// All that was to be done, but for nothing and questions.
     pub(super) acts: Vec<(Duration, Act)>,
+    /// All that it was told, where somebody wants to know.
+    pub(super) log: Option<Vec<Told>>,
     /// From which state to which it went.
     pub(super) edges: BTreeSet<(&'static str, &'static str)>,
 }
@@ -256,6 +268,7 @@ impl Rig {
             asked: None,
             rounds: 0,
             acts: Vec::new(),
+            log: None,
             edges: BTreeSet::new(),
         }
     }
@@ -362,7 +375,12 @@ impl Rig {
     /// Tells the verdict something at this moment, and asks what it wants asked.
     pub(super) fn feed(&mut self, input: &Input) -> Act {
         let before = self.state();
+        let stood = self.log.is_some().then(|| self.watch.state.clone());
         let act = self.watch.take(input, &self.terms, self.now);
+        if let (Some(log), Some(before)) = (&mut self.log, stood) {
+            let (at, after) = (self.now, self.watch.state.clone());
+            log.push(Told { at, input: input.clone(), before, act: act.clone(), after });
+        }
         let after = self.state();
         assert!(
             before == after || drawing::arrows().contains(&(before, after)),
