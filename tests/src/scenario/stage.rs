@@ -3,6 +3,7 @@
 
 use std::any::Any;
 use std::cell::RefCell;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
@@ -46,6 +47,7 @@ pub struct Place {
     images: Images,
     qemu: PathBuf,
     taps: u8,
+    open: Vec<File>,
     dir: TempDir,
 }
 
@@ -70,7 +72,12 @@ pub struct Stage {
 }
 
 impl Place {
-    fn new(programs: &Programs) -> Result<Self> {
+    /// An empty one.
+    ///
+    /// # Errors
+    ///
+    /// If no namespace or directory can be made, or there is no QEMU.
+    pub(crate) fn new(programs: &Programs) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("flatline-scene-").tempdir()?;
         Ok(Self {
             fuse: None,
@@ -80,6 +87,7 @@ impl Place {
             images: programs.images.clone(),
             qemu: private_qemu(dir.path())?,
             taps: 0,
+            open: Vec::new(),
             dir,
         })
     }
@@ -117,9 +125,19 @@ impl Place {
         GuestConfig::new(name, GuestKind::BootSector(code), &self.qemu, self.dir())
     }
 
+    /// The QEMU that the daemon is to see, and no other.
+    pub(crate) fn qemu(&self) -> &Path {
+        &self.qemu
+    }
+
     /// A machine that finds nothing to boot.
     pub fn nothing(&self, name: &str) -> GuestConfig {
         GuestConfig::new(name, GuestKind::Nothing, &self.qemu, self.dir())
+    }
+
+    /// Keeps files open until the place is taken down.
+    pub(super) fn keep_open(&mut self, files: impl IntoIterator<Item = File>) {
+        self.open.extend(files);
     }
 
     /// A disk whose server can be stopped.
