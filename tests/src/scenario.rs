@@ -20,6 +20,7 @@ mod kvm;
 mod lifecycle;
 mod lockups;
 mod run;
+pub mod sensors;
 mod stage;
 mod withheld;
 

@@ -204,6 +204,15 @@ impl Stage {
     ///
     /// If something cannot be made or started, or does not boot within 90 s.
     pub fn set_up(scenario: &Scenario, programs: &Programs) -> Result<Self> {
+        Self::with(scenario.guests, scenario.boots, programs)
+    }
+
+    /// The same, with guests of any making, which are Linux if they boot.
+    pub(super) fn with(
+        guests: impl FnOnce(&mut Place) -> Result<Vec<GuestConfig>>,
+        boots: bool,
+        programs: &Programs,
+    ) -> Result<Self> {
         let mut place = Place::new(programs)?;
         let mut config = DaemonConfig::new(&programs.daemon, &place.qemu);
         config.flat_for = FLAT_FOR;
@@ -216,7 +225,7 @@ impl Stage {
         let daemon = Daemon::start(&config, place.dir())?;
         let bystander = place.linux(BYSTANDER)?.start()?;
         bystander.wait_until_booted(BOOT_LIMIT)?;
-        let configs = (scenario.guests)(&mut place)?;
+        let configs = guests(&mut place)?;
         let tap = configs.first().and_then(|config| config.tap.clone());
         let address = configs.first().and_then(|config| config.ip.as_deref());
         let address = address.and_then(|ip| ip.split('/').next()).map(str::to_owned);
@@ -232,7 +241,7 @@ impl Stage {
             started,
             place,
         };
-        if scenario.boots {
+        if boots {
             for (guest, config) in stage.guests.iter().zip(&configs) {
                 guest.wait_until_booted(BOOT_LIMIT)?;
                 if config.ip.is_some() {

@@ -137,7 +137,7 @@ impl Row {
     }
 }
 
-fn is_right(outcome: &Outcome) -> bool {
+pub(super) fn is_right(outcome: &Outcome) -> bool {
     outcome.as_expected && outcome.wrong_resets == 0
 }
 
@@ -147,7 +147,7 @@ fn verdict(outcome: &Outcome) -> String {
 }
 
 /// A run in a line.
-fn told(outcome: &Outcome) -> String {
+pub(super) fn told(outcome: &Outcome) -> String {
     let mut line = verdict(outcome);
     if let Some(detect) = outcome.detect {
         let _ = write!(line, " after {:.1} s", detect.as_secs_f64());
