@@ -9,16 +9,20 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 
 use crate::guest::GuestConfig;
+pub use kvm::{runs as kvm_runs, scenarios as under_kvm};
 pub use run::{Outcome, run};
 pub use stage::{Place, Programs, Stage};
 
 mod crashes;
 mod healthy;
 mod host;
+mod kvm;
 mod lifecycle;
 mod lockups;
 mod run;
+pub mod sensors;
 mod stage;
+mod withheld;
 
 /// Silence before a VM is suspected: the configuration's default.
 pub const FLAT_FOR: Duration = Duration::from_secs(10);
@@ -92,6 +96,7 @@ pub fn all() -> Vec<Scenario> {
         healthy::SCENARIOS,
         lifecycle::SCENARIOS,
         host::SCENARIOS,
+        withheld::SCENARIOS,
     ]
     .concat()
 }
@@ -124,7 +129,7 @@ mod tests {
 
     #[test]
     fn every_scenario_has_a_name_of_its_own_that_fits_a_socket_path() {
-        let all = all();
+        let all = [all(), under_kvm()].concat();
         let names: BTreeSet<&str> = all.iter().map(|scenario| scenario.name).collect();
         assert_eq!(names.len(), all.len());
         for name in names {

@@ -1,6 +1,7 @@
 //! What the documents have in common that tasks write.
 
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -53,6 +54,18 @@ pub(crate) fn table<const COLUMNS: usize>(lines: &[[String; COLUMNS]]) -> String
     let rule = widths.map(|width| "-".repeat(width));
     let rows = rows.iter().map(padded);
     [padded(heading), padded(&rule)].into_iter().chain(rows).collect()
+}
+
+/// Least, median and most, in seconds; nothing if there are none.
+pub(crate) fn spread(times: impl Iterator<Item = Duration>) -> String {
+    let mut seconds: Vec<f64> = times.map(|time| time.as_secs_f64()).collect();
+    seconds.sort_by(f64::total_cmp);
+    match (seconds.first(), seconds.last()) {
+        (Some(least), Some(most)) => {
+            format!("{least:.1} / {:.1} / {most:.1}", seconds[seconds.len() / 2])
+        }
+        _ => String::new(),
+    }
 }
 
 #[cfg(test)]

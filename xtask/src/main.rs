@@ -19,7 +19,9 @@ mod lint;
 mod matrix;
 mod process;
 mod setup;
+mod soak;
 mod test;
+mod verdicts;
 
 /// Sets up, builds and tests flatline.
 #[derive(Parser)]
@@ -49,6 +51,8 @@ enum Task {
     Bench,
     /// Let guests fail in every way that there is, and write docs/verdicts.md
     Matrix(matrix::Options),
+    /// Let random faults come to many guests for long, and write down what came of it
+    Soak(soak::Options),
     /// Lint, then run the unit tests and the end-to-end tests with real guests
     Test(test::Options),
 }
@@ -66,6 +70,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::task(),
         Task::Bench => bench::task(),
         Task::Matrix(options) => matrix::task(&options),
+        Task::Soak(options) => soak::task(&options),
         Task::Test(options) => test::task(&options),
     };
     match result {

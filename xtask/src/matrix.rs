@@ -6,6 +6,7 @@
 
 mod report;
 mod schedule;
+mod sensors;
 
 use std::time::Instant;
 
@@ -22,13 +23,21 @@ use report::Report;
 #[derive(Args, Debug)]
 pub(crate) struct Options {
     /// How often each scenario is played
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(
+        long,
+        default_value_t = 3,
+        value_parser = clap::value_parser!(u32).range(1..),
+        conflicts_with = "sensors"
+    )]
     runs: u32,
     /// Only this scenario (may be repeated); docs/verdicts.md is then left as it is
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
-    /// Only name the scenarios
+    /// Each fault with each sensor taken away instead, once; --only names sensors then
     #[arg(long)]
+    sensors: bool,
+    /// Only name the scenarios
+    #[arg(long, conflicts_with = "sensors")]
     list: bool,
 }
 
@@ -59,7 +68,8 @@ impl Options {
 /// If a verdict was not the one that is due, a guest was reset wrongly, something could not be played, or Ctrl-C
 /// came.
 pub(crate) fn task(options: &Options) -> Result<()> {
-    let scenarios = chosen(&options.only)?;
+    let trials = if options.sensors { sensors::chosen(&options.only)? } else { Vec::new() };
+    let mut scenarios = if options.sensors { Vec::new() } else { chosen(&options.only)? };
     if options.list {
         for Scenario { name, what, expected, .. } in &scenarios {
             println!("{name}: {what}. Due: {}.", expected.words());
@@ -74,6 +84,14 @@ pub(crate) fn task(options: &Options) -> Result<()> {
     let daemon = executable::build("the daemon", &["--package", "flatline"])?;
     let programs = Programs { daemon, images: image::build(&guest::build()?, |_| {})? };
     interrupt::install()?;
+    if options.sensors {
+        return sensors::task(&trials, &programs);
+    }
+    // Not everywhere, and told apart.
+    if scenarios.iter().any(is_under_kvm) && !scenario::kvm_runs(&programs)? {
+        heading("KVM runs no boot sector here: what needs it is not played");
+        scenarios.retain(|scenario| !is_under_kvm(scenario));
+    }
     let begin = Instant::now();
     let runs: Vec<Scenario> = (0..options.runs).flat_map(|_| scenarios.iter().copied()).collect();
     heading(&format!("{} runs of {} scenarios", runs.len(), scenarios.len()));
@@ -106,8 +124,12 @@ fn play(scenario: &Scenario, programs: &Programs) -> Result<Outcome> {
     scenario::run(scenario, &stage)
 }
 
+fn is_under_kvm(scenario: &Scenario) -> bool {
+    scenario::under_kvm().iter().any(|other| other.name == scenario.name)
+}
+
 fn chosen(names: &[String]) -> Result<Vec<Scenario>> {
-    let mut scenarios = scenario::all();
+    let mut scenarios = [scenario::all(), scenario::under_kvm()].concat();
     for name in names {
         if !scenarios.iter().any(|scenario| scenario.name == name) {
             bail!("no scenario is called {name}: see `cargo xtask matrix --list`");

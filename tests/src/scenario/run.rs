@@ -11,11 +11,11 @@ use crate::interrupt;
 
 /// How long a guest is watched that is to be left alone, and how long one may take to be convicted: time enough
 /// for all that the daemon would do about a silence.
-const WATCHED_FOR: Duration = Duration::from_secs(40);
+pub(super) const WATCHED_FOR: Duration = Duration::from_secs(40);
 /// For what QEMU says outright.
 const TOLD_WITHIN: Duration = Duration::from_secs(20);
 /// For a guest to come back, while others boot too.
-const BACK_WITHIN: Duration = Duration::from_secs(60);
+pub(super) const BACK_WITHIN: Duration = Duration::from_secs(60);
 /// For a person to be called: a loop turns many times meanwhile.
 const GIVEN_UP_WITHIN: Duration = Duration::from_secs(120);
 /// How often the daemon is asked.
@@ -42,12 +42,12 @@ pub struct Outcome {
 }
 
 /// What the daemon says now.
-struct Look {
+pub(super) struct Look {
     /// No row: QEMU is gone.
-    state: Option<String>,
-    cause: Option<String>,
-    reason: String,
-    incidents: Vec<Value>,
+    pub(super) state: Option<String>,
+    pub(super) cause: Option<String>,
+    pub(super) reason: String,
+    pub(super) incidents: Vec<Value>,
 }
 
 /// Plays `scenario` on its stage, which is no use afterwards.
@@ -87,7 +87,7 @@ pub fn run(scenario: &Scenario, stage: &Stage) -> Result<Outcome> {
 }
 
 /// How often QEMU was told to reset the guest.
-fn resets_from_outside(guest: &Guest) -> u32 {
+pub(super) fn resets_from_outside(guest: &Guest) -> u32 {
     // A QEMU that has gone without an event cannot have been reset since.
     let events = guest.events().unwrap_or_default();
     let from_outside =
@@ -109,7 +109,7 @@ fn look(stage: &Stage) -> Result<Look> {
 }
 
 /// Looks until `done` has an answer; after `limit` there is none, and the last look is returned.
-fn look_until(
+pub(super) fn look_until(
     stage: &Stage,
     limit: Duration,
     mut done: impl FnMut(&Look) -> Result<bool>,
@@ -267,25 +267,25 @@ fn as_it_answers(stage: &Stage, fault: SystemTime, causes: &[&str]) -> Result<Ou
 }
 
 /// An incident is written a moment after its verdict is shown.
-fn with_incident(stage: &Stage, now: Look) -> Result<Look> {
+pub(super) fn with_incident(stage: &Stage, now: Look) -> Result<Look> {
     if !now.incidents.is_empty() {
         return Ok(now);
     }
     Ok(look_until(stage, TOLD_WITHIN, |now| Ok(!now.incidents.is_empty()))?.1)
 }
 
-fn is_convicted(now: &Look) -> bool {
+pub(super) fn is_convicted(now: &Look) -> bool {
     let state = now.state.as_deref();
     !now.incidents.is_empty() || matches!(state, Some("crashed" | "recovering" | "failed"))
 }
 
-fn since(fault: SystemTime) -> Duration {
+pub(super) fn since(fault: SystemTime) -> Duration {
     fault.elapsed().unwrap_or_default()
 }
 
 impl Look {
     /// What it comes to; an incident counts for more than what is called for.
-    fn outcome(&self, verdict: &str) -> Outcome {
+    pub(super) fn outcome(&self, verdict: &str) -> Outcome {
         let text = |incident: &Value, field: &str| incident[field].as_str().map(str::to_owned);
         let first = self.incidents.first();
         let cause = first.and_then(|incident| text(incident, "cause"));

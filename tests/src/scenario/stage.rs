@@ -3,6 +3,7 @@
 
 use std::any::Any;
 use std::cell::RefCell;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
@@ -46,6 +47,7 @@ pub struct Place {
     images: Images,
     qemu: PathBuf,
     taps: u8,
+    open: Vec<File>,
     dir: TempDir,
 }
 
@@ -70,7 +72,12 @@ pub struct Stage {
 }
 
 impl Place {
-    fn new(programs: &Programs) -> Result<Self> {
+    /// An empty one.
+    ///
+    /// # Errors
+    ///
+    /// If no namespace or directory can be made, or there is no QEMU.
+    pub(crate) fn new(programs: &Programs) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("flatline-scene-").tempdir()?;
         Ok(Self {
             fuse: None,
@@ -80,6 +87,7 @@ impl Place {
             images: programs.images.clone(),
             qemu: private_qemu(dir.path())?,
             taps: 0,
+            open: Vec::new(),
             dir,
         })
     }
@@ -117,9 +125,19 @@ impl Place {
         GuestConfig::new(name, GuestKind::BootSector(code), &self.qemu, self.dir())
     }
 
+    /// The QEMU that the daemon is to see, and no other.
+    pub(crate) fn qemu(&self) -> &Path {
+        &self.qemu
+    }
+
     /// A machine that finds nothing to boot.
     pub fn nothing(&self, name: &str) -> GuestConfig {
         GuestConfig::new(name, GuestKind::Nothing, &self.qemu, self.dir())
+    }
+
+    /// Keeps files open until the place is taken down.
+    pub(super) fn keep_open(&mut self, files: impl IntoIterator<Item = File>) {
+        self.open.extend(files);
     }
 
     /// A disk whose server can be stopped.
@@ -186,6 +204,15 @@ impl Stage {
     ///
     /// If something cannot be made or started, or does not boot within 90 s.
     pub fn set_up(scenario: &Scenario, programs: &Programs) -> Result<Self> {
+        Self::with(scenario.guests, scenario.boots, programs)
+    }
+
+    /// The same, with guests of any making, which are Linux if they boot.
+    pub(super) fn with(
+        guests: impl FnOnce(&mut Place) -> Result<Vec<GuestConfig>>,
+        boots: bool,
+        programs: &Programs,
+    ) -> Result<Self> {
         let mut place = Place::new(programs)?;
         let mut config = DaemonConfig::new(&programs.daemon, &place.qemu);
         config.flat_for = FLAT_FOR;
@@ -198,7 +225,7 @@ impl Stage {
         let daemon = Daemon::start(&config, place.dir())?;
         let bystander = place.linux(BYSTANDER)?.start()?;
         bystander.wait_until_booted(BOOT_LIMIT)?;
-        let configs = (scenario.guests)(&mut place)?;
+        let configs = guests(&mut place)?;
         let tap = configs.first().and_then(|config| config.tap.clone());
         let address = configs.first().and_then(|config| config.ip.as_deref());
         let address = address.and_then(|ip| ip.split('/').next()).map(str::to_owned);
@@ -214,7 +241,7 @@ impl Stage {
             started,
             place,
         };
-        if scenario.boots {
+        if boots {
             for (guest, config) in stage.guests.iter().zip(&configs) {
                 guest.wait_until_booted(BOOT_LIMIT)?;
                 if config.ip.is_some() {

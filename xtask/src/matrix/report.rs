@@ -2,12 +2,12 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use flatline_tests::scenario::{BOOT_GRACE, FLAT_FOR, Outcome, Scenario, UNCONFIRMED_FLAT_FOR};
 
-use crate::document::{machine, table, wrapped};
+use crate::document::{machine, spread, table, wrapped};
+use crate::verdicts::{self, Section};
 
 /// All runs of all scenarios.
 #[derive(Debug)]
@@ -65,7 +65,7 @@ impl Report {
         lines
     }
 
-    /// Writes `docs/verdicts.md`.
+    /// Writes its section of `docs/verdicts.md`.
     pub(super) fn write(&self, path: &Path) -> Result<()> {
         let settings = format!(
             "The daemon had its default `flat_for` of {} s, a `boot_grace` of {} s, and an \
@@ -85,14 +85,13 @@ impl Report {
         let failures = self.failures();
         if !failures.is_empty() {
             let items: Vec<String> = failures.lines().map(wrapped).collect();
-            let _ = write!(text, "\n## Not as it is due\n\n{}\n", items.join("\n"));
+            let _ = write!(text, "\n### Not as it is due\n\n{}\n", items.join("\n"));
         }
-        let _ = write!(text, "\n## The scenarios\n\n");
+        let _ = write!(text, "\n### The scenarios\n\n");
         for Row { scenario: Scenario { name, what, .. }, .. } in &self.rows {
             let _ = writeln!(text, "{}", wrapped(&format!("- **{name}**: {what}.")));
         }
-        path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
-        std::fs::write(path, text).with_context(|| format!("could not write {}", path.display()))
+        verdicts::put(path, Section::Matrix, &text)
     }
 
     fn table(&self) -> String {
@@ -138,7 +137,7 @@ impl Row {
     }
 }
 
-fn is_right(outcome: &Outcome) -> bool {
+pub(super) fn is_right(outcome: &Outcome) -> bool {
     outcome.as_expected && outcome.wrong_resets == 0
 }
 
@@ -148,7 +147,7 @@ fn verdict(outcome: &Outcome) -> String {
 }
 
 /// A run in a line.
-fn told(outcome: &Outcome) -> String {
+pub(super) fn told(outcome: &Outcome) -> String {
     let mut line = verdict(outcome);
     if let Some(detect) = outcome.detect {
         let _ = write!(line, " after {:.1} s", detect.as_secs_f64());
@@ -163,20 +162,8 @@ fn told(outcome: &Outcome) -> String {
     format!("{due}{line}: {}", outcome.reason)
 }
 
-/// Least, median and most.
-fn spread(times: impl Iterator<Item = Duration>) -> String {
-    let mut seconds: Vec<f64> = times.map(|time| time.as_secs_f64()).collect();
-    seconds.sort_by(f64::total_cmp);
-    match (seconds.first(), seconds.last()) {
-        (Some(least), Some(most)) => {
-            format!("{least:.1} / {:.1} / {most:.1}", seconds[seconds.len() / 2])
-        }
-        _ => String::new(),
-    }
-}
-
 const INTRODUCTION: &str = "\
-# Verdicts
+## Each scenario
 
 Written by `cargo xtask matrix`, which plays everything here anew. In each scenario something becomes of a real guest,
 under TCG, while a daemon watches it and an idle bystander; in what follows, *due* is what has to come of it, and a wrong
@@ -187,6 +174,8 @@ second, and from the verdict, or for a guest that reboots itself from the fault,
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use flatline_tests::scenario;
 
     use super::*;

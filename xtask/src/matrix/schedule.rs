@@ -6,26 +6,44 @@ use std::thread;
 
 use anyhow::Result;
 use flatline_tests::interrupt;
-use flatline_tests::scenario::{Outcome, Scenario};
+use flatline_tests::scenario::{Outcome, Scenario, sensors::Trial};
 
 /// Stages at the same time: each has guests that boot, whatever they do later.
 const STAGES: usize = 3;
 
+/// What can be played.
+pub(super) trait Run {
+    /// How many CPUs it keeps busy.
+    fn pins(&self) -> usize;
+}
+
+impl Run for Scenario {
+    fn pins(&self) -> usize {
+        self.pins
+    }
+}
+
+impl Run for Trial {
+    fn pins(&self) -> usize {
+        Self::pins(*self)
+    }
+}
+
 /// What waits and what plays.
 #[derive(Debug)]
-struct Board<'a> {
-    waiting: VecDeque<&'a Scenario>,
+struct Board<'a, T> {
+    waiting: VecDeque<&'a T>,
     playing: usize,
     pinned: usize,
 }
 
 /// Plays all `runs` and reports each at its end, in the order in which they end; those that have not begun when a
 /// signal comes never do.
-pub(super) fn play(
-    runs: &[Scenario],
+pub(super) fn play<T: Run + Sync>(
+    runs: &[T],
     cpus: usize,
-    play: impl Fn(&Scenario) -> Result<Outcome> + Sync,
-    mut ended: impl FnMut(&Scenario, Result<Outcome>),
+    play: impl Fn(&T) -> Result<Outcome> + Sync,
+    mut ended: impl FnMut(&T, Result<Outcome>),
 ) {
     let board = Mutex::new(Board { waiting: runs.iter().collect(), playing: 0, pinned: 0 });
     let changed = Condvar::new();
@@ -52,7 +70,7 @@ pub(super) fn play(
     });
 }
 
-fn next<'a>(board: &Mutex<Board<'a>>, changed: &Condvar, cpus: usize) -> Option<&'a Scenario> {
+fn next<'a, T: Run>(board: &Mutex<Board<'a, T>>, changed: &Condvar, cpus: usize) -> Option<&'a T> {
     let mut guard = lock(board);
     loop {
         if interrupt::interrupted() || guard.waiting.is_empty() {
@@ -65,31 +83,27 @@ fn next<'a>(board: &Mutex<Board<'a>>, changed: &Condvar, cpus: usize) -> Option<
     }
 }
 
-fn lock<'a, 'b>(board: &'a Mutex<Board<'b>>) -> MutexGuard<'a, Board<'b>> {
+fn lock<'a, 'b, T>(board: &'a Mutex<Board<'b, T>>) -> MutexGuard<'a, Board<'b, T>> {
     board.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<'a> Board<'a> {
+impl<'a, T: Run> Board<'a, T> {
     /// The first that fits beside those that play. What wants more CPUs than there are plays alone.
-    fn enter(&mut self, cpus: usize) -> Option<&'a Scenario> {
-        let fits = |scenario: &Scenario| {
-            if scenario.pins > cpus {
-                self.playing == 0
-            } else {
-                self.pinned + scenario.pins <= cpus
-            }
+    fn enter(&mut self, cpus: usize) -> Option<&'a T> {
+        let fits = |run: &&T| {
+            if run.pins() > cpus { self.playing == 0 } else { self.pinned + run.pins() <= cpus }
         };
-        let at = self.waiting.iter().position(|scenario| fits(scenario))?;
-        let scenario = self.waiting.remove(at)?;
+        let at = self.waiting.iter().position(fits)?;
+        let run = self.waiting.remove(at)?;
         self.playing += 1;
         // Nothing fits beside one that wants them all, not even what is quiet.
-        self.pinned += if scenario.pins > cpus { cpus + 1 } else { scenario.pins };
-        Some(scenario)
+        self.pinned += if run.pins() > cpus { cpus + 1 } else { run.pins() };
+        Some(run)
     }
 
-    fn leave(&mut self, scenario: &Scenario, cpus: usize) {
+    fn leave(&mut self, run: &T, cpus: usize) {
         self.playing -= 1;
-        self.pinned -= if scenario.pins > cpus { cpus + 1 } else { scenario.pins };
+        self.pinned -= if run.pins() > cpus { cpus + 1 } else { run.pins() };
     }
 }
 
