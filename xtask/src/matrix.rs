@@ -57,7 +57,7 @@ const CHOICE: [&str; 9] = [
 impl Options {
     /// Each scenario of the tests' choice, once.
     pub(crate) fn choice() -> Self {
-        Self { runs: 1, only: CHOICE.map(str::to_owned).into(), list: false }
+        Self { runs: 1, only: CHOICE.map(str::to_owned).into(), list: false, sensors: false }
     }
 }
 
