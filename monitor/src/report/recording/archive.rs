@@ -38,6 +38,8 @@ pub const EXTENSION: &str = "flr";
 
 /// Bytes that may wait to be written.
 const QUEUE_MAX_BYTES: usize = 16 << 20;
+/// Requests for recordings that may wait: a client that has lost patience asks again, and the disk may stall.
+const WAITING_MAX: usize = 4;
 /// A VM's file is followed by another when it has so many bytes, or fewer where there are many VMs.
 const FILE_MAX_BYTES: u64 = 8 << 20;
 const FILE_LEAST_BYTES: u64 = 16 << 10;
@@ -64,7 +66,10 @@ enum Job {
 #[derive(Clone, Debug)]
 pub struct Archive {
     jobs: mpsc::Sender<Job>,
+    /// Bytes of segments that wait to be written.
     queued: Arc<AtomicUsize>,
+    /// Requests that wait to be answered.
+    waiting: Arc<AtomicUsize>,
 }
 
 /// The thread.
@@ -78,18 +83,22 @@ impl Archive {
         let (jobs, inbox) = mpsc::channel::<Job>();
         let queued = Arc::new(AtomicUsize::new(0));
         let mut directory = Directory::new(state_dir, u64::from(max_mib) << 20);
-        let waiting = queued.clone();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let (queue, requests) = (queued.clone(), waiting.clone());
         let write = move || {
             for job in inbox {
                 match job {
                     Job::Append(header, segment, lost) => {
                         directory.append(&header, &segment, lost, SystemTime::now());
-                        waiting.fetch_sub(segment.size(), Ordering::Relaxed);
+                        queue.fetch_sub(segment.size(), Ordering::Relaxed);
                     }
                     Job::End(vm) => directory.end(vm),
                     Job::Save(recordings, reply) => {
-                        // The client may have gone.
-                        let _ = reply.send(directory.save(&recordings, SystemTime::now()));
+                        // The client may have gone, and then wants no file.
+                        if !reply.is_closed() {
+                            let _ = reply.send(directory.save(&recordings, SystemTime::now()));
+                        }
+                        requests.fetch_sub(1, Ordering::Relaxed);
                     }
                 }
             }
@@ -97,7 +106,7 @@ impl Archive {
         let thread = std::thread::Builder::new().name("recordings".to_owned()).spawn(write);
         let thread =
             thread.inspect_err(|error| error!("nothing can be recorded: no thread: {error}")).ok();
-        (Self { jobs, queued }, Writing(thread))
+        (Self { jobs, queued, waiting }, Writing(thread))
     }
 
     /// Has a segment written to its VM's file, and says whether there was room for it.
@@ -119,6 +128,11 @@ impl Archive {
 
     /// Has recordings written to files of their own, and answers with their names.
     pub fn save(&self, recordings: Vec<Recording>, reply: oneshot::Sender<Reply>) {
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= WAITING_MAX {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            let why = "earlier recordings still wait to be written";
+            return drop(reply.send(Reply::error(RefusalKind::Busy, why)));
+        }
         if let Err(mpsc::SendError(Job::Save(_, reply))) =
             self.jobs.send(Job::Save(recordings, reply))
         {
