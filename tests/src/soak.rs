@@ -54,7 +54,6 @@ pub fn run(plan: Plan, programs: &Programs, say: impl Fn(&str)) -> Result<Summar
     let mut config = DaemonConfig::new(&programs.daemon, place.qemu());
     config.flat_for = FLAT_FOR;
     config.boot_grace = BOOT_GRACE;
-    // Dropped after the guests: their end is then no news, and nobody is there to call it a crash.
     let mut daemon = Daemon::start(&config, place.dir())?;
     let mut random = Random::new(plan.seed);
     let mut judge = Judge::new();

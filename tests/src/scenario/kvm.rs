@@ -1,14 +1,15 @@
 //! Boot sectors under KVM, where this machine has one that runs them: a nested one may not.
 
+use std::time::Duration;
+
 use anyhow::Result;
+use serde_json::json;
 
 use super::crashes::boot_sector_runs;
 use super::{Expected, Place, Programs, Scenario};
 use crate::boot_sector::BootSector;
 use crate::guest::{Accelerator, GuestConfig};
 use crate::interrupt;
-use serde_json::json;
-use std::time::Duration;
 
 /// What nobody can ask may stay suspected.
 const UNASKED: Expected = Expected::LeftAlone { states: &["alive", "suspect"] };

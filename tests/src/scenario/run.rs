@@ -15,7 +15,7 @@ pub(super) const WATCHED_FOR: Duration = Duration::from_secs(40);
 /// For what QEMU says outright.
 const TOLD_WITHIN: Duration = Duration::from_secs(20);
 /// For a guest to come back, while others boot too.
-pub(super) const BACK_WITHIN: Duration = Duration::from_secs(60);
+const BACK_WITHIN: Duration = Duration::from_secs(60);
 /// For a person to be called: a loop turns many times meanwhile.
 const GIVEN_UP_WITHIN: Duration = Duration::from_secs(120);
 /// How often the daemon is asked.

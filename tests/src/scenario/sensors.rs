@@ -15,8 +15,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::crashes::{after, at};
 use super::run::{
-    BACK_WITHIN, Look, WATCHED_FOR, is_convicted, look_until, resets_from_outside, since,
-    with_incident,
+    Look, WATCHED_FOR, is_convicted, look_until, resets_from_outside, since, with_incident,
 };
 use super::{Outcome, Place, Programs, Stage};
 use crate::command;
@@ -28,6 +27,8 @@ use crate::qmp::Qmp;
 const WITHOUT_FOR: Duration = Duration::from_secs(5);
 /// How often tap programs are detached: the daemon attaches them again when it notices.
 const DETACHED_EVERY: Duration = Duration::from_millis(300);
+/// For a guest to be back: one that shows nothing which can be seen is asked after a minute, and not before.
+const BACK_WITHIN: Duration = Duration::from_secs(120);
 /// For a command in the guest.
 const WITHIN: Duration = Duration::from_secs(60);
 

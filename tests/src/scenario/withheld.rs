@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::crashes::{at, one};
+use super::crashes::{SPINS, after, at, one};
 use super::{Expected, Place, Scenario, Stage};
 use crate::cgroup::Cgroup;
 use crate::guest::GuestConfig;
@@ -93,18 +93,31 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "console-unread",
-        what: "Nobody reads a serial console of Linux any more, and its kernel waits with its next message for ever",
+        what: "Nobody reads a serial console of Linux any more: its kernel waits 10 ms for each letter of its next message",
         guests: with_pipe,
         boots: true,
         pins: 1,
         fault: |stage| {
-            // Each oops is more than the pipe holds; who waits in the middle of one never says that it is done.
+            // Both are more than the pipe holds.
             at(stage, "lockup oops")?;
             interrupt::sleep(Duration::from_secs(2))?;
             at(stage, "lockup oops")
         },
-        // What it is: a guest that does nothing any more. A restart may free it, until its console is full anew.
+        // It may take its interrupts between two lines, or not.
         expected: Expected::AsItAnswers { causes: &["spinning", "silent"] },
+    },
+    Scenario {
+        name: "console-unread-panic",
+        what: "Linux panics, and nobody reads its console: it waits for that in the middle of its last words",
+        guests: with_pipe,
+        boots: true,
+        pins: 1,
+        fault: |stage| {
+            at(stage, "lockup oops")?;
+            interrupt::sleep(Duration::from_secs(3))?;
+            after(stage, "panic", "Kernel panic - not syncing")
+        },
+        expected: SPINS,
     },
 ];
 

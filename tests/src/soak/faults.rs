@@ -227,8 +227,8 @@ impl Schedule {
             self.waits = Some(fault);
             return Ok(());
         }
-        self.due = Instant::now() + self.gaps.gap(GAP);
         if fault.is_of_daemon() {
+            self.due = Instant::now() + self.gaps.gap(GAP);
             say(&format!("{} (load {:.1})", fault.name(), load()));
             judge.disturbed(fault.name());
             return disturb_daemon(fault, daemon, judge);
@@ -236,8 +236,9 @@ impl Schedule {
         let members = fleet.members.iter().enumerate();
         let fitting: Vec<usize> =
             members.filter_map(|(at, member)| fault.befits(member).then_some(at)).collect();
-        // All that it befits may have had their share.
+        // All that it befits may have had their share: another fault is chosen next time.
         let Some(&at) = random.choice(&fitting) else { return Ok(()) };
+        self.due = Instant::now() + self.gaps.gap(GAP);
         let member = &mut fleet.members[at];
         say(&format!("{}: {} (load {:.1})", member.name(), fault.name(), load()));
         member.is_at_fault = true;

@@ -13,7 +13,7 @@ use crate::interrupt;
 
 /// Each guest's own QEMU is asked for its events so often: a round of all takes three seconds.
 const EVENTS_EVERY: Duration = Duration::from_secs(60);
-/// A conviction that nobody made a crash for is looked for so often.
+/// Incidents are looked for so often.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// For everybody to be in a state that fits, in the end.
 const SETTLES_WITHIN: Duration = Duration::from_secs(90);
@@ -93,7 +93,7 @@ impl Judge {
         self.summary.failures.push(why);
     }
 
-    /// The newest incident of this VM that is not among the `before` first.
+    /// The first incident of this VM after so many `before`.
     pub(super) fn incident_of(&self, vm: &str, before: usize) -> Option<&Value> {
         self.incidents.iter().filter(|incident| text(incident, "vm") == vm).nth(before)
     }

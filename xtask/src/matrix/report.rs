@@ -166,10 +166,11 @@ const INTRODUCTION: &str = "\
 ## Each scenario
 
 Written by `cargo xtask matrix`, which plays everything here anew. In each scenario something becomes of a real guest,
-under TCG, while a daemon watches it and an idle bystander; in what follows, *due* is what has to come of it, and a wrong
-reset is one from outside, by QEMU's own account, of a guest that had to be left alone. Times are the least, the
-median and the most of all runs: from the fault to the verdict as `status` and `incidents` tell it, asked five times a
-second, and from the verdict, or for a guest that reboots itself from the fault, to the first sign of life.
+under TCG unless its name begins with `kvm-`, while a daemon watches it and an idle bystander; in what follows, *due* is
+what has to come of it, and a wrong reset is one from outside, by QEMU's own account, of a guest that had to be left
+alone. Times are the least, the median and the most of all runs: from the fault to the verdict as `status` and
+`incidents` tell it, asked five times a second, and from the verdict, or for a guest that reboots itself from the fault,
+to the first sign of life.
 ";
 
 #[cfg(test)]

@@ -140,3 +140,39 @@ fn cell(played: &Result<Outcome>) -> String {
     }
     if report::is_right(outcome) { cell } else { format!("**wrong**: {cell}") }
 }
+
+#[cfg(test)]
+mod tests {
+    use flatline_tests::scenario::sensors::{Fault, Sensor};
+
+    use super::*;
+
+    #[test]
+    fn a_crash_that_was_taken_for_life_is_a_failure_and_is_marked() {
+        let trial = |sensor, fault| Trial { sensor, fault };
+        let outcome = |verdict: &str, as_expected| Outcome {
+            verdict: verdict.to_owned(),
+            as_expected,
+            ..Outcome::default()
+        };
+        let all = [
+            (trial(Sensor::Tap, Fault::Halt), Ok(outcome("suspect", true))),
+            (trial(Sensor::Tap, Fault::Panic), Ok(outcome("alive", false))),
+            (trial(Sensor::Disk, Fault::Idle), Err(anyhow::anyhow!("no room"))),
+        ];
+        let text = results(&all);
+        assert!(text.contains("| suspect ") && text.contains("**wrong**: alive"), "{text}");
+        let failures = failures(&all);
+        assert_eq!(failures.len(), 2, "{failures:?}");
+        assert!(failures[1].contains("no room"), "{failures:?}");
+    }
+
+    #[test]
+    fn only_named_sensors_are_tried_and_a_wrong_name_is_refused() {
+        let names =
+            |only: &[&str]| chosen(&only.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        assert_eq!(names(&["qmp"]).map(|trials| trials.len()).ok(), Some(FAULTS.len()));
+        assert_eq!(names(&[]).map(|trials| trials.len()).ok(), Some(45));
+        assert!(names(&["tea"]).is_err());
+    }
+}
