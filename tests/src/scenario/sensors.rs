@@ -172,8 +172,15 @@ impl Sensor {
                 stage.daemon.terminate()?;
                 let client = Qmp::new(UnixStream::connect(stage.guest().qmp_path())?)?;
                 stage.daemon.start_again()?;
-                // The new daemon is to know its address, and to have asked it once.
-                stage.guest().run("net 1", WITHIN)?;
+                // The new daemon is to know its address, and to have asked it once: what is sent before its tap
+                // is watched is no use.
+                interrupt::wait_until("the tap to be watched", WITHIN, || {
+                    let row = stage.row(stage.guest().name())?;
+                    Ok(row.filter(|row| row["network"].is_object()).map(drop))
+                })?;
+                for guest in stage.others().chain([stage.guest()]) {
+                    guest.run("net 1", WITHIN)?;
+                }
                 stage.settle()?;
                 return Ok(Some(client));
             }
