@@ -31,6 +31,13 @@ pub(crate) struct Options {
     dry_run: bool,
 }
 
+impl Options {
+    /// What the tests have time for.
+    pub(crate) fn short() -> Self {
+        Self { minutes: 2, guests: 10, seed: None, dry_run: true }
+    }
+}
+
 /// Builds what is missing, plays, and writes.
 ///
 /// # Errors
