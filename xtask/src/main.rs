@@ -13,6 +13,7 @@ mod btf_names;
 mod build_ebpf;
 mod demo;
 mod executable;
+mod fuzz;
 mod guest;
 mod lint;
 mod process;
@@ -45,6 +46,8 @@ enum Task {
     Demo,
     /// Measure what flatline costs, and write docs/costs.md
     Bench,
+    /// Look for bytes that break a parser
+    Fuzz(fuzz::Options),
     /// Lint, then run the unit tests and the end-to-end tests with real guests
     Test(test::Options),
 }
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Task::Lint => lint::task(),
         Task::Demo => demo::task(),
         Task::Bench => bench::task(),
+        Task::Fuzz(options) => fuzz::task(&options),
         Task::Test(options) => test::task(&options),
     };
     match result {
