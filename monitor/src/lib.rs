@@ -21,5 +21,9 @@ pub mod report;
 
 mod error_text;
 
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub mod fuzzing;
+
 pub mod check;
 pub mod daemon;

@@ -14,6 +14,7 @@ mod build_ebpf;
 mod demo;
 mod document;
 mod executable;
+mod fuzz;
 mod guest;
 mod lint;
 mod matrix;
@@ -49,6 +50,8 @@ enum Task {
     Demo,
     /// Measure what flatline costs, and write docs/costs.md
     Bench,
+    /// Look for bytes that break a parser
+    Fuzz(fuzz::Options),
     /// Let guests fail in every way that there is, and write docs/verdicts.md
     Matrix(matrix::Options),
     /// Let random faults come to many guests for long, and write down what came of it
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Task::Lint => lint::task(),
         Task::Demo => demo::task(),
         Task::Bench => bench::task(),
+        Task::Fuzz(options) => fuzz::task(&options),
         Task::Matrix(options) => matrix::task(&options),
         Task::Soak(options) => soak::task(&options),
         Task::Test(options) => test::task(&options),

@@ -36,7 +36,7 @@ pub struct OpenFiles {
 
 /// A line of `mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Mount {
+pub(super) struct Mount {
     /// As the kernel numbers devices: `major << 20 | minor`.
     device: u32,
     kind: String,
@@ -103,7 +103,7 @@ fn block_device(pid: u32, fd: u32, below_dev: &Path) -> Option<FileKey> {
 }
 
 /// Mount and inode of a file that is open for reading and writing.
-fn writable(fdinfo: &str) -> Option<(u32, u64)> {
+pub(super) fn writable(fdinfo: &str) -> Option<(u32, u64)> {
     let field = |name: &str| fdinfo.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let flags = u32::from_str_radix(field("flags:")?, 8).ok()?;
     if flags & O_ACCMODE != O_RDWR {
@@ -113,7 +113,7 @@ fn writable(fdinfo: &str) -> Option<(u32, u64)> {
 }
 
 /// By mount id; lines that are malformed are left out.
-fn parse_mountinfo(text: &str) -> BTreeMap<u32, Mount> {
+pub(super) fn parse_mountinfo(text: &str) -> BTreeMap<u32, Mount> {
     let mount = |line: &str| {
         let (mount, file_system) = line.split_once(" - ")?;
         let mut fields = mount.split(' ');

@@ -16,6 +16,8 @@ mod command_line;
 mod disks;
 mod error;
 mod files;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzzing;
 mod netns;
 mod options;
 mod proc;

@@ -123,7 +123,7 @@ pub fn vcpu_threads(pid: u32) -> Result<VcpuThreads, DiscoverError> {
     Ok(vcpu_threads_from_names(&named))
 }
 
-fn vcpu_threads_from_names(named: &[(String, u32)]) -> VcpuThreads {
+pub(super) fn vcpu_threads_from_names(named: &[(String, u32)]) -> VcpuThreads {
     let mut each: Vec<VcpuThread> = named
         .iter()
         .filter_map(|(name, tid)| Some(VcpuThread { index: vcpu_index(name)?, tid: *tid }))
@@ -159,7 +159,7 @@ pub(super) fn real_uid(pid: u32) -> Result<u32, DiscoverError> {
 }
 
 /// The kernel escapes newlines in a process' name, so no name can pose as the `Uid:` line.
-fn parse_real_uid(status: &str) -> Option<u32> {
+pub(super) fn parse_real_uid(status: &str) -> Option<u32> {
     let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     ids.split_ascii_whitespace().next()?.parse().ok()
 }

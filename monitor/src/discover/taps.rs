@@ -99,7 +99,7 @@ fn is_tun(target: &Path) -> bool {
 }
 
 /// `/dev/tapN` is the descriptor side of a macvtap interface with index N.
-fn macvtap_index(target: &Path) -> Option<u32> {
+pub(super) fn macvtap_index(target: &Path) -> Option<u32> {
     let target = target.to_str()?;
     let number = target.strip_prefix("/dev/tap").or_else(|| target.strip_prefix("/tap"))?;
     number.bytes().all(|byte| byte.is_ascii_digit()).then(|| number.parse().ok())?
@@ -107,7 +107,7 @@ fn macvtap_index(target: &Path) -> Option<u32> {
 
 /// The `iff:` line of a `fdinfo`: `None` if there is none, it is empty (a descriptor that is not
 /// attached, or no longer), or still the pattern (`tap%d`) from which a name is to be made.
-fn interface_name(fdinfo: &str) -> Option<&str> {
+pub(super) fn interface_name(fdinfo: &str) -> Option<&str> {
     let name = fdinfo.lines().find_map(|line| line.strip_prefix("iff:"))?.trim();
     (!name.is_empty() && !name.contains('%')).then_some(name)
 }

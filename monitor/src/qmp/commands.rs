@@ -50,6 +50,13 @@ fn requests(reply: &Value) -> Option<u64> {
     Some(reply.as_array()?.iter().map(completed).fold(0, u64::saturating_add))
 }
 
+/// Reads a value as every reply.
+#[cfg(any(fuzzing, test))]
+pub(super) fn fuzz(reply: &Value) {
+    assert!(cpus(reply).is_none_or(|cpus| cpus.len() <= MAX_VCPUS));
+    requests(reply);
+}
+
 fn malformed(command: &str) -> QmpError {
     QmpError::Malformed { command: command.to_owned() }
 }

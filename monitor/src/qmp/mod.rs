@@ -16,6 +16,23 @@
 mod commands;
 pub(crate) mod peer;
 
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzzing {
+    //! What fuzzers may call of this client: see [`crate::fuzzing`].
+
+    use super::{MAX_TEXT_CHARS, RunState, codec::Message, commands};
+
+    /// All that is read out of replies.
+    pub(crate) fn replies(message: &Message) {
+        if let Message::Return { value, .. } = message {
+            commands::fuzz(value);
+            if let Some(RunState::Other(name)) = commands::run_state(value) {
+                assert!(name.len() <= MAX_TEXT_CHARS);
+            }
+        }
+    }
+}
+
 pub mod codec;
 pub mod event;
 pub mod registers;

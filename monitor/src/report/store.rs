@@ -265,13 +265,32 @@ fn read_record(path: &Path) -> Result<Incident, String> {
     if length > RECORD_MAX_BYTES {
         return Err(format!("longer than {RECORD_MAX_BYTES} bytes"));
     }
+    parse_record(&text)
+}
+
+fn parse_record(text: &[u8]) -> Result<Incident, String> {
     let not_ours = |error: serde_json::Error| format!("not a whole record: {error}");
-    let Format { format } = serde_json::from_slice(&text).map_err(not_ours)?;
+    let Format { format } = serde_json::from_slice(text).map_err(not_ours)?;
     if format > FORMAT {
         return Err(format!("of format {format}, written by a newer flatline"));
     }
-    let record: Record<Incident> = serde_json::from_slice(&text).map_err(not_ours)?;
+    let record: Record<Incident> = serde_json::from_slice(text).map_err(not_ours)?;
     Ok(record.incident)
+}
+
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzzing {
+    //! What fuzzers may call of this store: see [`crate::fuzzing`].
+
+    use super::{FORMAT, Record, parse_record};
+
+    /// A record that is read can be written, and is the same when it is read again.
+    pub(crate) fn record(bytes: &[u8]) {
+        let Ok(incident) = parse_record(bytes) else { return };
+        let again = serde_json::to_vec(&Record { format: FORMAT, incident: &incident });
+        let again = parse_record(&again.expect("what was read can be written"));
+        assert_eq!(again, Ok(incident));
+    }
 }
 
 #[cfg(test)]

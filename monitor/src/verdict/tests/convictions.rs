@@ -48,7 +48,7 @@ fn a_guest_that_no_longer_answers_and_has_been_pinned_all_along_is_convicted_by_
         guest.fall_silent();
         guest.level(&[(0.9, 0.0)]);
     });
-    assert_eq!((after, cause), (within(SILENT_ROUNDS_TO_CONVICT), Cause::Silent));
+    assert_eq!((after, cause), (within(3), Cause::Silent));
 }
 
 #[test]

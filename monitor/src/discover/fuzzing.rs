@@ -1,0 +1,28 @@
+//! What fuzzers may call of this stage: see [`crate::fuzzing`].
+
+use std::path::Path;
+
+use super::{command_line, files, options, proc, taps};
+
+pub(crate) fn command_line(bytes: &[u8]) {
+    let arguments = options::split_arguments(bytes);
+    let Some(told) = command_line::describe(&arguments) else { return };
+    // It goes into log lines and files.
+    assert!(told.name.is_none_or(|name| !name.chars().any(char::is_control)));
+}
+
+pub(crate) fn proc(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    if let Some(stat) = proc::parse_stat(&text) {
+        assert!(text.contains(&stat.comm));
+    }
+    proc::parse_real_uid(&text);
+    let named: Vec<_> = text.lines().map(ToOwned::to_owned).zip(1..).collect();
+    if let proc::VcpuThreads::Each(threads) = proc::vcpu_threads_from_names(&named) {
+        assert!(threads.windows(2).all(|pair| pair[0].index < pair[1].index));
+    }
+    files::writable(&text);
+    files::parse_mountinfo(&text);
+    taps::macvtap_index(Path::new(text.as_ref()));
+    assert!(taps::interface_name(&text).is_none_or(|name| !name.is_empty()));
+}
