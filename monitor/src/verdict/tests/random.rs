@@ -52,7 +52,7 @@ enum Happening {
     /// Resets of the guest's own.
     Burst(u32),
     /// An answer that nobody asked for just now.
-    Answer(Guest),
+    Answer(Box<Guest>),
 }
 
 fn level() -> impl Strategy<Value = Vec<(f64, f64)>> {
@@ -205,7 +205,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         4 => select(reports).prop_map(Happening::Told),
         3 => select(events).prop_map(Happening::Event),
         1 => (1_u32..20).prop_map(Happening::Burst),
-        2 => guest().prop_map(Happening::Answer),
+        2 => guest().prop_map(|guest| Happening::Answer(Box::new(guest))),
     ]
 }
 

@@ -59,8 +59,13 @@ fn convicted_after(
     panic!("not convicted: {}", rig.watch.reason);
 }
 
+/// By how much each tick is late.
+type Jitter = Box<dyn Fn(u32) -> Duration>;
+/// A way of dying, as what that is convicted, and how many windows it takes.
+type Death = (fn(&mut Guest), Cause, u32);
+
 /// Jitter patterns, by the number of the tick.
-fn jitters() -> Vec<(&'static str, Box<dyn Fn(u32) -> Duration>)> {
+fn jitters() -> Vec<(&'static str, Jitter)> {
     let ms = Duration::from_millis;
     vec![
         ("on the dot", Box::new(move |_| ms(0))),
@@ -81,7 +86,7 @@ fn a_crash_is_convicted_within_three_seconds_after_the_window_wherever_in_a_tick
         guest.fall_silent();
         guest.level(&[(0.95, 0.0)]);
     };
-    let ways: [(fn(&mut Guest), Cause, u32); 4] = [
+    let ways: [Death; 4] = [
         (Guest::halt, Cause::Halted, 1),
         (Guest::spin, Cause::Spinning, 1),
         (pinned_and_silent, Cause::Silent, 1),
