@@ -1,5 +1,6 @@
 //! Guests of a few bytes: each shows one state of a vCPU, and needs no kernel.
 
+use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -86,8 +87,13 @@ impl BootSector {
     ///
     /// If the file cannot be written.
     pub fn write(self, path: &Path) -> Result<()> {
-        std::fs::write(path, self.image())
-            .with_context(|| format!("cannot write {}", path.display()))
+        let write = || {
+            let mut file = std::fs::File::create(path)?;
+            file.write_all(&self.image())?;
+            // What is still to be written back would count as the guest's.
+            file.sync_all()
+        };
+        write().with_context(|| format!("cannot write {}", path.display()))
     }
 }
 

@@ -54,6 +54,29 @@ if [ -n "$address$address6" ] && [ -d /sys/class/net/eth0 ]; then
     [ -n "$address" ] && arping -q -U -c 1 -w 1 -I "$interface" "${address%/*}" >/dev/null &
 fi
 
+# Stands in for qemu-ga, which needs libraries: of all that this does, it answers pings and syncs. It waits in
+# one blocking read while the host holds the channel open, and looks once a second whether the host does.
+agent() {
+    while :; do
+        while read -r request; do
+            id=${request#*'"id"'*:}
+            id=${id%%[!0-9 ]*}
+            case $request in
+                *guest-sync-delimited*) printf '\377{"return": %s}\n' "$id" ;;
+                *guest-sync*) printf '{"return": %s}\n' "$id" ;;
+                *guest-ping*) echo '{"return": {}}' ;;
+                *) echo '{"error": {"class": "CommandNotFound", "desc": "not by a stand-in"}}' ;;
+            esac
+        done
+        sleep 1
+    done
+}
+for port in /sys/class/virtio-ports/*; do
+    if [ "$(cat "$port/name" 2>/dev/null)" = org.qemu.guest_agent.0 ]; then
+        agent <>"/dev/${port##*/}" >&0 2>/dev/null &
+    fi
+done
+
 load=
 # Runs one command that never ends by itself; `stop-load` ends it.
 in_background() {
@@ -68,6 +91,30 @@ disk_load() {
         dd if=/dev/vda of=/dev/null iflag=direct bs=4k count=2048 status=none
         dd if=/dev/zero of=/dev/vda oflag=direct conv=notrunc bs=4k count=2048 status=none
     done
+}
+net_flood() {
+    while :; do ping -q -A -s 1400 -c 100000 "$gateway" >/dev/null; done
+}
+# Every process breeds for ever, up to a limit. A shell that cannot fork ends, so that they die out there, and
+# the next wave begins.
+breed() {
+    while :; do breed & done
+}
+fork_bomb() {
+    mkdir -p /cgroup
+    mount -t cgroup2 none /cgroup
+    echo +pids >/cgroup/cgroup.subtree_control
+    mkdir /cgroup/bomb
+    echo 100 >/cgroup/bomb/pids.max
+    while :; do (echo 0 >/cgroup/bomb/cgroup.procs && breed) 2>/dev/null; done
+}
+# What a file in memory takes cannot be reclaimed: whoever is killed, it stays full, until nobody is left to be
+# killed but process 1, which the kernel spares. It panics instead.
+eat_memory() {
+    mkdir /ballast
+    mount -t ramfs none /ballast
+    echo -1000 >/proc/self/oom_score_adj
+    exec dd if=/dev/zero of=/ballast/file bs=64k
 }
 
 echo "FLATLINE-GUEST READY $(nproc)"
@@ -86,14 +133,33 @@ while read -r command first second; do
                 dd if=/dev/zero of=/dev/vda oflag=direct conv=notrunc,fsync bs=4k count=1 status=none
             done
             ;;
+        # Does not come back before the disk does.
+        hung-task) in_background dd if=/dev/vda of=/dev/null iflag=direct bs=4k count=1 skip=1024 ;;
         net) ping -q -A -c "$first" "$gateway" >/dev/null ;;
         net6) ping6 -q -c "$first" -W 1 "${second:-$gateway6}" >/dev/null 2>&1 ;;
+        net-flood)
+            for _ in 1 2; do in_background net_flood; done
+            ;;
         net-down) ip link set eth0 down ;;
         stop-load)
             for pid in $load; do kill "$pid"; done
-            killall -q dd
+            killall -q dd ping
+            [ -d /cgroup/bomb ] && echo 1 >/cgroup/bomb/cgroup.kill
             load=
             ;;
+        fork-bomb) in_background fork_bomb ;;
+        processes) set -- /proc/[0-9]* && echo "PROCESSES $#" ;;
+        oom) (eat_memory) ;;
+        # A signal to process 1 is ignored, also SIGKILL: it has to end by itself.
+        init-killed) exit 9 ;;
+        lockup)
+            [ -e /lockup.ko ] || { echo "NO lockup.ko" && continue; }
+            [ "$second" = all ] && second=all=1 || second=
+            insmod /lockup.ko kind="$first" $second
+            ;;
+        # Starts a watchdog that fires after so many seconds, and feeds it no more.
+        watchdog-start) watchdog -T "$first" -t 86400 /dev/watchdog ;;
+        panic-after) echo "$first" >/proc/sys/kernel/panic && echo c >/proc/sysrq-trigger ;;
         panic) echo c >/proc/sysrq-trigger ;;
         halt) halt -f ;;
         poweroff) poweroff -f ;;

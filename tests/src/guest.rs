@@ -13,7 +13,9 @@ use serde_json::Value;
 
 use crate::console::{Log, Mark};
 use crate::interrupt;
-pub use crate::machine::{Accelerator, DiskConfig, GuestConfig, GuestKind, private_qemu};
+pub use crate::machine::{
+    Accelerator, DiskConfig, GuestConfig, GuestKind, WatchdogAction, private_qemu,
+};
 use crate::qmp::Qmp;
 
 /// A Linux guest prints a line with this, and its number of CPUs, when it takes commands.

@@ -30,6 +30,17 @@ pub enum GuestKind {
     Linux(Images),
     /// A few bytes of machine code.
     BootSector(BootSector),
+    /// No disk, no kernel, no network to boot from: the firmware finds nothing, and stays.
+    Nothing,
+}
+
+/// What QEMU does when the guest's watchdog fires: `-action watchdog=`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatchdogAction {
+    /// The guest is paused, its run state `watchdog`.
+    Pause,
+    /// The guest is reset, by itself as QEMU says.
+    Reset,
 }
 
 /// What executes the vCPUs.
@@ -52,6 +63,16 @@ pub struct DiskConfig {
     pub aio: String,
     /// QEMU's `cache=`, such as `none` or `writeback`.
     pub cache: String,
+    /// Whether QEMU pauses the guest at any error of the disk, rather than report it (`werror=stop`).
+    pub stops_at_errors: bool,
+}
+
+impl DiskConfig {
+    /// A disk that is read and written past the page cache, by QEMU's worker threads.
+    pub fn new(path: PathBuf, size: u64) -> Self {
+        let (aio, cache) = ("threads".to_owned(), "none".to_owned());
+        Self { path, size, aio, cache, stops_at_errors: false }
+    }
 }
 
 /// A machine to be. Start from [`GuestConfig::new`] and set what differs.
@@ -87,6 +108,19 @@ pub struct GuestConfig {
     pub disk: Option<DiskConfig>,
     /// Whether it has a pvpanic device, through which a panic is reported.
     pub pvpanic: bool,
+    /// Whether it has a balloon, `balloon0`, through which QEMU hears of its memory.
+    pub balloon: bool,
+    /// Whether it has the guest agent's channel, at `NAME.qga` beside the QMP sockets. What answers there is a
+    /// stand-in in Linux' init, which knows `guest-ping` and `guest-sync`.
+    pub agent: bool,
+    /// Its i6300esb, if it has one, and what QEMU does when that fires. Linux' `watchdog-start` starts it.
+    pub watchdog: Option<WatchdogAction>,
+    /// Whether QEMU also writes what comes over the serial console to `NAME.console`.
+    pub console_log: bool,
+    /// Whether QEMU ends when the guest resets itself (`-no-reboot`).
+    pub no_reboot: bool,
+    /// Whether QEMU stays when the guest powers itself off (`-no-shutdown`).
+    pub no_shutdown: bool,
     /// Whether QEMU names its threads.
     pub debug_threads: bool,
     /// More words for Linux' command line; they come last, and so win.
@@ -101,7 +135,7 @@ impl GuestConfig {
         let memory_mib = match kind {
             // The unpacked kernel alone takes 63 MiB.
             GuestKind::Linux(_) => 128,
-            GuestKind::BootSector(_) => 16,
+            GuestKind::BootSector(_) | GuestKind::Nothing => 16,
         };
         Self {
             name: name.to_owned(),
@@ -118,6 +152,12 @@ impl GuestConfig {
             vlan: None,
             disk: None,
             pvpanic: false,
+            balloon: false,
+            agent: false,
+            watchdog: None,
+            console_log: false,
+            no_reboot: false,
+            no_shutdown: false,
             debug_threads: true,
             kernel_args: Vec::new(),
             extra_args: Vec::new(),
@@ -127,6 +167,16 @@ impl GuestConfig {
     /// The QMP socket for the daemon.
     pub(crate) fn daemon_socket(&self) -> PathBuf {
         self.dir.join(format!("{}.qmp", self.name))
+    }
+
+    /// The guest agent's channel.
+    pub fn agent_socket(&self) -> PathBuf {
+        self.dir.join(format!("{}.qga", self.name))
+    }
+
+    /// What QEMU writes of the serial console.
+    pub fn console_path(&self) -> PathBuf {
+        self.dir.join(format!("{}.console", self.name))
     }
 
     /// The QMP socket for the test's own steering.
@@ -181,7 +231,12 @@ impl GuestConfig {
         for socket in [self.daemon_socket(), self.test_socket()] {
             add(&["-qmp", &format!("unix:{},server=on,wait=off", utf8(&socket)?)]);
         }
-        add(&["-serial", "stdio"]);
+        let console = if self.console_log {
+            format!("stdio,id=serial0,logfile={},logappend=on", utf8(&self.console_path())?)
+        } else {
+            "stdio,id=serial0".to_owned()
+        };
+        add(&["-chardev", &console, "-serial", "chardev:serial0"]);
         match &self.kind {
             GuestKind::Linux(images) => {
                 add(&["-kernel", utf8(&images.kernel)?, "-initrd", utf8(&images.initramfs)?]);
@@ -193,6 +248,7 @@ impl GuestConfig {
                 let path = utf8(&path)?;
                 add(&["-drive", &format!("file={path},format=raw,if=ide,file.locking=off")]);
             }
+            GuestKind::Nothing => {}
         }
         if let Some(tap) = &self.tap {
             let [_, a, b, c] = NEXT_MAC.fetch_add(1, Ordering::Relaxed).to_be_bytes();
@@ -213,10 +269,33 @@ impl GuestConfig {
             let (path, aio, cache) = (utf8(&disk.path)?, &disk.aio, &disk.cache);
             add(&["-drive"]);
             add(&[&format!("file={path},format=raw,if=none,id=disk0,aio={aio},cache={cache}")]);
-            add(&["-device", "virtio-blk-pci,drive=disk0"]);
+            let errors = if disk.stops_at_errors { ",werror=stop,rerror=stop" } else { "" };
+            add(&["-device", &format!("virtio-blk-pci,drive=disk0{errors}")]);
         }
         if self.pvpanic {
             add(&["-device", "pvpanic"]);
+        }
+        if self.balloon {
+            add(&["-device", "virtio-balloon-pci,id=balloon0"]);
+        }
+        if self.agent {
+            let path = self.agent_socket();
+            add(&["-chardev", &format!("socket,path={},server=on,wait=off,id=qga0", utf8(&path)?)]);
+            add(&["-device", "virtio-serial-pci", "-device"]);
+            add(&["virtserialport,chardev=qga0,name=org.qemu.guest_agent.0"]);
+        }
+        if let Some(action) = self.watchdog {
+            let action = match action {
+                WatchdogAction::Pause => "pause",
+                WatchdogAction::Reset => "reset",
+            };
+            add(&["-device", "i6300esb", "-action", &format!("watchdog={action}")]);
+        }
+        if self.no_reboot {
+            add(&["-no-reboot"]);
+        }
+        if self.no_shutdown {
+            add(&["-no-shutdown"]);
         }
         arguments.extend(self.extra_args.iter().map(OsString::from));
         Ok(arguments)

@@ -89,12 +89,15 @@ impl Qmp {
     ///
     /// If QEMU hung up, after the last event was fetched.
     pub fn take_events(&mut self) -> Result<Vec<Value>> {
-        while let Some(message) = self.read(Instant::now())? {
-            if message.get("event").is_some() {
-                self.events.push(message);
+        loop {
+            match self.read(Instant::now()) {
+                Ok(Some(message)) if message.get("event").is_some() => self.events.push(message),
+                Ok(Some(_)) => {}
+                Err(error) if self.events.is_empty() => return Err(error),
+                // Its last words come before the news that it hung up.
+                Ok(None) | Err(_) => return Ok(std::mem::take(&mut self.events)),
             }
         }
-        Ok(std::mem::take(&mut self.events))
     }
 
     /// The next message, or nothing until `end`.

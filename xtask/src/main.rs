@@ -12,13 +12,17 @@ mod bench;
 mod btf_names;
 mod build_ebpf;
 mod demo;
+mod document;
 mod executable;
 mod fuzz;
 mod guest;
 mod lint;
+mod matrix;
 mod process;
 mod setup;
+mod soak;
 mod test;
+mod verdicts;
 
 /// Sets up, builds and tests flatline.
 #[derive(Parser)]
@@ -48,6 +52,10 @@ enum Task {
     Bench,
     /// Look for bytes that break a parser
     Fuzz(fuzz::Options),
+    /// Let guests fail in every way that there is, and write docs/verdicts.md
+    Matrix(matrix::Options),
+    /// Let random faults come to many guests for long, and write down what came of it
+    Soak(soak::Options),
     /// Lint, then run the unit tests and the end-to-end tests with real guests
     Test(test::Options),
 }
@@ -65,6 +73,8 @@ fn main() -> ExitCode {
         Task::Demo => demo::task(),
         Task::Bench => bench::task(),
         Task::Fuzz(options) => fuzz::task(&options),
+        Task::Matrix(options) => matrix::task(&options),
+        Task::Soak(options) => soak::task(&options),
         Task::Test(options) => test::task(&options),
     };
     match result {

@@ -53,6 +53,18 @@ const PROGRAMS: &[Program] = &[
         required: true,
     },
     Program {
+        name: "make",
+        packages: &["make"],
+        purpose: "builds the guests' own kernel module",
+        required: true,
+    },
+    Program {
+        name: "gcc",
+        packages: &["gcc", "libc6-dev"],
+        purpose: "compiles it",
+        required: true,
+    },
+    Program {
         name: "ip",
         packages: &["iproute2"],
         purpose: "makes the tests' taps and bridges",

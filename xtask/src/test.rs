@@ -1,4 +1,5 @@
-//! `cargo xtask test`: lint, the unit tests, and the end-to-end tests with real guests.
+//! `cargo xtask test`: lint, the unit tests, the end-to-end tests with real guests, a choice of
+//! the matrix, and a short soak.
 //!
 //! The runners write to the terminal themselves; their closing lines are passed on as they are. A
 //! failure in one part doesn't keep the next from running: one run tells everything that is wrong.
@@ -9,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::process::{self, capture, cargo_command, heading, workspace_root};
-use crate::{build_ebpf, guest, lint, setup};
+use crate::{build_ebpf, guest, lint, matrix, setup, soak};
 
 /// What to run.
 #[derive(Args, Debug)]
@@ -49,6 +50,10 @@ pub(crate) fn task(options: &Options) -> Result<()> {
     part("unit tests", unit_tests(options));
     if !options.quick {
         part("end-to-end tests", end_to_end_tests(options));
+    }
+    if !options.quick && options.filter.is_none() && options.runner.is_empty() {
+        part("matrix", matrix::task(&matrix::Options::choice()));
+        part("soak", soak::task(&soak::Options::short()));
     }
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));

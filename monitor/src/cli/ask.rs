@@ -13,7 +13,9 @@ pub(super) fn ask<T: DeserializeOwned>(config: &Config, request: &Request) -> Re
             Failure::Unreachable(error.into())
         }
         ClientError::Refused(refusal) => match refusal.kind {
-            RefusalKind::NoSuchVm | RefusalKind::AmbiguousVm => Failure::BadNews(error.into()),
+            RefusalKind::NoSuchVm | RefusalKind::AmbiguousVm | RefusalKind::Nothing => {
+                Failure::BadNews(error.into())
+            }
             RefusalKind::BadRequest
             | RefusalKind::Busy
             | RefusalKind::Internal

@@ -6,7 +6,10 @@
 mod ask;
 mod check;
 mod daemon;
+mod ecg;
 mod incidents;
+mod record;
+mod replay;
 mod show;
 mod status;
 mod table;
@@ -47,7 +50,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// All that is known of one VM, and why its verdict is what it is
+    /// All that is known of one VM, why its verdict is what it is, and its last minutes as lines
     Show {
         /// Name, UUID or process id
         vm: String,
@@ -66,6 +69,29 @@ enum Command {
         vm: Option<String>,
         #[command(subcommand)]
         command: Option<IncidentsCommand>,
+    },
+    /// Write what is kept of the last minutes to files in the state directory, and name them
+    Record {
+        /// Name, UUID or process id
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        vm: Option<String>,
+        /// Of every VM
+        #[arg(long)]
+        all: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Judge a recording once more, and hold that against what was decided live
+    ///
+    /// Without --config on the terms on which it was judged live: every decision must come out the same. With
+    /// --config FILE on those that FILE has for this VM. Ends with 1 if a decision differs.
+    Replay {
+        /// The recording: of `flatline record`, of an incident, or of the recordings directory
+        file: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Is this host fit: kernel features, BTF, capabilities, bpffs, each hook
     Check {
@@ -176,6 +202,12 @@ fn run(arguments: Arguments) -> Result<Answer, Failure> {
             incidents::show(&load(config)?, &id, json)
         }
         Command::Incidents { json, vm, command: None } => incidents::list(&load(config)?, vm, json),
+        Command::Record { vm, all: _, json } => record::run(&load(config)?, vm, json),
+        // The host's own configuration has nothing to do with it.
+        Command::Replay { file, json } => {
+            let config = config.map(|file| load(Some(file))).transpose()?;
+            replay::run(&file, config.as_ref(), json)
+        }
         Command::Check { json } => check::run(&load(config)?, json),
         Command::CheckConfig { file } => {
             load(Some(&file))?;

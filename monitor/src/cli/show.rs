@@ -5,15 +5,31 @@ use flatline::report::control::Request;
 use flatline::report::view::{NetworkView, ShowView, StorageView, VcpuView};
 
 use super::ask::ask;
+use super::ecg::{self, Style};
 use super::table::{duration, fields, or_dash, safe, seconds, table, time};
 use super::{Answer, Failure, json};
 
 pub(super) fn run(config: &Config, vm: String, as_json: bool) -> Result<Answer, Failure> {
     let view: ShowView = ask(config, &Request::Show { vm })?;
-    Ok(Answer::good(if as_json { json(&view)? } else { text(&view) }))
+    Ok(Answer::good(if as_json { json(&view)? } else { text(&view, style()) }))
 }
 
-fn text(view: &ShowView) -> String {
+/// What the terminal can show. Where the answer goes to a file, the locale still says what is read there.
+fn style() -> Style {
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let columns = rustix::termios::tcgetwinsize(std::io::stdout())
+        .ok()
+        .map(|size| usize::from(size.ws_col))
+        .filter(|columns| *columns > 0)
+        .unwrap_or(80);
+    let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(set).unwrap_or_default();
+    let locale = locale.to_ascii_lowercase();
+    let unicode =
+        set("NO_UNICODE").is_none() && (locale.contains("utf-8") || locale.contains("utf8"));
+    Style { columns, unicode }
+}
+
+fn text(view: &ShowView, style: Style) -> String {
     let vm = &view.vm;
     let policy = &view.policy;
     let mut out = fields(&[
@@ -75,6 +91,9 @@ fn text(view: &ShowView) -> String {
         });
         let rows = rows.collect::<Vec<_>>();
         out = out + "\n" + &table(["SIGNAL", "VALUE", "THRESHOLD", "SINCE", "VERDICT"], &rows);
+    }
+    if let Some(history) = &view.history {
+        out = out + "\n" + &ecg::draw(history, policy.flat_for, style);
     }
     for note in &view.notes {
         out = out + "\nnote: " + &safe(note) + "\n";

@@ -31,7 +31,16 @@ fn configuration(directory: &Path) -> String {
 
 #[test]
 fn wrong_arguments_are_wrong_usage() {
-    for words in [&["strike"][..], &[], &["show"], &["status", "--verbose"], &["check-config"]] {
+    for words in [
+        &["strike"][..],
+        &[],
+        &["show"],
+        &["status", "--verbose"],
+        &["check-config"],
+        &["record"],
+        &["record", "a", "--all"],
+        &["replay"],
+    ] {
         assert_eq!(flatline(words).0, 2, "{words:?}");
     }
     for words in [&["--help"][..], &["--version"], &["incidents", "show", "--help"]] {
@@ -67,12 +76,33 @@ fn a_right_configuration_is_fine() {
 fn a_daemon_that_does_not_run_is_unreachable_and_its_path_is_named() {
     let directory = TempDir::new().expect("a directory");
     let file = configuration(directory.path());
-    let commands =
-        [&["status"][..], &["show", "a"], &["incidents"], &["incidents", "show", "x", "--json"]];
+    let commands = [
+        &["status"][..],
+        &["show", "a"],
+        &["incidents"],
+        &["incidents", "show", "x", "--json"],
+        &["record", "--all"],
+    ];
     for command in commands {
         let (code, text) = flatline(&[command, &["--config", &file]].concat());
         assert_eq!(code, 3, "{command:?}");
         assert!(text.contains("run/control.sock: No such file"), "{text}");
+    }
+}
+
+#[test]
+fn a_file_that_is_no_recording_is_bad_news_and_named() {
+    let directory = TempDir::new().expect("a directory");
+    for (content, part) in [(None, "No such file"), (Some("[]\n"), "not a recording of flatline's")]
+    {
+        let file = directory.path().join("x.flr");
+        if let Some(content) = content {
+            std::fs::write(&file, content).expect("written");
+        }
+        let file = file.to_str().expect("a path");
+        let (code, text) = flatline(&["replay", file]);
+        assert_eq!(code, 1);
+        assert!(text.contains(file) && text.contains(part), "{text}");
     }
 }
 

@@ -78,7 +78,7 @@ pub enum ProbeLog {
 /// Where flatline keeps its files; every path is absolute.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paths {
-    /// Incidents, evidence and restart budgets: outlives the daemon and the host's restart.
+    /// Incidents, evidence, recordings and restart budgets: outlives the daemon and the host's restart.
     pub state_dir: PathBuf,
     /// The control socket.
     pub runtime_dir: PathBuf,
@@ -139,7 +139,7 @@ pub struct Storm {
 }
 
 /// The terms on which one VM is judged and restarted.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
     /// Whether verdicts are acted upon.
     pub mode: Mode,
@@ -158,6 +158,17 @@ pub struct Policy {
     pub max_restarts: u32,
     /// The time over which restarts are counted.
     pub window: Duration,
+}
+
+/// What is kept of what each VM showed, so that a decision can be looked at afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recorder {
+    /// How much of a VM's last time is kept in memory; zero: nothing.
+    pub keep: Duration,
+    /// Whether everything is written to `state_dir/recordings` as well.
+    pub disk: bool,
+    /// The most that all recordings there may take together.
+    pub max_mib: u32,
 }
 
 /// A `[[vm]]` table: the VMs that it is for, and what it changes for them.
@@ -184,6 +195,8 @@ pub struct Config {
     pub storm: Storm,
     /// Time between two samples, the same for all VMs of the host.
     pub sample_interval: Duration,
+    /// What is recorded.
+    pub recorder: Recorder,
     /// Address for metrics.
     pub metrics: Metrics,
     /// The terms of VMs that no rule names.

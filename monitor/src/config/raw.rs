@@ -27,6 +27,8 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) recovery: Recovery,
     #[serde(default)]
+    pub(super) recorder: Recorder,
+    #[serde(default)]
     pub(super) metrics: Metrics,
     #[serde(default)]
     pub(super) vm: Vec<Spanned<Vm>>,
@@ -83,6 +85,14 @@ pub(super) struct Detection {
 pub(super) struct Recovery {
     pub(super) max_restarts: Option<Spanned<i64>>,
     pub(super) window: Option<Spanned<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Recorder {
+    pub(super) keep: Option<Spanned<String>>,
+    pub(super) disk: Option<bool>,
+    pub(super) max_mib: Option<Spanned<i64>>,
 }
 
 #[derive(Default, Deserialize)]

@@ -8,8 +8,8 @@ use glob::Pattern;
 use toml::Spanned;
 
 use super::{
-    Config, Discovery, Metrics, Mode, Paths, Policy, ProbeLog, Probes, Storm, TapHook, VmRule,
-    passwd, raw,
+    Config, Discovery, Metrics, Mode, Paths, Policy, ProbeLog, Probes, Recorder, Storm, TapHook,
+    VmRule, passwd, raw,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -29,6 +29,9 @@ const MAX_BOOT_LOOP_RESETS: u32 = 100;
 const LEAST_SIZE: u32 = 16;
 const MOST_SIZE: u32 = 1 << 20;
 
+/// The most that recordings may be told to take on disk: a TiB.
+const MOST_RECORDED_MIB: u32 = 1 << 20;
+
 /// What is wrong, and at which byte of the text.
 pub(super) struct Problem {
     pub(super) offset: usize,
@@ -47,7 +50,8 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         message: error.message().to_owned(),
     })?;
     // Destructured in full: a new key must be handled here.
-    let raw::File { mode, paths, discovery, probes, detection, recovery, metrics, vm } = file;
+    let raw::File { mode, paths, discovery, probes, detection, recovery, recorder, metrics, vm } =
+        file;
     let raw::Detection {
         sample_interval,
         flat_for,
@@ -100,6 +104,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         probes: resolve_probes(probes)?,
         storm: resolve_storm(storm_vms.as_ref(), storm_share.as_ref())?,
         sample_interval,
+        recorder: resolve_recorder(recorder)?,
         metrics: Metrics { listen },
         policy,
         vms,
@@ -275,6 +280,15 @@ fn size(given: Option<&Spanned<i64>>, default: u32) -> Result<u32, Problem> {
         .ok()
         .filter(|size| (LEAST_SIZE..=MOST_SIZE).contains(size))
         .ok_or_else(|| Problem::at(given, format!("must be between {LEAST_SIZE} and {MOST_SIZE}")))
+}
+
+fn resolve_recorder(recorder: raw::Recorder) -> Result<Recorder, Problem> {
+    let raw::Recorder { keep, disk, max_mib } = recorder;
+    Ok(Recorder {
+        keep: duration(keep.as_ref(), 5 * MINUTE, Duration::ZERO, HOUR)?,
+        disk: disk.unwrap_or(false),
+        max_mib: count(max_mib.as_ref(), 256, 1..=MOST_RECORDED_MIB)?,
+    })
 }
 
 fn resolve_discovery(discovery: raw::Discovery) -> Result<Discovery, Problem> {

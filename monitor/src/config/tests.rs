@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::{Config, Mode, ProbeLog, TapHook};
+use super::{Config, Mode, ProbeLog, Recorder, TapHook};
 
 fn parse(text: &str) -> Config {
     Config::parse(text, "test.toml").expect("valid")
@@ -27,6 +27,8 @@ fn an_empty_file_means_all_defaults() {
     assert_eq!(config.probes.tap_hook, TapHook::Auto);
     assert_eq!(config.probes.log, ProbeLog::Off);
     assert_eq!(config.metrics.listen.to_string(), "127.0.0.1:9477");
+    let Recorder { keep, disk, max_mib } = config.recorder;
+    assert_eq!((keep, disk, max_mib), (Duration::from_secs(300), false, 256));
     assert_eq!(config.discovery.executables.len(), 3);
     assert!(config.discovery.users.is_empty() && config.vms.is_empty());
     assert_eq!(config.paths.bpffs_dir.to_str(), Some("/sys/fs/bpf/flatline"));
@@ -55,6 +57,10 @@ boot_grace = "90s"
 [recovery]
 max_restarts = 0
 window = "2h"
+[recorder]
+keep = "0s"
+disk = true
+max_mib = 1
 [metrics]
 listen = "[::1]:9000"
 [[vm]]
@@ -74,6 +80,7 @@ window = "1d"
     assert_eq!(config.probes.log, ProbeLog::Debug);
     assert_eq!(config.sample_interval, Duration::from_millis(500));
     assert_eq!(config.policy.max_restarts, 0);
+    assert_eq!(config.recorder, Recorder { keep: Duration::ZERO, disk: true, max_mib: 1 });
     let policy = config.policy_for("db-1");
     assert_eq!(policy.mode, Mode::Recover);
     assert_eq!(policy.flat_for.as_secs(), 30);
@@ -212,6 +219,12 @@ fn patterns_paths_users_counts_and_addresses_are_checked() {
         let text = format!("[recovery]\nmax_restarts = {count}");
         assert_refused(&text, "test.toml:2: recovery.max_restarts: ", "between 0 and 1000");
     }
+    assert_refused(
+        "[recorder]\nkeep = \"2h\"",
+        "test.toml:2: recorder.keep: ",
+        "between 0s and 1h",
+    );
+    assert_refused("[recorder]\nmax_mib = 0", "test.toml:2: recorder.max_mib: ", "between 1 and");
     assert_refused("[metrics]\nlisten = \"9477\"", "test.toml:2: metrics.listen: ", "port");
 }
 

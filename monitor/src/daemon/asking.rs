@@ -20,11 +20,14 @@ impl Engine {
         let unseen_storage =
             self.vms.get(&id).is_some_and(|watched| !self.unseen_storage(watched).is_empty());
         let qmp = self.monitor_of(id);
+        let now = self.now();
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let Some(notes) = watched.notes.take() else { return };
         let scene = Scene {
             questions,
             vm: watched.vm.clone(),
+            boot_age: now.saturating_sub(watched.watch.boot.began),
+            silence: watched.watch.line.silence(now),
             slot: watched.slot.clone(),
             counters: self.counters.clone(),
             kvm: self.kvm.clone(),

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc::{Sender, UnboundedSender};
 use tracing::info;
 
@@ -21,7 +22,10 @@ use crate::{
     discover::{self, Vm, VmId},
     probe::{ProbeThread, ProgramHealth},
     qmp::{self, QmpHandle, QmpNotice, QmpState, QmpTarget},
-    report::store::IncidentStore,
+    report::{
+        recording::archive::{Archive, Writing},
+        store::IncidentStore,
+    },
     sample::{CounterMaps, DeviceWatch, KvmReader, LostCompletions, ThreadReader, VcpuClocks},
     verdict::{Act, Input, Monitor, State, Terms, Tick, Watch},
     witness::{Notes, ProbeSocket},
@@ -41,10 +45,15 @@ const LOOKS_IN_FULL: u32 = 6;
 pub(super) struct Engine {
     pub(super) config: Config,
     pub(super) started: Instant,
+    /// How long the host had been up by then.
+    host_up: Duration,
     pub(super) vms: BTreeMap<VmId, WatchedVm>,
     pub(super) health: Vec<ProgramHealth>,
     pub(super) store: Arc<IncidentStore>,
     pub(super) scribe: Scribe,
+    /// Writes recordings, on a thread of its own.
+    pub(super) archive: Archive,
+    archive_thread: Writing,
     pub(super) messages: UnboundedSender<Message>,
     pub(super) counters: Arc<CounterMaps>,
     /// What the vCPUs of suspects do; `None` where the map can't be read.
@@ -89,12 +98,17 @@ impl Engine {
         notices: Sender<(VmId, QmpNotice)>,
     ) -> Self {
         let store = Arc::new(store);
+        let (archive, archive_thread) =
+            Archive::start(&config.paths.state_dir, config.recorder.max_mib);
         Self {
             config,
             started: Instant::now(),
+            host_up: host_up(),
             vms: BTreeMap::new(),
             health,
             scribe: Scribe::start(store.clone()),
+            archive,
+            archive_thread,
             store,
             messages,
             counters: Arc::new(counters),
@@ -113,9 +127,10 @@ impl Engine {
         }
     }
 
-    /// Time since the daemon's start: the only clock of the verdict.
+    /// Time since the host's start: the only clock of the verdict. Since the daemon's own start, no VM could be
+    /// older than that.
     pub(super) fn now(&self) -> Duration {
-        self.started.elapsed()
+        self.host_up + self.started.elapsed()
     }
 
     /// The wall-clock time of a moment.
@@ -125,7 +140,8 @@ impl Engine {
 
     /// Hands the programs back to be taken down.
     pub(super) fn stop(self) -> ProbeThread {
-        for watched in self.vms.into_values() {
+        for mut watched in self.vms.into_values() {
+            watched.recorder.end();
             if let Some(qmp) = watched.qmp {
                 qmp.close();
             }
@@ -134,6 +150,8 @@ impl Engine {
             }
         }
         self.scribe.finish();
+        drop(self.archive);
+        self.archive_thread.finish();
         self.probes
     }
 
@@ -195,9 +213,12 @@ impl Engine {
             vms.insert(id);
         }
         self.probes.attach(id, counted(&vm.plugged));
+        let watch = Watch::begin(now, age, policy.boot_grace);
+        let terms = Terms { policy, tick: self.config.sample_interval };
         let watched = WatchedVm {
-            watch: Watch::begin(now, age, policy.boot_grace),
-            terms: Terms { policy, tick: self.config.sample_interval },
+            recorder: self.recorder(&vm, &terms),
+            watch,
+            terms,
             qmp,
             qmp_state: QmpState::Connecting,
             run_state: None,
@@ -268,6 +289,7 @@ impl Engine {
         let status = self.statuses.remove(&id.pid);
         info!(vm = watched.vm.name, pid = id.pid, ?status, "QEMU has ended");
         self.qemu_ended(&mut watched, status);
+        watched.recorder.end();
         if let Some(qmp) = watched.qmp {
             qmp.close();
         }
@@ -400,4 +422,8 @@ impl Engine {
     pub(super) fn is_crashed(&self, id: VmId) -> bool {
         self.vms.get(&id).is_some_and(|vm| matches!(vm.watch.state, State::Crashed { .. }))
     }
+}
+
+fn host_up() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
 }

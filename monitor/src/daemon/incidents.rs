@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 use super::{
     Message,
     engine::Engine,
+    recordings::RECORDING,
     vm::{Case, Stage, WatchedVm},
 };
 use crate::{
@@ -19,6 +20,7 @@ use crate::{
     recover::{Clearance, Restart, RestartError, clearance, restart},
     report::{
         incident::{Incident, Outcome},
+        recording::{Recording, file},
         store::IncidentStore,
     },
     verdict::{Cause, Input, State},
@@ -29,15 +31,20 @@ type Files = Vec<(&'static str, Vec<u8>)>;
 
 /// Writes incidents on a thread of its own, in order: a stalled disk must not stall the watching.
 pub(super) struct Scribe {
-    records: mpsc::Sender<(Incident, Files)>,
+    records: mpsc::Sender<(Incident, Files, Option<Recording>)>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Scribe {
     pub(super) fn start(store: Arc<IncidentStore>) -> Self {
-        let (records, inbox) = mpsc::channel::<(Incident, Files)>();
+        let (records, inbox) = mpsc::channel::<(Incident, Files, Option<Recording>)>();
         let write = move || {
-            for (incident, evidence) in inbox {
+            for (incident, mut evidence, recording) in inbox {
+                match recording.as_ref().map(file::to_bytes) {
+                    Some(Ok(bytes)) => evidence.push((RECORDING, bytes)),
+                    Some(Err(error)) => error!(incident = incident.id, "{RECORDING}: {error}"),
+                    None => {}
+                }
                 for (name, content) in evidence {
                     if let Err(error) = store.add_evidence(&incident.id, name, &content) {
                         error!(incident = incident.id, "{}", in_full(&error));
@@ -55,8 +62,8 @@ impl Scribe {
         Self { records, thread }
     }
 
-    pub(super) fn write(&self, incident: &Incident, evidence: Files) {
-        if self.records.send((incident.clone(), evidence)).is_err() {
+    pub(super) fn write(&self, incident: &Incident, evidence: Files, recording: Option<Recording>) {
+        if self.records.send((incident.clone(), evidence, recording)).is_err() {
             error!(incident = incident.id, "not written: the writing thread has ended");
         }
     }
@@ -141,11 +148,12 @@ impl Engine {
         self.close(id, Outcome::NotRecovered, None);
         let Some(watched) = self.vms.get(&id) else { return };
         warn!(vm = watched.vm.name, %cause, "{}", watched.watch.reason);
-        let incident = Incident {
+        let mut incident = Incident {
             outcome: Some(Outcome::LimitReached),
             ..self.new_incident(watched, cause, watched.watch.reason.clone())
         };
-        self.scribe.write(&incident, Vec::new());
+        let recording = watched.recorder.evidence(&mut incident);
+        self.scribe.write(&incident, Vec::new(), recording);
         if let Some(watched) = self.vms.get_mut(&id) {
             watched.case = Some(Case { incident, stage: Stage::Closed });
         }
@@ -169,7 +177,7 @@ impl Engine {
         let Some(case) = &mut watched.case else { return };
         case.stage = Stage::Restarting;
         case.incident.outcome = None;
-        self.scribe.write(&case.incident, Vec::new());
+        self.scribe.write(&case.incident, Vec::new(), None);
         let (configured, messages) = (watched.vm.reboot_action, self.messages.clone());
         let announced = watched.watch.state.cause() == Some(Cause::Panicked);
         let (counters, slot) = (self.counters.clone(), watched.slot.clone());
@@ -222,7 +230,8 @@ impl Engine {
                 case.incident.action_at = Some(done.at);
                 case.incident.evidence =
                     done.evidence.iter().map(|(name, _)| (*name).to_owned()).collect();
-                self.scribe.write(&case.incident, done.evidence);
+                let recording = watched.recorder.evidence(&mut case.incident);
+                self.scribe.write(&case.incident, done.evidence, recording);
                 watched.run_state = Some(done.run_states.1);
                 // Whatever was asked before belongs to the time before.
                 watched.run_state_answered = watched.run_state_asked;
@@ -252,7 +261,8 @@ impl Engine {
                 case.incident.action = at.map(|_| "system_reset".to_owned());
                 case.incident.action_at = at;
                 case.incident.reason = format!("{}; {why}", case.incident.reason);
-                self.scribe.write(&case.incident, Vec::new());
+                let recording = watched.recorder.evidence(&mut case.incident);
+                self.scribe.write(&case.incident, Vec::new(), recording);
                 watched.feed(&Input::Restarted { cause, was_up: false }, now);
                 self.forget_addresses(id);
             }
@@ -297,15 +307,17 @@ impl Engine {
             };
             incident.outcome = Some(outcome);
             incident.reason = format!("{}; then QEMU ended: {how}; {NEXT}", incident.reason);
-            self.scribe.write(incident, Vec::new());
+            let recording = watched.recorder.evidence(incident);
+            self.scribe.write(incident, Vec::new(), recording);
         } else if status.is_some_and(|status| status != 0) {
             warn!(vm = watched.vm.name, "its QEMU ended without being asked to: {how}");
             let reason = format!("QEMU is gone: {how}; {NEXT}");
-            let incident = Incident {
+            let mut incident = Incident {
                 outcome: Some(Outcome::Refused),
                 ..self.new_incident(watched, Cause::QemuExited, reason)
             };
-            self.scribe.write(&incident, Vec::new());
+            let recording = watched.recorder.evidence(&mut incident);
+            self.scribe.write(&incident, Vec::new(), recording);
         }
     }
 
@@ -333,6 +345,7 @@ impl Engine {
                 case.incident.reason.clone_into(&mut watched.watch.reason);
             }
         }
-        self.scribe.write(&case.incident, Vec::new());
+        let recording = watched.recorder.evidence(&mut case.incident);
+        self.scribe.write(&case.incident, Vec::new(), recording);
     }
 }

@@ -8,6 +8,7 @@ mod engine;
 mod hearing;
 mod incidents;
 mod plugged;
+mod recordings;
 mod show;
 mod vm;
 mod watchers;

@@ -30,6 +30,7 @@ impl Engine {
                 Ok(watched) => Reply::ok(&self.show(watched)),
                 Err(reply) => reply,
             },
+            Request::Record { vm } => return self.record(vm.as_deref(), request.reply),
             Request::Incidents { vm } => {
                 // A VM that is gone keeps its incidents, so that its name need not be found here.
                 let names = vm.map(|wanted| match self.find(&wanted) {
@@ -53,7 +54,7 @@ impl Engine {
         let _ = request.reply.send(reply);
     }
 
-    fn find(&self, wanted: &str) -> Result<&WatchedVm, Reply> {
+    pub(super) fn find(&self, wanted: &str) -> Result<&WatchedVm, Reply> {
         let matches: Vec<&WatchedVm> = self
             .vms
             .values()
@@ -91,7 +92,7 @@ impl Engine {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 hostname: host.nodename().to_str().ok().map(ToOwned::to_owned),
                 kernel: host.release().to_string_lossy().into_owned(),
-                uptime_seconds: self.now().as_secs(),
+                uptime_seconds: self.started.elapsed().as_secs(),
                 mode: self.config.mode,
                 vms: self.vms.len(),
                 probes: probes.collect(),
@@ -215,6 +216,7 @@ impl Engine {
             unseen_storage: (!storage.is_empty()).then(|| storage.join(", ")),
             signals: self.signals(watched),
             policy: PolicyView::from(&watched.terms.policy),
+            history: self.history(watched),
             notes: watched.vm.notes.clone(),
         }
     }

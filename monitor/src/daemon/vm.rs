@@ -9,6 +9,7 @@ use monitor_ebpf::{NetworkCounters, ThreadTime, VmRow};
 use tokio::task::JoinHandle;
 use tracing::{debug, info};
 
+use super::recordings::Recorder;
 use crate::{
     activity::Activity,
     discover::{self, Vm},
@@ -74,6 +75,7 @@ pub(super) struct WatchedVm {
     /// What the witnesses said last, for people to read.
     pub(super) testimony: Option<Arc<Testimony>>,
     pub(super) case: Option<Case>,
+    pub(super) recorder: Recorder,
     /// The task that waits for the process to end.
     pub(super) end: Option<JoinHandle<()>>,
 }
@@ -203,7 +205,7 @@ impl WatchedVm {
     /// Tells the verdict something, and says what is to be done.
     pub(super) fn feed(&mut self, input: &Input, now: Duration) -> Act {
         let before = self.watch.state.name();
-        let act = self.watch.take(input, &self.terms, now);
+        let act = self.recorder.take(&mut self.watch, input, &self.terms, now);
         let (after, reason) = (self.watch.state.name(), &self.watch.reason);
         if before != after {
             let routine = |name| matches!(name, "alive" | "suspect" | "starting");

@@ -65,6 +65,6 @@ impl Engine {
             recover_seconds: None,
             evidence: Vec::new(),
         };
-        self.scribe.write(&incident, Vec::new());
+        self.scribe.write(&incident, Vec::new(), None);
     }
 }

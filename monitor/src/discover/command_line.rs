@@ -3,12 +3,13 @@
 //! Only what QEMU was *told* at its start is here; what was plugged in or out later, QMP tells.
 //! Lists are cut off at [`ITEMS`], as the command line may be hostile.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use super::chardevs::{self, Chardevs};
 use super::disks::{self, Disk, Excluded};
 use super::options::{CommandOption, Members, options};
-use super::{ResetAction, display_text};
+use super::{AgentSocket, ResetAction, display_text};
 
 /// Most entries of each list that are kept; real VMs have a few dozen of anything.
 const ITEMS: usize = 1024;
@@ -33,6 +34,8 @@ pub(super) struct Description {
     pub(super) disks: Vec<Disk>,
     pub(super) has_balloon: bool,
     pub(super) has_agent_channel: bool,
+    pub(super) agent_socket: Option<AgentSocket>,
+    pub(super) console_logs: Vec<PathBuf>,
     pub(super) daemonizes: bool,
     pub(super) notes: Vec<String>,
 }
@@ -47,7 +50,7 @@ struct Collected {
     machine: Members,
     smp: Members,
     reboots_shut_down: bool,
-    chardevs: BTreeMap<String, Members>,
+    chardevs: Chardevs,
     qmp_chardevs: Vec<String>,
     qmp_sockets: Vec<PathBuf>,
     networks: BTreeSet<String>,
@@ -109,12 +112,8 @@ impl Collected {
                 Some(_) => self.reboots_shut_down = false,
                 None => {}
             },
-            "chardev" => {
-                let members = members(Some("backend"));
-                if let Some(id) = members.get("id").map(str::to_owned) {
-                    self.chardevs.insert(id, members);
-                }
-            }
+            "chardev" => self.chardevs.take(members(Some("backend"))),
+            "serial" | "debugcon" => self.chardevs.take_serial(&value),
             "mon" => {
                 let members = members(Some("chardev"));
                 if members.get("mode") == Some("control") {
@@ -161,19 +160,12 @@ impl Collected {
     /// A socket counts if it has a path and QEMU listens on it; one to which QEMU connects
     /// (Proxmox's `qmp-event`) leads to somebody else.
     fn take_qmp_socket(&mut self, label: &str, socket: &Members) {
-        // QAPI's default is a server, the short form's is not.
-        let listens = socket
-            .switch("server")
-            .or_else(|| socket.switch("backend.data.server"))
-            .unwrap_or(socket.is_json);
-        if !listens {
+        if !chardevs::listens(socket) {
             return;
         }
-        let path = socket.get_any(&["path", "addr.path", "backend.data.addr.data.path"]);
-        let is_abstract = socket.switch("abstract").unwrap_or(false);
-        match path {
-            Some(path) if !is_abstract => self.qmp_sockets.push(PathBuf::from(path)),
-            _ => {
+        match chardevs::socket_path(socket) {
+            Some(path) => self.qmp_sockets.push(path),
+            None => {
                 let label = display_text(label);
                 self.notes.insert(format!("QMP monitor {label} has no path on the command line"));
             }
@@ -201,6 +193,7 @@ impl Collected {
         self.has_balloon |= driver.starts_with("virtio-balloon");
         self.has_agent_channel |=
             driver == "virtserialport" && members.get("name") == Some("org.qemu.guest_agent.0");
+        self.chardevs.take_device(driver, members);
         // A passed-through device may be anything, a network card among them.
         if driver.starts_with("vfio-") || driver.starts_with("vhost-vdpa") {
             self.networks.insert(display_text(driver));
@@ -212,11 +205,9 @@ impl Collected {
 
     fn finish(mut self, program: &str, machine: Option<String>) -> Description {
         for id in std::mem::take(&mut self.qmp_chardevs) {
-            if let Some(chardev) = self.chardevs.remove(&id) {
-                let backend = chardev.get_any(&["backend", "backend.type"]);
-                if backend == Some("socket") {
-                    self.take_qmp_socket(&id, &chardev);
-                }
+            if let Some(chardev) = self.chardevs.get(&id).filter(|one| chardevs::is_socket(one)) {
+                let chardev = chardev.clone();
+                self.take_qmp_socket(&id, &chardev);
             }
         }
         if !self.networks_chosen {
@@ -246,6 +237,8 @@ impl Collected {
             disks: self.disks.into_iter().take(ITEMS).collect(),
             has_balloon: self.has_balloon,
             has_agent_channel: self.has_agent_channel,
+            agent_socket: self.chardevs.agent_socket(),
+            console_logs: self.chardevs.console_logs().take(ITEMS).collect(),
             daemonizes: self.daemonizes,
             notes: self.notes.into_iter().take(ITEMS).collect(),
         }

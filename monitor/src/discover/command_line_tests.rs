@@ -118,6 +118,36 @@ fn disks(description: &Description) -> Vec<(&str, &str)> {
 }
 
 #[test]
+fn the_agents_socket_is_known_where_it_has_a_path() {
+    let socket = after_qemu(&PROXMOX[1..]).agent_socket.expect("a socket");
+    assert_eq!(socket.chardev, "qga0");
+    assert_eq!(socket.path, PathBuf::from("/var/run/qemu-server/100.qga"));
+    assert_eq!(after_qemu(&LIBVIRT[1..]).agent_socket, None, "its descriptor was handed over");
+    let port = "virtserialport,chardev=a,name=org.qemu.guest_agent.0";
+    let client = after_qemu(&["-chardev", "socket,id=a,path=/a", "-device", port]);
+    assert!(client.has_agent_channel && client.agent_socket.is_none());
+}
+
+#[test]
+fn the_files_of_a_serial_console_are_found_in_every_form() {
+    let logs = |line: &[&str]| after_qemu(line).console_logs;
+    let path = |path: &str| vec![PathBuf::from(path)];
+    assert_eq!(logs(&["-serial", "file:/a,b"]), path("/a,b"));
+    assert_eq!(logs(&["-debugcon", "file:d"]), path("d"));
+    assert_eq!(logs(&["-serial", "unix:/s,server=on,logfile=/l"]), path("/l"));
+    assert_eq!(logs(&["-chardev", "file,id=c,path=/c", "-serial", "chardev:c"]), path("/c"));
+    let json = r#"{"driver":"isa-serial","chardev":"charserial0","id":"serial0","index":0}"#;
+    assert_eq!(
+        logs(&["-chardev", "pty,id=charserial0,logfile=/v,logappend=on", "-device", json]),
+        path("/v")
+    );
+    // A log of something else is no console.
+    let other = ["-chardev", "file,id=c,path=/c", "-device", "virtserialport,chardev=c,name=x"];
+    assert!(logs(&other).is_empty());
+    assert!(logs(&["-serial", "stdio", "-serial", "chardev:none", "-serial", "file"]).is_empty());
+}
+
+#[test]
 fn a_libvirt_guest_is_read() {
     let vm = read(LIBVIRT).expect("a VM");
     assert_eq!(vm.name.as_deref(), Some("db,1"));

@@ -11,6 +11,7 @@
 //! that QEMU forked to run a script, or the launcher of a `-daemonize`d QEMU, which only waits for
 //! its grandchild to be ready. The grandchild never executes anything, so only a sweep finds it.
 
+mod chardevs;
 mod command_line;
 mod disks;
 mod error;
@@ -38,7 +39,7 @@ pub use proc::{
     VcpuThread, VcpuThreads, has_thread, open_descriptors, process_state, start_ticks, vcpu_threads,
 };
 pub use taps::{Tap, TapKind};
-pub use vm::{Accelerator, ResetAction, Scope, Vm, VmId};
+pub use vm::{Accelerator, AgentSocket, ResetAction, Scope, Vm, VmId};
 
 use vm::display_text;
 
@@ -142,6 +143,8 @@ fn read_vm(pid: u32, scope: &Scope) -> Result<Option<Vm>, DiscoverError> {
         reboot_action: told.reboot_action,
         has_balloon: told.has_balloon,
         has_agent_channel: told.has_agent_channel,
+        agent_socket: told.agent_socket,
+        console_logs: told.console_logs,
         notes: told.notes,
         pidfd: Arc::new(pidfd),
     };

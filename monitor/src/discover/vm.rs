@@ -56,6 +56,15 @@ pub enum ResetAction {
     Shutdown,
 }
 
+/// The character device of the guest agent's channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentSocket {
+    /// Its id, by which QMP's `query-chardev` names it.
+    pub chardev: String,
+    /// The Unix socket on which QEMU listens; to be resolved like the QMP sockets.
+    pub path: PathBuf,
+}
+
 /// All that is known of a VM from outside. What came from the command line is as of QEMU's start.
 #[derive(Debug, Clone)]
 pub struct Vm {
@@ -92,6 +101,10 @@ pub struct Vm {
     pub has_balloon: bool,
     /// Whether there is a channel for the guest agent, on virtio.
     pub has_agent_channel: bool,
+    /// Where that is reached, if QEMU listens on a socket with a path.
+    pub agent_socket: Option<AgentSocket>,
+    /// Files that QEMU writes a serial console to; to be resolved like the QMP sockets.
+    pub console_logs: Vec<PathBuf>,
     /// What else the command line has that could not be made use of, for people to read.
     pub notes: Vec<String>,
     /// Holds the process: readable once it has ended.

@@ -93,6 +93,14 @@ impl QmpHandle {
         requests(&reply).ok_or_else(|| malformed(command))
     }
 
+    /// The reply to a command that is asked by one witness alone, within 5 s.
+    ///
+    /// # Errors
+    /// As [`QmpHandle::execute`].
+    pub async fn reply(&self, command: &str, arguments: Option<Value>) -> Result<Value, QmpError> {
+        self.execute(command, arguments, LIMIT).await
+    }
+
     /// What the human monitor prints for `command_line`, within 5 s; line ends are `\r\n`. Its
     /// errors are text like any other answer.
     ///

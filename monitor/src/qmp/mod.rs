@@ -14,7 +14,7 @@
 //! connection succeeds and gets no greeting: that is [`QmpState::Busy`], not a hung QEMU.
 
 mod commands;
-mod peer;
+pub(crate) mod peer;
 
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing {

@@ -1,4 +1,5 @@
-//! Finds a QEMU's QMP socket as that QEMU sees it, connects, and makes sure who is at the other end.
+//! Finds a file of a QEMU's as that QEMU sees it; if it is a socket, connects, and makes sure who is at the
+//! other end. So it is with the sockets of QMP and of the guest agent, and with console logs.
 //!
 //! A path on a QEMU's command line means something in its mount namespace and root only, and the
 //! links on the way may be the work of a hostile QEMU. So the path is resolved by the kernel with the
@@ -20,23 +21,23 @@ use crate::discover::{self, VmId};
 
 /// Why there is no connection to the QEMU.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum PeerError {
+pub(crate) enum PeerError {
     #[error("process {pid} has no {what}")]
     NoBase { pid: u32, what: &'static str, source: io::Error },
     #[error("this kernel lacks openat2 (Linux 5.6), which finds {path:?} safely")]
     NoOpenat2 { path: PathBuf },
     #[error("{path:?} leads out of the working directory of process {pid}")]
     Escapes { path: PathBuf, pid: u32 },
-    #[error("cannot find the QMP socket {path:?} as process {pid} sees it")]
+    #[error("cannot find {path:?} as process {pid} sees it")]
     NotFound { path: PathBuf, pid: u32, source: io::Error },
     #[error("{path:?} is not a socket")]
     NotASocket { path: PathBuf },
-    #[error("cannot connect to the QMP socket {path:?}")]
+    #[error("cannot connect to {path:?}")]
     Connect { path: PathBuf, source: io::Error },
     #[error("the listen queue of {path:?} is full")]
     QueueFull { path: PathBuf },
     #[error(
-        "the QMP socket belongs to {}, not to {expected}",
+        "the socket belongs to {}, not to {expected}",
         found.map_or("nobody that is told".to_owned(), |pid| format!("process {pid}"))
     )]
     WrongProcess { found: Option<i32>, expected: u32 },
@@ -44,9 +45,18 @@ pub(super) enum PeerError {
     ProcessGone { vm: VmId },
 }
 
-/// A descriptor of the socket that process `pid` knows as `path`. Blocks on the file systems that
-/// the path leads through, for as long as these like.
-pub(super) fn resolve(pid: u32, path: &Path) -> Result<OwnedFd, PeerError> {
+/// A descriptor (`O_PATH`) of the socket that process `pid` knows as `path`. Blocks as [`find`] does.
+pub(crate) fn resolve(pid: u32, path: &Path) -> Result<OwnedFd, PeerError> {
+    let socket = find(pid, path)?;
+    match fstat(&socket) {
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Socket => Ok(socket),
+        _ => Err(PeerError::NotASocket { path: path.to_owned() }),
+    }
+}
+
+/// A descriptor (`O_PATH`) of what process `pid` knows as `path`. Blocks on the file systems that the path
+/// leads through, for as long as these like.
+pub(crate) fn find(pid: u32, path: &Path) -> Result<OwnedFd, PeerError> {
     // RESOLVE_IN_ROOT would turn `..` and absolute links below a working directory into other paths
     // than the QEMU means; RESOLVE_BENEATH reports them.
     let (what, wall) = if path.is_absolute() {
@@ -63,22 +73,18 @@ pub(super) fn resolve(pid: u32, path: &Path) -> Result<OwnedFd, PeerError> {
     .map_err(|errno| PeerError::NoBase { pid, what, source: errno.into() })?;
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let resolve = wall | ResolveFlags::NO_MAGICLINKS;
-    let socket = openat2(base, path, flags, Mode::empty(), resolve).map_err(|errno| {
+    openat2(base, path, flags, Mode::empty(), resolve).map_err(|errno| {
         let path = path.to_owned();
         match errno {
             Errno::NOSYS => PeerError::NoOpenat2 { path },
             Errno::XDEV => PeerError::Escapes { path, pid },
             _ => PeerError::NotFound { path, pid, source: errno.into() },
         }
-    })?;
-    match fstat(&socket) {
-        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Socket => Ok(socket),
-        _ => Err(PeerError::NotASocket { path: path.to_owned() }),
-    }
+    })
 }
 
 /// Connects to a socket of [`resolve`] and checks that `vm` is at its other end. `path` is for errors.
-pub(super) async fn connect(
+pub(crate) async fn connect(
     vm: VmId,
     socket: OwnedFd,
     path: &Path,

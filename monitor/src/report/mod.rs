@@ -6,6 +6,7 @@
 
 pub mod control;
 pub mod incident;
+pub mod recording;
 pub mod store;
 pub mod view;
 

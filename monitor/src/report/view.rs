@@ -197,6 +197,9 @@ pub struct ShowView {
     pub signals: Vec<SignalView>,
     /// The terms on which it is judged.
     pub policy: PolicyView,
+    /// Its last minutes; `None` where nothing is recorded.
+    #[serde(default)]
+    pub history: Option<HistoryView>,
     /// Anything else that a person should know.
     pub notes: Vec<String>,
 }
@@ -231,6 +234,69 @@ pub struct SignalView {
     pub since: Option<String>,
     /// What it says of the guest.
     pub verdict: String,
+}
+
+/// The last minutes of a VM, a figure a second, the oldest first; `None` where it is not known, or the VM has
+/// nothing that it could be read of. All rows are of the same length.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HistoryView {
+    /// How many seconds.
+    pub seconds: usize,
+    /// Packets that the guest sent of its own accord.
+    pub packets_from_guest: Vec<Option<f64>>,
+    /// Requests that completed.
+    pub completed: Vec<Option<f64>>,
+    /// CPUs that the vCPUs used together.
+    pub vcpu: Vec<Option<f64>>,
+    /// Share of the time in which the vCPU that wanted to most ran, or waited for a CPU of the host.
+    pub vcpu_wanted: Vec<Option<f64>>,
+    /// Requests in flight.
+    pub in_flight: Vec<Option<f64>>,
+    /// Answers to flatline's own probes.
+    pub probe_answers: Vec<Option<f64>>,
+    /// What was decided meanwhile, the oldest first.
+    pub marks: Vec<MarkView>,
+}
+
+/// Something that was decided, or done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MarkView {
+    /// In which second of the rows.
+    pub second: usize,
+    /// What.
+    pub kind: MarkKind,
+    /// Why.
+    pub text: String,
+}
+
+/// What was decided, or done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MarkKind {
+    /// It was suspected.
+    Suspicion,
+    /// It was convicted.
+    Verdict,
+    /// It was restarted.
+    Restart,
+    /// It lives.
+    Life,
+    /// No verdict is given, for a reason that lies outside of it.
+    Held,
+    /// A figure that the verdict needs could not be read.
+    Unobservable,
+    /// A kind that this version doesn't know.
+    #[serde(other)]
+    Other,
+}
+
+/// The answer to `record`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordView {
+    /// The files that were written.
+    pub paths: Vec<String>,
+    /// What could not be, one sentence each.
+    pub complaints: Vec<String>,
 }
 
 /// The terms on which a VM is judged; durations as they would stand in the configuration.
@@ -333,6 +399,13 @@ mod tests {
                 "verdict": "alive"}]),
             ),
             ("policy", serde_json::to_value(policy).expect("serialisable")),
+            (
+                "history",
+                json!({"seconds": 2, "packets_from_guest": [0.0, null], "completed": [1.5, 0.0],
+                "vcpu": [0.002, 1.0], "vcpu_wanted": [0.002, 1.0],
+                "in_flight": [0.0, 0.0], "probe_answers": [null, null],
+                "marks": [{"second": 1, "kind": "suspicion", "text": "t"}]}),
+            ),
             ("notes", json!([])),
         ] {
             text[key] = value;

@@ -45,7 +45,7 @@ pub(super) fn event(
         }
         // One that runs on and said that it writes its dump is left to it.
         QmpEvent::GuestPanicked { action }
-            if !convicted(&watch.state) && !(action == "run" && watch.boot.dump.is_some()) =>
+            if !(convicted(&watch.state) || action == "run" && watch.boot.dump.is_some()) =>
         {
             let reason = format!("the guest reported its own panic (QEMU's action: {action})");
             return convict(watch, Cause::Panicked, reason, now);

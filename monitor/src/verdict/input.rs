@@ -79,7 +79,7 @@ pub enum Input {
 }
 
 /// The terms on which inputs are judged.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terms {
     /// The VM's policy.
     pub policy: crate::config::Policy,

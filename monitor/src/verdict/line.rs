@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     activity::{Activity, VcpuActivity},
     sample::Reading,
@@ -29,8 +31,8 @@ pub const STARVED_SHARE: f64 = 0.10;
 /// What is left after a second of what a vCPU got and wanted: half of it all is of the last three.
 const FADES_TO: f64 = 0.8;
 
-/// What is remembered of one guest's line. Moments are times since the daemon's start.
-#[derive(Clone, Debug, PartialEq)]
+/// What is remembered of one guest's line. Moments are times since the host's start.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Line {
     /// When the guest last showed a sign of life; at first, when watching began.
     pub last_life: Duration,

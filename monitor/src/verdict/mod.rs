@@ -114,8 +114,8 @@ impl fmt::Display for Cause {
     }
 }
 
-/// Where a VM stands, with what belongs to that standing. Moments are times since the daemon's start.
-#[derive(Clone, Debug, PartialEq)]
+/// Where a VM stands, with what belongs to that standing. Moments are times since the host's start.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum State {
     /// Within the boot grace, and no sign of life so far.
     Starting,
@@ -184,7 +184,7 @@ impl State {
 }
 
 /// Everything that the verdict remembers of one VM.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Watch {
     /// Where it stands.
     pub state: State,
@@ -209,7 +209,7 @@ pub struct Watch {
 }
 
 /// What is known of a guest's present boot; all of it is forgotten when the guest is reset.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Boot {
     /// When it began, which tells it from any other.
     pub began: Duration,
@@ -226,7 +226,7 @@ pub struct Boot {
 }
 
 /// A crash dump that a guest is writing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dump {
     /// Since when it is known.
     pub since: Duration,

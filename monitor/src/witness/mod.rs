@@ -5,10 +5,16 @@
 //! witness has to remember from one round to the next (a counter to compare with, a question that waits for its
 //! answer) it writes into its [`Note`].
 
+pub mod agent;
 pub mod arp;
+pub mod balloon;
+mod blocking;
+pub mod console;
 mod ethernet;
+pub mod host;
 pub mod kvm;
 pub mod ndp;
+pub mod operations;
 mod probing;
 pub mod registers;
 pub mod requests;
@@ -49,6 +55,11 @@ pub struct Scene {
     pub questions: Questions,
     /// The VM, as it was found.
     pub vm: Arc<Vm>,
+    /// How long this boot lasts already, as far as it was watched. Time in which the VM was held is left out,
+    /// so that it may be less, and never more.
+    pub boot_age: Duration,
+    /// Time since the guest's last sign of life; what acquitted it is one, too.
+    pub silence: Duration,
     /// The slot it is counted in, or why it isn't.
     pub slot: Result<u32, String>,
     /// The maps.
@@ -84,9 +95,14 @@ pub struct Witness {
 pub const WITNESSES: &[Witness] = &[
     arp::WITNESS,
     ndp::WITNESS,
+    agent::WITNESS,
+    balloon::WITNESS,
     registers::WITNESS,
     kvm::WITNESS,
     requests::WITNESS,
+    console::WITNESS,
+    operations::WITNESS,
+    host::WITNESS,
     stage::WITNESS,
 ];
 

@@ -184,7 +184,7 @@ fn monitors() -> Result<()> {
     for (manner, found) in MANNERS {
         wait_for_monitor(&daemon, manner, found)?;
     }
-    wait_for_monitor(&daemon, "robbed", "the QMP socket belongs to process")?;
+    wait_for_monitor(&daemon, "robbed", "the socket belongs to process")?;
     // A QEMU that says that its guest panicked is taken at its word, and dealt with at its own pace.
     let lie = wait_for_incident(&daemon, "liar", "panicked", MARGIN, |_| true)?;
     ensure!(lie["cause"] == "panicked", "{lie}");

@@ -31,7 +31,7 @@ fn three_minutes() -> Result<()> {
     compute_two.vcpus = 2;
     compute_two.maxcpus = true;
     let mut powered_off = rig.linux("powered-off", 6)?;
-    powered_off.extra_args.push("-no-shutdown".into());
+    powered_off.no_shutdown = true;
     let guests = boot_all(&[
         rig.linux("idle", 1)?,
         idle_two,

@@ -13,10 +13,12 @@ mod lifecycle;
 mod neighbours;
 mod network;
 mod programs;
+mod recordings;
 mod reports;
 mod rig;
 mod storage;
 mod upgrade;
+mod witnesses;
 
 use std::process::ExitCode;
 
@@ -40,8 +42,10 @@ fn main() -> ExitCode {
     trials.extend(neighbours::trials());
     trials.extend(storage::trials());
     trials.extend(reports::trials());
+    trials.extend(recordings::trials());
     trials.extend(lifecycle::trials());
     trials.extend(upgrade::trials());
     trials.extend(hostile::trials());
+    trials.extend(witnesses::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -202,11 +202,11 @@ fn probe(learned: &Learned<'_>, socket: &ProbeSocket) -> Result<()> {
         let Some(frame) = frame else { continue };
         socket.send(learned.tap.ifindex, frame)?;
         expected = [expected[0] + 1, expected[1] + 1, expected[2] + ndp, expected[3]];
-        interrupt::wait_until("an answer", Duration::from_secs(5), || {
-            Ok((learned.counters()?[1] == expected[1]).then_some(()))
+        // Its look whether we are there may follow at any time.
+        let now = interrupt::wait_until("an answer", Duration::from_secs(5), || {
+            Ok(Some(learned.counters()?).filter(|now| now[1] == expected[1]))
         })
         .with_context(|| format!("{:?}", learned.counters()))?;
-        let now = learned.counters()?;
         ensure!(now == expected, "{now:?} instead of {expected:?}");
     }
     interrupt::wait_until("a look whether we are there", REACHABILITY_LIMIT, || {

@@ -163,6 +163,7 @@ const SHOW: Shape = Both(
         ("unseen_storage", OrNull(&Text)),
         ("signals", List(&SIGNAL)),
         ("policy", POLICY),
+        ("history", OrNull(&HISTORY)),
         ("notes", List(&Text)),
     ]),
 );
@@ -183,6 +184,19 @@ const SIGNAL: Shape = Object(&[
     ("since", OrNull(&Text)),
     ("verdict", Text),
 ]);
+
+const HISTORY: Shape = Object(&[
+    ("seconds", Unsigned),
+    ("packets_from_guest", List(&OrNull(&SECONDS))),
+    ("completed", List(&OrNull(&SECONDS))),
+    ("vcpu", List(&OrNull(&SECONDS))),
+    ("vcpu_wanted", List(&OrNull(&SECONDS))),
+    ("in_flight", List(&OrNull(&SECONDS))),
+    ("probe_answers", List(&OrNull(&SECONDS))),
+    ("marks", List(&MARK)),
+]);
+
+const MARK: Shape = Object(&[("second", Unsigned), ("kind", Text), ("text", Text)]);
 
 const POLICY: Shape = Object(&[
     ("mode", MODE),

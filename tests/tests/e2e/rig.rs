@@ -79,12 +79,7 @@ impl Rig {
 
     /// A disk of 64 MiB that is read and written past the page cache.
     pub(crate) fn disk(&self, name: &str) -> DiskConfig {
-        DiskConfig {
-            path: self.dir().join(format!("{name}.img")),
-            size: 64 << 20,
-            aio: "threads".to_owned(),
-            cache: "none".to_owned(),
-        }
+        DiskConfig::new(self.dir().join(format!("{name}.img")), 64 << 20)
     }
 
     /// The configuration of a daemon for this test's guests.

@@ -3,12 +3,11 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result};
 
 use super::figures::{Rounds, digits};
-use crate::process::capture;
+use crate::document::{machine, table, wrapped};
 
 /// What a figure should come to.
 #[derive(Clone, Copy, Debug)]
@@ -207,51 +206,8 @@ impl Section {
             let value = format!("{plus}{} {}", row.rounds, row.unit);
             lines.push([row.what.clone(), value, whole.unwrap_or_default(), target, verdict]);
         }
-        let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max();
-        let widths: [usize; 5] = std::array::from_fn(|column| width(column).unwrap_or_default());
-        let padded = |line: &[String; 5]| {
-            let cells = line.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-            format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "))
-        };
-        let rule = widths.map(|width| "-".repeat(width));
-        let rows = lines.iter().skip(1).map(padded);
-        [padded(&lines[0]), padded(&rule)].into_iter().chain(rows).collect()
+        table(&lines)
     }
-}
-
-/// The machine, in a line.
-fn machine() -> Result<String> {
-    let cpus = std::thread::available_parallelism()?;
-    let info = std::fs::read_to_string("/proc/cpuinfo")?;
-    let model = info.lines().find_map(|line| line.strip_prefix("model name"));
-    let model = model
-        .map_or("CPUs of an unknown model", |model| model.trim_start_matches([' ', '\t', ':']));
-    let is_virtual = info.lines().any(|line| {
-        line.starts_with("flags") && line.split_ascii_whitespace().any(|flag| flag == "hypervisor")
-    });
-    let kind = if is_virtual { "a virtual machine" } else { "a machine" };
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let date = capture(Command::new("date").args(["-u", "+%F"])).unwrap_or_default();
-    Ok(format!("{kind} with {cpus} CPUs ({model}), Linux {}, on {date}", kernel.trim()))
-}
-
-/// In lines of at most 116 characters, those of a list item indented.
-fn wrapped(text: &str) -> String {
-    const WIDTH: usize = 116;
-    let indent = if text.starts_with("- ") { "  " } else { "" };
-    let mut lines = vec![String::new()];
-    for word in text.split_whitespace() {
-        let line = lines.last().map_or(0, |line| line.chars().count());
-        if line != 0 && line + 1 + word.chars().count() > WIDTH {
-            lines.push(format!("{indent}{word}"));
-        } else if let Some(line) = lines.last_mut() {
-            if !line.is_empty() {
-                line.push(' ');
-            }
-            line.push_str(word);
-        }
-    }
-    lines.join("\n")
 }
 
 const INTRODUCTION: &str = "\
@@ -287,12 +243,5 @@ mod tests {
             table.contains("| dear | +20.0 (20.0 to 20.0) ns | 30.0  | ≤ 8    | missed by 12.0 |"),
             "{table}"
         );
-    }
-
-    #[test]
-    fn long_text_is_wrapped_and_a_list_item_stays_one() {
-        let text = wrapped(&format!("- {}", "word ".repeat(60)));
-        assert!(text.lines().all(|line| line.len() <= 116));
-        assert!(text.lines().skip(1).all(|line| line.starts_with("  word")));
     }
 }

@@ -76,12 +76,7 @@ impl Stage {
             config.tap =
                 Some(netns.tap(&format!("{TAP}{name}"), Some(&format!("10.7.{number}.1/24")))?);
             config.ip = Some(format!("10.7.{number}.2/24"));
-            config.disk = Some(DiskConfig {
-                path: dir.join(format!("{name}.img")),
-                size: DISK_BYTES,
-                aio: "threads".to_owned(),
-                cache: "none".to_owned(),
-            });
+            config.disk = Some(DiskConfig::new(dir.join(format!("{name}.img")), DISK_BYTES));
             config.start()
         });
         let [shop, idler, cruncher] = guests;

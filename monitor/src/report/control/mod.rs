@@ -2,7 +2,8 @@
 //!
 //! The server only carries: each request goes to the task that owns the state, over a channel,
 //! with a way back for its reply. Who may open the socket is decided by its mode and its
-//! directory; it takes no privilege to ask, and nothing that can be asked changes a guest.
+//! directory; it takes no privilege to ask, and nothing that can be asked changes a guest. What it
+//! may have written goes to the daemon's own directory, under names that the daemon gives, and within its bounds.
 
 mod client;
 mod server;
@@ -45,6 +46,12 @@ pub enum Request {
     /// An [`super::incident::IncidentsView`].
     Incidents {
         /// Only those of this VM.
+        #[serde(default)]
+        vm: Option<String>,
+    },
+    /// A [`super::view::RecordView`]: what is kept of the last minutes is written to files.
+    Record {
+        /// Of this VM; `None`: of all.
         #[serde(default)]
         vm: Option<String>,
     },
@@ -96,6 +103,8 @@ pub enum RefusalKind {
     BadRequest,
     /// Too many connections.
     Busy,
+    /// There is nothing of what was asked for.
+    Nothing,
     /// The daemon can't answer.
     Internal,
     /// A kind that this version doesn't know.

@@ -59,10 +59,11 @@ fn convicted_after(
     panic!("not convicted: {}", rig.watch.reason);
 }
 
-/// By how much each tick is late.
+/// By how much each tick is late, by its number.
 type Jitter = Box<dyn Fn(u32) -> Duration>;
-/// A way of dying, as what that is convicted, and how many windows it takes.
-type Death = (fn(&mut Guest), Cause, u32);
+
+/// What a way of dying does to a guest.
+type Dies = fn(&mut Guest);
 
 /// Jitter patterns, by the number of the tick.
 fn jitters() -> Vec<(&'static str, Jitter)> {
@@ -86,7 +87,7 @@ fn a_crash_is_convicted_within_three_seconds_after_the_window_wherever_in_a_tick
         guest.fall_silent();
         guest.level(&[(0.95, 0.0)]);
     };
-    let ways: [Death; 4] = [
+    let ways: [(Dies, Cause, u32); 4] = [
         (Guest::halt, Cause::Halted, 1),
         (Guest::spin, Cause::Spinning, 1),
         (pinned_and_silent, Cause::Silent, 1),

@@ -3,12 +3,11 @@
 use std::{fs, os::unix::fs::MetadataExt as _, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use flatline_tests::{command, guest::Guest, interrupt};
+use flatline_tests::{command, guest::Guest, interrupt, store::FileSystem};
 
 use super::{
     figures::{OfQemu, Shown, ensure_close},
     machine::{Bus, fill, machine, qemu_io, wait_for_requests},
-    store::FileSystem,
 };
 use crate::rig::Rig;
 

@@ -6,14 +6,16 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use flatline_tests::guest::{Guest, GuestConfig};
+use flatline_tests::{
+    guest::{Guest, GuestConfig},
+    store::{FileSystem, LoopDevice},
+};
 use rustix::fs::{Advice, fadvise};
 use serde_json::Value;
 
 use super::{
     figures::{Charged, OfQemu, Shown},
     machine::{Bus, RECORD_REQUEST, SECTOR, fill, machine, record, wait_for_record},
-    store::{FileSystem, LoopDevice},
 };
 use crate::{counts::refusal, rig::Rig};
 

@@ -7,7 +7,6 @@ mod figures;
 mod machine;
 mod requests;
 mod stalled;
-mod store;
 mod unseen;
 mod written_back;
 

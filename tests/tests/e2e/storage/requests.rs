@@ -1,11 +1,11 @@
 //! Requests that are neither reads nor writes, and those that fail.
 
 use anyhow::{Context as _, Result, ensure};
+use flatline_tests::store::{LoopDevice, Memory};
 
 use super::{
     figures::{OfQemu, Shown},
     machine::{Bus, DISK, DISK_BYTES, LOAD_LIMIT, fill, machine, qemu_io, wait_for_requests},
-    store::{LoopDevice, Memory},
 };
 use crate::rig::{Rig, boot_all};
 

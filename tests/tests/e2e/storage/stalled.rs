@@ -4,7 +4,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use flatline_tests::{daemon::Daemon, guest::Guest, interrupt};
+use flatline_tests::{
+    daemon::Daemon,
+    guest::Guest,
+    interrupt,
+    store::{FileSystem, FuseExport, LoopDevice},
+};
 use serde_json::Value;
 
 use super::{
@@ -12,7 +17,6 @@ use super::{
     machine::{
         Bus, DISK_BYTES, fill, machine, qemu_io, record, wait_for_record, wait_for_requests,
     },
-    store::{FileSystem, FuseExport, LoopDevice},
 };
 use crate::rig::{Rig, vm, wait_for_incident, wait_for_vm};
 

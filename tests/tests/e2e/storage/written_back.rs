@@ -7,13 +7,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use flatline_tests::guest::Guest;
+use flatline_tests::{
+    guest::Guest,
+    store::{FileSystem, LoopDevice},
+};
 use rustix::fs::{Advice, fadvise};
 
 use super::{
     figures::{Charged, OfQemu, Shown, ensure_close},
     machine::{Bus, fill, machine, qemu_io, wait_for_requests},
-    store::{FileSystem, LoopDevice},
 };
 use crate::rig::Rig;
 

@@ -1,5 +1,5 @@
-//! Stores of a test's own: loop devices, file systems on them, and FUSE exports. Each is taken down when it
-//! is dropped, and what stalls goes on, also if the test process is killed.
+//! Stores of a test's own, which can stall: loop devices, file systems on them, and FUSE exports. Each is taken
+//! down when it is dropped, and what stalls goes on, also if the test process is killed.
 
 use std::{
     fs::{self, File},
@@ -10,16 +10,22 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use flatline_tests::{command, interrupt};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::{command, interrupt, stopped::Stopped};
+
 /// A file that the kernel shows as a block device.
-pub(crate) struct LoopDevice(PathBuf);
+#[derive(Debug)]
+pub struct LoopDevice(PathBuf);
 
 impl LoopDevice {
     /// Makes the file, unless it is there, and the device. With `direct`, the kernel reads and writes the file
     /// past the page cache, so that the pages that it is handed travel further down.
-    pub(crate) fn new(file: &Path, bytes: u64, direct: bool) -> Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be made, or `losetup` fails.
+    pub fn new(file: &Path, bytes: u64, direct: bool) -> Result<Self> {
         if !file.exists() {
             File::create(file)?.set_len(bytes)?;
         }
@@ -33,7 +39,7 @@ impl LoopDevice {
     }
 
     /// Below `/dev`.
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.0
     }
 }
@@ -47,7 +53,8 @@ impl Drop for LoopDevice {
 }
 
 /// A file system on a loop device, mounted.
-pub(crate) struct FileSystem {
+#[derive(Debug)]
+pub struct FileSystem {
     mount_point: PathBuf,
     // Dropped after the file system is unmounted.
     device: LoopDevice,
@@ -55,7 +62,7 @@ pub(crate) struct FileSystem {
 
 impl FileSystem {
     /// Why there can be none of this kind.
-    pub(crate) fn refusal(kind: &str) -> Option<String> {
+    pub fn refusal(kind: &str) -> Option<String> {
         let program = format!("mkfs.{kind}");
         if Command::new(&program).arg("-V").stdin(Stdio::null()).output().is_err() {
             return Some(format!("no {program}"));
@@ -68,7 +75,11 @@ impl FileSystem {
     }
 
     /// Makes one on a file in `dir`. See [`LoopDevice::new`] for `direct`.
-    pub(crate) fn new(kind: &str, dir: &Path, bytes: u64, direct: bool) -> Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// If `mkfs` or `mount` fails.
+    pub fn new(kind: &str, dir: &Path, bytes: u64, direct: bool) -> Result<Self> {
         let device = LoopDevice::new(&dir.join(format!("{kind}.fs")), bytes, direct)?;
         let mount_point = dir.join(format!("{kind}.mnt"));
         fs::create_dir(&mount_point)?;
@@ -78,24 +89,36 @@ impl FileSystem {
     }
 
     /// Where it is mounted.
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.mount_point
     }
 
     /// Has the kernel's own workers write back all that is dirty.
-    pub(crate) fn sync(&self) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// If `sync` fails.
+    pub fn sync(&self) -> Result<()> {
         command::run("sync", ["--file-system".as_ref(), self.mount_point.as_os_str()]).map(drop)
     }
 
     /// How much the kernel reads at once where it guesses what will be wanted.
-    pub(crate) fn set_read_ahead(&self, kib: u32) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// If there is no such knob.
+    pub fn set_read_ahead(&self, kib: u32) -> Result<()> {
         let device = self.device.path().file_name().context("it has a name")?;
         let knob = Path::new("/sys/block").join(device).join("queue/read_ahead_kb");
         fs::write(&knob, kib.to_string()).with_context(|| format!("cannot set {}", knob.display()))
     }
 
     /// Freezes it until the value is dropped.
-    pub(crate) fn freeze(&self) -> Result<Frozen> {
+    ///
+    /// # Errors
+    ///
+    /// If it is the machine's own, or `fsfreeze` fails.
+    pub fn freeze(&self) -> Result<Frozen> {
         ensure!(self.mount_point != Path::new("/"), "never the machine's own");
         // A shell of its own thaws it, also if nobody is left to tell it to.
         let mut shell = Command::new("sh")
@@ -122,11 +145,16 @@ impl Drop for FileSystem {
 }
 
 /// A file system in memory that takes no more than so many bytes.
-pub(crate) struct Memory(PathBuf);
+#[derive(Debug)]
+pub struct Memory(PathBuf);
 
 impl Memory {
     /// Mounts one below `dir`.
-    pub(crate) fn new(dir: &Path, bytes: u64) -> Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be mounted.
+    pub fn new(dir: &Path, bytes: u64) -> Result<Self> {
         let mount_point = dir.join("memory.mnt");
         fs::create_dir(&mount_point)?;
         let options = format!("size={bytes}");
@@ -136,7 +164,7 @@ impl Memory {
     }
 
     /// Where it is mounted.
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.0
     }
 }
@@ -150,7 +178,8 @@ impl Drop for Memory {
 }
 
 /// A file system that takes no writes.
-pub(crate) struct Frozen {
+#[derive(Debug)]
+pub struct Frozen {
     shell: Child,
     stdin: Option<ChildStdin>,
 }
@@ -166,17 +195,15 @@ impl Drop for Frozen {
 }
 
 /// A file that a process serves through FUSE: what is done to it never reaches the block layer by itself.
-pub(crate) struct FuseExport {
+#[derive(Debug)]
+pub struct FuseExport {
     server: Child,
     file: PathBuf,
 }
 
-/// A server that does not answer, until the value is dropped.
-pub(crate) struct Stopped(Pid);
-
 impl FuseExport {
     /// Why there can be none.
-    pub(crate) fn refusal() -> Option<String> {
+    pub fn refusal() -> Option<String> {
         let exports = Command::new("qemu-storage-daemon").arg("--help").output();
         match exports {
             Err(error) => Some(format!("no qemu-storage-daemon: {error}")),
@@ -189,7 +216,11 @@ impl FuseExport {
     }
 
     /// Serves `dir/NAME.raw`, of `bytes`, as `dir/NAME.fuse`.
-    pub(crate) fn new(dir: &Path, name: &str, bytes: u64) -> Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// If qemu-storage-daemon does not serve it within 10 s.
+    pub fn new(dir: &Path, name: &str, bytes: u64) -> Result<Self> {
         let image = dir.join(format!("{name}.raw"));
         File::create(&image)?.set_len(bytes)?;
         let file = dir.join(format!("{name}.fuse"));
@@ -218,23 +249,17 @@ impl FuseExport {
     }
 
     /// The file.
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.file
     }
 
     /// Stops the server until the value is dropped, which must come before whoever uses the file is ended.
-    pub(crate) fn stop(&self) -> Result<Stopped> {
-        let pid = Pid::from_child(&self.server);
-        kill_process(pid, Signal::STOP)?;
-        Ok(Stopped(pid))
-    }
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        if let Err(error) = kill_process(self.0, Signal::CONT) {
-            eprintln!("the FUSE server cannot go on: {error:#}");
-        }
+    ///
+    /// # Errors
+    ///
+    /// If the server is gone.
+    pub fn stop(&self) -> Result<Stopped> {
+        Stopped::new(Pid::from_child(&self.server))
     }
 }
 

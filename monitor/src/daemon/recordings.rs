@@ -1,0 +1,163 @@
+//! Records what each VM's verdict is told, and hands it out: to files, to incidents, to `show`.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::oneshot;
+
+use super::{engine::Engine, vm::WatchedVm};
+use crate::{
+    config,
+    discover::Vm,
+    report::{
+        control::{RefusalKind, Reply},
+        incident::Incident,
+        recording::{
+            Header, Limits, Recording, Ring, Segment, Standing, archive::Archive, history,
+        },
+        view::HistoryView,
+    },
+    verdict::{Act, Input, Terms, Watch},
+};
+
+/// An incident's recording, among its evidence.
+pub(super) const RECORDING: &str = "recording.flr";
+
+/// Records one VM, or nothing where nothing is to be recorded.
+#[derive(Debug)]
+pub(super) struct Recorder(Option<Tape>);
+
+#[derive(Debug)]
+struct Tape {
+    header: Arc<Header>,
+    ring: Ring,
+    keep: Duration,
+    /// Where everything is written to, where it is.
+    archive: Option<Archive>,
+    /// Records since the last ones that there was room for on the way to the disk.
+    unsent: u64,
+}
+
+impl Recorder {
+    fn start(config: config::Recorder, header: Header, archive: &Archive) -> Self {
+        let config::Recorder { keep, disk, max_mib: _ } = config;
+        let limits = Limits { keep, most_bytes: Limits::MOST_BYTES };
+        let tape = || Tape {
+            ring: Ring::new(limits, header.pid),
+            header: Arc::new(header),
+            keep,
+            archive: disk.then(|| archive.clone()),
+            unsent: 0,
+        };
+        Self((disk || !keep.is_zero()).then(tape))
+    }
+
+    /// Has `watch` take an input in, and records both.
+    pub(super) fn take(
+        &mut self,
+        watch: &mut Watch,
+        input: &Input,
+        terms: &Terms,
+        now: Duration,
+    ) -> Act {
+        let Some(tape) = &mut self.0 else { return watch.take(input, terms, now) };
+        if let Some(closed) = tape.ring.prepare(watch, now) {
+            tape.send(&closed);
+        }
+        let before = Standing::of(watch);
+        let act = watch.take(input, terms, now);
+        let decided = before != Standing::of(watch) || !matches!(act, Act::Nothing | Act::Ask(_));
+        let changed = decided.then_some((&watch.state, watch.reason.as_str()));
+        tape.ring.note(now, input, &act, changed);
+        act
+    }
+
+    /// What is kept of it, where anything is.
+    pub(super) fn recording(&self) -> Option<Recording> {
+        let tape = self.0.as_ref()?;
+        let segments = tape.ring.segments();
+        (!segments.is_empty()).then(|| Recording { header: tape.header.clone(), segments })
+    }
+
+    /// The same for people to look at.
+    fn history(&self, now: Duration) -> Option<HistoryView> {
+        let tape = self.0.as_ref()?;
+        Some(history::history(&tape.ring.segments(), now, tape.keep))
+    }
+
+    /// The recording that belongs to `incident`, which notes it among its evidence; `None` where an earlier one
+    /// tells more, since what led to the conviction is no longer kept.
+    pub(super) fn evidence(&self, incident: &mut Incident) -> Option<Recording> {
+        let recording = self.recording()?;
+        let has_one = incident.evidence.iter().any(|name| name == RECORDING);
+        let begins = recording.segments.first().map(|segment| segment.began)?;
+        let begins = recording.header.wall_clock(begins);
+        if has_one && incident.last_sign_of_life.is_none_or(|life| begins > life) {
+            return None;
+        }
+        if !has_one {
+            incident.evidence.push(RECORDING.to_owned());
+        }
+        Some(recording)
+    }
+
+    /// The VM is gone, or the daemon ends: nothing more comes.
+    pub(super) fn end(&mut self) {
+        let Some(tape) = &mut self.0 else { return };
+        if let Some(closed) = tape.ring.close() {
+            tape.send(&closed);
+        }
+        if let Some(archive) = &tape.archive {
+            archive.end(&tape.header);
+        }
+    }
+}
+
+impl Tape {
+    /// Has a segment written down, where everything is.
+    fn send(&mut self, segment: &Arc<Segment>) {
+        let Some(archive) = &self.archive else { return };
+        self.unsent = if archive.append(&self.header, segment, self.unsent) {
+            0
+        } else {
+            self.unsent.saturating_add(segment.records).saturating_add(segment.lost)
+        };
+    }
+}
+
+impl Engine {
+    /// The recorder of a VM that was found just now.
+    pub(super) fn recorder(&self, vm: &Vm, terms: &Terms) -> Recorder {
+        let header = Header {
+            flatline: env!("CARGO_PKG_VERSION").to_owned(),
+            started: self.wall_clock(Duration::ZERO),
+            vm: vm.name.clone(),
+            uuid: vm.uuid.clone(),
+            pid: vm.id.pid,
+            start_ticks: vm.id.start_ticks,
+            terms: terms.clone(),
+        };
+        Recorder::start(self.config.recorder, header, &self.archive)
+    }
+
+    /// The last minutes of a VM.
+    pub(super) fn history(&self, watched: &WatchedVm) -> Option<HistoryView> {
+        watched.recorder.history(self.now())
+    }
+
+    /// Has what is kept written to files, whose names are the answer.
+    pub(super) fn record(&self, vm: Option<&str>, reply: oneshot::Sender<Reply>) {
+        let chosen = match vm.map(|vm| self.find(vm)).transpose() {
+            Ok(Some(only)) => vec![only],
+            Ok(None) => self.vms.values().collect(),
+            // The client may have gone, here and below.
+            Err(refusal) => return drop(reply.send(refusal)),
+        };
+        let recordings: Vec<Recording> =
+            chosen.iter().filter_map(|watched| watched.recorder.recording()).collect();
+        if recordings.is_empty() && !chosen.is_empty() {
+            let why = "nothing is recorded yet, or recorder.keep is 0s";
+            return drop(reply.send(Reply::error(RefusalKind::Nothing, why)));
+        }
+        self.archive.save(recordings, reply);
+    }
+}

@@ -1,0 +1,126 @@
+//! Character devices on the command line: sockets on which QEMU listens, and files that a guest's console is
+//! written to. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
+
+use super::{options::Members, vm::AgentSocket};
+
+/// Devices whose characters are a kernel's console. (A `virtserialport` or a USB converter is not.)
+const CONSOLE_DEVICES: [&str; 9] = [
+    "isa-serial",
+    "pci-serial",
+    "pci-serial-2x",
+    "pci-serial-4x",
+    "virtconsole",
+    "isa-debugcon",
+    "sclpconsole",
+    "sclplmconsole",
+    "spapr-vty",
+];
+
+/// All that was said of character devices, and who uses them.
+#[derive(Default)]
+pub(super) struct Chardevs {
+    by_id: BTreeMap<String, Members>,
+    /// The id of the first one that a guest agent is to be reached by.
+    agent: Option<String>,
+    /// Those that a console is written to, by their id.
+    consoles: BTreeSet<String>,
+    /// Files that a console is written to, without a character device that has an id.
+    console_logs: BTreeSet<PathBuf>,
+}
+
+impl Chardevs {
+    /// Takes a `-chardev`.
+    pub(super) fn take(&mut self, members: Members) {
+        if let Some(id) = members.get("id").map(str::to_owned) {
+            self.by_id.insert(id, members);
+        }
+    }
+
+    /// Takes a `-device`, which may use one.
+    pub(super) fn take_device(&mut self, driver: &str, members: &Members) {
+        let Some(chardev) = members.get_any(&["chardev", "chardev0"]) else {
+            return;
+        };
+        if driver == "virtserialport" && members.get("name") == Some("org.qemu.guest_agent.0") {
+            self.agent.get_or_insert_with(|| chardev.to_owned());
+        } else if CONSOLE_DEVICES.contains(&driver) {
+            self.consoles.insert(chardev.to_owned());
+        }
+    }
+
+    /// Takes a `-serial` or a `-debugcon`, in QEMU's older form.
+    pub(super) fn take_serial(&mut self, value: &str) {
+        let value = value.strip_prefix("mon:").unwrap_or(value);
+        if let Some(id) = value.strip_prefix("chardev:") {
+            self.consoles.insert(id.to_owned());
+        } else if let Some(path) = value.strip_prefix("file:") {
+            // All of it is the path, commas as well (`qemu_chr_parse_compat` in chardev/char.c).
+            self.console_logs.insert(PathBuf::from(path));
+        } else if let Some((_, address)) = value.split_once(':') {
+            self.console_logs.extend(log(&Members::parse(address, Some("path"))));
+        }
+    }
+
+    /// The one with this id.
+    pub(super) fn get(&self, id: &str) -> Option<&Members> {
+        self.by_id.get(id)
+    }
+
+    /// Where the guest agent is reached, if QEMU listens there.
+    pub(super) fn agent_socket(&self) -> Option<AgentSocket> {
+        let id = self.agent.as_ref()?;
+        let chardev = self.get(id).filter(|chardev| is_socket(chardev) && listens(chardev))?;
+        Some(AgentSocket { chardev: id.clone(), path: socket_path(chardev)? })
+    }
+
+    /// The files that a console is written to.
+    pub(super) fn console_logs(&self) -> impl Iterator<Item = PathBuf> {
+        let of_chardevs = self
+            .consoles
+            .iter()
+            .filter_map(|id| self.get(id))
+            .flat_map(|chardev| file(chardev).into_iter().chain(log(chardev)));
+        self.console_logs.iter().cloned().chain(of_chardevs).collect::<BTreeSet<_>>().into_iter()
+    }
+}
+
+fn backend(chardev: &Members) -> Option<&str> {
+    chardev.get_any(&["backend", "backend.type"])
+}
+
+/// Whether it is a socket.
+pub(super) fn is_socket(chardev: &Members) -> bool {
+    backend(chardev) == Some("socket")
+}
+
+/// Whether QEMU listens on this socket; one to which QEMU connects leads to somebody else.
+pub(super) fn listens(socket: &Members) -> bool {
+    // QAPI's default is a server, the short form's is not.
+    socket
+        .switch("server")
+        .or_else(|| socket.switch("backend.data.server"))
+        .unwrap_or(socket.is_json)
+}
+
+/// The path of a Unix socket that has one.
+pub(super) fn socket_path(socket: &Members) -> Option<PathBuf> {
+    let is_abstract = socket.switch("abstract").unwrap_or(false);
+    let path = socket.get_any(&["path", "addr.path", "backend.data.addr.data.path"])?;
+    (!is_abstract).then(|| PathBuf::from(path))
+}
+
+/// The file that a character device is.
+fn file(chardev: &Members) -> Option<PathBuf> {
+    let path = chardev.get_any(&["path", "backend.data.out"])?;
+    (backend(chardev) == Some("file")).then(|| PathBuf::from(path))
+}
+
+/// The file into which a character device's output is copied.
+fn log(chardev: &Members) -> Option<PathBuf> {
+    chardev.get_any(&["logfile", "backend.data.logfile"]).map(PathBuf::from)
+}

@@ -1,0 +1,96 @@
+//! What a recording may hold: moments and spans that no sum of them carries beyond what a clock can tell.
+//!
+//! The state machine adds to the moments that it remembers. Live ones come from a clock; those of a file may
+//! be anything, and a sum of them must not overflow.
+
+use std::time::Duration;
+
+use super::Malformed;
+use crate::{
+    config::Policy,
+    verdict::{Boot, Dump, Input, Line, State, Terms, Tick, Watch},
+};
+
+/// No host runs for so long: a hundred years.
+pub(super) const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
+
+/// Whether every one of `moments` is one that can be.
+fn check(moments: impl IntoIterator<Item = Option<Duration>>) -> Result<(), Malformed> {
+    match moments.into_iter().flatten().find(|moment| *moment > LONGEST) {
+        Some(moment) => Err(Malformed::new(format!(
+            "a time of {} s: no host runs for so long",
+            moment.as_secs()
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a moment that can't be.
+pub(super) fn moment(moment: Duration) -> Result<(), Malformed> {
+    check([Some(moment)])
+}
+
+/// Refuses terms that no configuration gives.
+pub(super) fn terms(terms: &Terms) -> Result<(), Malformed> {
+    let Terms { policy, tick } = terms;
+    let Policy {
+        mode: _,
+        flat_for,
+        unconfirmed_flat_for,
+        boot_grace,
+        boot_loop_resets: _,
+        boot_loop_window,
+        max_restarts: _,
+        window,
+    } = policy;
+    let spans = [tick, flat_for, unconfirmed_flat_for, boot_grace, boot_loop_window, window];
+    check(spans.map(|span| Some(*span)))
+}
+
+/// Refuses an input that no clock gives.
+pub(super) fn input(input: &Input) -> Result<(), Malformed> {
+    match input {
+        Input::Tick(of) => tick(of),
+        _ => Ok(()),
+    }
+}
+
+fn tick(tick: &Tick) -> Result<(), Malformed> {
+    let oldest = tick.activity.storage.as_ref().ok().and_then(|storage| storage.oldest);
+    check([Some(tick.activity.elapsed), oldest])
+}
+
+/// Refuses a state that no live one can be in.
+pub(super) fn watch(watch: &Watch) -> Result<(), Malformed> {
+    let Watch {
+        state,
+        reason: _,
+        since,
+        line,
+        boot,
+        resets,
+        reset_from_outside,
+        excuse: _,
+        storm: _,
+        last,
+    } = watch;
+    let Line { last_life, last_sign: _, still_since, zero_since, pinned_since, got: _, wanted: _ } =
+        line;
+    let Boot { began, held, first_life, answered: _, calibrated, dump } = boot;
+    let dump = dump
+        .map(|Dump { since, last_write, quiet_for, unheard: _ }| [since, last_write, quiet_for]);
+    let deadline = match state {
+        State::Recovering { deadline, .. } => Some(*deadline),
+        _ => None,
+    };
+    check([Some(*since), Some(*last_life), *still_since, *zero_since, *pinned_since])?;
+    check([Some(*began), Some(*held), *first_life, *calibrated, deadline, *reset_from_outside])?;
+    check(dump.into_iter().flatten().map(Some))?;
+    if resets.len() > Watch::RESETS {
+        return Err(Malformed::new("more resets than are ever remembered"));
+    }
+    check(resets.iter().copied().map(Some))?;
+    let Some((at, last)) = last else { return Ok(()) };
+    moment(*at)?;
+    tick(last)
+}

@@ -1,0 +1,53 @@
+use super::{super::history::history, *};
+use crate::{report::view::MarkKind, sample::Missing};
+
+#[test]
+fn figures_stand_in_the_second_in_which_they_were_counted() {
+    let mut live = Live::new(limits());
+    for second in 0..20_u32 {
+        live.second(u64::from(second == 15) * 7, 0.25);
+    }
+    let view = history(&live.ring.segments(), live.now, 300 * SECOND);
+    assert_eq!((view.seconds, view.packets_from_guest.len()), (19, 19));
+    assert_eq!(view.packets_from_guest[13..16], [Some(0.0), Some(7.0), Some(0.0)]);
+    assert_eq!(view.vcpu[3], Some(0.25));
+    assert_eq!(history(&live.ring.segments(), live.now, 5 * SECOND).seconds, 5);
+}
+
+#[test]
+fn a_figure_that_is_missing_is_none_and_not_zero() {
+    let mut live = Live::new(limits());
+    for second in 0..20 {
+        live.now += SECOND;
+        let Input::Tick(tick) = tick(0, 0.25) else { unreachable!() };
+        let mut tick = Arc::unwrap_or_clone(tick);
+        if second == 10 {
+            tick.activity.storage = Err(Missing::new("storage", "torn"));
+        }
+        live.tell(&Input::Tick(Arc::new(tick)));
+    }
+    // Nobody watched for a while.
+    live.now += 3 * SECOND;
+    live.second(1, 0.5);
+    let view = history(&live.ring.segments(), live.now, 300 * SECOND);
+    let of = |row: &[Option<f64>]| row[8..].to_vec();
+    let (zero, one) = (Some(0.0), Some(1.0));
+    assert_eq!(of(&view.completed)[..5], [zero, None, zero, zero, zero]);
+    assert_eq!(of(&view.packets_from_guest)[10..], [zero, None, None, one]);
+}
+
+#[test]
+fn what_was_decided_is_marked() {
+    let mut live = a_panic_after(50);
+    live.now += SECOND;
+    live.tell(&Input::Restarted { cause: crate::verdict::Cause::Spinning, was_up: false });
+    for _ in 0..5 {
+        live.second(2, 0.4);
+    }
+    let view = history(&live.ring.segments(), live.now, 300 * SECOND);
+    let kinds: Vec<MarkKind> = view.marks.iter().map(|mark| mark.kind).collect();
+    use MarkKind::{Life, Restart, Suspicion, Verdict};
+    assert_eq!(kinds, [Suspicion, Verdict, Restart, Life]);
+    assert!(view.marks[1].text.contains("a vCPU was pinned"), "{:?}", view.marks[1]);
+    assert!(view.marks.is_sorted_by_key(|mark| mark.second));
+}

@@ -1,0 +1,85 @@
+//! Boot sectors under KVM, where this machine has one that runs them: a nested one may not.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::crashes::boot_sector_runs;
+use super::{Expected, Place, Programs, Scenario};
+use crate::boot_sector::BootSector;
+use crate::guest::{Accelerator, GuestConfig};
+use crate::interrupt;
+
+/// What nobody can ask may stay suspected.
+const UNASKED: Expected = Expected::LeftAlone { states: &["alive", "suspect"] };
+
+const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "kvm-cli-hlt",
+        what: "A boot sector halts with interrupts off, under KVM; it is as dead after a restart",
+        guests: |place| sector(place, BootSector::CliHlt),
+        boots: false,
+        pins: 0,
+        fault: boot_sector_runs,
+        expected: Expected::Crashed { causes: &["halted"], recovers: false },
+    },
+    Scenario {
+        name: "kvm-cli-jmp",
+        what: "A boot sector spins with interrupts off, under KVM; it is as dead after a restart",
+        guests: |place| sector(place, BootSector::CliJmp),
+        boots: false,
+        pins: 1,
+        fault: boot_sector_runs,
+        expected: Expected::Crashed { causes: &["spinning"], recovers: false },
+    },
+    Scenario {
+        name: "kvm-sti-hlt",
+        what: "A boot sector halts with interrupts on, under KVM: it idles",
+        guests: |place| sector(place, BootSector::StiHlt),
+        boots: false,
+        pins: 0,
+        fault: boot_sector_runs,
+        expected: UNASKED,
+    },
+    Scenario {
+        name: "kvm-sti-jmp",
+        what: "A boot sector spins with interrupts on, under KVM: it is busy",
+        guests: |place| sector(place, BootSector::StiJmp),
+        boots: false,
+        pins: 1,
+        fault: boot_sector_runs,
+        expected: UNASKED,
+    },
+];
+
+/// Those that are to be played where [`runs`] says so.
+pub fn scenarios() -> Vec<Scenario> {
+    SCENARIOS.to_vec()
+}
+
+/// Whether KVM runs a boot sector here.
+///
+/// # Errors
+///
+/// If there is no place to try it, or on a signal.
+pub fn runs(programs: &Programs) -> Result<bool> {
+    let place = Place::new(programs)?;
+    let guests = sector(&place, BootSector::StiHlt)?;
+    let Some(guest) = guests.first().and_then(|config| config.start().ok()) else {
+        return Ok(false);
+    };
+    let registers = json!({ "command-line": "info registers" });
+    let booted = interrupt::wait_until("a boot sector under KVM", Duration::from_secs(15), || {
+        let text = guest.qmp("human-monitor-command", &registers)?;
+        Ok(text.as_str().is_some_and(|text| text.contains("EIP=00007c0")).then_some(()))
+    });
+    interrupt::check()?;
+    Ok(booted.is_ok())
+}
+
+fn sector(place: &Place, code: BootSector) -> Result<Vec<GuestConfig>> {
+    let mut config = place.boot_sector("guest", code);
+    config.accelerator = Accelerator::Kvm;
+    Ok(vec![config])
+}

@@ -1,0 +1,142 @@
+//! `cargo xtask matrix`: plays every scenario with real guests, and writes `docs/verdicts.md`.
+//!
+//! Each run is a stage of its own: a daemon, a network namespace, guests, one of them a bystander. Several play at
+//! once, but no more of them keep a CPU busy than there are CPUs: a guest that is starved by another scenario's
+//! would be judged as that.
+
+mod report;
+mod schedule;
+mod sensors;
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use flatline_tests::scenario::{self, Outcome, Programs, Scenario, Stage};
+use flatline_tests::{image, interrupt};
+
+use crate::process::{elapsed, heading, workspace_root};
+use crate::{build_ebpf, executable, guest, setup};
+use report::Report;
+
+/// What to play.
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    /// How often each scenario is played
+    #[arg(
+        long,
+        default_value_t = 3,
+        value_parser = clap::value_parser!(u32).range(1..),
+        conflicts_with = "sensors"
+    )]
+    runs: u32,
+    /// Only this scenario (may be repeated); docs/verdicts.md is then left as it is
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Each fault with each sensor taken away instead, once; --only names sensors then
+    #[arg(long)]
+    sensors: bool,
+    /// Only name the scenarios
+    #[arg(long, conflicts_with = "sensors")]
+    list: bool,
+}
+
+/// What the tests play of it: one of each kind that no other end-to-end test has, in three minutes.
+const CHOICE: [&str; 9] = [
+    "panic-busy",
+    "hard-lockup-2-of-2",
+    "pvpanic-none",
+    "boot-loop",
+    "compute-unasked",
+    "network-down",
+    "agent-and-balloon",
+    "qemu-stopped",
+    "disk-hangs",
+];
+
+impl Options {
+    /// Each scenario of the tests' choice, once.
+    pub(crate) fn choice() -> Self {
+        Self { runs: 1, only: CHOICE.map(str::to_owned).into(), list: false, sensors: false }
+    }
+}
+
+/// Builds what is missing, plays, and writes.
+///
+/// # Errors
+///
+/// If a verdict was not the one that is due, a guest was reset wrongly, something could not be played, or Ctrl-C
+/// came.
+pub(crate) fn task(options: &Options) -> Result<()> {
+    let trials = if options.sensors { sensors::chosen(&options.only)? } else { Vec::new() };
+    let mut scenarios = if options.sensors { Vec::new() } else { chosen(&options.only)? };
+    if options.list {
+        for Scenario { name, what, expected, .. } in &scenarios {
+            println!("{name}: {what}. Due: {}.", expected.words());
+        }
+        return Ok(());
+    }
+    if !rustix::process::geteuid().is_root() {
+        bail!("the matrix needs root, for its network namespaces and to load eBPF programs");
+    }
+    setup::ensure()?;
+    build_ebpf::build()?;
+    let daemon = executable::build("the daemon", &["--package", "flatline"])?;
+    let programs = Programs { daemon, images: image::build(&guest::build()?, |_| {})? };
+    interrupt::install()?;
+    if options.sensors {
+        return sensors::task(&trials, &programs);
+    }
+    // Not everywhere, and told apart.
+    if scenarios.iter().any(is_under_kvm) && !scenario::kvm_runs(&programs)? {
+        heading("KVM runs no boot sector here: what needs it is not played");
+        scenarios.retain(|scenario| !is_under_kvm(scenario));
+    }
+    let begin = Instant::now();
+    let runs: Vec<Scenario> = (0..options.runs).flat_map(|_| scenarios.iter().copied()).collect();
+    heading(&format!("{} runs of {} scenarios", runs.len(), scenarios.len()));
+    let cpus = std::thread::available_parallelism()?.get();
+    let mut report = Report::new(&scenarios);
+    schedule::play(
+        &runs,
+        cpus,
+        |scenario| play(scenario, &programs),
+        |scenario, played| {
+            println!("{:>8}  {}", elapsed(begin.elapsed()), report.add(scenario, played));
+        },
+    );
+    interrupt::check()?;
+    if options.only.is_empty() {
+        let path = workspace_root().join("docs/verdicts.md");
+        report.write(&path)?;
+        heading(&format!("{} has it all", path.display()));
+    }
+    let failed = report.failures();
+    if !failed.is_empty() {
+        bail!("not as it is due:\n{failed}");
+    }
+    heading(&format!("all as it is due, in {}", elapsed(begin.elapsed())));
+    Ok(())
+}
+
+fn play(scenario: &Scenario, programs: &Programs) -> Result<Outcome> {
+    let stage = Stage::set_up(scenario, programs)?;
+    scenario::run(scenario, &stage)
+}
+
+fn is_under_kvm(scenario: &Scenario) -> bool {
+    scenario::under_kvm().iter().any(|other| other.name == scenario.name)
+}
+
+fn chosen(names: &[String]) -> Result<Vec<Scenario>> {
+    let mut scenarios = [scenario::all(), scenario::under_kvm()].concat();
+    for name in names {
+        if !scenarios.iter().any(|scenario| scenario.name == name) {
+            bail!("no scenario is called {name}: see `cargo xtask matrix --list`");
+        }
+    }
+    if !names.is_empty() {
+        scenarios.retain(|scenario| names.iter().any(|name| scenario.name == name));
+    }
+    Ok(scenarios)
+}

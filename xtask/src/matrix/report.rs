@@ -1,0 +1,216 @@
+//! What came of the runs, as lines on the terminal and as `docs/verdicts.md`.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::Result;
+use flatline_tests::scenario::{BOOT_GRACE, FLAT_FOR, Outcome, Scenario, UNCONFIRMED_FLAT_FOR};
+
+use crate::document::{machine, spread, table, wrapped};
+use crate::verdicts::{self, Section};
+
+/// All runs of all scenarios.
+#[derive(Debug)]
+pub(super) struct Report {
+    rows: Vec<Row>,
+}
+
+/// Runs of one scenario.
+#[derive(Debug)]
+struct Row {
+    scenario: Scenario,
+    outcomes: Vec<Outcome>,
+    /// Why some could not be played.
+    errors: Vec<String>,
+}
+
+impl Report {
+    pub(super) fn new(scenarios: &[Scenario]) -> Self {
+        let row = |scenario: &Scenario| Row {
+            scenario: *scenario,
+            outcomes: Vec::new(),
+            errors: Vec::new(),
+        };
+        Self { rows: scenarios.iter().map(row).collect() }
+    }
+
+    /// Adds a run, and returns its line for the terminal.
+    pub(super) fn add(&mut self, scenario: &Scenario, played: Result<Outcome>) -> String {
+        let row = self.rows.iter_mut().find(|row| row.scenario.name == scenario.name);
+        let name = scenario.name;
+        match played {
+            Ok(outcome) => {
+                let line = format!("{name}: {}", told(&outcome));
+                row.into_iter().for_each(|row| row.outcomes.push(outcome.clone()));
+                line
+            }
+            Err(error) => {
+                let line = format!("{name}: NOT PLAYED: {error:#}");
+                row.into_iter().for_each(|row| row.errors.push(format!("{error:#}")));
+                line
+            }
+        }
+    }
+
+    /// A line for each run that was not as is due.
+    pub(super) fn failures(&self) -> String {
+        let mut lines = String::new();
+        for Row { scenario, outcomes, errors } in &self.rows {
+            let wrong = outcomes.iter().filter(|outcome| !is_right(outcome)).map(told);
+            for line in wrong.chain(errors.iter().map(|error| format!("not played: {error}"))) {
+                // Writing to a String cannot fail.
+                let _ = writeln!(lines, "- {}: {line}", scenario.name);
+            }
+        }
+        lines
+    }
+
+    /// Writes its section of `docs/verdicts.md`.
+    pub(super) fn write(&self, path: &Path) -> Result<()> {
+        let settings = format!(
+            "The daemon had its default `flat_for` of {} s, a `boot_grace` of {} s, and an \
+             `unconfirmed_flat_for` of {} s, shorter than the default so that a run that takes less than a \
+             minute would show it.",
+            FLAT_FOR.as_secs(),
+            BOOT_GRACE.as_secs(),
+            UNCONFIRMED_FLAT_FOR.as_secs()
+        );
+        let mut text = format!("{INTRODUCTION}\n{}\n\n", wrapped(&settings));
+        let _ = write!(
+            text,
+            "{}\n\n{}",
+            wrapped(&format!("Measured on {}.", machine()?)),
+            self.table()
+        );
+        let failures = self.failures();
+        if !failures.is_empty() {
+            let items: Vec<String> = failures.lines().map(wrapped).collect();
+            let _ = write!(text, "\n### Not as it is due\n\n{}\n", items.join("\n"));
+        }
+        let _ = write!(text, "\n### The scenarios\n\n");
+        for Row { scenario: Scenario { name, what, .. }, .. } in &self.rows {
+            let _ = writeln!(text, "{}", wrapped(&format!("- **{name}**: {what}.")));
+        }
+        verdicts::put(path, Section::Matrix, &text)
+    }
+
+    fn table(&self) -> String {
+        let heading = [
+            "scenario",
+            "due",
+            "verdict",
+            "fault to verdict, s",
+            "back after, s",
+            "runs",
+            "wrong resets",
+        ];
+        let mut lines = vec![heading.map(str::to_owned)];
+        lines.extend(self.rows.iter().map(Row::cells));
+        table(&lines)
+    }
+}
+
+impl Row {
+    fn cells(&self) -> [String; 7] {
+        let Self { scenario, outcomes, errors } = self;
+        let mut verdicts: Vec<String> = Vec::new();
+        for outcome in outcomes {
+            let mark = if is_right(outcome) { "" } else { "**wrong**: " };
+            let verdict = format!("{mark}{}", verdict(outcome));
+            if !verdicts.contains(&verdict) {
+                verdicts.push(verdict);
+            }
+        }
+        if !errors.is_empty() {
+            verdicts.push("not played".to_owned());
+        }
+        let wrong: u32 = outcomes.iter().map(|outcome| outcome.wrong_resets).sum();
+        [
+            scenario.name.to_owned(),
+            scenario.expected.words(),
+            verdicts.join("; "),
+            spread(outcomes.iter().filter_map(|outcome| outcome.detect)),
+            spread(outcomes.iter().filter_map(|outcome| outcome.recover)),
+            (outcomes.len() + errors.len()).to_string(),
+            wrong.to_string(),
+        ]
+    }
+}
+
+pub(super) fn is_right(outcome: &Outcome) -> bool {
+    outcome.as_expected && outcome.wrong_resets == 0
+}
+
+fn verdict(outcome: &Outcome) -> String {
+    let cause = outcome.cause.as_ref().map(|cause| format!(" ({cause})"));
+    format!("{}{}", outcome.verdict, cause.unwrap_or_default())
+}
+
+/// A run in a line.
+pub(super) fn told(outcome: &Outcome) -> String {
+    let mut line = verdict(outcome);
+    if let Some(detect) = outcome.detect {
+        let _ = write!(line, " after {:.1} s", detect.as_secs_f64());
+    }
+    if let Some(recover) = outcome.recover {
+        let _ = write!(line, ", back {:.1} s later", recover.as_secs_f64());
+    }
+    if outcome.wrong_resets > 0 {
+        let _ = write!(line, ", {} WRONG RESETS", outcome.wrong_resets);
+    }
+    let due = if outcome.as_expected { "" } else { "WRONG: " };
+    format!("{due}{line}: {}", outcome.reason)
+}
+
+const INTRODUCTION: &str = "\
+## Each scenario
+
+Written by `cargo xtask matrix`, which plays everything here anew. In each scenario something becomes of a real guest,
+under TCG unless its name begins with `kvm-`, while a daemon watches it and an idle bystander; in what follows, *due* is
+what has to come of it, and a wrong reset is one from outside, by QEMU's own account, of a guest that had to be left
+alone. Times are the least, the median and the most of all runs: from the fault to the verdict as `status` and
+`incidents` tell it, asked five times a second, and from the verdict, or for a guest that reboots itself from the fault,
+to the first sign of life.
+";
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use flatline_tests::scenario;
+
+    use super::*;
+
+    fn outcome(verdict: &str, seconds: u64) -> Outcome {
+        Outcome {
+            verdict: verdict.to_owned(),
+            detect: Some(Duration::from_secs(seconds)),
+            as_expected: true,
+            ..Outcome::default()
+        }
+    }
+
+    #[test]
+    fn a_row_has_the_spread_of_all_runs_and_each_verdict_once() {
+        let scenarios = scenario::all();
+        let mut report = Report::new(&scenarios[..1]);
+        for seconds in [13, 11, 12] {
+            report.add(&scenarios[0], Ok(outcome("crashed", seconds)));
+        }
+        let cells = report.rows[0].cells();
+        assert_eq!(&cells[2..], ["crashed", "11.0 / 12.0 / 13.0", "", "3", "0"]);
+        assert_eq!(report.failures(), "");
+    }
+
+    #[test]
+    fn a_wrong_reset_is_a_failure_whatever_the_verdict() {
+        let scenarios = scenario::all();
+        let mut report = Report::new(&scenarios[..1]);
+        let reset = Outcome { wrong_resets: 1, ..outcome("crashed", 11) };
+        report.add(&scenarios[0], Ok(reset));
+        report.add(&scenarios[0], Err(anyhow::anyhow!("no room")));
+        let failures = report.failures();
+        assert!(failures.contains("WRONG RESETS") && failures.contains("no room"), "{failures}");
+        assert!(report.rows[0].cells()[2].contains("**wrong**"));
+    }
+}

@@ -1,0 +1,83 @@
+//! `docs/verdicts.md`: several tasks write a section of it each, and keep the others'.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+const TITLE: &str = "# Verdicts\n";
+
+/// A section, in the order in which they stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Section {
+    /// Each scenario.
+    Matrix,
+    /// Sensors taken away.
+    Sensors,
+    /// Many guests for long.
+    Soak,
+}
+
+const SECTIONS: [Section; 3] = [Section::Matrix, Section::Sensors, Section::Soak];
+
+impl Section {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Matrix => "matrix",
+            Self::Sensors => "sensors",
+            Self::Soak => "soak",
+        }
+    }
+
+    fn markers(self) -> [String; 2] {
+        ["begin", "end"].map(|end| format!("<!-- {end}: {} -->\n", self.name()))
+    }
+}
+
+/// Writes a section into the file, which is made if it is not there.
+///
+/// # Errors
+///
+/// If the file cannot be read or written.
+pub(crate) fn put(path: &Path, section: Section, text: &str) -> Result<()> {
+    let before = match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        read => read.with_context(|| format!("could not read {}", path.display()))?,
+    };
+    path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+    std::fs::write(path, with(&before, section, text))
+        .with_context(|| format!("could not write {}", path.display()))
+}
+
+/// The file's new content. What stands outside of all markers is nobody's, and goes.
+fn with(before: &str, section: Section, text: &str) -> String {
+    let mut all = TITLE.to_owned();
+    for each in SECTIONS {
+        let [begin, end] = each.markers();
+        let content = if each == section { Some(text) } else { between(before, &begin, &end) };
+        if let Some(content) = content {
+            all.push_str(&format!("\n{begin}{}\n{end}", content.trim_end()));
+        }
+    }
+    all
+}
+
+fn between<'a>(text: &'a str, begin: &str, end: &str) -> Option<&'a str> {
+    let (_, rest) = text.split_once(begin)?;
+    rest.split_once(end).map(|(content, _)| content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_section_is_replaced_and_the_others_are_kept_in_their_order() {
+        let first = with("", Section::Soak, "## Soak\n\nold\n");
+        let second = with(&first, Section::Matrix, "## Each\n");
+        let third = with(&second, Section::Soak, "## Soak\n\nnew\n");
+        assert!(third.starts_with("# Verdicts\n\n<!-- begin: matrix -->\n## Each\n"));
+        assert!(third.contains("new") && !third.contains("old"), "{third}");
+        assert!(third.find("## Each") < third.find("## Soak"));
+        assert_eq!(with(&third, Section::Soak, "## Soak\n\nnew\n"), third);
+    }
+}
