@@ -26,6 +26,7 @@ pub const ENTRIES: &[Entry] = &[
     ("incident", incident),
     ("proc", proc),
     ("qmp", qmp),
+    ("recording", recording),
     ("registers", registers),
 ];
 
@@ -116,6 +117,11 @@ fn check_event(event: &QmpEvent) {
         | QmpEvent::DeviceDeleted => "",
     };
     assert!(text.len() <= MAX_TEXT_CHARS && text.bytes().all(|byte| matches!(byte, b' '..=b'~')));
+}
+
+/// A recording, which anybody may hand to `replay`.
+pub fn recording(bytes: &[u8]) {
+    crate::report::recording::fuzzing::recording(bytes);
 }
 
 /// The text of `info registers -a`, and of `info lapic`.

@@ -15,6 +15,8 @@
 
 pub mod archive;
 pub mod file;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzzing;
 pub mod history;
 mod limits;
 pub mod record;

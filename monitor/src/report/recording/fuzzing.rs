@@ -1,0 +1,36 @@
+//! What fuzzers may call of recordings: see [`crate::fuzzing`].
+
+use std::path::Path;
+
+use super::{
+    Header, Segment,
+    file::{PREAMBLE_BYTES, Reader},
+    record::take,
+    replay::Replayer,
+};
+
+/// The bytes as a file; and, since no fuzzer hits a checksum, as a header with a segment of that VM behind it,
+/// which is judged once more.
+pub(crate) fn recording(mut bytes: &[u8]) {
+    if let Ok(mut reader) = Reader::new(bytes, Path::new("fuzzed")) {
+        assert!(bytes.len() >= PREAMBLE_BYTES);
+        while let Ok(Some((segment, decoded))) = reader.next_segment() {
+            judge(reader.header(), &segment, decoded);
+        }
+    }
+    let Ok(header) = take::<Header>(&mut bytes) else { return };
+    if super::limits::terms(&header.terms).is_err() {
+        return;
+    }
+    let Ok(segment) = Segment::from_bytes(bytes) else { return };
+    if let Ok(decoded) = segment.decode() {
+        judge(&header, &segment, decoded);
+    }
+}
+
+fn judge(header: &Header, segment: &Segment, decoded: super::Decoded) {
+    let mut replayer = Replayer::new(header.clone(), None);
+    replayer.segment(segment, decoded);
+    let replay = replayer.finish();
+    assert_eq!(replay.pid, header.pid);
+}
