@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Cause, State, Watch};
+use super::{Cause, State, Tally, Watch};
 use crate::config::Storm;
 
 /// A VM that was convicted of silence so long ago still counts.
@@ -69,8 +69,12 @@ fn standing(watch: &Watch, now: Duration) -> Standing {
         State::Held if watch.storm.is_some() => Standing::Silent,
         State::Held | State::Unobservable | State::Failed { .. } => Standing::Elsewhere,
         State::Starting | State::Alive => Standing::Lives,
-        State::Suspect { tally } if tally.rounds == 0 => Standing::Unheard,
-        State::Suspect { .. } => Standing::Silent,
+        State::Suspect { tally } => match tally {
+            Tally { rounds: 0, .. } => Standing::Unheard,
+            // Guests that boot together do nothing that can be seen, either, and nothing speaks against them.
+            Tally { halted: 0, stuck: 0, silent: 0, last_words: 0, .. } => Standing::Lives,
+            Tally { .. } => Standing::Silent,
+        },
         State::Crashed { cause } | State::Recovering { cause, .. } => {
             let recent = now.saturating_sub(watch.since) < REMEMBERED;
             match cause {
@@ -90,7 +94,6 @@ fn standing(watch: &Watch, now: Duration) -> Standing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::Tally;
 
     const NOW: Duration = Duration::from_secs(1000);
     const STORM: Storm = Storm { vms: 3, share: 0.5 };
@@ -102,7 +105,7 @@ mod tests {
     }
 
     fn suspect(rounds: u32) -> Watch {
-        in_state(State::Suspect { tally: Tally { rounds, ..Tally::default() } })
+        in_state(State::Suspect { tally: Tally { rounds, stuck: rounds, ..Tally::default() } })
     }
 
     fn judge(watches: &[Watch]) -> Company {
@@ -124,6 +127,13 @@ mod tests {
     fn whoever_was_not_heard_yet_leaves_it_undecided() {
         assert_eq!(judge(&[suspect(1), suspect(0), suspect(0)]), Company::Undecided);
         assert_eq!(judge(&[suspect(1), suspect(0), in_state(State::Alive)]), Company::Few);
+    }
+
+    #[test]
+    fn guests_that_nothing_speaks_against_are_no_storm_however_many() {
+        let mut booting = suspect(1);
+        booting.state = State::Suspect { tally: Tally { rounds: 1, ..Tally::default() } };
+        assert_eq!(judge(&[booting.clone(), booting.clone(), booting]), Company::Few);
     }
 
     #[test]
