@@ -32,6 +32,13 @@ impl Passing {
         }
     }
 
+    /// Whether only the kernel's count moved since the last look: packets passed by, or are still on their way.
+    pub(super) fn is_behind(&self, ours: u64, kernel: u64) -> bool {
+        self.last.is_some_and(|(ours_before, kernel_before)| {
+            ours == ours_before && kernel != kernel_before
+        })
+    }
+
     /// The taps changed: the kernel's count is another one.
     pub(super) fn begin_anew(&mut self) {
         self.last = None;
@@ -47,6 +54,7 @@ mod tests {
         let mut passing = Passing::default();
         assert_eq!(passing.look(5, 5), 0);
         assert_eq!(passing.look(6, 6), 0, "both moved");
+        assert!(passing.is_behind(6, 9) && !passing.is_behind(7, 9) && !passing.is_behind(6, 6));
         assert_eq!(passing.look(6, 9), 1);
         assert_eq!(passing.look(6, 12), 2);
         assert_eq!(passing.look(6, 12), 0, "a silent guest is seen as one");
