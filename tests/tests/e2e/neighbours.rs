@@ -202,12 +202,11 @@ fn probe(learned: &Learned<'_>, socket: &ProbeSocket) -> Result<()> {
         let Some(frame) = frame else { continue };
         socket.send(learned.tap.ifindex, frame)?;
         expected = [expected[0] + 1, expected[1] + 1, expected[2] + ndp, expected[3]];
-        // Its look whether we are there may follow at any time.
-        let now = interrupt::wait_until("an answer", Duration::from_secs(5), || {
-            Ok(Some(learned.counters()?).filter(|now| now[1] == expected[1]))
+        // A CPU's counters are not read in one moment; and its look whether we are there follows in some seconds.
+        interrupt::wait_until("an answer", Duration::from_secs(5), || {
+            Ok((learned.counters()? == expected).then_some(()))
         })
-        .with_context(|| format!("{:?}", learned.counters()))?;
-        ensure!(now == expected, "{now:?} instead of {expected:?}");
+        .with_context(|| format!("{:?} instead of {expected:?}", learned.counters()))?;
     }
     interrupt::wait_until("a look whether we are there", REACHABILITY_LIMIT, || {
         Ok((learned.counters()?[1] > expected[1]).then_some(()))

@@ -113,7 +113,8 @@ fn check_polling_is_off(guest: &Guest) -> Result<()> {
 fn wait_for_witness(daemon: &Daemon, vm: &str, name: &str, said: &str, text: &str) -> Result<()> {
     let mut last = Value::Null;
     let found = interrupt::wait_until(&format!("{vm}: {name} {said}"), BOOT_LIMIT, || {
-        let shown = daemon.show(vm)?;
+        // It may not have been found yet.
+        let Ok(shown) = daemon.show(vm) else { return Ok(None) };
         let rows = shown["signals"].as_array().cloned().unwrap_or_default();
         last = rows.into_iter().find(|row| row["name"] == name).unwrap_or(Value::Null);
         let value = last["value"].as_str().unwrap_or_default();
