@@ -173,14 +173,12 @@ impl Sensor {
                 let client = Qmp::new(UnixStream::connect(stage.guest().qmp_path())?)?;
                 stage.daemon.start_again()?;
                 // The new daemon is to know its address, and to have asked it once: what is sent before its tap
-                // is watched is no use.
+                // is watched is no use, and only ARP tells.
                 interrupt::wait_until("the tap to be watched", WITHIN, || {
                     let row = stage.row(stage.guest().name())?;
                     Ok(row.filter(|row| row["network"].is_object()).map(drop))
                 })?;
-                for guest in stage.others().chain([stage.guest()]) {
-                    guest.run("net 1", WITHIN)?;
-                }
+                ensure!(stage.answers()?, "the guest does not answer ARP");
                 stage.settle()?;
                 return Ok(Some(client));
             }
