@@ -117,6 +117,7 @@ fn try_target(target: &str, seconds: u32) -> Result<()> {
         format!("-rss_limit_mb={MOST_MIB}"),
         format!("-artifact_prefix={}/", found.display()),
         "-verbosity=0".to_owned(),
+        "-print_funcs=0".to_owned(),
         "-print_final_stats=1".to_owned(),
     ];
     // What is learned goes into the first, and the second is only read.
