@@ -233,6 +233,13 @@ impl Daemon {
         &self.log
     }
 
+    /// The last lines of its log.
+    pub fn log_tail(&self, lines: usize) -> String {
+        let text = self.log.text();
+        let all: Vec<&str> = text.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+
     /// Its process id, while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)

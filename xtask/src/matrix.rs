@@ -102,7 +102,8 @@ pub(crate) fn task(options: &Options) -> Result<()> {
         cpus,
         |scenario| play(scenario, &programs),
         |scenario, played| {
-            println!("{:>8}  {}", elapsed(begin.elapsed()), report.add(scenario, played));
+            let log = report::log(&played);
+            println!("{:>8}  {}{log}", elapsed(begin.elapsed()), report.add(scenario, played));
         },
     );
     interrupt::check()?;

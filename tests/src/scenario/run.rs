@@ -18,6 +18,8 @@ const TOLD_WITHIN: Duration = Duration::from_secs(20);
 const BACK_WITHIN: Duration = Duration::from_secs(60);
 /// For a person to be called: a loop turns many times meanwhile.
 const GIVEN_UP_WITHIN: Duration = Duration::from_secs(120);
+/// Lines of the daemon's log that are kept.
+const LOG_LINES: usize = 60;
 /// How often the daemon is asked.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -39,6 +41,8 @@ pub struct Outcome {
     pub wrong_resets: u32,
     /// Whether it is what was due, and nobody else was convicted.
     pub as_expected: bool,
+    /// The end of the daemon's log, if it is not.
+    pub log: Option<String>,
 }
 
 /// What the daemon says now.
@@ -83,6 +87,7 @@ pub fn run(scenario: &Scenario, stage: &Stage) -> Result<Outcome> {
         outcome.as_expected = false;
         outcome.reason.push_str(&format!("; {} was convicted: {incident}", incident["vm"]));
     }
+    outcome.keep_log(stage);
     Ok(outcome)
 }
 
@@ -306,6 +311,13 @@ impl Look {
 }
 
 impl Outcome {
+    /// Keeps the daemon's log if there is something to look for.
+    pub(super) fn keep_log(&mut self, stage: &Stage) {
+        if !self.as_expected || self.wrong_resets > 0 {
+            self.log = Some(stage.daemon.log_tail(LOG_LINES));
+        }
+    }
+
     fn has_cause_of(&self, causes: &[&str]) -> bool {
         self.cause.as_deref().is_some_and(|cause| causes.contains(&cause))
     }

@@ -295,6 +295,7 @@ impl Trial {
                 outcome.reason.push_str(&format!("; a bystander was convicted: {incident}"));
             }
         }
+        outcome.keep_log(stage);
         Ok(outcome)
     }
 }

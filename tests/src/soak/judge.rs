@@ -125,7 +125,8 @@ impl Judge {
             let vm = text(&incident, "vm");
             if !self.awaited.remove(vm) {
                 self.summary.wrong_incidents += 1;
-                let why = format!("{vm} was convicted:\n{incident}\n{}", log_tail(daemon));
+                let why =
+                    format!("{vm} was convicted:\n{incident}\n{}", daemon.log_tail(LOG_LINES));
                 self.failed(why, &say);
             }
         }
@@ -147,7 +148,7 @@ impl Judge {
                 let why = format!(
                     "{} was reset {wrong} times more than is due\n{}",
                     member.name(),
-                    log_tail(daemon)
+                    daemon.log_tail(LOG_LINES)
                 );
                 self.failed(why, &say);
             }
@@ -169,7 +170,7 @@ impl Judge {
             misfits = self::misfits(daemon, fleet)?;
         }
         for misfit in misfits {
-            self.failed(format!("{misfit}\n{}", log_tail(daemon)), &say);
+            self.failed(format!("{misfit}\n{}", daemon.log_tail(LOG_LINES)), &say);
         }
         for member in fleet.members.iter().filter(|member| member.kind.obeys()) {
             if !member.answers(ANSWERS_WITHIN) {
@@ -207,11 +208,4 @@ fn misfits(daemon: &Daemon, fleet: &Fleet) -> Result<Vec<String>> {
     };
     let members = fleet.members.iter();
     Ok(members.filter_map(|member| misfit(member.name(), member.kind.fitting_states())).collect())
-}
-
-/// The end of the daemon's log.
-pub(super) fn log_tail(daemon: &Daemon) -> String {
-    let text = daemon.log().text();
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
 }

@@ -146,6 +146,12 @@ fn verdict(outcome: &Outcome) -> String {
     format!("{}{}", outcome.verdict, cause.unwrap_or_default())
 }
 
+/// What the daemon logged, on lines of its own, if the run was not as is due.
+pub(super) fn log(played: &Result<Outcome>) -> String {
+    let log = played.as_ref().ok().and_then(|outcome| outcome.log.as_ref());
+    log.map(|log| format!("\n{log}")).unwrap_or_default()
+}
+
 /// A run in a line.
 pub(super) fn told(outcome: &Outcome) -> String {
     let mut line = verdict(outcome);

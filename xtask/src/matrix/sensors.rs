@@ -51,7 +51,8 @@ pub(super) fn task(trials: &[Trial], programs: &Programs) -> Result<()> {
         cpus,
         |trial| trial.play(programs),
         |trial, played| {
-            println!("{:>8}  {}", elapsed(begin.elapsed()), told(trial, &played));
+            let (line, log) = (told(trial, &played), report::log(&played));
+            println!("{:>8}  {line}{log}", elapsed(begin.elapsed()));
             all.push((*trial, played));
         },
     );
