@@ -123,23 +123,13 @@ impl Engine {
 
     /// The record of a crash that was found just now.
     fn new_incident(&self, watched: &WatchedVm, cause: Cause, reason: String) -> Incident {
-        let detected_at = SystemTime::now();
+        let (detected_at, name) = (SystemTime::now(), &watched.vm.name);
+        let id = self.store.new_id(detected_at, name);
         Incident {
-            id: self.store.new_id(detected_at, &watched.vm.name),
-            vm: watched.vm.name.clone(),
             uuid: watched.vm.uuid.clone(),
             pid: watched.vm.id.pid,
-            cause: cause.to_string(),
-            reason,
             last_sign_of_life: Some(self.wall_clock(watched.watch.line.last_life)),
-            detected_at,
-            action: None,
-            action_at: None,
-            outcome: None,
-            recovered_at: None,
-            detect_seconds: None,
-            recover_seconds: None,
-            evidence: Vec::new(),
+            ..Incident::new(id, name.clone(), cause.to_string(), reason, detected_at)
         }
     }
 

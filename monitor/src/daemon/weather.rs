@@ -48,22 +48,11 @@ impl Engine {
         let reason = format!("{seen}: {}", names.join(", "));
         warn!("{reason}");
         let detected_at = std::time::SystemTime::now();
+        let id = self.store.new_id(detected_at, "host");
+        let (vm, cause) = (WHOLE_HOST.to_owned(), "storm".to_owned());
         let incident = Incident {
-            id: self.store.new_id(detected_at, "host"),
-            vm: WHOLE_HOST.to_owned(),
-            uuid: None,
-            pid: 0,
-            cause: "storm".to_owned(),
-            reason,
-            last_sign_of_life: None,
-            detected_at,
-            action: None,
-            action_at: None,
             outcome: Some(Outcome::Refused),
-            recovered_at: None,
-            detect_seconds: None,
-            recover_seconds: None,
-            evidence: Vec::new(),
+            ..Incident::new(id, vm, cause, reason, detected_at)
         };
         self.scribe.write(&incident, Vec::new(), None);
     }

@@ -78,6 +78,35 @@ pub struct Incident {
     pub evidence: Vec<String>,
 }
 
+impl Incident {
+    /// One that was detected just now, of which nothing more is known yet.
+    pub fn new(
+        id: String,
+        vm: String,
+        cause: String,
+        reason: String,
+        detected_at: SystemTime,
+    ) -> Self {
+        Self {
+            id,
+            vm,
+            uuid: None,
+            pid: 0,
+            cause,
+            reason,
+            last_sign_of_life: None,
+            detected_at,
+            action: None,
+            action_at: None,
+            outcome: None,
+            recovered_at: None,
+            detect_seconds: None,
+            recover_seconds: None,
+            evidence: Vec::new(),
+        }
+    }
+}
+
 /// The answer to `incidents`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct IncidentsView {
