@@ -73,7 +73,7 @@ impl Engine {
         let suspects = self.vms.values().any(|watched| {
             watched.vm.accelerator == Accelerator::Kvm && watched.watch.is_being_asked()
         });
-        if suspects != self.probes.kvm_hooks().attached {
+        if suspects != self.probes.kvm_is_attached() {
             self.probes.kvm(suspects);
         }
     }

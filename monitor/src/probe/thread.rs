@@ -149,6 +149,11 @@ impl ProbeThread {
         self.send(Request::Kvm(wanted));
     }
 
+    /// Whether they are attached now: asked every tick, and cheaper than all of what follows.
+    pub fn kvm_is_attached(&self) -> bool {
+        self.kvm.borrow().attached
+    }
+
     /// Which of KVM's tracepoints are attached, and of the last time that they were, which could not be.
     pub fn kvm_hooks(&self) -> KvmHooks {
         self.kvm.borrow().clone()
