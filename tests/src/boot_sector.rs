@@ -29,6 +29,18 @@ const TIMER_CLI_HLT: &[u8] = &[
     0xf4, 0xeb, 0xfd, // hlt; jmp to the hlt
 ];
 
+/// [`BootSector::NowhereJmp`].
+#[rustfmt::skip]
+const NOWHERE_JMP: &[u8] = &[
+    0xfa, // cli
+    0x0f, 0x01, 0x16, 0x2a, 0x7c, // lgdt [0x7c2a]
+    0x0f, 0x20, 0xc0, 0x0c, 0x01, 0x0f, 0x22, 0xc0, // mov eax, cr0; or al, 1; mov cr0, eax
+    0xea, 0x13, 0x7c, 0x08, 0, // jmp 8:0x7c13, which is the next instruction, of 32 bits
+    0xb8, 0, 0, 0, 0xd0, 0xff, 0xe0, // mov eax, 0xd0000000; jmp eax
+    0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0x9a, 0xcf, 0, // the descriptors: none, and flat code
+    0x0f, 0, 0x1a, 0x7c, 0, 0, // what lgdt loads: 16 bytes from 0x7c1a
+];
+
 /// What the guest does once the firmware jumps to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BootSector {
@@ -47,6 +59,8 @@ pub enum BootSector {
     PortCliJmp,
     /// Loads an empty interrupt table and traps: the machine resets itself again and again.
     TripleFault,
+    /// Jumps to where no memory is. KVM can't fetch an instruction from there, and gives up: `internal-error`.
+    NowhereJmp,
     /// Reports a panic to `-device pvpanic` (port 0x505), then halts for good.
     Pvpanic,
 }
@@ -66,6 +80,7 @@ impl BootSector {
                 // lidt [0x7c08], int3, hlt, and the empty descriptor that it loads.
                 &[0xfa, 0x0f, 0x01, 0x1e, 0x08, 0x7c, 0xcc, 0xf4, 0, 0, 0, 0, 0, 0]
             }
+            Self::NowhereJmp => NOWHERE_JMP,
             Self::Pvpanic => {
                 // mov al, 1; mov dx, 0x505; out dx, al; hlt; jmp to the hlt.
                 &[0xfa, 0xb0, 0x01, 0xba, 0x05, 0x05, 0xee, 0xf4, 0xeb, 0xfd]
@@ -115,5 +130,15 @@ mod tests {
         let operand = usize::from(u16::from_le_bytes([code[4], code[5]]));
         assert_eq!(operand - 0x7c00, 8);
         assert!(code[8..].iter().all(|byte| *byte == 0) && code[8..].len() == 6);
+    }
+
+    #[test]
+    fn the_jump_to_nowhere_finds_its_descriptors_behind_its_code() {
+        let code = BootSector::NowhereJmp.code();
+        let word = |at: usize| usize::from(u16::from_le_bytes([code[at], code[at + 1]])) - 0x7c00;
+        // Where lgdt looks, where it sends lgdt's reader, and where the far jump leads.
+        assert_eq!((word(4), word(word(4) + 2), word(15)), (0x2a, 0x1a, 0x13));
+        assert_eq!(code[word(15)], 0xb8);
+        assert_eq!(code.len(), 0x30);
     }
 }

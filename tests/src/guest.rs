@@ -5,7 +5,7 @@ use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::process::{Pid, Signal};
@@ -16,7 +16,7 @@ use crate::interrupt;
 pub use crate::machine::{
     Accelerator, DiskConfig, GuestConfig, GuestKind, WatchdogAction, private_qemu,
 };
-use crate::qmp::Qmp;
+use crate::qmp::{self, Qmp};
 
 /// A Linux guest prints a line with this, and its number of CPUs, when it takes commands.
 pub const BANNER: &str = "FLATLINE-GUEST READY";
@@ -31,6 +31,7 @@ pub struct Guest {
     log: Log,
     qmp: Mutex<Qmp>,
     qmp_path: PathBuf,
+    trace_path: Option<PathBuf>,
 }
 
 impl GuestConfig {
@@ -75,6 +76,7 @@ impl GuestConfig {
             log,
             qmp: Mutex::new(qmp),
             qmp_path: self.daemon_socket(),
+            trace_path: self.traces_commands.then(|| self.trace_path()),
         })
     }
 }
@@ -181,6 +183,33 @@ impl Guest {
         lock(&self.qmp).take_events()
     }
 
+    /// When QEMU first took this QMP command, whoever sent it, by its own trace; `None` if it never did, or does not
+    /// trace them ([`GuestConfig::traces_commands`]).
+    ///
+    /// # Errors
+    ///
+    /// If the trace can't be read, or has another shape.
+    pub fn took_command_at(&self, command: &str) -> Result<Option<SystemTime>> {
+        let Some(path) = &self.trace_path else { return Ok(None) };
+        let trace = std::fs::read_to_string(path)
+            .with_context(|| format!("guest {}: {}", self.name, path.display()))?;
+        let found = first_taken(&trace, command);
+        found.with_context(|| format!("guest {}: no such line is known: {trace}", self.name))
+    }
+
+    /// How long after the first of these `events` with this name QEMU took a `system_reset`, if there was one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::took_command_at`].
+    pub fn reset_after(&self, name: &str, events: &[Value]) -> Result<Option<Duration>> {
+        let Some(event) = events.iter().find(|event| event["event"] == name) else {
+            return Ok(None);
+        };
+        let Some(taken) = self.took_command_at("system_reset")? else { return Ok(None) };
+        Ok(taken.duration_since(qmp::time_of(event)?).ok())
+    }
+
     /// The `status` of `query-status`, such as `running` or `guest-panicked`.
     ///
     /// # Errors
@@ -241,6 +270,19 @@ impl Drop for Guest {
     }
 }
 
+/// The moment of the first line with this command, as `PID@SECONDS.MICROSECONDS:handle_qmp_command mon ADDRESS req:
+/// JSON`; an error if a line with it has no such moment.
+fn first_taken(trace: &str, command: &str) -> Result<Option<SystemTime>> {
+    let wanted = format!("\"{command}\"");
+    let is_it = |line: &&str| line.contains("handle_qmp_command") && line.contains(&wanted);
+    let Some(line) = trace.lines().find(is_it) else { return Ok(None) };
+    let moment = line.split(['@', ':']).nth(1).context("no moment")?;
+    let (seconds, micros) = moment.split_once('.').context("no microseconds")?;
+    let since_epoch =
+        Duration::from_secs(seconds.parse()?) + Duration::from_micros(micros.parse()?);
+    Ok(Some(SystemTime::UNIX_EPOCH + since_epoch))
+}
+
 /// Kills a child that turns out useless before it became a [`Guest`].
 struct Reaper(Option<Child>);
 
@@ -277,4 +319,22 @@ pub fn was_killed(status: ExitStatus) -> bool {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_tells_when_a_command_was_first_taken() {
+        let trace = "\
+7@1795574657.169888:handle_qmp_command mon 0x55 req: {\"execute\": \"qmp_capabilities\"}
+7@1795574657.000009:handle_qmp_command mon 0x55 req: {\"execute\": \"system_reset\", \"id\": 3}
+7@1795574658.000009:handle_qmp_command mon 0x55 req: {\"execute\": \"system_reset\", \"id\": 4}
+";
+        let taken = SystemTime::UNIX_EPOCH + Duration::from_micros(1_795_574_657_000_009);
+        assert_eq!(first_taken(trace, "system_reset").unwrap(), Some(taken));
+        assert_eq!(first_taken(trace, "quit").unwrap(), None);
+        assert!(first_taken("handle_qmp_command \"quit\"", "quit").is_err());
+    }
 }

@@ -123,6 +123,10 @@ pub struct GuestConfig {
     pub no_shutdown: bool,
     /// Whether QEMU names its threads.
     pub debug_threads: bool,
+    /// Whether QEMU writes down when it took which QMP command: [`Guest::took_command_at`].
+    ///
+    /// [`Guest::took_command_at`]: crate::guest::Guest::took_command_at
+    pub traces_commands: bool,
     /// More words for Linux' command line; they come last, and so win.
     pub kernel_args: Vec<String>,
     /// More arguments for QEMU; they come last.
@@ -159,6 +163,7 @@ impl GuestConfig {
             no_reboot: false,
             no_shutdown: false,
             debug_threads: true,
+            traces_commands: false,
             kernel_args: Vec::new(),
             extra_args: Vec::new(),
         }
@@ -177,6 +182,11 @@ impl GuestConfig {
     /// What QEMU writes of the serial console.
     pub fn console_path(&self) -> PathBuf {
         self.dir.join(format!("{}.console", self.name))
+    }
+
+    /// What QEMU writes of the QMP commands that it takes.
+    pub(crate) fn trace_path(&self) -> PathBuf {
+        self.dir.join(format!("{}.trace", self.name))
     }
 
     /// The QMP socket for the test's own steering.
@@ -290,6 +300,10 @@ impl GuestConfig {
                 WatchdogAction::Reset => "reset",
             };
             add(&["-device", "i6300esb", "-action", &format!("watchdog={action}")]);
+        }
+        if self.traces_commands {
+            add(&["-trace", "enable=handle_qmp_command", "-msg", "timestamp=on"]);
+            add(&["-D", utf8(&self.trace_path())?]);
         }
         if self.no_reboot {
             add(&["-no-reboot"]);

@@ -4,7 +4,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::{Value, json};
@@ -120,4 +120,17 @@ impl Qmp {
             interrupt::check()?;
         }
     }
+}
+
+/// When an event took place, by QEMU's account, to the microsecond.
+///
+/// # Errors
+///
+/// If it doesn't say so.
+pub fn time_of(event: &Value) -> Result<SystemTime> {
+    let at = &event["timestamp"];
+    let part = |field: &str| at[field].as_u64().with_context(|| format!("no {field} in {event}"));
+    let since_epoch =
+        Duration::from_secs(part("seconds")?) + Duration::from_micros(part("microseconds")?);
+    Ok(SystemTime::UNIX_EPOCH + since_epoch)
 }

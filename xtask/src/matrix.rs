@@ -42,7 +42,7 @@ pub(crate) struct Options {
 }
 
 /// What the tests play of it: one of each kind that no other end-to-end test has, in three minutes.
-const CHOICE: [&str; 9] = [
+const CHOICE: [&str; 10] = [
     "panic-busy",
     "hard-lockup-2-of-2",
     "pvpanic-none",
@@ -52,6 +52,7 @@ const CHOICE: [&str; 9] = [
     "agent-and-balloon",
     "qemu-stopped",
     "disk-hangs",
+    "kvm-internal-error",
 ];
 
 impl Options {

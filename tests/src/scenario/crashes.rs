@@ -221,6 +221,7 @@ pub(super) fn two_vcpus(place: &mut Place) -> Result<Vec<GuestConfig>> {
 fn pvpanic(place: &mut Place, action: &str) -> Result<Vec<GuestConfig>> {
     let mut config = place.linux("guest")?;
     config.pvpanic = true;
+    config.traces_commands = true;
     config.extra_args.extend(["-action".to_owned(), action.to_owned()]);
     Ok(vec![config])
 }
@@ -228,6 +229,7 @@ fn pvpanic(place: &mut Place, action: &str) -> Result<Vec<GuestConfig>> {
 fn watchdog(place: &mut Place, action: WatchdogAction) -> Result<Vec<GuestConfig>> {
     let mut config = place.linux("guest")?;
     config.watchdog = Some(action);
+    config.traces_commands = true;
     Ok(vec![config])
 }
 

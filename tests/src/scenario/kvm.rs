@@ -51,6 +51,19 @@ const SCENARIOS: &[Scenario] = &[
         fault: boot_sector_runs,
         expected: UNASKED,
     },
+    Scenario {
+        name: "kvm-internal-error",
+        what: "A boot sector jumps to where no memory is, and KVM gives up; it does so again after a restart",
+        guests: |place| {
+            let mut guests = sector(place, BootSector::NowhereJmp)?;
+            guests[0].traces_commands = true;
+            Ok(guests)
+        },
+        boots: false,
+        pins: 0,
+        fault: |stage| Ok(stage.started),
+        expected: Expected::Crashed { causes: &["internal-error"], recovers: false },
+    },
 ];
 
 /// Those that are to be played where [`runs`] says so.

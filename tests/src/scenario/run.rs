@@ -36,6 +36,8 @@ pub struct Outcome {
     pub detect: Option<Duration>,
     /// From the verdict to the first sign of life afterwards.
     pub recover: Option<Duration>,
+    /// From QEMU's own word of the crash to its taking `system_reset`, by its own account, where it gave one.
+    pub announced: Option<Duration>,
     /// Resets from outside of guests that had to be left alone, by the account of their own QEMUs, and of the
     /// scenario's guest after the one that it needed.
     pub wrong_resets: u32,
@@ -70,7 +72,10 @@ pub fn run(scenario: &Scenario, stage: &Stage) -> Result<Outcome> {
     let fault = (scenario.fault)(stage).context("the fault could not be made")?;
     let mut outcome = watch(scenario.expected, stage, fault)?;
     let others: u32 = stage.others().map(resets_from_outside).sum();
-    let own = resets_from_outside(stage.guest());
+    // A QEMU that has gone has said all before.
+    let events = stage.guest().events().unwrap_or_default();
+    let own = from_outside(&events);
+    outcome.announced = announced(stage.guest(), outcome.cause.as_deref(), &events)?;
     let due = match scenario.expected {
         Expected::Crashed { recovers: true, .. } => 1,
         Expected::AsItAnswers { .. } => u32::from(outcome.cause.is_some()),
@@ -94,10 +99,23 @@ pub fn run(scenario: &Scenario, stage: &Stage) -> Result<Outcome> {
 /// How often QEMU was told to reset the guest.
 pub(super) fn resets_from_outside(guest: &Guest) -> u32 {
     // A QEMU that has gone without an event cannot have been reset since.
-    let events = guest.events().unwrap_or_default();
-    let from_outside =
-        |event: &&Value| event["event"] == "RESET" && event["data"]["guest"] == false;
-    u32::try_from(events.iter().filter(from_outside).count()).unwrap_or(u32::MAX)
+    from_outside(&guest.events().unwrap_or_default())
+}
+
+fn from_outside(events: &[Value]) -> u32 {
+    let is_one = |event: &&Value| event["event"] == "RESET" && event["data"]["guest"] == false;
+    u32::try_from(events.iter().filter(is_one).count()).unwrap_or(u32::MAX)
+}
+
+/// How long QEMU's word of such a crash was left without an answer.
+fn announced(guest: &Guest, cause: Option<&str>, events: &[Value]) -> Result<Option<Duration>> {
+    match cause {
+        Some("panicked") => guest.reset_after("GUEST_PANICKED", events),
+        Some("watchdog") => guest.reset_after("WATCHDOG", events),
+        // It says no more than that the vCPUs were stopped.
+        Some("internal-error") => guest.reset_after("STOP", events),
+        _ => Ok(None),
+    }
 }
 
 fn look(stage: &Stage) -> Result<Look> {
