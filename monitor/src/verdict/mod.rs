@@ -17,10 +17,10 @@
 //!   (any) ───────────────────────────▶ Failed ◀── limit reached (Crashed)    │
 //!                                        └───────────────────────────────────┘
 //!
-//!   Starting, Alive,  ──paused, migrating, host at fault,──▶ Held         ─┐ when that ends: Alive,
-//!   Suspect             a storm, a witness' excuse                         │ or Starting, afresh
-//!                     ──a figure that is needed is missing─▶ Unobservable ─┘
-//!   Crashed           ──it writes its own dump─────────────▶ Held
+//!   Starting, Alive,  ──paused, migrating, host at fault,──▶ Held ───────── when that ends: Alive,
+//!   Suspect             a storm, a witness' excuse                          or Starting, afresh
+//!                     ──a figure that is needed is missing─▶ Unobservable ─ sign of life: Alive,
+//!   Crashed           ──it writes its own dump─────────────▶ Held           none for flat_for: Suspect
 //! ```
 //!
 //! - *Starting* ends with the first sign of life or with the boot grace, whichever comes first.
@@ -33,6 +33,8 @@
 //! - *Recovering* waits for life until its deadline, and is then asked like a suspect: a guest that does
 //!   nothing which can be seen may have come back all the same. Life in the firmware is none. One that is
 //!   reset meanwhile has its boot grace, and is not asked before that is over.
+//! - *Unobservable* lasts on when all figures are there again, until the guest is heard or has been silent for
+//!   `flat_for`: a sensor that comes and goes must not make a dead guest look alive.
 //! - *Held* and *Unobservable* never convict, whatever else is seen. Whoever is held by a witness' excuse is
 //!   asked on, until nobody excuses him.
 //! - *Failed* after resets of the guest's own ends when it has lived for [`LOOP_OVER_AFTER`] without one.

@@ -268,7 +268,11 @@ fn silent(
             Act::Nothing
         }
         State::Alive if !flat => calibrate(watch, tick, policy, now),
-        State::Starting | State::Held | State::Unobservable if !flat => {
+        State::Unobservable if !flat => {
+            watch.reason = "not heard since a figure was missing".to_owned();
+            Act::Nothing
+        }
+        State::Starting | State::Held if !flat => {
             watch.enter(State::Alive, "no sign of life was due yet".to_owned(), now);
             Act::Nothing
         }

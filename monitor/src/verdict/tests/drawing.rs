@@ -31,6 +31,7 @@ pub(super) fn arrows() -> BTreeSet<Arrow> {
         ("held", "starting"),
         ("held", "unobservable"),
         ("unobservable", "alive"),
+        ("unobservable", "suspect"),
         ("unobservable", "starting"),
         ("unobservable", "held"),
     ]);

@@ -76,7 +76,16 @@ const INPUTS: [(&str, Told, [&str; 8]); 34] = [
             rig.asked = None;
             rig.tick();
         },
-        ["starting", "alive", "suspect", "crashed", "recovering", "alive", "failed", "alive"],
+        [
+            "starting",
+            "alive",
+            "suspect",
+            "crashed",
+            "recovering",
+            "alive",
+            "failed",
+            "unobservable",
+        ],
     ),
     (
         "a witness's acquittal",
@@ -226,7 +235,7 @@ const INPUTS: [(&str, Told, [&str; 8]); 34] = [
             rig.asked = None;
             rig.tick();
         },
-        ["starting", "alive", "alive", "crashed", "recovering", "alive", "failed", "alive"],
+        ["starting", "alive", "alive", "crashed", "recovering", "alive", "failed", "unobservable"],
     ),
     ("QEMU stopped by a signal", |rig| in_process_state(rig, ProcessState::Stopped), HELD),
     ("QEMU frozen", |rig| in_process_state(rig, ProcessState::Frozen), HELD),
@@ -366,6 +375,7 @@ fn after_time_and_recovery() -> BTreeSet<(&'static str, &'static str)> {
     go("starting", "suspect", GRACE_TICKS - 2, |_| {});
     go("starting", "alive", FLAT_TICKS / 2, |rig| *rig = Rig::new(TICK * (GRACE_TICKS - 5)));
     go("alive", "suspect", FLAT_TICKS, |_| {});
+    go("unobservable", "suspect", FLAT_TICKS, |_| {});
     go("suspect", "crashed", 2, |rig| rig.guest.halt());
     go("suspect", "alive", 1, |_| {});
     go("crashed", "recovering", 1, Rig::restarted);
