@@ -60,6 +60,8 @@ pub(super) struct Engine {
     pub(super) kvm: Option<Arc<KvmReader>>,
     /// Reads all threads' times at once; `None` where no program could be had for it.
     pub(super) threads: Option<ThreadReader>,
+    /// It can't be read, or there is none: each VM's threads have clocks of their own.
+    pub(super) has_clocks: bool,
     pub(super) probes: ProbeThread,
     notices: Sender<(VmId, QmpNotice)>,
     pub(super) probe_sockets: HashMap<u32, Arc<ProbeSocket>>,
@@ -113,6 +115,7 @@ impl Engine {
             messages,
             counters: Arc::new(counters),
             kvm: kvm.map(Arc::new),
+            has_clocks: threads.is_none(),
             threads,
             probes,
             notices,
@@ -311,16 +314,15 @@ impl Engine {
         let now = self.now();
         let slots = self.vms.values().filter_map(|watched| watched.slot.as_ref().ok());
         let rows = self.counters.rows(slots.max().map_or(0, |highest| highest + 1));
-        let threads = self.threads.as_ref().map(ThreadReader::read);
-        let told = threads.as_ref().and_then(|threads| threads.as_ref().ok());
-        self.jiffies = told.map(|threads| (now, threads.jiffies()));
+        let threads = self.read_threads();
+        self.jiffies = threads.as_ref().map(|threads| (now, threads.jiffies()));
         // For the first VM that seems to be stalled, for all.
         let ages = std::cell::OnceCell::new();
         let in_flight = |slot: u32| {
             let ages = ages.get_or_init(|| match &threads {
-                Some(Ok(threads)) => self.counters.in_flight(threads.jiffies()).unwrap_or_default(),
+                Some(threads) => self.counters.in_flight(threads.jiffies()).unwrap_or_default(),
                 // Nothing else tells the kernel's ticks.
-                Some(Err(_)) | None => HashMap::new(),
+                None => HashMap::new(),
             });
             ages.get(&slot).copied()
         };
@@ -344,7 +346,7 @@ impl Engine {
         let mut due = Vec::new();
         for (id, watched) in &mut self.vms {
             if u64::from(id.pid) % REFRESH_TICKS == self.ticks % REFRESH_TICKS && !watched.looking {
-                let its = told.map(|threads| threads.of(id.pid));
+                let its = threads.as_ref().map(|threads| threads.of(id.pid));
                 watched.looking = true;
                 watched.looks += 1;
                 let names = watched.threads_to_tell_apart(its);

@@ -10,8 +10,8 @@ use super::{
 };
 use crate::{
     discover::{self, Plugged, Tap, VmId},
-    probe::{AttachReport, Counted, TapProbe},
-    sample::VcpuClocks,
+    probe::{AttachReport, Counted, THREADS, TapProbe},
+    sample::{ThreadTimes, VcpuClocks},
     verdict::Input,
 };
 
@@ -54,7 +54,7 @@ impl Engine {
             return debug!(vm = watched.vm.name, "it has no thread {tid}, which it names");
         }
         watched.threads_from_qmp = from_qmp;
-        if self.threads.is_none() {
+        if self.has_clocks {
             match VcpuClocks::open(id.pid, &threads) {
                 Ok(clocks) => watched.clocks = clocks,
                 Err(error) => {
@@ -66,6 +66,36 @@ impl Engine {
             }
         }
         watched.threads = threads;
+    }
+
+    /// All threads' times, in one reading; `None` where each VM's have to be read from its own clocks: always, or as
+    /// long as the iterator can't be read.
+    pub(super) fn read_threads(&mut self) -> Option<ThreadTimes> {
+        let read = self.threads.as_ref()?.read();
+        let failure = read.as_ref().err().map(ToString::to_string);
+        if failure.is_some() != self.has_clocks {
+            self.has_clocks = failure.is_some();
+            match &failure {
+                Some(why) => {
+                    warn!("{why}; each VM's times are read from /proc until it can be read")
+                }
+                None => info!("the iterator over threads can be read again"),
+            }
+            for (id, watched) in &mut self.vms {
+                watched.clocks = VcpuClocks::default();
+                if failure.is_some() {
+                    // Should that fail, its threads are looked for once more.
+                    match VcpuClocks::open(id.pid, &watched.threads) {
+                        Ok(clocks) => watched.clocks = clocks,
+                        Err(_) => watched.threads.clear(),
+                    }
+                }
+            }
+            for program in self.health.iter_mut().filter(|program| program.program == THREADS) {
+                program.failure.clone_from(&failure);
+            }
+        }
+        read.ok()
     }
 
     pub(super) fn on_attached(&mut self, report: AttachReport) {

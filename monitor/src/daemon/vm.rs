@@ -28,7 +28,7 @@ use crate::{
 pub(super) struct HostSample<'a> {
     pub(super) rows: &'a Reading<VmRows>,
     /// `None` where no iterator reads them.
-    pub(super) threads: Option<&'a Reading<ThreadTimes>>,
+    pub(super) threads: Option<&'a ThreadTimes>,
     /// The ages of what is in flight for the VM in a slot.
     pub(super) in_flight: &'a dyn Fn(u32) -> Option<InFlightAges>,
     /// How its block devices do.
@@ -142,7 +142,7 @@ impl WatchedVm {
         };
         let pid = self.vm.id.pid;
         let (vcpus, process) = match host.threads {
-            Some(Ok(times)) => {
+            Some(times) => {
                 // The iterator tells only of VMs that are counted.
                 let process = match times.process(pid) {
                     ProcessState::Gone => process_state(pid),
@@ -150,7 +150,6 @@ impl WatchedVm {
                 };
                 (times.vcpus(pid, &self.threads), process)
             }
-            Some(Err(missing)) => (Err(missing.clone()), process_state(pid)),
             None => (self.clocks.read(), process_state(pid)),
         };
         let storage = row

@@ -346,10 +346,7 @@ impl Watch {
                 self.enter(State::Suspect { tally: Tally::default() }, reason.to_owned(), now);
                 Act::Nothing
             }
-            Input::Unseen(why) => {
-                step::begin_anew(self, why, now);
-                Act::Nothing
-            }
+            Input::Unseen(why) => blame::unobservable(self, why.clone(), Duration::ZERO, now),
             Input::Storm(storm) => {
                 self.storm.clone_from(storm);
                 Act::Nothing

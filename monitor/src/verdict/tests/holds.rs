@@ -237,7 +237,7 @@ fn figures_that_were_lost_make_the_window_begin_anew() {
     rig.guest.halt();
     rig.next_round();
     rig.feed(&Input::Unseen("its tap was plugged in just now".to_owned()));
-    assert_eq!(rig.state(), "alive");
+    assert_eq!(rig.state(), "unobservable");
     let lost = rig.now;
     rig.run(2 * FLAT_TICKS, |_, _| {});
     let (when, _) = rig.conviction().expect("it is dead");

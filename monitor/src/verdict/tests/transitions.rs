@@ -226,7 +226,7 @@ const INPUTS: [(&str, Told, [&str; 8]); 34] = [
         |rig| {
             rig.feed(&Input::Unseen("its tap was plugged in just now".to_owned()));
         },
-        ["starting", "alive", "alive", "crashed", "recovering", "held", "failed", "unobservable"],
+        UNOBSERVABLE,
     ),
     (
         "a late tick",
