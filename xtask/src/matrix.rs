@@ -18,6 +18,7 @@ use flatline_tests::{image, interrupt};
 use crate::process::{elapsed, heading, workspace_root};
 use crate::{build_ebpf, executable, guest, setup};
 use report::Report;
+use schedule::Cpus;
 
 /// What to play.
 #[derive(Args, Debug)]
@@ -101,7 +102,7 @@ pub(crate) fn task(options: &Options) -> Result<()> {
     schedule::play(
         &runs,
         cpus,
-        |scenario| play(scenario, &programs),
+        |scenario, cpus| play(scenario, &programs, cpus),
         |scenario, played| {
             let log = report::log(&played);
             println!("{:>8}  {}{log}", elapsed(begin.elapsed()), report.add(scenario, played));
@@ -121,8 +122,11 @@ pub(crate) fn task(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn play(scenario: &Scenario, programs: &Programs) -> Result<Outcome> {
+fn play(scenario: &Scenario, programs: &Programs, cpus: &Cpus) -> Result<Outcome> {
+    // What boots is quiet until its fault.
+    let taken = (!scenario.boots).then(|| cpus.take(scenario.pins));
     let stage = Stage::set_up(scenario, programs)?;
+    let _taken = taken.unwrap_or_else(|| cpus.take(scenario.pins));
     scenario::run(scenario, &stage)
 }
 

@@ -1,4 +1,4 @@
-//! Plays a scenario: waits until all is calm, does what it says, and watches what the daemon makes of it.
+//! Plays a scenario: does what it says, and watches what the daemon makes of it.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -63,7 +63,6 @@ pub(super) struct Look {
 /// If something does not work that has nothing to do with the verdict, or on a signal.
 pub fn run(scenario: &Scenario, stage: &Stage) -> Result<Outcome> {
     if scenario.boots {
-        stage.settle()?;
         // What happened while it booted is nobody's fault.
         for guest in stage.others().chain([stage.guest()]) {
             guest.events()?;

@@ -232,12 +232,13 @@ impl Trial {
         }
     }
 
-    /// Plays it on a stage of its own.
+    /// Plays it on a stage of its own. `take` is asked for its CPUs before the fault, which may keep them busy; they
+    /// are given back when what it returns is dropped.
     ///
     /// # Errors
     ///
     /// If something does not work that has nothing to do with the verdict, or on a signal.
-    pub fn play(self, programs: &Programs) -> Result<Outcome> {
+    pub fn play<T>(self, programs: &Programs, take: impl FnOnce() -> T) -> Result<Outcome> {
         let guests = |place: &mut Place| {
             let mut config = place.linux("guest")?;
             config.vcpus = if self.fault == Fault::HardLockup { 2 } else { 1 };
@@ -251,6 +252,7 @@ impl Trial {
             guest.events()?;
         }
         interrupt::sleep(WITHOUT_FOR)?;
+        let _taken = take();
         let fault = self.fault.make(&stage).context("the fault could not be made")?;
         self.watch(&stage, fault, client)
     }

@@ -198,13 +198,17 @@ impl Place {
 }
 
 impl Stage {
-    /// Starts the daemon and the guests of `scenario`, and waits until those that boot have booted.
+    /// Starts the daemon and the guests of `scenario`, and waits until those that boot have booted, and all is calm.
     ///
     /// # Errors
     ///
     /// If something cannot be made or started, or does not boot within 90 s.
     pub fn set_up(scenario: &Scenario, programs: &Programs) -> Result<Self> {
-        Self::with(scenario.guests, scenario.boots, programs)
+        let stage = Self::with(scenario.guests, scenario.boots, programs)?;
+        if scenario.boots {
+            stage.settle()?;
+        }
+        Ok(stage)
     }
 
     /// The same, with guests of any making, which are Linux if they boot.

@@ -9,11 +9,11 @@ use flatline_tests::interrupt;
 use flatline_tests::scenario::{Outcome, Scenario, sensors::Trial};
 
 /// Stages at the same time: each has guests that boot, whatever they do later.
-const STAGES: usize = 3;
+const STAGES: usize = 6;
 
 /// What can be played.
 pub(super) trait Run {
-    /// How many CPUs it keeps busy.
+    /// How many CPUs it keeps busy, once it has begun.
     fn pins(&self) -> usize;
 }
 
@@ -29,34 +29,89 @@ impl Run for Trial {
     }
 }
 
+/// The host's CPUs, to be had in the order in which they are asked for.
+#[derive(Debug)]
+pub(super) struct Cpus {
+    total: usize,
+    books: Mutex<Books>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Books {
+    free: usize,
+    /// Numbers are given out up to here, and served up to there.
+    given: u64,
+    served: u64,
+}
+
+/// CPUs that are kept busy, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Taken<'a> {
+    cpus: &'a Cpus,
+    count: usize,
+}
+
+impl Cpus {
+    pub(super) fn new(total: usize) -> Self {
+        let books = Books { free: total, given: 0, served: 0 };
+        Self { total, books: Mutex::new(books), changed: Condvar::new() }
+    }
+
+    /// Waits until so many are free, or all where there are not so many, and takes them.
+    pub(super) fn take(&self, count: usize) -> Taken<'_> {
+        let count = count.min(self.total);
+        let mut books = lock(&self.books);
+        let number = books.given;
+        books.given += 1;
+        while books.served != number || books.free < count {
+            books = self.changed.wait(books).unwrap_or_else(PoisonError::into_inner);
+        }
+        books.served += 1;
+        books.free -= count;
+        // The next one may do with what is left.
+        self.changed.notify_all();
+        Taken { cpus: self, count }
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        lock(&self.cpus.books).free += self.count;
+        self.cpus.changed.notify_all();
+    }
+}
+
 /// What waits and what plays.
 #[derive(Debug)]
 struct Board<'a, T> {
     waiting: VecDeque<&'a T>,
-    playing: usize,
-    pinned: usize,
+    /// CPUs that those which play have taken, or will.
+    wanted: usize,
 }
 
 /// Plays all `runs` and reports each at its end, in the order in which they end; those that have not begun when a
-/// signal comes never do.
+/// signal comes never do. `play` takes its CPUs itself, when it begins to keep them busy.
 pub(super) fn play<T: Run + Sync>(
     runs: &[T],
     cpus: usize,
-    play: impl Fn(&T) -> Result<Outcome> + Sync,
+    play: impl Fn(&T, &Cpus) -> Result<Outcome> + Sync,
     mut ended: impl FnMut(&T, Result<Outcome>),
 ) {
-    let board = Mutex::new(Board { waiting: runs.iter().collect(), playing: 0, pinned: 0 });
+    let board = Mutex::new(Board { waiting: runs.iter().collect(), wanted: 0 });
+    let cpus = Cpus::new(cpus);
     let changed = Condvar::new();
     let (sender, outcomes) = mpsc::channel();
     thread::scope(|scope| {
         for _ in 0..STAGES {
-            let (board, changed, play, sender) = (&board, &changed, &play, sender.clone());
+            let (board, changed, cpus, play, sender) =
+                (&board, &changed, &cpus, &play, sender.clone());
             scope.spawn(move || {
-                while let Some(scenario) = next(board, changed, cpus) {
-                    let outcome = play(scenario);
-                    lock(board).leave(scenario, cpus);
+                while let Some(run) = next(board, changed, cpus.total) {
+                    let outcome = play(run, cpus);
+                    lock(board).wanted -= run.pins();
                     changed.notify_all();
-                    if sender.send((scenario, outcome)).is_err() {
+                    if sender.send((run, outcome)).is_err() {
                         break;
                     }
                 }
@@ -64,8 +119,8 @@ pub(super) fn play<T: Run + Sync>(
         }
         // Else the channel would never end.
         drop(sender);
-        for (scenario, outcome) in outcomes {
-            ended(scenario, outcome);
+        for (run, outcome) in outcomes {
+            ended(run, outcome);
         }
     });
 }
@@ -76,34 +131,26 @@ fn next<'a, T: Run>(board: &Mutex<Board<'a, T>>, changed: &Condvar, cpus: usize)
         if interrupt::interrupted() || guard.waiting.is_empty() {
             return None;
         }
-        if let Some(scenario) = guard.enter(cpus) {
-            return Some(scenario);
+        if let Some(run) = guard.enter(cpus) {
+            return Some(run);
         }
         guard = changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
     }
 }
 
-fn lock<'a, 'b, T>(board: &'a Mutex<Board<'b, T>>) -> MutexGuard<'a, Board<'b, T>> {
-    board.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<'a, T: Run> Board<'a, T> {
-    /// The first that fits beside those that play. What wants more CPUs than there are plays alone.
+    /// The first that does not wait for CPUs for long: while some keep them all busy, as many may get ready. What
+    /// keeps none busy plays meanwhile.
     fn enter(&mut self, cpus: usize) -> Option<&'a T> {
-        let fits = |run: &&T| {
-            if run.pins() > cpus { self.playing == 0 } else { self.pinned + run.pins() <= cpus }
-        };
+        let fits = |run: &&T| self.wanted == 0 || self.wanted + run.pins() <= 2 * cpus;
         let at = self.waiting.iter().position(fits)?;
         let run = self.waiting.remove(at)?;
-        self.playing += 1;
-        // Nothing fits beside one that wants them all, not even what is quiet.
-        self.pinned += if run.pins() > cpus { cpus + 1 } else { run.pins() };
+        self.wanted += run.pins();
         Some(run)
-    }
-
-    fn leave(&mut self, run: &T, cpus: usize) {
-        self.playing -= 1;
-        self.pinned -= if run.pins() > cpus { cpus + 1 } else { run.pins() };
     }
 }
 
@@ -133,7 +180,8 @@ mod tests {
         let runs: Vec<Scenario> = [1, 0, 2, 8, 1, 1, 0, 0, 1].map(scenario).to_vec();
         let pinned = AtomicUsize::new(0);
         let mut ended = 0;
-        let play_one = |scenario: &Scenario| {
+        let play_one = |scenario: &Scenario, cpus: &Cpus| {
+            let taken = cpus.take(scenario.pins);
             let before = pinned.fetch_add(scenario.pins, Ordering::SeqCst);
             assert!(
                 before + scenario.pins <= 2 || before == 0,
@@ -142,6 +190,7 @@ mod tests {
             );
             thread::sleep(Duration::from_millis(5));
             pinned.fetch_sub(scenario.pins, Ordering::SeqCst);
+            drop(taken);
             Ok(Outcome::default())
         };
         play(&runs, 2, play_one, |_, outcome| {
@@ -152,13 +201,37 @@ mod tests {
     }
 
     #[test]
-    fn a_scenario_that_wants_more_cpus_than_there_are_plays_alone() {
-        let (crowd, quiet) = (scenario(8), scenario(0));
-        let mut board =
-            Board { waiting: [&crowd, &quiet].into_iter().collect(), playing: 0, pinned: 0 };
-        assert_eq!(board.enter(2).map(|scenario| scenario.pins), Some(8));
-        assert!(board.enter(2).is_none());
-        board.leave(&crowd, 2);
-        assert_eq!(board.enter(2).map(|scenario| scenario.pins), Some(0));
+    fn what_keeps_no_cpu_busy_does_not_wait_for_what_does() {
+        let (busy, quiet) = (scenario(2), scenario(0));
+        let waiting = [&busy, &busy, &busy, &quiet].into_iter().collect();
+        let mut board = Board { waiting, wanted: 0 };
+        let entered: Vec<usize> =
+            std::iter::from_fn(|| board.enter(2)).map(|scenario| scenario.pins).collect();
+        assert_eq!(entered, [2, 2, 0]);
+        assert_eq!(board.waiting.len(), 1);
+    }
+
+    #[test]
+    fn whoever_asks_for_all_cpus_gets_them_before_those_who_came_later() {
+        let cpus = Cpus::new(2);
+        let order = Mutex::new(Vec::new());
+        let first = cpus.take(1);
+        thread::scope(|scope| {
+            for count in [2, 1] {
+                let number = lock(&cpus.books).given;
+                scope.spawn({
+                    let (cpus, order) = (&cpus, &order);
+                    move || {
+                        let _taken = cpus.take(count);
+                        lock(order).push(count);
+                    }
+                });
+                while lock(&cpus.books).given == number {
+                    thread::yield_now();
+                }
+            }
+            drop(first);
+        });
+        assert_eq!(*lock(&order), [2, 1]);
     }
 }

@@ -49,7 +49,7 @@ pub(super) fn task(trials: &[Trial], programs: &Programs) -> Result<()> {
     schedule::play(
         trials,
         cpus,
-        |trial| trial.play(programs),
+        |trial, cpus| trial.play(programs, || cpus.take(trial.pins())),
         |trial, played| {
             let (line, log) = (told(trial, &played), report::log(&played));
             println!("{:>8}  {line}{log}", elapsed(begin.elapsed()));
