@@ -21,9 +21,11 @@
 //! takes; the next connection then brings the run state again.
 
 mod conversation;
+mod outgoing;
 #[cfg(test)]
 mod tests;
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -210,11 +212,36 @@ impl QmpHandle {
         arguments: Option<Value>,
         limit: Duration,
     ) -> Result<Value, QmpError> {
+        self.request(command, arguments, limit, None).await
+    }
+
+    /// The same, and hands QEMU a file descriptor, for the commands that ask for one (`add-fd`, `getfd`).
+    ///
+    /// # Errors
+    /// As [`QmpHandle::execute`].
+    pub async fn execute_with(
+        &self,
+        descriptor: OwnedFd,
+        command: &str,
+        arguments: Option<Value>,
+        limit: Duration,
+    ) -> Result<Value, QmpError> {
+        self.request(command, arguments, limit, Some(descriptor)).await
+    }
+
+    async fn request(
+        &self,
+        command: &str,
+        arguments: Option<Value>,
+        limit: Duration,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<Value, QmpError> {
         let (reply, answer) = oneshot::channel();
         let limit = limit.min(LONGEST_LIMIT);
         let deadline = Instant::now() + limit;
         let command = command.to_owned();
-        let request = Request { command: command.clone(), arguments, limit, deadline, reply };
+        let request =
+            Request { command: command.clone(), arguments, descriptor, limit, deadline, reply };
         self.requests.try_send(request).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => QmpError::Busy,
             mpsc::error::TrySendError::Closed(_) => QmpError::SessionClosed,
@@ -265,6 +292,7 @@ struct Ended;
 struct Request {
     command: String,
     arguments: Option<Value>,
+    descriptor: Option<OwnedFd>,
     limit: Duration,
     deadline: Instant,
     reply: oneshot::Sender<Result<Value, QmpError>>,

@@ -5,10 +5,11 @@
 //! bounded: one message being read, and the unanswered commands.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
@@ -16,6 +17,7 @@ use tokio_util::codec::{Decoder, Encoder};
 
 use serde_json::Value;
 
+use super::outgoing::Outgoing;
 use super::{
     Ended, Inbox, Limits, Outbox, Parting, QmpError, QmpEvent, QmpNotice, QmpState, Request,
 };
@@ -34,7 +36,7 @@ pub(super) async fn hold(
     outbox: &mut Outbox,
     limits: Limits,
 ) -> Result<Parting, Ended> {
-    let (mut reader, mut writer) = stream.into_split();
+    let (mut reader, writer) = stream.into_split();
     let mut talk = Conversation::new(limits);
     let mut received = BytesMut::with_capacity(READ_BYTES);
     loop {
@@ -49,8 +51,8 @@ pub(super) async fn hold(
                 Ok(bytes) => talk.receive(bytes, &mut received, outbox).await,
                 Err(error) => Err(Parting::Closed(in_full(&error))),
             },
-            written = writer.write_buf(&mut talk.unsent), if !talk.unsent.is_empty() => {
-                written.map(|_| ()).map_err(|error| Parting::Closed(in_full(&error)))
+            sent = talk.unsent.send(writer.as_ref()), if !talk.unsent.is_empty() => {
+                sent.map_err(|error| Parting::Closed(in_full(&error)))
             }
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                 talk.expire(outbox).await
@@ -101,7 +103,7 @@ struct Unanswered {
 struct Conversation {
     limits: Limits,
     codec: QmpCodec,
-    unsent: BytesMut,
+    unsent: Outgoing,
     phase: Phase,
     next_id: u64,
     unanswered: BTreeMap<u64, Unanswered>,
@@ -113,7 +115,7 @@ impl Conversation {
         Self {
             limits,
             codec: QmpCodec::default(),
-            unsent: BytesMut::new(),
+            unsent: Outgoing::default(),
             phase: Phase::Greeting { deadline: Instant::now() + limits.greeting },
             next_id: 1,
             unanswered: BTreeMap::new(),
@@ -131,7 +133,7 @@ impl Conversation {
     }
 
     fn accept(&mut self, request: Request) {
-        let Request { command, arguments, limit, deadline, reply } = request;
+        let Request { command, arguments, descriptor, limit, deadline, reply } = request;
         if reply.is_closed() {
             // The caller has given up; what it asked for must not happen behind its back.
             return;
@@ -143,7 +145,7 @@ impl Conversation {
         } else {
             let name = command.clone();
             let waiting = Waiting::Caller { command, limit, reply };
-            self.send(&name, arguments.as_ref(), deadline, waiting);
+            self.send(&name, arguments.as_ref(), descriptor, deadline, waiting);
             return;
         };
         let _ = reply.send(Err(error));
@@ -153,11 +155,16 @@ impl Conversation {
         &mut self,
         execute: &str,
         arguments: Option<&Value>,
+        descriptor: Option<OwnedFd>,
         deadline: Instant,
         waiting: Waiting,
     ) {
         let id = self.next_id;
-        match self.codec.encode(Command { execute, arguments, id }, &mut self.unsent) {
+        let codec = &mut self.codec;
+        let encoded = self
+            .unsent
+            .append(descriptor, |bytes| codec.encode(Command { execute, arguments, id }, bytes));
+        match encoded {
             Ok(()) => {
                 self.next_id += 1;
                 let sent = Instant::now();
@@ -172,7 +179,7 @@ impl Conversation {
     }
 
     fn send_own(&mut self, execute: &str, waiting: Waiting) {
-        self.send(execute, None, Instant::now() + self.limits.handshake, waiting);
+        self.send(execute, None, None, Instant::now() + self.limits.handshake, waiting);
     }
 
     /// Whatever is due: the greeting, or the answers to commands.
