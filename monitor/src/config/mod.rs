@@ -6,6 +6,7 @@
 //! terms that nobody chose. Limits that a value must keep are checked for the host and for every
 //! `[[vm]]` rule, since a rule may change only one of two values that depend on each other.
 
+mod evidence;
 mod passwd;
 mod raw;
 mod resolve;
@@ -17,6 +18,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use evidence::{Gathering, Keeping};
 use glob::Pattern;
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +57,14 @@ pub enum TapHook {
     Tcx,
     /// A clsact queueing discipline with direct-action filters.
     Clsact,
+}
+
+/// Whether the memory of crashed guests is dumped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum MemoryDump {
+    Off,
+    On,
 }
 
 /// How much the eBPF programs log.
@@ -178,6 +188,8 @@ pub struct VmRule {
     pub pattern: Pattern,
     /// The complete terms of these VMs: the host's, with the rule's keys put over them.
     pub policy: Policy,
+    /// The same for what is gathered of them.
+    pub gathering: Gathering,
 }
 
 /// A complete, valid configuration.
@@ -201,6 +213,10 @@ pub struct Config {
     pub metrics: Metrics,
     /// The terms of VMs that no rule names.
     pub policy: Policy,
+    /// What is gathered of those.
+    pub gathering: Gathering,
+    /// How long evidence is kept, and where memory dumps go.
+    pub keeping: Keeping,
     /// `[[vm]]` tables in the file's order.
     pub vms: Vec<VmRule>,
 }
@@ -262,10 +278,15 @@ impl Config {
     /// The terms for the VM called `vm_name`: those of the first rule that matches, else the
     /// host's.
     pub fn policy_for(&self, vm_name: &str) -> Policy {
-        self.vms
-            .iter()
-            .find(|rule| rule.pattern.matches(vm_name))
-            .map_or(&self.policy, |rule| &rule.policy)
-            .clone()
+        self.rule_for(vm_name).map_or(&self.policy, |rule| &rule.policy).clone()
+    }
+
+    /// What is gathered of the VM called `vm_name` when it crashed, by the same rule.
+    pub fn gathering_for(&self, vm_name: &str) -> Gathering {
+        self.rule_for(vm_name).map_or(self.gathering, |rule| rule.gathering)
+    }
+
+    fn rule_for(&self, vm_name: &str) -> Option<&VmRule> {
+        self.vms.iter().find(|rule| rule.pattern.matches(vm_name))
     }
 }

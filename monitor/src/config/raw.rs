@@ -10,7 +10,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Mode, ProbeLog, TapHook};
+use super::{MemoryDump, Mode, ProbeLog, TapHook};
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -85,6 +85,13 @@ pub(super) struct Detection {
 pub(super) struct Recovery {
     pub(super) max_restarts: Option<Spanned<i64>>,
     pub(super) window: Option<Spanned<String>>,
+    pub(super) evidence_limit: Option<Spanned<String>>,
+    pub(super) evidence_keep: Option<Spanned<String>>,
+    pub(super) evidence_max_mib: Option<Spanned<i64>>,
+    pub(super) memory_dump: Option<MemoryDump>,
+    pub(super) memory_dump_limit: Option<Spanned<String>>,
+    pub(super) memory_dump_dir: Option<Spanned<PathBuf>>,
+    pub(super) memory_dump_quota_mib: Option<Spanned<i64>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -117,6 +124,14 @@ pub(super) struct Vm {
     pub(super) boot_loop_window: Option<Spanned<String>>,
     pub(super) max_restarts: Option<Spanned<i64>>,
     pub(super) window: Option<Spanned<String>>,
+    pub(super) evidence_limit: Option<Spanned<String>>,
+    pub(super) memory_dump: Option<MemoryDump>,
+    pub(super) memory_dump_limit: Option<Spanned<String>>,
+    // As with `sample_interval`.
+    pub(super) evidence_keep: Option<Spanned<toml::Value>>,
+    pub(super) evidence_max_mib: Option<Spanned<toml::Value>>,
+    pub(super) memory_dump_dir: Option<Spanned<toml::Value>>,
+    pub(super) memory_dump_quota_mib: Option<Spanned<toml::Value>>,
 }
 
 /// The line of the byte `offset`, counted from 1.

@@ -7,16 +7,17 @@ use std::time::Duration;
 use glob::Pattern;
 use toml::Spanned;
 
+use super::evidence::{self, Gathering};
 use super::{
     Config, Discovery, Metrics, Mode, Paths, Policy, ProbeLog, Probes, Recorder, Storm, TapHook,
     VmRule, passwd, raw,
 };
 
 const MS: Duration = Duration::from_millis(1);
-const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
-const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(24 * 3600);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
 
 const EXECUTABLES: [&str; 3] = ["/usr/bin/qemu-system-*", "/usr/bin/kvm", "/usr/libexec/qemu-kvm"];
 
@@ -62,7 +63,17 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         storm_vms,
         storm_share,
     } = detection;
-    let raw::Recovery { max_restarts, window } = recovery;
+    let raw::Recovery {
+        max_restarts,
+        window,
+        evidence_limit,
+        evidence_keep,
+        evidence_max_mib,
+        memory_dump,
+        memory_dump_limit,
+        memory_dump_dir,
+        memory_dump_quota_mib,
+    } = recovery;
 
     let place = sample_interval.as_ref().map_or(0, |value| value.span().start);
     let sample_interval = duration(sample_interval.as_ref(), SECOND, 100 * MS, MINUTE)?;
@@ -88,8 +99,18 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
     };
     // A long interval alone may contradict the default of `flat_for`: then it is what is wrong.
     let policy = host.over(&defaults, sample_interval, place)?;
-    let vms = vm.into_iter().map(|rule| vm_rule(rule, &policy, sample_interval));
+    let gathering = evidence::Keys { evidence_limit, memory_dump, memory_dump_limit }
+        .over(Gathering::DEFAULT)?;
+    let vms = vm.into_iter().map(|rule| vm_rule(rule, &policy, gathering, sample_interval));
     let vms = vms.collect::<Result<Vec<_>, _>>()?;
+    let paths = resolve_paths(paths)?;
+    let keeping = evidence::keeping(
+        evidence_keep.as_ref(),
+        evidence_max_mib.as_ref(),
+        memory_dump_dir,
+        memory_dump_quota_mib.as_ref(),
+        &paths.state_dir,
+    )?;
 
     let raw::Metrics { listen } = metrics;
     let listen = listen.map_or(Ok(([127, 0, 0, 1], 9477).into()), |listen| {
@@ -99,7 +120,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
     })?;
     Ok(Config {
         mode: policy.mode,
-        paths: resolve_paths(paths)?,
+        paths,
         discovery: resolve_discovery(discovery)?,
         probes: resolve_probes(probes)?,
         storm: resolve_storm(storm_vms.as_ref(), storm_share.as_ref())?,
@@ -107,6 +128,8 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         recorder: resolve_recorder(recorder)?,
         metrics: Metrics { listen },
         policy,
+        gathering,
+        keeping,
         vms,
     })
 }
@@ -195,6 +218,7 @@ impl Terms {
 fn vm_rule(
     rule: Spanned<raw::Vm>,
     host: &Policy,
+    gathering: Gathering,
     sample_interval: Duration,
 ) -> Result<VmRule, Problem> {
     let place = rule.span().start;
@@ -211,6 +235,13 @@ fn vm_rule(
         boot_loop_window,
         max_restarts,
         window,
+        evidence_limit,
+        memory_dump,
+        memory_dump_limit,
+        evidence_keep,
+        evidence_max_mib,
+        memory_dump_dir,
+        memory_dump_quota_mib,
     } = rule.into_inner();
     if let Some(value) = refused {
         return Err(Problem::at(
@@ -220,6 +251,13 @@ fn vm_rule(
     }
     if let Some(value) = storm_vms.or(storm_share) {
         return Err(Problem::at(&value, "a storm is the host's; set it in [detection]"));
+    }
+    let kept = evidence_keep.or(evidence_max_mib).or(memory_dump_dir).or(memory_dump_quota_mib);
+    if let Some(value) = kept {
+        return Err(Problem::at(
+            &value,
+            "evidence is kept for all VMs alike; set it in [recovery]",
+        ));
     }
     let Some(names) = r#match else {
         let message = "the key `match` is missing: a pattern of VM names".to_owned();
@@ -236,7 +274,9 @@ fn vm_rule(
         window,
     };
     let policy = terms.over(host, sample_interval, place)?;
-    Ok(VmRule { pattern: pattern(&names)?, policy })
+    let gathering =
+        evidence::Keys { evidence_limit, memory_dump, memory_dump_limit }.over(gathering)?;
+    Ok(VmRule { pattern: pattern(&names)?, policy, gathering })
 }
 
 fn resolve_paths(paths: raw::Paths) -> Result<Paths, Problem> {
@@ -248,7 +288,10 @@ fn resolve_paths(paths: raw::Paths) -> Result<Paths, Problem> {
     })
 }
 
-fn directory(given: Option<Spanned<PathBuf>>, default: &str) -> Result<PathBuf, Problem> {
+pub(super) fn directory(
+    given: Option<Spanned<PathBuf>>,
+    default: &str,
+) -> Result<PathBuf, Problem> {
     let Some(path) = given else {
         return Ok(PathBuf::from(default));
     };
@@ -341,7 +384,7 @@ fn user(user: &Spanned<raw::User>) -> Result<u32, Problem> {
 }
 
 /// The number `given` or the default, if it lies in `range`.
-fn count(
+pub(super) fn count(
     given: Option<&Spanned<i64>>,
     default: u32,
     range: RangeInclusive<u32>,
@@ -368,7 +411,7 @@ fn resolve_storm(
 }
 
 /// The duration `given` or the default, if it lies between `least` and `most`.
-fn duration(
+pub(super) fn duration(
     given: Option<&Spanned<String>>,
     default: Duration,
     least: Duration,

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::{Config, Mode, ProbeLog, Recorder, TapHook};
+use super::{Config, Gathering, Keeping, Mode, ProbeLog, Recorder, TapHook};
 
 fn parse(text: &str) -> Config {
     Config::parse(text, "test.toml").expect("valid")
@@ -29,6 +29,11 @@ fn an_empty_file_means_all_defaults() {
     assert_eq!(config.metrics.listen.to_string(), "127.0.0.1:9477");
     let Recorder { keep, disk, max_mib } = config.recorder;
     assert_eq!((keep, disk, max_mib), (Duration::from_secs(300), false, 256));
+    let Gathering { limit, memory, memory_limit } = config.gathering;
+    assert_eq!((limit.as_secs(), memory, memory_limit.as_secs()), (2, false, 60));
+    let Keeping { keep, max_mib, memory_dir, memory_quota_mib } = config.keeping;
+    assert_eq!((keep.as_secs(), max_mib, memory_quota_mib), (90 * 24 * 3600, 1024, 16384));
+    assert_eq!(memory_dir.to_str(), Some("/var/lib/flatline/memory"));
     assert_eq!(config.discovery.executables.len(), 3);
     assert!(config.discovery.users.is_empty() && config.vms.is_empty());
     assert_eq!(config.paths.bpffs_dir.to_str(), Some("/sys/fs/bpf/flatline"));
@@ -57,6 +62,13 @@ boot_grace = "90s"
 [recovery]
 max_restarts = 0
 window = "2h"
+evidence_limit = "0s"
+evidence_keep = "30d"
+evidence_max_mib = 64
+memory_dump = "on"
+memory_dump_limit = "5m"
+memory_dump_dir = "/dumps"
+memory_dump_quota_mib = 4096
 [recorder]
 keep = "0s"
 disk = true
@@ -71,6 +83,9 @@ unconfirmed_flat_for = "4m"
 boot_grace = "5m"
 max_restarts = 9
 window = "1d"
+evidence_limit = "500ms"
+memory_dump = "off"
+memory_dump_limit = "10s"
 "#,
     );
     assert_eq!(config.mode, Mode::Observe);
@@ -87,6 +102,14 @@ window = "1d"
     assert_eq!(policy.unconfirmed_flat_for.as_secs(), 240);
     assert_eq!(policy.boot_grace.as_secs(), 300);
     assert_eq!((policy.max_restarts, policy.window.as_secs()), (9, 86400));
+    let gathering = |name| {
+        let Gathering { limit, memory, memory_limit } = config.gathering_for(name);
+        (limit.as_millis(), memory, memory_limit.as_secs())
+    };
+    assert_eq!((gathering("web"), gathering("db-1")), ((0, true, 300), (500, false, 10)));
+    let Keeping { keep, max_mib, memory_dir, memory_quota_mib } = &config.keeping;
+    assert_eq!((keep.as_secs(), *max_mib, *memory_quota_mib), (30 * 24 * 3600, 64, 4096));
+    assert_eq!(memory_dir.to_str(), Some("/dumps"));
 }
 
 #[test]
@@ -152,6 +175,10 @@ fn durations_out_of_bounds_are_refused_by_the_name_of_their_key() {
         ("detection.boot_grace", "0s"),
         ("recovery.window", "1s"),
         ("recovery.window", "soon"),
+        ("recovery.evidence_limit", "31s"),
+        ("recovery.evidence_keep", "59m"),
+        ("recovery.memory_dump_limit", "0s"),
+        ("recovery.memory_dump_limit", "2h"),
     ] {
         let (table, name) = key.split_once('.').expect("two parts");
         let text = format!("[{table}]\n{name} = \"{value}\"\n");
@@ -195,6 +222,18 @@ fn a_rule_must_name_its_vms_and_may_not_change_the_host_wide_interval() {
         "test.toml:3: vm[0].sample_interval: ",
         "sampled together",
     );
+    for (key, value) in [
+        ("evidence_keep", "\"30d\""),
+        ("evidence_max_mib", "1"),
+        ("memory_dump_dir", "\"/d\""),
+        ("memory_dump_quota_mib", "1"),
+    ] {
+        assert_refused(
+            &format!("[[vm]]\nmatch = \"a\"\n{key} = {value}\n"),
+            &format!("test.toml:3: vm[0].{key}: "),
+            "set it in [recovery]",
+        );
+    }
 }
 
 #[test]
@@ -225,6 +264,20 @@ fn patterns_paths_users_counts_and_addresses_are_checked() {
         "between 0s and 1h",
     );
     assert_refused("[recorder]\nmax_mib = 0", "test.toml:2: recorder.max_mib: ", "between 1 and");
+    for key in ["evidence_max_mib", "memory_dump_quota_mib"] {
+        assert_refused(
+            &format!("[recovery]\n{key} = 0"),
+            &format!("test.toml:2: recovery.{key}: "),
+            "between 1 and",
+        );
+    }
+    let dump = "[recovery]\nmemory_dump";
+    assert_refused(&format!("{dump} = true"), "test.toml:2: recovery.memory_dump: ", "");
+    assert_refused(
+        &format!("{dump}_dir = \"d\""),
+        "test.toml:2: recovery.memory_dump_dir: ",
+        "abs",
+    );
     assert_refused("[metrics]\nlisten = \"9477\"", "test.toml:2: metrics.listen: ", "port");
 }
 
