@@ -24,6 +24,7 @@ pub const ENTRIES: &[Entry] = &[
     ("command_line", command_line),
     ("config", config),
     ("incident", incident),
+    ("picture", picture),
     ("proc", proc),
     ("qmp", qmp),
     ("recording", recording),
@@ -54,6 +55,11 @@ pub fn config(bytes: &[u8]) {
 /// An incident's record.
 pub fn incident(bytes: &[u8]) {
     crate::report::store::fuzzing::record(bytes);
+}
+
+/// What QEMU writes when it is asked for a picture of its console.
+pub fn picture(bytes: &[u8]) {
+    crate::recover::evidence::fuzz(bytes);
 }
 
 /// Files of `/proc/PID`.

@@ -1,11 +1,17 @@
-//! Carries a plan out through QMP, reading the state back, with evidence taken first.
+//! Carries a plan out through QMP, reading the state back, with evidence taken first ([`evidence`]).
+//!
+//! [`evidence`]: super::evidence
 
 use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 use thiserror::Error;
 
-use super::{Plan, Refusal, Step, plan};
+use super::{
+    Plan, Refusal, Step,
+    evidence::{self, Wanted},
+    plan,
+};
 use crate::{
     discover::ResetAction,
     qmp::{QmpError, QmpHandle, RunState, is_up, parse_registers},
@@ -13,8 +19,6 @@ use crate::{
 
 /// Time for one command. A reset is answered within a millisecond by a QEMU whose main loop runs.
 const STEP_LIMIT: Duration = Duration::from_secs(5);
-/// Time for the evidence, all together: it must not hold up the restart.
-const EVIDENCE_LIMIT: Duration = Duration::from_millis(500);
 
 /// A restart that was carried out.
 #[derive(Clone, Debug)]
@@ -28,8 +32,11 @@ pub struct Restart {
     /// What was done, in QEMU's words.
     pub action: String,
     /// Files for the incident: name and content.
-    pub evidence: Vec<(&'static str, Vec<u8>)>,
+    pub evidence: Files,
 }
+
+/// Files of evidence: name and content.
+pub type Files = Vec<(&'static str, Vec<u8>)>;
 
 /// Why a guest was not restarted, or not as planned.
 #[derive(Debug, Error)]
@@ -50,13 +57,32 @@ pub enum RestartError {
         step: &'static str,
         /// When the reset was issued before that, if it was.
         reset_at: Option<SystemTime>,
+        /// Files for the incident.
+        evidence: Files,
         /// What QEMU said, if anything.
         #[source]
         source: QmpError,
     },
     /// All steps were taken, and the guest does not run.
-    #[error("after the restart its run state is {0}")]
-    NotRunning(RunState),
+    #[error("after the restart its run state is {run_state}")]
+    NotRunning {
+        /// What it is.
+        run_state: RunState,
+        /// Files for the incident.
+        evidence: Files,
+    },
+}
+
+impl RestartError {
+    /// The evidence that was gathered all the same.
+    pub fn take_evidence(&mut self) -> Files {
+        match self {
+            Self::Step { evidence, .. } | Self::NotRunning { evidence, .. } => {
+                std::mem::take(evidence)
+            }
+            Self::Refused(_) | Self::StillWriting | Self::Unknown(_) => Files::new(),
+        }
+    }
 }
 
 /// Restarts a crashed guest by the plan for its present run state. `writes` tells how many writes the guest has
@@ -68,47 +94,83 @@ pub enum RestartError {
 pub async fn restart(
     qmp: &QmpHandle,
     configured: ResetAction,
+    wanted: &Wanted,
     writes: impl Fn() -> Option<u64>,
 ) -> Result<Restart, RestartError> {
+    let before = qmp.query_status().await.map_err(RestartError::Unknown)?;
+    let planned = |run_state| plan(run_state, configured).map_err(RestartError::Refused);
+    let mut steps = planned(&before)?.steps;
     // Asked at the same time: an announced crash is to be answered within 100 ms.
-    let (before, registers) = tokio::join!(qmp.query_status(), registers(qmp));
-    let before = before.map_err(RestartError::Unknown)?;
-    let Plan { steps } = plan(&before, configured).map_err(RestartError::Refused)?;
-    if still_writing(&before, writes).await {
+    let (writes_on, mut evidence) =
+        tokio::join!(still_writing(&before, writes), evidence::gather(qmp, &before, wanted));
+    if writes_on {
         return Err(RestartError::StillWriting);
     }
-    let was_up = parse_registers(&registers).is_ok_and(|vcpus| is_up(&vcpus));
-    let evidence = vec![
-        ("registers.txt", registers.into_bytes()),
-        ("run-state.txt", format!("{before}\n").into_bytes()),
-    ];
+    if evidence::dump_memory(qmp, wanted, &mut evidence).await {
+        // It took its time, and somebody may have laid hands on the guest meanwhile.
+        Plan { steps } = planned(&qmp.query_status().await.map_err(RestartError::Unknown)?)?;
+    }
+    let was_up = evidence
+        .registers()
+        .is_some_and(|text| parse_registers(text).is_ok_and(|vcpus| is_up(&vcpus)));
+    // Pictures are compressed while QEMU resets its devices.
+    let files = tokio::task::spawn_blocking(|| evidence.into_files());
+    let carried_out = carry_out(qmp, &steps, configured).await;
+    let evidence = files.await.unwrap_or_default();
+    let carried_out = carried_out.and_then(|done| match done.run_state {
+        RunState::Running => Ok(done),
+        _ => Err(Failed::NotRunning(done.run_state)),
+    });
+    match carried_out {
+        Ok(Done { reset_at, action, run_state }) => Ok(Restart {
+            at: reset_at.unwrap_or_else(SystemTime::now),
+            run_states: (before, run_state),
+            was_up,
+            action,
+            evidence,
+        }),
+        Err(Failed::NotRunning(run_state)) => Err(RestartError::NotRunning { run_state, evidence }),
+        Err(Failed::Step { step, reset_at, source }) => {
+            Err(RestartError::Step { step, reset_at, evidence, source })
+        }
+    }
+}
+
+/// All steps were taken.
+struct Done {
+    reset_at: Option<SystemTime>,
+    action: String,
+    /// What QEMU says now.
+    run_state: RunState,
+}
+
+/// They were not, or in vain.
+enum Failed {
+    Step { step: &'static str, reset_at: Option<SystemTime>, source: QmpError },
+    NotRunning(RunState),
+}
+
+async fn carry_out(
+    qmp: &QmpHandle,
+    steps: &[Step],
+    configured: ResetAction,
+) -> Result<Done, Failed> {
     let mut reset_at = None;
     let mut action = Vec::new();
     for step in steps {
         let begin = SystemTime::now();
-        let taken = take(qmp, step, configured).await;
-        let name = taken.map_err(|(step, source)| RestartError::Step { step, reset_at, source })?;
-        if step == Step::SystemReset {
+        let taken = take(qmp, *step, configured).await;
+        let name = taken.map_err(|(step, source)| Failed::Step { step, reset_at, source })?;
+        if *step == Step::SystemReset {
             // Its answer comes when QEMU has reset every device, which takes it 0.2 s.
             reset_at = Some(begin);
         }
         action.extend(name);
     }
-    let after = qmp.query_status().await.map_err(|source| RestartError::Step {
-        step: "query-status",
-        reset_at,
-        source,
-    })?;
-    if after != RunState::Running {
-        return Err(RestartError::NotRunning(after));
-    }
-    Ok(Restart {
-        at: reset_at.unwrap_or_else(SystemTime::now),
-        run_states: (before, after),
-        was_up,
-        action: action.join(", "),
-        evidence,
-    })
+    let run_state = qmp.query_status().await;
+    let run_state =
+        run_state.map_err(|source| Failed::Step { step: "query-status", reset_at, source })?;
+    Ok(Done { reset_at, action: action.join(", "), run_state })
 }
 
 /// Takes one step; `Ok(None)` for one that was not needed.
@@ -174,13 +236,4 @@ async fn still_writing(run_state: &RunState, writes: impl Fn() -> Option<u64>) -
     tokio::time::sleep(WATCHED).await;
     // What can't be read now holds nothing up: the panic is certain.
     matches!((before, writes()), (Some(before), Some(now)) if now > before)
-}
-
-/// The registers that the guest died with. What can't be had in time is left out, and said.
-async fn registers(qmp: &QmpHandle) -> String {
-    match tokio::time::timeout(EVIDENCE_LIMIT, qmp.human("info registers -a")).await {
-        Ok(Ok(text)) => text.replace('\r', ""),
-        Ok(Err(error)) => format!("not to be had: {error}\n"),
-        Err(_) => format!("not to be had within {} ms\n", EVIDENCE_LIMIT.as_millis()),
-    }
 }

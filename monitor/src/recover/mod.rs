@@ -4,8 +4,9 @@
 //! QEMU tells at that very moment: what was true when the verdict was given may have changed, and a
 //! VM that somebody paused meanwhile must be left alone.
 
+pub mod evidence;
 mod execute;
 mod plan;
 
-pub use execute::{Restart, RestartError, restart};
+pub use execute::{Files, Restart, RestartError, restart};
 pub use plan::{Clearance, Plan, Refusal, Step, clearance, plan};

@@ -30,7 +30,7 @@ use std::{
         fd::{AsRawFd as _, OwnedFd},
         unix::fs::{FileExt as _, MetadataExt as _},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -222,10 +222,7 @@ fn read_all(pid: u32, paths: Vec<PathBuf>) -> Read {
     let mut why = None;
     let mut tails = Vec::new();
     for path in paths.iter().take(MOST_LOGS) {
-        let read = peer::find(pid, path)
-            .map_err(|error| in_full(&error))
-            .and_then(|found| read_tail(&found).map_err(|error| format!("{path:?}: {error}")));
-        match read {
+        match read_one(pid, path) {
             Ok(tail) => tails.push(tail),
             Err(error) => why = Some(error),
         }
@@ -233,6 +230,30 @@ fn read_all(pid: u32, paths: Vec<PathBuf>) -> Read {
     match why {
         Some(why) if tails.is_empty() => Err(why),
         _ => Ok(tails),
+    }
+}
+
+fn read_one(pid: u32, path: &Path) -> Result<Tail, String> {
+    peer::find(pid, path)
+        .map_err(|error| in_full(&error))
+        .and_then(|found| read_tail(&found).map_err(|error| format!("{path:?}: {error}")))
+}
+
+/// The end of each log that can be read, as it stands there: to be cleared of what a guest may have put into it.
+/// Blocks for as long as the file system likes.
+///
+/// # Errors
+/// Where none can be read: why the first can't.
+pub(crate) fn tails(pid: u32, paths: &[PathBuf]) -> Result<Vec<(PathBuf, String)>, String> {
+    let read = |path: &PathBuf| {
+        let tail = read_one(pid, path)?;
+        Ok((path.clone(), String::from_utf8_lossy(&tail.bytes).into_owned()))
+    };
+    let (tails, errors): (Vec<_>, Vec<_>) =
+        paths.iter().take(MOST_LOGS).map(read).partition(Result::is_ok);
+    match errors.into_iter().next() {
+        Some(Err(why)) if tails.is_empty() => Err(why),
+        _ => Ok(tails.into_iter().flatten().collect()),
     }
 }
 

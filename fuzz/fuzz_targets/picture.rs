@@ -1,0 +1,9 @@
+//! The PPM that QEMU's `screendump` writes, from a QEMU that may have been taken over.
+//!
+//! A header must not make anybody allocate what it claims, and whatever is within bounds comes out as a PNG.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| flatline::fuzzing::picture(bytes));

@@ -1,0 +1,381 @@
+//! Evidence of QEMUs that are made up here, over real Unix sockets.
+
+use std::{
+    fs::File,
+    io::{IoSliceMut, Write as _},
+    mem::MaybeUninit,
+    os::fd::OwnedFd,
+    path::PathBuf,
+};
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncWriteExt as _, Interest},
+    net::{UnixListener, UnixStream},
+    sync::mpsc,
+};
+
+use super::*;
+use crate::{
+    discover::{self, VmId},
+    qmp::{self, QmpNotice, QmpState, QmpTarget},
+};
+
+/// What a QEMU says to a command; `None`: nothing, ever.
+type Says = Option<Result<Value, &'static str>>;
+
+/// A QEMU that is this very process, and says what `says` does. It has the descriptor that it was handed last.
+struct Qemu {
+    handle: QmpHandle,
+    vm: Arc<Vm>,
+    _directory: tempfile::TempDir,
+}
+
+async fn qemu(
+    says: impl FnMut(&str, &Value, &mut Option<OwnedFd>) -> Says + Send + 'static,
+) -> Qemu {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("qmp.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let pid = std::process::id();
+    let id = VmId { pid, start_ticks: discover::start_ticks(pid).unwrap() };
+    let (notices, mut heard) = mpsc::channel(64);
+    let handle = qmp::spawn(QmpTarget { vm: id, socket }, notices);
+    let (stream, _) = listener.accept().await.unwrap();
+    tokio::spawn(serve(stream, says));
+    while !matches!(heard.recv().await, Some((_, QmpNotice::State(QmpState::Ready)))) {}
+    tokio::spawn(async move { while heard.recv().await.is_some() {} });
+    Qemu { handle, vm: Arc::new(vm(id, Vec::new())), _directory: directory }
+}
+
+fn vm(id: VmId, console_logs: Vec<PathBuf>) -> Vm {
+    Vm {
+        id,
+        name: "g".to_owned(),
+        uuid: None,
+        accelerator: discover::Accelerator::Tcg,
+        executable: PathBuf::from("/qemu"),
+        uid: 0,
+        netns: 0,
+        qmp_sockets: Vec::new(),
+        plugged: discover::Plugged::default(),
+        unseen_networks: Vec::new(),
+        disks: Vec::new(),
+        vcpus: 1,
+        machine: None,
+        reboot_action: discover::ResetAction::Reset,
+        has_balloon: false,
+        has_agent_channel: false,
+        agent_socket: None,
+        console_logs,
+        notes: Vec::new(),
+        pidfd: Arc::new(tempfile::tempfile().unwrap().into()),
+    }
+}
+
+async fn serve(
+    mut stream: UnixStream,
+    mut says: impl FnMut(&str, &Value, &mut Option<OwnedFd>) -> Says,
+) {
+    stream.write_all(b"{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n").await.unwrap();
+    let (mut line, mut descriptor) = (Vec::new(), None);
+    loop {
+        let mut byte = [0];
+        let received = stream.async_io(Interest::READABLE, || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut parts = [IoSliceMut::new(&mut byte)];
+            let received = recvmsg(&stream, &mut parts, &mut control, RecvFlags::empty())?;
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(mut rights) = message {
+                    descriptor = rights.next();
+                }
+            }
+            Ok(received.bytes)
+        });
+        if !received.await.is_ok_and(|bytes| bytes > 0) {
+            return;
+        }
+        line.push(byte[0]);
+        let Ok(command) = serde_json::from_slice::<Value>(&line) else { continue };
+        line.clear();
+        let (name, id) = (command["execute"].as_str().unwrap(), &command["id"]);
+        let said = match name {
+            "qmp_capabilities" => Some(Ok(json!({}))),
+            name => says(name, &command["arguments"], &mut descriptor),
+        };
+        let reply = match said {
+            None => continue,
+            Some(Ok(value)) => json!({"return": value, "id": id}),
+            Some(Err(why)) => json!({"error": {"class": "GenericError", "desc": why}, "id": id}),
+        };
+        if stream.write_all(reply.to_string().as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What a QEMU in good health says, with a display of 2x1.
+fn healthy(command: &str, arguments: &Value, descriptor: &mut Option<OwnedFd>) -> Says {
+    Some(Ok(match command {
+        "query-status" => json!({"status": "guest-panicked"}),
+        "human-monitor-command" => json!("CPU#0\r\nRAX=0000000000000000\r\n"),
+        "query-cpus-fast" => {
+            json!([{"cpu-index": 0, "qom-path": "/machine/unattached/device[0]"}])
+        }
+        "query-block" => json!([{"device": "disk0", "io-status": "ok"}]),
+        "query-blockstats" | "query-rx-filter" => json!([]),
+        "qom-get" => return Some(Err("No crash occured")),
+        "add-fd" => json!({"fdset-id": 3, "fd": 9}),
+        "screendump" => {
+            assert_eq!(arguments["filename"], "/dev/fdset/3");
+            let mut file = File::from(descriptor.take().expect("it was handed over"));
+            file.write_all(b"P6\n2 1\n255\n\x01\x02\x03\x04\x05\x06").unwrap();
+            json!({})
+        }
+        "remove-fd" => json!({}),
+        other => panic!("{other} is not asked for"),
+    }))
+}
+
+fn wanted(qemu: &Qemu, limit: Duration) -> Wanted {
+    Wanted {
+        vm: qemu.vm.clone(),
+        incident: "20261122T100001Z-g".to_owned(),
+        limit,
+        announced: true,
+        figures: "{}\n".to_owned(),
+        memory: None,
+    }
+}
+
+async fn files(qemu: &Qemu, limit: Duration) -> Vec<(&'static str, Vec<u8>)> {
+    gather(&qemu.handle, &RunState::GuestPanicked, &wanted(qemu, limit)).await.into_files()
+}
+
+fn text(files: &[(&str, Vec<u8>)], name: &str) -> String {
+    let (_, content) = files.iter().find(|(file, _)| *file == name).expect(name);
+    String::from_utf8(content.clone()).unwrap()
+}
+
+#[tokio::test]
+async fn a_qemu_in_good_health_gives_all_and_the_list_says_so() {
+    let qemu = qemu(healthy).await;
+    let files = files(&qemu, Duration::from_secs(20)).await;
+    let names: Vec<_> = files.iter().map(|(name, _)| *name).collect();
+    assert_eq!(
+        names,
+        [
+            LIST,
+            "run-state.txt",
+            "screen.png",
+            "registers.txt",
+            "figures.json",
+            "vcpus.json",
+            "block.json",
+            "blockstats.json",
+            "network.json",
+        ]
+    );
+    assert_eq!(text(&files, "registers.txt"), "CPU#0\nRAX=0000000000000000\n");
+    assert_eq!(text(&files, "run-state.txt"), "guest-panicked\n");
+    assert!(files[2].1.starts_with(b"\x89PNG"));
+    let list = text(&files, LIST);
+    assert!(
+        list.starts_with("Evidence of 20261122T100001Z-g, from before the restart.\n"),
+        "{list}"
+    );
+    assert!(list.contains("kept     screen.png       what the console showed, 2x1: "), "{list}");
+    assert!(
+        list.contains(
+            "missing  panic.json       what the guest said of its panic: it said no more"
+        )
+    );
+    assert!(list.contains(
+        "missing  console.txt      the last lines of the serial console: QEMU writes no"
+    ));
+}
+
+#[tokio::test]
+async fn what_qemu_refuses_is_missing_with_its_reason_and_the_rest_is_there() {
+    let qemu = qemu(|command, arguments, descriptor| match command {
+        "screendump" => Some(Err("There is no console to take a screendump from\u{1b}[2J")),
+        "query-block" => Some(Err("no")),
+        _ => healthy(command, arguments, descriptor),
+    });
+    let files = files(&qemu.await, Duration::from_secs(20)).await;
+    let list = text(&files, LIST);
+    assert!(
+        list.contains(
+            "missing  screen.png       what the console showed: QEMU refused screendump: "
+        )
+    );
+    assert!(list.contains("There is no console to take a screendump from"), "{list}");
+    assert!(!list.contains('\u{1b}'), "{list}");
+    assert!(list.contains("missing  block.json "), "{list}");
+    assert!(list.contains("kept     blockstats.json "), "{list}");
+    assert!(!files.iter().any(|(name, _)| matches!(*name, "screen.png" | "block.json")));
+}
+
+#[tokio::test]
+async fn a_qemu_that_falls_silent_costs_no_more_than_the_limit_and_is_not_asked_on() {
+    let qemu = qemu(|command, arguments, descriptor| match command {
+        "screendump" | "query-block" => None,
+        "query-blockstats" | "query-rx-filter" => panic!("{command} after one that hangs"),
+        _ => healthy(command, arguments, descriptor),
+    });
+    let (qemu, begun) = (qemu.await, Instant::now());
+    let files = files(&qemu, Duration::from_millis(600)).await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    let list = text(&files, LIST);
+    for line in [
+        "missing  screen.png       what the console showed: not there within 300ms\n",
+        "missing  block.json       QEMU's account of the disks: not there within 300ms\n",
+        "missing  network.json     QEMU's account of the networks' filters: not asked for: QEMU is too slow\n",
+        "kept     registers.txt    ",
+        "kept     vcpus.json       ",
+    ] {
+        assert!(list.contains(line), "no {line:?} in {list}");
+    }
+}
+
+#[tokio::test]
+async fn a_hostile_picture_is_missing_and_a_hostile_text_is_harmless() {
+    let qemu = qemu(|command, arguments, descriptor| match command {
+        "screendump" => {
+            let mut file = File::from(descriptor.take().unwrap());
+            file.write_all(b"P6\n4000000000 4000000000\n255\n").unwrap();
+            Some(Ok(json!({})))
+        }
+        "human-monitor-command" => {
+            Some(Ok(json!("\u{1b}]0;x\u{7}\u{202e}RAX\r\n".repeat(100_000))))
+        }
+        _ => healthy(command, arguments, descriptor),
+    });
+    let files = files(&qemu.await, Duration::from_secs(20)).await;
+    let list = text(&files, LIST);
+    assert!(
+        list.contains("missing  screen.png       what the console showed: QEMU wrote no picture: ")
+    );
+    let registers = text(&files, "registers.txt");
+    assert!(registers.starts_with("?]0;x??RAX\n?]0;x??RAX\n"), "{:?}", registers.get(..40));
+    assert!(registers.is_ascii() && registers.len() <= TEXT_MAX_BYTES + 1);
+}
+
+#[tokio::test]
+async fn no_evidence_is_gathered_where_none_is_wanted_but_the_registers_are_looked_at() {
+    let qemu = qemu(|command, arguments, descriptor| match command {
+        "query-status" | "human-monitor-command" => healthy(command, arguments, descriptor),
+        other => panic!("{other} is not asked for"),
+    });
+    let qemu = qemu.await;
+    let evidence = gather(&qemu.handle, &RunState::Running, &wanted(&qemu, Duration::ZERO)).await;
+    assert!(evidence.registers().is_some_and(|text| text.contains("RAX=")));
+    assert!(evidence.into_files().is_empty());
+}
+
+#[tokio::test]
+async fn what_a_guest_said_of_its_panic_is_kept() {
+    let qemu = qemu(|command, arguments, descriptor| match command {
+        "qom-get" => {
+            assert_eq!(arguments["path"], "/machine/unattached/device[0]");
+            assert_eq!(arguments["property"], "crash-information");
+            Some(Ok(json!({"type": "hyper-v", "arg1": 239})))
+        }
+        _ => healthy(command, arguments, descriptor),
+    });
+    let files = files(&qemu.await, Duration::from_secs(20)).await;
+    assert!(text(&files, "panic.json").contains("\"arg1\": 239"));
+}
+
+#[tokio::test]
+async fn the_last_lines_of_the_console_are_cleared_of_what_moves_a_cursor() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("console.log");
+    std::fs::write(&log, "Kernel panic\r\n\u{1b}[31mred\n").unwrap();
+    let mut qemu = qemu(healthy).await;
+    qemu.vm = Arc::new(vm(qemu.vm.id, vec![log]));
+    let files = files(&qemu, Duration::from_secs(20)).await;
+    assert_eq!(text(&files, "console.txt"), "Kernel panic\n?[31mred\n");
+}
+
+#[tokio::test]
+async fn the_memory_is_dumped_through_a_pipe_and_named_in_the_list() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut pipe = None;
+    let qemu = qemu(move |command, arguments, descriptor| match command {
+        "query-dump-guest-memory-capability" => Some(Ok(json!({"formats": ["elf", "kdump-zlib"]}))),
+        "getfd" => {
+            pipe = descriptor.take().map(File::from);
+            Some(Ok(json!({})))
+        }
+        "dump-guest-memory" => {
+            assert_eq!(arguments["format"], "kdump-zlib");
+            assert_eq!((&arguments["detach"], &arguments["paging"]), (&json!(true), &json!(false)));
+            pipe.take().expect("a pipe").write_all(b"makedumpfile").unwrap();
+            Some(Ok(json!({})))
+        }
+        "query-dump" => Some(Ok(json!({"status": "completed", "completed": 9, "total": 9}))),
+        _ => healthy(command, arguments, descriptor),
+    })
+    .await;
+    let memory = dump::Wanted {
+        directory: directory.path().join("memory"),
+        quota_bytes: 1 << 20,
+        limit: Duration::from_secs(20),
+        under_way: dump::UnderWay::default(),
+    };
+    let wanted = Wanted { memory: Some(memory), ..wanted(&qemu, Duration::ZERO) };
+    let mut evidence = gather(&qemu.handle, &RunState::GuestPanicked, &wanted).await;
+    assert!(dump_memory(&qemu.handle, &wanted, &mut evidence).await);
+    let path = directory.path().join("memory/20261122T100001Z-g.kdump");
+    assert_eq!(std::fs::read(&path).unwrap(), b"makedumpfile");
+    let list = text(&evidence.into_files(), LIST);
+    let line = format!("kept     {}: the guest's memory (kdump-zlib), 12 bytes, ", path.display());
+    assert!(list.contains(&line), "{list}");
+}
+
+#[tokio::test]
+async fn a_memory_dump_that_takes_too_long_is_given_up_and_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut pipe = None;
+    let qemu = qemu(move |command, arguments, descriptor| match command {
+        "query-dump-guest-memory-capability" => Some(Ok(json!({"formats": ["elf"]}))),
+        // Held on to, and never closed.
+        "getfd" => {
+            pipe = descriptor.take();
+            Some(Ok(json!({})))
+        }
+        "dump-guest-memory" => {
+            assert!(pipe.is_some());
+            Some(Ok(json!({})))
+        }
+        "query-dump" => Some(Ok(json!({"status": "failed", "completed": 9, "total": 9}))),
+        _ => healthy(command, arguments, descriptor),
+    })
+    .await;
+    let memory = dump::Wanted {
+        directory: directory.path().to_owned(),
+        quota_bytes: 1 << 20,
+        limit: Duration::from_millis(400),
+        under_way: dump::UnderWay::default(),
+    };
+    let wanted = Wanted { memory: Some(memory), ..wanted(&qemu, Duration::ZERO) };
+    let (mut evidence, begun) = (Evidence::default(), Instant::now());
+    assert!(dump_memory(&qemu.handle, &wanted, &mut evidence).await);
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    let list = text(&evidence.into_files(), LIST);
+    assert!(
+        list.contains("missing  -                the guest's memory: not done within 400ms"),
+        "{list}"
+    );
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn text_that_is_too_long_is_cut() {
+    let (text, cut) = fit_for_people(&"x".repeat(TEXT_MAX_BYTES + 5));
+    assert!(cut && text.len() == TEXT_MAX_BYTES);
+    assert_eq!(fit_for_people("a\u{e9}\r\n\tb"), ("a?\n\tb".to_owned(), false));
+}
