@@ -400,6 +400,7 @@ silent               ? _________===========    = 10s+
         let history = HistoryView {
             seconds: 5,
             packets_from_guest: none.clone(),
+            packets_to_guest: none.clone(),
             completed: none.clone(),
             vcpu: none.clone(),
             vcpu_wanted: none.clone(),

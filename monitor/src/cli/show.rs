@@ -2,7 +2,7 @@
 
 use flatline::config::Config;
 use flatline::report::control::Request;
-use flatline::report::view::{NetworkView, ShowView, StorageView, VcpuView};
+use flatline::report::view::{DumpView, NetworkView, ShowView, StorageView, VcpuView};
 
 use super::ask::ask;
 use super::ecg::{self, Style};
@@ -95,6 +95,9 @@ fn text(view: &ShowView, style: Style) -> String {
     if let Some(history) = &view.history {
         out = out + "\n" + &ecg::draw(history, policy.flat_for, style);
     }
+    if let Some(dump) = &view.memory_dump {
+        out = out + "\n" + &memory_dump(dump) + "\n";
+    }
     for note in &view.notes {
         out = out + "\nnote: " + &safe(note) + "\n";
     }
@@ -103,6 +106,18 @@ fn text(view: &ShowView, style: Style) -> String {
 
 fn unreadable() -> String {
     "unreadable".to_owned()
+}
+
+fn memory_dump(dump: &DumpView) -> String {
+    let DumpView { since, completed_bytes, total_bytes, written_bytes } = dump;
+    let mib = |bytes: u64| bytes >> 20;
+    let of = total_bytes.map_or_else(String::new, |total| format!(" of {}", mib(total)));
+    format!(
+        "memory dump: {}{of} MiB done, {} MiB written since {}",
+        mib(*completed_bytes),
+        mib(*written_bytes),
+        time(Some(*since))
+    )
 }
 
 fn vcpu(vcpu: &VcpuView) -> String {

@@ -22,8 +22,10 @@ use crate::{
     discover::{self, Vm, VmId},
     probe::{ProbeThread, ProgramHealth},
     qmp::{self, QmpHandle, QmpNotice, QmpState, QmpTarget},
+    recover::evidence::dump::UnderWay,
     report::{
         recording::archive::{Archive, Writing},
+        retention::{self, Keeper},
         store::IncidentStore,
     },
     sample::{CounterMaps, DeviceWatch, KvmReader, LostCompletions, ThreadReader, VcpuClocks},
@@ -51,6 +53,10 @@ pub(super) struct Engine {
     pub(super) health: Vec<ProgramHealth>,
     pub(super) store: Arc<IncidentStore>,
     pub(super) scribe: Scribe,
+    /// Removes evidence that was kept for long enough.
+    keeper: Keeper,
+    /// Memory dumps that are under way.
+    pub(super) dumps: UnderWay,
     /// Writes recordings, on a thread of its own.
     pub(super) archive: Archive,
     archive_thread: Writing,
@@ -102,6 +108,11 @@ impl Engine {
         let store = Arc::new(store);
         let (archive, archive_thread) =
             Archive::start(&config.paths.state_dir, config.recorder.max_mib);
+        let keeping = retention::Terms {
+            keep: config.keeping.keep,
+            most_bytes: u64::from(config.keeping.max_mib) << 20,
+        };
+        let keeper = Keeper::start(&config.paths.state_dir, keeping);
         Self {
             config,
             started: Instant::now(),
@@ -109,6 +120,8 @@ impl Engine {
             vms: BTreeMap::new(),
             health,
             scribe: Scribe::start(store.clone()),
+            keeper,
+            dumps: UnderWay::default(),
             archive,
             archive_thread,
             store,
@@ -153,6 +166,7 @@ impl Engine {
             }
         }
         self.scribe.finish();
+        self.keeper.finish();
         drop(self.archive);
         self.archive_thread.finish();
         self.probes

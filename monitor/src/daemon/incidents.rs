@@ -163,6 +163,7 @@ impl Engine {
             Ok(qmp) => qmp,
             Err(why) => return self.refuse(id, &why, Stage::WaitingForMonitor),
         };
+        let Some(wanted) = self.wanted(id) else { return };
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let Some(case) = &mut watched.case else { return };
         case.stage = Stage::Restarting;
@@ -176,7 +177,7 @@ impl Engine {
             announced.then_some(row.storage.write_ops)
         };
         tokio::spawn(async move {
-            let result = restart(&qmp, configured, writes).await;
+            let result = restart(&qmp, configured, &wanted, writes).await;
             let _ = messages.send(Message::Restarted(id, result));
         });
     }
@@ -239,8 +240,9 @@ impl Engine {
             Err(error @ RestartError::Unknown(_)) => {
                 self.refuse(id, &in_full(&error), Stage::WaitingForMonitor);
             }
-            Err(error) => {
+            Err(mut error) => {
                 // It may have been reset all the same: it gets its time to show life.
+                let evidence = error.take_evidence();
                 let why = in_full(&error);
                 warn!(vm = watched.vm.name, "restart: {why}");
                 let at = match error {
@@ -251,8 +253,10 @@ impl Engine {
                 case.incident.action = at.map(|_| "system_reset".to_owned());
                 case.incident.action_at = at;
                 case.incident.reason = format!("{}; {why}", case.incident.reason);
+                case.incident.evidence =
+                    evidence.iter().map(|(name, _)| (*name).to_owned()).collect();
                 let recording = watched.recorder.evidence(&mut case.incident);
-                self.scribe.write(&case.incident, Vec::new(), recording);
+                self.scribe.write(&case.incident, evidence, recording);
                 watched.feed(&Input::Restarted { cause, was_up: false }, now);
                 self.forget_addresses(id);
             }

@@ -5,6 +5,7 @@
 
 mod asking;
 mod engine;
+mod evidence;
 mod hearing;
 mod incidents;
 mod plugged;

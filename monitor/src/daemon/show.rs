@@ -30,6 +30,9 @@ impl Engine {
                 Ok(watched) => Reply::ok(&self.show(watched)),
                 Err(reply) => reply,
             },
+            Request::Evidence { id, file, offset } => {
+                return self.evidence(id, file, offset, request.reply);
+            }
             Request::Record { vm } => return self.record(vm.as_deref(), request.reply),
             Request::Incidents { vm } => {
                 // A VM that is gone keeps its incidents, so that its name need not be found here.
@@ -187,7 +190,7 @@ impl Engine {
         Some(age.as_secs_f64())
     }
 
-    fn show(&self, watched: &WatchedVm) -> ShowView {
+    pub(super) fn show(&self, watched: &WatchedVm) -> ShowView {
         let taps = watched.taps.iter().map(|probe| TapView {
             name: probe.tap.name.clone(),
             netns: probe.tap.netns.to_string(),
@@ -217,6 +220,7 @@ impl Engine {
             signals: self.signals(watched),
             policy: PolicyView::from(&watched.terms.policy),
             history: self.history(watched),
+            memory_dump: self.dump_view(watched.vm.id),
             notes: watched.vm.notes.clone(),
         }
     }

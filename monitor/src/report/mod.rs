@@ -5,8 +5,10 @@
 //! than the engine's types, which may change.
 
 pub mod control;
+pub mod evidence;
 pub mod incident;
 pub mod recording;
+pub mod retention;
 pub mod store;
 pub mod view;
 

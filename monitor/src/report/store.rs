@@ -28,7 +28,7 @@ const RECORD_MAX_BYTES: u64 = 1 << 20;
 /// The form of a record; a record of a higher one was written by a newer flatline.
 const FORMAT: u32 = 1;
 
-const RECORD: &str = "incident.json";
+pub(super) const RECORD: &str = "incident.json";
 const DIRECTORY_MODE: u32 = 0o750;
 const FILE_MODE: u32 = 0o640;
 
@@ -228,7 +228,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn is_plain(name: &str) -> bool {
+pub(super) fn is_plain(name: &str) -> bool {
     let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     (1..=255).contains(&name.len()) && !name.starts_with('.') && name.chars().all(safe)
 }

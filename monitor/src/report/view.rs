@@ -200,6 +200,9 @@ pub struct ShowView {
     /// Its last minutes; `None` where nothing is recorded.
     #[serde(default)]
     pub history: Option<HistoryView>,
+    /// The dump of its memory that is being taken before its restart; `None` while none is.
+    #[serde(default)]
+    pub memory_dump: Option<DumpView>,
     /// Anything else that a person should know.
     pub notes: Vec<String>,
 }
@@ -244,6 +247,9 @@ pub struct HistoryView {
     pub seconds: usize,
     /// Packets that the guest sent of its own accord.
     pub packets_from_guest: Vec<Option<f64>>,
+    /// Packets that were sent to it; empty where an older daemon doesn't tell.
+    #[serde(default)]
+    pub packets_to_guest: Vec<Option<f64>>,
     /// Requests that completed.
     pub completed: Vec<Option<f64>>,
     /// CPUs that the vCPUs used together.
@@ -256,6 +262,20 @@ pub struct HistoryView {
     pub probe_answers: Vec<Option<f64>>,
     /// What was decided meanwhile, the oldest first.
     pub marks: Vec<MarkView>,
+}
+
+/// A memory dump that is being taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DumpView {
+    /// When it was begun.
+    #[serde(with = "rfc3339")]
+    pub since: SystemTime,
+    /// Bytes of the guest's memory that are done.
+    pub completed_bytes: u64,
+    /// Of so many; `None` while that isn't known.
+    pub total_bytes: Option<u64>,
+    /// Bytes of the file, which may be compressed.
+    pub written_bytes: u64,
 }
 
 /// Something that was decided, or done.
@@ -401,10 +421,16 @@ mod tests {
             ("policy", serde_json::to_value(policy).expect("serialisable")),
             (
                 "history",
-                json!({"seconds": 2, "packets_from_guest": [0.0, null], "completed": [1.5, 0.0],
+                json!({"seconds": 2, "packets_from_guest": [0.0, null],
+                "packets_to_guest": [7.0, null], "completed": [1.5, 0.0],
                 "vcpu": [0.002, 1.0], "vcpu_wanted": [0.002, 1.0],
                 "in_flight": [0.0, 0.0], "probe_answers": [null, null],
                 "marks": [{"second": 1, "kind": "suspicion", "text": "t"}]}),
+            ),
+            (
+                "memory_dump",
+                json!({"since": "2026-11-22T10:00:00Z", "completed_bytes": 5, "total_bytes": 10,
+                "written_bytes": 2}),
             ),
             ("notes", json!([])),
         ] {

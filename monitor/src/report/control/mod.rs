@@ -49,6 +49,16 @@ pub enum Request {
         #[serde(default)]
         vm: Option<String>,
     },
+    /// An [`super::evidence::EvidenceView`]: a part of a file of an incident's.
+    Evidence {
+        /// The incident.
+        id: String,
+        /// The file's name.
+        file: String,
+        /// Where the part begins.
+        #[serde(default)]
+        offset: u64,
+    },
     /// A [`super::view::RecordView`]: what is kept of the last minutes is written to files.
     Record {
         /// Of this VM; `None`: of all.

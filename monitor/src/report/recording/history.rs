@@ -25,11 +25,11 @@ struct Cell {
     missing: bool,
 }
 
-/// The figures of a second, in the order of [`HistoryView`].
-type Second = [Cell; 6];
+/// The figures of a second, in the order of [`figures`].
+type Second = [Cell; 7];
 
 /// What one tick says of each figure, per second.
-fn figures(activity: &Activity) -> [Option<f64>; 6] {
+fn figures(activity: &Activity) -> [Option<f64>; 7] {
     let rate = |number: u64| count(number) / activity.elapsed.as_secs_f64().max(1e-9);
     let network = activity.network.as_ref().ok().copied().flatten();
     let storage = activity.storage.as_ref().ok();
@@ -41,6 +41,7 @@ fn figures(activity: &Activity) -> [Option<f64>; 6] {
         vcpus.map(|vcpus| vcpus.iter().map(|vcpu| vcpu.busy + vcpu.waiting).fold(0.0, f64::max)),
         storage.map(|storage| count(storage.in_flight)),
         network.map(|network| rate(network.probe_answers)),
+        network.map(|network| rate(network.packets_to_guest)),
     ]
 }
 
@@ -102,6 +103,7 @@ pub fn history(segments: &[impl AsRef<Segment>], now: Duration, keep: Duration) 
         vcpu_wanted: row(3),
         in_flight: row(4),
         probe_answers: row(5),
+        packets_to_guest: row(6),
         marks,
     }
 }

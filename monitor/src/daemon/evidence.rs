@@ -1,0 +1,78 @@
+//! What is wanted of a crashed guest before it is restarted, and what clients are handed of it.
+
+use tokio::{sync::oneshot, task::spawn_blocking};
+
+use super::{engine::Engine, vm::WatchedVm};
+use crate::{
+    config::Gathering,
+    discover::VmId,
+    recover::evidence::{Wanted, dump},
+    report::{
+        control::{RefusalKind, Reply},
+        evidence,
+        view::{DumpView, ShowView},
+    },
+    verdict::Cause,
+};
+
+impl Engine {
+    /// What is to be gathered of a VM that is about to be restarted; `None` for one without an incident.
+    pub(super) fn wanted(&self, id: VmId) -> Option<Wanted> {
+        let watched = self.vms.get(&id)?;
+        let incident = &watched.case.as_ref()?.incident;
+        let Gathering { limit, memory, memory_limit } = self.config.gathering_for(&watched.vm.name);
+        let keeping = &self.config.keeping;
+        let memory = memory.then(|| dump::Wanted {
+            directory: keeping.memory_dir.clone(),
+            quota_bytes: u64::from(keeping.memory_quota_mib) << 20,
+            limit: memory_limit,
+            under_way: self.dumps.clone(),
+        });
+        Some(Wanted {
+            vm: watched.vm.clone(),
+            incident: incident.id.clone(),
+            limit,
+            announced: watched.watch.state.cause() == Some(Cause::Panicked),
+            figures: self.figures(watched),
+            memory,
+        })
+    }
+
+    /// All that is known of a VM, but for the last minutes, which are in the recording.
+    fn figures(&self, watched: &WatchedVm) -> String {
+        let view = ShowView { history: None, ..self.show(watched) };
+        // It is made of values, strings and words, which always have a JSON form.
+        serde_json::to_string_pretty(&view).unwrap_or_default() + "\n"
+    }
+
+    /// How far the memory dump of a VM is.
+    pub(super) fn dump_view(&self, id: VmId) -> Option<DumpView> {
+        let dump::State { since, completed_bytes, total_bytes, written_bytes } =
+            self.dumps.of(id)?;
+        Some(DumpView { since, completed_bytes, total_bytes, written_bytes })
+    }
+
+    /// Hands a client a part of a file of an incident's.
+    pub(super) fn evidence(
+        &self,
+        id: String,
+        file: String,
+        offset: u64,
+        reply: oneshot::Sender<Reply>,
+    ) {
+        let state_dir = self.config.paths.state_dir.clone();
+        spawn_blocking(move || {
+            let answer = match evidence::read(&state_dir, &id, &file, offset) {
+                Ok(view) => Reply::ok(&view),
+                Err(error @ evidence::ReadError::Nothing { .. }) => {
+                    Reply::error(RefusalKind::Nothing, error.to_string())
+                }
+                Err(error) => {
+                    Reply::error(RefusalKind::Internal, crate::error_text::in_full(&error))
+                }
+            };
+            // The client may have gone.
+            let _ = reply.send(answer);
+        });
+    }
+}
