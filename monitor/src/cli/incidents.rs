@@ -1,13 +1,18 @@
 //! `flatline incidents`: what was detected, what was done, what came of it.
 
+use std::path::Path;
+
 use anyhow::{Context, anyhow};
 use flatline::config::Config;
+use flatline::recover::evidence::LIST;
 use flatline::report::control::Request;
+use flatline::report::evidence::EvidenceView;
 use flatline::report::incident::{Incident, IncidentsView, Outcome};
+use flatline::report::store::EVIDENCE_MAX_BYTES;
 
 use super::ask::ask;
-use super::table::{fields, or_dash, seconds, table, time};
-use super::{Answer, Failure, json};
+use super::table::{fields, or_dash, safe, seconds, table, time};
+use super::{Answer, Failure, json, page};
 
 pub(super) fn list(config: &Config, vm: Option<String>, as_json: bool) -> Result<Answer, Failure> {
     let view: IncidentsView = ask(config, &Request::Incidents { vm })?;
@@ -16,9 +21,7 @@ pub(super) fn list(config: &Config, vm: Option<String>, as_json: bool) -> Result
 }
 
 pub(super) fn show(config: &Config, id: &str, as_json: bool) -> Result<Answer, Failure> {
-    let view: IncidentsView = ask(config, &Request::Incidents { vm: None })?;
-    let incident = view.incidents.iter().find(|incident| incident.id == id);
-    let incident = incident.ok_or_else(|| Failure::BadNews(anyhow!("no incident {id}")))?;
+    let incident = &find(config, id)?;
     if as_json {
         return json(incident).map(Answer::good);
     }
@@ -41,7 +44,60 @@ pub(super) fn show(config: &Config, id: &str, as_json: bool) -> Result<Answer, F
         ("evidence", incident.evidence.join(", ")),
         ("kept in", directory.display().to_string()),
     ]);
-    Ok(Answer::good(text))
+    // Older incidents have none, and older daemons hand out none.
+    let list = file(config, incident, LIST).ok().flatten().unwrap_or_default();
+    let list = String::from_utf8_lossy(&list);
+    let list: String = list.lines().map(|line| safe(line) + "\n").collect();
+    let gap = if list.is_empty() { "" } else { "\n" };
+    Ok(Answer::good(text + gap + &list))
+}
+
+/// Writes an incident with all its evidence to `path`, as one HTML file.
+pub(super) fn write_html(config: &Config, id: &str, path: &Path) -> Result<Answer, Failure> {
+    let incident = find(config, id)?;
+    let mut files = Vec::new();
+    for name in &incident.evidence {
+        files.push((name.clone(), file(config, &incident, name)?));
+    }
+    let page = page::page(&incident, &files);
+    if path == Path::new("-") {
+        return Ok(Answer::good(page));
+    }
+    std::fs::write(path, page)
+        .with_context(|| format!("can't write {}", path.display()))
+        .map_err(Failure::BadNews)?;
+    Ok(Answer::good(String::new()))
+}
+
+fn find(config: &Config, id: &str) -> Result<Incident, Failure> {
+    let view: IncidentsView = ask(config, &Request::Incidents { vm: None })?;
+    let incident = view.incidents.into_iter().find(|incident| incident.id == id);
+    incident.ok_or_else(|| Failure::BadNews(anyhow!("no incident {id}")))
+}
+
+/// A file of an incident's, asked for part by part; `None` where it is no longer kept.
+fn file(config: &Config, incident: &Incident, name: &str) -> Result<Option<Vec<u8>>, Failure> {
+    let mut whole = Vec::new();
+    loop {
+        let (id, file, offset) = (incident.id.clone(), name.to_owned(), whole.len() as u64);
+        let view: EvidenceView = match ask(config, &Request::Evidence { id, file, offset }) {
+            Ok(view) => view,
+            // What there is no more is no reason to tell nothing.
+            Err(Failure::BadNews(_)) => return Ok(None),
+            Err(failure) => return Err(failure),
+        };
+        let part = view.decode().ok_or_else(|| anyhow!("{name} came as no base64"));
+        let part = part.map_err(Failure::BadNews)?;
+        whole.extend_from_slice(&part);
+        if part.is_empty() || whole.len() as u64 >= view.bytes {
+            return Ok(Some(whole));
+        }
+        if whole.len() > EVIDENCE_MAX_BYTES {
+            return Err(Failure::BadNews(anyhow!(
+                "{name} has more than {EVIDENCE_MAX_BYTES} bytes"
+            )));
+        }
+    }
 }
 
 fn lines(incidents: &[Incident]) -> Result<String, Failure> {

@@ -8,6 +8,7 @@ mod check;
 mod daemon;
 mod ecg;
 mod incidents;
+mod page;
 mod record;
 mod replay;
 mod show;
@@ -115,6 +116,9 @@ enum IncidentsCommand {
         /// Print JSON
         #[arg(long)]
         json: bool,
+        /// Write it as one HTML file with all its evidence, for people who weren't there; - prints it
+        #[arg(long, value_name = "FILE", conflicts_with = "json")]
+        html: Option<PathBuf>,
     },
 }
 
@@ -198,8 +202,12 @@ fn run(arguments: Arguments) -> Result<Answer, Failure> {
         Command::Run { observe } => daemon::run(load(config)?, observe),
         Command::Status { json } => status::run(&load(config)?, json),
         Command::Show { vm, json } => show::run(&load(config)?, vm, json),
-        Command::Incidents { command: Some(IncidentsCommand::Show { id, json }), .. } => {
-            incidents::show(&load(config)?, &id, json)
+        Command::Incidents { command: Some(IncidentsCommand::Show { id, json, html }), .. } => {
+            let config = load(config)?;
+            match html {
+                Some(file) => incidents::write_html(&config, &id, &file),
+                None => incidents::show(&config, &id, json),
+            }
         }
         Command::Incidents { json, vm, command: None } => incidents::list(&load(config)?, vm, json),
         Command::Record { vm, all: _, json } => record::run(&load(config)?, vm, json),

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::{Decoded, Segment};
+use super::{Decoded, Segment, record::Record};
 use crate::{
     activity::Activity,
     report::view::{HistoryView, MarkKind, MarkView},
@@ -65,23 +65,8 @@ pub fn history(segments: &[impl AsRef<Segment>], now: Duration, keep: Duration) 
             if let Input::Tick(tick) = &record.input {
                 add(&mut cells, zero, record.at, &tick.activity);
             }
-            let kind = match (&record.act, &record.input, &record.changed) {
-                (Act::Recovered, _, _) => Some(MarkKind::Life),
-                (Act::Convict(_) | Act::NotRecovered(_) | Act::GiveUp(_), _, _) => {
-                    Some(MarkKind::Verdict)
-                }
-                (_, Input::Restarted { .. }, _) => Some(MarkKind::Restart),
-                (_, _, Some(changed)) => match changed.state {
-                    "suspect" => Some(MarkKind::Suspicion),
-                    "held" => Some(MarkKind::Held),
-                    "unobservable" => Some(MarkKind::Unobservable),
-                    "alive" => Some(MarkKind::Life),
-                    _ => None,
-                },
-                _ => None,
-            };
             let second = index(record.at.as_secs_f64() - zero).filter(|second| *second < seconds);
-            if let (Some(kind), Some(second)) = (kind, second) {
+            if let (Some(kind), Some(second)) = (mark(&record), second) {
                 let text = record.changed.map(|changed| changed.reason).unwrap_or_default();
                 marks.push(MarkView { second, kind, text });
             }
@@ -105,6 +90,45 @@ pub fn history(segments: &[impl AsRef<Segment>], now: Duration, keep: Duration) 
         probe_answers: row(5),
         packets_to_guest: row(6),
         marks,
+    }
+}
+
+/// Something that was decided, or done, to the moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// When, since the host's start.
+    pub at: Duration,
+    /// What.
+    pub kind: MarkKind,
+    /// Why.
+    pub text: String,
+}
+
+/// All that was decided or done, the oldest first; segments that can't be read are left out.
+pub fn moments(segments: &[impl AsRef<Segment>]) -> Vec<Moment> {
+    let decoded = segments.iter().filter_map(|segment| segment.as_ref().decode().ok());
+    let moment = |record: Record| {
+        let kind = mark(&record)?;
+        let text = record.changed.map(|changed| changed.reason).unwrap_or_default();
+        Some(Moment { at: record.at, kind, text })
+    };
+    decoded.flat_map(|decoded| decoded.records).filter_map(moment).collect()
+}
+
+/// What a record marks, where it does.
+fn mark(record: &Record) -> Option<MarkKind> {
+    match (&record.act, &record.input, &record.changed) {
+        (Act::Recovered, _, _) => Some(MarkKind::Life),
+        (Act::Convict(_) | Act::NotRecovered(_) | Act::GiveUp(_), _, _) => Some(MarkKind::Verdict),
+        (_, Input::Restarted { .. }, _) => Some(MarkKind::Restart),
+        (_, _, Some(changed)) => match changed.state {
+            "suspect" => Some(MarkKind::Suspicion),
+            "held" => Some(MarkKind::Held),
+            "unobservable" => Some(MarkKind::Unobservable),
+            "alive" => Some(MarkKind::Life),
+            _ => None,
+        },
+        _ => None,
     }
 }
 

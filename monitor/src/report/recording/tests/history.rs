@@ -1,5 +1,11 @@
-use super::{super::history::history, *};
-use crate::{report::view::MarkKind, sample::Missing};
+use super::{
+    super::history::{history, moments},
+    *,
+};
+use crate::{
+    report::view::{MarkKind, MarkView},
+    sample::Missing,
+};
 
 #[test]
 fn figures_stand_in_the_second_in_which_they_were_counted() {
@@ -50,4 +56,10 @@ fn what_was_decided_is_marked() {
     assert_eq!(kinds, [Suspicion, Verdict, Restart, Life]);
     assert!(view.marks[1].text.contains("a vCPU was pinned"), "{:?}", view.marks[1]);
     assert!(view.marks.is_sorted_by_key(|mark| mark.second));
+    let moments = moments(&live.ring.segments());
+    assert_eq!(moments.iter().map(|moment| moment.kind).collect::<Vec<_>>(), kinds);
+    assert!(moments.is_sorted_by_key(|moment| moment.at));
+    let told =
+        |(moment, mark): (&super::super::history::Moment, &MarkView)| moment.text == mark.text;
+    assert!(moments.iter().zip(&view.marks).all(told));
 }

@@ -1,0 +1,149 @@
+//! What an incident's recording tells: figures a second, what was decided, and on which terms.
+
+use std::io::Cursor;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use flatline::report::incident::Incident;
+use flatline::report::recording::file::Reader;
+use flatline::report::recording::history::{Moment, history, moments};
+use flatline::report::view::{HistoryView, MarkKind};
+
+use super::{RECORDING, Row};
+
+/// Before the last sign of life, so much is of interest.
+const BEFORE: Duration = Duration::from_secs(120);
+/// A ring in memory holds no more than an hour.
+const MOST_KEPT: Duration = Duration::from_secs(3600);
+/// What the record tells in whole seconds is the same as a moment within this time.
+const SAME: Duration = Duration::from_millis(1500);
+/// More moments are not told: the last ones are.
+const MOST_MOMENTS: usize = 40;
+
+/// A recording that was read, as far as it could be.
+pub(super) struct Recorded {
+    /// Figures a second.
+    pub(super) history: HistoryView,
+    /// When the first second begins.
+    pub(super) begins: SystemTime,
+    /// Silence before the VM was suspected.
+    pub(super) flat_for: Option<Duration>,
+    /// What was decided and done, with its time.
+    moments: Vec<(SystemTime, Moment)>,
+    /// Why not all of it could be read.
+    pub(super) complaint: Option<String>,
+}
+
+impl Recorded {
+    /// Reads the file's bytes.
+    pub(super) fn read(bytes: &[u8]) -> Self {
+        let mut recorded = Self {
+            history: HistoryView::default(),
+            begins: SystemTime::UNIX_EPOCH,
+            flat_for: None,
+            moments: Vec::new(),
+            complaint: None,
+        };
+        let mut reader = match Reader::new(Cursor::new(bytes), Path::new(RECORDING)) {
+            Ok(reader) => reader,
+            Err(error) => {
+                recorded.complaint = Some(error.to_string());
+                return recorded;
+            }
+        };
+        let (mut segments, mut ends) = (Vec::new(), Duration::ZERO);
+        loop {
+            match reader.next_segment() {
+                Ok(Some((segment, decoded))) => {
+                    let last = decoded.records.last().map_or(segment.began, |record| record.at);
+                    ends = ends.max(last);
+                    segments.push(Arc::new(segment));
+                }
+                Ok(None) => break,
+                // What was read before the tear is as good as ever.
+                Err(error) => {
+                    recorded.complaint = Some(error.to_string());
+                    break;
+                }
+            }
+        }
+        let header = reader.header();
+        recorded.history = history(&segments, ends, MOST_KEPT);
+        let span = Duration::from_secs(recorded.history.seconds as u64);
+        recorded.begins = header.wall_clock(ends.saturating_sub(span));
+        recorded.flat_for = Some(header.terms.policy.flat_for);
+        let at = |moment: Moment| (header.wall_clock(moment.at), moment);
+        recorded.moments = moments(&segments).into_iter().map(at).collect();
+        recorded
+    }
+
+    /// Seconds from the first figure to a time, which may lie outside.
+    pub(super) fn second_of(&self, time: SystemTime) -> f64 {
+        match time.duration_since(self.begins) {
+            Ok(after) => after.as_secs_f64(),
+            Err(before) => -before.duration().as_secs_f64(),
+        }
+    }
+
+    /// The seconds that are worth drawing.
+    pub(super) fn window(&self, incident: &Incident) -> std::ops::Range<usize> {
+        let life = incident.last_sign_of_life.unwrap_or(incident.detected_at);
+        let first = self.second_of(life) - BEFORE.as_secs_f64();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "it is bounded"
+        )]
+        let first = first.clamp(0.0, 1e6) as usize;
+        // An incident of another time: all of it.
+        if first >= self.history.seconds {
+            0..self.history.seconds
+        } else {
+            first..self.history.seconds
+        }
+    }
+
+    /// The moments of a kind.
+    pub(super) fn moments(&self) -> impl Iterator<Item = (SystemTime, MarkKind)> {
+        self.moments.iter().map(|(at, moment)| (*at, moment.kind))
+    }
+
+    /// What was decided on the way, and the record doesn't have.
+    pub(super) fn other_moments(&self, incident: &Incident) -> Vec<Row> {
+        let known = [
+            (MarkKind::Verdict, Some(incident.detected_at)),
+            (MarkKind::Restart, incident.action_at),
+            (MarkKind::Life, incident.recovered_at),
+        ];
+        let is_known = |at: SystemTime, kind: MarkKind| {
+            known.iter().any(|(known, time)| {
+                *known == kind && time.is_some_and(|time| apart(at, time) <= SAME)
+            })
+        };
+        let begin = incident.last_sign_of_life.unwrap_or(incident.detected_at);
+        let begin = begin.checked_sub(BEFORE).unwrap_or(begin);
+        let others =
+            self.moments.iter().filter(|(at, moment)| *at >= begin && !is_known(*at, moment.kind));
+        let rows: Vec<Row> =
+            others.map(|(at, moment)| (*at, word(moment.kind), moment.text.clone())).collect();
+        rows.get(rows.len().saturating_sub(MOST_MOMENTS)..).unwrap_or_default().to_vec()
+    }
+}
+
+/// What was decided, in a word or two.
+pub(super) fn word(kind: MarkKind) -> &'static str {
+    match kind {
+        MarkKind::Suspicion => "suspected",
+        MarkKind::Verdict => "verdict",
+        MarkKind::Restart => "restarted",
+        MarkKind::Life => "lives",
+        MarkKind::Held => "held",
+        MarkKind::Unobservable => "unobservable",
+        MarkKind::Other => "something else",
+    }
+}
+
+fn apart(one: SystemTime, other: SystemTime) -> Duration {
+    one.duration_since(other).unwrap_or_else(|error| error.duration())
+}
