@@ -108,6 +108,8 @@ pub struct GuestConfig {
     pub disk: Option<DiskConfig>,
     /// Whether it has a pvpanic device, through which a panic is reported.
     pub pvpanic: bool,
+    /// Whether it has a display, which QEMU draws for nobody; else it has none.
+    pub vga: bool,
     /// Whether it has a balloon, `balloon0`, through which QEMU hears of its memory.
     pub balloon: bool,
     /// Whether it has the guest agent's channel, at `NAME.qga` beside the QMP sockets. What answers there is a
@@ -156,6 +158,7 @@ impl GuestConfig {
             vlan: None,
             disk: None,
             pvpanic: false,
+            vga: false,
             balloon: false,
             agent: false,
             watchdog: None,
@@ -284,6 +287,9 @@ impl GuestConfig {
         }
         if self.pvpanic {
             add(&["-device", "pvpanic"]);
+        }
+        if self.vga {
+            add(&["-device", "VGA"]);
         }
         if self.balloon {
             add(&["-device", "virtio-balloon-pci,id=balloon0"]);

@@ -2,7 +2,8 @@ use std::path::Path;
 
 use clap::Parser;
 use flatline::report::control::{ControlRequest, RefusalKind, Reply, Request, bind, serve};
-use flatline::report::incident::IncidentsView;
+use flatline::report::evidence::{EvidenceView, base64};
+use flatline::report::incident::{Incident, IncidentsView};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -39,6 +40,7 @@ fn wrong_arguments_are_wrong_usage() {
         &["check-config"],
         &["record"],
         &["record", "a", "--all"],
+        &["incidents", "show", "i", "--html", "-", "--json"],
         &["replay"],
     ] {
         assert_eq!(flatline(words).0, 2, "{words:?}");
@@ -81,6 +83,7 @@ fn a_daemon_that_does_not_run_is_unreachable_and_its_path_is_named() {
         &["show", "a"],
         &["incidents"],
         &["incidents", "show", "x", "--json"],
+        &["incidents", "show", "x", "--html", "-"],
         &["record", "--all"],
     ];
     for command in commands {
@@ -104,6 +107,64 @@ fn a_file_that_is_no_recording_is_bad_news_and_named() {
         assert_eq!(code, 1);
         assert!(text.contains(file) && text.contains(part), "{text}");
     }
+}
+
+/// A daemon that has an incident `i` of 30 bytes of evidence in `console.txt`, which it hands out by the dozen.
+fn with_evidence(directory: &Path) -> (String, Runtime) {
+    let file = configuration(directory);
+    let runtime = Runtime::new().expect("a runtime");
+    let entered = runtime.enter();
+    let listener = bind(&directory.join("run")).expect("bound");
+    let (sender, mut requests) = tokio::sync::mpsc::channel::<ControlRequest>(1);
+    runtime.spawn(serve(listener, sender));
+    runtime.spawn(async move {
+        let content = b"<0123456789abcdef0123456789>\n!";
+        while let Some(ControlRequest { request, reply }) = requests.recv().await {
+            let text = |text: &str| text.to_owned();
+            let mut incident = Incident::new(
+                text("i"),
+                text("a"),
+                text("halted"),
+                text("r"),
+                std::time::SystemTime::UNIX_EPOCH,
+            );
+            incident.evidence = vec![text("console.txt"), text("screen.png")];
+            let _ = reply.send(match request {
+                Request::Incidents { .. } => {
+                    Reply::ok(&IncidentsView { incidents: vec![incident], complaints: Vec::new() })
+                }
+                Request::Evidence { file, offset, .. } if file == "console.txt" => {
+                    let offset = usize::try_from(offset).expect("small");
+                    let part = content[offset..].chunks(12).next().unwrap_or_default();
+                    let bytes = content.len() as u64;
+                    Reply::ok(&EvidenceView { bytes, data: base64(part) })
+                }
+                _ => Reply::error(RefusalKind::Nothing, "no such file"),
+            });
+        }
+    });
+    drop(entered);
+    (file, runtime)
+}
+
+#[test]
+fn an_incident_is_put_together_from_parts_and_what_is_no_longer_kept_is_said() {
+    let directory = TempDir::new().expect("a directory");
+    let (config, _runtime) = with_evidence(directory.path());
+    let page = directory.path().join("page.html");
+    let path = page.to_str().expect("a path");
+    let command = ["incidents", "show", "i", "--config", &config];
+    assert_eq!(flatline(&[&command[..], &["--html", path]].concat()), (0, String::new()));
+    let page = std::fs::read_to_string(&page).expect("written");
+    assert!(page.contains("<pre>&lt;0123456789abcdef0123456789&gt;\n!\n</pre>"), "{page}");
+    assert!(page.contains("There is no picture of it"), "{page}");
+    assert_eq!(flatline(&[&command[..], &["--html", "-"]].concat()), (0, page));
+    let nowhere = directory.path().join("none/page.html");
+    let nowhere = nowhere.to_str().expect("a path");
+    let (code, text) = flatline(&[&command[..], &["--html", nowhere]].concat());
+    assert!(code == 1 && text.contains("none/page.html: No such file"), "{code}: {text}");
+    let (code, text) = flatline(&command);
+    assert!(code == 0 && text.contains("console.txt, screen.png"), "{code}: {text}");
 }
 
 #[test]

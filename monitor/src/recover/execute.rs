@@ -36,7 +36,9 @@ pub struct Restart {
 }
 
 /// Files of evidence: name and content.
-pub type Files = Vec<(&'static str, Vec<u8>)>;
+pub type Files = Vec<File>;
+
+type File = (&'static str, Vec<u8>);
 
 /// Why a guest was not restarted, or not as planned.
 #[derive(Debug, Error)]
@@ -58,7 +60,7 @@ pub enum RestartError {
         /// When the reset was issued before that, if it was.
         reset_at: Option<SystemTime>,
         /// Files for the incident.
-        evidence: Files,
+        evidence: Box<[File]>,
         /// What QEMU said, if anything.
         #[source]
         source: QmpError,
@@ -69,7 +71,7 @@ pub enum RestartError {
         /// What it is.
         run_state: RunState,
         /// Files for the incident.
-        evidence: Files,
+        evidence: Box<[File]>,
     },
 }
 
@@ -78,7 +80,7 @@ impl RestartError {
     pub fn take_evidence(&mut self) -> Files {
         match self {
             Self::Step { evidence, .. } | Self::NotRunning { evidence, .. } => {
-                std::mem::take(evidence)
+                std::mem::take(evidence).into_vec()
             }
             Self::Refused(_) | Self::StillWriting | Self::Unknown(_) => Files::new(),
         }
@@ -129,9 +131,11 @@ pub async fn restart(
             action,
             evidence,
         }),
-        Err(Failed::NotRunning(run_state)) => Err(RestartError::NotRunning { run_state, evidence }),
+        Err(Failed::NotRunning(run_state)) => {
+            Err(RestartError::NotRunning { run_state, evidence: evidence.into() })
+        }
         Err(Failed::Step { step, reset_at, source }) => {
-            Err(RestartError::Step { step, reset_at, evidence, source })
+            Err(RestartError::Step { step, reset_at, evidence: evidence.into(), source })
         }
     }
 }

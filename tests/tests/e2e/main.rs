@@ -6,6 +6,7 @@
 
 mod brought_back;
 mod counts;
+mod evidence;
 mod foreign;
 mod hostile;
 mod left_alone;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
     trials.extend(storage::trials());
     trials.extend(reports::trials());
     trials.extend(recordings::trials());
+    trials.extend(evidence::trials());
     trials.extend(lifecycle::trials());
     trials.extend(upgrade::trials());
     trials.extend(hostile::trials());

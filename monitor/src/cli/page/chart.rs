@@ -136,11 +136,12 @@ fn row(out: &mut String, figure: &Figure<'_>, values: &[Option<f64>], scale: &Sc
     let said = match figure.full {
         _ if values.iter().all(Option::is_none) => "not known".to_owned(),
         Some(_) => format!("max {:.0} %", most * 100.0),
+        None if most <= 0.0 => "none".to_owned(),
         None if most < 10.0 => format!("max {most:.1}{}", figure.unit),
         None => format!("max {most:.0}{}", figure.unit),
     };
+    let _ = writeln!(out, "<text x=\"8\" y=\"{}\">{said}</text>", base - ROW / 2.0 + 16.0);
     let right = WIDTH - RIGHT + 8.0;
-    let _ = writeln!(out, "<text x=\"{right}\" y=\"{}\">{said}</text>", base - ROW + 10.0);
     let _ = writeln!(out, "<path class=\"base\" d=\"M{LEFT} {base}H{}\"/>", WIDTH - RIGHT);
     for (level, name) in figure.levels {
         let at = base - level / full * ROW;

@@ -54,6 +54,7 @@ fn requests_have_their_documented_form_and_reach_the_owner_of_the_state() {
         json!({"command": "show", "vm": "a"}),
         json!({"command": "incidents", "vm": null}),
         json!({"command": "incidents", "vm": "a"}),
+        json!({"command": "evidence", "id": "i", "file": "f", "offset": 7}),
     ] {
         assert_eq!(raw(&path, format!("{line}\n").as_bytes()), json!({"ok": line}));
     }
