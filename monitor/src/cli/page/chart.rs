@@ -16,7 +16,7 @@ use super::recorded::{Recorded, word};
 const WIDTH: f64 = 960.0;
 const LEFT: f64 = 150.0;
 const RIGHT: f64 = 110.0;
-const TOP: f64 = 34.0;
+const TOP: f64 = 48.0;
 const ROW: f64 = 62.0;
 const GAP: f64 = 16.0;
 /// Whatever is above zero is seen.
@@ -182,7 +182,7 @@ fn row(out: &mut String, figure: &Figure<'_>, values: &[Option<f64>], scale: &Sc
 
 /// What happened, across all rows.
 fn marks(out: &mut String, recorded: &Recorded, incident: &Incident, scale: &Scale, height: f64) {
-    let moments = recorded.moments().filter(|(_, kind)| {
+    let moments = recorded.kinds_of(incident).filter(|(_, kind)| {
         matches!(kind, MarkKind::Suspicion | MarkKind::Verdict | MarkKind::Restart | MarkKind::Life)
     });
     let mut all: Vec<(SystemTime, &str, &str)> = moments
@@ -201,10 +201,10 @@ fn marks(out: &mut String, recorded: &Recorded, incident: &Incident, scale: &Sca
     }
     all.sort_by_key(|(at, _, _)| *at);
     let drop = all.len().saturating_sub(MOST_MARKS);
-    let mut places = [f64::MIN; 2];
+    let mut places = [f64::MIN; 3];
     for (at, class, what) in all.into_iter().skip(drop) {
         let Some(x) = scale.inside(recorded.second_of(at)) else { continue };
-        // Names that would stand on top of each other stand in two lines; a third is told by its colour.
+        // Names that would stand on top of each other stand in three lines; a fourth is told by its colour.
         let room = index(what.len()) * 6.5 + 6.0;
         let line = places.iter().position(|end| x >= *end);
         let _ = writeln!(

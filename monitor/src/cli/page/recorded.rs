@@ -104,9 +104,23 @@ impl Recorded {
         }
     }
 
-    /// The moments of a kind.
-    pub(super) fn moments(&self) -> impl Iterator<Item = (SystemTime, MarkKind)> {
-        self.moments.iter().map(|(at, moment)| (*at, moment.kind))
+    /// What was decided and done since the last sign of life: an idle guest is suspected and acquitted all the
+    /// time, which has nothing to do with its crash.
+    fn moments_of<'a>(
+        &'a self,
+        incident: &Incident,
+    ) -> impl Iterator<Item = &'a (SystemTime, Moment)> {
+        let begin = incident.last_sign_of_life.unwrap_or(incident.detected_at);
+        let begin = begin.checked_sub(SAME).unwrap_or(begin);
+        self.moments.iter().filter(move |(at, _)| *at >= begin)
+    }
+
+    /// The same by time and kind.
+    pub(super) fn kinds_of(
+        &self,
+        incident: &Incident,
+    ) -> impl Iterator<Item = (SystemTime, MarkKind)> {
+        self.moments_of(incident).map(|(at, moment)| (*at, moment.kind))
     }
 
     /// What was decided on the way, and the record doesn't have.
@@ -121,10 +135,7 @@ impl Recorded {
                 *known == kind && time.is_some_and(|time| apart(at, time) <= SAME)
             })
         };
-        let begin = incident.last_sign_of_life.unwrap_or(incident.detected_at);
-        let begin = begin.checked_sub(BEFORE).unwrap_or(begin);
-        let others =
-            self.moments.iter().filter(|(at, moment)| *at >= begin && !is_known(*at, moment.kind));
+        let others = self.moments_of(incident).filter(|(at, moment)| !is_known(*at, moment.kind));
         let rows: Vec<Row> =
             others.map(|(at, moment)| (*at, word(moment.kind), moment.text.clone())).collect();
         rows.get(rows.len().saturating_sub(MOST_MOMENTS)..).unwrap_or_default().to_vec()

@@ -1,7 +1,14 @@
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use flatline::activity::{Activity, NetworkActivity, StorageActivity, VcpuActivity};
+use flatline::config::Config;
+use flatline::qmp::RunState;
 use flatline::report::incident::{Incident, Outcome};
-use flatline::report::recording::file::Reader;
+use flatline::report::recording::file::to_bytes;
+use flatline::report::recording::{Header, Limits, Recording, Ring};
+use flatline::sample::{Missing, ProcessState};
+use flatline::verdict::{Cause, Input, Monitor, Terms, Tick, Watch};
 
 use super::recorded::Recorded;
 use super::{File, page};
@@ -133,47 +140,145 @@ fn what_is_missing_is_said_and_what_is_no_png_is_not_shown() {
     assert!(!page(&incident(), &files).contains("<img"));
 }
 
-/// An incident that fits the recording.
-fn of_the_recording() -> Incident {
-    let recorded = Recorded::read(RECORDING);
-    let at = |second: u64| recorded.begins + Duration::from_secs(second);
-    let seconds = recorded.history.seconds as u64;
-    Incident {
-        last_sign_of_life: Some(at(seconds / 2)),
-        detected_at: at(seconds - 2),
-        action_at: Some(at(seconds - 1)),
-        recovered_at: None,
-        ..incident()
+/// When the made-up daemon started, in seconds since 1970, and when its guest was last heard, panicked, was
+/// restarted and came back, in seconds from then on.
+const STARTED: u64 = 1_800_000_000;
+const HEARD: u64 = 40;
+const PANICKED: u64 = 45;
+const RESTARTED: u64 = 46;
+const BACK: u64 = 60;
+
+/// A second in which the guest sent so many packets; of one its storage could not be read.
+fn tick(second: u64) -> Input {
+    let lives = second <= HEARD || second >= BACK;
+    let packets = u64::from(lives) * (second % 7 + 1);
+    let network = NetworkActivity { guest_packets: packets, packets_to_guest: 3, probe_answers: 0 };
+    let storage = match second {
+        20..23 => Err(Missing::new("storage", "torn")),
+        _ => Ok(StorageActivity { completed: packets * 2, ..Default::default() }),
+    };
+    let vcpu =
+        VcpuActivity { index: 0, tid: 1, busy: if lives { 0.2 } else { 0.99 }, waiting: 0.0 };
+    let elapsed = Duration::from_secs(1);
+    let process = ProcessState::Running;
+    let activity =
+        Activity { elapsed, network: Ok(Some(network)), storage, vcpus: Ok(vec![vcpu]), process };
+    let monitor = Monitor::Answers(RunState::Running);
+    Input::Tick(Arc::new(Tick { activity, monitor, calibratable: false, undecided: false }))
+}
+
+/// The incident of that guest, and its recording.
+fn panicked() -> (Incident, Vec<u8>) {
+    let policy = Config::parse("", "").expect("defaults").policy;
+    let terms = Terms { policy, tick: Duration::from_secs(1) };
+    let (mut watch, mut ring) = (
+        Watch::begin(Duration::ZERO, Duration::from_secs(1000), Duration::from_secs(1)),
+        Ring::new(Limits { keep: Duration::from_secs(300), most_bytes: Limits::MOST_BYTES }, 0),
+    );
+    let mut tell = |input: &Input, now: Duration| {
+        ring.prepare(&watch, now);
+        let before = watch.state.name();
+        let act = watch.take(input, &terms, now);
+        let changed = before != watch.state.name();
+        ring.note(now, input, &act, changed.then_some((&watch.state, watch.reason.as_str())));
+    };
+    for second in 1..=BACK + 10 {
+        tell(&tick(second), Duration::from_secs(second));
+        let later = Duration::from_millis(second * 1000 + 500);
+        match second {
+            PANICKED => tell(&Input::RunState(RunState::GuestPanicked), later),
+            RESTARTED => tell(&Input::Restarted { cause: Cause::Panicked, was_up: false }, later),
+            _ => {}
+        }
     }
+    let header = Header {
+        flatline: "0.1.0".to_owned(),
+        started: SystemTime::UNIX_EPOCH + Duration::from_secs(STARTED),
+        vm: "web-1".to_owned(),
+        uuid: None,
+        pid: 1,
+        start_ticks: 1,
+        terms,
+    };
+    let recording = Recording { header: Arc::new(header), segments: ring.segments() };
+    let at = |second: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(STARTED + second);
+    let incident = Incident {
+        last_sign_of_life: Some(at(HEARD)),
+        detected_at: at(PANICKED),
+        action_at: Some(at(RESTARTED)),
+        recovered_at: Some(at(BACK)),
+        cause: "panicked".to_owned(),
+        ..incident()
+    };
+    (incident, to_bytes(&recording).expect("small"))
+}
+
+/// The places of all marks of a class, in the drawing's units.
+fn marks(page: &str, class: &str) -> Vec<f64> {
+    let begin = format!("<path class=\"mark {class}\" d=\"M");
+    let places = page.split(&begin).skip(1).filter_map(|rest| rest.split(' ').next());
+    places.map(|place| place.parse().expect("a number")).collect()
 }
 
 #[test]
 fn the_lines_are_drawn_with_what_was_decided_across_them() {
-    let mut reader = Reader::new(RECORDING, std::path::Path::new("x")).expect("a recording");
-    while let Some(_segment) = reader.next_segment().expect("whole") {}
-    let page = page(&of_the_recording(), &[file("recording.flr", RECORDING)]);
+    let (incident, recording) = panicked();
+    let page = page(&incident, &[file("recording.flr", &recording)]);
     for part in [
         "<svg viewBox=",
         ">packets sent</text>",
         ">packets to it</text>",
+        ">max 3.0/s</text>",
         ">requests done</text>",
         ">busiest vCPU</text>",
+        ">max 99 %</text>",
         "80 % pinned",
         "1 % still",
-        "class=\"line\"",
-        "class=\"silent\"",
-        "class=\"mark life\"",
         ">last sign of life</text>",
+        ">verdict</text>",
+        ">restarted</text>",
+        ">lives</text>",
         "A column is a second.",
+        "darker from where it had lasted for 10s",
     ] {
         assert!(page.contains(part), "no {part:?} in {page}");
     }
-    assert!(!page.contains("NaN") && !page.contains("inf"), "{page}");
+    assert!(!page.contains("NaN") && !page.contains("inf\""), "{page}");
+    let [verdict, restart, life] = ["verdict", "restart", "life"].map(|class| marks(&page, class));
+    assert!(verdict.len() == 1 && restart.len() == 1 && life.len() == 2, "{page}");
+    assert!(life[0] < verdict[0] && verdict[0] < restart[0] && restart[0] < life[1], "{page}");
+    // Twice the silence, which ends with the next sign of life, from its begin and from flat_for on.
+    assert_eq!(page.matches("<rect class=\"silent\"").count(), 2);
+    // One gap, of three seconds.
+    assert_eq!(page.matches("<rect class=\"unknown\"").count(), 1);
+    // What the record tells is not told twice.
+    assert_eq!(page.matches("<th scope=\"row\">verdict</th>").count(), 1);
+    assert_eq!(page.matches("<th scope=\"row\">restarted</th>").count(), 1);
+}
+
+#[test]
+fn an_incident_that_the_recording_does_not_reach_is_drawn_all_the_same() {
+    let (incident, recording) = panicked();
+    for shift in [Duration::from_secs(1_000_000), Duration::from_secs(90)] {
+        let later = |at: Option<SystemTime>| at.map(|at| at + shift);
+        let shifted = Incident {
+            last_sign_of_life: later(incident.last_sign_of_life),
+            detected_at: incident.detected_at + shift,
+            action_at: later(incident.action_at),
+            recovered_at: later(incident.recovered_at),
+            ..incident.clone()
+        };
+        let page = page(&shifted, &[file("recording.flr", &recording)]);
+        assert!(page.contains("<svg viewBox=") && !page.contains("NaN"), "{page}");
+        assert_eq!(marks(&page, "verdict"), [0.0; 0]);
+    }
 }
 
 #[test]
 fn a_torn_recording_is_drawn_up_to_the_tear_which_is_said() {
     let torn = &RECORDING[..RECORDING.len() - 3];
-    let page = page(&of_the_recording(), &[file("recording.flr", torn)]);
+    let recorded = Recorded::read(torn);
+    assert!(recorded.complaint.is_some_and(|complaint| complaint.contains("torn at byte ")));
+    let page = page(&incident(), &[file("recording.flr", torn)]);
     assert!(page.contains("torn at byte "), "{page}");
 }
