@@ -6,6 +6,7 @@
 //! terms that nobody chose. Limits that a value must keep are checked for the host and for every
 //! `[[vm]]` rule, since a rule may change only one of two values that depend on each other.
 
+mod means;
 mod passwd;
 mod raw;
 mod resolve;
@@ -19,6 +20,8 @@ use std::time::Duration;
 
 use glob::Pattern;
 use serde::{Deserialize, Serialize};
+
+pub use means::{Actuator, Means, QmpTransport};
 
 use crate::discover::Scope;
 
@@ -178,6 +181,8 @@ pub struct VmRule {
     pub pattern: Pattern,
     /// The complete terms of these VMs: the host's, with the rule's keys put over them.
     pub policy: Policy,
+    /// The means for these VMs, put together in the same way.
+    pub means: Means,
 }
 
 /// A complete, valid configuration.
@@ -201,6 +206,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// The terms of VMs that no rule names.
     pub policy: Policy,
+    /// The means for them.
+    pub means: Means,
     /// `[[vm]]` tables in the file's order.
     pub vms: Vec<VmRule>,
 }
@@ -262,10 +269,15 @@ impl Config {
     /// The terms for the VM called `vm_name`: those of the first rule that matches, else the
     /// host's.
     pub fn policy_for(&self, vm_name: &str) -> Policy {
-        self.vms
-            .iter()
-            .find(|rule| rule.pattern.matches(vm_name))
-            .map_or(&self.policy, |rule| &rule.policy)
-            .clone()
+        self.rule_for(vm_name).map_or(&self.policy, |rule| &rule.policy).clone()
+    }
+
+    /// The means for the VM called `vm_name`, in the same way.
+    pub fn means_for(&self, vm_name: &str) -> Means {
+        self.rule_for(vm_name).map_or(&self.means, |rule| &rule.means).clone()
+    }
+
+    fn rule_for(&self, vm_name: &str) -> Option<&VmRule> {
+        self.vms.iter().find(|rule| rule.pattern.matches(vm_name))
     }
 }

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Mode, ProbeLog, TapHook};
+use super::{Actuator, Mode, ProbeLog, QmpTransport, TapHook};
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -83,6 +83,12 @@ pub(super) struct Detection {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Recovery {
+    pub(super) actuator: Option<Spanned<Actuator>>,
+    pub(super) command: Option<Spanned<Vec<Spanned<String>>>>,
+    pub(super) command_limit: Option<Spanned<String>>,
+    pub(super) start_exited: Option<bool>,
+    pub(super) qmp: Option<QmpTransport>,
+    pub(super) libvirt_uri: Option<Spanned<String>>,
     pub(super) max_restarts: Option<Spanned<i64>>,
     pub(super) window: Option<Spanned<String>>,
 }
@@ -106,6 +112,12 @@ pub(super) struct Metrics {
 pub(super) struct Vm {
     pub(super) r#match: Option<Spanned<String>>,
     pub(super) mode: Option<Mode>,
+    pub(super) actuator: Option<Spanned<Actuator>>,
+    pub(super) command: Option<Spanned<Vec<Spanned<String>>>>,
+    pub(super) command_limit: Option<Spanned<String>>,
+    pub(super) start_exited: Option<bool>,
+    pub(super) qmp: Option<QmpTransport>,
+    pub(super) libvirt_uri: Option<Spanned<String>>,
     // Known, so that it can be refused with its reason instead of as an unknown key.
     pub(super) sample_interval: Option<Spanned<toml::Value>>,
     pub(super) storm_vms: Option<Spanned<toml::Value>>,

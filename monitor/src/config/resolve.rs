@@ -9,12 +9,14 @@ use toml::Spanned;
 
 use super::{
     Config, Discovery, Metrics, Mode, Paths, Policy, ProbeLog, Probes, Recorder, Storm, TapHook,
-    VmRule, passwd, raw,
+    VmRule,
+    means::{Given, Means},
+    passwd, raw,
 };
 
 const MS: Duration = Duration::from_millis(1);
-const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -39,7 +41,7 @@ pub(super) struct Problem {
 }
 
 impl Problem {
-    fn at<T>(value: &Spanned<T>, message: impl Into<String>) -> Self {
+    pub(super) fn at<T>(value: &Spanned<T>, message: impl Into<String>) -> Self {
         Self { offset: value.span().start, message: message.into() }
     }
 }
@@ -62,7 +64,18 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         storm_vms,
         storm_share,
     } = detection;
-    let raw::Recovery { max_restarts, window } = recovery;
+    let raw::Recovery {
+        max_restarts,
+        window,
+        actuator,
+        command,
+        command_limit,
+        start_exited,
+        qmp,
+        libvirt_uri,
+    } = recovery;
+    let given = Given { actuator, command, command_limit, start_exited, qmp, libvirt_uri };
+    let means = given.over(&Means::default())?;
 
     let place = sample_interval.as_ref().map_or(0, |value| value.span().start);
     let sample_interval = duration(sample_interval.as_ref(), SECOND, 100 * MS, MINUTE)?;
@@ -88,7 +101,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
     };
     // A long interval alone may contradict the default of `flat_for`: then it is what is wrong.
     let policy = host.over(&defaults, sample_interval, place)?;
-    let vms = vm.into_iter().map(|rule| vm_rule(rule, &policy, sample_interval));
+    let vms = vm.into_iter().map(|rule| vm_rule(rule, &policy, &means, sample_interval));
     let vms = vms.collect::<Result<Vec<_>, _>>()?;
 
     let raw::Metrics { listen } = metrics;
@@ -107,6 +120,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         recorder: resolve_recorder(recorder)?,
         metrics: Metrics { listen },
         policy,
+        means,
         vms,
     })
 }
@@ -195,6 +209,7 @@ impl Terms {
 fn vm_rule(
     rule: Spanned<raw::Vm>,
     host: &Policy,
+    host_means: &Means,
     sample_interval: Duration,
 ) -> Result<VmRule, Problem> {
     let place = rule.span().start;
@@ -211,7 +226,15 @@ fn vm_rule(
         boot_loop_window,
         max_restarts,
         window,
+        actuator,
+        command,
+        command_limit,
+        start_exited,
+        qmp,
+        libvirt_uri,
     } = rule.into_inner();
+    let given = Given { actuator, command, command_limit, start_exited, qmp, libvirt_uri };
+    let means = given.over(host_means)?;
     if let Some(value) = refused {
         return Err(Problem::at(
             &value,
@@ -236,7 +259,7 @@ fn vm_rule(
         window,
     };
     let policy = terms.over(host, sample_interval, place)?;
-    Ok(VmRule { pattern: pattern(&names)?, policy })
+    Ok(VmRule { pattern: pattern(&names)?, policy, means })
 }
 
 fn resolve_paths(paths: raw::Paths) -> Result<Paths, Problem> {
@@ -368,7 +391,7 @@ fn resolve_storm(
 }
 
 /// The duration `given` or the default, if it lies between `least` and `most`.
-fn duration(
+pub(super) fn duration(
     given: Option<&Spanned<String>>,
     default: Duration,
     least: Duration,

@@ -236,7 +236,7 @@ impl Engine {
                 watched.feed(&Input::SetAside(format!("not restarted: {why}")), now);
                 self.refuse(id, &why.to_string(), Stage::Closed);
             }
-            Err(error @ RestartError::Unknown(_)) => {
+            Err(error @ (RestartError::Unknown(_) | RestartError::NotAsked(_))) => {
                 self.refuse(id, &in_full(&error), Stage::WaitingForMonitor);
             }
             Err(error) => {
@@ -244,7 +244,9 @@ impl Engine {
                 let why = in_full(&error);
                 warn!(vm = watched.vm.name, "restart: {why}");
                 let at = match error {
-                    RestartError::Step { reset_at, .. } => reset_at,
+                    RestartError::Step { reset_at, .. } | RestartError::Owner { reset_at, .. } => {
+                        reset_at
+                    }
                     _ => Some(SystemTime::now()),
                 };
                 case.stage = Stage::AwaitingLife { since: at.unwrap_or_else(SystemTime::now) };

@@ -5,10 +5,14 @@ use std::time::{Duration, SystemTime};
 use serde_json::json;
 use thiserror::Error;
 
-use super::{Plan, Refusal, Step, plan};
+use super::{
+    Plan, Refusal, Step,
+    actuator::{Ran, RunError},
+    plan,
+};
 use crate::{
     discover::ResetAction,
-    qmp::{QmpError, QmpHandle, RunState, is_up, parse_registers},
+    qmp::{QmpError, QmpHandle, RunState, is_up, parse_registers, printable},
 };
 
 /// Time for one command. A reset is answered within a millisecond by a QEMU whose main loop runs.
@@ -54,9 +58,37 @@ pub enum RestartError {
         #[source]
         source: QmpError,
     },
+    /// A program of its owner's could not be asked what has to be known first; nothing was touched.
+    #[error("its owner can't be asked")]
+    NotAsked(#[source] RunError),
+    /// A step by its owner's means failed.
+    #[error("{step} failed")]
+    Owner {
+        /// The step.
+        step: &'static str,
+        /// When the first program was run that may have reset it, if one was.
+        reset_at: Option<SystemTime>,
+        /// What went wrong.
+        #[source]
+        source: OwnerError,
+    },
     /// All steps were taken, and the guest does not run.
     #[error("after the restart its run state is {0}")]
     NotRunning(RunState),
+}
+
+/// Why a step by an owner's means failed.
+#[derive(Debug, Error)]
+pub enum OwnerError {
+    /// Its program.
+    #[error(transparent)]
+    Program(#[from] RunError),
+    /// QEMU.
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    /// QEMU refused what its owner passed on.
+    #[error("QEMU did not accept it: {}", printable(&String::from_utf8_lossy(&.0.stdout), 300))]
+    Answer(Ran),
 }
 
 /// Restarts a crashed guest by the plan for its present run state. `writes` tells how many writes the guest has
@@ -112,7 +144,7 @@ pub async fn restart(
 }
 
 /// Takes one step; `Ok(None)` for one that was not needed.
-async fn take(
+pub(super) async fn take(
     qmp: &QmpHandle,
     step: Step,
     configured: ResetAction,
@@ -148,7 +180,7 @@ async fn take(
 }
 
 /// The run state once the reset, which QEMU carries out in its main loop, has taken effect.
-async fn settled(qmp: &QmpHandle) -> Result<RunState, QmpError> {
+pub(super) async fn settled(qmp: &QmpHandle) -> Result<RunState, QmpError> {
     const POLLS: u32 = 40;
     let mut run_state = qmp.query_status().await?;
     for _ in 0..POLLS {
@@ -163,7 +195,7 @@ async fn settled(qmp: &QmpHandle) -> Result<RunState, QmpError> {
 
 /// Whether a guest that runs on after its panic still writes. What it had submitted by then is given the time to
 /// come through first.
-async fn still_writing(run_state: &RunState, writes: impl Fn() -> Option<u64>) -> bool {
+pub(super) async fn still_writing(run_state: &RunState, writes: impl Fn() -> Option<u64>) -> bool {
     const SETTLES: Duration = Duration::from_millis(10);
     const WATCHED: Duration = Duration::from_millis(40);
     if *run_state != RunState::Running || writes().is_none() {
@@ -177,7 +209,7 @@ async fn still_writing(run_state: &RunState, writes: impl Fn() -> Option<u64>) -
 }
 
 /// The registers that the guest died with. What can't be had in time is left out, and said.
-async fn registers(qmp: &QmpHandle) -> String {
+pub(super) async fn registers(qmp: &QmpHandle) -> String {
     match tokio::time::timeout(EVIDENCE_LIMIT, qmp.human("info registers -a")).await {
         Ok(Ok(text)) => text.replace('\r', ""),
         Ok(Err(error)) => format!("not to be had: {error}\n"),

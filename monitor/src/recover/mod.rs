@@ -4,8 +4,11 @@
 //! QEMU tells at that very moment: what was true when the verdict was given may have changed, and a
 //! VM that somebody paused meanwhile must be left alone.
 
+pub mod actuator;
+mod ending;
 mod execute;
 mod plan;
 
-pub use execute::{Restart, RestartError, restart};
+pub use ending::{Ending, ending};
+pub use execute::{OwnerError, Restart, RestartError, restart};
 pub use plan::{Clearance, Plan, Refusal, Step, clearance, plan};
