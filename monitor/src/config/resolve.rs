@@ -62,7 +62,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         storm_vms,
         storm_share,
     } = detection;
-    let raw::Recovery { max_restarts, window } = recovery;
+    let raw::Recovery { max_restarts, window, pause, max_restarts_per_minute } = recovery;
 
     let place = sample_interval.as_ref().map_or(0, |value| value.span().start);
     let sample_interval = duration(sample_interval.as_ref(), SECOND, 100 * MS, MINUTE)?;
@@ -75,6 +75,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         boot_loop_window: 5 * MINUTE,
         max_restarts: 3,
         window: HOUR,
+        pause: 10 * SECOND,
     };
     let host = Terms {
         mode,
@@ -85,6 +86,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         boot_loop_window,
         max_restarts,
         window,
+        pause,
     };
     // A long interval alone may contradict the default of `flat_for`: then it is what is wrong.
     let policy = host.over(&defaults, sample_interval, place)?;
@@ -103,6 +105,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         discovery: resolve_discovery(discovery)?,
         probes: resolve_probes(probes)?,
         storm: resolve_storm(storm_vms.as_ref(), storm_share.as_ref())?,
+        max_restarts_per_minute: count(max_restarts_per_minute.as_ref(), 10, 1..=MAX_RESTARTS)?,
         sample_interval,
         recorder: resolve_recorder(recorder)?,
         metrics: Metrics { listen },
@@ -121,6 +124,7 @@ struct Terms {
     boot_loop_window: Option<Spanned<String>>,
     max_restarts: Option<Spanned<i64>>,
     window: Option<Spanned<String>>,
+    pause: Option<Spanned<String>>,
 }
 
 impl Terms {
@@ -141,6 +145,7 @@ impl Terms {
             boot_loop_window,
             max_restarts,
             window,
+            pause,
         } = self;
         let policy = Policy {
             mode: mode.unwrap_or(base.mode),
@@ -165,6 +170,7 @@ impl Terms {
             )?,
             max_restarts: count(max_restarts.as_ref(), base.max_restarts, 0..=MAX_RESTARTS)?,
             window: duration(window.as_ref(), base.window, MINUTE, 30 * DAY)?,
+            pause: duration(pause.as_ref(), base.pause, Duration::ZERO, HOUR)?,
         };
         let start = |value: &Option<Spanned<String>>| value.as_ref().map(|v| v.span().start);
         if policy.flat_for < 2 * sample_interval {
@@ -211,6 +217,8 @@ fn vm_rule(
         boot_loop_window,
         max_restarts,
         window,
+        pause,
+        max_restarts_per_minute,
     } = rule.into_inner();
     if let Some(value) = refused {
         return Err(Problem::at(
@@ -220,6 +228,9 @@ fn vm_rule(
     }
     if let Some(value) = storm_vms.or(storm_share) {
         return Err(Problem::at(&value, "a storm is the host's; set it in [detection]"));
+    }
+    if let Some(value) = max_restarts_per_minute {
+        return Err(Problem::at(&value, "it is the host's limit; set it in [recovery]"));
     }
     let Some(names) = r#match else {
         let message = "the key `match` is missing: a pattern of VM names".to_owned();
@@ -234,6 +245,7 @@ fn vm_rule(
         boot_loop_window,
         max_restarts,
         window,
+        pause,
     };
     let policy = terms.over(host, sample_interval, place)?;
     Ok(VmRule { pattern: pattern(&names)?, policy })

@@ -7,5 +7,8 @@
 mod execute;
 mod plan;
 
-pub use execute::{Restart, RestartError, restart};
-pub use plan::{Clearance, Plan, Refusal, Step, clearance, plan};
+pub use execute::{Journal, Restart, RestartError, finish, restart};
+pub use plan::{
+    Circumstances, Clearance, HOST_WINDOW, Plan, Refusal, Remainder, Step, clearance, plan,
+    remainder,
+};
