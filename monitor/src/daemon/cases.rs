@@ -62,9 +62,9 @@ impl Engine {
         match clearance {
             Clearance::Granted(limit) => self.begin_restart(id, limit),
             Clearance::Wait(left, why) => {
-                let again = !matches!(case.stage, Stage::Pausing { .. });
+                let begins = !matches!(case.stage, Stage::Pausing { .. });
                 case.stage = Stage::Pausing { until: now + left };
-                if again {
+                if begins {
                     let left = humantime::format_duration(std::time::Duration::from_secs(
                         left.as_secs().saturating_add(1),
                     ));
@@ -320,8 +320,13 @@ impl Engine {
             return;
         }
         // A later crash is another one.
-        if !case.incident.attempts.is_empty() && case.incident.outcome.is_none() {
-            case.incident.recovered_at = Some(SystemTime::now());
+        if let (Some(last), None) = (case.incident.attempts.last(), case.incident.outcome) {
+            let (now, at) = (SystemTime::now(), last.reset_at.unwrap_or(last.begun_at));
+            case.incident.action.get_or_insert_with(|| "system_reset".to_owned());
+            case.incident.action_at = Some(at);
+            case.incident.recovered_at = Some(now);
+            case.incident.recover_seconds =
+                now.duration_since(at).ok().map(|took| took.as_secs_f64());
             self.close(id, Outcome::Recovered, None);
         } else if case.incident.outcome.is_none() {
             case.incident.reason = format!("{}; it lives after all", case.incident.reason);

@@ -238,7 +238,10 @@ impl Engine {
         self.probes.attach(id, counted(&vm.plugged));
         let key = vm.uuid.as_deref().unwrap_or(&vm.name);
         let left = self.left.remove(&(id.pid, id.start_ticks));
-        let left = left.and_then(|incident| take_up(incident, self.ledger.counts_from(key)));
+        let left = left.and_then(|incident| {
+            let started_at = SystemTime::now() - age;
+            take_up(incident, started_at, self.ledger.counts_from(key))
+        });
         let (state, case) = left.map_or((None, None), |taken_up| {
             let (state, case) = taken_up.begin(now);
             (state, Some(case))

@@ -3,7 +3,10 @@
 //! The last incident of a QEMU that still runs says how far it had come: nothing was begun, a restart was begun, QEMU
 //! was told to reset the guest, or a limit was reached. What QEMU says of its run state then tells the rest.
 
-use std::{collections::HashSet, time::SystemTime};
+use std::{
+    collections::HashSet,
+    time::{Duration, SystemTime},
+};
 
 use tracing::{info, warn};
 
@@ -32,9 +35,17 @@ pub(super) enum TakenUp {
     Failed(Incident, Cause),
 }
 
-/// How to go on after `incident`, the last one of a QEMU that still runs; `None` where all was done. Somebody gave the VM
-/// a new start at `released_at`.
-pub(super) fn take_up(incident: Incident, released_at: SystemTime) -> Option<TakenUp> {
+/// How to go on after `incident`, the last one of a QEMU that was started at `started_at` and still runs; `None` where all
+/// was done, or it was another one before the host's last start. Somebody gave the VM a new start at `released_at`.
+pub(super) fn take_up(
+    incident: Incident,
+    started_at: SystemTime,
+    released_at: SystemTime,
+) -> Option<TakenUp> {
+    // Times in records have whole seconds, rounded down.
+    if incident.detected_at + Duration::from_secs(1) < started_at {
+        return None;
+    }
     let cause = Cause::parse(&incident.cause);
     match (incident.outcome, cause) {
         (Some(Outcome::Recovered), _) => None,
@@ -50,7 +61,7 @@ pub(super) fn take_up(incident: Incident, released_at: SystemTime) -> Option<Tak
 
 impl TakenUp {
     /// The state to begin in, with its reason, if it is not that of any VM; and the case.
-    pub(super) fn begin(self, now: std::time::Duration) -> (Option<(State, String)>, Case) {
+    pub(super) fn begin(self, now: Duration) -> (Option<(State, String)>, Case) {
         let case = |incident, stage| Case { incident, stage, since: now };
         match self {
             Self::Afresh(incident) => (None, case(incident, Stage::Reopened)),
@@ -160,7 +171,7 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, UNIX_EPOCH};
+    use std::time::UNIX_EPOCH;
 
     use super::*;
 
@@ -183,7 +194,7 @@ mod tests {
 
     #[test]
     fn what_is_over_is_left_alone_and_what_was_begun_goes_on() {
-        let up = |incident: &Incident| take_up(incident.clone(), UNIX_EPOCH);
+        let up = |incident: &Incident| take_up(incident.clone(), UNIX_EPOCH, UNIX_EPOCH);
         let over = incident("halted", Some(Outcome::Recovered), 1);
         assert_eq!(up(&over), None);
         let begun = incident("halted", None, 1);
@@ -203,9 +214,17 @@ mod tests {
     }
 
     #[test]
+    fn a_qemu_that_began_after_the_incident_is_another_one_though_it_has_its_pid() {
+        let begun = incident("halted", None, 1);
+        let up = |at| take_up(begun.clone(), UNIX_EPOCH + Duration::from_secs(at), UNIX_EPOCH);
+        assert!(up(101).is_some());
+        assert_eq!(up(102), None);
+    }
+
+    #[test]
     fn who_had_failed_has_failed_until_somebody_released_it() {
         let failed = incident("spinning", Some(Outcome::LimitReached), 3);
-        let up = |at| take_up(failed.clone(), UNIX_EPOCH + Duration::from_secs(at));
+        let up = |at| take_up(failed.clone(), UNIX_EPOCH, UNIX_EPOCH + Duration::from_secs(at));
         assert_eq!(up(0), Some(TakenUp::Failed(failed.clone(), Cause::Spinning)));
         assert_eq!(up(101), Some(TakenUp::Afresh(failed.clone())));
     }
