@@ -54,12 +54,14 @@ fn text(view: &ShowView, style: Style) -> String {
         (
             "restarts",
             format!(
-                "{} of {} in {}",
+                "{} of {} in {}, with pauses of {} and longer",
                 vm.restarts_in_window,
                 policy.max_restarts,
-                duration(policy.window)
+                duration(policy.window),
+                duration(policy.pause)
             ),
         ),
+        ("hold", or_dash(vm.hold.as_ref())),
         (
             "policy",
             format!(

@@ -161,6 +161,8 @@ pub struct Policy {
     pub max_restarts: u32,
     /// The time over which restarts are counted.
     pub window: Duration,
+    /// Time from one restart to the second within `window`; twice as long to the third, and so on.
+    pub pause: Duration,
 }
 
 /// What is kept of what each VM showed, so that a decision can be looked at afterwards.
@@ -198,6 +200,8 @@ pub struct Config {
     pub probes: Probes,
     /// When silence is the host's.
     pub storm: Storm,
+    /// Restarts of all VMs of the host within a minute, at most; further ones wait.
+    pub max_restarts_per_minute: u32,
     /// Time between two samples, the same for all VMs of the host.
     pub sample_interval: Duration,
     /// What is recorded.

@@ -91,6 +91,8 @@ pub(super) struct Recovery {
     pub(super) libvirt_uri: Option<Spanned<String>>,
     pub(super) max_restarts: Option<Spanned<i64>>,
     pub(super) window: Option<Spanned<String>>,
+    pub(super) pause: Option<Spanned<String>>,
+    pub(super) max_restarts_per_minute: Option<Spanned<i64>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -129,6 +131,9 @@ pub(super) struct Vm {
     pub(super) boot_loop_window: Option<Spanned<String>>,
     pub(super) max_restarts: Option<Spanned<i64>>,
     pub(super) window: Option<Spanned<String>>,
+    pub(super) pause: Option<Spanned<String>>,
+    // Known, so that it can be refused with its reason.
+    pub(super) max_restarts_per_minute: Option<Spanned<toml::Value>>,
 }
 
 /// The line of the byte `offset`, counted from 1.

@@ -67,6 +67,8 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
     let raw::Recovery {
         max_restarts,
         window,
+        pause,
+        max_restarts_per_minute,
         actuator,
         command,
         command_limit,
@@ -88,6 +90,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         boot_loop_window: 5 * MINUTE,
         max_restarts: 3,
         window: HOUR,
+        pause: 10 * SECOND,
     };
     let host = Terms {
         mode,
@@ -98,6 +101,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         boot_loop_window,
         max_restarts,
         window,
+        pause,
     };
     // A long interval alone may contradict the default of `flat_for`: then it is what is wrong.
     let policy = host.over(&defaults, sample_interval, place)?;
@@ -116,6 +120,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         discovery: resolve_discovery(discovery)?,
         probes: resolve_probes(probes)?,
         storm: resolve_storm(storm_vms.as_ref(), storm_share.as_ref())?,
+        max_restarts_per_minute: count(max_restarts_per_minute.as_ref(), 10, 1..=MAX_RESTARTS)?,
         sample_interval,
         recorder: resolve_recorder(recorder)?,
         metrics: Metrics { listen },
@@ -135,6 +140,7 @@ struct Terms {
     boot_loop_window: Option<Spanned<String>>,
     max_restarts: Option<Spanned<i64>>,
     window: Option<Spanned<String>>,
+    pause: Option<Spanned<String>>,
 }
 
 impl Terms {
@@ -155,6 +161,7 @@ impl Terms {
             boot_loop_window,
             max_restarts,
             window,
+            pause,
         } = self;
         let policy = Policy {
             mode: mode.unwrap_or(base.mode),
@@ -179,6 +186,7 @@ impl Terms {
             )?,
             max_restarts: count(max_restarts.as_ref(), base.max_restarts, 0..=MAX_RESTARTS)?,
             window: duration(window.as_ref(), base.window, MINUTE, 30 * DAY)?,
+            pause: duration(pause.as_ref(), base.pause, Duration::ZERO, HOUR)?,
         };
         let start = |value: &Option<Spanned<String>>| value.as_ref().map(|v| v.span().start);
         if policy.flat_for < 2 * sample_interval {
@@ -226,6 +234,8 @@ fn vm_rule(
         boot_loop_window,
         max_restarts,
         window,
+        pause,
+        max_restarts_per_minute,
         actuator,
         command,
         command_limit,
@@ -244,6 +254,9 @@ fn vm_rule(
     if let Some(value) = storm_vms.or(storm_share) {
         return Err(Problem::at(&value, "a storm is the host's; set it in [detection]"));
     }
+    if let Some(value) = max_restarts_per_minute {
+        return Err(Problem::at(&value, "it is the host's limit; set it in [recovery]"));
+    }
     let Some(names) = r#match else {
         let message = "the key `match` is missing: a pattern of VM names".to_owned();
         return Err(Problem { offset: place, message });
@@ -257,6 +270,7 @@ fn vm_rule(
         boot_loop_window,
         max_restarts,
         window,
+        pause,
     };
     let policy = terms.over(host, sample_interval, place)?;
     Ok(VmRule { pattern: pattern(&names)?, policy, means })

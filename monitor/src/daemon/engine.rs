@@ -3,18 +3,20 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
+    thread::JoinHandle,
     time::{Duration, Instant, SystemTime},
 };
 
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc::{Sender, UnboundedSender};
-use tracing::info;
+use tracing::{error, info};
 
 use super::{
     Message,
-    incidents::Scribe,
     plugged::counted,
-    vm::{HostSample, Stage, WatchedVm},
+    resume::take_up,
+    scribe::Scribe,
+    vm::{HostSample, WatchedVm},
     watchers::{self, Look},
 };
 use crate::{
@@ -23,6 +25,8 @@ use crate::{
     probe::{ProbeThread, ProgramHealth},
     qmp::{self, QmpHandle, QmpNotice, QmpState, QmpTarget},
     report::{
+        incident::Incident,
+        ledger::Ledger,
         recording::archive::{Archive, Writing},
         store::IncidentStore,
     },
@@ -51,6 +55,10 @@ pub(super) struct Engine {
     pub(super) health: Vec<ProgramHealth>,
     pub(super) store: Arc<IncidentStore>,
     pub(super) scribe: Scribe,
+    scribe_thread: Option<JoinHandle<()>>,
+    pub(super) ledger: Ledger,
+    /// The last incidents of QEMUs that earlier daemons watched, until these are found: by pid and start.
+    pub(super) left: HashMap<(u32, u64), Incident>,
     /// Writes recordings, on a thread of its own.
     pub(super) archive: Archive,
     archive_thread: Writing,
@@ -100,6 +108,11 @@ impl Engine {
         notices: Sender<(VmId, QmpNotice)>,
     ) -> Self {
         let store = Arc::new(store);
+        let (scribe, scribe_thread) = Scribe::start(store.clone());
+        let ledger = Ledger::open(&config.paths.state_dir);
+        if let Some(why) = ledger.complaint() {
+            error!("{why}");
+        }
         let (archive, archive_thread) =
             Archive::start(&config.paths.state_dir, config.recorder.max_mib);
         Self {
@@ -108,7 +121,10 @@ impl Engine {
             host_up: host_up(),
             vms: BTreeMap::new(),
             health,
-            scribe: Scribe::start(store.clone()),
+            scribe,
+            scribe_thread,
+            ledger,
+            left: store.last_of_each(),
             archive,
             archive_thread,
             store,
@@ -152,7 +168,10 @@ impl Engine {
                 end.abort();
             }
         }
-        self.scribe.finish();
+        self.scribe.end();
+        if let Some(thread) = self.scribe_thread {
+            let _ = thread.join();
+        }
         drop(self.archive);
         self.archive_thread.finish();
         self.probes
@@ -190,7 +209,8 @@ impl Engine {
             Message::Round { id, boot_began, testimony, notes } => {
                 self.answered(id, boot_began, testimony, notes);
             }
-            Message::Restarted(vm, result) => self.restarted(vm, result),
+            Message::Restarted(vm, attempts, result) => self.restarted(vm, attempts, result),
+            Message::Finished(vm, attempts, result) => self.rest_is_done(vm, attempts, result),
         }
     }
 
@@ -216,7 +236,20 @@ impl Engine {
             vms.insert(id);
         }
         self.probes.attach(id, counted(&vm.plugged));
-        let watch = Watch::begin(now, age, policy.boot_grace);
+        let key = vm.uuid.as_deref().unwrap_or(&vm.name);
+        let left = self.left.remove(&(id.pid, id.start_ticks));
+        let left = left.and_then(|incident| {
+            let started_at = SystemTime::now() - age;
+            take_up(incident, started_at, self.ledger.counts_from(key))
+        });
+        let (state, case) = left.map_or((None, None), |taken_up| {
+            let (state, case) = taken_up.begin(now);
+            (state, Some(case))
+        });
+        let watch = match state {
+            Some((state, reason)) => Watch::resume(now, age, state, reason),
+            None => Watch::begin(now, age, policy.boot_grace),
+        };
         let terms = Terms { policy, tick: self.config.sample_interval };
         let watched = WatchedVm {
             recorder: self.recorder(&vm, &terms),
@@ -241,7 +274,7 @@ impl Engine {
             activity: None,
             notes: Some(Notes::default()),
             testimony: None,
-            case: None,
+            case,
             end: watchers::watch_end(&vm, self.messages.clone()),
             vm: Arc::new(vm),
         };
@@ -273,6 +306,7 @@ impl Engine {
         if let FirstReading::Awaits { swept, .. } = &mut self.first_reading {
             *swept = true;
         }
+        self.give_up_the_gone(all);
     }
 
     /// Whether all VMs that the first sweep found can be read since just now, and none was read yet: two
@@ -363,6 +397,7 @@ impl Engine {
         let may_be_asked =
             self.vms.get(&id).is_some_and(|watched| watched.watch.wants_calibration(now));
         let calibratable = may_be_asked && self.somebody_answers(id);
+        self.lives_after_all(id);
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let Some(activity) = watched.activity.clone() else { return };
         if watched.is_restarting() {
@@ -371,12 +406,6 @@ impl Engine {
         let monitor = watched.monitor();
         let tick = Tick { activity, monitor, calibratable, undecided };
         let act = watched.feed(&Input::Tick(Arc::new(tick)), now);
-        if let (State::Alive, Some(case)) = (&watched.watch.state, &mut watched.case)
-            && matches!(case.stage, Stage::WaitingForMonitor | Stage::WaitingForDump)
-        {
-            // It lives after all: a later crash is another one.
-            case.stage = Stage::Closed;
-        }
         self.act(id, act);
     }
 
@@ -384,14 +413,10 @@ impl Engine {
         match act {
             Act::Nothing => {}
             Act::Ask(questions) => self.ask(id, questions),
-            Act::Convict(cause) => self.convicted(id, cause),
+            // Whoever showed no life after a restart is as convicted as before.
+            Act::Convict(cause) | Act::NotRecovered(cause) => self.convicted(id, cause),
             Act::Recovered => self.recovered(id),
-            Act::NotRecovered(cause) => self.not_recovered(id, cause),
-            Act::GuestReset(times) => {
-                if let Some(watched) = self.vms.get(&id) {
-                    info!(vm = watched.vm.name, times, "the guest reset itself");
-                }
-            }
+            Act::GuestReset(times) => self.guest_reset(id, times),
             Act::GiveUp(cause) => self.given_up(id, cause),
         }
     }

@@ -1,6 +1,6 @@
 //! Answers clients: what is known of each VM, and why its verdict is what it is.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use monitor_ebpf::StorageCounters;
 use tokio::task::spawn_blocking;
@@ -30,6 +30,10 @@ impl Engine {
                 Ok(watched) => Reply::ok(&self.show(watched)),
                 Err(reply) => reply,
             },
+            Request::Hold { vm, seconds } => {
+                return self.hold(vm.as_deref(), seconds, request.reply);
+            }
+            Request::Release { vm } => return self.release(vm.as_deref(), request.reply),
             Request::Record { vm } => return self.record(vm.as_deref(), request.reply),
             Request::Incidents { vm } => {
                 // A VM that is gone keeps its incidents, so that its name need not be found here.
@@ -157,7 +161,9 @@ impl Engine {
                 State::Unobservable => None,
                 _ => Some(watched.watch.line.silence(self.now()).as_secs_f64()),
             },
-            restarts_in_window: self.restarts_in_window(watched),
+            restarts_in_window: u32::try_from(self.restarts_in_window(watched).len())
+                .unwrap_or(u32::MAX),
+            hold: self.ledger.held(watched.key(), SystemTime::now()),
             guest_resets_in_window: self.guest_resets_in_window(watched),
             vcpus: vcpus.collect(),
             network: network.map(|network| NetworkView {

@@ -56,6 +56,16 @@ pub enum ResetAction {
     Shutdown,
 }
 
+impl ResetAction {
+    /// QEMU's word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Reset => "reset",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
 /// The character device of the guest agent's channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentSocket {

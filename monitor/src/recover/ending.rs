@@ -157,12 +157,9 @@ mod tests {
 
     #[test]
     fn nothing_is_a_crash_that_may_have_been_asked_for() {
-        for ending in [
-            Ending::GuestPoweredOff,
-            Ending::OperatorStopped,
-            Ending::InOrder,
-            Ending::Unknown,
-        ] {
+        for ending in
+            [Ending::GuestPoweredOff, Ending::OperatorStopped, Ending::InOrder, Ending::Unknown]
+        {
             assert!(!ending.is_crash(), "{ending:?}");
         }
     }

@@ -91,6 +91,19 @@ pub enum OwnerError {
     Answer(Ran),
 }
 
+/// Where the progress of a restart is written down: whoever is ended in the middle of one leaves word of it. What can't
+/// be written in time holds nothing up.
+pub trait Journal {
+    /// Before anything is touched: these steps are to be taken, out of this run state.
+    fn begun(
+        &mut self,
+        run_state: &RunState,
+        steps: Vec<String>,
+    ) -> impl Future<Output = ()> + Send;
+    /// QEMU was told to reset the guest, which stands still until this is over, or boots already.
+    fn told(&mut self, at: SystemTime) -> impl Future<Output = ()> + Send;
+}
+
 /// Restarts a crashed guest by the plan for its present run state. `writes` tells how many writes the guest has
 /// submitted so far, where that matters: of a guest that said that it panicked.
 ///
@@ -101,6 +114,7 @@ pub async fn restart(
     qmp: &QmpHandle,
     configured: ResetAction,
     writes: impl Fn() -> Option<u64>,
+    journal: &mut impl Journal,
 ) -> Result<Restart, RestartError> {
     // Asked at the same time: an announced crash is to be answered within 100 ms.
     let (before, registers) = tokio::join!(qmp.query_status(), registers(qmp));
@@ -114,15 +128,47 @@ pub async fn restart(
         ("registers.txt", registers.into_bytes()),
         ("run-state.txt", format!("{before}\n").into_bytes()),
     ];
+    journal.begun(&before, steps.iter().map(|step| step.words()).collect()).await;
+    let (reset_at, action, after) = carry_out(qmp, &steps, configured, journal).await?;
+    Ok(Restart {
+        at: reset_at.unwrap_or_else(SystemTime::now),
+        run_states: (before, after),
+        was_up,
+        action,
+        evidence,
+    })
+}
+
+/// Takes the steps that are left of a restart which an earlier daemon was ended in; returns what was done, in QEMU's
+/// words.
+///
+/// # Errors
+/// [`RestartError::Step`] and [`RestartError::NotRunning`].
+pub async fn finish(
+    qmp: &QmpHandle,
+    steps: &[Step],
+    configured: ResetAction,
+    journal: &mut impl Journal,
+) -> Result<String, RestartError> {
+    carry_out(qmp, steps, configured, journal).await.map(|(_, action, _)| action)
+}
+
+async fn carry_out(
+    qmp: &QmpHandle,
+    steps: &[Step],
+    configured: ResetAction,
+    journal: &mut impl Journal,
+) -> Result<(Option<SystemTime>, String, RunState), RestartError> {
     let mut reset_at = None;
     let mut action = Vec::new();
     for step in steps {
         let begin = SystemTime::now();
-        let taken = take(qmp, step, configured).await;
+        let taken = take(qmp, *step, configured).await;
         let name = taken.map_err(|(step, source)| RestartError::Step { step, reset_at, source })?;
-        if step == Step::SystemReset {
+        if *step == Step::SystemReset {
             // Its answer comes when QEMU has reset every device, which takes it 0.2 s.
             reset_at = Some(begin);
+            journal.told(begin).await;
         }
         action.extend(name);
     }
@@ -134,13 +180,7 @@ pub async fn restart(
     if after != RunState::Running {
         return Err(RestartError::NotRunning(after));
     }
-    Ok(Restart {
-        at: reset_at.unwrap_or_else(SystemTime::now),
-        run_states: (before, after),
-        was_up,
-        action: action.join(", "),
-        evidence,
-    })
+    Ok((reset_at, action.join(", "), after))
 }
 
 /// Takes one step; `Ok(None)` for one that was not needed.
@@ -152,11 +192,7 @@ pub(super) async fn take(
     let named = |name| move |error| (name, error);
     match step {
         Step::SetRebootAction(action) => {
-            let value = match action {
-                ResetAction::Reset => "reset",
-                ResetAction::Shutdown => "shutdown",
-            };
-            let arguments = json!({ "reboot": value });
+            let arguments = json!({ "reboot": action.as_str() });
             match qmp.execute("set-action", Some(arguments), STEP_LIMIT).await {
                 Ok(_) => Ok(None),
                 // QEMU before 6.0 has no such command; where it resets on reboot anyway, none is needed.

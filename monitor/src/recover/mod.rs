@@ -10,5 +10,8 @@ mod execute;
 mod plan;
 
 pub use ending::{Ending, ending};
-pub use execute::{OwnerError, Restart, RestartError, restart};
-pub use plan::{Clearance, Plan, Refusal, Step, clearance, plan};
+pub use execute::{Journal, OwnerError, Restart, RestartError, finish, restart};
+pub use plan::{
+    Circumstances, Clearance, HOST_WINDOW, Plan, Refusal, Remainder, Step, clearance, plan,
+    remainder,
+};

@@ -89,8 +89,11 @@ pub struct VmView {
     pub since: SystemTime,
     /// Seconds since the last sign of life; `None` if that isn't known.
     pub flat_seconds: Option<f64>,
-    /// Restarts that count towards the limit now.
+    /// Restarts that count towards the limit now, the guest's own among them.
     pub restarts_in_window: u32,
+    /// Who wants it left alone, if somebody does; `None` otherwise.
+    #[serde(default)]
+    pub hold: Option<String>,
     /// Resets of the guest's own within `boot_loop_window`; a burst of them counts once.
     pub guest_resets_in_window: usize,
     /// The vCPUs.
@@ -99,6 +102,16 @@ pub struct VmView {
     pub network: Option<NetworkView>,
     /// The disks' counters together; `None` if they can't be read.
     pub storage: Option<StorageView>,
+}
+
+/// The answer to `hold` and `release`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HoldView {
+    /// Whom it is about.
+    pub vms: Vec<String>,
+    /// When a hold ends by itself.
+    #[serde(with = "rfc3339::option", default)]
+    pub until: Option<SystemTime>,
 }
 
 /// One vCPU.
@@ -316,6 +329,8 @@ pub struct PolicyView {
     pub max_restarts: u32,
     #[serde(with = "humantime_serde")]
     pub window: Duration,
+    #[serde(with = "humantime_serde")]
+    pub pause: Duration,
 }
 
 impl From<&Policy> for PolicyView {
@@ -329,6 +344,7 @@ impl From<&Policy> for PolicyView {
             boot_loop_window,
             max_restarts,
             window,
+            pause,
         } = *policy;
         Self {
             mode,
@@ -339,6 +355,7 @@ impl From<&Policy> for PolicyView {
             boot_loop_window,
             max_restarts,
             window,
+            pause,
         }
     }
 }
@@ -354,7 +371,7 @@ mod tests {
         json!({"name": "web-1", "uuid": null, "pid": 4711, "accelerator": "kvm",
             "run_state": "running", "state": "alive", "cause": null,
             "reason": "guest sent 12 packets", "since": "2026-11-22T10:00:00Z",
-            "flat_seconds": 0.4, "restarts_in_window": 0, "guest_resets_in_window": 0,
+            "flat_seconds": 0.4, "restarts_in_window": 0, "hold": null, "guest_resets_in_window": 0,
             "vcpus": [{"id": 0, "tid": 4715, "busy_ratio": 0.003}],
             "network": {"guest_tx_packets": 1, "guest_tx_bytes": 1, "guest_rx_packets": 1,
                 "guest_rx_bytes": 1, "guest_last_sent_seconds": 0.5, "probe_answers": 0,

@@ -8,6 +8,8 @@ mod brought_back;
 mod counts;
 mod foreign;
 mod hostile;
+mod killed;
+mod ladder;
 mod left_alone;
 mod lifecycle;
 mod neighbours;
@@ -45,6 +47,8 @@ fn main() -> ExitCode {
     trials.extend(recordings::trials());
     trials.extend(lifecycle::trials());
     trials.extend(upgrade::trials());
+    trials.extend(ladder::trials());
+    trials.extend(killed::trials());
     trials.extend(hostile::trials());
     trials.extend(witnesses::trials());
     libtest_mimic::run(&arguments, trials).exit_code()

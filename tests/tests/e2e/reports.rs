@@ -111,6 +111,7 @@ const VM: Shape = Object(&[
     ("since", Time),
     ("flat_seconds", OrNull(&SECONDS)),
     ("restarts_in_window", Unsigned),
+    ("hold", OrNull(&Text)),
     ("guest_resets_in_window", Unsigned),
     ("vcpus", List(&VCPU)),
     ("network", OrNull(&NETWORK)),
@@ -205,6 +206,7 @@ const POLICY: Shape = Object(&[
     ("boot_grace", Text),
     ("max_restarts", Unsigned),
     ("window", Text),
+    ("pause", Text),
 ]);
 
 const INCIDENT: Shape = Object(&[
@@ -226,6 +228,17 @@ const INCIDENT: Shape = Object(&[
     ("detect_seconds", OrNull(&SECONDS)),
     ("recover_seconds", OrNull(&SECONDS)),
     ("evidence", List(&Text)),
+    ("start_ticks", Unsigned),
+    ("was_up", Bool),
+    ("attempts", List(&ATTEMPT)),
+]);
+
+const ATTEMPT: Shape = Object(&[
+    ("begun_at", Time),
+    ("run_state", Text),
+    ("steps", List(&Text)),
+    ("limit", Text),
+    ("reset_at", OrNull(&Time)),
 ]);
 
 const CHECK: Shape = Object(&[(

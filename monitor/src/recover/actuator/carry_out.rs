@@ -15,7 +15,7 @@ use crate::{
     error_text::in_full,
     qmp::{MAX_TEXT_CHARS, QmpHandle, RunState, is_up, parse_registers, printable},
     recover::{
-        OwnerError, Refusal, Restart, RestartError, Step,
+        Journal, OwnerError, Refusal, Restart, RestartError, Step,
         actuator::{chosen, plan::libvirt_uri, programs},
         execute,
     },
@@ -68,12 +68,13 @@ impl Scene {
 pub async fn restart(
     scene: &Scene,
     writes: impl Fn() -> Option<u64>,
+    journal: &mut impl Journal,
 ) -> Result<Restart, RestartError> {
     let (says, registers) = match &scene.monitor {
         Ok(qmp) => {
             // Nothing is asked twice: where QMP is the way, that is looked at there.
             if let Ok(Actuator::Qmp) = chosen(&scene.vm.ownership, &scene.means) {
-                return execute::restart(qmp, scene.vm.reboot_action, writes).await;
+                return execute::restart(qmp, scene.vm.reboot_action, writes, journal).await;
             }
             let (status, registers) = tokio::join!(qmp.query_status(), execute::registers(qmp));
             let run_state = status.map_err(RestartError::Unknown)?;
@@ -93,7 +94,7 @@ pub async fn restart(
     let (steps, replaces_qemu) = match (restart_plan(&situation), &scene.monitor) {
         (Ok(ActuatorPlan::Steps { steps, replaces_qemu }), _) => (steps, replaces_qemu),
         (Ok(ActuatorPlan::Qmp), Ok(qmp)) => {
-            return execute::restart(qmp, scene.vm.reboot_action, writes).await;
+            return execute::restart(qmp, scene.vm.reboot_action, writes, journal).await;
         }
         (Ok(ActuatorPlan::Qmp), Err(why)) => {
             let why = why.clone().unwrap_or_else(|| "no QMP socket is known".to_owned());
@@ -113,7 +114,8 @@ pub async fn restart(
         .is_some_and(|text| parse_registers(text).is_ok_and(|vcpus| is_up(&vcpus)));
     let mut evidence = vec![("run-state.txt", format!("{before}\n").into_bytes())];
     evidence.extend(registers.map(|text| ("registers.txt", text.into_bytes())));
-    let done = take_all(scene, &steps, "restart").await?;
+    journal.begun(&before, steps.iter().map(ActuatorStep::words).collect()).await;
+    let done = take_all(scene, &steps, "restart", journal).await?;
     evidence.push((EVIDENCE, done.told.into_bytes()));
     let after = match &scene.monitor {
         Ok(qmp) if !replaces_qemu => execute::settled(qmp).await.unwrap_or_else(|_| unknown()),
@@ -131,9 +133,10 @@ pub async fn restart(
 ///
 /// # Errors
 /// [`RestartError::Refused`] where nothing was tried.
-pub async fn start(scene: &Scene) -> Result<Restart, RestartError> {
+pub async fn start(scene: &Scene, journal: &mut impl Journal) -> Result<Restart, RestartError> {
     let steps = start_plan(&scene.vm.ownership, &scene.means).map_err(RestartError::Refused)?;
-    let done = take_all(scene, &steps, "start").await?;
+    journal.begun(&unknown(), steps.iter().map(ActuatorStep::words).collect()).await;
+    let done = take_all(scene, &steps, "start", journal).await?;
     Ok(Restart {
         at: done.at,
         run_states: (unknown(), unknown()),
@@ -181,6 +184,7 @@ async fn take_all(
     scene: &Scene,
     steps: &[ActuatorStep],
     action: &str,
+    journal: &mut impl Journal,
 ) -> Result<Done, RestartError> {
     let environment = scene.environment(action);
     let (mut at, mut done, mut told) = (None, Vec::new(), String::new());
@@ -212,8 +216,11 @@ async fn take_all(
                 let ran = run(program, &environment, scene.means.command_limit).await;
                 note(&mut told, program, &ran);
                 // One that failed may have done it all the same.
-                let at = *at.get_or_insert(begin);
-                ran.map_err(|source| failed("its owner's program", Some(at), source))?;
+                if at.is_none() {
+                    at = Some(begin);
+                    journal.told(begin).await;
+                }
+                ran.map_err(|source| failed("its owner's program", at, source))?;
                 done.push(program.line());
             }
         }

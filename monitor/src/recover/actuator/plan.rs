@@ -62,6 +62,17 @@ pub enum ActuatorStep {
     Run(Program),
 }
 
+impl ActuatorStep {
+    /// As it is written down before it is taken.
+    pub fn words(&self) -> String {
+        match self {
+            Self::Check(program, _) => format!("{}, to be sure", program.line()),
+            Self::SetRebootAction(action) => format!("set-action reboot={}", action.as_str()),
+            Self::Tell(program) | Self::Run(program) => program.line(),
+        }
+    }
+}
+
 /// A complete plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ActuatorPlan {

@@ -53,11 +53,8 @@ pub(super) fn monitor_command(uri: &str, uuid: &str, qmp: &serde_json::Value) ->
 
 /// What a reset leads to, told through libvirt.
 pub(super) fn set_reboot_action(uri: &str, uuid: &str, action: ResetAction) -> Program {
-    let value = match action {
-        ResetAction::Reset => "reset",
-        ResetAction::Shutdown => "shutdown",
-    };
-    let qmp = json!({ "execute": "set-action", "arguments": { "reboot": value } });
+    let arguments = json!({ "reboot": action.as_str() });
+    let qmp = json!({ "execute": "set-action", "arguments": arguments });
     monitor_command(uri, uuid, &qmp)
 }
 

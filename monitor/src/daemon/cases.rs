@@ -1,90 +1,29 @@
-//! From conviction to outcome: what is done about a crash, and what is written down of it.
+//! Cases: from a conviction to what came of it.
+//!
+//! One crash is one incident, however often the guest has to be restarted for it. What is to be done is written down
+//! before it is done (`scribe`), so that whoever comes after this daemon goes on where it was ended (`resume`).
 
-use std::{
-    sync::{Arc, mpsc},
-    thread::JoinHandle,
-    time::SystemTime,
-};
+use std::time::SystemTime;
 
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::{
     Message,
     engine::Engine,
-    recordings::RECORDING,
+    scribe::Log,
     vm::{Case, Stage, WatchedVm},
 };
 use crate::{
     discover::VmId,
     error_text::in_full,
-    recover::{Clearance, Restart, RestartError, clearance, restart},
-    report::{
-        incident::{Incident, Outcome},
-        recording::{Recording, file},
-        store::IncidentStore,
-    },
+    recover::{Circumstances, Clearance, HOST_WINDOW, Restart, RestartError, clearance, restart},
+    report::incident::{Attempt, Incident, Outcome},
     verdict::{Cause, Input, State},
 };
-
-/// Evidence for an incident: file names and contents.
-type Files = Vec<(&'static str, Vec<u8>)>;
-
-/// Writes incidents on a thread of its own, in order: a stalled disk must not stall the watching.
-pub(super) struct Scribe {
-    records: mpsc::Sender<(Incident, Files, Option<Recording>)>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Scribe {
-    pub(super) fn start(store: Arc<IncidentStore>) -> Self {
-        let (records, inbox) = mpsc::channel::<(Incident, Files, Option<Recording>)>();
-        let write = move || {
-            for (incident, mut evidence, recording) in inbox {
-                match recording.as_ref().map(file::to_bytes) {
-                    Some(Ok(bytes)) => evidence.push((RECORDING, bytes)),
-                    Some(Err(error)) => error!(incident = incident.id, "{RECORDING}: {error}"),
-                    None => {}
-                }
-                for (name, content) in evidence {
-                    if let Err(error) = store.add_evidence(&incident.id, name, &content) {
-                        error!(incident = incident.id, "{}", in_full(&error));
-                    }
-                }
-                if let Err(error) = store.put(&incident) {
-                    error!(incident = incident.id, "{}", in_full(&error));
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().name("incidents".to_owned()).spawn(write);
-        let thread = thread
-            .inspect_err(|error| error!("incidents can't be written: no thread: {error}"))
-            .ok();
-        Self { records, thread }
-    }
-
-    pub(super) fn write(&self, incident: &Incident, evidence: Files, recording: Option<Recording>) {
-        if self.records.send((incident.clone(), evidence, recording)).is_err() {
-            error!(incident = incident.id, "not written: the writing thread has ended");
-        }
-    }
-
-    /// Waits until all is written.
-    pub(super) fn finish(self) {
-        drop(self.records);
-        if let Some(thread) = self.thread {
-            let _ = thread.join();
-        }
-    }
-}
 
 impl Engine {
     /// A VM was convicted just now.
     pub(super) fn convicted(&mut self, id: VmId, cause: Cause) {
-        let case = self.vms.get(&id).and_then(|watched| watched.case.as_ref());
-        if case.is_some_and(|case| matches!(case.stage, Stage::AwaitingLife { .. })) {
-            // It crashed again before it had shown any life.
-            self.close(id, Outcome::NotRecovered, None);
-        }
         let now = self.now();
         let Some(watched) = self.vms.get(&id) else { return };
         warn!(vm = watched.vm.name, %cause, "crashed: {}", watched.watch.reason);
@@ -92,33 +31,76 @@ impl Engine {
             detect_seconds: Some(watched.watch.line.silence(now).as_secs_f64()),
             ..self.new_incident(watched, cause, watched.watch.reason.clone())
         };
-        let clearance = clearance(&watched.terms.policy, self.restarts_in_window(watched));
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        // Convicted again after its monitor came back, or its dump was written: the same crash, and the same
-        // incident.
+        // One that was not restarted, or showed no life since, crashed once and not twice.
         let incident = match watched.case.take() {
             Some(Case {
                 incident: earlier,
-                stage: Stage::WaitingForMonitor | Stage::WaitingForDump,
-            }) => Incident {
-                id: earlier.id,
-                detected_at: earlier.detected_at,
-                detect_seconds: earlier.detect_seconds,
-                ..incident
-            },
-            _ => incident,
+                stage:
+                    Stage::WaitingForMonitor
+                    | Stage::WaitingForDump
+                    | Stage::AwaitingLife { .. }
+                    | Stage::Pausing { .. }
+                    | Stage::Resuming
+                    | Stage::OnHold
+                    | Stage::Reopened,
+                since: _,
+            }) => Incident { reason: incident.reason, outcome: None, ..earlier },
+            Some(Case { stage: Stage::Restarting | Stage::Closed, .. }) | None => incident,
         };
-        watched.case = Some(Case { incident, stage: Stage::WaitingForMonitor });
+        watched.case = Some(Case { incident, stage: Stage::WaitingForMonitor, since: now });
+        self.proceed(id, cause);
+    }
+
+    /// Restarts a convicted VM, as far as policy lets it.
+    pub(super) fn proceed(&mut self, id: VmId, cause: Cause) {
+        let now = self.now();
+        let Some(watched) = self.vms.get(&id) else { return };
+        let clearance = self.clearance(watched);
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        let Some(case) = &mut watched.case else { return };
         match clearance {
-            Clearance::Granted => self.begin_restart(id),
+            Clearance::Granted(limit) => self.begin_restart(id, limit),
+            Clearance::Wait(left, why) => {
+                let begins = !matches!(case.stage, Stage::Pausing { .. });
+                case.stage = Stage::Pausing { until: now + left };
+                if begins {
+                    let left = humantime::format_duration(std::time::Duration::from_secs(
+                        left.as_secs().saturating_add(1),
+                    ));
+                    info!(vm = watched.vm.name, "restarted in {left} and not now: {why}");
+                    watched.watch.reason =
+                        format!("{}; restarted in {left}: {why}", case.incident.reason);
+                    self.scribe.write(&case.incident, Vec::new(), None);
+                }
+            }
             Clearance::ObserveOnly => {
                 self.close(id, Outcome::Observed, Some("only observing, nothing is touched"));
             }
+            Clearance::Held(why) => self.leave_on_hold(id, &why),
             Clearance::LimitReached(why) => {
                 watched.feed(&Input::LimitReached { cause, reason: why.clone() }, now);
                 self.close(id, Outcome::LimitReached, Some(&why));
             }
         }
+    }
+
+    pub(super) fn clearance_of(&self, id: VmId) -> Option<Clearance> {
+        self.vms.get(&id).map(|watched| self.clearance(watched))
+    }
+
+    fn clearance(&self, watched: &WatchedVm) -> Clearance {
+        let now = SystemTime::now();
+        let held = self.ledger.held(watched.key(), now);
+        let since = now.checked_sub(HOST_WINDOW).unwrap_or(SystemTime::UNIX_EPOCH);
+        clearance(&Circumstances {
+            policy: &watched.terms.policy,
+            held: held.as_deref(),
+            restarts: &self.restarts_in_window(watched),
+            on_host: &self.store.restarts_since(None, since),
+            most_on_host: self.config.max_restarts_per_minute,
+            now,
+        })
     }
 
     /// The record of a crash that was found just now.
@@ -128,14 +110,27 @@ impl Engine {
         Incident {
             uuid: watched.vm.uuid.clone(),
             pid: watched.vm.id.pid,
+            start_ticks: watched.vm.id.start_ticks,
             last_sign_of_life: Some(self.wall_clock(watched.watch.line.last_life)),
             ..Incident::new(id, name.clone(), cause.to_string(), reason, detected_at)
+        }
+    }
+
+    /// The guest reset itself, which counts towards its limit like a restart, and outlives this daemon.
+    pub(super) fn guest_reset(&mut self, id: VmId, times: usize) {
+        let Some(watched) = self.vms.get(&id) else { return };
+        info!(vm = watched.vm.name, times, "the guest reset itself");
+        let now = SystemTime::now();
+        self.ledger.note_reset(watched.key(), now);
+        if let Some(page) = self.ledger.page(now) {
+            self.scribe.write_ledger(page, None);
         }
     }
 
     /// A guest that resets itself again and again is not helped by one more reset.
     pub(super) fn given_up(&mut self, id: VmId, cause: Cause) {
         self.close(id, Outcome::NotRecovered, None);
+        let now = self.now();
         let Some(watched) = self.vms.get(&id) else { return };
         warn!(vm = watched.vm.name, %cause, "{}", watched.watch.reason);
         let mut incident = Incident {
@@ -145,20 +140,23 @@ impl Engine {
         let recording = watched.recorder.evidence(&mut incident);
         self.scribe.write(&incident, Vec::new(), recording);
         if let Some(watched) = self.vms.get_mut(&id) {
-            watched.case = Some(Case { incident, stage: Stage::Closed });
+            watched.case = Some(Case { incident, stage: Stage::Closed, since: now });
         }
     }
 
-    /// Restarts that count towards the VM's limit.
-    pub(super) fn restarts_in_window(&self, watched: &WatchedVm) -> u32 {
-        let since = SystemTime::now()
-            .checked_sub(watched.terms.policy.window)
-            .unwrap_or(SystemTime::UNIX_EPOCH);
-        self.store.restarts_since(watched.key(), since)
+    /// When the VM was restarted, or its guest reset itself, as far as that counts towards its limit now.
+    pub(super) fn restarts_in_window(&self, watched: &WatchedVm) -> Vec<SystemTime> {
+        let window = SystemTime::now().checked_sub(watched.terms.policy.window);
+        let since = self.ledger.counts_from(watched.key());
+        let since = since.max(window.unwrap_or(SystemTime::UNIX_EPOCH));
+        let mut times = self.store.restarts_since(Some(watched.key()), since);
+        times.extend(self.ledger.resets_since(watched.key(), since));
+        times.sort_unstable();
+        times
     }
 
     /// Tells QEMU to restart the guest, or notes why it can't be told.
-    fn begin_restart(&mut self, id: VmId) {
+    pub(super) fn begin_restart(&mut self, id: VmId, limit: String) {
         let qmp = match self.monitor_of(id) {
             Ok(qmp) => qmp,
             Err(why) => return self.refuse(id, &why, Stage::WaitingForMonitor),
@@ -167,7 +165,12 @@ impl Engine {
         let Some(case) = &mut watched.case else { return };
         case.stage = Stage::Restarting;
         case.incident.outcome = None;
-        self.scribe.write(&case.incident, Vec::new(), None);
+        let mut log = Log {
+            scribe: self.scribe.clone(),
+            store: self.store.clone(),
+            incident: case.incident.clone(),
+            limit,
+        };
         let (configured, messages) = (watched.vm.reboot_action, self.messages.clone());
         let announced = watched.watch.state.cause() == Some(Cause::Panicked);
         let (counters, slot) = (self.counters.clone(), watched.slot.clone());
@@ -176,39 +179,61 @@ impl Engine {
             announced.then_some(row.storage.write_ops)
         };
         tokio::spawn(async move {
-            let result = restart(&qmp, configured, writes).await;
-            let _ = messages.send(Message::Restarted(id, result));
+            let result = restart(&qmp, configured, writes, &mut log).await;
+            let _ = messages.send(Message::Restarted(id, log.incident.attempts, result));
         });
     }
 
-    /// A VM whose QEMU could not be told of its restart, and now can be.
+    /// A VM that waits for its restart: until its QEMU can be told of it, or its pause is over.
     pub(super) fn retry_restart(&mut self, id: VmId) {
-        let waiting = self
-            .vms
-            .get(&id)
-            .and_then(|watched| watched.case.as_ref())
-            .is_some_and(|case| case.stage == Stage::WaitingForMonitor);
-        if !(waiting && self.is_crashed(id) && self.monitor_of(id).is_ok()) {
-            return;
+        let Some(watched) = self.vms.get(&id) else { return };
+        let Some(case) = &watched.case else { return };
+        let (stage, cause) = (case.stage, watched.watch.state.cause());
+        let (true, Some(cause)) = (self.is_crashed(id), cause) else { return };
+        match stage {
+            Stage::Pausing { until } if until <= self.now() => self.proceed(id, cause),
+            Stage::WaitingForMonitor if self.monitor_of(id).is_ok() => self.retry(id, cause),
+            Stage::Resuming => self.resume(id, cause),
+            Stage::OnHold => self.end_of_hold(id),
+            Stage::Pausing { .. }
+            | Stage::Restarting
+            | Stage::AwaitingLife { .. }
+            | Stage::WaitingForMonitor
+            | Stage::WaitingForDump
+            | Stage::Reopened
+            | Stage::Closed => {}
         }
+    }
+
+    fn retry(&mut self, id: VmId, cause: Cause) {
         let now = self.now();
-        let Some(watched) = self.vms.get_mut(&id) else { return };
-        match watched.watch.state.cause() {
+        match cause {
             // Said by the guest or KVM, and still to be read in the run state.
-            Some(Cause::Panicked | Cause::InternalError | Cause::Watchdog) => {
-                self.begin_restart(id)
-            }
+            Cause::Panicked | Cause::InternalError | Cause::Watchdog => self.proceed(id, cause),
             // Convicted without a look at its registers, which can be had now.
-            _ => drop(watched.feed(&Input::Reexamine, now)),
+            Cause::Halted
+            | Cause::Spinning
+            | Cause::Silent
+            | Cause::BootLoop
+            | Cause::QemuExited => {
+                let Some(watched) = self.vms.get_mut(&id) else { return };
+                watched.feed(&Input::Reexamine, now);
+            }
         }
     }
 
     /// A restart ended, one way or the other.
-    pub(super) fn restarted(&mut self, id: VmId, result: Result<Restart, RestartError>) {
+    pub(super) fn restarted(
+        &mut self,
+        id: VmId,
+        attempts: Vec<Attempt>,
+        result: Result<Restart, RestartError>,
+    ) {
         let now = self.now();
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let cause = watched.watch.state.cause();
         let (Some(case), Some(cause)) = (&mut watched.case, cause) else { return };
+        case.incident.attempts = attempts;
         match result {
             Ok(done) => {
                 info!(
@@ -218,8 +243,12 @@ impl Engine {
                 case.stage = Stage::AwaitingLife { since: done.at };
                 case.incident.action = Some(done.action);
                 case.incident.action_at = Some(done.at);
-                case.incident.evidence =
-                    done.evidence.iter().map(|(name, _)| (*name).to_owned()).collect();
+                case.incident.was_up = done.was_up;
+                for (name, _) in &done.evidence {
+                    if !case.incident.evidence.iter().any(|known| known == name) {
+                        case.incident.evidence.push((*name).to_owned());
+                    }
+                }
                 let recording = watched.recorder.evidence(&mut case.incident);
                 self.scribe.write(&case.incident, done.evidence, recording);
                 watched.run_state = Some(done.run_states.1);
@@ -234,7 +263,7 @@ impl Engine {
             }
             Err(RestartError::Refused(why)) => {
                 watched.feed(&Input::SetAside(format!("not restarted: {why}")), now);
-                self.refuse(id, &why.to_string(), Stage::Closed);
+                self.refuse(id, &why.to_string(), Stage::Reopened);
             }
             Err(error @ (RestartError::Unknown(_) | RestartError::NotAsked(_))) => {
                 self.refuse(id, &in_full(&error), Stage::WaitingForMonitor);
@@ -264,7 +293,8 @@ impl Engine {
     /// A restarted guest showed life.
     pub(super) fn recovered(&mut self, id: VmId) {
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        if let Some(Case { incident, stage: Stage::AwaitingLife { since } }) = &mut watched.case {
+        if let Some(Case { incident, stage: Stage::AwaitingLife { since }, .. }) = &mut watched.case
+        {
             let now = SystemTime::now();
             incident.recovered_at = Some(now);
             incident.recover_seconds =
@@ -274,10 +304,38 @@ impl Engine {
         self.close(id, Outcome::Recovered, None);
     }
 
-    /// A restarted guest showed no life in time: it is as convicted as before.
-    pub(super) fn not_recovered(&mut self, id: VmId, cause: Cause) {
-        self.close(id, Outcome::NotRecovered, None);
-        self.convicted(id, cause);
+    /// A guest that was convicted lives after all, or came back by a restart that nobody saw the end of.
+    pub(super) fn lives_after_all(&mut self, id: VmId) {
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        let Some(case) = &mut watched.case else { return };
+        let waits = matches!(
+            case.stage,
+            Stage::Resuming
+                | Stage::Pausing { .. }
+                | Stage::WaitingForMonitor
+                | Stage::WaitingForDump
+                | Stage::OnHold
+                | Stage::Reopened
+        );
+        let heard = watched.watch.line.heard.is_some_and(|at| at > case.since);
+        if !(waits && heard && watched.watch.state == State::Alive) {
+            return;
+        }
+        // A later crash is another one.
+        if let (Some(last), None) = (case.incident.attempts.last(), case.incident.outcome) {
+            let (now, at) = (SystemTime::now(), last.reset_at.unwrap_or(last.begun_at));
+            case.incident.action.get_or_insert_with(|| "system_reset".to_owned());
+            case.incident.action_at = Some(at);
+            case.incident.recovered_at = Some(now);
+            case.incident.recover_seconds =
+                now.duration_since(at).ok().map(|took| took.as_secs_f64());
+            self.close(id, Outcome::Recovered, None);
+        } else if case.incident.outcome.is_none() {
+            case.incident.reason = format!("{}; it lives after all", case.incident.reason);
+            self.close(id, Outcome::Refused, None);
+        } else {
+            case.stage = Stage::Closed;
+        }
     }
 
     /// QEMU itself is gone. Only its owner may start it again.
@@ -292,9 +350,14 @@ impl Engine {
             let incident = &mut case.incident;
             let outcome = match case.stage {
                 Stage::AwaitingLife { .. } => Outcome::NotRecovered,
-                Stage::Restarting
+                _ if !incident.attempts.is_empty() => Outcome::NotRecovered,
+                Stage::Resuming
+                | Stage::Pausing { .. }
+                | Stage::Restarting
                 | Stage::WaitingForMonitor
                 | Stage::WaitingForDump
+                | Stage::OnHold
+                | Stage::Reopened
                 | Stage::Closed => Outcome::Refused,
             };
             incident.outcome = Some(outcome);
@@ -321,7 +384,7 @@ impl Engine {
     }
 
     /// Writes down the outcome, and why where that isn't plain.
-    fn close(&mut self, id: VmId, outcome: Outcome, why: Option<&str>) {
+    pub(super) fn close(&mut self, id: VmId, outcome: Outcome, why: Option<&str>) {
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let Some(case) = &mut watched.case else { return };
         if case.stage == Stage::Closed {
