@@ -14,9 +14,12 @@ use super::{
     vm::{Case, Stage, WatchedVm},
 };
 use crate::{
+    config::Policy,
     discover::VmId,
     error_text::in_full,
-    recover::{Circumstances, Clearance, HOST_WINDOW, Restart, RestartError, clearance, restart},
+    recover::{
+        Circumstances, Clearance, HOST_WINDOW, Restart, RestartError, actuator::restart, clearance,
+    },
     report::incident::{Attempt, Incident, Outcome},
     verdict::{Cause, Input, State},
 };
@@ -90,13 +93,18 @@ impl Engine {
     }
 
     fn clearance(&self, watched: &WatchedVm) -> Clearance {
+        self.clearance_for(watched.key(), &watched.terms.policy)
+    }
+
+    /// The same of a VM whose restarts are counted under `key`.
+    pub(super) fn clearance_for(&self, key: &str, policy: &Policy) -> Clearance {
         let now = SystemTime::now();
-        let held = self.ledger.held(watched.key(), now);
+        let held = self.ledger.held(key, now);
         let since = now.checked_sub(HOST_WINDOW).unwrap_or(SystemTime::UNIX_EPOCH);
         clearance(&Circumstances {
-            policy: &watched.terms.policy,
+            policy,
             held: held.as_deref(),
-            restarts: &self.restarts_in_window(watched),
+            restarts: &self.restarts_of(key, policy),
             on_host: &self.store.restarts_since(None, since),
             most_on_host: self.config.max_restarts_per_minute,
             now,
@@ -104,7 +112,12 @@ impl Engine {
     }
 
     /// The record of a crash that was found just now.
-    fn new_incident(&self, watched: &WatchedVm, cause: Cause, reason: String) -> Incident {
+    pub(super) fn new_incident(
+        &self,
+        watched: &WatchedVm,
+        cause: Cause,
+        reason: String,
+    ) -> Incident {
         let (detected_at, name) = (SystemTime::now(), &watched.vm.name);
         let id = self.store.new_id(detected_at, name);
         Incident {
@@ -146,20 +159,24 @@ impl Engine {
 
     /// When the VM was restarted, or its guest reset itself, as far as that counts towards its limit now.
     pub(super) fn restarts_in_window(&self, watched: &WatchedVm) -> Vec<SystemTime> {
-        let window = SystemTime::now().checked_sub(watched.terms.policy.window);
-        let since = self.ledger.counts_from(watched.key());
+        self.restarts_of(watched.key(), &watched.terms.policy)
+    }
+
+    fn restarts_of(&self, key: &str, policy: &Policy) -> Vec<SystemTime> {
+        let window = SystemTime::now().checked_sub(policy.window);
+        let since = self.ledger.counts_from(key);
         let since = since.max(window.unwrap_or(SystemTime::UNIX_EPOCH));
-        let mut times = self.store.restarts_since(Some(watched.key()), since);
-        times.extend(self.ledger.resets_since(watched.key(), since));
+        let mut times = self.store.restarts_since(Some(key), since);
+        times.extend(self.ledger.resets_since(key, since));
         times.sort_unstable();
         times
     }
 
-    /// Tells QEMU to restart the guest, or notes why it can't be told.
+    /// Has the guest restarted, or notes why it can't be told.
     pub(super) fn begin_restart(&mut self, id: VmId, limit: String) {
-        let qmp = match self.monitor_of(id) {
-            Ok(qmp) => qmp,
-            Err(why) => return self.refuse(id, &why, Stage::WaitingForMonitor),
+        let scene = match self.scene(id) {
+            Ok(scene) => scene,
+            Err((why, stage)) => return self.refuse(id, &why, stage),
         };
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let Some(case) = &mut watched.case else { return };
@@ -171,7 +188,7 @@ impl Engine {
             incident: case.incident.clone(),
             limit,
         };
-        let (configured, messages) = (watched.vm.reboot_action, self.messages.clone());
+        let messages = self.messages.clone();
         let announced = watched.watch.state.cause() == Some(Cause::Panicked);
         let (counters, slot) = (self.counters.clone(), watched.slot.clone());
         let writes = move || {
@@ -179,7 +196,7 @@ impl Engine {
             announced.then_some(row.storage.write_ops)
         };
         tokio::spawn(async move {
-            let result = restart(&qmp, configured, writes, &mut log).await;
+            let result = restart(&scene, writes, &mut log).await;
             let _ = messages.send(Message::Restarted(id, log.incident.attempts, result));
         });
     }
@@ -335,44 +352,6 @@ impl Engine {
             self.close(id, Outcome::Refused, None);
         } else {
             case.stage = Stage::Closed;
-        }
-    }
-
-    /// QEMU itself is gone. Only its owner may start it again.
-    pub(super) fn qemu_ended(&mut self, watched: &mut WatchedVm, status: Option<i32>) {
-        let how = match status {
-            None => "it ended, with a status that is not known".to_owned(),
-            Some(status) if status & 0x7f != 0 => format!("signal {} ended it", status & 0x7f),
-            Some(status) => format!("it exited with code {}", status >> 8 & 0xff),
-        };
-        const NEXT: &str = "only its owner can start it again";
-        if let Some(mut case) = watched.case.take().filter(|case| case.stage != Stage::Closed) {
-            let incident = &mut case.incident;
-            let outcome = match case.stage {
-                Stage::AwaitingLife { .. } => Outcome::NotRecovered,
-                _ if !incident.attempts.is_empty() => Outcome::NotRecovered,
-                Stage::Resuming
-                | Stage::Pausing { .. }
-                | Stage::Restarting
-                | Stage::WaitingForMonitor
-                | Stage::WaitingForDump
-                | Stage::OnHold
-                | Stage::Reopened
-                | Stage::Closed => Outcome::Refused,
-            };
-            incident.outcome = Some(outcome);
-            incident.reason = format!("{}; then QEMU ended: {how}; {NEXT}", incident.reason);
-            let recording = watched.recorder.evidence(incident);
-            self.scribe.write(incident, Vec::new(), recording);
-        } else if status.is_some_and(|status| status != 0) {
-            warn!(vm = watched.vm.name, "its QEMU ended without being asked to: {how}");
-            let reason = format!("QEMU is gone: {how}; {NEXT}");
-            let mut incident = Incident {
-                outcome: Some(Outcome::Refused),
-                ..self.new_incident(watched, Cause::QemuExited, reason)
-            };
-            let recording = watched.recorder.evidence(&mut incident);
-            self.scribe.write(&incident, Vec::new(), recording);
         }
     }
 

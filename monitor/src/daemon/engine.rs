@@ -9,10 +9,11 @@ use std::{
 
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc::{Sender, UnboundedSender};
-use tracing::{error, info};
+use tracing::{debug, error, info};
 
 use super::{
     Message,
+    owners::Owners,
     plugged::counted,
     resume::take_up,
     scribe::Scribe,
@@ -57,6 +58,8 @@ pub(super) struct Engine {
     pub(super) scribe: Scribe,
     scribe_thread: Option<JoinHandle<()>>,
     pub(super) ledger: Ledger,
+    /// What is remembered beyond a QEMU's end.
+    pub(super) owners: Owners,
     /// The last incidents of QEMUs that earlier daemons watched, until these are found: by pid and start.
     pub(super) left: HashMap<(u32, u64), Incident>,
     /// Writes recordings, on a thread of its own.
@@ -124,6 +127,7 @@ impl Engine {
             scribe,
             scribe_thread,
             ledger,
+            owners: Owners::default(),
             left: store.last_of_each(),
             archive,
             archive_thread,
@@ -209,7 +213,10 @@ impl Engine {
             Message::Round { id, boot_began, testimony, notes } => {
                 self.answered(id, boot_began, testimony, notes);
             }
-            Message::Restarted(vm, attempts, result) => self.restarted(vm, attempts, result),
+            Message::Restarted(vm, attempts, result) if self.vms.contains_key(&vm) => {
+                self.restarted(vm, attempts, result);
+            }
+            Message::Restarted(vm, attempts, result) => self.started(vm, attempts, result),
             Message::Finished(vm, attempts, result) => self.rest_is_done(vm, attempts, result),
         }
     }
@@ -219,12 +226,14 @@ impl Engine {
             return;
         }
         self.has_grown = true;
+        self.bury_predecessors(&vm);
         let now = self.now();
         let id = vm.id;
         // A status that nobody asked for belongs to an earlier process with this pid.
         self.statuses.remove(&id.pid);
         let policy = self.config.policy_for(&vm.name);
-        info!(vm = vm.name, pid = id.pid, accelerator = %vm.accelerator, "found");
+        let owner = vm.ownership.owner.kind();
+        info!(vm = vm.name, pid = id.pid, accelerator = %vm.accelerator, owner, "found");
         for note in &vm.notes {
             info!(vm = vm.name, "{note}");
         }
@@ -242,15 +251,18 @@ impl Engine {
             let started_at = SystemTime::now() - age;
             take_up(incident, started_at, self.ledger.counts_from(key))
         });
-        let (state, case) = left.map_or((None, None), |taken_up| {
-            let (state, case) = taken_up.begin(now);
-            (state, Some(case))
-        });
+        let terms = Terms { policy, tick: self.config.sample_interval };
+        let (state, case) = match left {
+            Some(taken_up) => {
+                let (state, case) = taken_up.begin(now);
+                (state, Some(case))
+            }
+            None => self.adopt(&vm, &terms).unzip(),
+        };
         let watch = match state {
             Some((state, reason)) => Watch::resume(now, age, state, reason),
-            None => Watch::begin(now, age, policy.boot_grace),
+            None => Watch::begin(now, age, terms.policy.boot_grace),
         };
-        let terms = Terms { policy, tick: self.config.sample_interval };
         let watched = WatchedVm {
             recorder: self.recorder(&vm, &terms),
             watch,
@@ -320,11 +332,11 @@ impl Engine {
         self.vms.values().all(|watched| watched.sample.is_none())
     }
 
-    fn gone(&mut self, id: VmId) {
+    pub(super) fn gone(&mut self, id: VmId) {
         let Some(mut watched) = self.vms.remove(&id) else { return };
         self.no_longer_awaited(id);
         let status = self.statuses.remove(&id.pid);
-        info!(vm = watched.vm.name, pid = id.pid, ?status, "QEMU has ended");
+        debug!(vm = watched.vm.name, pid = id.pid, ?status, "the process has ended");
         self.qemu_ended(&mut watched, status);
         watched.recorder.end();
         if let Some(qmp) = watched.qmp {
@@ -376,6 +388,7 @@ impl Engine {
             self.judge(id, undecided, now);
         }
         self.watch_kvm();
+        self.start_due();
         // Not all in one tick: a thousand looks would delay the next.
         let mut due = Vec::new();
         for (id, watched) in &mut self.vms {

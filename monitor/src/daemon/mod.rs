@@ -8,6 +8,7 @@ mod cases;
 mod engine;
 mod hearing;
 mod hold;
+mod owners;
 mod plugged;
 mod recordings;
 mod resume;

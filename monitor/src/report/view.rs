@@ -76,6 +76,9 @@ pub struct VmView {
     pub pid: u32,
     /// `kvm` or `tcg`.
     pub accelerator: String,
+    /// Who started it.
+    #[serde(default)]
+    pub owner: OwnerView,
     /// QMP's run state; `None` while it isn't known.
     pub run_state: Option<String>,
     /// The VM's state: `alive`, `suspect` and so on.
@@ -102,6 +105,21 @@ pub struct VmView {
     pub network: Option<NetworkView>,
     /// The disks' counters together; `None` if they can't be read.
     pub storage: Option<StorageView>,
+}
+
+/// Who started a QEMU, and by what it would be restarted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnerView {
+    /// `bare`, `systemd`, `libvirt`, `proxmox`, `ganeti`, `incus`, `lxd`, `kubevirt`, `kata` or `unclear`.
+    pub kind: String,
+    /// What the owner calls it.
+    pub name: Option<String>,
+    /// Whether a trace says so that neither a QEMU nor a user can leave.
+    pub certain: bool,
+    /// What restarts it: `qmp`, `libvirt`, `proxmox`, `systemd` or `command`; `None`: nothing.
+    pub actuator: Option<String>,
+    /// Why nothing does, and what to configure.
+    pub refusal: Option<String>,
 }
 
 /// The answer to `hold` and `release`.
@@ -194,6 +212,9 @@ pub struct ShowView {
     pub uid: u32,
     /// When it started, in clock ticks since the host's start: field 22 of `/proc/PID/stat`.
     pub start_ticks: u64,
+    /// What its owner was told by, a sentence each.
+    #[serde(default)]
+    pub owner_evidence: Vec<String>,
     /// The QMP connection's state in words.
     pub qmp: String,
     /// Its taps.
@@ -369,7 +390,8 @@ mod tests {
 
     fn vm() -> Value {
         json!({"name": "web-1", "uuid": null, "pid": 4711, "accelerator": "kvm",
-            "run_state": "running", "state": "alive", "cause": null,
+            "owner": {"kind": "proxmox", "name": "100", "certain": true, "actuator": "proxmox",
+                "refusal": null}, "run_state": "running", "state": "alive", "cause": null,
             "reason": "guest sent 12 packets", "since": "2026-11-22T10:00:00Z",
             "flat_seconds": 0.4, "restarts_in_window": 0, "hold": null, "guest_resets_in_window": 0,
             "vcpus": [{"id": 0, "tid": 4715, "busy_ratio": 0.003}],
@@ -401,6 +423,7 @@ mod tests {
             ("executable", json!("/usr/bin/kvm")),
             ("uid", json!(107)),
             ("start_ticks", json!(12)),
+            ("owner_evidence", json!(["it is in the control group /qemu.slice/100.scope"])),
             ("qmp", json!("connected")),
             (
                 "taps",

@@ -112,6 +112,7 @@ const VM: Shape = Object(&[
     ("flat_seconds", OrNull(&SECONDS)),
     ("restarts_in_window", Unsigned),
     ("hold", OrNull(&Text)),
+    ("owner", OWNER),
     ("guest_resets_in_window", Unsigned),
     ("vcpus", List(&VCPU)),
     ("network", OrNull(&NETWORK)),
@@ -121,6 +122,14 @@ const VM: Shape = Object(&[
 // A vCPU that ran for a whole second shows as a little more where a sample came late.
 const VCPU: Shape =
     Object(&[("id", Unsigned), ("tid", Unsigned), ("busy_ratio", OrNull(&Number(0.0, 1.5)))]);
+
+const OWNER: Shape = Object(&[
+    ("kind", Text),
+    ("name", OrNull(&Text)),
+    ("certain", Bool),
+    ("actuator", OrNull(&Text)),
+    ("refusal", OrNull(&Text)),
+]);
 
 const NETWORK: Shape = Object(&[
     ("guest_tx_packets", Unsigned),
@@ -157,6 +166,7 @@ const SHOW: Shape = Both(
         ("executable", Text),
         ("uid", Unsigned),
         ("start_ticks", Unsigned),
+        ("owner_evidence", List(&Text)),
         ("qmp", Text),
         ("taps", List(&TAP)),
         ("disks", List(&Text)),
