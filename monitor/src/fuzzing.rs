@@ -24,6 +24,7 @@ pub const ENTRIES: &[Entry] = &[
     ("command_line", command_line),
     ("config", config),
     ("incident", incident),
+    ("ledger", ledger),
     ("picture", picture),
     ("proc", proc),
     ("qmp", qmp),
@@ -55,6 +56,11 @@ pub fn config(bytes: &[u8]) {
 /// An incident's record.
 pub fn incident(bytes: &[u8]) {
     crate::report::store::fuzzing::record(bytes);
+}
+
+/// What outlives the daemon beside incidents.
+pub fn ledger(bytes: &[u8]) {
+    crate::report::ledger::fuzzing::ledger(bytes);
 }
 
 /// What QEMU writes when it is asked for a picture of its console.

@@ -29,6 +29,19 @@ const TIMER_CLI_HLT: &[u8] = &[
     0xf4, 0xeb, 0xfd, // hlt; jmp to the hlt
 ];
 
+/// [`BootSector::OnCommand`].
+#[rustfmt::skip]
+const ON_COMMAND: &[u8] = &[
+    0xfb, // sti
+    0xf4, // hlt, until the timer's next tick
+    // int 0x13: read the first sector of the first disk to 0x8000.
+    0xb8, 0x01, 0x02, 0xbb, 0, 0x80, 0xb9, 1, 0, 0xba, 0x80, 0, 0xcd, 0x13,
+    0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xe9, // nothing on the serial line: back to the hlt
+    0xba, 0xf8, 0x03, 0xec, 0x3c, 0x70, 0x74, 0x04, // `p`?
+    0xfa, 0xf4, 0xeb, 0xfd, // no: cli; hlt
+    0xb0, 0x01, 0xba, 0x05, 0x05, 0xee, 0xfa, 0xf4, 0xeb, 0xfd, // yes: as Pvpanic
+];
+
 /// [`BootSector::NowhereJmp`].
 #[rustfmt::skip]
 const NOWHERE_JMP: &[u8] = &[
@@ -61,6 +74,9 @@ pub enum BootSector {
     TripleFault,
     /// Jumps to where no memory is. KVM can't fetch an instruction from there, and gives up: `internal-error`.
     NowhereJmp,
+    /// Healthy: reads its disk at each tick of its timer, 18 times a second. Of what comes over the serial line, `p` makes
+    /// it report a panic, and anything else halt for good.
+    OnCommand,
     /// Reports a panic to `-device pvpanic` (port 0x505), then halts for good.
     Pvpanic,
 }
@@ -81,6 +97,7 @@ impl BootSector {
                 &[0xfa, 0x0f, 0x01, 0x1e, 0x08, 0x7c, 0xcc, 0xf4, 0, 0, 0, 0, 0, 0]
             }
             Self::NowhereJmp => NOWHERE_JMP,
+            Self::OnCommand => ON_COMMAND,
             Self::Pvpanic => {
                 // mov al, 1; mov dx, 0x505; out dx, al; hlt; jmp to the hlt.
                 &[0xfa, 0xb0, 0x01, 0xba, 0x05, 0x05, 0xee, 0xf4, 0xeb, 0xfd]

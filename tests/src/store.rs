@@ -157,10 +157,19 @@ impl Memory {
     pub fn new(dir: &Path, bytes: u64) -> Result<Self> {
         let mount_point = dir.join("memory.mnt");
         fs::create_dir(&mount_point)?;
+        Self::on(&mount_point, bytes)
+    }
+
+    /// Mounts one on a directory that is there.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be mounted.
+    pub fn on(mount_point: &Path, bytes: u64) -> Result<Self> {
         let options = format!("size={bytes}");
         let words = ["-t", "tmpfs", "-o", &options, "tmpfs"].map(AsRef::as_ref);
         command::run("mount", words.into_iter().chain([mount_point.as_os_str()]))?;
-        Ok(Self(mount_point))
+        Ok(Self(mount_point.to_owned()))
     }
 
     /// Where it is mounted.

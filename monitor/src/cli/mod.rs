@@ -7,6 +7,7 @@ mod ask;
 mod check;
 mod daemon;
 mod ecg;
+mod hold;
 mod incidents;
 mod page;
 mod record;
@@ -70,6 +71,27 @@ enum Command {
         vm: Option<String>,
         #[command(subcommand)]
         command: Option<IncidentsCommand>,
+    },
+    /// Leave a VM alone for maintenance: it is watched and judged, and not touched
+    Hold {
+        /// Name, UUID or process id
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        vm: Option<String>,
+        /// Every VM of the host, those to come included
+        #[arg(long)]
+        all: bool,
+        /// For so long, such as 90m or 2h; without it until it is released
+        #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+        span: Option<std::time::Duration>,
+    },
+    /// Take a hold back, and give a new start: restarts of before no longer count, who had failed is judged anew
+    Release {
+        /// Name, UUID or process id
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        vm: Option<String>,
+        /// Every VM of the host
+        #[arg(long)]
+        all: bool,
     },
     /// Write what is kept of the last minutes to files in the state directory, and name them
     Record {
@@ -210,6 +232,8 @@ fn run(arguments: Arguments) -> Result<Answer, Failure> {
             }
         }
         Command::Incidents { json, vm, command: None } => incidents::list(&load(config)?, vm, json),
+        Command::Hold { vm, all: _, span } => hold::hold(&load(config)?, vm, span),
+        Command::Release { vm, all: _ } => hold::release(&load(config)?, vm),
         Command::Record { vm, all: _, json } => record::run(&load(config)?, vm, json),
         // The host's own configuration has nothing to do with it.
         Command::Replay { file, json } => {

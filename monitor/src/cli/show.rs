@@ -2,7 +2,7 @@
 
 use flatline::config::Config;
 use flatline::report::control::Request;
-use flatline::report::view::{DumpView, NetworkView, ShowView, StorageView, VcpuView};
+use flatline::report::view::{DumpView, NetworkView, OwnerView, ShowView, StorageView, VcpuView};
 
 use super::ask::ask;
 use super::ecg::{self, Style};
@@ -45,6 +45,8 @@ fn text(view: &ShowView, style: Style) -> String {
         ("process", format!("{}, user {}, started at tick {}", vm.pid, view.uid, view.start_ticks)),
         ("executable", view.executable.clone()),
         ("accelerator", vm.accelerator.clone()),
+        ("owner", owner(&vm.owner)),
+        ("told by", view.owner_evidence.join("; ")),
         ("vCPUs", vm.vcpus.iter().map(vcpu).collect::<Vec<_>>().join(", ")),
         ("network", vm.network.as_ref().map_or_else(unreadable, network)),
         ("unseen networks", or_dash(view.unseen_networks.as_ref())),
@@ -54,12 +56,14 @@ fn text(view: &ShowView, style: Style) -> String {
         (
             "restarts",
             format!(
-                "{} of {} in {}",
+                "{} of {} in {}, with pauses of {} and longer",
                 vm.restarts_in_window,
                 policy.max_restarts,
-                duration(policy.window)
+                duration(policy.window),
+                duration(policy.pause)
             ),
         ),
+        ("hold", or_dash(vm.hold.as_ref())),
         (
             "policy",
             format!(
@@ -118,6 +122,18 @@ fn memory_dump(dump: &DumpView) -> String {
         mib(*written_bytes),
         time(Some(*since))
     )
+}
+
+fn owner(owner: &OwnerView) -> String {
+    let OwnerView { kind, name, certain, actuator, refusal } = owner;
+    let name = name.as_ref().map_or_else(String::new, |name| format!(" {name}"));
+    let claimed = if *certain || kind == "bare" { "" } else { " (as it says itself)" };
+    let by = match (actuator, refusal) {
+        (Some(actuator), _) => format!("restarted by {actuator}"),
+        (None, Some(refusal)) => format!("not restarted: {refusal}"),
+        (None, None) => "not restarted".to_owned(),
+    };
+    format!("{kind}{name}{claimed}; {by}")
 }
 
 fn vcpu(vcpu: &VcpuView) -> String {

@@ -37,7 +37,10 @@ fn row(vm: &VmView) -> [String; 9] {
         seconds(vm.flat_seconds),
         vm.restarts_in_window.to_string(),
         or_dash(vm.run_state.as_ref()),
-        vm.reason.clone(),
+        match vm.hold {
+            Some(_) => format!("(on hold) {}", vm.reason),
+            None => vm.reason.clone(),
+        },
     ]
 }
 

@@ -7,6 +7,7 @@
 //! `[[vm]]` rule, since a rule may change only one of two values that depend on each other.
 
 mod evidence;
+mod means;
 mod passwd;
 mod raw;
 mod resolve;
@@ -21,6 +22,8 @@ use std::time::Duration;
 pub use evidence::{Gathering, Keeping};
 use glob::Pattern;
 use serde::{Deserialize, Serialize};
+
+pub use means::{Actuator, Means, QmpTransport};
 
 use crate::discover::Scope;
 
@@ -168,6 +171,8 @@ pub struct Policy {
     pub max_restarts: u32,
     /// The time over which restarts are counted.
     pub window: Duration,
+    /// Time from one restart to the second within `window`; twice as long to the third, and so on.
+    pub pause: Duration,
 }
 
 /// What is kept of what each VM showed, so that a decision can be looked at afterwards.
@@ -190,6 +195,8 @@ pub struct VmRule {
     pub policy: Policy,
     /// The same for what is gathered of them.
     pub gathering: Gathering,
+    /// The means for these VMs, put together in the same way.
+    pub means: Means,
 }
 
 /// A complete, valid configuration.
@@ -205,6 +212,8 @@ pub struct Config {
     pub probes: Probes,
     /// When silence is the host's.
     pub storm: Storm,
+    /// Restarts of all VMs of the host within a minute, at most; further ones wait.
+    pub max_restarts_per_minute: u32,
     /// Time between two samples, the same for all VMs of the host.
     pub sample_interval: Duration,
     /// What is recorded.
@@ -217,6 +226,8 @@ pub struct Config {
     pub gathering: Gathering,
     /// How long evidence is kept, and where memory dumps go.
     pub keeping: Keeping,
+    /// The means for them.
+    pub means: Means,
     /// `[[vm]]` tables in the file's order.
     pub vms: Vec<VmRule>,
 }
@@ -284,6 +295,11 @@ impl Config {
     /// What is gathered of the VM called `vm_name` when it crashed, by the same rule.
     pub fn gathering_for(&self, vm_name: &str) -> Gathering {
         self.rule_for(vm_name).map_or(self.gathering, |rule| rule.gathering)
+    }
+
+    /// The means for the VM called `vm_name`, in the same way.
+    pub fn means_for(&self, vm_name: &str) -> Means {
+        self.rule_for(vm_name).map_or(&self.means, |rule| &rule.means).clone()
     }
 
     fn rule_for(&self, vm_name: &str) -> Option<&VmRule> {

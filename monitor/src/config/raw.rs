@@ -10,7 +10,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{MemoryDump, Mode, ProbeLog, TapHook};
+use super::{Actuator, MemoryDump, Mode, ProbeLog, QmpTransport, TapHook};
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -83,6 +83,12 @@ pub(super) struct Detection {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Recovery {
+    pub(super) actuator: Option<Spanned<Actuator>>,
+    pub(super) command: Option<Spanned<Vec<Spanned<String>>>>,
+    pub(super) command_limit: Option<Spanned<String>>,
+    pub(super) start_exited: Option<bool>,
+    pub(super) qmp: Option<QmpTransport>,
+    pub(super) libvirt_uri: Option<Spanned<String>>,
     pub(super) max_restarts: Option<Spanned<i64>>,
     pub(super) window: Option<Spanned<String>>,
     pub(super) evidence_limit: Option<Spanned<String>>,
@@ -92,6 +98,8 @@ pub(super) struct Recovery {
     pub(super) memory_dump_limit: Option<Spanned<String>>,
     pub(super) memory_dump_dir: Option<Spanned<PathBuf>>,
     pub(super) memory_dump_quota_mib: Option<Spanned<i64>>,
+    pub(super) pause: Option<Spanned<String>>,
+    pub(super) max_restarts_per_minute: Option<Spanned<i64>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -113,6 +121,12 @@ pub(super) struct Metrics {
 pub(super) struct Vm {
     pub(super) r#match: Option<Spanned<String>>,
     pub(super) mode: Option<Mode>,
+    pub(super) actuator: Option<Spanned<Actuator>>,
+    pub(super) command: Option<Spanned<Vec<Spanned<String>>>>,
+    pub(super) command_limit: Option<Spanned<String>>,
+    pub(super) start_exited: Option<bool>,
+    pub(super) qmp: Option<QmpTransport>,
+    pub(super) libvirt_uri: Option<Spanned<String>>,
     // Known, so that it can be refused with its reason instead of as an unknown key.
     pub(super) sample_interval: Option<Spanned<toml::Value>>,
     pub(super) storm_vms: Option<Spanned<toml::Value>>,
@@ -132,6 +146,9 @@ pub(super) struct Vm {
     pub(super) evidence_max_mib: Option<Spanned<toml::Value>>,
     pub(super) memory_dump_dir: Option<Spanned<toml::Value>>,
     pub(super) memory_dump_quota_mib: Option<Spanned<toml::Value>>,
+    pub(super) pause: Option<Spanned<String>>,
+    // Known, so that it can be refused with its reason.
+    pub(super) max_restarts_per_minute: Option<Spanned<toml::Value>>,
 }
 
 /// The line of the byte `offset`, counted from 1.

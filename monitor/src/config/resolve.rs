@@ -10,7 +10,9 @@ use toml::Spanned;
 use super::evidence::{self, Gathering};
 use super::{
     Config, Discovery, Metrics, Mode, Paths, Policy, ProbeLog, Probes, Recorder, Storm, TapHook,
-    VmRule, passwd, raw,
+    VmRule,
+    means::{Given, Means},
+    passwd, raw,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -40,7 +42,7 @@ pub(super) struct Problem {
 }
 
 impl Problem {
-    fn at<T>(value: &Spanned<T>, message: impl Into<String>) -> Self {
+    pub(super) fn at<T>(value: &Spanned<T>, message: impl Into<String>) -> Self {
         Self { offset: value.span().start, message: message.into() }
     }
 }
@@ -73,7 +75,17 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         memory_dump_limit,
         memory_dump_dir,
         memory_dump_quota_mib,
+        pause,
+        max_restarts_per_minute,
+        actuator,
+        command,
+        command_limit,
+        start_exited,
+        qmp,
+        libvirt_uri,
     } = recovery;
+    let given = Given { actuator, command, command_limit, start_exited, qmp, libvirt_uri };
+    let means = given.over(&Means::default())?;
 
     let place = sample_interval.as_ref().map_or(0, |value| value.span().start);
     let sample_interval = duration(sample_interval.as_ref(), SECOND, 100 * MS, MINUTE)?;
@@ -86,6 +98,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         boot_loop_window: 5 * MINUTE,
         max_restarts: 3,
         window: HOUR,
+        pause: 10 * SECOND,
     };
     let host = Terms {
         mode,
@@ -96,12 +109,13 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         boot_loop_window,
         max_restarts,
         window,
+        pause,
     };
     // A long interval alone may contradict the default of `flat_for`: then it is what is wrong.
     let policy = host.over(&defaults, sample_interval, place)?;
     let gathering = evidence::Keys { evidence_limit, memory_dump, memory_dump_limit }
         .over(Gathering::DEFAULT)?;
-    let vms = vm.into_iter().map(|rule| vm_rule(rule, &policy, gathering, sample_interval));
+    let vms = vm.into_iter().map(|rule| vm_rule(rule, &policy, gathering, &means, sample_interval));
     let vms = vms.collect::<Result<Vec<_>, _>>()?;
     let paths = resolve_paths(paths)?;
     let keeping = evidence::keeping(
@@ -124,12 +138,14 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         discovery: resolve_discovery(discovery)?,
         probes: resolve_probes(probes)?,
         storm: resolve_storm(storm_vms.as_ref(), storm_share.as_ref())?,
+        max_restarts_per_minute: count(max_restarts_per_minute.as_ref(), 10, 1..=MAX_RESTARTS)?,
         sample_interval,
         recorder: resolve_recorder(recorder)?,
         metrics: Metrics { listen },
         policy,
         gathering,
         keeping,
+        means,
         vms,
     })
 }
@@ -144,6 +160,7 @@ struct Terms {
     boot_loop_window: Option<Spanned<String>>,
     max_restarts: Option<Spanned<i64>>,
     window: Option<Spanned<String>>,
+    pause: Option<Spanned<String>>,
 }
 
 impl Terms {
@@ -164,6 +181,7 @@ impl Terms {
             boot_loop_window,
             max_restarts,
             window,
+            pause,
         } = self;
         let policy = Policy {
             mode: mode.unwrap_or(base.mode),
@@ -188,6 +206,7 @@ impl Terms {
             )?,
             max_restarts: count(max_restarts.as_ref(), base.max_restarts, 0..=MAX_RESTARTS)?,
             window: duration(window.as_ref(), base.window, MINUTE, 30 * DAY)?,
+            pause: duration(pause.as_ref(), base.pause, Duration::ZERO, HOUR)?,
         };
         let start = |value: &Option<Spanned<String>>| value.as_ref().map(|v| v.span().start);
         if policy.flat_for < 2 * sample_interval {
@@ -219,6 +238,7 @@ fn vm_rule(
     rule: Spanned<raw::Vm>,
     host: &Policy,
     gathering: Gathering,
+    host_means: &Means,
     sample_interval: Duration,
 ) -> Result<VmRule, Problem> {
     let place = rule.span().start;
@@ -242,7 +262,17 @@ fn vm_rule(
         evidence_max_mib,
         memory_dump_dir,
         memory_dump_quota_mib,
+        pause,
+        max_restarts_per_minute,
+        actuator,
+        command,
+        command_limit,
+        start_exited,
+        qmp,
+        libvirt_uri,
     } = rule.into_inner();
+    let given = Given { actuator, command, command_limit, start_exited, qmp, libvirt_uri };
+    let means = given.over(host_means)?;
     if let Some(value) = refused {
         return Err(Problem::at(
             &value,
@@ -259,6 +289,9 @@ fn vm_rule(
             "evidence is kept for all VMs alike; set it in [recovery]",
         ));
     }
+    if let Some(value) = max_restarts_per_minute {
+        return Err(Problem::at(&value, "it is the host's limit; set it in [recovery]"));
+    }
     let Some(names) = r#match else {
         let message = "the key `match` is missing: a pattern of VM names".to_owned();
         return Err(Problem { offset: place, message });
@@ -272,11 +305,12 @@ fn vm_rule(
         boot_loop_window,
         max_restarts,
         window,
+        pause,
     };
     let policy = terms.over(host, sample_interval, place)?;
     let gathering =
         evidence::Keys { evidence_limit, memory_dump, memory_dump_limit }.over(gathering)?;
-    Ok(VmRule { pattern: pattern(&names)?, policy, gathering })
+    Ok(VmRule { pattern: pattern(&names)?, policy, gathering, means })
 }
 
 fn resolve_paths(paths: raw::Paths) -> Result<Paths, Problem> {

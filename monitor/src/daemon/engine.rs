@@ -3,18 +3,21 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
+    thread::JoinHandle,
     time::{Duration, Instant, SystemTime},
 };
 
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc::{Sender, UnboundedSender};
-use tracing::info;
+use tracing::{debug, error, info};
 
 use super::{
     Message,
-    incidents::Scribe,
+    owners::Owners,
     plugged::counted,
-    vm::{HostSample, Stage, WatchedVm},
+    resume::take_up,
+    scribe::Scribe,
+    vm::{HostSample, WatchedVm},
     watchers::{self, Look},
 };
 use crate::{
@@ -24,6 +27,8 @@ use crate::{
     qmp::{self, QmpHandle, QmpNotice, QmpState, QmpTarget},
     recover::evidence::dump::UnderWay,
     report::{
+        incident::Incident,
+        ledger::Ledger,
         recording::archive::{Archive, Writing},
         retention::{self, Keeper},
         store::IncidentStore,
@@ -57,6 +62,12 @@ pub(super) struct Engine {
     keeper: Keeper,
     /// Memory dumps that are under way.
     pub(super) dumps: UnderWay,
+    scribe_thread: Option<JoinHandle<()>>,
+    pub(super) ledger: Ledger,
+    /// What is remembered beyond a QEMU's end.
+    pub(super) owners: Owners,
+    /// The last incidents of QEMUs that earlier daemons watched, until these are found: by pid and start.
+    pub(super) left: HashMap<(u32, u64), Incident>,
     /// Writes recordings, on a thread of its own.
     pub(super) archive: Archive,
     archive_thread: Writing,
@@ -106,6 +117,11 @@ impl Engine {
         notices: Sender<(VmId, QmpNotice)>,
     ) -> Self {
         let store = Arc::new(store);
+        let (scribe, scribe_thread) = Scribe::start(store.clone());
+        let ledger = Ledger::open(&config.paths.state_dir);
+        if let Some(why) = ledger.complaint() {
+            error!("{why}");
+        }
         let (archive, archive_thread) =
             Archive::start(&config.paths.state_dir, config.recorder.max_mib);
         let keeping = retention::Terms {
@@ -119,9 +135,13 @@ impl Engine {
             host_up: host_up(),
             vms: BTreeMap::new(),
             health,
-            scribe: Scribe::start(store.clone()),
             keeper,
             dumps: UnderWay::default(),
+            scribe,
+            scribe_thread,
+            ledger,
+            owners: Owners::default(),
+            left: store.last_of_each(),
             archive,
             archive_thread,
             store,
@@ -165,7 +185,10 @@ impl Engine {
                 end.abort();
             }
         }
-        self.scribe.finish();
+        self.scribe.end();
+        if let Some(thread) = self.scribe_thread {
+            let _ = thread.join();
+        }
         self.keeper.finish();
         drop(self.archive);
         self.archive_thread.finish();
@@ -204,7 +227,11 @@ impl Engine {
             Message::Round { id, boot_began, testimony, notes } => {
                 self.answered(id, boot_began, testimony, notes);
             }
-            Message::Restarted(vm, result) => self.restarted(vm, result),
+            Message::Restarted(vm, attempts, result) if self.vms.contains_key(&vm) => {
+                self.restarted(vm, attempts, result);
+            }
+            Message::Restarted(vm, attempts, result) => self.started(vm, attempts, result),
+            Message::Finished(vm, attempts, result) => self.rest_is_done(vm, attempts, result),
         }
     }
 
@@ -213,12 +240,14 @@ impl Engine {
             return;
         }
         self.has_grown = true;
+        self.bury_predecessors(&vm);
         let now = self.now();
         let id = vm.id;
         // A status that nobody asked for belongs to an earlier process with this pid.
         self.statuses.remove(&id.pid);
         let policy = self.config.policy_for(&vm.name);
-        info!(vm = vm.name, pid = id.pid, accelerator = %vm.accelerator, "found");
+        let owner = vm.ownership.owner.kind();
+        info!(vm = vm.name, pid = id.pid, accelerator = %vm.accelerator, owner, "found");
         for note in &vm.notes {
             info!(vm = vm.name, "{note}");
         }
@@ -230,8 +259,24 @@ impl Engine {
             vms.insert(id);
         }
         self.probes.attach(id, counted(&vm.plugged));
-        let watch = Watch::begin(now, age, policy.boot_grace);
+        let key = vm.uuid.as_deref().unwrap_or(&vm.name);
+        let left = self.left.remove(&(id.pid, id.start_ticks));
+        let left = left.and_then(|incident| {
+            let started_at = SystemTime::now() - age;
+            take_up(incident, started_at, self.ledger.counts_from(key))
+        });
         let terms = Terms { policy, tick: self.config.sample_interval };
+        let (state, case) = match left {
+            Some(taken_up) => {
+                let (state, case) = taken_up.begin(now);
+                (state, Some(case))
+            }
+            None => self.adopt(&vm, &terms).unzip(),
+        };
+        let watch = match state {
+            Some((state, reason)) => Watch::resume(now, age, state, reason),
+            None => Watch::begin(now, age, terms.policy.boot_grace),
+        };
         let watched = WatchedVm {
             recorder: self.recorder(&vm, &terms),
             watch,
@@ -255,7 +300,7 @@ impl Engine {
             activity: None,
             notes: Some(Notes::default()),
             testimony: None,
-            case: None,
+            case,
             end: watchers::watch_end(&vm, self.messages.clone()),
             vm: Arc::new(vm),
         };
@@ -287,6 +332,7 @@ impl Engine {
         if let FirstReading::Awaits { swept, .. } = &mut self.first_reading {
             *swept = true;
         }
+        self.give_up_the_gone(all);
     }
 
     /// Whether all VMs that the first sweep found can be read since just now, and none was read yet: two
@@ -300,11 +346,11 @@ impl Engine {
         self.vms.values().all(|watched| watched.sample.is_none())
     }
 
-    fn gone(&mut self, id: VmId) {
+    pub(super) fn gone(&mut self, id: VmId) {
         let Some(mut watched) = self.vms.remove(&id) else { return };
         self.no_longer_awaited(id);
         let status = self.statuses.remove(&id.pid);
-        info!(vm = watched.vm.name, pid = id.pid, ?status, "QEMU has ended");
+        debug!(vm = watched.vm.name, pid = id.pid, ?status, "the process has ended");
         self.qemu_ended(&mut watched, status);
         watched.recorder.end();
         if let Some(qmp) = watched.qmp {
@@ -356,6 +402,7 @@ impl Engine {
             self.judge(id, undecided, now);
         }
         self.watch_kvm();
+        self.start_due();
         // Not all in one tick: a thousand looks would delay the next.
         let mut due = Vec::new();
         for (id, watched) in &mut self.vms {
@@ -377,6 +424,7 @@ impl Engine {
         let may_be_asked =
             self.vms.get(&id).is_some_and(|watched| watched.watch.wants_calibration(now));
         let calibratable = may_be_asked && self.somebody_answers(id);
+        self.lives_after_all(id);
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let Some(activity) = watched.activity.clone() else { return };
         if watched.is_restarting() {
@@ -385,12 +433,6 @@ impl Engine {
         let monitor = watched.monitor();
         let tick = Tick { activity, monitor, calibratable, undecided };
         let act = watched.feed(&Input::Tick(Arc::new(tick)), now);
-        if let (State::Alive, Some(case)) = (&watched.watch.state, &mut watched.case)
-            && matches!(case.stage, Stage::WaitingForMonitor | Stage::WaitingForDump)
-        {
-            // It lives after all: a later crash is another one.
-            case.stage = Stage::Closed;
-        }
         self.act(id, act);
     }
 
@@ -398,14 +440,10 @@ impl Engine {
         match act {
             Act::Nothing => {}
             Act::Ask(questions) => self.ask(id, questions),
-            Act::Convict(cause) => self.convicted(id, cause),
+            // Whoever showed no life after a restart is as convicted as before.
+            Act::Convict(cause) | Act::NotRecovered(cause) => self.convicted(id, cause),
             Act::Recovered => self.recovered(id),
-            Act::NotRecovered(cause) => self.not_recovered(id, cause),
-            Act::GuestReset(times) => {
-                if let Some(watched) = self.vms.get(&id) {
-                    info!(vm = watched.vm.name, times, "the guest reset itself");
-                }
-            }
+            Act::GuestReset(times) => self.guest_reset(id, times),
             Act::GiveUp(cause) => self.given_up(id, cause),
         }
     }

@@ -10,16 +10,15 @@ use crate::{
     report::{
         control::{RefusalKind, Reply},
         evidence,
+        incident::Incident,
         view::{DumpView, ShowView},
     },
     verdict::Cause,
 };
 
 impl Engine {
-    /// What is to be gathered of a VM that is about to be restarted; `None` for one without an incident.
-    pub(super) fn wanted(&self, id: VmId) -> Option<Wanted> {
-        let watched = self.vms.get(&id)?;
-        let incident = &watched.case.as_ref()?.incident;
+    /// What is to be gathered of a VM that is about to be restarted.
+    pub(super) fn wanted(&self, watched: &WatchedVm, incident: &Incident) -> Wanted {
         let Gathering { limit, memory, memory_limit } = self.config.gathering_for(&watched.vm.name);
         let keeping = &self.config.keeping;
         let memory = memory.then(|| dump::Wanted {
@@ -28,14 +27,14 @@ impl Engine {
             limit: memory_limit,
             under_way: self.dumps.clone(),
         });
-        Some(Wanted {
+        Wanted {
             vm: watched.vm.clone(),
             incident: incident.id.clone(),
             limit,
             announced: watched.watch.state.cause() == Some(Cause::Panicked),
             figures: self.figures(watched),
             memory,
-        })
+        }
     }
 
     /// All that is known of a VM, but for the last minutes, which are in the recording.

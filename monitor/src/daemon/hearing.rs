@@ -45,6 +45,7 @@ impl Engine {
         let now = self.now();
         let Some(watched) = self.vms.get_mut(&id) else { return };
         debug!(vm = watched.vm.name, ?event, "event");
+        self.owners.hear(id, event);
         if matches!(
             event,
             QmpEvent::Stop

@@ -4,12 +4,16 @@
 //! as a [`Message`]; the loop here never waits for any of it, so that one VM can't delay another.
 
 mod asking;
+mod cases;
 mod engine;
 mod evidence;
 mod hearing;
-mod incidents;
+mod hold;
+mod owners;
 mod plugged;
 mod recordings;
+mod resume;
+mod scribe;
 mod show;
 mod vm;
 mod watchers;
@@ -34,6 +38,7 @@ use crate::{
     recover::{Restart, RestartError},
     report::{
         control::{self, BindError},
+        incident::Attempt,
         store::{IncidentStore, StoreError},
     },
     sample::{CounterMaps, KvmReader, ThreadReader},
@@ -106,8 +111,10 @@ enum Message {
     RunState(VmId, u64, RunState),
     /// Its witnesses answered, of the boot that began then.
     Round { id: VmId, boot_began: Duration, testimony: Testimony, notes: Notes },
-    /// Its restart ended.
-    Restarted(VmId, Result<Restart, RestartError>),
+    /// Its restart ended; these are all restarts of its incident so far.
+    Restarted(VmId, Vec<Attempt>, Result<Restart, RestartError>),
+    /// What was left of an earlier daemon's restart is done, in QEMU's words.
+    Finished(VmId, Vec<Attempt>, Result<String, RestartError>),
 }
 
 /// Runs until SIGTERM or SIGINT, and leaves nothing attached or pinned, unless that is configured.

@@ -1,6 +1,6 @@
 //! Answers clients: what is known of each VM, and why its verdict is what it is.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use monitor_ebpf::StorageCounters;
 use tokio::task::spawn_blocking;
@@ -33,6 +33,10 @@ impl Engine {
             Request::Evidence { id, file, offset } => {
                 return self.evidence(id, file, offset, request.reply);
             }
+            Request::Hold { vm, seconds } => {
+                return self.hold(vm.as_deref(), seconds, request.reply);
+            }
+            Request::Release { vm } => return self.release(vm.as_deref(), request.reply),
             Request::Record { vm } => return self.record(vm.as_deref(), request.reply),
             Request::Incidents { vm } => {
                 // A VM that is gone keeps its incidents, so that its name need not be found here.
@@ -151,6 +155,7 @@ impl Engine {
             uuid: watched.vm.uuid.clone(),
             pid,
             accelerator: watched.vm.accelerator.to_string(),
+            owner: self.owner_view(&watched.vm),
             run_state: watched.run_state.as_ref().map(ToString::to_string),
             state: watched.watch.state.name().to_owned(),
             cause: watched.watch.state.cause().map(|cause| cause.to_string()),
@@ -160,7 +165,9 @@ impl Engine {
                 State::Unobservable => None,
                 _ => Some(watched.watch.line.silence(self.now()).as_secs_f64()),
             },
-            restarts_in_window: self.restarts_in_window(watched),
+            restarts_in_window: u32::try_from(self.restarts_in_window(watched).len())
+                .unwrap_or(u32::MAX),
+            hold: self.ledger.held(watched.key(), SystemTime::now()),
             guest_resets_in_window: self.guest_resets_in_window(watched),
             vcpus: vcpus.collect(),
             network: network.map(|network| NetworkView {
@@ -212,6 +219,7 @@ impl Engine {
             executable: watched.vm.executable.display().to_string(),
             uid: watched.vm.uid,
             start_ticks: watched.vm.id.start_ticks,
+            owner_evidence: watched.vm.ownership.evidence.clone(),
             qmp,
             taps: taps.collect(),
             disks: watched.vm.disks.iter().map(|disk| disk.path.clone()).collect(),

@@ -85,11 +85,20 @@ pub(super) struct WatchedVm {
 pub(super) struct Case {
     pub(super) incident: Incident,
     pub(super) stage: Stage,
+    /// When it was convicted, or taken up: whoever lives after that lives after all.
+    pub(super) since: Duration,
 }
 
 /// How far a case has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
+    /// An earlier daemon was ended in the middle of its restart: what is left of that is seen from its run state.
+    Resuming,
+    /// It is to be restarted, but not before this moment.
+    Pausing {
+        /// Time since the host's start.
+        until: Duration,
+    },
     /// The restart is under way.
     Restarting,
     /// Restarted; waiting for life.
@@ -101,6 +110,10 @@ pub(super) enum Stage {
     WaitingForMonitor,
     /// The guest writes its own crash dump; it is restarted once that is done.
     WaitingForDump,
+    /// Somebody wants it left alone; once that is over, it is judged anew.
+    OnHold,
+    /// Nothing was done, or not enough, and it may be convicted once more: of the same crash, if it shows no life before.
+    Reopened,
     /// Nothing more is to be done.
     Closed,
 }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use super::chardevs::{self, Chardevs};
 use super::disks::{self, Disk, Excluded};
 use super::options::{CommandOption, Members, options};
+use super::owner::Told;
 use super::{AgentSocket, ResetAction, display_text};
 
 /// Most entries of each list that are kept; real VMs have a few dozen of anything.
@@ -38,6 +39,8 @@ pub(super) struct Description {
     pub(super) console_logs: Vec<PathBuf>,
     pub(super) daemonizes: bool,
     pub(super) notes: Vec<String>,
+    /// What its owner is told by.
+    pub(super) traces: Told,
 }
 
 /// Everything collected from the options, before what depends on several of them is decided.
@@ -64,6 +67,7 @@ struct Collected {
     daemonizes: bool,
     asks_for_help: bool,
     notes: BTreeSet<String>,
+    traces: Told,
 }
 
 /// What `arguments`, the program's own name first, say; `None` if they start no VM but print
@@ -88,6 +92,7 @@ impl Collected {
             return self.take_flag(&name);
         };
         let members = |implied| Members::parse(&value, implied);
+        self.traces.take(&name, &value);
         // Of any other option (`-name help`, say) these are ordinary values.
         let lists = ["M", "accel", "chardev", "cpu", "d", "device", "machine", "netdev", "object"];
         if lists.contains(&name.as_str()) && is_question(&value) {
@@ -221,9 +226,11 @@ impl Collected {
         self.disks.extend(self.drives.iter().filter_map(|drive| disks::of_drive(drive, excluded)));
         self.disks
             .extend(self.blockdevs.iter().filter_map(|node| disks::of_blockdev(node, excluded)));
+        let uuid = self.uuid.or(self.smbios_uuid);
         Description {
+            traces: Told { uuid: uuid.clone(), ..self.traces },
             name: self.name.get("guest").map(display_text).filter(|name| !name.is_empty()),
-            uuid: self.uuid.or(self.smbios_uuid),
+            uuid,
             vcpus: vcpus(&self.smp, &self.machine),
             accelerators: accelerators(self.accelerators, &self.machine, program),
             machine: machine.as_deref().map(display_text),

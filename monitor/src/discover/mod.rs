@@ -20,6 +20,7 @@ mod files;
 pub(crate) mod fuzzing;
 mod netns;
 mod options;
+mod owner;
 mod proc;
 mod taps;
 mod vm;
@@ -35,6 +36,7 @@ pub use disks::Disk;
 pub use error::DiscoverError;
 pub use files::OpenFiles;
 pub use netns::in_netns;
+pub use owner::{LibvirtScope, Owner, Ownership};
 pub use proc::{
     VcpuThread, VcpuThreads, has_thread, open_descriptors, process_state, start_ticks, vcpu_threads,
 };
@@ -126,6 +128,7 @@ fn read_vm(pid: u32, scope: &Scope) -> Result<Option<Vm>, DiscoverError> {
     let descriptors = proc::descriptors(pid)?;
     let plugged = plugged_among(pid, &descriptors)?;
     let (_, netns) = netns::netns_of(pid)?;
+    let ownership = owner::read(pid, before.parent, told.traces)?;
     let vm = Vm {
         id: VmId { pid, start_ticks: before.start_ticks },
         name: told.name.unwrap_or_else(|| format!("qemu-{pid}")),
@@ -133,6 +136,7 @@ fn read_vm(pid: u32, scope: &Scope) -> Result<Option<Vm>, DiscoverError> {
         accelerator: accelerator(&told.accelerators, &descriptors),
         executable,
         uid,
+        ownership,
         netns,
         qmp_sockets: told.qmp_sockets,
         plugged,

@@ -211,6 +211,12 @@ pub(super) fn mountinfo(pid: u32) -> Result<String, DiscoverError> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
+/// The text of `/proc/PID/cgroup`.
+pub(super) fn cgroups(pid: u32) -> Result<String, DiscoverError> {
+    let text = read_bounded(pid, "cgroup", SMALL_FILE_BYTES)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
 /// All pids there are now.
 pub(super) fn pids() -> Result<Vec<u32>, DiscoverError> {
     let entries =

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Disk, Plugged};
+use super::{Disk, Ownership, Plugged};
 
 /// Most characters of a name that came from outside; a longer one spoils every table.
 const DISPLAY_CHARS: usize = 128;
@@ -56,6 +56,16 @@ pub enum ResetAction {
     Shutdown,
 }
 
+impl ResetAction {
+    /// QEMU's word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Reset => "reset",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
 /// The character device of the guest agent's channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentSocket {
@@ -80,6 +90,8 @@ pub struct Vm {
     pub executable: PathBuf,
     /// The real user id.
     pub uid: u32,
+    /// Who started it.
+    pub ownership: Ownership,
     /// Inode number of the process' network namespace.
     pub netns: u32,
     /// Unix sockets on which QEMU listens for QMP, as QEMU was told: to be resolved against the

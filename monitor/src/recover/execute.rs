@@ -9,12 +9,13 @@ use thiserror::Error;
 
 use super::{
     Plan, Refusal, Step,
+    actuator::{Ran, RunError},
     evidence::{self, Wanted},
     plan,
 };
 use crate::{
     discover::ResetAction,
-    qmp::{QmpError, QmpHandle, RunState, is_up, parse_registers},
+    qmp::{QmpError, QmpHandle, RunState, is_up, parse_registers, printable},
 };
 
 /// Time for one command. A reset is answered within a millisecond by a QEMU whose main loop runs.
@@ -65,6 +66,22 @@ pub enum RestartError {
         #[source]
         source: QmpError,
     },
+    /// A program of its owner's could not be asked what has to be known first; nothing was touched.
+    #[error("its owner can't be asked")]
+    NotAsked(#[source] RunError),
+    /// A step by its owner's means failed.
+    #[error("{step} failed")]
+    Owner {
+        /// The step.
+        step: &'static str,
+        /// When the first program was run that may have reset it, if one was.
+        reset_at: Option<SystemTime>,
+        /// Files for the incident.
+        evidence: Box<[File]>,
+        /// What went wrong.
+        #[source]
+        source: OwnerError,
+    },
     /// All steps were taken, and the guest does not run.
     #[error("after the restart its run state is {run_state}")]
     NotRunning {
@@ -78,13 +95,56 @@ pub enum RestartError {
 impl RestartError {
     /// The evidence that was gathered all the same.
     pub fn take_evidence(&mut self) -> Files {
+        self.evidence().map(|evidence| std::mem::take(evidence).into_vec()).unwrap_or_default()
+    }
+
+    /// The same with this evidence, where there is any.
+    pub(super) fn with_evidence(mut self, files: Files) -> Self {
+        if let Some(evidence) = self.evidence() {
+            *evidence = files.into();
+        }
+        self
+    }
+
+    fn evidence(&mut self) -> Option<&mut Box<[File]>> {
         match self {
-            Self::Step { evidence, .. } | Self::NotRunning { evidence, .. } => {
-                std::mem::take(evidence).into_vec()
-            }
-            Self::Refused(_) | Self::StillWriting | Self::Unknown(_) => Files::new(),
+            Self::Step { evidence, .. }
+            | Self::Owner { evidence, .. }
+            | Self::NotRunning { evidence, .. } => Some(evidence),
+            Self::Refused(_) | Self::StillWriting | Self::Unknown(_) | Self::NotAsked(_) => None,
         }
     }
+}
+
+fn failed(step: &'static str, reset_at: Option<SystemTime>, source: QmpError) -> RestartError {
+    RestartError::Step { step, reset_at, evidence: Box::default(), source }
+}
+
+/// Why a step by an owner's means failed.
+#[derive(Debug, Error)]
+pub enum OwnerError {
+    /// Its program.
+    #[error(transparent)]
+    Program(#[from] RunError),
+    /// QEMU.
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    /// QEMU refused what its owner passed on.
+    #[error("QEMU did not accept it: {}", printable(&String::from_utf8_lossy(&.0.stdout), 300))]
+    Answer(Ran),
+}
+
+/// Where the progress of a restart is written down: whoever is ended in the middle of one leaves word of it. What can't
+/// be written in time holds nothing up.
+pub trait Journal {
+    /// Before anything is touched: these steps are to be taken, out of this run state.
+    fn begun(
+        &mut self,
+        run_state: &RunState,
+        steps: Vec<String>,
+    ) -> impl Future<Output = ()> + Send;
+    /// QEMU was told to reset the guest, which stands still until this is over, or boots already.
+    fn told(&mut self, at: SystemTime) -> impl Future<Output = ()> + Send;
 }
 
 /// Restarts a crashed guest by the plan for its present run state. `writes` tells how many writes the guest has
@@ -98,6 +158,7 @@ pub async fn restart(
     configured: ResetAction,
     wanted: &Wanted,
     writes: impl Fn() -> Option<u64>,
+    journal: &mut impl Journal,
 ) -> Result<Restart, RestartError> {
     let before = qmp.query_status().await.map_err(RestartError::Unknown)?;
     let planned = |run_state| plan(run_state, configured).map_err(RestartError::Refused);
@@ -115,70 +176,66 @@ pub async fn restart(
     let was_up = evidence
         .registers()
         .is_some_and(|text| parse_registers(text).is_ok_and(|vcpus| is_up(&vcpus)));
+    journal.begun(&before, steps.iter().map(|step| step.words()).collect()).await;
     // Pictures are compressed while QEMU resets its devices.
     let files = tokio::task::spawn_blocking(|| evidence.into_files());
-    let carried_out = carry_out(qmp, &steps, configured).await;
+    let carried_out = carry_out(qmp, &steps, configured, journal).await;
     let evidence = files.await.unwrap_or_default();
-    let carried_out = carried_out.and_then(|done| match done.run_state {
-        RunState::Running => Ok(done),
-        _ => Err(Failed::NotRunning(done.run_state)),
-    });
     match carried_out {
-        Ok(Done { reset_at, action, run_state }) => Ok(Restart {
+        Ok((reset_at, action, after)) => Ok(Restart {
             at: reset_at.unwrap_or_else(SystemTime::now),
-            run_states: (before, run_state),
+            run_states: (before, after),
             was_up,
             action,
             evidence,
         }),
-        Err(Failed::NotRunning(run_state)) => {
-            Err(RestartError::NotRunning { run_state, evidence: evidence.into() })
-        }
-        Err(Failed::Step { step, reset_at, source }) => {
-            Err(RestartError::Step { step, reset_at, evidence: evidence.into(), source })
-        }
+        Err(error) => Err(error.with_evidence(evidence)),
     }
 }
 
-/// All steps were taken.
-struct Done {
-    reset_at: Option<SystemTime>,
-    action: String,
-    /// What QEMU says now.
-    run_state: RunState,
-}
-
-/// They were not, or in vain.
-enum Failed {
-    Step { step: &'static str, reset_at: Option<SystemTime>, source: QmpError },
-    NotRunning(RunState),
+/// Takes the steps that are left of a restart which an earlier daemon was ended in; returns what was done, in QEMU's
+/// words.
+///
+/// # Errors
+/// [`RestartError::Step`] and [`RestartError::NotRunning`].
+pub async fn finish(
+    qmp: &QmpHandle,
+    steps: &[Step],
+    configured: ResetAction,
+    journal: &mut impl Journal,
+) -> Result<String, RestartError> {
+    carry_out(qmp, steps, configured, journal).await.map(|(_, action, _)| action)
 }
 
 async fn carry_out(
     qmp: &QmpHandle,
     steps: &[Step],
     configured: ResetAction,
-) -> Result<Done, Failed> {
+    journal: &mut impl Journal,
+) -> Result<(Option<SystemTime>, String, RunState), RestartError> {
     let mut reset_at = None;
     let mut action = Vec::new();
     for step in steps {
         let begin = SystemTime::now();
         let taken = take(qmp, *step, configured).await;
-        let name = taken.map_err(|(step, source)| Failed::Step { step, reset_at, source })?;
+        let name = taken.map_err(|(step, source)| failed(step, reset_at, source))?;
         if *step == Step::SystemReset {
             // Its answer comes when QEMU has reset every device, which takes it 0.2 s.
             reset_at = Some(begin);
+            journal.told(begin).await;
         }
         action.extend(name);
     }
-    let run_state = qmp.query_status().await;
-    let run_state =
-        run_state.map_err(|source| Failed::Step { step: "query-status", reset_at, source })?;
-    Ok(Done { reset_at, action: action.join(", "), run_state })
+    let after = qmp.query_status().await;
+    let after = after.map_err(|source| failed("query-status", reset_at, source))?;
+    if after != RunState::Running {
+        return Err(RestartError::NotRunning { run_state: after, evidence: Box::default() });
+    }
+    Ok((reset_at, action.join(", "), after))
 }
 
 /// Takes one step; `Ok(None)` for one that was not needed.
-async fn take(
+pub(super) async fn take(
     qmp: &QmpHandle,
     step: Step,
     configured: ResetAction,
@@ -186,11 +243,7 @@ async fn take(
     let named = |name| move |error| (name, error);
     match step {
         Step::SetRebootAction(action) => {
-            let value = match action {
-                ResetAction::Reset => "reset",
-                ResetAction::Shutdown => "shutdown",
-            };
-            let arguments = json!({ "reboot": value });
+            let arguments = json!({ "reboot": action.as_str() });
             match qmp.execute("set-action", Some(arguments), STEP_LIMIT).await {
                 Ok(_) => Ok(None),
                 // QEMU before 6.0 has no such command; where it resets on reboot anyway, none is needed.
@@ -214,7 +267,7 @@ async fn take(
 }
 
 /// The run state once the reset, which QEMU carries out in its main loop, has taken effect.
-async fn settled(qmp: &QmpHandle) -> Result<RunState, QmpError> {
+pub(super) async fn settled(qmp: &QmpHandle) -> Result<RunState, QmpError> {
     const POLLS: u32 = 40;
     let mut run_state = qmp.query_status().await?;
     for _ in 0..POLLS {
@@ -229,7 +282,7 @@ async fn settled(qmp: &QmpHandle) -> Result<RunState, QmpError> {
 
 /// Whether a guest that runs on after its panic still writes. What it had submitted by then is given the time to
 /// come through first.
-async fn still_writing(run_state: &RunState, writes: impl Fn() -> Option<u64>) -> bool {
+pub(super) async fn still_writing(run_state: &RunState, writes: impl Fn() -> Option<u64>) -> bool {
     const SETTLES: Duration = Duration::from_millis(10);
     const WATCHED: Duration = Duration::from_millis(40);
     if *run_state != RunState::Running || writes().is_none() {

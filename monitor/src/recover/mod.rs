@@ -4,9 +4,15 @@
 //! QEMU tells at that very moment: what was true when the verdict was given may have changed, and a
 //! VM that somebody paused meanwhile must be left alone.
 
+pub mod actuator;
+mod ending;
 pub mod evidence;
 mod execute;
 mod plan;
 
-pub use execute::{Files, Restart, RestartError, restart};
-pub use plan::{Clearance, Plan, Refusal, Step, clearance, plan};
+pub use ending::{Ending, ending};
+pub use execute::{Files, Journal, OwnerError, Restart, RestartError, finish, restart};
+pub use plan::{
+    Circumstances, Clearance, HOST_WINDOW, Plan, Refusal, Remainder, Step, clearance, plan,
+    remainder,
+};

@@ -1,6 +1,7 @@
 //! What would be done, and whether it may be: pure.
 
 use std::fmt;
+use std::time::{Duration, SystemTime};
 
 use crate::{
     config::{Mode, Policy},
@@ -65,30 +66,125 @@ pub fn plan(run_state: &RunState, configured: ResetAction) -> Result<Plan, Refus
     Ok(Plan { steps })
 }
 
-/// Whether policy lets a crashed guest be restarted.
+impl Step {
+    /// In QEMU's words.
+    pub fn words(self) -> String {
+        match self {
+            Self::SetRebootAction(action) => format!("set-action reboot={}", action.as_str()),
+            Self::SystemReset => "system_reset".to_owned(),
+            Self::ContinueFromPrelaunch => "cont, if it does not run by itself".to_owned(),
+        }
+    }
+}
+
+/// What is left of a restart that an earlier daemon began and was ended in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Remainder {
+    /// QEMU was not told to reset the guest: all of it.
+    All,
+    /// These steps.
+    Steps(Vec<Step>),
+    /// Nothing but to wait for life.
+    Nothing,
+}
+
+/// What is left of a restart whose record says that QEMU `was_told` to reset the guest, or doesn't say so yet, now that
+/// it is in `run_state`.
+///
+/// Whoever told QEMU may have been ended before that was written down. A guest that runs was then either reset or not
+/// reached: to wait for its life does no harm, and one that is dead will be found so. A run state that says that it
+/// crashed is left by no other way than a reset.
+pub fn remainder(run_state: &RunState, was_told: bool, configured: ResetAction) -> Remainder {
+    let mut rest = vec![Step::ContinueFromPrelaunch];
+    if configured == ResetAction::Shutdown {
+        rest.push(Step::SetRebootAction(configured));
+    }
+    match run_state {
+        RunState::GuestPanicked | RunState::InternalError | RunState::Watchdog if !was_told => {
+            Remainder::All
+        }
+        RunState::Prelaunch => Remainder::Steps(rest),
+        RunState::Running if configured == ResetAction::Shutdown => {
+            Remainder::Steps(vec![Step::SetRebootAction(configured)])
+        }
+        _ => Remainder::Nothing,
+    }
+}
+
+/// Whether a crashed guest may be restarted now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Clearance {
-    /// It does.
-    Granted,
+    /// It may; which restart this is, in words.
+    Granted(String),
+    /// Not before so long, and why.
+    Wait(Duration, String),
     /// Only watching was asked for.
     ObserveOnly,
+    /// Somebody wants it left alone, and who.
+    Held(String),
     /// There were too many restarts lately.
     LimitReached(String),
 }
 
-/// Asks policy, after `restarts` within its window.
-pub fn clearance(policy: &Policy, restarts: u32) -> Clearance {
+/// What policy looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct Circumstances<'a> {
+    /// The VM's terms.
+    pub policy: &'a Policy,
+    /// Why somebody wants it left alone.
+    pub held: Option<&'a str>,
+    /// When it was restarted, or restarted itself, within its window.
+    pub restarts: &'a [SystemTime],
+    /// When any VM of the host was restarted within [`HOST_WINDOW`].
+    pub on_host: &'a [SystemTime],
+    /// Of those, at most so many.
+    pub most_on_host: u32,
+    /// Now.
+    pub now: SystemTime,
+}
+
+/// The time over which restarts of all VMs of a host are counted.
+pub const HOST_WINDOW: Duration = Duration::from_secs(60);
+
+/// No pause between two restarts is longer.
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+
+/// Asks policy.
+pub fn clearance(circumstances: &Circumstances<'_>) -> Clearance {
+    let Circumstances { policy, held, restarts, on_host, most_on_host, now } = *circumstances;
     if policy.mode == Mode::Observe {
         return Clearance::ObserveOnly;
     }
-    if restarts >= policy.max_restarts {
+    if let Some(why) = held {
+        return Clearance::Held(why.to_owned());
+    }
+    let count = u32::try_from(restarts.len()).unwrap_or(u32::MAX);
+    let window = humantime::format_duration(policy.window);
+    if count >= policy.max_restarts {
         return Clearance::LimitReached(format!(
-            "{restarts} of {} restarts within {} are used up: a person is needed",
+            "{count} of {} restarts within {window} are used up: a person is needed",
             policy.max_restarts,
-            humantime::format_duration(policy.window)
         ));
     }
-    Clearance::Granted
+    let left = |last: &SystemTime, pause: Duration| {
+        // A restart in the future, because the clock was set back, has just been.
+        let since = now.duration_since(*last).unwrap_or_default();
+        pause.checked_sub(since).filter(|left| !left.is_zero())
+    };
+    let pause = policy.pause.saturating_mul(2_u32.saturating_pow(count.saturating_sub(1)));
+    let pause = pause.min(LONGEST_PAUSE);
+    if let Some(left) = restarts.last().and_then(|last| left(last, pause)) {
+        let why = format!("it was restarted {count} times within {window}");
+        return Clearance::Wait(left, why);
+    }
+    let over = on_host.len().checked_sub(usize::try_from(most_on_host).unwrap_or(usize::MAX));
+    if let Some(left) = over.and_then(|over| on_host.get(over)).and_then(|at| left(at, HOST_WINDOW))
+    {
+        let why = format!("{most_on_host} VMs of this host were restarted within a minute");
+        return Clearance::Wait(left, why);
+    }
+    let number = count.saturating_add(1);
+    Clearance::Granted(format!("restart {number} of {} within {window}", policy.max_restarts))
 }
 
 #[cfg(test)]
@@ -137,12 +233,93 @@ mod tests {
         }
     }
 
-    #[test]
-    fn policy_grants_up_to_its_limit_and_never_in_observe_mode() {
+    fn cleared(
+        change: impl FnOnce(&mut Policy),
+        restarts_ago: &[u64],
+        on_host_ago: &[u64],
+        held: Option<&str>,
+    ) -> Clearance {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let times = |ago: &[u64]| -> Vec<_> {
+            ago.iter().map(|ago| now - Duration::from_secs(*ago)).collect()
+        };
         let mut policy = Config::parse("", "").unwrap().policy;
-        assert_eq!(clearance(&policy, policy.max_restarts - 1), Clearance::Granted);
-        assert!(matches!(clearance(&policy, policy.max_restarts), Clearance::LimitReached(_)));
-        policy.mode = Mode::Observe;
-        assert_eq!(clearance(&policy, 0), Clearance::ObserveOnly);
+        change(&mut policy);
+        clearance(&Circumstances {
+            policy: &policy,
+            held,
+            restarts: &times(restarts_ago),
+            on_host: &times(on_host_ago),
+            most_on_host: 2,
+            now,
+        })
+    }
+
+    #[test]
+    fn policy_grants_up_to_its_limit_and_never_in_observe_mode_or_on_hold() {
+        let granted = |number: u32| Clearance::Granted(format!("restart {number} of 3 within 1h"));
+        assert_eq!(cleared(|_| {}, &[], &[], None), granted(1));
+        assert_eq!(cleared(|_| {}, &[900, 600], &[], None), granted(3));
+        let limit = cleared(|_| {}, &[900, 600, 300], &[], None);
+        assert!(matches!(limit, Clearance::LimitReached(_)), "{limit:?}");
+        let none = cleared(|policy| policy.max_restarts = 0, &[], &[], None);
+        assert!(matches!(none, Clearance::LimitReached(_)), "{none:?}");
+        let observed = cleared(|policy| policy.mode = Mode::Observe, &[], &[], None);
+        assert_eq!(observed, Clearance::ObserveOnly);
+        let held = cleared(|_| {}, &[], &[], Some("it is held"));
+        assert_eq!(held, Clearance::Held("it is held".to_owned()));
+    }
+
+    #[test]
+    fn each_restart_is_followed_by_a_pause_twice_as_long_as_the_one_before() {
+        let wait = |restarts_ago: &[u64]| match cleared(
+            |policy| policy.max_restarts = 100,
+            restarts_ago,
+            &[],
+            None,
+        ) {
+            Clearance::Wait(left, _) => left.as_secs(),
+            _ => 0,
+        };
+        assert_eq!(wait(&[1]), 9);
+        assert_eq!(wait(&[10]), 0);
+        assert_eq!(wait(&[100, 1]), 19);
+        assert_eq!(wait(&[300, 100, 1]), 39);
+        let many: Vec<u64> = (1..60).rev().collect();
+        assert_eq!(wait(&many), 3599);
+    }
+
+    #[test]
+    fn a_host_restarts_no_more_guests_a_minute_than_it_may() {
+        let Clearance::Wait(left, why) = cleared(|_| {}, &[], &[50, 40, 10], None) else {
+            panic!("it may not");
+        };
+        // When the one before the last has been for a minute, one is left.
+        assert_eq!(left.as_secs(), 20);
+        assert!(why.starts_with("2 VMs of this host"), "{why}");
+        assert!(matches!(cleared(|_| {}, &[], &[10], None), Clearance::Granted(_)));
+        assert!(matches!(cleared(|_| {}, &[], &[60, 10], None), Clearance::Granted(_)));
+    }
+
+    #[test]
+    fn a_restart_that_was_cut_short_is_never_begun_again_where_it_may_have_taken_place() {
+        use Remainder::{All, Nothing, Steps};
+        let left =
+            |run_state: RunState, was_told| remainder(&run_state, was_told, ResetAction::Reset);
+        for crashed in [RunState::GuestPanicked, RunState::InternalError, RunState::Watchdog] {
+            assert_eq!(left(crashed.clone(), false), All);
+            // It crashed again since.
+            assert_eq!(left(crashed, true), Nothing);
+        }
+        for was_told in [false, true] {
+            assert_eq!(left(RunState::Running, was_told), Nothing);
+            assert_eq!(left(RunState::Paused, was_told), Nothing);
+            let cont = Steps(vec![Step::ContinueFromPrelaunch]);
+            assert_eq!(left(RunState::Prelaunch, was_told), cont);
+        }
+        let put_back = Step::SetRebootAction(ResetAction::Shutdown);
+        let left = |run_state| remainder(&run_state, true, ResetAction::Shutdown);
+        assert_eq!(left(RunState::Running), Steps(vec![put_back]));
+        assert_eq!(left(RunState::Prelaunch), Steps(vec![Step::ContinueFromPrelaunch, put_back]));
     }
 }

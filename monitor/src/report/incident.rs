@@ -39,6 +39,23 @@ impl Outcome {
     }
 }
 
+/// One restart, which is written down before QEMU hears of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// When it began; it counts towards the limits from then on.
+    #[serde(with = "rfc3339")]
+    pub begun_at: SystemTime,
+    /// The run state that it was planned for, and the steps in order.
+    pub run_state: String,
+    /// As above.
+    pub steps: Vec<String>,
+    /// Which restart within its window this is, and how many there may be.
+    pub limit: String,
+    /// When QEMU was told to reset the guest, once it has.
+    #[serde(with = "rfc3339::option", default)]
+    pub reset_at: Option<SystemTime>,
+}
+
 /// One crash of one VM. Fields that are `None` are not known, or did not happen, yet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Incident {
@@ -50,6 +67,9 @@ pub struct Incident {
     pub uuid: Option<String>,
     /// The QEMU's process id.
     pub pid: u32,
+    /// When that process began, in clock ticks since the host's start; with the pid, it is no other.
+    #[serde(default)]
+    pub start_ticks: u64,
     /// The verdict's cause, such as `panicked`.
     pub cause: String,
     /// What the verdict was made from, and why an action was refused.
@@ -60,9 +80,9 @@ pub struct Incident {
     /// When the verdict was given.
     #[serde(with = "rfc3339")]
     pub detected_at: SystemTime,
-    /// What was done, such as `system_reset`.
+    /// What was done last, such as `system_reset`.
     pub action: Option<String>,
-    /// When it was done.
+    /// When QEMU was told to.
     #[serde(with = "rfc3339::option", default)]
     pub action_at: Option<SystemTime>,
     /// What came of it; `None` while it is under way.
@@ -76,6 +96,12 @@ pub struct Incident {
     pub recover_seconds: Option<f64>,
     /// Names of the evidence files beside the record.
     pub evidence: Vec<String>,
+    /// Each restart for this crash, the first one first.
+    #[serde(default)]
+    pub attempts: Vec<Attempt>,
+    /// The guest had come further than its firmware when it crashed, and has to do so again.
+    #[serde(default)]
+    pub was_up: bool,
 }
 
 impl Incident {
@@ -92,6 +118,7 @@ impl Incident {
             vm,
             uuid: None,
             pid: 0,
+            start_ticks: 0,
             cause,
             reason,
             last_sign_of_life: None,
@@ -103,6 +130,23 @@ impl Incident {
             detect_seconds: None,
             recover_seconds: None,
             evidence: Vec::new(),
+            attempts: Vec::new(),
+            was_up: false,
+        }
+    }
+
+    /// When each restart began that counts towards limits. Records of before have no attempts, but an action.
+    pub fn restarts(&self) -> impl Iterator<Item = SystemTime> {
+        let only = self.action_at.filter(|_| self.attempts.is_empty());
+        self.attempts.iter().map(|attempt| attempt.begun_at).chain(only)
+    }
+
+    /// Notes that these files are among its evidence.
+    pub fn name_evidence(&mut self, files: &[(&'static str, Vec<u8>)]) {
+        for (name, _) in files {
+            if !self.evidence.iter().any(|known| known == name) {
+                self.evidence.push((*name).to_owned());
+            }
         }
     }
 }
@@ -140,7 +184,7 @@ mod tests {
 
     use serde_json::json;
 
-    use super::{Incident, Outcome, incident_id};
+    use super::{Attempt, Incident, Outcome, incident_id};
 
     fn at(text: &str) -> SystemTime {
         humantime::parse_rfc3339(text).expect("a time")
@@ -173,7 +217,29 @@ mod tests {
             "recover_seconds": null, "evidence": ["screen.png"]});
         let incident: Incident = serde_json::from_value(text.clone()).expect("documented");
         assert_eq!(incident.outcome, Some(Outcome::NotRecovered));
-        assert_eq!(serde_json::to_value(incident).expect("serialisable"), text);
+        let again = serde_json::to_value(incident).expect("serialisable");
+        for (name, value) in text.as_object().expect("an object") {
+            assert_eq!(again[name], *value, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_record_of_before_counts_by_its_action_and_one_of_now_by_its_attempts() {
+        let text = |text: &str| text.to_owned();
+        let now = at("2026-11-22T10:00:00Z");
+        let mut incident = Incident::new(text("id"), text("vm"), text("halted"), text("r"), now);
+        assert_eq!(incident.restarts().count(), 0);
+        incident.action_at = Some(now);
+        assert_eq!(incident.restarts().collect::<Vec<_>>(), [now]);
+        let begun_at = at("2026-11-22T10:00:09Z");
+        incident.attempts = vec![Attempt {
+            begun_at,
+            run_state: text("running"),
+            steps: vec![text("system_reset")],
+            limit: text("restart 1 of 3 within 1h"),
+            reset_at: None,
+        }];
+        assert_eq!(incident.restarts().collect::<Vec<_>>(), [begun_at]);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 pub mod control;
 pub mod evidence;
 pub mod incident;
+pub mod ledger;
 pub mod recording;
 pub mod retention;
 pub mod store;
@@ -65,6 +66,27 @@ pub mod rfc3339 {
         ) -> Result<Option<SystemTime>, D::Error> {
             let text = Option::<String>::deserialize(from)?;
             text.map(|text| humantime::parse_rfc3339(&text).map_err(de::Error::custom)).transpose()
+        }
+    }
+
+    /// The same for several times.
+    pub mod list {
+        use std::time::SystemTime;
+
+        use serde::{Deserialize, Deserializer, Serializer, de};
+
+        /// For `#[serde(with)]`.
+        pub fn serialize<S: Serializer>(times: &[SystemTime], to: S) -> Result<S::Ok, S::Error> {
+            to.collect_seq(times.iter().map(|time| super::format(*time)))
+        }
+
+        /// For `#[serde(with)]`.
+        pub fn deserialize<'de, D: Deserializer<'de>>(
+            from: D,
+        ) -> Result<Vec<SystemTime>, D::Error> {
+            let texts = Vec::<String>::deserialize(from)?;
+            let parse = |text: &String| humantime::parse_rfc3339(text).map_err(de::Error::custom);
+            texts.iter().map(parse).collect()
         }
     }
 }

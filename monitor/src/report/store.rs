@@ -6,7 +6,7 @@
 //! the daemon forget that it restarted a guest a minute ago. A record that can't be read is
 //! reported and left where it is, for a person to look at.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -81,18 +81,18 @@ struct Format {
     format: u32,
 }
 
-/// A restart that counts towards a limit.
-struct Restart {
+/// The restarts of one incident, which count towards limits.
+struct Restarts {
     id: String,
     vm: String,
     uuid: Option<String>,
-    at: SystemTime,
+    at: Vec<SystemTime>,
 }
 
 /// The incidents of a state directory. One process writes it at a time.
 pub struct IncidentStore {
     directory: PathBuf,
-    restarts: Mutex<Vec<Restart>>,
+    restarts: Mutex<Vec<Restarts>>,
     /// Ids that are taken: found at the start, or given out since.
     ids: Mutex<HashSet<String>>,
 }
@@ -100,6 +100,8 @@ pub struct IncidentStore {
 impl IncidentStore {
     /// Opens the store below `state_dir`, which is created with mode 0750 if it is missing, and
     /// reads the restarts that earlier daemons made.
+    ///
+    /// A directory without a record is one that an earlier daemon had no time to fill, and is removed.
     pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
         let directory = state_dir.join("incidents");
         DirBuilder::new()
@@ -111,11 +113,16 @@ impl IncidentStore {
         let taken = std::fs::read_dir(&directory)
             .and_then(Iterator::collect::<io::Result<Vec<_>>>)
             .map_err(io_error("list", &directory))?;
+        for entry in &taken {
+            // Only what is empty, but for what was never renamed, can be removed so.
+            let _ = std::fs::remove_file(entry.path().join(temporary(RECORD)));
+            let _ = std::fs::remove_dir(entry.path());
+        }
         let ids =
             taken.iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         let store = Self { directory, restarts: Mutex::default(), ids: Mutex::new(ids) };
         for incident in store.all().0 {
-            store.note_restart(&incident);
+            store.note_restarts(&incident);
         }
         Ok(store)
     }
@@ -137,7 +144,7 @@ impl IncidentStore {
     /// Writes `incident`, in place of an earlier record of the same id. On an error the restart
     /// it tells of counts nevertheless, for as long as this process runs.
     pub fn put(&self, incident: &Incident) -> Result<(), StoreError> {
-        self.note_restart(incident);
+        self.note_restarts(incident);
         let directory = self.incident_directory(&incident.id)?;
         let record = Record { format: FORMAT, incident };
         let mut text = serde_json::to_vec(&record)
@@ -189,24 +196,36 @@ impl IncidentStore {
         (incidents, complaints)
     }
 
-    /// How many incidents of the VM had an action at `since` or later. `vm_key` is the VM's UUID,
-    /// or the name of one without. An action that lies in the future, because the clock was set
-    /// back, counts: too few restarts are mended by a person, too many by none.
-    pub fn restarts_since(&self, vm_key: &str, since: SystemTime) -> u32 {
-        let count = lock(&self.restarts)
-            .iter()
-            .filter(|restart| restart.uuid.as_deref().unwrap_or(&restart.vm) == vm_key)
-            .filter(|restart| restart.at >= since)
-            .count();
-        u32::try_from(count).unwrap_or(u32::MAX)
+    /// When the VM was restarted at `since` or later, the earliest first. `vm_key` is the VM's UUID, or the name of one
+    /// without; `None`: any VM. A restart that lies in the future, because the clock was set back, counts: too few
+    /// restarts are mended by a person, too many by none.
+    pub fn restarts_since(&self, vm_key: Option<&str>, since: SystemTime) -> Vec<SystemTime> {
+        let of_it = |restarts: &&Restarts| {
+            vm_key.is_none_or(|key| restarts.uuid.as_deref().unwrap_or(&restarts.vm) == key)
+        };
+        let all = lock(&self.restarts);
+        let its = all.iter().filter(of_it).flat_map(|restarts| &restarts.at);
+        let mut times: Vec<_> = its.filter(|at| **at >= since).copied().collect();
+        times.sort_unstable();
+        times
     }
 
-    fn note_restart(&self, incident: &Incident) {
-        let Some(at) = incident.action_at else { return };
+    /// Takes note of the restarts that `incident` tells of, as if it were written.
+    pub fn note_restarts(&self, incident: &Incident) {
+        let at: Vec<_> = incident.restarts().collect();
         let mut restarts = lock(&self.restarts);
-        restarts.retain(|restart| restart.id != incident.id);
-        let (id, vm, uuid) = (incident.id.clone(), incident.vm.clone(), incident.uuid.clone());
-        restarts.push(Restart { id, vm, uuid, at });
+        restarts.retain(|restarts| restarts.id != incident.id);
+        if !at.is_empty() {
+            let (id, vm, uuid) = (incident.id.clone(), incident.vm.clone(), incident.uuid.clone());
+            restarts.push(Restarts { id, vm, uuid, at });
+        }
+    }
+
+    /// The last incident of each QEMU process that has one: what an earlier daemon may not have brought to its end.
+    pub fn last_of_each(&self) -> HashMap<(u32, u64), Incident> {
+        let (incidents, _) = self.all();
+        // Oldest first, so that the last one stays.
+        incidents.into_iter().map(|one| ((one.pid, one.start_ticks), one)).collect()
     }
 
     fn incident_directory(&self, id: &str) -> Result<PathBuf, StoreError> {
@@ -238,8 +257,13 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Stor
     move |source| StoreError::Io { action, path, source }
 }
 
-fn write_whole(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
-    let temporary = directory.join(format!(".{name}.new"));
+/// Under which name a file is written before it replaces the one before.
+fn temporary(name: &str) -> String {
+    format!(".{name}.new")
+}
+
+pub(super) fn write_whole(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+    let temporary = directory.join(temporary(name));
     let path = directory.join(name);
     let written = OpenOptions::new()
         .write(true)
@@ -257,15 +281,18 @@ fn write_whole(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreEr
     File::open(directory).and_then(|it| it.sync_all()).map_err(io_error("sync", directory))
 }
 
-fn read_record(path: &Path) -> Result<Incident, String> {
-    let file = File::open(path).map_err(|error| error.to_string())?;
+/// A file of at most so many bytes.
+pub(super) fn read_bounded(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
-    let read = file.take(RECORD_MAX_BYTES + 1).read_to_end(&mut text);
-    let length = read.map_err(|error| error.to_string())? as u64;
-    if length > RECORD_MAX_BYTES {
-        return Err(format!("longer than {RECORD_MAX_BYTES} bytes"));
+    let length = File::open(path)?.take(most + 1).read_to_end(&mut text)? as u64;
+    if length > most {
+        return Err(io::Error::other(format!("longer than {most} bytes")));
     }
-    parse_record(&text)
+    Ok(text)
+}
+
+fn read_record(path: &Path) -> Result<Incident, String> {
+    parse_record(&read_bounded(path, RECORD_MAX_BYTES).map_err(|error| error.to_string())?)
 }
 
 fn parse_record(text: &[u8]) -> Result<Incident, String> {

@@ -76,6 +76,9 @@ pub struct VmView {
     pub pid: u32,
     /// `kvm` or `tcg`.
     pub accelerator: String,
+    /// Who started it.
+    #[serde(default)]
+    pub owner: OwnerView,
     /// QMP's run state; `None` while it isn't known.
     pub run_state: Option<String>,
     /// The VM's state: `alive`, `suspect` and so on.
@@ -89,8 +92,11 @@ pub struct VmView {
     pub since: SystemTime,
     /// Seconds since the last sign of life; `None` if that isn't known.
     pub flat_seconds: Option<f64>,
-    /// Restarts that count towards the limit now.
+    /// Restarts that count towards the limit now, the guest's own among them.
     pub restarts_in_window: u32,
+    /// Who wants it left alone, if somebody does; `None` otherwise.
+    #[serde(default)]
+    pub hold: Option<String>,
     /// Resets of the guest's own within `boot_loop_window`; a burst of them counts once.
     pub guest_resets_in_window: usize,
     /// The vCPUs.
@@ -99,6 +105,31 @@ pub struct VmView {
     pub network: Option<NetworkView>,
     /// The disks' counters together; `None` if they can't be read.
     pub storage: Option<StorageView>,
+}
+
+/// Who started a QEMU, and by what it would be restarted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnerView {
+    /// `bare`, `systemd`, `libvirt`, `proxmox`, `ganeti`, `incus`, `lxd`, `kubevirt`, `kata` or `unclear`.
+    pub kind: String,
+    /// What the owner calls it.
+    pub name: Option<String>,
+    /// Whether a trace says so that neither a QEMU nor a user can leave.
+    pub certain: bool,
+    /// What restarts it: `qmp`, `libvirt`, `proxmox`, `systemd` or `command`; `None`: nothing.
+    pub actuator: Option<String>,
+    /// Why nothing does, and what to configure.
+    pub refusal: Option<String>,
+}
+
+/// The answer to `hold` and `release`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HoldView {
+    /// Whom it is about.
+    pub vms: Vec<String>,
+    /// When a hold ends by itself.
+    #[serde(with = "rfc3339::option", default)]
+    pub until: Option<SystemTime>,
 }
 
 /// One vCPU.
@@ -181,6 +212,9 @@ pub struct ShowView {
     pub uid: u32,
     /// When it started, in clock ticks since the host's start: field 22 of `/proc/PID/stat`.
     pub start_ticks: u64,
+    /// What its owner was told by, a sentence each.
+    #[serde(default)]
+    pub owner_evidence: Vec<String>,
     /// The QMP connection's state in words.
     pub qmp: String,
     /// Its taps.
@@ -336,6 +370,8 @@ pub struct PolicyView {
     pub max_restarts: u32,
     #[serde(with = "humantime_serde")]
     pub window: Duration,
+    #[serde(with = "humantime_serde")]
+    pub pause: Duration,
 }
 
 impl From<&Policy> for PolicyView {
@@ -349,6 +385,7 @@ impl From<&Policy> for PolicyView {
             boot_loop_window,
             max_restarts,
             window,
+            pause,
         } = *policy;
         Self {
             mode,
@@ -359,6 +396,7 @@ impl From<&Policy> for PolicyView {
             boot_loop_window,
             max_restarts,
             window,
+            pause,
         }
     }
 }
@@ -372,9 +410,10 @@ mod tests {
 
     fn vm() -> Value {
         json!({"name": "web-1", "uuid": null, "pid": 4711, "accelerator": "kvm",
-            "run_state": "running", "state": "alive", "cause": null,
+            "owner": {"kind": "proxmox", "name": "100", "certain": true, "actuator": "proxmox",
+                "refusal": null}, "run_state": "running", "state": "alive", "cause": null,
             "reason": "guest sent 12 packets", "since": "2026-11-22T10:00:00Z",
-            "flat_seconds": 0.4, "restarts_in_window": 0, "guest_resets_in_window": 0,
+            "flat_seconds": 0.4, "restarts_in_window": 0, "hold": null, "guest_resets_in_window": 0,
             "vcpus": [{"id": 0, "tid": 4715, "busy_ratio": 0.003}],
             "network": {"guest_tx_packets": 1, "guest_tx_bytes": 1, "guest_rx_packets": 1,
                 "guest_rx_bytes": 1, "guest_last_sent_seconds": 0.5, "probe_answers": 0,
@@ -404,6 +443,7 @@ mod tests {
             ("executable", json!("/usr/bin/kvm")),
             ("uid", json!(107)),
             ("start_ticks", json!(12)),
+            ("owner_evidence", json!(["it is in the control group /qemu.slice/100.scope"])),
             ("qmp", json!("connected")),
             (
                 "taps",

@@ -182,9 +182,10 @@ fn no_verdict(
 impl Line {
     /// Nothing that was seen before counts any more, but for what the vCPUs do right now.
     pub(super) fn begin_anew(&mut self, now: Duration, why: String) {
-        let Self { still_since, zero_since, pinned_since, got, wanted, .. } = self;
+        let Self { heard, still_since, zero_since, pinned_since, got, wanted, .. } = self;
         let begins = |since: &Option<Duration>| since.map(|_| now);
         *self = Self {
+            heard: *heard,
             still_since: begins(still_since),
             zero_since: begins(zero_since),
             pinned_since: begins(pinned_since),

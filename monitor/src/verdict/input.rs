@@ -76,6 +76,8 @@ pub enum Input {
     Unseen(String),
     /// Many VMs fell silent at the same moment, and what was seen; `None`: that is over.
     Storm(Option<String>),
+    /// Somebody gave it a new start: what it was convicted of is to be judged anew.
+    Released,
 }
 
 /// The terms on which inputs are judged.

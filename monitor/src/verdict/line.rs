@@ -38,6 +38,8 @@ pub struct Line {
     pub last_life: Duration,
     /// Which sign that was.
     pub last_sign: String,
+    /// When it was last seen or heard to live; `None`: not since watching began.
+    pub heard: Option<Duration>,
     /// Since when all vCPUs together have stood still, if they do.
     pub still_since: Option<Duration>,
     /// Since when they have done nothing at all, if so.
@@ -56,6 +58,7 @@ impl Line {
         Self {
             last_life: now,
             last_sign: why.to_owned(),
+            heard: None,
             still_since: None,
             zero_since: None,
             pinned_since: None,
@@ -73,6 +76,7 @@ impl Line {
     pub fn alive(&mut self, now: Duration, sign: String) {
         self.last_life = now;
         self.last_sign = sign;
+        self.heard = Some(now);
     }
 
     /// Takes note of the vCPUs' level during the tick that ended at `now`.

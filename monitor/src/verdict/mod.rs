@@ -101,9 +101,21 @@ pub enum Cause {
     QemuExited,
 }
 
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Cause {
+    const ALL: [Self; 8] = [
+        Self::Panicked,
+        Self::InternalError,
+        Self::Watchdog,
+        Self::Halted,
+        Self::Spinning,
+        Self::Silent,
+        Self::BootLoop,
+        Self::QemuExited,
+    ];
+
+    /// The name in `status --json`.
+    pub fn as_str(self) -> &'static str {
+        match self {
             Self::Panicked => "panicked",
             Self::InternalError => "internal-error",
             Self::Watchdog => "watchdog",
@@ -112,7 +124,18 @@ impl fmt::Display for Cause {
             Self::Silent => "silent",
             Self::BootLoop => "boot-loop",
             Self::QemuExited => "qemu-exited",
-        })
+        }
+    }
+
+    /// The cause of that name, if there is one.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|cause| cause.as_str() == name)
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -287,6 +310,11 @@ impl Watch {
         }
     }
 
+    /// Takes a VM up in the state in which an earlier daemon left it.
+    pub fn resume(now: Duration, age: Duration, state: State, reason: String) -> Self {
+        Self { state, reason, ..Self::begin(now, age, Duration::ZERO) }
+    }
+
     /// Whether witnesses are asked of it, but for their calibration.
     pub fn is_being_asked(&self) -> bool {
         match self.state {
@@ -349,6 +377,15 @@ impl Watch {
             Input::Unseen(why) => blame::unobservable(self, why.clone(), Duration::ZERO, now),
             Input::Storm(storm) => {
                 self.storm.clone_from(storm);
+                Act::Nothing
+            }
+            Input::Released => {
+                self.resets.clear();
+                if hear::convicted(&self.state) {
+                    let why = "it was released";
+                    self.line.begin_anew(now, format!("none since {why}"));
+                    self.enter(State::Alive, format!("{why}, and is judged anew"), now);
+                }
                 Act::Nothing
             }
         }

@@ -9,6 +9,8 @@ mod counts;
 mod evidence;
 mod foreign;
 mod hostile;
+mod killed;
+mod ladder;
 mod left_alone;
 mod lifecycle;
 mod neighbours;
@@ -47,6 +49,8 @@ fn main() -> ExitCode {
     trials.extend(evidence::trials());
     trials.extend(lifecycle::trials());
     trials.extend(upgrade::trials());
+    trials.extend(ladder::trials());
+    trials.extend(killed::trials());
     trials.extend(hostile::trials());
     trials.extend(witnesses::trials());
     libtest_mimic::run(&arguments, trials).exit_code()

@@ -111,6 +111,8 @@ const VM: Shape = Object(&[
     ("since", Time),
     ("flat_seconds", OrNull(&SECONDS)),
     ("restarts_in_window", Unsigned),
+    ("hold", OrNull(&Text)),
+    ("owner", OWNER),
     ("guest_resets_in_window", Unsigned),
     ("vcpus", List(&VCPU)),
     ("network", OrNull(&NETWORK)),
@@ -120,6 +122,14 @@ const VM: Shape = Object(&[
 // A vCPU that ran for a whole second shows as a little more where a sample came late.
 const VCPU: Shape =
     Object(&[("id", Unsigned), ("tid", Unsigned), ("busy_ratio", OrNull(&Number(0.0, 1.5)))]);
+
+const OWNER: Shape = Object(&[
+    ("kind", Text),
+    ("name", OrNull(&Text)),
+    ("certain", Bool),
+    ("actuator", OrNull(&Text)),
+    ("refusal", OrNull(&Text)),
+]);
 
 const NETWORK: Shape = Object(&[
     ("guest_tx_packets", Unsigned),
@@ -156,6 +166,7 @@ const SHOW: Shape = Both(
         ("executable", Text),
         ("uid", Unsigned),
         ("start_ticks", Unsigned),
+        ("owner_evidence", List(&Text)),
         ("qmp", Text),
         ("taps", List(&TAP)),
         ("disks", List(&Text)),
@@ -205,6 +216,7 @@ const POLICY: Shape = Object(&[
     ("boot_grace", Text),
     ("max_restarts", Unsigned),
     ("window", Text),
+    ("pause", Text),
 ]);
 
 const INCIDENT: Shape = Object(&[
@@ -226,6 +238,17 @@ const INCIDENT: Shape = Object(&[
     ("detect_seconds", OrNull(&SECONDS)),
     ("recover_seconds", OrNull(&SECONDS)),
     ("evidence", List(&Text)),
+    ("start_ticks", Unsigned),
+    ("was_up", Bool),
+    ("attempts", List(&ATTEMPT)),
+]);
+
+const ATTEMPT: Shape = Object(&[
+    ("begun_at", Time),
+    ("run_state", Text),
+    ("steps", List(&Text)),
+    ("limit", Text),
+    ("reset_at", OrNull(&Time)),
 ]);
 
 const CHECK: Shape = Object(&[(

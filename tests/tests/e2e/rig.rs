@@ -77,6 +77,17 @@ impl Rig {
         config
     }
 
+    /// The same with the sector on a disk that is read past the page cache: what its firmware reads is a sign of life.
+    pub(crate) fn boot_sector_on_disk(&self, name: &str, code: BootSector) -> Result<GuestConfig> {
+        let mut config = self.boot_sector(name, code, Accelerator::Tcg);
+        let disk = self.dir().join(format!("{name}.direct.img"));
+        code.write(&disk)?;
+        let drive = format!("file={},format=raw,if=none,id=direct,cache=none", disk.display());
+        let device = "virtio-blk-pci,drive=direct,bootindex=0";
+        config.extra_args.extend(["-drive", &drive, "-device", device].map(str::to_owned));
+        Ok(config)
+    }
+
     /// A disk of 64 MiB that is read and written past the page cache.
     pub(crate) fn disk(&self, name: &str) -> DiskConfig {
         DiskConfig::new(self.dir().join(format!("{name}.img")), 64 << 20)

@@ -76,8 +76,16 @@ fn timeline(out: &mut String, incident: &Incident, recorded: Option<&Recorded>) 
         "verdict",
         format!("{}: {}", incident.cause, incident.reason),
     ));
+    // The last attempt is what the record tells as its action.
+    let earlier = incident.attempts.iter().rev().skip(1).rev();
+    rows.extend(earlier.map(|attempt| {
+        let why = format!("in vain: {}, out of {}", attempt.steps.join(", "), attempt.run_state);
+        (attempt.reset_at.unwrap_or(attempt.begun_at), "restarted", why)
+    }));
     if let (Some(at), Some(action)) = (incident.action_at, &incident.action) {
-        rows.push((at, "restarted", format!("QEMU was told: {action}")));
+        let limit = incident.attempts.last().map(|attempt| attempt.limit.as_str());
+        let limit = limit.map_or_else(String::new, |limit| format!(" ({limit})"));
+        rows.push((at, "restarted", format!("QEMU was told: {action}{limit}")));
     }
     if let Some(at) = incident.recovered_at {
         rows.push((at, "lives again", String::new()));

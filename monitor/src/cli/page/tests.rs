@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 use flatline::activity::{Activity, NetworkActivity, StorageActivity, VcpuActivity};
 use flatline::config::Config;
 use flatline::qmp::RunState;
-use flatline::report::incident::{Incident, Outcome};
+use flatline::report::incident::{Attempt, Incident, Outcome};
 use flatline::report::recording::file::to_bytes;
 use flatline::report::recording::{Header, Limits, Recording, Ring};
 use flatline::sample::{Missing, ProcessState};
@@ -12,9 +12,6 @@ use flatline::verdict::{Cause, Input, Monitor, Terms, Tick, Watch};
 
 use super::recorded::Recorded;
 use super::{File, page};
-
-/// A guest that works, panics and spins: the recording of its last minutes.
-const RECORDING: &[u8] = include_bytes!("../../../../fuzz/corpus-seeds/recording/file");
 
 fn incident() -> Incident {
     let text = |text: &str| text.to_owned();
@@ -83,10 +80,27 @@ fn the_page_tells_what_happened_when_in_order() {
 }
 
 #[test]
+fn every_attempt_is_told_and_the_last_one_once() {
+    let attempt = |second: u64, limit: &str| Attempt {
+        begun_at: SystemTime::UNIX_EPOCH + Duration::from_secs(STARTED + second),
+        run_state: "guest-panicked".to_owned(),
+        steps: vec!["system_reset".to_owned(), "cont<".to_owned()],
+        limit: limit.to_owned(),
+        reset_at: None,
+    };
+    let attempts = vec![attempt(2, "1 of 3"), attempt(12, "2 of 3")];
+    let page = page(&Incident { attempts, ..incident() }, &[]);
+    assert_eq!(page.matches("<th scope=\"row\">restarted</th>").count(), 2, "{page}");
+    assert!(page.contains("in vain: system_reset, cont&lt;, out of guest-panicked"), "{page}");
+    assert!(page.contains("QEMU was told: system_reset (2 of 3)"), "{page}");
+}
+
+#[test]
 fn nothing_in_the_page_is_fetched_or_run() {
     let png = b"\x89PNG\r\n\x1a\nrest";
-    let files = [file("screen.png", png), file("recording.flr", RECORDING)];
-    let page = page(&incident(), &files);
+    let (incident, recording) = panicked();
+    let files = [file("screen.png", png), file("recording.flr", &recording)];
+    let page = page(&incident, &files);
     assert!(page.contains("src=\"data:image/png;base64,iVBORw0KGgpyZXN0\""), "{page}");
     assert!(page.contains("default-src 'none'; img-src data:; style-src 'unsafe-inline'"));
     for part in ["http://", "https://", "url(", "@import", "<script", "<link", "javascript:"] {
@@ -276,9 +290,10 @@ fn an_incident_that_the_recording_does_not_reach_is_drawn_all_the_same() {
 
 #[test]
 fn a_torn_recording_is_drawn_up_to_the_tear_which_is_said() {
-    let torn = &RECORDING[..RECORDING.len() - 3];
+    let (incident, recording) = panicked();
+    let torn = &recording[..recording.len() - 3];
     let recorded = Recorded::read(torn);
     assert!(recorded.complaint.is_some_and(|complaint| complaint.contains("torn at byte ")));
-    let page = page(&incident(), &[file("recording.flr", torn)]);
+    let page = page(&incident, &[file("recording.flr", torn)]);
     assert!(page.contains("torn at byte "), "{page}");
 }

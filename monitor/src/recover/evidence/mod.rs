@@ -59,6 +59,14 @@ pub struct Wanted {
     pub memory: Option<dump::Wanted>,
 }
 
+impl Wanted {
+    /// Nothing: there is no guest left to look at.
+    pub fn nothing(vm: Arc<Vm>, incident: String) -> Self {
+        let (limit, figures) = (Duration::ZERO, String::new());
+        Self { vm, incident, limit, announced: false, figures, memory: None }
+    }
+}
+
 /// What was found, or why it wasn't.
 type Found = Result<Content, String>;
 

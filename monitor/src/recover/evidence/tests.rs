@@ -59,6 +59,7 @@ fn vm(id: VmId, console_logs: Vec<PathBuf>) -> Vm {
         uid: 0,
         netns: 0,
         qmp_sockets: Vec::new(),
+        ownership: discover::Ownership::bare(),
         plugged: discover::Plugged::default(),
         unseen_networks: Vec::new(),
         disks: Vec::new(),

@@ -2,8 +2,9 @@
 //!
 //! The server only carries: each request goes to the task that owns the state, over a channel,
 //! with a way back for its reply. Who may open the socket is decided by its mode and its
-//! directory; it takes no privilege to ask, and nothing that can be asked changes a guest. What it
-//! may have written goes to the daemon's own directory, under names that the daemon gives, and within its bounds.
+//! directory; it takes no privilege to ask, and nothing that can be asked touches a guest: to hold keeps
+//! the daemon from it, and to release lets it do what it is configured to. What it may have written goes to
+//! the daemon's own directory, under names that the daemon gives, and within its bounds.
 
 mod client;
 mod server;
@@ -58,6 +59,21 @@ pub enum Request {
         /// Where the part begins.
         #[serde(default)]
         offset: u64,
+    },
+    /// A [`super::view::HoldView`]: touch nothing.
+    Hold {
+        /// Of this VM; `None`: of all.
+        #[serde(default)]
+        vm: Option<String>,
+        /// For so long; `None`: until it is released.
+        #[serde(default)]
+        seconds: Option<u64>,
+    },
+    /// A [`super::view::HoldView`]: a hold is taken back, and what was restarted before counts no more.
+    Release {
+        /// Of this VM; `None`: of all.
+        #[serde(default)]
+        vm: Option<String>,
     },
     /// A [`super::view::RecordView`]: what is kept of the last minutes is written to files.
     Record {

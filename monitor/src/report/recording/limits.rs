@@ -42,8 +42,9 @@ pub(super) fn terms(terms: &Terms) -> Result<(), Malformed> {
         boot_loop_window,
         max_restarts: _,
         window,
+        pause,
     } = policy;
-    let spans = [tick, flat_for, unconfirmed_flat_for, boot_grace, boot_loop_window, window];
+    let spans = [tick, flat_for, unconfirmed_flat_for, boot_grace, boot_loop_window, window, pause];
     check(spans.map(|span| Some(*span)))
 }
 
@@ -74,8 +75,16 @@ pub(super) fn watch(watch: &Watch) -> Result<(), Malformed> {
         storm: _,
         last,
     } = watch;
-    let Line { last_life, last_sign: _, still_since, zero_since, pinned_since, got: _, wanted: _ } =
-        line;
+    let Line {
+        last_life,
+        last_sign: _,
+        heard,
+        still_since,
+        zero_since,
+        pinned_since,
+        got: _,
+        wanted: _,
+    } = line;
     let Boot { began, held, first_life, answered: _, calibrated, dump } = boot;
     let dump = dump
         .map(|Dump { since, last_write, quiet_for, unheard: _ }| [since, last_write, quiet_for]);
@@ -83,7 +92,7 @@ pub(super) fn watch(watch: &Watch) -> Result<(), Malformed> {
         State::Recovering { deadline, .. } => Some(*deadline),
         _ => None,
     };
-    check([Some(*since), Some(*last_life), *still_since, *zero_since, *pinned_since])?;
+    check([Some(*since), Some(*last_life), *heard, *still_since, *zero_since, *pinned_since])?;
     check([Some(*began), Some(*held), *first_life, *calibrated, deadline, *reset_from_outside])?;
     check(dump.into_iter().flatten().map(Some))?;
     if resets.len() > Watch::RESETS {

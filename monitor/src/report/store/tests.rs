@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tempfile::TempDir;
 
 use super::{EVIDENCE_MAX_BYTES, IncidentStore, StoreError};
-use crate::report::incident::{Incident, Outcome};
+use crate::report::incident::{Attempt, Incident, Outcome};
 
 fn time(seconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(1_700_000_000 + seconds)
@@ -17,22 +17,13 @@ fn store() -> (TempDir, IncidentStore) {
 }
 
 fn incident(store: &IncidentStore, vm: &str, seconds: u64) -> Incident {
+    let id = store.new_id(time(seconds), vm);
+    let (cause, reason) = ("silent".to_owned(), "r".to_owned());
     Incident {
-        id: store.new_id(time(seconds), vm),
-        vm: vm.to_owned(),
-        uuid: None,
         pid: 7,
-        cause: "silent".to_owned(),
-        reason: "r".to_owned(),
         last_sign_of_life: Some(time(0)),
-        detected_at: time(seconds),
-        action: None,
-        action_at: None,
-        outcome: None,
-        recovered_at: None,
         detect_seconds: Some(1.5),
-        recover_seconds: None,
-        evidence: Vec::new(),
+        ..Incident::new(id, vm.to_owned(), cause, reason, time(seconds))
     }
 }
 
@@ -111,11 +102,12 @@ fn restarts_are_counted_by_vm_within_the_window_once_an_incident_and_outlive_the
     store.put(&incident(&store, "a", 20)).expect("an incident without action");
     let again = IncidentStore::open(&directory.path().join("state")).expect("a store");
     for store in [store, again] {
-        assert_eq!(store.restarts_since("a", time(0)), 2);
-        assert_eq!(store.restarts_since("a", time(11)), 1);
-        assert_eq!(store.restarts_since("a", time(21)), 0);
-        assert_eq!(store.restarts_since("u-1", time(0)), 1);
-        assert_eq!(store.restarts_since("c", time(0)), 0);
+        assert_eq!(store.restarts_since(Some("a"), time(0)).len(), 2);
+        assert_eq!(store.restarts_since(Some("a"), time(11)).len(), 1);
+        assert_eq!(store.restarts_since(Some("a"), time(21)).len(), 0);
+        assert_eq!(store.restarts_since(Some("u-1"), time(0)).len(), 1);
+        assert_eq!(store.restarts_since(Some("c"), time(0)).len(), 0);
+        assert_eq!(store.restarts_since(None, time(11)).len(), 3);
     }
 }
 
@@ -130,7 +122,7 @@ fn a_restart_counts_even_if_the_disk_refuses_its_record() {
     std::fs::write(&incidents, "").expect("a file");
     let error = store.put(&incident).expect_err("refused");
     assert!(error.to_string().contains("state/incidents"), "{error}");
-    assert_eq!(store.restarts_since("a", time(0)), 1);
+    assert_eq!(store.restarts_since(Some("a"), time(0)).len(), 1);
     let first = store.new_id(time(9), "a");
     assert_ne!(store.new_id(time(9), "a"), first);
 }
@@ -156,4 +148,48 @@ fn names_that_leave_the_directory_or_replace_the_record_are_refused() {
         assert!(matches!(error, Err(StoreError::BadName(_))), "{name:?}");
     }
     assert!(matches!(store.add_evidence("..", "x", b""), Err(StoreError::BadName(_))));
+}
+
+#[test]
+fn each_attempt_counts_once_and_the_last_incident_of_a_process_is_found() {
+    let (directory, store) = store();
+    let attempt = |at| Attempt {
+        begun_at: time(at),
+        run_state: "running".to_owned(),
+        steps: Vec::new(),
+        limit: String::new(),
+        reset_at: None,
+    };
+    let mut early = incident(&store, "a", 1);
+    early.attempts = vec![attempt(1), attempt(2)];
+    early.action_at = Some(time(2));
+    let mut late = incident(&store, "a", 9);
+    late.attempts = vec![attempt(10)];
+    let other = Incident { start_ticks: 5, ..incident(&store, "b", 3) };
+    for incident in [&early, &late, &other] {
+        store.put(incident).expect("put");
+    }
+    let again = IncidentStore::open(&directory.path().join("state")).expect("a store");
+    assert_eq!(again.restarts_since(Some("a"), time(0)), [time(1), time(2), time(10)]);
+    let last = again.last_of_each();
+    assert_eq!(last[&(7, 0)], late);
+    assert_eq!(last[&(7, 5)], other);
+}
+
+#[test]
+fn a_directory_that_nobody_had_time_to_fill_is_removed_at_the_start() {
+    let (directory, store) = store();
+    let incidents = directory.path().join("state/incidents");
+    let good = incident(&store, "a", 1);
+    store.put(&good).expect("put");
+    std::fs::create_dir(incidents.join("void")).expect("directory");
+    std::fs::create_dir(incidents.join("begun")).expect("directory");
+    std::fs::write(incidents.join("begun/.incident.json.new"), "{").expect("write");
+    std::fs::create_dir(incidents.join("evidence")).expect("directory");
+    std::fs::write(incidents.join("evidence/registers.txt"), "r").expect("write");
+    let again = IncidentStore::open(&directory.path().join("state")).expect("a store");
+    let (all, complaints) = again.all();
+    assert_eq!((all, complaints.len()), (vec![good], 1));
+    assert!(incidents.join("evidence/registers.txt").exists());
+    assert!(!incidents.join("void").exists() && !incidents.join("begun").exists());
 }

@@ -110,6 +110,10 @@ impl Model {
                 return;
             }
             Input::SetAside(_) | Input::Unseen(_) => Fact::Clears,
+            Input::Released if !matches!(before, State::Crashed { .. } | State::Failed { .. }) => {
+                return;
+            }
+            Input::Released => Fact::Clears,
             Input::Event { .. }
             | Input::RunState(_)
             | Input::LimitReached { .. }

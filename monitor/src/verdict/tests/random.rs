@@ -185,6 +185,7 @@ fn happening() -> impl Strategy<Value = Happening> {
             reason: "three restarts in an hour".to_owned(),
         },
         Input::Reexamine,
+        Input::Released,
         Input::Unseen("its tap was plugged in just now".to_owned()),
         Input::RunState(RunState::Running),
         Input::RunState(RunState::Paused),

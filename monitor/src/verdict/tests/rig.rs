@@ -31,6 +31,7 @@ pub(super) fn policy() -> Policy {
         boot_loop_window: TICK * 300,
         max_restarts: 3,
         window: TICK * HOUR,
+        pause: Duration::from_secs(10),
     }
 }
 

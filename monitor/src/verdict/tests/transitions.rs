@@ -61,7 +61,7 @@ fn limit_reached() -> Input {
 type Told = fn(&mut Rig);
 
 /// What may happen in any state, and where that leads from each of [`STATES`].
-const INPUTS: [(&str, Told, [&str; 8]); 34] = [
+const INPUTS: [(&str, Told, [&str; 8]); 35] = [
     (
         "a sign of life",
         |rig| {
@@ -292,6 +292,13 @@ const INPUTS: [(&str, Told, [&str; 8]); 34] = [
             rig.feed(&limit_reached());
         },
         only_from_crashed("failed"),
+    ),
+    (
+        "somebody gives it a new start",
+        |rig| {
+            rig.feed(&Input::Released);
+        },
+        ["starting", "alive", "suspect", "alive", "recovering", "held", "alive", "unobservable"],
     ),
     (
         "its monitor answers again",

@@ -1,0 +1,9 @@
+//! Who is left alone and who reset itself when, as it is read back from the state directory.
+//!
+//! One that is torn is reported, and holds everybody.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| flatline::fuzzing::ledger(bytes));

@@ -1,0 +1,36 @@
+//! `flatline hold` and `flatline release`: who is left alone, and who gets a new start.
+
+use std::time::{Duration, SystemTime};
+
+use flatline::config::Config;
+use flatline::report::control::Request;
+use flatline::report::rfc3339;
+use flatline::report::view::HoldView;
+
+use super::ask::ask;
+use super::table::safe;
+use super::{Answer, Failure};
+
+pub(super) fn hold(
+    config: &Config,
+    vm: Option<String>,
+    span: Option<Duration>,
+) -> Result<Answer, Failure> {
+    // A part of a second is held, too.
+    let seconds = span.map(|span| span.as_secs() + u64::from(span.subsec_nanos() > 0));
+    let view: HoldView = ask(config, &Request::Hold { vm, seconds })?;
+    let until = view.until.map_or_else(
+        || "until `flatline release`".to_owned(),
+        |until: SystemTime| format!("until {}", rfc3339::format(until)),
+    );
+    Ok(said(&view, &format!("on hold {until}: watched and judged, and not touched")))
+}
+
+pub(super) fn release(config: &Config, vm: Option<String>) -> Result<Answer, Failure> {
+    let view: HoldView = ask(config, &Request::Release { vm })?;
+    Ok(said(&view, "released: no restart of before counts any more"))
+}
+
+fn said(view: &HoldView, what: &str) -> Answer {
+    Answer::good(view.vms.iter().map(|name| format!("{}: {what}\n", safe(name))).collect())
+}

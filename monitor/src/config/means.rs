@@ -1,0 +1,260 @@
+//! By which means a VM is restarted, and how its QEMU is spoken to.
+//!
+//! Apart from [`Policy`](super::Policy), which the verdict and its recordings are about: none of this changes what a
+//! VM is convicted of.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::resolve::{MINUTE, Problem, SECOND, duration};
+
+/// Most words of a command, and bytes of each: what `execve` takes is far more.
+const WORDS: usize = 64;
+const WORD_BYTES: usize = 4096;
+
+/// What restarts a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Actuator {
+    /// What its owner has for that: see `recover::actuator`.
+    Auto,
+    /// QMP commands to the QEMU itself, whoever started it.
+    Qmp,
+    /// `virsh`.
+    Libvirt,
+    /// `qm`.
+    Proxmox,
+    /// `systemctl`.
+    Systemd,
+    /// The configured command.
+    Command,
+    /// Nothing.
+    None,
+}
+
+impl Actuator {
+    /// The word that stands for it in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Qmp => "qmp",
+            Self::Libvirt => "libvirt",
+            Self::Proxmox => "proxmox",
+            Self::Systemd => "systemd",
+            Self::Command => "command",
+            Self::None => "none",
+        }
+    }
+}
+
+/// How a QEMU is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QmpTransport {
+    /// As fits its owner: brief for Proxmox VE and Ganeti, through `virsh` for libvirt, else kept.
+    Auto,
+    /// One connection, kept open, by which events are heard.
+    Keep,
+    /// A connection for each batch of commands; the socket is free between them, and events are not heard.
+    Brief,
+}
+
+/// The means for one VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Means {
+    /// What restarts it.
+    pub actuator: Actuator,
+    /// The command that does, its program first; empty: none.
+    pub command: Vec<String>,
+    /// The time that any program has which is run for it.
+    pub command_limit: Duration,
+    /// Whether it is started again if its QEMU is gone.
+    pub start_exited: bool,
+    /// How its QEMU is spoken to.
+    pub qmp: QmpTransport,
+    /// The connection to libvirt; `None`: as the domain's own traces say.
+    pub libvirt_uri: Option<String>,
+}
+
+impl Default for Means {
+    fn default() -> Self {
+        Self {
+            actuator: Actuator::Auto,
+            command: Vec::new(),
+            command_limit: 60 * SECOND,
+            start_exited: false,
+            qmp: QmpTransport::Auto,
+            libvirt_uri: None,
+        }
+    }
+}
+
+/// The keys that may stand for the host and in a rule.
+pub(super) struct Given {
+    pub(super) actuator: Option<Spanned<Actuator>>,
+    pub(super) command: Option<Spanned<Vec<Spanned<String>>>>,
+    pub(super) command_limit: Option<Spanned<String>>,
+    pub(super) start_exited: Option<bool>,
+    pub(super) qmp: Option<QmpTransport>,
+    pub(super) libvirt_uri: Option<Spanned<String>>,
+}
+
+impl Given {
+    /// These keys put over `base`.
+    pub(super) fn over(self, base: &Means) -> Result<Means, Problem> {
+        let Self { actuator, command, command_limit, start_exited, qmp, libvirt_uri } = self;
+        let means = Means {
+            actuator: actuator.as_ref().map_or(base.actuator, |actuator| *actuator.get_ref()),
+            command: command.map_or(Ok(base.command.clone()), |command| words(&command))?,
+            command_limit: duration(
+                command_limit.as_ref(),
+                base.command_limit,
+                SECOND,
+                10 * MINUTE,
+            )?,
+            start_exited: start_exited.unwrap_or(base.start_exited),
+            qmp: qmp.unwrap_or(base.qmp),
+            libvirt_uri: match libvirt_uri {
+                Some(given) => Some(uri(&given)?),
+                None => base.libvirt_uri.clone(),
+            },
+        };
+        match actuator {
+            Some(place) if means.actuator == Actuator::Command && means.command.is_empty() => {
+                Err(Problem::at(&place, "there is no recovery.command that could be run"))
+            }
+            _ => Ok(means),
+        }
+    }
+}
+
+/// A command: a program with an absolute path, and its arguments.
+fn words(given: &Spanned<Vec<Spanned<String>>>) -> Result<Vec<String>, Problem> {
+    let Some(program) = given.get_ref().first() else {
+        return Err(Problem::at(given, "is empty: a program and its arguments are wanted"));
+    };
+    if !Path::new(program.get_ref()).is_absolute() {
+        let message = "must begin with a program's absolute path; no shell takes part";
+        return Err(Problem::at(program, message));
+    }
+    if given.get_ref().len() > WORDS {
+        return Err(Problem::at(given, format!("has more than {WORDS} words")));
+    }
+    let word = |word: &Spanned<String>| {
+        let text = word.get_ref();
+        if text.contains('\0') || text.len() > WORD_BYTES {
+            let message = format!("has a null character, or more than {WORD_BYTES} bytes");
+            return Err(Problem::at(word, message));
+        }
+        Ok(text.clone())
+    };
+    given.get_ref().iter().map(word).collect()
+}
+
+/// A connection URI of libvirt's QEMU driver.
+fn uri(given: &Spanned<String>) -> Result<String, Problem> {
+    let text = given.get_ref();
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_graphic()) && text.len() <= WORD_BYTES;
+    // Another host's QEMUs are none of those that are found here.
+    let is_local = ["qemu:///", "qemu+unix:///"].iter().any(|begin| text.starts_with(begin));
+    if is_plain && is_local {
+        Ok(text.clone())
+    } else {
+        Err(Problem::at(given, "must be a URI of this host, such as qemu:///system"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::{Actuator, Config, Means, QmpTransport};
+
+    fn parse(text: &str) -> Config {
+        Config::parse(text, "test.toml").expect("valid")
+    }
+
+    fn assert_refused(text: &str, start: &str, part: &str) {
+        let error = Config::parse(text, "test.toml").expect_err("invalid").to_string();
+        assert!(error.starts_with(start) && error.contains(part), "{error:?} for {text:?}");
+    }
+
+    #[test]
+    fn without_a_word_the_owners_own_means_are_used_and_nothing_that_is_gone_is_started() {
+        let config = parse("");
+        assert_eq!(config.means, Means::default());
+        assert_eq!((config.means.actuator, config.means.qmp), (Actuator::Auto, QmpTransport::Auto));
+        assert!(!config.means.start_exited && config.means.command.is_empty());
+        assert_eq!(config.means.command_limit, Duration::from_secs(60));
+    }
+
+    #[test]
+    fn every_key_may_stand_for_the_host_and_in_a_rule() {
+        let keys = "actuator = \"command\"\ncommand = [\"/bin/again\", \"-x\"]\n\
+                    command_limit = \"5s\"\nstart_exited = true\nqmp = \"brief\"\n\
+                    libvirt_uri = \"qemu:///session\"\n";
+        let all = Means {
+            actuator: Actuator::Command,
+            command: vec!["/bin/again".to_owned(), "-x".to_owned()],
+            command_limit: Duration::from_secs(5),
+            start_exited: true,
+            qmp: QmpTransport::Brief,
+            libvirt_uri: Some("qemu:///session".to_owned()),
+        };
+        let config = parse(&format!("[recovery]\n{keys}[[vm]]\nmatch = \"a\"\nqmp = \"keep\"\n"));
+        assert_eq!(config.means, all);
+        assert_eq!(config.means_for("a"), Means { qmp: QmpTransport::Keep, ..all.clone() });
+        let config = parse(&format!("[[vm]]\nmatch = \"a\"\n{keys}"));
+        assert_eq!(config.means_for("a"), all);
+        assert_eq!(config.means_for("b"), Means::default());
+    }
+
+    #[test]
+    fn every_word_for_an_actuator_is_taken_and_no_other() {
+        for actuator in [
+            Actuator::Auto,
+            Actuator::Qmp,
+            Actuator::Libvirt,
+            Actuator::Proxmox,
+            Actuator::Systemd,
+            Actuator::None,
+        ] {
+            let text = format!("[recovery]\nactuator = \"{}\"\n", actuator.as_str());
+            assert_eq!(parse(&text).means.actuator, actuator);
+        }
+        assert_refused("[recovery]\nactuator = \"xen\"\n", "test.toml:2: recovery.actuator: ", "");
+        assert_refused("[recovery]\nqmp = \"virsh\"\n", "test.toml:2: recovery.qmp: ", "");
+    }
+
+    #[test]
+    fn a_command_is_a_program_with_its_path_and_no_line_for_a_shell() {
+        assert_refused(
+            "[recovery]\nactuator = \"command\"\n",
+            "test.toml:2: recovery.actuator: ",
+            "no recovery.command",
+        );
+        for (command, part) in [
+            ("[]", "is empty"),
+            ("[\"again\"]", "absolute"),
+            ("[\"/bin/a\", \"b\\u0000\"]", "null"),
+            ("\"/bin/a b\"", "expected a sequence"),
+        ] {
+            let text = format!("[[vm]]\nmatch = \"a\"\ncommand = {command}\n");
+            assert_refused(&text, "test.toml:3: vm[0].command", part);
+        }
+        let many = format!("[recovery]\ncommand = [\"/a\"{}]\n", ", \"b\"".repeat(64));
+        assert_refused(&many, "test.toml:2: recovery.command: ", "more than 64");
+        assert_refused("[recovery]\ncommand_limit = \"1h\"\n", "test.toml:2: ", "10m");
+    }
+
+    #[test]
+    fn only_this_hosts_libvirt_can_be_named() {
+        for uri in ["qemu+ssh://other/system", "xen:///", "qemu:///a b", "-c"] {
+            let text = format!("[recovery]\nlibvirt_uri = \"{uri}\"\n");
+            assert_refused(&text, "test.toml:2: recovery.libvirt_uri: ", "this host");
+        }
+    }
+}

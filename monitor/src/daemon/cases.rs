@@ -1,0 +1,383 @@
+//! Cases: from a conviction to what came of it.
+//!
+//! One crash is one incident, however often the guest has to be restarted for it. What is to be done is written down
+//! before it is done (`scribe`), so that whoever comes after this daemon goes on where it was ended (`resume`).
+
+use std::time::SystemTime;
+
+use tracing::{info, warn};
+
+use super::{
+    Message,
+    engine::Engine,
+    scribe::Log,
+    vm::{Case, Stage, WatchedVm},
+};
+use crate::{
+    config::Policy,
+    discover::VmId,
+    error_text::in_full,
+    recover::{
+        Circumstances, Clearance, HOST_WINDOW, Restart, RestartError, actuator::restart, clearance,
+    },
+    report::incident::{Attempt, Incident, Outcome},
+    verdict::{Cause, Input, State},
+};
+
+impl Engine {
+    /// A VM was convicted just now.
+    pub(super) fn convicted(&mut self, id: VmId, cause: Cause) {
+        let now = self.now();
+        let Some(watched) = self.vms.get(&id) else { return };
+        warn!(vm = watched.vm.name, %cause, "crashed: {}", watched.watch.reason);
+        let incident = Incident {
+            detect_seconds: Some(watched.watch.line.silence(now).as_secs_f64()),
+            ..self.new_incident(watched, cause, watched.watch.reason.clone())
+        };
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        // One that was not restarted, or showed no life since, crashed once and not twice.
+        let incident = match watched.case.take() {
+            Some(Case {
+                incident: earlier,
+                stage:
+                    Stage::WaitingForMonitor
+                    | Stage::WaitingForDump
+                    | Stage::AwaitingLife { .. }
+                    | Stage::Pausing { .. }
+                    | Stage::Resuming
+                    | Stage::OnHold
+                    | Stage::Reopened,
+                since: _,
+            }) => Incident { reason: incident.reason, outcome: None, ..earlier },
+            Some(Case { stage: Stage::Restarting | Stage::Closed, .. }) | None => incident,
+        };
+        watched.case = Some(Case { incident, stage: Stage::WaitingForMonitor, since: now });
+        self.proceed(id, cause);
+    }
+
+    /// Restarts a convicted VM, as far as policy lets it.
+    pub(super) fn proceed(&mut self, id: VmId, cause: Cause) {
+        let now = self.now();
+        let Some(watched) = self.vms.get(&id) else { return };
+        let clearance = self.clearance(watched);
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        let Some(case) = &mut watched.case else { return };
+        match clearance {
+            Clearance::Granted(limit) => self.begin_restart(id, limit),
+            Clearance::Wait(left, why) => {
+                let begins = !matches!(case.stage, Stage::Pausing { .. });
+                case.stage = Stage::Pausing { until: now + left };
+                if begins {
+                    let left = humantime::format_duration(std::time::Duration::from_secs(
+                        left.as_secs().saturating_add(1),
+                    ));
+                    info!(vm = watched.vm.name, "restarted in {left} and not now: {why}");
+                    watched.watch.reason =
+                        format!("{}; restarted in {left}: {why}", case.incident.reason);
+                    self.scribe.write(&case.incident, Vec::new(), None);
+                }
+            }
+            Clearance::ObserveOnly => {
+                self.close(id, Outcome::Observed, Some("only observing, nothing is touched"));
+            }
+            Clearance::Held(why) => self.leave_on_hold(id, &why),
+            Clearance::LimitReached(why) => {
+                watched.feed(&Input::LimitReached { cause, reason: why.clone() }, now);
+                self.close(id, Outcome::LimitReached, Some(&why));
+            }
+        }
+    }
+
+    pub(super) fn clearance_of(&self, id: VmId) -> Option<Clearance> {
+        self.vms.get(&id).map(|watched| self.clearance(watched))
+    }
+
+    fn clearance(&self, watched: &WatchedVm) -> Clearance {
+        self.clearance_for(watched.key(), &watched.terms.policy)
+    }
+
+    /// The same of a VM whose restarts are counted under `key`.
+    pub(super) fn clearance_for(&self, key: &str, policy: &Policy) -> Clearance {
+        let now = SystemTime::now();
+        let held = self.ledger.held(key, now);
+        let since = now.checked_sub(HOST_WINDOW).unwrap_or(SystemTime::UNIX_EPOCH);
+        clearance(&Circumstances {
+            policy,
+            held: held.as_deref(),
+            restarts: &self.restarts_of(key, policy),
+            on_host: &self.store.restarts_since(None, since),
+            most_on_host: self.config.max_restarts_per_minute,
+            now,
+        })
+    }
+
+    /// The record of a crash that was found just now.
+    pub(super) fn new_incident(
+        &self,
+        watched: &WatchedVm,
+        cause: Cause,
+        reason: String,
+    ) -> Incident {
+        let (detected_at, name) = (SystemTime::now(), &watched.vm.name);
+        let id = self.store.new_id(detected_at, name);
+        Incident {
+            uuid: watched.vm.uuid.clone(),
+            pid: watched.vm.id.pid,
+            start_ticks: watched.vm.id.start_ticks,
+            last_sign_of_life: Some(self.wall_clock(watched.watch.line.last_life)),
+            ..Incident::new(id, name.clone(), cause.to_string(), reason, detected_at)
+        }
+    }
+
+    /// The guest reset itself, which counts towards its limit like a restart, and outlives this daemon.
+    pub(super) fn guest_reset(&mut self, id: VmId, times: usize) {
+        let Some(watched) = self.vms.get(&id) else { return };
+        info!(vm = watched.vm.name, times, "the guest reset itself");
+        let now = SystemTime::now();
+        self.ledger.note_reset(watched.key(), now);
+        if let Some(page) = self.ledger.page(now) {
+            self.scribe.write_ledger(page, None);
+        }
+    }
+
+    /// A guest that resets itself again and again is not helped by one more reset.
+    pub(super) fn given_up(&mut self, id: VmId, cause: Cause) {
+        self.close(id, Outcome::NotRecovered, None);
+        let now = self.now();
+        let Some(watched) = self.vms.get(&id) else { return };
+        warn!(vm = watched.vm.name, %cause, "{}", watched.watch.reason);
+        let mut incident = Incident {
+            outcome: Some(Outcome::LimitReached),
+            ..self.new_incident(watched, cause, watched.watch.reason.clone())
+        };
+        let recording = watched.recorder.evidence(&mut incident);
+        self.scribe.write(&incident, Vec::new(), recording);
+        if let Some(watched) = self.vms.get_mut(&id) {
+            watched.case = Some(Case { incident, stage: Stage::Closed, since: now });
+        }
+    }
+
+    /// When the VM was restarted, or its guest reset itself, as far as that counts towards its limit now.
+    pub(super) fn restarts_in_window(&self, watched: &WatchedVm) -> Vec<SystemTime> {
+        self.restarts_of(watched.key(), &watched.terms.policy)
+    }
+
+    fn restarts_of(&self, key: &str, policy: &Policy) -> Vec<SystemTime> {
+        let window = SystemTime::now().checked_sub(policy.window);
+        let since = self.ledger.counts_from(key);
+        let since = since.max(window.unwrap_or(SystemTime::UNIX_EPOCH));
+        let mut times = self.store.restarts_since(Some(key), since);
+        times.extend(self.ledger.resets_since(key, since));
+        times.sort_unstable();
+        times
+    }
+
+    /// Has the guest restarted, or notes why it can't be told.
+    pub(super) fn begin_restart(&mut self, id: VmId, limit: String) {
+        let scene = match self.scene(id) {
+            Ok(scene) => scene,
+            Err((why, stage)) => return self.refuse(id, &why, stage),
+        };
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        let Some(case) = &mut watched.case else { return };
+        case.stage = Stage::Restarting;
+        case.incident.outcome = None;
+        let mut log = Log {
+            scribe: self.scribe.clone(),
+            store: self.store.clone(),
+            incident: case.incident.clone(),
+            limit,
+        };
+        let messages = self.messages.clone();
+        let announced = watched.watch.state.cause() == Some(Cause::Panicked);
+        let (counters, slot) = (self.counters.clone(), watched.slot.clone());
+        let writes = move || {
+            let row = counters.row(id, slot.clone().ok()?).ok()?;
+            announced.then_some(row.storage.write_ops)
+        };
+        tokio::spawn(async move {
+            let result = restart(&scene, writes, &mut log).await;
+            let _ = messages.send(Message::Restarted(id, log.incident.attempts, result));
+        });
+    }
+
+    /// A VM that waits for its restart: until its QEMU can be told of it, or its pause is over.
+    pub(super) fn retry_restart(&mut self, id: VmId) {
+        let Some(watched) = self.vms.get(&id) else { return };
+        let Some(case) = &watched.case else { return };
+        let (stage, cause) = (case.stage, watched.watch.state.cause());
+        let (true, Some(cause)) = (self.is_crashed(id), cause) else { return };
+        match stage {
+            Stage::Pausing { until } if until <= self.now() => self.proceed(id, cause),
+            Stage::WaitingForMonitor if self.monitor_of(id).is_ok() => self.retry(id, cause),
+            Stage::Resuming => self.resume(id, cause),
+            Stage::OnHold => self.end_of_hold(id),
+            Stage::Pausing { .. }
+            | Stage::Restarting
+            | Stage::AwaitingLife { .. }
+            | Stage::WaitingForMonitor
+            | Stage::WaitingForDump
+            | Stage::Reopened
+            | Stage::Closed => {}
+        }
+    }
+
+    fn retry(&mut self, id: VmId, cause: Cause) {
+        let now = self.now();
+        match cause {
+            // Said by the guest or KVM, and still to be read in the run state.
+            Cause::Panicked | Cause::InternalError | Cause::Watchdog => self.proceed(id, cause),
+            // Convicted without a look at its registers, which can be had now.
+            Cause::Halted
+            | Cause::Spinning
+            | Cause::Silent
+            | Cause::BootLoop
+            | Cause::QemuExited => {
+                let Some(watched) = self.vms.get_mut(&id) else { return };
+                watched.feed(&Input::Reexamine, now);
+            }
+        }
+    }
+
+    /// A restart ended, one way or the other.
+    pub(super) fn restarted(
+        &mut self,
+        id: VmId,
+        attempts: Vec<Attempt>,
+        result: Result<Restart, RestartError>,
+    ) {
+        let now = self.now();
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        let cause = watched.watch.state.cause();
+        let (Some(case), Some(cause)) = (&mut watched.case, cause) else { return };
+        case.incident.attempts = attempts;
+        match result {
+            Ok(done) => {
+                info!(
+                    vm = watched.vm.name,
+                    "{}: {} -> {}", done.action, done.run_states.0, done.run_states.1
+                );
+                case.stage = Stage::AwaitingLife { since: done.at };
+                case.incident.action = Some(done.action);
+                case.incident.action_at = Some(done.at);
+                case.incident.was_up = done.was_up;
+                case.incident.name_evidence(&done.evidence);
+                let recording = watched.recorder.evidence(&mut case.incident);
+                self.scribe.write(&case.incident, done.evidence, recording);
+                watched.run_state = Some(done.run_states.1);
+                // Whatever was asked before belongs to the time before.
+                watched.run_state_answered = watched.run_state_asked;
+                watched.feed(&Input::Restarted { cause, was_up: done.was_up }, now);
+                self.forget_addresses(id);
+            }
+            Err(RestartError::StillWriting) => {
+                case.stage = Stage::WaitingForDump;
+                watched.feed(&Input::StillWriting, now);
+            }
+            Err(RestartError::Refused(why)) => {
+                watched.feed(&Input::SetAside(format!("not restarted: {why}")), now);
+                self.refuse(id, &why.to_string(), Stage::Reopened);
+            }
+            Err(error @ (RestartError::Unknown(_) | RestartError::NotAsked(_))) => {
+                self.refuse(id, &in_full(&error), Stage::WaitingForMonitor);
+            }
+            Err(mut error) => {
+                // It may have been reset all the same: it gets its time to show life.
+                let evidence = error.take_evidence();
+                let why = in_full(&error);
+                warn!(vm = watched.vm.name, "restart: {why}");
+                let at = match error {
+                    RestartError::Step { reset_at, .. } | RestartError::Owner { reset_at, .. } => {
+                        reset_at
+                    }
+                    _ => Some(SystemTime::now()),
+                };
+                case.stage = Stage::AwaitingLife { since: at.unwrap_or_else(SystemTime::now) };
+                case.incident.action = at.map(|_| "system_reset".to_owned());
+                case.incident.action_at = at;
+                case.incident.reason = format!("{}; {why}", case.incident.reason);
+                case.incident.name_evidence(&evidence);
+                let recording = watched.recorder.evidence(&mut case.incident);
+                self.scribe.write(&case.incident, evidence, recording);
+                watched.feed(&Input::Restarted { cause, was_up: false }, now);
+                self.forget_addresses(id);
+            }
+        }
+    }
+
+    /// A restarted guest showed life.
+    pub(super) fn recovered(&mut self, id: VmId) {
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        if let Some(Case { incident, stage: Stage::AwaitingLife { since }, .. }) = &mut watched.case
+        {
+            let now = SystemTime::now();
+            incident.recovered_at = Some(now);
+            incident.recover_seconds =
+                now.duration_since(*since).ok().map(|took| took.as_secs_f64());
+        }
+        info!(vm = watched.vm.name, "recovered: {}", watched.watch.reason);
+        self.close(id, Outcome::Recovered, None);
+    }
+
+    /// A guest that was convicted lives after all, or came back by a restart that nobody saw the end of.
+    pub(super) fn lives_after_all(&mut self, id: VmId) {
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        let Some(case) = &mut watched.case else { return };
+        let waits = matches!(
+            case.stage,
+            Stage::Resuming
+                | Stage::Pausing { .. }
+                | Stage::WaitingForMonitor
+                | Stage::WaitingForDump
+                | Stage::OnHold
+                | Stage::Reopened
+        );
+        let heard = watched.watch.line.heard.is_some_and(|at| at > case.since);
+        if !(waits && heard && watched.watch.state == State::Alive) {
+            return;
+        }
+        // A later crash is another one.
+        if let (Some(last), None) = (case.incident.attempts.last(), case.incident.outcome) {
+            let (now, at) = (SystemTime::now(), last.reset_at.unwrap_or(last.begun_at));
+            case.incident.action.get_or_insert_with(|| "system_reset".to_owned());
+            case.incident.action_at = Some(at);
+            case.incident.recovered_at = Some(now);
+            case.incident.recover_seconds =
+                now.duration_since(at).ok().map(|took| took.as_secs_f64());
+            self.close(id, Outcome::Recovered, None);
+        } else if case.incident.outcome.is_none() {
+            case.incident.reason = format!("{}; it lives after all", case.incident.reason);
+            self.close(id, Outcome::Refused, None);
+        } else {
+            case.stage = Stage::Closed;
+        }
+    }
+
+    fn refuse(&mut self, id: VmId, why: &str, stage: Stage) {
+        self.close(id, Outcome::Refused, Some(why));
+        if let Some(case) = self.vms.get_mut(&id).and_then(|watched| watched.case.as_mut()) {
+            case.stage = stage;
+        }
+    }
+
+    /// Writes down the outcome, and why where that isn't plain.
+    pub(super) fn close(&mut self, id: VmId, outcome: Outcome, why: Option<&str>) {
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        let Some(case) = &mut watched.case else { return };
+        if case.stage == Stage::Closed {
+            return;
+        }
+        case.stage = Stage::Closed;
+        case.incident.outcome = Some(outcome);
+        if let Some(why) = why {
+            warn!(vm = watched.vm.name, "{}: {why}", outcome.as_str());
+            case.incident.reason = format!("{}; {why}", watched.watch.reason);
+            // What the operator sees says both what it died of and why nothing was done.
+            if matches!(watched.watch.state, State::Crashed { .. }) {
+                case.incident.reason.clone_into(&mut watched.watch.reason);
+            }
+        }
+        let recording = watched.recorder.evidence(&mut case.incident);
+        self.scribe.write(&case.incident, Vec::new(), recording);
+    }
+}

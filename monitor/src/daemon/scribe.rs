@@ -1,0 +1,178 @@
+//! Writes incidents and the ledger on a thread of its own, in order: a stalled disk must not stall the watching.
+
+use std::{
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+    time::{Duration, SystemTime},
+};
+
+use tokio::sync::oneshot;
+use tracing::error;
+
+use super::recordings::RECORDING;
+use crate::{
+    error_text::in_full,
+    qmp::RunState,
+    recover::Journal,
+    report::{
+        incident::{Attempt, Incident},
+        ledger::Page,
+        recording::{Recording, file},
+        rfc3339,
+        store::IncidentStore,
+    },
+};
+
+/// Evidence for an incident: file names and contents.
+pub(super) type Files = Vec<(&'static str, Vec<u8>)>;
+
+/// How long a restart waits for its record to be safe: a disk that stalls must not keep a guest from being restarted.
+const SAFE_WITHIN: Duration = Duration::from_secs(1);
+
+/// What is to be written.
+enum Job {
+    Incident {
+        incident: Box<Incident>,
+        evidence: Files,
+        recording: Option<Recording>,
+    },
+    Ledger(Page),
+    /// Nothing more: what comes later is not written.
+    End,
+}
+
+/// A job, and whom to tell what came of it: an error in words.
+type Order = (Job, Option<oneshot::Sender<Result<(), String>>>);
+
+/// The way to the thread.
+#[derive(Clone)]
+pub(super) struct Scribe {
+    orders: mpsc::Sender<Order>,
+}
+
+impl Scribe {
+    /// The thread ends after [`Scribe::end`], and has written all by then.
+    pub(super) fn start(store: Arc<IncidentStore>) -> (Self, Option<JoinHandle<()>>) {
+        let (orders, inbox) = mpsc::channel::<Order>();
+        let write = move || {
+            for (job, done) in inbox {
+                let written = match job {
+                    Job::Incident { incident, evidence, recording } => {
+                        write_incident(&store, &incident, evidence, recording)
+                    }
+                    Job::Ledger(page) => page.write().map_err(|error| in_full(&error)),
+                    Job::End => break,
+                };
+                if let Err(why) = &written {
+                    error!("{why}");
+                }
+                // Nobody may wait any more.
+                done.map(|done| done.send(written));
+            }
+        };
+        let thread = std::thread::Builder::new().name("incidents".to_owned()).spawn(write);
+        let thread = thread
+            .inspect_err(|error| error!("incidents can't be written: no thread: {error}"))
+            .ok();
+        (Self { orders }, thread)
+    }
+
+    pub(super) fn write(&self, incident: &Incident, evidence: Files, recording: Option<Recording>) {
+        let incident = Box::new(incident.clone());
+        self.order(Job::Incident { incident, evidence, recording }, None);
+    }
+
+    /// Writes the ledger; what came of it is told to `done`.
+    pub(super) fn write_ledger(
+        &self,
+        page: Page,
+        done: Option<oneshot::Sender<Result<(), String>>>,
+    ) {
+        self.order(Job::Ledger(page), done);
+    }
+
+    /// Writes `incident`, and waits until it is safe, but not for long.
+    async fn make_safe(&self, incident: &Incident) {
+        let (done, written) = oneshot::channel();
+        let incident = Box::new(incident.clone());
+        let id = incident.id.clone();
+        self.order(Job::Incident { incident, evidence: Vec::new(), recording: None }, Some(done));
+        if tokio::time::timeout(SAFE_WITHIN, written).await.is_err() {
+            let within = SAFE_WITHIN.as_secs();
+            error!(incident = id, "not safe on disk within {within} s; its restart goes on");
+        }
+    }
+
+    /// Whoever still has a way to the thread, as a restart that is under way, must not keep it from ending.
+    pub(super) fn end(&self) {
+        self.order(Job::End, None);
+    }
+
+    fn order(&self, job: Job, done: Option<oneshot::Sender<Result<(), String>>>) {
+        if self.orders.send((job, done)).is_err() {
+            error!("an incident is not written: the writing thread has ended");
+        }
+    }
+}
+
+/// All of it that can be; the first thing that could not be written.
+fn write_incident(
+    store: &IncidentStore,
+    incident: &Incident,
+    mut evidence: Files,
+    recording: Option<Recording>,
+) -> Result<(), String> {
+    let of_it = |error: String| format!("incident {}: {error}", incident.id);
+    let mut written = Ok(());
+    match recording.as_ref().map(file::to_bytes) {
+        Some(Ok(bytes)) => evidence.push((RECORDING, bytes)),
+        Some(Err(error)) => written = Err(of_it(format!("{RECORDING}: {error}"))),
+        None => {}
+    }
+    for (name, content) in evidence {
+        if let Err(error) = store.add_evidence(&incident.id, name, &content) {
+            written = written.and(Err(of_it(in_full(&error))));
+        }
+    }
+    written.and(store.put(incident).map_err(|error| of_it(in_full(&error))))
+}
+
+/// The record of one restart, which is always a step ahead of it.
+pub(super) struct Log {
+    pub(super) scribe: Scribe,
+    pub(super) store: Arc<IncidentStore>,
+    pub(super) incident: Incident,
+    /// Which restart it is, in words.
+    pub(super) limit: String,
+}
+
+impl Journal for Log {
+    async fn begun(&mut self, run_state: &RunState, steps: Vec<String>) {
+        // One of which QEMU never heard is begun anew.
+        self.incident.attempts.pop_if(|last| last.reset_at.is_none());
+        self.incident.attempts.push(Attempt {
+            begun_at: SystemTime::now(),
+            run_state: run_state.to_string(),
+            steps,
+            limit: self.limit.clone(),
+            reset_at: None,
+        });
+        // It counts, whatever the disk does.
+        self.store.note_restarts(&self.incident);
+        self.scribe.make_safe(&self.incident).await;
+    }
+
+    async fn told(&mut self, at: SystemTime) {
+        if let Some(attempt) = self.incident.attempts.last_mut() {
+            attempt.reset_at = Some(at);
+        }
+        self.scribe.make_safe(&self.incident).await;
+    }
+}
+
+impl std::fmt::Debug for Log {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let begun = self.incident.attempts.last().map(|last| rfc3339::format(last.begun_at));
+        f.debug_struct("Log").field("incident", &self.incident.id).field("begun", &begun).finish()
+    }
+}

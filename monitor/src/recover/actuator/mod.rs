@@ -1,0 +1,27 @@
+//! Restarts and starts by the means of whoever owns a VM.
+//!
+//! | owner | a crashed guest | a QEMU that is gone |
+//! |---|---|---|
+//! | nobody that is known | QMP | the configured command |
+//! | systemd unit | QMP; `systemctl restart` where there is no QMP | `systemctl start` |
+//! | libvirt | `virsh reset`, `virsh resume` | `virsh start` |
+//! | Proxmox VE | `qm reset`, `qm resume` | `qm start` |
+//! | Ganeti, Incus, KubeVirt, Kata | the configured command, or a refusal that names one | the same |
+//!
+//! A plan ([`restart_plan`], [`start_plan`]) is complete before anything is touched, and pure. What it does not know
+//! is asked by checks that stand in it: that a unit's main process, or a domain's vCPUs, are those of the very QEMU
+//! that was convicted. A check that fails ends the plan before its first step that changes anything.
+
+mod carry_out;
+mod plan;
+mod programs;
+mod run;
+#[cfg(test)]
+mod tests;
+
+pub use carry_out::{Scene, restart, start};
+pub use plan::{
+    ActuatorPlan, ActuatorStep, Check, MonitorSays, Situation, chosen, restart_plan, start_plan,
+};
+pub use programs::Program;
+pub use run::{Ran, RunError, run};

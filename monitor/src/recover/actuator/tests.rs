@@ -1,0 +1,293 @@
+//! Plans as a table: owner, configuration and run state against the steps, or the refusal.
+
+use super::{
+    ActuatorPlan, ActuatorStep, Check, MonitorSays, Program, Situation, restart_plan, start_plan,
+};
+use crate::{
+    config::{Actuator, Means, QmpTransport},
+    discover::{LibvirtScope, Owner, Ownership, ResetAction},
+    qmp::RunState,
+};
+
+const UUID: &str = "c7a5fdbd-edaf-9455-926a-d65c16db1809";
+
+fn text(text: &str) -> String {
+    text.to_owned()
+}
+
+fn libvirt(scope: LibvirtScope) -> Owner {
+    Owner::Libvirt { domain: text("web-1"), uuid: text(UUID), scope }
+}
+
+fn unit() -> Owner {
+    Owner::SystemdUnit { unit: text("qemu@web.service") }
+}
+
+fn means(actuator: Actuator) -> Means {
+    Means { actuator, ..Means::default() }
+}
+
+fn with_command(actuator: Actuator) -> Means {
+    Means { command: vec![text("/bin/again"), text("now")], ..means(actuator) }
+}
+
+fn restart(
+    owner: Owner,
+    means: &Means,
+    monitor: MonitorSays,
+    reboot_action: ResetAction,
+) -> Result<ActuatorPlan, String> {
+    let ownership = Ownership { owner, is_certain: true, evidence: Vec::new() };
+    let situation = Situation { ownership: &ownership, means, monitor, reboot_action, pid: 4711 };
+    restart_plan(&situation).map_err(|refusal| refusal.to_string())
+}
+
+/// The plan for a guest that crashed while it ran.
+fn running(owner: Owner, means: &Means) -> Result<ActuatorPlan, String> {
+    restart(owner, means, MonitorSays::Is(RunState::Running), ResetAction::Reset)
+}
+
+/// The lines of a plan's programs, checks in brackets.
+fn lines(steps: &[ActuatorStep]) -> Vec<String> {
+    let line = |step: &ActuatorStep| match step {
+        ActuatorStep::Check(program, check) => format!("[{}] {check:?}", program.line()),
+        ActuatorStep::SetRebootAction(action) => format!("set-action {action:?}"),
+        ActuatorStep::Tell(program) | ActuatorStep::Run(program) => program.line(),
+    };
+    steps.iter().map(line).collect()
+}
+
+fn steps(plan: Result<ActuatorPlan, String>) -> Vec<String> {
+    match plan {
+        Ok(ActuatorPlan::Steps { steps, .. }) => lines(&steps),
+        other => panic!("no steps: {other:?}"),
+    }
+}
+
+#[test]
+fn without_a_word_each_owner_has_its_own_way() {
+    let auto = Means::default();
+    assert_eq!(running(Owner::Bare, &auto), Ok(ActuatorPlan::Qmp));
+    assert_eq!(running(unit(), &auto), Ok(ActuatorPlan::Qmp));
+    assert_eq!(steps(running(Owner::Proxmox { vmid: 100 }, &auto)), ["qm reset 100"]);
+    let threads = format!(
+        "[virsh -q -c qemu:///system qemu-monitor-command --domain {UUID} -- \
+         {{\"execute\":\"query-cpus-fast\"}}] AreThreadsOf(4711)"
+    );
+    let reset = format!("virsh -q -c qemu:///system reset --domain {UUID}");
+    assert_eq!(steps(running(libvirt(LibvirtScope::System), &auto)), [threads, reset]);
+}
+
+#[test]
+fn an_owner_without_a_way_is_refused_with_what_to_configure_and_done_by_a_command() {
+    for (owner, part) in [
+        (
+            Owner::Ganeti { instance: text("w.example") },
+            "gnt-instance reboot --type hard w.example",
+        ),
+        (
+            Owner::Incus { product: "incus", project: text("p"), instance: text("v1") },
+            "\"/usr/bin/incus\", \"restart\", \"--force\", \"--project\", \"p\", \"v1\"",
+        ),
+        (
+            Owner::Incus { product: "lxd", project: text("default"), instance: text("v1") },
+            "\"/usr/bin/lxc\", \"restart\"",
+        ),
+        (
+            Owner::KubeVirt { namespace: text("ns"), name: text("vm") },
+            "virtctl reset --namespace ns vm",
+        ),
+        (Owner::Kata { sandbox: text("4ab1") }, "\"stopp\", \"4ab1\""),
+        (Owner::Unclear { product: "libvirt", why: text("it has no UUID") }, "it has no UUID"),
+    ] {
+        let refusal = running(owner.clone(), &Means::default()).unwrap_err();
+        assert!(refusal.contains(part) && refusal.contains("recovery.command"), "{refusal}");
+        assert_eq!(
+            steps(running(owner.clone(), &with_command(Actuator::Auto))),
+            ["/bin/again now"],
+            "{owner:?}"
+        );
+        assert_eq!(running(owner, &means(Actuator::Qmp)), Ok(ActuatorPlan::Qmp));
+    }
+}
+
+#[test]
+fn a_user_s_libvirt_is_spoken_to_only_by_the_uri_that_is_configured() {
+    let refusal = running(libvirt(LibvirtScope::Session), &Means::default()).unwrap_err();
+    assert!(refusal.contains("recovery.libvirt_uri"), "{refusal}");
+    let means = Means { libvirt_uri: Some(text("qemu:///session")), ..Means::default() };
+    let steps = steps(running(libvirt(LibvirtScope::Session), &means));
+    assert!(steps.iter().all(|step| step.contains("virsh -q -c qemu:///session ")), "{steps:?}");
+}
+
+#[test]
+fn what_a_reset_leaves_standing_is_told_to_go_on() {
+    for run_state in [RunState::GuestPanicked, RunState::InternalError, RunState::Watchdog] {
+        let says = MonitorSays::Is(run_state);
+        let plan = restart(
+            Owner::Proxmox { vmid: 100 },
+            &Means::default(),
+            says.clone(),
+            ResetAction::Reset,
+        );
+        assert_eq!(steps(plan), ["qm reset 100", "qm resume 100"]);
+        let owner = libvirt(LibvirtScope::System);
+        let lines = steps(restart(owner, &Means::default(), says, ResetAction::Reset));
+        assert!(lines[1].contains(" reset ") && lines[2].contains(" resume "), "{lines:?}");
+    }
+}
+
+#[test]
+fn a_qemu_that_a_reset_would_end_is_told_otherwise_before_and_so_again_after() {
+    let says = MonitorSays::Is(RunState::Running);
+    let vm = Owner::Proxmox { vmid: 100 };
+    let plan = restart(vm, &Means::default(), says.clone(), ResetAction::Shutdown);
+    assert_eq!(steps(plan), ["set-action Reset", "qm reset 100", "set-action Shutdown"]);
+    let owner = libvirt(LibvirtScope::System);
+    let lines = steps(restart(owner, &Means::default(), says, ResetAction::Shutdown));
+    assert!(lines[1].contains(r#"{"reboot":"reset"}"#), "{lines:?}");
+    assert!(lines[2].contains(" reset --domain "), "{lines:?}");
+    assert!(lines[3].contains(r#"{"reboot":"shutdown"}"#), "{lines:?}");
+}
+
+#[test]
+fn no_actuator_resets_what_somebody_stopped() {
+    let owners = [
+        Owner::Bare,
+        unit(),
+        libvirt(LibvirtScope::System),
+        Owner::Proxmox { vmid: 100 },
+        Owner::Ganeti { instance: text("a") },
+    ];
+    for name in ["paused", "shutdown", "suspended", "io-error", "prelaunch", "inmigrate", "odd"] {
+        for owner in &owners {
+            for means in [with_command(Actuator::Auto), with_command(Actuator::Command)] {
+                let says = MonitorSays::Is(RunState::parse(name));
+                let plan = restart(owner.clone(), &means, says, ResetAction::Reset);
+                assert!(plan.is_err(), "{owner:?} {name} {plan:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_monitor_that_says_nothing_now_is_waited_for_whoever_the_owner_is() {
+    for means in [Means::default(), with_command(Actuator::Command), means(Actuator::Systemd)] {
+        let says = MonitorSays::Nothing(text("QMP is being connected"));
+        let plan = restart(unit(), &means, says, ResetAction::Reset);
+        assert_eq!(plan, Err(text("QMP is being connected")));
+    }
+}
+
+#[test]
+fn without_a_monitor_a_unit_is_restarted_if_it_is_about_this_qemu() {
+    let none = || MonitorSays::IsNotThere;
+    let plan = restart(unit(), &Means::default(), none(), ResetAction::Reset);
+    assert!(matches!(plan, Ok(ActuatorPlan::Steps { replaces_qemu: true, .. })), "{plan:?}");
+    assert_eq!(
+        steps(plan),
+        [
+            "[systemctl show --property=MainPID -- qemu@web.service] IsMainProcess(4711)",
+            "systemctl restart -- qemu@web.service"
+        ]
+    );
+    let command = with_command(Actuator::Auto);
+    assert_eq!(
+        steps(restart(Owner::Bare, &command, none(), ResetAction::Reset)),
+        ["/bin/again now"]
+    );
+    let refusal = restart(Owner::Bare, &Means::default(), none(), ResetAction::Reset).unwrap_err();
+    assert!(refusal.contains("recovery.command"), "{refusal}");
+}
+
+#[test]
+fn an_actuator_of_another_owner_and_none_at_all_are_refused() {
+    for (actuator, owner) in [
+        (Actuator::Libvirt, Owner::Bare),
+        (Actuator::Proxmox, libvirt(LibvirtScope::System)),
+        (Actuator::Systemd, Owner::Bare),
+    ] {
+        let refusal = running(owner, &means(actuator)).unwrap_err();
+        assert!(refusal.contains(actuator.as_str()), "{refusal}");
+    }
+    let refusal = running(Owner::Bare, &means(Actuator::None)).unwrap_err();
+    assert!(refusal.contains("nothing is touched"), "{refusal}");
+    assert!(running(Owner::Bare, &means(Actuator::Command)).is_err());
+    let held = Means { qmp: QmpTransport::Keep, ..Means::default() };
+    let refusal = running(Owner::Proxmox { vmid: 100 }, &held).unwrap_err();
+    assert!(refusal.contains("\"brief\""), "{refusal}");
+}
+
+fn start(owner: Owner, is_certain: bool, means: Means) -> Result<Vec<String>, String> {
+    let ownership = Ownership { owner, is_certain, evidence: Vec::new() };
+    let means = Means { start_exited: true, ..means };
+    start_plan(&ownership, &means).map(|steps| lines(&steps)).map_err(|why| why.to_string())
+}
+
+#[test]
+fn a_qemu_that_is_gone_is_started_by_its_owner_s_name_for_it() {
+    let auto = Means::default;
+    assert_eq!(start(Owner::Proxmox { vmid: 100 }, true, auto()), Ok(vec![text("qm start 100")]));
+    assert_eq!(
+        start(unit(), true, auto()).unwrap(),
+        [
+            "[systemctl show --property=ActiveState -- qemu@web.service] IsDown",
+            "systemctl start -- qemu@web.service"
+        ]
+    );
+    assert_eq!(
+        start(libvirt(LibvirtScope::System), true, auto()).unwrap(),
+        [
+            format!("[virsh -q -c qemu:///system domname --domain {UUID}] IsCalled(\"web-1\")"),
+            format!("[virsh -q -c qemu:///system domstate --domain {UUID} --reason] Crashed"),
+            format!("virsh -q -c qemu:///system start --domain {UUID}")
+        ]
+    );
+    for owner in [Owner::Bare, Owner::Kata { sandbox: text("a") }] {
+        assert_eq!(
+            start(owner, false, with_command(Actuator::Auto)),
+            Ok(vec![text("/bin/again now")])
+        );
+    }
+}
+
+#[test]
+fn nothing_that_is_gone_is_started_on_its_own_word_or_without_being_configured() {
+    let ownership = Ownership { owner: unit(), is_certain: true, evidence: Vec::new() };
+    let refusal = start_plan(&ownership, &Means::default()).unwrap_err();
+    assert!(refusal.to_string().contains("recovery.start_exited"), "{refusal}");
+    for owner in [libvirt(LibvirtScope::System), Owner::Proxmox { vmid: 100 }, unit()] {
+        assert!(start(owner, false, Means::default()).is_err());
+    }
+    // What the operator says is believed.
+    assert!(start(libvirt(LibvirtScope::System), false, means(Actuator::Libvirt)).is_ok());
+    for (owner, means) in [
+        (Owner::Bare, Means::default()),
+        (Owner::Ganeti { instance: text("a") }, Means::default()),
+        (Owner::Bare, means(Actuator::Qmp)),
+        (unit(), means(Actuator::None)),
+    ] {
+        assert!(start(owner, true, means).is_err());
+    }
+}
+
+#[test]
+fn every_check_comes_before_the_first_step_that_changes_anything() {
+    let none = MonitorSays::IsNotThere;
+    let says = MonitorSays::Is(RunState::GuestPanicked);
+    for (owner, monitor) in [(libvirt(LibvirtScope::System), says), (unit(), none)] {
+        let plan = restart(owner, &Means::default(), monitor, ResetAction::Shutdown);
+        let Ok(ActuatorPlan::Steps { steps, .. }) = plan else { panic!("{plan:?}") };
+        let is_check = |step: &ActuatorStep| matches!(step, ActuatorStep::Check(..));
+        let first = steps.iter().position(|step| !is_check(step)).unwrap();
+        assert!(first > 0 && !steps[first..].iter().any(is_check), "{steps:?}");
+    }
+}
+
+#[test]
+fn a_line_for_people_shows_where_a_word_ends() {
+    let program = Program { words: ["/bin/a", "b c", "", "d"].map(text).to_vec() };
+    assert_eq!(program.line(), r#"/bin/a "b c" "" d"#);
+    let check = Check::IsCalled(text("x"));
+    assert_eq!(lines(&[ActuatorStep::Check(program, check)]).len(), 1);
+}

@@ -1,0 +1,166 @@
+//! Why a QEMU is gone: pure.
+//!
+//! Told by its last `SHUTDOWN` event, whose reason is QEMU's `ShutdownCause` (qapi/run-state.json), where one was
+//! heard, and by its exit status. The event may have been lost, and is never heard where the monitor isn't kept open:
+//! so one that left in good order without it counts as stopped on purpose, and is never started again.
+
+use crate::{qmp::QmpEvent, verdict::Cause};
+
+/// Why a QEMU is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The guest powered itself off, or reset itself where that ends its QEMU.
+    GuestPoweredOff,
+    /// Somebody ended it: by a signal that QEMU obeys, by QMP, or from its window.
+    OperatorStopped,
+    /// It left in good order, and nobody heard why: one of the two above.
+    InOrder,
+    /// The guest panicked, and QEMU is told to end then.
+    ExitedOnPanic,
+    /// It ended without having been asked to.
+    Crashed {
+        /// How.
+        how: String,
+    },
+    /// Neither its status nor anything else is known.
+    Unknown,
+}
+
+impl Ending {
+    /// Whether it is a crash: of QEMU, or of the guest.
+    pub fn is_crash(&self) -> bool {
+        match self {
+            Self::Crashed { .. } | Self::ExitedOnPanic => true,
+            Self::GuestPoweredOff | Self::OperatorStopped | Self::InOrder | Self::Unknown => false,
+        }
+    }
+
+    /// In words.
+    pub fn words(&self) -> String {
+        match self {
+            Self::GuestPoweredOff => "the guest powered itself off".to_owned(),
+            Self::OperatorStopped => "somebody stopped it".to_owned(),
+            Self::InOrder => "it exited with code 0".to_owned(),
+            Self::ExitedOnPanic => "it exited because the guest panicked".to_owned(),
+            Self::Crashed { how } => how.clone(),
+            Self::Unknown => "it ended, with a status that is not known".to_owned(),
+        }
+    }
+}
+
+/// Why it is gone: of the process the status of `wait(2)`, the last `SHUTDOWN` event, and what the guest stood
+/// convicted of.
+pub fn ending(
+    status: Option<i32>,
+    shutdown: Option<&QmpEvent>,
+    convicted: Option<Cause>,
+) -> Ending {
+    let reason = match shutdown {
+        Some(QmpEvent::Shutdown { reason, .. }) => reason.as_str(),
+        _ => "",
+    };
+    match reason {
+        "guest-panic" => return Ending::ExitedOnPanic,
+        "guest-shutdown" => return Ending::GuestPoweredOff,
+        // One that crashed before may have been reset by its own watchdog or by a kernel with `panic=5`.
+        "guest-reset" if convicted.is_none() => return Ending::GuestPoweredOff,
+        "guest-reset" => {
+            let how = "the crashed guest reset itself, which ends its QEMU".to_owned();
+            return Ending::Crashed { how };
+        }
+        "host-signal" | "host-qmp-quit" | "host-ui" => return Ending::OperatorStopped,
+        "host-error" => {
+            let how = "QEMU gave up because of an error of the host's".to_owned();
+            return Ending::Crashed { how };
+        }
+        // Another one, or none: the status tells.
+        _ => {}
+    }
+    let Some(status) = status else { return Ending::Unknown };
+    match (status & 0x7f, status >> 8 & 0xff) {
+        // Before QEMU handles it, or from within; somebody asked all the same.
+        (libc::SIGTERM | libc::SIGINT | libc::SIGHUP, _) => Ending::OperatorStopped,
+        (0, 0) if convicted == Some(Cause::Panicked) => Ending::ExitedOnPanic,
+        (0, 0) => Ending::InOrder,
+        (0, code) => Ending::Crashed { how: format!("it exited with code {code}") },
+        (signal, _) => Ending::Crashed { how: format!("signal {signal} ended it") },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Ending, ending};
+    use crate::{qmp::QmpEvent, verdict::Cause};
+
+    const KILLED: Option<i32> = Some(9);
+    const DUMPED: Option<i32> = Some(11 | 0x80);
+    const GOOD: Option<i32> = Some(0);
+    const BAD: Option<i32> = Some(1 << 8);
+
+    fn said(reason: &str) -> QmpEvent {
+        QmpEvent::Shutdown { guest: reason.starts_with("guest"), reason: reason.to_owned() }
+    }
+
+    #[test]
+    fn what_was_said_last_counts_more_than_the_status() {
+        for status in [GOOD, None, KILLED, BAD] {
+            for (reason, expected) in [
+                ("guest-shutdown", Ending::GuestPoweredOff),
+                ("guest-reset", Ending::GuestPoweredOff),
+                ("guest-panic", Ending::ExitedOnPanic),
+                ("host-signal", Ending::OperatorStopped),
+                ("host-qmp-quit", Ending::OperatorStopped),
+                ("host-ui", Ending::OperatorStopped),
+            ] {
+                assert_eq!(ending(status, Some(&said(reason)), None), expected, "{reason}");
+            }
+            let gave_up = ending(status, Some(&said("host-error")), None);
+            assert!(gave_up.is_crash(), "{gave_up:?}");
+        }
+    }
+
+    #[test]
+    fn an_operator_who_stops_a_crashed_guest_has_stopped_it() {
+        for cause in [Cause::Panicked, Cause::Spinning, Cause::Silent] {
+            let stopped = ending(GOOD, Some(&said("host-signal")), Some(cause));
+            assert_eq!(stopped, Ending::OperatorStopped);
+        }
+        assert_eq!(ending(Some(15), None, None), Ending::OperatorStopped);
+    }
+
+    #[test]
+    fn a_crashed_guest_that_resets_itself_has_not_powered_itself_off() {
+        let reset = ending(GOOD, Some(&said("guest-reset")), Some(Cause::Spinning));
+        assert!(reset.is_crash(), "{reset:?}");
+    }
+
+    #[test]
+    fn without_a_word_the_status_tells() {
+        assert_eq!(ending(GOOD, None, None), Ending::InOrder);
+        assert_eq!(ending(GOOD, None, Some(Cause::Spinning)), Ending::InOrder);
+        assert_eq!(ending(GOOD, None, Some(Cause::Panicked)), Ending::ExitedOnPanic);
+        assert_eq!(ending(None, None, Some(Cause::Panicked)), Ending::Unknown);
+        let how = |status| ending(status, None, None).words();
+        assert_eq!(how(KILLED), "signal 9 ended it");
+        assert_eq!(how(DUMPED), "signal 11 ended it");
+        assert_eq!(how(BAD), "it exited with code 1");
+        for status in [KILLED, DUMPED, BAD] {
+            assert!(ending(status, None, None).is_crash());
+        }
+    }
+
+    #[test]
+    fn a_reason_of_a_later_qemu_says_nothing() {
+        assert_eq!(ending(GOOD, Some(&said("snapshot-load")), None), Ending::InOrder);
+        assert!(ending(KILLED, Some(&said("anything-new")), None).is_crash());
+    }
+
+    #[test]
+    fn nothing_is_a_crash_that_may_have_been_asked_for() {
+        for ending in
+            [Ending::GuestPoweredOff, Ending::OperatorStopped, Ending::InOrder, Ending::Unknown]
+        {
+            assert!(!ending.is_crash(), "{ending:?}");
+        }
+    }
+}

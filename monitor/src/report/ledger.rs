@@ -1,0 +1,343 @@
+//! What outlives the daemon beside incidents: who is left alone on whose word, and which guests reset themselves
+//! when. One file, `STATE_DIR/ledger.json`.
+//!
+//! A ledger that can't be read says nothing about who was to be left alone, so that everybody is: detection goes
+//! on, and nobody is touched until a person releases all, which begins a new ledger. The old file is kept beside it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::rfc3339;
+use super::store::{StoreError, read_bounded, write_whole};
+
+const FILE: &str = "ledger.json";
+/// Its form; a higher one was written by a newer flatline.
+const FORMAT: u32 = 1;
+/// A longer one was not written by us.
+const MOST_BYTES: u64 = 16 << 20;
+/// Resets that are remembered of one guest: more than any limit counts.
+const MOST_RESETS: usize = 1024;
+/// No window is longer.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Somebody wants a VM left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// Since when.
+    #[serde(with = "rfc3339")]
+    pub since: SystemTime,
+    /// Until when; `None`: until it is released.
+    #[serde(with = "rfc3339::option", default)]
+    pub until: Option<SystemTime>,
+}
+
+/// Whom a word is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whom<'a> {
+    /// The VM with this key: its UUID, or its name without one.
+    Vm(&'a str),
+    /// Every VM of the host, those to come included.
+    All,
+}
+
+/// What is known of one VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+struct Entry {
+    hold: Option<Hold>,
+    /// Restarts before this count no more.
+    #[serde(with = "rfc3339::option")]
+    released_at: Option<SystemTime>,
+    /// When the guest reset itself, to the second.
+    #[serde(with = "rfc3339::list")]
+    resets: Vec<SystemTime>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Book {
+    format: u32,
+    /// What `--all` was last said.
+    #[serde(default)]
+    host: Entry,
+    #[serde(default)]
+    vms: BTreeMap<String, Entry>,
+}
+
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
+/// The ledger.
+#[derive(Debug)]
+pub struct Ledger {
+    path: PathBuf,
+    book: Book,
+    /// Why the one on disk can't be read.
+    unreadable: Option<String>,
+}
+
+impl Ledger {
+    /// Reads the ledger of `state_dir`; one that is missing is empty.
+    pub fn open(state_dir: &Path) -> Self {
+        let path = state_dir.join(FILE);
+        let empty = Book { format: FORMAT, ..Book::default() };
+        let (book, unreadable) = match read_bounded(&path, MOST_BYTES) {
+            Ok(text) => match parse(&text) {
+                Ok(book) => (book, None),
+                Err(why) => (empty, Some(why)),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (empty, None),
+            Err(error) => (empty, Some(error.to_string())),
+        };
+        let unreadable = unreadable.map(|why| {
+            let path = path.display();
+            format!(
+                "{path}: {why}; nobody is touched until `flatline release --all` begins a new one"
+            )
+        });
+        Self { path, book, unreadable }
+    }
+
+    /// Why the ledger on disk can't be read, and what to do, if so.
+    pub fn complaint(&self) -> Option<&str> {
+        self.unreadable.as_deref()
+    }
+
+    /// Why the VM is to be left alone, if it is.
+    pub fn held(&self, vm_key: &str, now: SystemTime) -> Option<String> {
+        if let Some(why) = &self.unreadable {
+            return Some(why.clone());
+        }
+        let holds = |entry: Option<&Entry>| entry.and_then(|entry| entry.hold);
+        let of = |whom: &str, hold: Hold| {
+            let until = match hold.until {
+                Some(until) => format!("until {}", rfc3339::format(until)),
+                None => "until it is released".to_owned(),
+            };
+            format!("{whom} held since {}, {until}", rfc3339::format(hold.since))
+        };
+        let lasts = |hold: &Hold| hold.until.is_none_or(|until| now < until);
+        let own = holds(self.book.vms.get(vm_key)).filter(lasts).map(|hold| of("it is", hold));
+        let host = || Some(self.book.host.hold.filter(lasts)?).map(|hold| of("all VMs are", hold));
+        own.or_else(host)
+    }
+
+    /// Restarts of the VM before this moment count no more; the epoch if nobody released it.
+    pub fn counts_from(&self, vm_key: &str) -> SystemTime {
+        let own = self.book.vms.get(vm_key).and_then(|entry| entry.released_at);
+        own.max(self.book.host.released_at).unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+
+    /// When the guest reset itself, at `since` or later.
+    pub fn resets_since(&self, vm_key: &str, since: SystemTime) -> Vec<SystemTime> {
+        let all = self.book.vms.get(vm_key).map(|entry| entry.resets.as_slice());
+        all.unwrap_or_default().iter().filter(|at| **at >= since).copied().collect()
+    }
+
+    /// Leaves a VM alone, or all.
+    pub fn hold(&mut self, whom: Whom<'_>, hold: Hold) {
+        self.entry(whom).hold = Some(hold);
+    }
+
+    /// Takes a hold back, and gives a new start: no restart of before counts any more. Of all, every VM's own hold is
+    /// taken back as well, and where the ledger could not be read, a new one begins.
+    pub fn release(&mut self, whom: Whom<'_>, now: SystemTime) {
+        if whom == Whom::All {
+            if self.unreadable.take().is_some() {
+                // Should that fail, it is written over.
+                let _ = std::fs::rename(&self.path, self.path.with_extension("json.unreadable"));
+            }
+            for entry in self.book.vms.values_mut() {
+                entry.hold = None;
+            }
+        }
+        let entry = self.entry(whom);
+        *entry = Entry { released_at: Some(now), ..Entry::default() };
+    }
+
+    /// Takes note that the guest reset itself.
+    pub fn note_reset(&mut self, vm_key: &str, now: SystemTime) {
+        let entry = self.entry(Whom::Vm(vm_key));
+        if entry.resets.len() == MOST_RESETS {
+            entry.resets.remove(0);
+        }
+        entry.resets.push(now);
+    }
+
+    /// What is to be written, and where; `None` where the one on disk must not be replaced. What is long over is left
+    /// out.
+    pub fn page(&mut self, now: SystemTime) -> Option<Page> {
+        if self.unreadable.is_some() {
+            return None;
+        }
+        let since = now.checked_sub(FORGOTTEN_AFTER).unwrap_or(SystemTime::UNIX_EPOCH);
+        for entry in self.book.vms.values_mut() {
+            entry.resets.retain(|at| *at >= since);
+            entry.released_at = entry.released_at.filter(|at| *at >= since);
+            entry.hold = entry.hold.filter(|hold| hold.until.is_none_or(|until| now < until));
+        }
+        self.book.vms.retain(|_, entry| *entry != Entry::default());
+        // Plain data with string keys: nothing of it can't be put as JSON.
+        let text = serde_json::to_vec(&self.book).ok()?;
+        Some(Page { path: self.path.clone(), text })
+    }
+
+    fn entry(&mut self, whom: Whom<'_>) -> &mut Entry {
+        match whom {
+            Whom::Vm(key) => self.book.vms.entry(key.to_owned()).or_default(),
+            Whom::All => &mut self.book.host,
+        }
+    }
+}
+
+/// A whole ledger, to be written.
+#[derive(Clone, Debug)]
+pub struct Page {
+    path: PathBuf,
+    text: Vec<u8>,
+}
+
+impl Page {
+    /// Replaces the ledger on disk, as a whole or not at all.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn write(&self) -> Result<(), StoreError> {
+        let directory = self.path.parent().unwrap_or(Path::new("/"));
+        write_whole(directory, FILE, &self.text)
+    }
+}
+
+fn parse(text: &[u8]) -> Result<Book, String> {
+    let torn = |error: serde_json::Error| format!("not a whole ledger: {error}");
+    let Format { format } = serde_json::from_slice(text).map_err(torn)?;
+    if format > FORMAT {
+        return Err(format!("of format {format}, written by a newer flatline"));
+    }
+    serde_json::from_slice(text).map_err(torn)
+}
+
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzzing {
+    //! What fuzzers may call of this ledger: see [`crate::fuzzing`].
+
+    /// A ledger that is read can be written and read again.
+    pub(crate) fn ledger(bytes: &[u8]) {
+        let Ok(book) = super::parse(bytes) else { return };
+        let again = serde_json::to_vec(&book).expect("what was read can be written");
+        super::parse(&again).expect("what was written can be read");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn time(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(1_700_000_000 + seconds)
+    }
+
+    fn hold(until: Option<u64>) -> Hold {
+        Hold { since: time(0), until: until.map(time) }
+    }
+
+    fn written(directory: &TempDir, ledger: &mut Ledger, now: SystemTime) -> Ledger {
+        ledger.page(now).expect("may be written").write().expect("room");
+        Ledger::open(directory.path())
+    }
+
+    #[test]
+    fn a_hold_ends_with_its_time_or_by_a_word_and_outlives_the_daemon() {
+        let directory = TempDir::new().unwrap();
+        let mut ledger = Ledger::open(directory.path());
+        assert_eq!(ledger.held("a", time(1)), None);
+        ledger.hold(Whom::Vm("a"), hold(Some(60)));
+        ledger.hold(Whom::Vm("b"), hold(None));
+        let mut ledger = written(&directory, &mut ledger, time(1));
+        let said = ledger.held("a", time(59)).expect("held");
+        assert!(said.starts_with("it is held since 2023-11-14T"), "{said}");
+        assert_eq!(ledger.held("a", time(60)), None);
+        assert!(ledger.held("b", time(1_000_000)).is_some_and(|why| why.ends_with("released")));
+        ledger.release(Whom::Vm("b"), time(70));
+        let ledger = written(&directory, &mut ledger, time(70));
+        assert_eq!(ledger.held("b", time(71)), None);
+        assert_eq!(ledger.counts_from("b"), time(70));
+        assert_eq!(ledger.counts_from("a"), UNIX_EPOCH);
+    }
+
+    #[test]
+    fn to_hold_all_holds_also_who_comes_later_and_to_release_all_releases_everybody() {
+        let directory = TempDir::new().unwrap();
+        let mut ledger = Ledger::open(directory.path());
+        ledger.hold(Whom::All, hold(None));
+        ledger.hold(Whom::Vm("a"), hold(None));
+        assert!(ledger.held("new", time(1)).is_some_and(|why| why.starts_with("all VMs are")));
+        ledger.release(Whom::All, time(5));
+        for key in ["a", "new"] {
+            assert_eq!(ledger.held(key, time(6)), None);
+            assert_eq!(ledger.counts_from(key), time(5));
+        }
+    }
+
+    #[test]
+    fn resets_are_counted_from_a_moment_on_and_forgotten_by_a_release() {
+        let directory = TempDir::new().unwrap();
+        let mut ledger = Ledger::open(directory.path());
+        for seconds in [10, 20, 30] {
+            ledger.note_reset("a", time(seconds));
+        }
+        let mut ledger = written(&directory, &mut ledger, time(30));
+        assert_eq!(ledger.resets_since("a", time(20)), [time(20), time(30)]);
+        assert_eq!(ledger.resets_since("b", time(0)), []);
+        ledger.release(Whom::Vm("a"), time(40));
+        assert_eq!(ledger.resets_since("a", time(0)), []);
+        for _ in 0..2 * MOST_RESETS {
+            ledger.note_reset("a", time(50));
+        }
+        assert_eq!(ledger.resets_since("a", time(0)).len(), MOST_RESETS);
+    }
+
+    #[test]
+    fn what_is_long_over_is_left_out() {
+        let directory = TempDir::new().unwrap();
+        let mut ledger = Ledger::open(directory.path());
+        ledger.note_reset("a", time(0));
+        ledger.hold(Whom::Vm("b"), hold(Some(10)));
+        ledger.release(Whom::Vm("c"), time(0));
+        let now = time(0) + FORGOTTEN_AFTER + Duration::from_secs(1);
+        ledger.page(now).unwrap().write().unwrap();
+        let text = std::fs::read_to_string(directory.path().join(FILE)).unwrap();
+        assert!(text.contains("\"vms\":{}"), "{text}");
+    }
+
+    #[test]
+    fn with_a_ledger_that_cant_be_read_everybody_is_held_and_it_stays_until_all_are_released() {
+        for text in ["{\"format\":1,\"vms\":{", "{\"format\":2}", "\0\0", ""] {
+            let directory = TempDir::new().unwrap();
+            let path = directory.path().join(FILE);
+            std::fs::write(&path, text).unwrap();
+            let mut ledger = Ledger::open(directory.path());
+            let why = ledger.held("a", time(0)).expect("held");
+            assert!(why.contains("ledger.json: ") && why.contains("release --all"), "{why}");
+            ledger.hold(Whom::Vm("a"), hold(None));
+            assert!(ledger.page(time(0)).is_none());
+            ledger.release(Whom::Vm("a"), time(0));
+            assert!(ledger.held("a", time(0)).is_some());
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+            ledger.release(Whom::All, time(1));
+            let ledger = written(&directory, &mut ledger, time(1));
+            assert_eq!(ledger.held("a", time(2)), None);
+            let kept = std::fs::read_to_string(directory.path().join("ledger.json.unreadable"));
+            assert_eq!(kept.unwrap(), text);
+        }
+    }
+}
