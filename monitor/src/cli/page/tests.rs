@@ -13,9 +13,6 @@ use flatline::verdict::{Cause, Input, Monitor, Terms, Tick, Watch};
 use super::recorded::Recorded;
 use super::{File, page};
 
-/// A guest that works, panics and spins: the recording of its last minutes.
-const RECORDING: &[u8] = include_bytes!("../../../../fuzz/corpus-seeds/recording/file");
-
 fn incident() -> Incident {
     let text = |text: &str| text.to_owned();
     let at = |second: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000 + second);
@@ -85,8 +82,9 @@ fn the_page_tells_what_happened_when_in_order() {
 #[test]
 fn nothing_in_the_page_is_fetched_or_run() {
     let png = b"\x89PNG\r\n\x1a\nrest";
-    let files = [file("screen.png", png), file("recording.flr", RECORDING)];
-    let page = page(&incident(), &files);
+    let (incident, recording) = panicked();
+    let files = [file("screen.png", png), file("recording.flr", &recording)];
+    let page = page(&incident, &files);
     assert!(page.contains("src=\"data:image/png;base64,iVBORw0KGgpyZXN0\""), "{page}");
     assert!(page.contains("default-src 'none'; img-src data:; style-src 'unsafe-inline'"));
     for part in ["http://", "https://", "url(", "@import", "<script", "<link", "javascript:"] {
@@ -276,9 +274,10 @@ fn an_incident_that_the_recording_does_not_reach_is_drawn_all_the_same() {
 
 #[test]
 fn a_torn_recording_is_drawn_up_to_the_tear_which_is_said() {
-    let torn = &RECORDING[..RECORDING.len() - 3];
+    let (incident, recording) = panicked();
+    let torn = &recording[..recording.len() - 3];
     let recorded = Recorded::read(torn);
     assert!(recorded.complaint.is_some_and(|complaint| complaint.contains("torn at byte ")));
-    let page = page(&incident(), &[file("recording.flr", torn)]);
+    let page = page(&incident, &[file("recording.flr", torn)]);
     assert!(page.contains("torn at byte "), "{page}");
 }
