@@ -2,8 +2,10 @@
 //!
 //! QEMU is handed a descriptor to write to (`add-fd`, then `screendump` to `/dev/fdset/N`), and no path: so
 //! neither its user nor its mount namespace matters, and there is nothing that a hostile QEMU could put a symbolic
-//! link or a FIFO in place of. Behind the descriptor is memory of ours (`memfd_create`) whose size is sealed: QEMU
-//! can't make it grow, to read it waits for nobody, and it goes away with us.
+//! link or a FIFO in place of. Behind the descriptor is memory (`memfd_create`): to read it waits for nobody, and it
+//! goes away with those who hold it. It can't be sealed, since QEMU empties what it opens (`qemu_dup_flags` in its
+//! util/osdep.c); what a QEMU writes beyond a picture is memory that it pays for itself, in its own control group, and
+//! is not looked at. Whatever changes while it is read makes a wrong picture, or an error.
 //!
 //! It is always asked for a PPM, which every QEMU writes, and in a millisecond or two: to compress a PNG would take
 //! QEMU's main loop some 10 ms and more of the time before the restart. The PNG is made here once the reset is under
@@ -21,7 +23,7 @@ use std::{
     },
 };
 
-use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};
 use serde_json::json;
 
 use super::{ANSWER_LIMIT, ppm};
@@ -50,13 +52,10 @@ pub(super) async fn take(qmp: &QmpHandle) -> Result<Raw, String> {
     dumped.map(|_| Raw(ours)).map_err(|error| in_full(&error))
 }
 
-/// Memory for the largest picture, and a second descriptor of it that can only be written to, as QEMU wants it.
+/// Memory, and a second descriptor of it that can only be written to, as QEMU wants it: of those that it was handed, it
+/// takes the one that is open in just the way in which it opens a file.
 fn memory() -> io::Result<(File, OwnedFd)> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let ours = memfd_create("flatline-screen", flags)?;
-    // It takes no room before something is written.
-    ftruncate(&ours, ppm::MOST_BYTES)?;
-    fcntl_add_seals(&ours, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+    let ours = memfd_create("flatline-screen", MemfdFlags::CLOEXEC)?;
     let path = format!("/proc/self/fd/{}", ours.as_raw_fd());
     let theirs = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     Ok((File::from(ours), theirs))
@@ -66,7 +65,8 @@ impl Raw {
     /// The picture as a PNG, with its width and height. Computes for as long as that takes; blocks on nothing.
     pub(super) fn to_png(&self) -> Result<(Vec<u8>, (u32, u32)), String> {
         let mut start = vec![0; ppm::MOST_HEADER_BYTES];
-        self.0.read_exact_at(&mut start, 0).map_err(|error| error.to_string())?;
+        let read = self.0.read_at(&mut start, 0).map_err(|error| error.to_string())?;
+        start.truncate(read);
         let header = ppm::header(&start).map_err(|why| format!("QEMU wrote no picture: {why}"))?;
         let png = png(&header, |row, offset| self.0.read_exact_at(row, offset));
         png.map(|png| (png, (header.width, header.height)))
@@ -143,22 +143,31 @@ mod tests {
     }
 
     #[test]
-    fn what_qemu_did_not_write_is_black_and_what_is_no_picture_is_said() {
-        let (png, _) = written(b"P6\n2 1\n255\n\xff\xff\xff").unwrap();
-        assert_eq!(decode(&png).2, [255, 255, 255, 0, 0, 0]);
+    fn a_picture_that_ends_early_and_what_is_none_are_said_to_be_that() {
+        let error = written(b"P6\n2 1\n255\n\xff\xff\xff").unwrap_err();
+        assert!(error.starts_with("it can't be put as a PNG: "), "{error}");
         for bytes in [&b""[..], b"\x89PNG\r\n\x1a\n", b"P6\n0 0\n255\n", b"P5\n1 1\n255\nx"] {
             assert!(written(bytes).unwrap_err().starts_with("QEMU wrote no picture: "));
         }
     }
 
     #[test]
-    fn a_qemu_can_neither_enlarge_nor_read_the_memory_that_it_writes_to() {
+    fn what_a_qemu_writes_beyond_its_picture_is_not_looked_at() {
         let (ours, theirs) = memory().unwrap();
         let theirs = File::from(theirs);
-        assert!(theirs.write_at(b"x", ppm::MOST_BYTES).is_err());
-        assert!(theirs.set_len(ppm::MOST_BYTES + 1).is_err() && theirs.set_len(0).is_err());
+        theirs.write_all_at(b"P6\n1 1\n255\nabc", 0).unwrap();
+        // A terabyte of nothing, as a hostile one may claim to have written.
+        theirs.set_len(1 << 40).unwrap();
+        let (png, _) = Raw(ours).to_png().unwrap();
+        assert_eq!(decode(&png), (1, 1, b"abc".to_vec()));
+    }
+
+    #[test]
+    fn a_qemu_can_empty_the_memory_when_it_opens_it_and_cannot_read_it() {
+        let (_ours, theirs) = memory().unwrap();
+        let theirs = File::from(theirs);
+        theirs.set_len(0).unwrap();
         assert!(theirs.read_at(&mut [0], 0).is_err());
-        assert_eq!(ours.metadata().unwrap().len(), ppm::MOST_BYTES);
     }
 
     #[test]

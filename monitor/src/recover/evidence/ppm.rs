@@ -12,7 +12,8 @@ const MOST_SIDE: u32 = 16 << 10;
 /// No header is longer: three numbers of five digits need 20 bytes.
 pub(super) const MOST_HEADER_BYTES: usize = 64;
 /// The most that a picture takes.
-pub(super) const MOST_BYTES: u64 = MOST_PIXELS * 3 + MOST_HEADER_BYTES as u64;
+#[cfg(any(fuzzing, test))]
+const MOST_BYTES: u64 = MOST_PIXELS * 3 + MOST_HEADER_BYTES as u64;
 
 /// A picture's size, and where its pixels begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

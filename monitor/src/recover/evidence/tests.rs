@@ -132,6 +132,8 @@ fn healthy(command: &str, arguments: &Value, descriptor: &mut Option<OwnedFd>) -
         "screendump" => {
             assert_eq!(arguments["filename"], "/dev/fdset/3");
             let mut file = File::from(descriptor.take().expect("it was handed over"));
+            // As QEMU does with what it opens.
+            file.set_len(0).unwrap();
             file.write_all(b"P6\n2 1\n255\n\x01\x02\x03\x04\x05\x06").unwrap();
             json!({})
         }
