@@ -5,13 +5,10 @@ use std::time::{Duration, SystemTime};
 use serde_json::json;
 use thiserror::Error;
 
-use super::{
-    Plan, Refusal, Step,
-    actuator::{Ran, RunError},
-    plan,
-};
+use super::{Plan, Refusal, Step, plan};
 use crate::{
     discover::ResetAction,
+    program::{Ran, RunError},
     qmp::{QmpError, QmpHandle, RunState, is_up, parse_registers, printable},
 };
 
