@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod discover;
+pub mod program;
 pub mod qmp;
 
 pub mod probe;

@@ -20,6 +20,9 @@ impl Engine {
         let unseen_storage =
             self.vms.get(&id).is_some_and(|watched| !self.unseen_storage(watched).is_empty());
         let qmp = self.monitor_of(id);
+        if !matches!(questions, Questions::Calibrate) && self.owners.hears_late(id) {
+            self.ask_run_state(id);
+        }
         let now = self.now();
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let Some(notes) = watched.notes.take() else { return };

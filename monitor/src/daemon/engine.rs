@@ -24,7 +24,7 @@ use crate::{
     config::Config,
     discover::{self, Vm, VmId},
     probe::{ProbeThread, ProgramHealth},
-    qmp::{self, QmpHandle, QmpNotice, QmpState, QmpTarget},
+    qmp::{self, QmpHandle, QmpNotice, QmpState},
     recover::evidence::dump::UnderWay,
     report::{
         incident::Incident,
@@ -252,9 +252,7 @@ impl Engine {
             info!(vm = vm.name, "{note}");
         }
         let age = watchers::age(id).unwrap_or_default();
-        let qmp = vm.qmp_sockets.first().map(|socket| {
-            qmp::spawn(QmpTarget { vm: id, socket: socket.clone() }, self.notices.clone())
-        });
+        let qmp = self.transport_to(&vm).map(|way| qmp::spawn(way, self.notices.clone()));
         if let FirstReading::Awaits { vms, .. } = &mut self.first_reading {
             vms.insert(id);
         }
@@ -352,6 +350,7 @@ impl Engine {
         let status = self.statuses.remove(&id.pid);
         debug!(vm = watched.vm.name, pid = id.pid, ?status, "the process has ended");
         self.qemu_ended(&mut watched, status);
+        self.owners.forget(id);
         watched.recorder.end();
         if let Some(qmp) = watched.qmp {
             qmp.close();

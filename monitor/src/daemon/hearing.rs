@@ -56,16 +56,10 @@ impl Engine {
                 | QmpEvent::Shutdown { .. }
                 | QmpEvent::Reset { .. }
                 | QmpEvent::GuestPanicked { .. }
-        ) && let Some(qmp) = watched.qmp.clone()
-        {
-            watched.run_state_asked += 1;
-            let (number, messages) = (watched.run_state_asked, self.messages.clone());
-            tokio::spawn(async move {
-                if let Ok(run_state) = qmp.query_status().await {
-                    let _ = messages.send(Message::RunState(id, number, run_state));
-                }
-            });
+        ) {
+            self.ask_run_state(id);
         }
+        let Some(watched) = self.vms.get_mut(&id) else { return };
         if watched.is_restarting() {
             // What it says now belongs to the crash or to our own reset.
             return;
@@ -77,6 +71,19 @@ impl Engine {
             self.forget_addresses(id);
         }
         self.act(id, act);
+    }
+
+    /// Asks for the run state, and hears of it with a later message.
+    pub(super) fn ask_run_state(&mut self, id: VmId) {
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        let Some(qmp) = watched.qmp.clone() else { return };
+        watched.run_state_asked += 1;
+        let (number, messages) = (watched.run_state_asked, self.messages.clone());
+        tokio::spawn(async move {
+            if let Ok(run_state) = qmp.query_status().await {
+                let _ = messages.send(Message::RunState(id, number, run_state));
+            }
+        });
     }
 
     pub(super) fn learn_run_state(&mut self, id: VmId, run_state: RunState) {

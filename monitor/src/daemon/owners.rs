@@ -6,7 +6,7 @@
 //! up, and is waited for like any guest that was reset.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -20,13 +20,16 @@ use super::{
     vm::{Case, Stage, WatchedVm},
 };
 use crate::{
-    config::{Actuator, Means},
+    config::{Actuator, Means, QmpTransport},
     discover::{self, Owner, Vm, VmId},
     error_text::in_full,
-    qmp::QmpEvent,
+    program,
+    qmp::{LibvirtTarget, QmpEvent, QmpTarget, Transport},
     recover::{
         Clearance, Ending, Restart, RestartError,
-        actuator::{MonitorSays, Scene, Situation, chosen, restart_plan, start, start_plan},
+        actuator::{
+            MonitorSays, Scene, Situation, chosen, libvirt_uri, restart_plan, start, start_plan,
+        },
         ending,
         evidence::Wanted,
     },
@@ -45,6 +48,8 @@ const FOUND_WITHIN: Duration = Duration::from_secs(30);
 pub(super) struct Owners {
     /// The last `SHUTDOWN` event of each, unless it was reset since.
     last_words: HashMap<VmId, QmpEvent>,
+    /// QEMUs whose events are heard late or never: while they are suspected, their run state is asked for.
+    late: HashSet<VmId>,
     /// VMs whose QEMU is gone, and that are to come back.
     awaited: Vec<Awaited>,
 }
@@ -84,9 +89,55 @@ impl Owners {
             _ => {}
         }
     }
+
+    /// Whether its events are heard late, or never.
+    pub(super) fn hears_late(&self, id: VmId) -> bool {
+        self.late.contains(&id)
+    }
+
+    /// It is gone, and what was to be told of it was told.
+    pub(super) fn forget(&mut self, id: VmId) {
+        self.late.remove(&id);
+        self.last_words.remove(&id);
+    }
+}
+
+/// By which way a QEMU is talked to; `None` if by none.
+fn transport(vm: &Vm, means: &Means, has_virsh: bool) -> Option<Transport> {
+    let socket = vm.qmp_sockets.first();
+    let target = socket.map(|socket| QmpTarget { vm: vm.id, socket: socket.clone() });
+    match (means.qmp, &vm.ownership.owner) {
+        (QmpTransport::Keep, _) => target.map(Transport::Keep),
+        (QmpTransport::Brief, _) => target.map(Transport::Brief),
+        (QmpTransport::Auto, Owner::Libvirt { uuid, domain, scope }) if has_virsh => {
+            match libvirt_uri(*scope, means) {
+                Ok(uri) => Some(Transport::Libvirt(LibvirtTarget {
+                    vm: vm.id,
+                    uri,
+                    uuid: uuid.clone(),
+                    domain: domain.clone(),
+                })),
+                Err(_) => target.map(Transport::Keep),
+            }
+        }
+        (QmpTransport::Auto, Owner::Proxmox { .. } | Owner::Ganeti { .. }) => {
+            target.map(Transport::Brief)
+        }
+        (QmpTransport::Auto, _) => target.map(Transport::Keep),
+    }
 }
 
 impl Engine {
+    /// By which way it is talked to; `None` if by none.
+    pub(super) fn transport_to(&mut self, vm: &Vm) -> Option<Transport> {
+        let means = self.config.means_for(&vm.name);
+        let way = transport(vm, &means, program::find("virsh").is_some());
+        if matches!(way, Some(Transport::Brief(_) | Transport::Libvirt(_))) {
+            self.owners.late.insert(vm.id);
+        }
+        way
+    }
+
     /// Who started it, for people.
     pub(super) fn owner_view(&self, vm: &Vm) -> OwnerView {
         let means = self.config.means_for(&vm.name);
@@ -382,4 +433,103 @@ fn scene_of(
     let Incident { id, cause, reason, .. } = incident;
     let (vm, incident) = (evidence.vm.clone(), (id.clone(), cause.clone(), reason.clone()));
     Scene { vm, means, monitor, incident, evidence }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::fd::OwnedFd, path::PathBuf};
+
+    use super::*;
+    use crate::{
+        config::Config,
+        discover::{Accelerator, LibvirtScope, Ownership, Plugged, ResetAction},
+    };
+
+    fn vm(owner: Owner, sockets: &[&str]) -> Vm {
+        let devnull = std::fs::File::open("/dev/null").unwrap();
+        Vm {
+            id: VmId { pid: 4711, start_ticks: 1 },
+            name: "web-1".to_owned(),
+            uuid: None,
+            accelerator: Accelerator::Kvm,
+            executable: PathBuf::from("/usr/bin/kvm"),
+            uid: 0,
+            ownership: Ownership { owner, ..Ownership::bare() },
+            netns: 1,
+            qmp_sockets: sockets.iter().map(PathBuf::from).collect(),
+            plugged: Plugged::default(),
+            unseen_networks: Vec::new(),
+            disks: Vec::new(),
+            vcpus: 1,
+            machine: None,
+            reboot_action: ResetAction::Reset,
+            has_balloon: false,
+            has_agent_channel: false,
+            agent_socket: None,
+            console_logs: Vec::new(),
+            notes: Vec::new(),
+            pidfd: Arc::new(OwnedFd::from(devnull)),
+        }
+    }
+
+    fn libvirt(scope: LibvirtScope) -> Owner {
+        let uuid = "c7a5fdbd-edaf-9455-926a-d65c16db1809".to_owned();
+        Owner::Libvirt { domain: "web-1".to_owned(), uuid, scope }
+    }
+
+    fn way(owner: Owner, sockets: &[&str], toml: &str) -> Option<&'static str> {
+        let means = Config::parse(toml, "").unwrap().means;
+        transport(&vm(owner, sockets), &means, true).map(|way| match way {
+            Transport::Keep(_) => "keep",
+            Transport::Brief(_) => "brief",
+            Transport::Libvirt(_) => "virsh",
+        })
+    }
+
+    #[test]
+    fn a_socket_that_its_owner_needs_as_well_is_not_kept() {
+        let sockets = &["/run/q.qmp"][..];
+        assert_eq!(way(Owner::Bare, sockets, ""), Some("keep"));
+        assert_eq!(
+            way(Owner::SystemdUnit { unit: "q.service".to_owned() }, sockets, ""),
+            Some("keep")
+        );
+        assert_eq!(way(Owner::Proxmox { vmid: 100 }, sockets, ""), Some("brief"));
+        assert_eq!(way(Owner::Ganeti { instance: "a".to_owned() }, sockets, ""), Some("brief"));
+        assert_eq!(way(libvirt(LibvirtScope::System), &[], ""), Some("virsh"));
+        assert_eq!(way(Owner::Bare, &[], ""), None);
+    }
+
+    #[test]
+    fn what_is_configured_counts_for_every_owner_that_has_a_socket() {
+        for (key, expected) in [("keep", "keep"), ("brief", "brief")] {
+            let toml = format!("[recovery]\nqmp = \"{key}\"\n");
+            for owner in [Owner::Bare, Owner::Proxmox { vmid: 100 }, libvirt(LibvirtScope::System)]
+            {
+                assert_eq!(way(owner, &["/run/q.qmp"], &toml), Some(expected));
+            }
+            assert_eq!(way(libvirt(LibvirtScope::System), &[], &toml), None);
+        }
+    }
+
+    #[test]
+    fn a_user_s_libvirt_is_not_spoken_to_unless_it_is_named() {
+        let session = || libvirt(LibvirtScope::Session);
+        assert_eq!(way(session(), &[], ""), None);
+        assert_eq!(way(session(), &["/run/own.qmp"], ""), Some("keep"));
+        let named = "[recovery]\nlibvirt_uri = \"qemu+unix:///session?socket=/run/s\"\n";
+        assert_eq!(way(session(), &[], named), Some("virsh"));
+    }
+
+    #[test]
+    fn last_words_count_until_the_machine_is_reset() {
+        let id = VmId { pid: 1, start_ticks: 2 };
+        let said = QmpEvent::Shutdown { guest: true, reason: "guest-shutdown".to_owned() };
+        let mut owners = Owners::default();
+        owners.hear(id, &said);
+        owners.hear(id, &QmpEvent::Stop);
+        assert_eq!(owners.last_words.get(&id), Some(&said));
+        owners.hear(id, &QmpEvent::Reset { guest: false });
+        assert_eq!(owners.last_words.get(&id), None);
+    }
 }

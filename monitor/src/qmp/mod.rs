@@ -46,7 +46,8 @@ pub use registers::{
 };
 pub use run_state::RunState;
 pub use session::{
-    Limits, QmpError, QmpHandle, QmpNotice, QmpState, QmpTarget, spawn, spawn_with_limits,
+    LibvirtTarget, Limits, QmpError, QmpHandle, QmpNotice, QmpState, QmpTarget, Transport, spawn,
+    spawn_by, spawn_with_limits,
 };
 
 /// The most characters that any text from a QEMU keeps. QEMU's own names (run states, events,

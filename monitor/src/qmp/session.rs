@@ -19,12 +19,18 @@
 //! That counts as Closed and not as Refused, since the receiver is shared by all VMs and the one
 //! that floods it need not be this one. The states outside a connection are sent for as long as it
 //! takes; the next connection then brings the run state again.
+//!
+//! So it is where the socket is ours alone. Where somebody else needs it as well, a session is `brief`; where libvirt
+//! holds it, one goes `through_libvirt`. Callers see no difference but in what is heard: [`Transport`].
 
+mod brief;
 mod conversation;
 mod outgoing;
 #[cfg(test)]
 mod tests;
+mod through_libvirt;
 
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -34,6 +40,8 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
+
+use conversation::Style;
 
 use super::codec::CodecError;
 use super::peer::{self, PeerError};
@@ -48,6 +56,41 @@ pub struct QmpTarget {
     pub vm: VmId,
     /// The socket as QEMU was told: in its root, or relative to its working directory.
     pub socket: PathBuf,
+}
+
+/// By which way a QEMU is talked to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Transport {
+    /// One connection to its socket, kept open.
+    Keep(QmpTarget),
+    /// A connection for each batch of commands; events are not heard.
+    Brief(QmpTarget),
+    /// `virsh`, while libvirt holds the monitor.
+    Libvirt(LibvirtTarget),
+}
+
+impl Transport {
+    /// The QEMU process.
+    pub fn vm(&self) -> VmId {
+        match self {
+            Self::Keep(QmpTarget { vm, .. })
+            | Self::Brief(QmpTarget { vm, .. })
+            | Self::Libvirt(LibvirtTarget { vm, .. }) => *vm,
+        }
+    }
+}
+
+/// Which domain to talk to, through libvirt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LibvirtTarget {
+    /// The QEMU process that the domain must be.
+    pub vm: VmId,
+    /// The connection to libvirt.
+    pub uri: String,
+    /// The domain's UUID.
+    pub uuid: String,
+    /// The domain's name, which stands in each event's line.
+    pub domain: String,
 }
 
 /// Whether the QEMU can be asked.
@@ -137,6 +180,12 @@ pub enum QmpError {
         /// Why.
         source: CodecError,
     },
+    /// A command that hands QEMU a file descriptor, where it goes through a program; nothing was sent.
+    #[error("{command} hands over a file descriptor, which libvirt does not pass on")]
+    NoDescriptors {
+        /// The command's name.
+        command: String,
+    },
     /// The session was closed.
     #[error("the QMP session is closed")]
     SessionClosed,
@@ -169,6 +218,12 @@ pub struct Limits {
     /// Events passed on in one second: 200. Beyond, block errors and events that are not known are
     /// left out; any other is a flood.
     pub events_per_second: u32,
+    /// Of a session that keeps no connection: from one question for the run state to the next: 10 s.
+    pub brief_poll: Duration,
+    /// The same of one through libvirt, which hears of events, and where a question is a program's start: 30 s.
+    pub libvirt_poll: Duration,
+    /// How long such a connection is kept after its last answer, for a caller's next command: 100 ms.
+    pub brief_linger: Duration,
 }
 
 impl Default for Limits {
@@ -185,6 +240,9 @@ impl Default for Limits {
             messages_per_second: 2_000,
             bytes_per_second: 32 << 20,
             events_per_second: 200,
+            brief_poll: Duration::from_secs(10),
+            libvirt_poll: Duration::from_secs(30),
+            brief_linger: Duration::from_millis(100),
         }
     }
 }
@@ -261,24 +319,45 @@ impl QmpHandle {
 
 /// Starts a session's task with the default [`Limits`], on the current tokio runtime.
 #[must_use]
-pub fn spawn(target: QmpTarget, notices: mpsc::Sender<(VmId, QmpNotice)>) -> QmpHandle {
-    spawn_with_limits(target, notices, Limits::default())
+pub fn spawn(transport: Transport, notices: mpsc::Sender<(VmId, QmpNotice)>) -> QmpHandle {
+    spawn_by(transport, notices, Limits::default())
 }
 
-/// Starts a session's task, on the current tokio runtime.
+/// Starts the task of a session that keeps its connection, on the current tokio runtime.
 #[must_use]
 pub fn spawn_with_limits(
     target: QmpTarget,
     notices: mpsc::Sender<(VmId, QmpNotice)>,
     limits: Limits,
 ) -> QmpHandle {
+    spawn_by(Transport::Keep(target), notices, limits)
+}
+
+/// Starts a session's task, on the current tokio runtime.
+#[must_use]
+pub fn spawn_by(
+    transport: Transport,
+    notices: mpsc::Sender<(VmId, QmpNotice)>,
+    limits: Limits,
+) -> QmpHandle {
     let (sender, requests) = mpsc::channel(limits.unanswered.max(1));
     let closing = CancellationToken::new();
-    let inbox = Inbox { requests, closing: closing.clone() };
-    let outbox = Outbox { vm: target.vm, notices, last: None, wait: limits.notice };
+    let mut inbox = Inbox { requests, closing: closing.clone(), kept: VecDeque::new(), keeps: 0 };
+    let mut outbox = Outbox { vm: transport.vm(), notices, last: None, wait: limits.notice };
     tokio::spawn(async move {
+        let (inbox, outbox) = (&mut inbox, &mut outbox);
+        let ended = match &transport {
+            Transport::Keep(target) => attempts(target, inbox, outbox, limits).await,
+            Transport::Brief(target) => brief::attempts(target, inbox, outbox, limits).await,
+            Transport::Libvirt(target) => {
+                through_libvirt::attempts(target, inbox, outbox, limits).await
+            }
+        };
         // Its only outcome is that nobody wants it any more.
-        let Ended = run(&target, inbox, outbox, limits).await;
+        match ended {
+            Ok(never) => match never {},
+            Err(Ended) => {}
+        }
     });
     QmpHandle { requests: sender, closing }
 }
@@ -308,6 +387,10 @@ impl Request {
 struct Inbox {
     requests: mpsc::Receiver<Request>,
     closing: CancellationToken,
+    /// Commands that wait for a connection.
+    kept: VecDeque<Request>,
+    /// So many of them may; none, where a caller is told at once that there is no connection.
+    keeps: usize,
 }
 
 impl Inbox {
@@ -318,7 +401,7 @@ impl Inbox {
         }
     }
 
-    /// Does `work`; meanwhile tells every command that there is no connection, and why.
+    /// Does `work`; meanwhile tells every command that there is no connection, and why, or keeps it.
     async fn meanwhile<T>(
         &mut self,
         reason: &str,
@@ -329,9 +412,33 @@ impl Inbox {
             tokio::select! {
                 done = &mut work => return Ok(done),
                 request = self.next() => {
-                    request?.refuse(QmpError::NotConnected { reason: reason.to_owned() });
+                    let request = request?;
+                    if self.kept.len() < self.keeps {
+                        self.kept.push_back(request);
+                    } else {
+                        request.refuse(QmpError::NotConnected { reason: reason.to_owned() });
+                    }
                 }
             }
+        }
+    }
+
+    /// Waits for a command, which is kept, or for `work`.
+    async fn first_or(&mut self, work: impl Future<Output = ()>) -> Result<(), Ended> {
+        if self.kept.is_empty() {
+            tokio::select! {
+                request = self.next() => self.kept.push_back(request?),
+                () = work => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells those that wait that there will be no connection, and keeps no others.
+    fn refuse_kept(&mut self, reason: &str) {
+        self.keeps = 0;
+        for request in self.kept.drain(..) {
+            request.refuse(QmpError::NotConnected { reason: reason.to_owned() });
         }
     }
 }
@@ -388,6 +495,8 @@ fn in_words(state: &QmpState) -> &str {
 /// How an attempt or a connection ended.
 #[derive(Debug)]
 enum Parting {
+    /// Nothing more is wanted of a brief one.
+    Done,
     Busy,
     Refused(String),
     Closed(String),
@@ -398,6 +507,7 @@ impl Parting {
         // Reasons may quote a path that QEMU's command line chose.
         let reason = |text: String| printable(&text, 4 * MAX_TEXT_CHARS);
         match self {
+            Self::Done => QmpState::Ready,
             Self::Busy => QmpState::Busy,
             Self::Refused(text) => QmpState::Refused { reason: reason(text) },
             Self::Closed(text) => QmpState::Closed { reason: reason(text) },
@@ -428,13 +538,6 @@ impl From<PeerError> for Parting {
     }
 }
 
-async fn run(target: &QmpTarget, mut inbox: Inbox, mut outbox: Outbox, limits: Limits) -> Ended {
-    match attempts(target, &mut inbox, &mut outbox, limits).await {
-        Ok(never) => match never {},
-        Err(ended) => ended,
-    }
-}
-
 async fn attempts(
     target: &QmpTarget,
     inbox: &mut Inbox,
@@ -447,7 +550,8 @@ async fn attempts(
         let parting = match connect(target, inbox, outbox, limits).await? {
             Err(parting) => parting,
             Ok(stream) => {
-                let parting = conversation::hold(stream, inbox, outbox, limits).await?;
+                let parting =
+                    conversation::hold(stream, inbox, outbox, limits, Style::Kept).await?;
                 if matches!(outbox.last, Some(QmpState::Ready | QmpState::Unresponsive { .. })) {
                     closed_pause = limits.closed_pause_min;
                 }
@@ -455,6 +559,8 @@ async fn attempts(
             }
         };
         let pause = match parting {
+            // A kept one is never done.
+            Parting::Done => continue,
             Parting::Busy => limits.busy_pause,
             Parting::Refused(_) => limits.refused_pause,
             Parting::Closed(_) => {

@@ -9,12 +9,12 @@ use thiserror::Error;
 
 use super::{
     Plan, Refusal, Step,
-    actuator::{Ran, RunError},
     evidence::{self, Wanted},
     plan,
 };
 use crate::{
     discover::ResetAction,
+    program::{Ran, RunError},
     qmp::{QmpError, QmpHandle, RunState, is_up, parse_registers, printable},
 };
 

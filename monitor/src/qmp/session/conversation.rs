@@ -29,21 +29,41 @@ use crate::qmp::commands::run_state;
 /// host, and most messages are shorter.
 const READ_BYTES: usize = 1 << 10;
 
+/// How long a connection is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Style {
+    /// Until it ends.
+    Kept,
+    /// Until all that is wanted of it is answered. Its run state is asked, whatever was known before.
+    Brief,
+}
+
 /// Talks until the connection ends.
 pub(super) async fn hold(
     stream: UnixStream,
     inbox: &mut Inbox,
     outbox: &mut Outbox,
     limits: Limits,
+    style: Style,
 ) -> Result<Parting, Ended> {
     let (mut reader, writer) = stream.into_split();
-    let mut talk = Conversation::new(limits);
+    let mut talk = Conversation::new(limits, style);
     let mut received = BytesMut::with_capacity(READ_BYTES);
     loop {
+        while matches!(talk.phase, Phase::Open)
+            && let Some(request) = inbox.kept.pop_front()
+        {
+            talk.accept(request);
+        }
         let deadline = talk.next_deadline();
         let step = tokio::select! {
             request = inbox.next() => {
-                talk.accept(request?);
+                match request? {
+                    early if style == Style::Brief && !matches!(talk.phase, Phase::Open) => {
+                        inbox.kept.push_back(early);
+                    }
+                    request => talk.accept(request),
+                }
                 Ok(())
             }
             read = reader.read_buf(&mut received) => match read {
@@ -102,6 +122,9 @@ struct Unanswered {
 
 struct Conversation {
     limits: Limits,
+    style: Style,
+    /// Since when a brief one has nothing more to do.
+    idle_since: Option<Instant>,
     codec: QmpCodec,
     unsent: Outgoing,
     phase: Phase,
@@ -111,9 +134,11 @@ struct Conversation {
 }
 
 impl Conversation {
-    fn new(limits: Limits) -> Self {
+    fn new(limits: Limits, style: Style) -> Self {
         Self {
             limits,
+            style,
+            idle_since: None,
             codec: QmpCodec::default(),
             unsent: Outgoing::default(),
             phase: Phase::Greeting { deadline: Instant::now() + limits.greeting },
@@ -123,13 +148,20 @@ impl Conversation {
         }
     }
 
-    fn next_deadline(&self) -> Option<Instant> {
+    fn next_deadline(&mut self) -> Option<Instant> {
+        let is_idle = self.style == Style::Brief
+            && matches!(self.phase, Phase::Open)
+            && self.unanswered.is_empty()
+            && self.unsent.is_empty();
+        self.idle_since =
+            if is_idle { self.idle_since.or_else(|| Some(Instant::now())) } else { None };
+        let idle = self.idle_since.map(|since| since + self.limits.brief_linger);
         let greeting = match self.phase {
             Phase::Greeting { deadline } => Some(deadline),
             Phase::Negotiation | Phase::Open => None,
         };
         let waiting = self.unanswered.values().filter(|one| !one.expired).map(|one| one.deadline);
-        waiting.chain(greeting).min()
+        waiting.chain(greeting).chain(idle).min()
     }
 
     fn accept(&mut self, request: Request) {
@@ -189,6 +221,9 @@ impl Conversation {
             && deadline <= now
         {
             return Err(Parting::Busy);
+        }
+        if self.idle_since.is_some_and(|since| since + self.limits.brief_linger <= now) {
+            return Err(Parting::Done);
         }
         let mut since = None;
         for one in self.unanswered.values_mut().filter(|one| !one.expired && one.deadline <= now) {
@@ -267,6 +302,7 @@ impl Conversation {
         };
         // QEMU answers in order, so what timed out before this one is never answered any more.
         self.unanswered.retain(|other, one| *other > id || !one.expired);
+        let is_first = matches!(answered.waiting, Waiting::Negotiation);
         match answered.waiting {
             Waiting::Negotiation => match result {
                 Ok(_) => self.phase = Phase::Open,
@@ -291,7 +327,7 @@ impl Conversation {
             }
             Waiting::Nobody => {}
         }
-        if self.ready(outbox).await? {
+        if self.ready(outbox).await? || is_first {
             self.ask_status();
         }
         Ok(())
@@ -323,7 +359,7 @@ impl Conversation {
 }
 
 /// Counts what came within the second that began at `since`.
-struct Flood {
+pub(super) struct Flood {
     since: Instant,
     bytes: usize,
     messages: u32,
@@ -331,11 +367,11 @@ struct Flood {
 }
 
 impl Flood {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { since: Instant::now(), bytes: 0, messages: 0, events: 0 }
     }
 
-    fn bytes(&mut self, bytes: usize, limits: &Limits) -> Result<(), Parting> {
+    pub(super) fn bytes(&mut self, bytes: usize, limits: &Limits) -> Result<(), Parting> {
         if self.since.elapsed() >= Duration::from_secs(1) {
             *self = Self::new();
         }
@@ -356,7 +392,7 @@ impl Flood {
     }
 
     /// Whether the event is to be passed on.
-    fn event(&mut self, event: &QmpEvent, limits: &Limits) -> Result<bool, Parting> {
+    pub(super) fn event(&mut self, event: &QmpEvent, limits: &Limits) -> Result<bool, Parting> {
         self.events = self.events.saturating_add(1);
         if self.events <= limits.events_per_second {
             Ok(true)

@@ -6,17 +6,17 @@ use std::{
 };
 
 use super::{
-    ActuatorPlan, ActuatorStep, Check, MonitorSays, Program, Ran, RunError, Situation,
-    restart_plan, run, start_plan,
+    ActuatorPlan, ActuatorStep, Check, MonitorSays, Situation, chosen, libvirt_uri, restart_plan,
+    start_plan,
 };
 use crate::{
     config::{Actuator, Means},
     discover::{self, Owner, ResetAction, Vm},
     error_text::in_full,
+    program::{Program, Ran, RunError, run, virsh},
     qmp::{MAX_TEXT_CHARS, QmpHandle, RunState, is_up, parse_registers, printable},
     recover::{
         Journal, OwnerError, Refusal, Restart, RestartError, Step,
-        actuator::{chosen, plan::libvirt_uri, programs},
         evidence::{self, Wanted},
         execute,
     },
@@ -183,7 +183,7 @@ async fn reboot_action(scene: &Scene) -> Result<ResetAction, RestartError> {
         return Ok(told);
     }
     let uri = libvirt_uri(*scope, &scene.means).map_err(RestartError::Refused)?;
-    let xml = run(&programs::virsh(&uri, "dumpxml", uuid), &[], CHECK_LIMIT).await;
+    let xml = run(&virsh::on_domain(&uri, "dumpxml", uuid), &[], CHECK_LIMIT).await;
     let xml = xml.map_err(RestartError::NotAsked)?;
     Ok(match on_reboot(&String::from_utf8_lossy(&xml.stdout)) {
         Some("restart") | None => told,

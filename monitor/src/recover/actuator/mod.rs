@@ -15,13 +15,11 @@
 mod carry_out;
 mod plan;
 mod programs;
-mod run;
 #[cfg(test)]
 mod tests;
 
 pub use carry_out::{Scene, restart, start};
 pub use plan::{
-    ActuatorPlan, ActuatorStep, Check, MonitorSays, Situation, chosen, restart_plan, start_plan,
+    ActuatorPlan, ActuatorStep, Check, MonitorSays, Situation, chosen, libvirt_uri, restart_plan,
+    start_plan,
 };
-pub use programs::Program;
-pub use run::{Ran, RunError, run};

@@ -1,9 +1,10 @@
 //! What would be done for whom, step by step: pure.
 
-use super::programs::{self, Program};
+use super::programs;
 use crate::{
     config::{Actuator, Means, QmpTransport},
     discover::{LibvirtScope, Owner, Ownership, ResetAction},
+    program::{Program, virsh},
     qmp::RunState,
     recover::{Refusal, plan},
 };
@@ -164,7 +165,7 @@ fn what_to_configure(owner: &Owner) -> String {
 ///
 /// # Errors
 /// If it is a user's own libvirt, which root doesn't speak to unless told how.
-pub(super) fn libvirt_uri(scope: LibvirtScope, means: &Means) -> Result<String, Refusal> {
+pub fn libvirt_uri(scope: LibvirtScope, means: &Means) -> Result<String, Refusal> {
     match (&means.libvirt_uri, scope) {
         (Some(uri), _) => Ok(uri.clone()),
         (None, LibvirtScope::System) => Ok("qemu:///system".to_owned()),
@@ -212,15 +213,15 @@ pub fn restart_plan(situation: &Situation<'_>) -> Result<ActuatorPlan, Refusal> 
         (Actuator::Libvirt, Owner::Libvirt { uuid, scope, .. }) => {
             let uri = libvirt_uri(*scope, means)?;
             let threads = serde_json::json!({ "execute": "query-cpus-fast" });
-            let threads = programs::monitor_command(&uri, uuid, &threads);
+            let threads = virsh::monitor_command(&uri, uuid, &threads);
             steps.push(ActuatorStep::Check(threads, Check::AreThreadsOf(*pid)));
             let told = |action| ActuatorStep::Tell(programs::set_reboot_action(&uri, uuid, action));
             if shuts_down {
                 steps.push(told(ResetAction::Reset));
             }
-            steps.push(ActuatorStep::Run(programs::virsh(&uri, "reset", uuid)));
+            steps.push(ActuatorStep::Run(virsh::on_domain(&uri, "reset", uuid)));
             if stands {
-                steps.push(ActuatorStep::Run(programs::virsh(&uri, "resume", uuid)));
+                steps.push(ActuatorStep::Run(virsh::on_domain(&uri, "resume", uuid)));
             }
             if shuts_down {
                 steps.push(told(ResetAction::Shutdown));
@@ -290,11 +291,11 @@ pub fn start_plan(ownership: &Ownership, means: &Means) -> Result<Vec<ActuatorSt
     Ok(match (actuator, &ownership.owner) {
         (Actuator::Libvirt, Owner::Libvirt { domain, uuid, scope }) => {
             let uri = libvirt_uri(*scope, means)?;
-            let name = programs::virsh(&uri, "domname", uuid);
+            let name = virsh::on_domain(&uri, "domname", uuid);
             vec![
                 ActuatorStep::Check(name, Check::IsCalled(domain.clone())),
-                ActuatorStep::Check(programs::domain_state(&uri, uuid), Check::Crashed),
-                ActuatorStep::Run(programs::virsh(&uri, "start", uuid)),
+                ActuatorStep::Check(virsh::state(&uri, uuid), Check::Crashed),
+                ActuatorStep::Run(virsh::on_domain(&uri, "start", uuid)),
             ]
         }
         (Actuator::Proxmox, Owner::Proxmox { vmid }) => {

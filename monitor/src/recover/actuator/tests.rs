@@ -1,11 +1,10 @@
 //! Plans as a table: owner, configuration and run state against the steps, or the refusal.
 
-use super::{
-    ActuatorPlan, ActuatorStep, Check, MonitorSays, Program, Situation, restart_plan, start_plan,
-};
+use super::{ActuatorPlan, ActuatorStep, Check, MonitorSays, Situation, restart_plan, start_plan};
 use crate::{
     config::{Actuator, Means, QmpTransport},
     discover::{LibvirtScope, Owner, Ownership, ResetAction},
+    program::Program,
     qmp::RunState,
 };
 

@@ -19,7 +19,7 @@ use tokio::{
 use super::*;
 use crate::{
     discover::{self, VmId},
-    qmp::{self, QmpNotice, QmpState, QmpTarget},
+    qmp::{self, QmpNotice, QmpState, QmpTarget, Transport},
 };
 
 /// What a QEMU says to a command; `None`: nothing, ever.
@@ -41,7 +41,7 @@ async fn qemu(
     let pid = std::process::id();
     let id = VmId { pid, start_ticks: discover::start_ticks(pid).unwrap() };
     let (notices, mut heard) = mpsc::channel(64);
-    let handle = qmp::spawn(QmpTarget { vm: id, socket }, notices);
+    let handle = qmp::spawn(Transport::Keep(QmpTarget { vm: id, socket }), notices);
     let (stream, _) = listener.accept().await.unwrap();
     tokio::spawn(serve(stream, says));
     while !matches!(heard.recv().await, Some((_, QmpNotice::State(QmpState::Ready)))) {}

@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::programs::{PATH, Program};
+use super::{PATH, Program};
 use crate::qmp::printable;
 
 /// Most that is kept of each of the two outputs; what is beyond is read and dropped.
@@ -103,6 +103,19 @@ pub async fn run(
     environment: &[(&'static str, String)],
     limit: Duration,
 ) -> Result<Ran, RunError> {
+    run_keeping(program, environment, limit, KEPT_BYTES).await
+}
+
+/// The same, with `kept_bytes` kept of each of the two outputs at most.
+///
+/// # Errors
+/// As above.
+pub async fn run_keeping(
+    program: &Program,
+    environment: &[(&'static str, String)],
+    limit: Duration,
+    kept_bytes: usize,
+) -> Result<Ran, RunError> {
     let name = program.words.first().cloned().unwrap_or_default();
     let path = find(&name).ok_or_else(|| RunError::NotFound { program: name.clone() })?;
     let deadline = Instant::now() + limit;
@@ -112,7 +125,9 @@ pub async fn run(
     let (out, err) = (child.stdout.take(), child.stderr.take());
     let group = Group::of(&child);
     let status = {
-        let reads = async { tokio::join!(keep(out, &mut stdout), keep(err, &mut stderr)) };
+        let reads = async {
+            tokio::join!(keep(out, &mut stdout, kept_bytes), keep(err, &mut stderr, kept_bytes))
+        };
         tokio::pin!(reads);
         let mut is_read = false;
         let status = timeout_at(deadline, async {
@@ -173,7 +188,8 @@ pub(crate) fn find(name: &str) -> Option<PathBuf> {
     PATH.iter().map(|folder| Path::new(folder).join(name)).find(|path| path.is_file())
 }
 
-fn spawn(
+/// Starts it, with both outputs as pipes. It is killed when it is dropped.
+pub(crate) fn spawn(
     path: &Path,
     program: &Program,
     environment: &[(&'static str, String)],
@@ -196,14 +212,14 @@ fn spawn(
 }
 
 /// Reads all of it, and keeps what there is room for.
-async fn keep(from: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>) {
+async fn keep(from: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>, kept_bytes: usize) {
     let Some(mut from) = from else { return };
     let mut buffer = [0; 4096];
     loop {
         match from.read(&mut buffer).await {
             Ok(0) | Err(_) => return,
             Ok(bytes) => {
-                let room = KEPT_BYTES.saturating_sub(kept.len()).min(bytes);
+                let room = kept_bytes.saturating_sub(kept.len()).min(bytes);
                 kept.extend_from_slice(&buffer[..room]);
             }
         }

@@ -1,0 +1,454 @@
+//! Sessions through libvirt, which holds the monitor of its domains: a `virsh` for each command, and one that stays
+//! for the events.
+//!
+//! A domain is talked to only after its vCPUs were shown to be threads of the very QEMU that was found: the UUID
+//! that led to it is from that QEMU's own command line. libvirt passes commands on one after the other, and its
+//! replies are as bounded as those of a socket. Should the `virsh` for the events end, it is begun anew, with pauses;
+//! what is lost meanwhile, and all else that events would tell, the run state tells, which is asked every so often.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufRead, AsyncBufReadExt as _, BufReader},
+    process::{Child, ChildStdout},
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
+};
+use tokio_util::codec::Decoder as _;
+
+use super::{
+    Ended, Inbox, LibvirtTarget, Limits, Outbox, Parting, QmpError, QmpNotice, QmpState, Request,
+    conversation::Flood, in_words,
+};
+use crate::{
+    discover,
+    error_text::in_full,
+    program::{self, RunError, run_keeping, virsh},
+    qmp::{
+        MAX_TEXT_CHARS, QmpEvent,
+        codec::{CodecError, MAX_COMMAND_BYTES, MAX_MESSAGE_BYTES, Message, QmpCodec},
+        commands::run_state,
+        printable,
+    },
+};
+
+/// The longest line of an event that is read: QEMU's own are below a few hundred bytes.
+const LINE_BYTES: usize = 16 << 10;
+/// The pause before the `virsh` for the events is begun anew.
+const EVENTS_PAUSE: Duration = Duration::from_secs(5);
+
+/// What a command led to, for the session's state.
+enum Outcome {
+    /// QEMU answered.
+    Answered,
+    /// It did not, in time; the command was begun then.
+    Late(std::time::Instant),
+    /// libvirt can't be asked, or has no such domain any more.
+    Lost(String),
+}
+
+pub(super) async fn attempts(
+    target: &LibvirtTarget,
+    inbox: &mut Inbox,
+    outbox: &mut Outbox,
+    limits: Limits,
+) -> Result<std::convert::Infallible, Ended> {
+    let mut closed_pause = limits.closed_pause_min;
+    outbox.state_at_last(QmpState::Connecting, inbox).await?;
+    loop {
+        let verified = inbox.meanwhile("connecting", verify(target, limits.handshake)).await?;
+        let parting = match verified {
+            Err(parting) => parting,
+            Ok(()) => {
+                closed_pause = limits.closed_pause_min;
+                talk(target, inbox, outbox, limits).await?
+            }
+        };
+        let pause = match parting {
+            Parting::Refused(_) => limits.refused_pause,
+            Parting::Done | Parting::Busy => limits.busy_pause,
+            Parting::Closed(_) => {
+                let pause = closed_pause;
+                closed_pause = (closed_pause * 2).min(limits.closed_pause_max);
+                pause
+            }
+        };
+        let state = parting.state();
+        outbox.state_at_last(state.clone(), inbox).await?;
+        inbox.meanwhile(in_words(&state), sleep(pause)).await?;
+    }
+}
+
+/// Makes sure that the domain's vCPUs are threads of the QEMU that was found.
+async fn verify(target: &LibvirtTarget, limit: Duration) -> Result<(), Parting> {
+    let reply = execute(target, "query-cpus-fast", None, limit).await;
+    let reply = reply.map_err(|error| Parting::Closed(in_full(&error)))?;
+    let threads = reply.as_array().map(Vec::as_slice).unwrap_or_default();
+    let is_of_it = |vcpu: &Value| {
+        let tid = vcpu.get("thread-id").and_then(Value::as_u64);
+        tid.and_then(|tid| u32::try_from(tid).ok())
+            .is_some_and(|tid| discover::has_thread(target.vm.pid, tid))
+    };
+    let same = discover::start_ticks(target.vm.pid).ok() == Some(target.vm.start_ticks);
+    if same && !threads.is_empty() && threads.iter().all(is_of_it) {
+        return Ok(());
+    }
+    let reason = "the domain that libvirt has under its UUID is another QEMU";
+    Err(Parting::Refused(reason.to_owned()))
+}
+
+/// Serves commands and passes events on, until libvirt is lost.
+async fn talk(
+    target: &LibvirtTarget,
+    inbox: &mut Inbox,
+    outbox: &mut Outbox,
+    limits: Limits,
+) -> Result<Parting, Ended> {
+    let (outcomes, mut ended) = mpsc::unbounded_channel();
+    let mut under_way = 0_usize;
+    let mut events = Events::begin(target);
+    let mut flood = Flood::new();
+    let mut poll = interval(limits.libvirt_poll);
+    poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let step = tokio::select! {
+            request = inbox.next() => {
+                let request = request?;
+                if under_way < limits.unanswered {
+                    under_way += 1;
+                    let (target, outcomes) = (target.clone(), outcomes.clone());
+                    tokio::spawn(async move {
+                        // The session may have ended meanwhile.
+                        let _ = outcomes.send(serve(&target, request).await);
+                    });
+                } else {
+                    request.refuse(QmpError::Busy);
+                }
+                Ok(())
+            }
+            // Never closed, since one of its senders is here.
+            Some(outcome) = ended.recv() => {
+                under_way = under_way.saturating_sub(1);
+                match outcome {
+                    Outcome::Answered => settle(target, outbox, limits, false).await,
+                    Outcome::Late(since) => {
+                        let news = !matches!(outbox.last, Some(QmpState::Unresponsive { .. }));
+                        let state = QmpState::Unresponsive { since };
+                        if news { outbox.state(state).await.map_err(Parting::from) } else { Ok(()) }
+                    }
+                    Outcome::Lost(reason) => Err(Parting::Closed(reason)),
+                }
+            }
+            event = events.next(target) => match event {
+                Some(event) => match flood.bytes(0, &limits).and_then(|()| flood.event(&event, &limits)) {
+                    Ok(true) => outbox.tell(QmpNotice::Event(event)).await.map_err(Parting::from),
+                    Ok(false) => Ok(()),
+                    Err(parting) => Err(parting),
+                },
+                None => Ok(()),
+            },
+            _ = poll.tick() => settle(target, outbox, limits, true).await,
+        };
+        if let Err(parting) = step {
+            return Ok(parting);
+        }
+    }
+}
+
+/// Reports that QEMU can be asked, if that is news, and its run state then, or always.
+async fn settle(
+    target: &LibvirtTarget,
+    outbox: &mut Outbox,
+    limits: Limits,
+    always: bool,
+) -> Result<(), Parting> {
+    let news = outbox.last != Some(QmpState::Ready);
+    if !(news || always) {
+        return Ok(());
+    }
+    let since = std::time::Instant::now();
+    match execute(target, "query-status", None, limits.handshake).await {
+        Ok(reply) => {
+            let Some(state) = run_state(&reply) else {
+                let reason = "query-status is not answered with a run state";
+                return Err(Parting::Refused(reason.to_owned()));
+            };
+            outbox.state(QmpState::Ready).await?;
+            Ok(outbox.tell(QmpNotice::RunState(state)).await?)
+        }
+        Err(QmpError::Timeout { .. }) => {
+            if !matches!(outbox.last, Some(QmpState::Unresponsive { .. })) {
+                outbox.state(QmpState::Unresponsive { since }).await?;
+            }
+            Ok(())
+        }
+        Err(error) => Err(Parting::Closed(in_full(&error))),
+    }
+}
+
+/// Carries one command out.
+async fn serve(target: &LibvirtTarget, request: Request) -> Outcome {
+    let Request { command, arguments, descriptor, deadline, reply, limit: _ } = request;
+    if reply.is_closed() {
+        // The caller has given up; what it asked for must not happen behind its back.
+        return Outcome::Answered;
+    }
+    if descriptor.is_some() {
+        let _ = reply.send(Err(QmpError::NoDescriptors { command }));
+        return Outcome::Answered;
+    }
+    let since = std::time::Instant::now();
+    let left = deadline.saturating_duration_since(Instant::now());
+    let result = execute(target, &command, arguments.as_ref(), left).await;
+    let outcome = match &result {
+        Ok(_) | Err(QmpError::Command { .. }) => Outcome::Answered,
+        Err(QmpError::Timeout { .. }) => Outcome::Late(since),
+        // What was wrong with this one command says nothing of the next.
+        Err(
+            QmpError::Malformed { .. }
+            | QmpError::Unsendable { .. }
+            | QmpError::NoDescriptors { .. }
+            | QmpError::Busy,
+        ) => Outcome::Answered,
+        Err(error) => Outcome::Lost(in_full(error)),
+    };
+    let _ = reply.send(result);
+    outcome
+}
+
+/// One command through a `virsh` of its own.
+async fn execute(
+    target: &LibvirtTarget,
+    command: &str,
+    arguments: Option<&Value>,
+    limit: Duration,
+) -> Result<Value, QmpError> {
+    let name = || command.to_owned();
+    let mut message = json!({ "execute": command });
+    if let Some(arguments) = arguments {
+        message["arguments"] = arguments.clone();
+    }
+    let program = virsh::monitor_command(&target.uri, &target.uuid, &message);
+    let bytes = program.words.last().map_or(0, String::len);
+    if bytes > MAX_COMMAND_BYTES {
+        let source = CodecError::CommandTooLarge { bytes };
+        return Err(QmpError::Unsendable { command: name(), source });
+    }
+    match run_keeping(&program, &[], limit, MAX_MESSAGE_BYTES).await {
+        Ok(ran) => reply_in(command, &ran.stdout),
+        Err(RunError::TimeLimit { .. }) => Err(QmpError::Timeout { command: name(), limit }),
+        Err(error @ RunError::Failed { .. }) => {
+            let said = error.ran().map(|ran| String::from_utf8_lossy(&ran.stderr).into_owned());
+            Err(refusal_in(command, &said.unwrap_or_default()))
+        }
+        Err(error) => Err(QmpError::NotConnected { reason: in_full(&error) }),
+    }
+}
+
+/// QEMU's reply, as libvirt passes it on, within the same bounds as one from a socket.
+fn reply_in(command: &str, printed: &[u8]) -> Result<Value, QmpError> {
+    let command = command.to_owned();
+    let mut printed = BytesMut::from(printed);
+    printed.extend_from_slice(b"\n");
+    match QmpCodec::default().decode(&mut printed) {
+        Ok(Some(Message::Return { value, .. })) => Ok(value),
+        Ok(Some(Message::Error { class, desc, .. })) => {
+            Err(QmpError::Command { command, class, desc })
+        }
+        Ok(Some(Message::Greeting | Message::Event { .. } | Message::Unknown) | None) | Err(_) => {
+            Err(QmpError::Malformed { command })
+        }
+    }
+}
+
+/// What `virsh` complained of. Where libvirt or its domain isn't there, nothing was sent; else libvirt refused to.
+fn refusal_in(command: &str, said: &str) -> QmpError {
+    let text = said.lines().map(|line| line.trim_start_matches("error: "));
+    let text = text.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+    let desc = printable(&text, 4 * MAX_TEXT_CHARS);
+    let lost = [
+        "failed to connect",
+        "Failed to connect",
+        "failed to get domain",
+        "Domain not found",
+        "domain is not running",
+        "Requested operation is not valid",
+    ];
+    if lost.iter().any(|part| desc.contains(part)) {
+        return QmpError::NotConnected { reason: desc };
+    }
+    QmpError::Command { command: command.to_owned(), class: "libvirt".to_owned(), desc }
+}
+
+/// The `virsh` that prints events.
+struct Events {
+    /// It, and what it prints; `None` until it is begun anew.
+    child: Option<(Child, BufReader<ChildStdout>)>,
+    begins_at: Instant,
+    line: Vec<u8>,
+}
+
+impl Events {
+    fn begin(target: &LibvirtTarget) -> Self {
+        let mut events = Self { child: None, begins_at: Instant::now(), line: Vec::new() };
+        events.begin_anew(target);
+        events
+    }
+
+    fn begin_anew(&mut self, target: &LibvirtTarget) {
+        self.line.clear();
+        self.begins_at = Instant::now() + EVENTS_PAUSE;
+        let program = virsh::events(&target.uri, &target.uuid);
+        let name = program.words.first().map_or("", String::as_str);
+        let child = program::find(name).and_then(|path| program::spawn(&path, &program, &[]).ok());
+        self.child = child.and_then(|mut child| {
+            // Its complaints are those that every command hears, too.
+            drop(child.stderr.take());
+            let stdout = child.stdout.take()?;
+            Some((child, BufReader::new(stdout)))
+        });
+    }
+
+    /// The next event; `None` where something else was printed, or the program has ended. Nothing is lost if it is
+    /// not waited for to the end.
+    async fn next(&mut self, target: &LibvirtTarget) -> Option<QmpEvent> {
+        let Some((_, stdout)) = &mut self.child else {
+            sleep_until(self.begins_at).await;
+            self.begin_anew(target);
+            return None;
+        };
+        let goes_on = read_line(stdout, &mut self.line).await;
+        let event = event_in(&String::from_utf8_lossy(&self.line), &target.domain);
+        self.line.clear();
+        if !goes_on {
+            // Killed, should it not have ended.
+            self.child = None;
+        }
+        event
+    }
+}
+
+/// Reads on to the end of a line, of which the beginning may be in `line` already; a longer one than is allowed is
+/// cut. `false` at the end of all lines. Whatever was read stays in `line` if it isn't waited for to the end.
+async fn read_line(from: &mut (impl AsyncBufRead + Unpin), line: &mut Vec<u8>) -> bool {
+    loop {
+        let Ok(bytes) = from.fill_buf().await else { return false };
+        if bytes.is_empty() {
+            return false;
+        }
+        let end = bytes.iter().position(|byte| *byte == b'\n');
+        let part = &bytes[..end.unwrap_or(bytes.len())];
+        let room = LINE_BYTES.saturating_sub(line.len()).min(part.len());
+        line.extend_from_slice(&part[..room]);
+        let taken = end.map_or(bytes.len(), |end| end + 1);
+        from.consume(taken);
+        if end.is_some() {
+            return true;
+        }
+    }
+}
+
+/// The event in a line: `TIME: event NAME for domain 'DOMAIN': DETAILS`, the quotes only in newer versions, and
+/// `<null>` where there are no details (`virshEventPrint` for QEMU's events in libvirt's tools/virsh-domain.c).
+fn event_in(line: &str, domain: &str) -> Option<QmpEvent> {
+    let (_, rest) = line.split_once("event ")?;
+    let (name, rest) = rest.split_once(' ')?;
+    let (_, rest) = rest.split_once("for domain ")?;
+    let is_name = !name.is_empty()
+        && name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
+    let rest = rest.strip_prefix('\'').unwrap_or(rest).strip_prefix(domain)?;
+    let details = rest.strip_prefix('\'').unwrap_or(rest).strip_prefix(':')?.trim();
+    let data = serde_json::from_str(details).unwrap_or(Value::Null);
+    is_name.then(|| QmpEvent::parse(name, &data))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{LINE_BYTES, QmpError, QmpEvent, event_in, read_line, refusal_in, reply_in};
+
+    #[test]
+    fn an_event_is_read_from_the_lines_of_each_version() {
+        let shutdown = QmpEvent::Shutdown { guest: true, reason: "guest-panic".to_owned() };
+        for line in [
+            "2026-11-25 03:00:00.123+0000: event SHUTDOWN for domain 'web 1': \
+             {\"guest\":true,\"reason\":\"guest-panic\"}",
+            "2026-11-25 03:00:00.123+0000: event SHUTDOWN for domain web 1: \
+             {\"guest\":true,\"reason\":\"guest-panic\"}",
+            "event SHUTDOWN at 1371.400000 for domain 'web 1': \
+             {\"guest\":true,\"reason\":\"guest-panic\"}",
+        ] {
+            assert_eq!(event_in(line, "web 1"), Some(shutdown.clone()), "{line}");
+        }
+        let stop = "2026-11-25 03:00:00.123+0000: event STOP for domain 'a': <null>";
+        assert_eq!(event_in(stop, "a"), Some(QmpEvent::Stop));
+    }
+
+    #[test]
+    fn what_is_no_event_of_this_domain_is_none() {
+        for line in [
+            "",
+            "event loop interrupted",
+            "events received: 3",
+            "event STOP for domain 'other': <null>",
+            "event STOP for domain 'web-10': <null>",
+            "event stop for domain 'web-1': <null>",
+            "event STOP for domain 'web-1",
+        ] {
+            assert_eq!(event_in(line, "web-1"), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_reply_is_qemus_own_with_its_errors() {
+        let reply =
+            reply_in("query-status", br#"{"return":{"status":"running"},"id":"libvirt-7"}"#);
+        assert_eq!(reply.unwrap(), json!({"status": "running"}));
+        let error =
+            br#"{"id":"libvirt-8","error":{"class":"CommandNotFound","desc":"a\u001b[1m"}}"#;
+        match reply_in("x", error) {
+            Err(QmpError::Command { class, desc, .. }) => {
+                assert_eq!((class.as_str(), desc.as_str()), ("CommandNotFound", "a?[1m"));
+            }
+            other => panic!("{other:?}"),
+        }
+        for garbage in [&b""[..], b"[]", b"{}", b"no JSON", b"{\"return\":"] {
+            let reply = reply_in("x", garbage);
+            assert!(matches!(reply, Err(QmpError::Malformed { .. })), "{reply:?}");
+        }
+    }
+
+    #[test]
+    fn a_libvirt_that_is_not_there_is_told_from_one_that_refuses() {
+        let lost = refusal_in(
+            "stop",
+            "error: failed to connect to the hypervisor\nerror: Failed to connect socket to \
+             '/var/run/libvirt/libvirt-sock': No such file or directory\n",
+        );
+        assert!(matches!(lost, QmpError::NotConnected { .. }), "{lost:?}");
+        let gone = refusal_in("stop", "error: failed to get domain 'c7a5fdbd'\n");
+        assert!(matches!(gone, QmpError::NotConnected { .. }), "{gone:?}");
+        let refused = refusal_in("stop", "error: Timed out during operation: cannot acquire\n");
+        assert!(matches!(&refused, QmpError::Command { class, .. } if class == "libvirt"));
+        assert!(refused.to_string().contains("cannot acquire"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn a_line_without_an_end_takes_no_more_room_than_one_may() {
+        let mut text = vec![b'x'; 4 * LINE_BYTES];
+        text.extend_from_slice(b"\nnext\nrest");
+        let mut from = &text[..];
+        let mut line = Vec::new();
+        assert!(read_line(&mut from, &mut line).await);
+        assert_eq!(line.len(), LINE_BYTES);
+        line.clear();
+        assert!(read_line(&mut from, &mut line).await);
+        assert_eq!(line, b"next");
+        line.clear();
+        assert!(!read_line(&mut from, &mut line).await);
+        assert_eq!(line, b"rest");
+    }
+}
