@@ -11,7 +11,7 @@ use crate::{
         control::{RefusalKind, Reply},
         evidence,
         incident::Incident,
-        view::{DumpView, ShowView},
+        view::DumpView,
     },
     verdict::Cause,
 };
@@ -39,9 +39,8 @@ impl Engine {
 
     /// All that is known of a VM, but for the last minutes, which are in the recording.
     fn figures(&self, watched: &WatchedVm) -> String {
-        let view = ShowView { history: None, ..self.show(watched) };
         // It is made of values, strings and words, which always have a JSON form.
-        serde_json::to_string_pretty(&view).unwrap_or_default() + "\n"
+        serde_json::to_string_pretty(&self.show(watched, None)).unwrap_or_default() + "\n"
     }
 
     /// How far the memory dump of a VM is.

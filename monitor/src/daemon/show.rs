@@ -12,8 +12,8 @@ use crate::{
         control::{ControlRequest, RefusalKind, Reply, Request},
         incident::IncidentsView,
         view::{
-            HostView, NetworkView, PolicyView, ProbeState, ProbeView, ShowView, SignalView,
-            StatusView, StorageView, TapView, VcpuView, VmView,
+            HistoryView, HostView, NetworkView, PolicyView, ProbeState, ProbeView, ShowView,
+            SignalView, StatusView, StorageView, TapView, VcpuView, VmView,
         },
     },
     sample::{InFlightAges, Missing, ticks},
@@ -27,7 +27,7 @@ impl Engine {
         let reply = match request.request {
             Request::Status => Reply::ok(&self.status()),
             Request::Show { vm } => match self.find(&vm) {
-                Ok(watched) => Reply::ok(&self.show(watched)),
+                Ok(watched) => Reply::ok(&self.show(watched, self.history(watched))),
                 Err(reply) => reply,
             },
             Request::Evidence { id, file, offset } => {
@@ -197,7 +197,8 @@ impl Engine {
         Some(age.as_secs_f64())
     }
 
-    pub(super) fn show(&self, watched: &WatchedVm) -> ShowView {
+    /// All that is known of a VM; its last minutes are the caller's to give, since they take a while to put together.
+    pub(super) fn show(&self, watched: &WatchedVm, history: Option<HistoryView>) -> ShowView {
         let taps = watched.taps.iter().map(|probe| TapView {
             name: probe.tap.name.clone(),
             netns: probe.tap.netns.to_string(),
@@ -227,7 +228,7 @@ impl Engine {
             unseen_storage: (!storage.is_empty()).then(|| storage.join(", ")),
             signals: self.signals(watched),
             policy: PolicyView::from(&watched.terms.policy),
-            history: self.history(watched),
+            history,
             memory_dump: self.dump_view(watched.vm.id),
             notes: watched.vm.notes.clone(),
         }
