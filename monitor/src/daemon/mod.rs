@@ -14,6 +14,7 @@ mod recordings;
 mod resume;
 mod scribe;
 mod show;
+mod transport;
 mod vm;
 mod watchers;
 mod weather;

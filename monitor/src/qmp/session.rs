@@ -321,10 +321,7 @@ pub fn spawn_by(
             }
         };
         // Its only outcome is that nobody wants it any more.
-        match ended {
-            Ok(never) => match never {},
-            Err(Ended) => {}
-        }
+        let Err(Ended) = ended;
     });
     QmpHandle { requests: sender, closing }
 }

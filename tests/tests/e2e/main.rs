@@ -14,6 +14,7 @@ mod left_alone;
 mod lifecycle;
 mod neighbours;
 mod network;
+mod owners;
 mod programs;
 mod recordings;
 mod reports;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
     trials.extend(upgrade::trials());
     trials.extend(ladder::trials());
     trials.extend(killed::trials());
+    trials.extend(owners::trials());
     trials.extend(hostile::trials());
     trials.extend(witnesses::trials());
     libtest_mimic::run(&arguments, trials).exit_code()

@@ -111,8 +111,9 @@ pub async fn restart(
         .is_some_and(|text| parse_registers(text).is_ok_and(|vcpus| is_up(&vcpus)));
     let mut evidence = vec![("run-state.txt", format!("{before}\n").into_bytes())];
     evidence.extend(registers.map(|text| ("registers.txt", text.into_bytes())));
+    let told = check_all(&steps).await?;
     journal.begun(&before, steps.iter().map(ActuatorStep::words).collect()).await;
-    let done = take_all(scene, &steps, "restart", journal).await?;
+    let done = take_all(scene, &steps, "restart", told, journal).await?;
     evidence.push((EVIDENCE, done.told.into_bytes()));
     let after = match &scene.monitor {
         Ok(qmp) if !replaces_qemu => execute::settled(qmp).await.unwrap_or_else(|_| unknown()),
@@ -132,8 +133,9 @@ pub async fn restart(
 /// [`RestartError::Refused`] where nothing was tried.
 pub async fn start(scene: &Scene, journal: &mut impl Journal) -> Result<Restart, RestartError> {
     let steps = start_plan(&scene.vm.ownership, &scene.means).map_err(RestartError::Refused)?;
+    let told = check_all(&steps).await?;
     journal.begun(&unknown(), steps.iter().map(ActuatorStep::words).collect()).await;
-    let done = take_all(scene, &steps, "start", journal).await?;
+    let done = take_all(scene, &steps, "start", told, journal).await?;
     Ok(Restart {
         at: done.at,
         run_states: (unknown(), unknown()),
@@ -177,23 +179,32 @@ struct Done {
     told: String,
 }
 
+/// Makes sure of all that has to be so; returns what was told. Nothing counts as a restart until then.
+async fn check_all(steps: &[ActuatorStep]) -> Result<String, RestartError> {
+    let mut told = String::new();
+    for step in steps {
+        let ActuatorStep::Check(program, check) = step else { continue };
+        let ran = run(program, &[], CHECK_LIMIT).await;
+        note(&mut told, program, &ran);
+        let ran = ran.map_err(RestartError::NotAsked)?;
+        holds(check, &String::from_utf8_lossy(&ran.stdout))
+            .map_err(|why| RestartError::Refused(Refusal(why)))?;
+    }
+    Ok(told)
+}
+
 async fn take_all(
     scene: &Scene,
     steps: &[ActuatorStep],
     action: &str,
+    mut told: String,
     journal: &mut impl Journal,
 ) -> Result<Done, RestartError> {
     let environment = scene.environment(action);
-    let (mut at, mut done, mut told) = (None, Vec::new(), String::new());
+    let (mut at, mut done) = (None, Vec::new());
     for step in steps {
         match step {
-            ActuatorStep::Check(program, check) => {
-                let ran = run(program, &[], CHECK_LIMIT).await;
-                note(&mut told, program, &ran);
-                let ran = ran.map_err(RestartError::NotAsked)?;
-                holds(check, &String::from_utf8_lossy(&ran.stdout))
-                    .map_err(|why| RestartError::Refused(Refusal(why)))?;
-            }
+            ActuatorStep::Check(..) => {}
             ActuatorStep::SetRebootAction(wanted) => {
                 let Ok(qmp) = &scene.monitor else { continue };
                 let step = Step::SetRebootAction(*wanted);
