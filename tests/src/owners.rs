@@ -67,10 +67,12 @@ impl Drop for Entry {
     }
 }
 
-/// A group in the hierarchy that systemd uses, with one process in it, which must have ended when it is dropped.
+/// A group in the hierarchy that systemd uses, with one process in it. Dropping it removes it, and puts who
+/// is in it back where the hierarchy begins.
 #[derive(Debug)]
 pub struct UnitGroup {
     made: Vec<PathBuf>,
+    root: PathBuf,
 }
 
 impl UnitGroup {
@@ -84,7 +86,7 @@ impl UnitGroup {
         let roots = ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
         let is_root = |root: &&&str| Path::new(root).join("cgroup.procs").exists();
         let Some(root) = roots.iter().find(is_root) else { return Ok(None) };
-        let mut group = Self { made: Vec::new() };
+        let mut group = Self { made: Vec::new(), root: PathBuf::from(root) };
         let mut at = PathBuf::from(root);
         for part in path.split('/') {
             at.push(part);
@@ -102,8 +104,13 @@ impl UnitGroup {
 
 impl Drop for UnitGroup {
     fn drop(&mut self) {
-        // The kernel takes a moment to see that its last process has ended.
         for path in self.made.iter().rev() {
+            let pids = std::fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+            for pid in pids.lines() {
+                // It may have ended.
+                let _ = std::fs::write(self.root.join("cgroup.procs"), pid);
+            }
+            // The kernel takes a moment to see that a process has ended.
             for _ in 0..20 {
                 if std::fs::remove_dir(path).is_ok() || !path.exists() {
                     break;

@@ -238,7 +238,9 @@ impl Engine {
                 Progress::Expected(until) if until <= now => {
                     let incident = &mut awaited.incident;
                     incident.reason = format!("{}; no QEMU came back", incident.reason);
-                    self.conclude(awaited, Outcome::NotRecovered);
+                    let was_told = !incident.attempts.is_empty();
+                    let outcome = if was_told { Outcome::NotRecovered } else { Outcome::Refused };
+                    self.conclude(awaited, outcome);
                 }
                 Progress::Pausing(_) | Progress::Starting | Progress::Expected(_) => {
                     self.owners.awaited.push(awaited);
@@ -313,6 +315,13 @@ impl Engine {
                 let why = in_full(&error);
                 warn!(vm = awaited.vm.name, "start: {why}");
                 awaited.incident.reason = format!("{}; {why}", awaited.incident.reason);
+                let is_unit = matches!(awaited.vm.ownership.owner, Owner::SystemdUnit { .. });
+                if is_unit && matches!(error, RestartError::Refused(_)) {
+                    // systemd may be starting it by itself.
+                    awaited.progress = Progress::Expected(self.now() + FOUND_WITHIN);
+                    self.owners.awaited.push(awaited);
+                    return;
+                }
                 let outcome = match error {
                     RestartError::Refused(_) | RestartError::NotAsked(_) => Outcome::Refused,
                     RestartError::StillWriting

@@ -4,7 +4,7 @@ use super::engine::Engine;
 use crate::{
     config::{Means, QmpTransport},
     discover::{Owner, Vm},
-    program,
+    program::{self, virsh::Virsh},
     qmp::{LibvirtTarget, QmpTarget, Transport},
     recover::actuator::libvirt_uri,
 };
@@ -20,8 +20,7 @@ fn transport(vm: &Vm, means: &Means, has_virsh: bool) -> Option<Transport> {
             match libvirt_uri(*scope, means) {
                 Ok(uri) => Some(Transport::Libvirt(LibvirtTarget {
                     vm: vm.id,
-                    uri,
-                    uuid: uuid.clone(),
+                    virsh: Virsh::new(&uri, uuid),
                     domain: domain.clone(),
                 })),
                 Err(_) => target.map(Transport::Keep),

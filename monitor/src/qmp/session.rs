@@ -46,6 +46,7 @@ use super::peer::{self, PeerError};
 use super::{MAX_TEXT_CHARS, QmpEvent, RunState, printable};
 use crate::discover::VmId;
 use crate::error_text::in_full;
+use crate::program::virsh::Virsh;
 
 /// Which QEMU to talk to, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,10 +84,8 @@ impl Transport {
 pub struct LibvirtTarget {
     /// The QEMU process that the domain must be.
     pub vm: VmId,
-    /// The connection to libvirt.
-    pub uri: String,
-    /// The domain's UUID.
-    pub uuid: String,
+    /// The connection to libvirt, and the domain's UUID there.
+    pub virsh: Virsh,
     /// The domain's name, which stands in each event's line.
     pub domain: String,
 }

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     discover,
     error_text::in_full,
-    program::{self, RunError, run_keeping, virsh},
+    program::{self, RunError, run_keeping},
     qmp::{
         MAX_TEXT_CHARS, QmpEvent,
         codec::{CodecError, MAX_COMMAND_BYTES, MAX_MESSAGE_BYTES, Message, QmpCodec},
@@ -223,7 +223,7 @@ async fn execute(
     if let Some(arguments) = arguments {
         message["arguments"] = arguments.clone();
     }
-    let program = virsh::monitor_command(&target.uri, &target.uuid, &message);
+    let program = target.virsh.monitor_command(&message);
     let bytes = program.words.last().map_or(0, String::len);
     if bytes > MAX_COMMAND_BYTES {
         let source = CodecError::CommandTooLarge { bytes };
@@ -293,7 +293,7 @@ impl Events {
     fn begin_anew(&mut self, target: &LibvirtTarget) {
         self.line.clear();
         self.begins_at = Instant::now() + EVENTS_PAUSE;
-        let program = virsh::events(&target.uri, &target.uuid);
+        let program = target.virsh.events();
         let name = program.words.first().map_or("", String::as_str);
         let child = program::find(name).and_then(|path| program::spawn(&path, &program, &[]).ok());
         self.child = child.and_then(|mut child| {
@@ -359,9 +359,132 @@ fn event_in(line: &str, domain: &str) -> Option<QmpEvent> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use std::{
+        path::Path,
+        time::{Duration, Instant},
+    };
 
-    use super::{LINE_BYTES, QmpError, QmpEvent, event_in, read_line, refusal_in, reply_in};
+    use serde_json::json;
+    use tokio::{sync::mpsc, time::timeout};
+
+    use super::{
+        LINE_BYTES, LibvirtTarget, Limits, QmpError, QmpEvent, QmpNotice, QmpState, event_in,
+        read_line, refusal_in, reply_in,
+    };
+    use crate::{
+        discover::{self, VmId},
+        program::virsh::Virsh,
+        qmp::{QmpHandle, RunState, Transport, spawn_by},
+    };
+
+    type Notices = mpsc::Receiver<(VmId, QmpNotice)>;
+
+    /// A session with a `virsh` that is a script of these cases, for the domain `d` of this very process.
+    fn session(dir: &Path, cases: &str) -> (QmpHandle, Notices) {
+        let script = dir.join("virsh");
+        let own = std::process::id();
+        let text = format!(
+            "for last; do :; done\ncase \"$*\" in\n{cases}\n\
+             *query-cpus-fast*) echo '{{\"return\":[{{\"thread-id\":{own}}}]}}';;\n\
+             *query-status*) echo '{{\"return\":{{\"status\":\"running\"}}}}';;\n\
+             *qemu-monitor-event*) exec sleep 30;;\n\
+             *) echo \"error: $last\" >&2; exit 1;;\nesac\n"
+        );
+        std::fs::write(&script, text).unwrap();
+        let vm = VmId { pid: own, start_ticks: discover::start_ticks(own).unwrap() };
+        let virsh = Virsh::new("qemu:///system", "c7a5fdbd-edaf-9455-926a-d65c16db1809")
+            .by(&["/bin/sh", script.to_str().unwrap()]);
+        let target = LibvirtTarget { vm, virsh, domain: "d".to_owned() };
+        let (sender, notices) = mpsc::channel(64);
+        (spawn_by(Transport::Libvirt(target), sender, Limits::default()), notices)
+    }
+
+    async fn next(notices: &mut Notices) -> QmpNotice {
+        timeout(Duration::from_secs(20), notices.recv()).await.expect("in time").expect("one").1
+    }
+
+    async fn ready(notices: &mut Notices) {
+        assert_eq!(next(notices).await, QmpNotice::State(QmpState::Connecting));
+        assert_eq!(next(notices).await, QmpNotice::State(QmpState::Ready));
+        assert_eq!(next(notices).await, QmpNotice::RunState(RunState::Running));
+    }
+
+    #[tokio::test]
+    async fn a_session_through_virsh_answers_its_callers_with_qemus_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let cases = "*'\"x\"'*) echo '{\"return\":{\"a\":1},\"id\":\"libvirt-9\"}';;\n\
+                     *'\"no\"'*) echo '{\"error\":{\"class\":\"GenericError\",\"desc\":\"n\"}}';;\n\
+                     *'\"late\"'*) sleep 30;;";
+        let (handle, mut notices) = session(dir.path(), cases);
+        ready(&mut notices).await;
+        let limit = Duration::from_secs(20);
+        let (x, no) = tokio::join!(
+            handle.execute("x", Some(json!({"b": "c d"})), limit),
+            handle.execute("no", None, limit)
+        );
+        assert_eq!(x.unwrap(), json!({"a": 1}));
+        assert!(matches!(no, Err(QmpError::Command { .. })), "{no:?}");
+        let begin = Instant::now();
+        let late = handle.execute("late", None, Duration::from_millis(300)).await;
+        assert!(matches!(late, Err(QmpError::Timeout { .. })), "{late:?}");
+        assert!(begin.elapsed() < Duration::from_secs(20));
+        let state = next(&mut notices).await;
+        assert!(matches!(state, QmpNotice::State(QmpState::Unresponsive { .. })), "{state:?}");
+        // The next answer shows that it is there again.
+        assert!(handle.execute("x", None, limit).await.is_ok());
+        assert_eq!(next(&mut notices).await, QmpNotice::State(QmpState::Ready));
+        assert_eq!(next(&mut notices).await, QmpNotice::RunState(RunState::Running));
+    }
+
+    #[tokio::test]
+    async fn events_come_with_their_details_and_only_of_this_domain() {
+        let dir = tempfile::tempdir().unwrap();
+        let cases = "*qemu-monitor-event*)\n\
+             echo \"2026: event STOP for domain 'other': <null>\"\n\
+             echo \"2026: event GUEST_PANICKED for domain 'd': {\\\"action\\\":\\\"pause\\\"}\"\n\
+             exec sleep 30;;";
+        let (_handle, mut notices) = session(dir.path(), cases);
+        let mut heard = Vec::new();
+        while heard.len() < 4 {
+            heard.push(next(&mut notices).await);
+        }
+        let panicked = QmpEvent::GuestPanicked { action: "pause".to_owned() };
+        assert!(heard.contains(&QmpNotice::Event(panicked)), "{heard:?}");
+        assert!(heard.contains(&QmpNotice::RunState(RunState::Running)), "{heard:?}");
+    }
+
+    #[tokio::test]
+    async fn a_domain_that_is_another_qemu_is_never_told_anything() {
+        let dir = tempfile::tempdir().unwrap();
+        let cases = "*query-cpus-fast*) echo '{\"return\":[{\"thread-id\":1}]}';;";
+        let (handle, mut notices) = session(dir.path(), cases);
+        assert_eq!(next(&mut notices).await, QmpNotice::State(QmpState::Connecting));
+        match next(&mut notices).await {
+            QmpNotice::State(QmpState::Refused { reason }) => {
+                assert!(reason.contains("another QEMU"), "{reason}");
+            }
+            other => panic!("{other:?}"),
+        }
+        let told = handle.execute("system_reset", None, Duration::from_secs(5)).await;
+        assert!(matches!(told, Err(QmpError::NotConnected { .. })), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn a_libvirt_that_goes_away_is_a_connection_that_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let cases = "*'\"x\"'*) echo 'error: failed to connect to the hypervisor' >&2; exit 1;;";
+        let (handle, mut notices) = session(dir.path(), cases);
+        ready(&mut notices).await;
+        let told = handle.execute("x", None, Duration::from_secs(20)).await;
+        assert!(matches!(told, Err(QmpError::NotConnected { .. })), "{told:?}");
+        let state = next(&mut notices).await;
+        assert!(matches!(state, QmpNotice::State(QmpState::Closed { .. })), "{state:?}");
+        // It is tried again.
+        assert_eq!(next(&mut notices).await, QmpNotice::State(QmpState::Ready));
+        handle.close();
+        let told = handle.execute("x", None, Duration::from_secs(5)).await;
+        assert!(matches!(told, Err(QmpError::SessionClosed)), "{told:?}");
+    }
 
     #[test]
     fn an_event_is_read_from_the_lines_of_each_version() {

@@ -13,7 +13,7 @@ use crate::{
     config::{Actuator, Means},
     discover::{self, Owner, ResetAction, Vm},
     error_text::in_full,
-    program::{Program, Ran, RunError, run, virsh},
+    program::{Program, Ran, RunError, run, virsh::Virsh},
     qmp::{MAX_TEXT_CHARS, QmpHandle, RunState, is_up, parse_registers, printable},
     recover::{Journal, OwnerError, Refusal, Restart, RestartError, Step, execute},
 };
@@ -158,7 +158,7 @@ async fn reboot_action(scene: &Scene) -> Result<ResetAction, RestartError> {
         return Ok(told);
     }
     let uri = libvirt_uri(*scope, &scene.means).map_err(RestartError::Refused)?;
-    let xml = run(&virsh::on_domain(&uri, "dumpxml", uuid), &[], CHECK_LIMIT).await;
+    let xml = run(&Virsh::new(&uri, uuid).on_domain("dumpxml"), &[], CHECK_LIMIT).await;
     let xml = xml.map_err(RestartError::NotAsked)?;
     Ok(match on_reboot(&String::from_utf8_lossy(&xml.stdout)) {
         Some("restart") | None => told,
