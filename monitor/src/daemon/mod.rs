@@ -10,6 +10,7 @@ mod hearing;
 mod hold;
 mod plugged;
 mod recordings;
+mod restarts;
 mod resume;
 mod scribe;
 mod show;
