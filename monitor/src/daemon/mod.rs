@@ -11,6 +11,7 @@ mod hold;
 mod owners;
 mod plugged;
 mod recordings;
+mod restarts;
 mod resume;
 mod scribe;
 mod show;

@@ -358,6 +358,8 @@ struct Inbox {
 impl Inbox {
     async fn next(&mut self) -> Result<Request, Ended> {
         tokio::select! {
+            // What comes after the end is not carried out any more.
+            biased;
             () = self.closing.cancelled() => Err(Ended),
             request = self.requests.recv() => request.ok_or(Ended),
         }

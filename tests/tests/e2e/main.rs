@@ -19,6 +19,7 @@ mod programs;
 mod recordings;
 mod reports;
 mod rig;
+mod run_states;
 mod storage;
 mod upgrade;
 mod witnesses;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
     trials.extend(lifecycle::trials());
     trials.extend(upgrade::trials());
     trials.extend(ladder::trials());
+    trials.extend(run_states::trials());
     trials.extend(killed::trials());
     trials.extend(owners::trials());
     trials.extend(hostile::trials());
