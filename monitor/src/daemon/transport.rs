@@ -47,40 +47,11 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
-    use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc};
-
     use super::*;
     use crate::{
         config::Config,
-        discover::{Accelerator, LibvirtScope, Ownership, Plugged, ResetAction, VmId},
+        discover::{LibvirtScope, Ownership},
     };
-
-    fn vm(owner: Owner, sockets: &[&str]) -> Vm {
-        let devnull = std::fs::File::open("/dev/null").unwrap();
-        Vm {
-            id: VmId { pid: 4711, start_ticks: 1 },
-            name: "web-1".to_owned(),
-            uuid: None,
-            accelerator: Accelerator::Kvm,
-            executable: PathBuf::from("/usr/bin/kvm"),
-            uid: 0,
-            ownership: Ownership { owner, ..Ownership::bare() },
-            netns: 1,
-            qmp_sockets: sockets.iter().map(PathBuf::from).collect(),
-            plugged: Plugged::default(),
-            unseen_networks: Vec::new(),
-            disks: Vec::new(),
-            vcpus: 1,
-            machine: None,
-            reboot_action: ResetAction::Reset,
-            has_balloon: false,
-            has_agent_channel: false,
-            agent_socket: None,
-            console_logs: Vec::new(),
-            notes: Vec::new(),
-            pidfd: Arc::new(OwnedFd::from(devnull)),
-        }
-    }
 
     fn libvirt(scope: LibvirtScope) -> Owner {
         let uuid = "c7a5fdbd-edaf-9455-926a-d65c16db1809".to_owned();
@@ -89,7 +60,8 @@ mod tests {
 
     fn way(owner: Owner, sockets: &[&str], toml: &str) -> Option<&'static str> {
         let means = Config::parse(toml, "").unwrap().means;
-        transport(&vm(owner, sockets), &means, true).map(|way| match way {
+        let ownership = Ownership { owner, ..Ownership::bare() };
+        transport(&Vm::stand_in(ownership, sockets), &means, true).map(|way| match way {
             Transport::Keep(_) => "keep",
             Transport::Brief(_) => "brief",
             Transport::Libvirt(_) => "virsh",

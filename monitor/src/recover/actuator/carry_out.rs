@@ -320,7 +320,96 @@ fn threads(reply: &str) -> Option<Vec<u32>> {
 mod tests {
     use serde_json::json;
 
-    use super::{Check, holds, is_return, on_reboot};
+    use super::*;
+    use crate::discover::Ownership;
+
+    /// What was written down, in order.
+    #[derive(Default)]
+    struct Noted(Vec<String>);
+
+    impl Journal for Noted {
+        async fn begun(&mut self, run_state: &RunState, steps: Vec<String>) {
+            self.0.push(format!("begun: {run_state}: {}", steps.join("; ")));
+        }
+
+        async fn told(&mut self, _at: SystemTime) {
+            self.0.push("told".to_owned());
+        }
+    }
+
+    /// A VM without a monitor, for which a shell runs `script`.
+    fn scene(script: &str) -> Scene {
+        let command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+        let text = |text: &str| text.to_owned();
+        Scene {
+            vm: Arc::new(Vm::stand_in(Ownership::bare(), &[])),
+            means: Means {
+                actuator: Actuator::Command,
+                command,
+                command_limit: Duration::from_secs(20),
+                start_exited: true,
+                ..Means::default()
+            },
+            monitor: Err(None),
+            incident: (text("20261122T100001Z-web-1"), text("halted"), text("why\nnot $(id)")),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_command_is_written_down_before_it_runs_and_kept_with_what_it_printed() {
+        let mut noted = Noted::default();
+        let said =
+            "echo $FLATLINE_ACTION $FLATLINE_VM $FLATLINE_CAUSE; echo \"$FLATLINE_REASON\" >&2";
+        let done = restart(&scene(said), || None, &mut noted).await.unwrap();
+        let [begun, told] = &noted.0[..] else { panic!("{:?}", noted.0) };
+        assert!(begun.starts_with("begun: not known: /bin/sh -c ") && told == "told", "{begun}");
+        assert!(done.action.starts_with("/bin/sh -c "), "{}", done.action);
+        let printed = done.evidence.iter().find(|(name, _)| *name == EVIDENCE).unwrap();
+        let printed = String::from_utf8(printed.1.clone()).unwrap();
+        assert!(printed.contains("\nrestart web-1 halted\nwhy?not $(id)\n"), "{printed}");
+        let done = start(&scene("echo $FLATLINE_ACTION"), &mut noted).await.unwrap();
+        let printed = String::from_utf8(done.evidence[0].1.clone()).unwrap();
+        assert!(printed.ends_with("\nstart\n"), "{printed}");
+    }
+
+    #[tokio::test]
+    async fn a_command_that_fails_may_have_done_it_all_the_same() {
+        let mut noted = Noted::default();
+        let failed = restart(&scene("exit 7"), || None, &mut noted).await.unwrap_err();
+        assert!(matches!(failed, RestartError::Owner { reset_at: Some(_), .. }), "{failed:?}");
+        assert!(in_full(&failed).contains("exited with code 7"), "{}", in_full(&failed));
+        assert_eq!(noted.0.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_is_neither_run_nor_written_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let mark = dir.path().join("mark");
+        let mut scene = scene(&format!("touch {}", mark.display()));
+        scene.monitor = Err(Some("QMP is being connected".to_owned()));
+        let mut noted = Noted::default();
+        let refused = restart(&scene, || None, &mut noted).await.unwrap_err();
+        assert!(matches!(refused, RestartError::Refused(_)), "{refused:?}");
+        scene.means.start_exited = false;
+        let refused = start(&scene, &mut noted).await.unwrap_err();
+        assert!(matches!(refused, RestartError::Refused(_)), "{refused:?}");
+        assert!(noted.0.is_empty() && !mark.exists());
+    }
+
+    #[tokio::test]
+    async fn a_check_that_fails_ends_a_plan_before_its_first_step() {
+        let check = Program::new(["/bin/echo", "MainPID=1"]);
+        let steps = [ActuatorStep::Check(check, Check::IsMainProcess(4711))];
+        let refused = check_all(&steps).await.unwrap_err();
+        assert!(matches!(refused, RestartError::Refused(_)), "{refused:?}");
+        let nobody = Program::new(["no-such-program"]);
+        let steps = [ActuatorStep::Check(nobody, Check::IsDown)];
+        let unknown = check_all(&steps).await.unwrap_err();
+        assert!(matches!(unknown, RestartError::NotAsked(_)), "{unknown:?}");
+        let check = Program::new(["/bin/echo", "MainPID=4711"]);
+        let steps = [ActuatorStep::Check(check, Check::IsMainProcess(4711))];
+        assert!(check_all(&steps).await.unwrap().contains("MainPID=4711"));
+    }
 
     #[test]
     fn a_unit_is_only_restarted_if_it_is_about_this_very_process() {
