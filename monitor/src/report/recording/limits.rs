@@ -74,8 +74,16 @@ pub(super) fn watch(watch: &Watch) -> Result<(), Malformed> {
         storm: _,
         last,
     } = watch;
-    let Line { last_life, last_sign: _, still_since, zero_since, pinned_since, got: _, wanted: _ } =
-        line;
+    let Line {
+        last_life,
+        last_sign: _,
+        still_since,
+        zero_since,
+        pinned_since,
+        got: _,
+        wanted: _,
+        ran: _,
+    } = line;
     let Boot { began, held, first_life, answered: _, calibrated, dump } = boot;
     let dump = dump
         .map(|Dump { since, last_write, quiet_for, unheard: _ }| [since, last_write, quiet_for]);
