@@ -20,6 +20,7 @@ pub mod image;
 pub mod interrupt;
 mod machine;
 pub mod netns;
+pub mod owners;
 pub mod qmp;
 pub mod scenario;
 pub mod soak;

@@ -172,6 +172,18 @@ impl Memory {
         Ok(Self(mount_point.to_owned()))
     }
 
+    /// Gives it more room, or less.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be mounted again.
+    pub fn resize(&self, bytes: u64) -> Result<()> {
+        let options = format!("remount,size={bytes}");
+        let words = ["-o", &options].map(AsRef::as_ref);
+        command::run("mount", words.into_iter().chain([self.0.as_os_str()]))?;
+        Ok(())
+    }
+
     /// Where it is mounted.
     pub fn path(&self) -> &Path {
         &self.0

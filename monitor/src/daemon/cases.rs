@@ -1,26 +1,22 @@
 //! Cases: from a conviction to what came of it.
 //!
-//! One crash is one incident, however often the guest has to be restarted for it. What is to be done is written down
-//! before it is done (`scribe`), so that whoever comes after this daemon goes on where it was ended (`resume`).
+//! One crash is one incident, however often the guest has to be restarted for it (`restarts`). What is to be done is
+//! written down before it is done (`scribe`), so that whoever comes after this daemon goes on where it was ended
+//! (`resume`).
 
 use std::time::SystemTime;
 
 use tracing::{info, warn};
 
 use super::{
-    Message,
     engine::Engine,
-    scribe::Log,
     vm::{Case, Stage, WatchedVm},
 };
 use crate::{
     config::Policy,
     discover::VmId,
-    error_text::in_full,
-    recover::{
-        Circumstances, Clearance, HOST_WINDOW, Restart, RestartError, actuator::restart, clearance,
-    },
-    report::incident::{Attempt, Incident, Outcome},
+    recover::{Circumstances, Clearance, HOST_WINDOW, clearance},
+    report::incident::{Incident, Outcome},
     verdict::{Cause, Input, State},
 };
 
@@ -28,29 +24,20 @@ impl Engine {
     /// A VM was convicted just now.
     pub(super) fn convicted(&mut self, id: VmId, cause: Cause) {
         let now = self.now();
-        let Some(watched) = self.vms.get(&id) else { return };
+        let Some(watched) = self.vms.get_mut(&id) else { return };
         warn!(vm = watched.vm.name, %cause, "crashed: {}", watched.watch.reason);
-        let incident = Incident {
-            detect_seconds: Some(watched.watch.line.silence(now).as_secs_f64()),
-            ..self.new_incident(watched, cause, watched.watch.reason.clone())
+        let (reason, silence) = (watched.watch.reason.clone(), watched.watch.line.silence(now));
+        let earlier = watched.case.take();
+        // One that was not restarted, or showed no life since, crashed once and not twice.
+        let incident = match earlier.filter(|case| case.stage.is_open()) {
+            Some(Case { incident, .. }) => Incident { reason, outcome: None, ..incident },
+            None => {
+                let Some(watched) = self.vms.get(&id) else { return };
+                let incident = self.new_incident(watched, cause, reason);
+                Incident { detect_seconds: Some(silence.as_secs_f64()), ..incident }
+            }
         };
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        // One that was not restarted, or showed no life since, crashed once and not twice.
-        let incident = match watched.case.take() {
-            Some(Case {
-                incident: earlier,
-                stage:
-                    Stage::WaitingForMonitor
-                    | Stage::WaitingForDump
-                    | Stage::AwaitingLife { .. }
-                    | Stage::Pausing { .. }
-                    | Stage::Resuming
-                    | Stage::OnHold
-                    | Stage::Reopened,
-                since: _,
-            }) => Incident { reason: incident.reason, outcome: None, ..earlier },
-            Some(Case { stage: Stage::Restarting | Stage::Closed, .. }) | None => incident,
-        };
         watched.case = Some(Case { incident, stage: Stage::WaitingForMonitor, since: now });
         self.proceed(id, cause);
     }
@@ -172,166 +159,11 @@ impl Engine {
         times
     }
 
-    /// Has the guest restarted, or notes why it can't be told.
-    pub(super) fn begin_restart(&mut self, id: VmId, limit: String) {
-        let scene = match self.scene(id) {
-            Ok(scene) => scene,
-            Err((why, stage)) => return self.refuse(id, &why, stage),
-        };
-        let Some(watched) = self.vms.get_mut(&id) else { return };
-        let Some(case) = &mut watched.case else { return };
-        case.stage = Stage::Restarting;
-        case.incident.outcome = None;
-        let mut log = Log {
-            scribe: self.scribe.clone(),
-            store: self.store.clone(),
-            incident: case.incident.clone(),
-            limit,
-        };
-        let messages = self.messages.clone();
-        let announced = watched.watch.state.cause() == Some(Cause::Panicked);
-        let (counters, slot) = (self.counters.clone(), watched.slot.clone());
-        let writes = move || {
-            let row = counters.row(id, slot.clone().ok()?).ok()?;
-            announced.then_some(row.storage.write_ops)
-        };
-        tokio::spawn(async move {
-            let result = restart(&scene, writes, &mut log).await;
-            let _ = messages.send(Message::Restarted(id, log.incident.attempts, result));
-        });
-    }
-
-    /// A VM that waits for its restart: until its QEMU can be told of it, or its pause is over.
-    pub(super) fn retry_restart(&mut self, id: VmId) {
-        let Some(watched) = self.vms.get(&id) else { return };
-        let Some(case) = &watched.case else { return };
-        let (stage, cause) = (case.stage, watched.watch.state.cause());
-        let (true, Some(cause)) = (self.is_crashed(id), cause) else { return };
-        match stage {
-            Stage::Pausing { until } if until <= self.now() => self.proceed(id, cause),
-            Stage::WaitingForMonitor if self.monitor_of(id).is_ok() => self.retry(id, cause),
-            Stage::Resuming => self.resume(id, cause),
-            Stage::OnHold => self.end_of_hold(id),
-            Stage::Pausing { .. }
-            | Stage::Restarting
-            | Stage::AwaitingLife { .. }
-            | Stage::WaitingForMonitor
-            | Stage::WaitingForDump
-            | Stage::Reopened
-            | Stage::Closed => {}
-        }
-    }
-
-    fn retry(&mut self, id: VmId, cause: Cause) {
-        let now = self.now();
-        match cause {
-            // Said by the guest or KVM, and still to be read in the run state.
-            Cause::Panicked | Cause::InternalError | Cause::Watchdog => self.proceed(id, cause),
-            // Convicted without a look at its registers, which can be had now.
-            Cause::Halted
-            | Cause::Spinning
-            | Cause::Silent
-            | Cause::BootLoop
-            | Cause::QemuExited => {
-                let Some(watched) = self.vms.get_mut(&id) else { return };
-                watched.feed(&Input::Reexamine, now);
-            }
-        }
-    }
-
-    /// A restart ended, one way or the other.
-    pub(super) fn restarted(
-        &mut self,
-        id: VmId,
-        attempts: Vec<Attempt>,
-        result: Result<Restart, RestartError>,
-    ) {
-        let now = self.now();
-        let Some(watched) = self.vms.get_mut(&id) else { return };
-        let cause = watched.watch.state.cause();
-        let (Some(case), Some(cause)) = (&mut watched.case, cause) else { return };
-        case.incident.attempts = attempts;
-        match result {
-            Ok(done) => {
-                info!(
-                    vm = watched.vm.name,
-                    "{}: {} -> {}", done.action, done.run_states.0, done.run_states.1
-                );
-                case.stage = Stage::AwaitingLife { since: done.at };
-                case.incident.action = Some(done.action);
-                case.incident.action_at = Some(done.at);
-                case.incident.was_up = done.was_up;
-                case.incident.name_evidence(&done.evidence);
-                let recording = watched.recorder.evidence(&mut case.incident);
-                self.scribe.write(&case.incident, done.evidence, recording);
-                watched.run_state = Some(done.run_states.1);
-                // Whatever was asked before belongs to the time before.
-                watched.run_state_answered = watched.run_state_asked;
-                watched.feed(&Input::Restarted { cause, was_up: done.was_up }, now);
-                self.forget_addresses(id);
-            }
-            Err(RestartError::StillWriting) => {
-                case.stage = Stage::WaitingForDump;
-                watched.feed(&Input::StillWriting, now);
-            }
-            Err(RestartError::Refused(why)) => {
-                watched.feed(&Input::SetAside(format!("not restarted: {why}")), now);
-                self.refuse(id, &why.to_string(), Stage::Reopened);
-            }
-            Err(error @ (RestartError::Unknown(_) | RestartError::NotAsked(_))) => {
-                self.refuse(id, &in_full(&error), Stage::WaitingForMonitor);
-            }
-            Err(mut error) => {
-                // It may have been reset all the same: it gets its time to show life.
-                let evidence = error.take_evidence();
-                let why = in_full(&error);
-                warn!(vm = watched.vm.name, "restart: {why}");
-                let at = match error {
-                    RestartError::Step { reset_at, .. } | RestartError::Owner { reset_at, .. } => {
-                        reset_at
-                    }
-                    _ => Some(SystemTime::now()),
-                };
-                case.stage = Stage::AwaitingLife { since: at.unwrap_or_else(SystemTime::now) };
-                case.incident.action = at.map(|_| "system_reset".to_owned());
-                case.incident.action_at = at;
-                case.incident.reason = format!("{}; {why}", case.incident.reason);
-                case.incident.name_evidence(&evidence);
-                let recording = watched.recorder.evidence(&mut case.incident);
-                self.scribe.write(&case.incident, evidence, recording);
-                watched.feed(&Input::Restarted { cause, was_up: false }, now);
-                self.forget_addresses(id);
-            }
-        }
-    }
-
-    /// A restarted guest showed life.
-    pub(super) fn recovered(&mut self, id: VmId) {
-        let Some(watched) = self.vms.get_mut(&id) else { return };
-        if let Some(Case { incident, stage: Stage::AwaitingLife { since }, .. }) = &mut watched.case
-        {
-            let now = SystemTime::now();
-            incident.recovered_at = Some(now);
-            incident.recover_seconds =
-                now.duration_since(*since).ok().map(|took| took.as_secs_f64());
-        }
-        info!(vm = watched.vm.name, "recovered: {}", watched.watch.reason);
-        self.close(id, Outcome::Recovered, None);
-    }
-
     /// A guest that was convicted lives after all, or came back by a restart that nobody saw the end of.
     pub(super) fn lives_after_all(&mut self, id: VmId) {
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let Some(case) = &mut watched.case else { return };
-        let waits = matches!(
-            case.stage,
-            Stage::Resuming
-                | Stage::Pausing { .. }
-                | Stage::WaitingForMonitor
-                | Stage::WaitingForDump
-                | Stage::OnHold
-                | Stage::Reopened
-        );
+        let waits = case.stage.is_open() && !matches!(case.stage, Stage::AwaitingLife { .. });
         let heard = watched.watch.line.heard.is_some_and(|at| at > case.since);
         if !(waits && heard && watched.watch.state == State::Alive) {
             return;
@@ -353,7 +185,7 @@ impl Engine {
         }
     }
 
-    fn refuse(&mut self, id: VmId, why: &str, stage: Stage) {
+    pub(super) fn refuse(&mut self, id: VmId, why: &str, stage: Stage) {
         self.close(id, Outcome::Refused, Some(why));
         if let Some(case) = self.vms.get_mut(&id).and_then(|watched| watched.case.as_mut()) {
             case.stage = stage;

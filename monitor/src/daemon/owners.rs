@@ -1,5 +1,4 @@
-//! What a VM's owner has to do with it: how its QEMU is spoken to, by what it is restarted, and what is done once its
-//! QEMU is gone.
+//! What a VM's owner has to do with it: by what it is restarted, and what is done once its QEMU is gone.
 //!
 //! A QEMU that ended without having been asked to is started again by its owner's means, where that is configured and
 //! its budget allows it. Until the new one is found, the incident is kept among the [`Awaited`]; the new QEMU takes it
@@ -20,16 +19,13 @@ use super::{
     vm::{Case, Stage, WatchedVm},
 };
 use crate::{
-    config::{Actuator, Means, QmpTransport},
+    config::{Actuator, Means},
     discover::{self, Owner, Vm, VmId},
     error_text::in_full,
-    program,
-    qmp::{LibvirtTarget, QmpEvent, QmpTarget, Transport},
+    qmp::QmpEvent,
     recover::{
         Clearance, Ending, Restart, RestartError,
-        actuator::{
-            MonitorSays, Scene, Situation, chosen, libvirt_uri, restart_plan, start, start_plan,
-        },
+        actuator::{MonitorSays, Scene, Situation, chosen, restart_plan, start, start_plan},
         ending,
         evidence::Wanted,
     },
@@ -90,6 +86,11 @@ impl Owners {
         }
     }
 
+    /// Notes that its events are heard late, or never.
+    pub(super) fn hears_late_of(&mut self, id: VmId) {
+        self.late.insert(id);
+    }
+
     /// Whether its events are heard late, or never.
     pub(super) fn hears_late(&self, id: VmId) -> bool {
         self.late.contains(&id)
@@ -102,42 +103,7 @@ impl Owners {
     }
 }
 
-/// By which way a QEMU is talked to; `None` if by none.
-fn transport(vm: &Vm, means: &Means, has_virsh: bool) -> Option<Transport> {
-    let socket = vm.qmp_sockets.first();
-    let target = socket.map(|socket| QmpTarget { vm: vm.id, socket: socket.clone() });
-    match (means.qmp, &vm.ownership.owner) {
-        (QmpTransport::Keep, _) => target.map(Transport::Keep),
-        (QmpTransport::Brief, _) => target.map(Transport::Brief),
-        (QmpTransport::Auto, Owner::Libvirt { uuid, domain, scope }) if has_virsh => {
-            match libvirt_uri(*scope, means) {
-                Ok(uri) => Some(Transport::Libvirt(LibvirtTarget {
-                    vm: vm.id,
-                    uri,
-                    uuid: uuid.clone(),
-                    domain: domain.clone(),
-                })),
-                Err(_) => target.map(Transport::Keep),
-            }
-        }
-        (QmpTransport::Auto, Owner::Proxmox { .. } | Owner::Ganeti { .. }) => {
-            target.map(Transport::Brief)
-        }
-        (QmpTransport::Auto, _) => target.map(Transport::Keep),
-    }
-}
-
 impl Engine {
-    /// By which way it is talked to; `None` if by none.
-    pub(super) fn transport_to(&mut self, vm: &Vm) -> Option<Transport> {
-        let means = self.config.means_for(&vm.name);
-        let way = transport(vm, &means, program::find("virsh").is_some());
-        if matches!(way, Some(Transport::Brief(_) | Transport::Libvirt(_))) {
-            self.owners.late.insert(vm.id);
-        }
-        way
-    }
-
     /// Who started it, for people.
     pub(super) fn owner_view(&self, vm: &Vm) -> OwnerView {
         let means = self.config.means_for(&vm.name);
@@ -190,6 +156,14 @@ impl Engine {
             {
                 info!(vm = watched.vm.name, "its QEMU is being replaced: {words}");
                 self.expect(watched, case.incident, Progress::Starting);
+                return;
+            }
+            Some(Case { incident, stage: Stage::AwaitingLife { .. }, .. })
+                if self.is_being_replaced(&watched.vm) =>
+            {
+                // A command may end before what it leads to.
+                info!(vm = watched.vm.name, "its QEMU is being replaced: {words}");
+                self.expect(watched, incident, Progress::Expected(self.now() + FOUND_WITHIN));
                 return;
             }
             Some(Case { mut incident, stage, .. }) => {
@@ -266,7 +240,9 @@ impl Engine {
                 Progress::Expected(until) if until <= now => {
                     let incident = &mut awaited.incident;
                     incident.reason = format!("{}; no QEMU came back", incident.reason);
-                    self.conclude(awaited, Outcome::NotRecovered);
+                    let was_told = !incident.attempts.is_empty();
+                    let outcome = if was_told { Outcome::NotRecovered } else { Outcome::Refused };
+                    self.conclude(awaited, outcome);
                 }
                 Progress::Pausing(_) | Progress::Starting | Progress::Expected(_) => {
                     self.owners.awaited.push(awaited);
@@ -342,6 +318,13 @@ impl Engine {
                 let why = in_full(&error);
                 warn!(vm = awaited.vm.name, "start: {why}");
                 awaited.incident.reason = format!("{}; {why}", awaited.incident.reason);
+                let is_unit = matches!(awaited.vm.ownership.owner, Owner::SystemdUnit { .. });
+                if is_unit && matches!(error, RestartError::Refused(_)) {
+                    // systemd may be starting it by itself.
+                    awaited.progress = Progress::Expected(self.now() + FOUND_WITHIN);
+                    self.owners.awaited.push(awaited);
+                    return;
+                }
                 let outcome = match error {
                     RestartError::Refused(_) | RestartError::NotAsked(_) => Outcome::Refused,
                     RestartError::StillWriting
@@ -437,89 +420,7 @@ fn scene_of(
 
 #[cfg(test)]
 mod tests {
-    use std::{os::fd::OwnedFd, path::PathBuf};
-
     use super::*;
-    use crate::{
-        config::Config,
-        discover::{Accelerator, LibvirtScope, Ownership, Plugged, ResetAction},
-    };
-
-    fn vm(owner: Owner, sockets: &[&str]) -> Vm {
-        let devnull = std::fs::File::open("/dev/null").unwrap();
-        Vm {
-            id: VmId { pid: 4711, start_ticks: 1 },
-            name: "web-1".to_owned(),
-            uuid: None,
-            accelerator: Accelerator::Kvm,
-            executable: PathBuf::from("/usr/bin/kvm"),
-            uid: 0,
-            ownership: Ownership { owner, ..Ownership::bare() },
-            netns: 1,
-            qmp_sockets: sockets.iter().map(PathBuf::from).collect(),
-            plugged: Plugged::default(),
-            unseen_networks: Vec::new(),
-            disks: Vec::new(),
-            vcpus: 1,
-            machine: None,
-            reboot_action: ResetAction::Reset,
-            has_balloon: false,
-            has_agent_channel: false,
-            agent_socket: None,
-            console_logs: Vec::new(),
-            notes: Vec::new(),
-            pidfd: Arc::new(OwnedFd::from(devnull)),
-        }
-    }
-
-    fn libvirt(scope: LibvirtScope) -> Owner {
-        let uuid = "c7a5fdbd-edaf-9455-926a-d65c16db1809".to_owned();
-        Owner::Libvirt { domain: "web-1".to_owned(), uuid, scope }
-    }
-
-    fn way(owner: Owner, sockets: &[&str], toml: &str) -> Option<&'static str> {
-        let means = Config::parse(toml, "").unwrap().means;
-        transport(&vm(owner, sockets), &means, true).map(|way| match way {
-            Transport::Keep(_) => "keep",
-            Transport::Brief(_) => "brief",
-            Transport::Libvirt(_) => "virsh",
-        })
-    }
-
-    #[test]
-    fn a_socket_that_its_owner_needs_as_well_is_not_kept() {
-        let sockets = &["/run/q.qmp"][..];
-        assert_eq!(way(Owner::Bare, sockets, ""), Some("keep"));
-        assert_eq!(
-            way(Owner::SystemdUnit { unit: "q.service".to_owned() }, sockets, ""),
-            Some("keep")
-        );
-        assert_eq!(way(Owner::Proxmox { vmid: 100 }, sockets, ""), Some("brief"));
-        assert_eq!(way(Owner::Ganeti { instance: "a".to_owned() }, sockets, ""), Some("brief"));
-        assert_eq!(way(libvirt(LibvirtScope::System), &[], ""), Some("virsh"));
-        assert_eq!(way(Owner::Bare, &[], ""), None);
-    }
-
-    #[test]
-    fn what_is_configured_counts_for_every_owner_that_has_a_socket() {
-        for (key, expected) in [("keep", "keep"), ("brief", "brief")] {
-            let toml = format!("[recovery]\nqmp = \"{key}\"\n");
-            for owner in [Owner::Bare, Owner::Proxmox { vmid: 100 }, libvirt(LibvirtScope::System)]
-            {
-                assert_eq!(way(owner, &["/run/q.qmp"], &toml), Some(expected));
-            }
-            assert_eq!(way(libvirt(LibvirtScope::System), &[], &toml), None);
-        }
-    }
-
-    #[test]
-    fn a_user_s_libvirt_is_not_spoken_to_unless_it_is_named() {
-        let session = || libvirt(LibvirtScope::Session);
-        assert_eq!(way(session(), &[], ""), None);
-        assert_eq!(way(session(), &["/run/own.qmp"], ""), Some("keep"));
-        let named = "[recovery]\nlibvirt_uri = \"qemu+unix:///session?socket=/run/s\"\n";
-        assert_eq!(way(session(), &[], named), Some("virsh"));
-    }
 
     #[test]
     fn last_words_count_until_the_machine_is_reset() {

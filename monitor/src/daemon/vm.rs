@@ -118,6 +118,22 @@ pub(super) enum Stage {
     Closed,
 }
 
+impl Stage {
+    /// Whether another conviction, before the guest showed life, is of the same crash.
+    pub(super) fn is_open(self) -> bool {
+        match self {
+            Self::Resuming
+            | Self::Pausing { .. }
+            | Self::AwaitingLife { .. }
+            | Self::WaitingForMonitor
+            | Self::WaitingForDump
+            | Self::OnHold
+            | Self::Reopened => true,
+            Self::Restarting | Self::Closed => false,
+        }
+    }
+}
+
 impl WatchedVm {
     /// The key under which its restarts are counted: its UUID, or its name without one.
     pub(super) fn key(&self) -> &str {

@@ -2,11 +2,19 @@
 
 use std::path::Path;
 
-use super::{command_line, files, options, proc, taps};
+use super::{command_line, files, options, owner, proc, taps};
 
 pub(crate) fn command_line(bytes: &[u8]) {
     let arguments = options::split_arguments(bytes);
     let Some(told) = command_line::describe(&arguments) else { return };
+    let cgroups = String::from_utf8_lossy(bytes).into_owned();
+    let traces = owner::Traces { cgroups, told: told.traces.clone(), ancestors: Vec::new() };
+    let ownership = owner::classify(&traces);
+    // They are shown, and become arguments of programs that root runs.
+    assert!(ownership.evidence.iter().all(|text| !text.chars().any(char::is_control)));
+    assert!(
+        ownership.owner.name().is_none_or(|name| !name.starts_with('-') && !name.contains('\0'))
+    );
     // It goes into log lines and files.
     assert!(told.name.is_none_or(|name| !name.chars().any(char::is_control)));
 }

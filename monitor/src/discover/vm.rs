@@ -136,6 +136,37 @@ impl Vm {
     }
 }
 
+#[cfg(test)]
+impl Vm {
+    /// One called `web-1` of this owner, which is no process.
+    pub(crate) fn stand_in(ownership: Ownership, qmp_sockets: &[&str]) -> Self {
+        let devnull = std::fs::File::open("/dev/null").expect("it is everywhere");
+        Self {
+            id: VmId { pid: u32::MAX, start_ticks: 1 },
+            name: "web-1".to_owned(),
+            uuid: None,
+            accelerator: Accelerator::Kvm,
+            executable: PathBuf::from("/usr/bin/kvm"),
+            uid: 0,
+            ownership,
+            netns: 1,
+            qmp_sockets: qmp_sockets.iter().map(PathBuf::from).collect(),
+            plugged: Plugged::default(),
+            unseen_networks: Vec::new(),
+            disks: Vec::new(),
+            vcpus: 1,
+            machine: None,
+            reboot_action: ResetAction::Reset,
+            has_balloon: false,
+            has_agent_channel: false,
+            agent_socket: None,
+            console_logs: Vec::new(),
+            notes: Vec::new(),
+            pidfd: Arc::new(OwnedFd::from(devnull)),
+        }
+    }
+}
+
 /// Which processes count.
 #[derive(Debug, Clone, Default)]
 pub struct Scope {

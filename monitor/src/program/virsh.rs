@@ -7,32 +7,55 @@ use serde_json::Value;
 
 use super::Program;
 
-/// `virsh` on the domain with this UUID.
-pub fn on_domain(uri: &str, command: &str, uuid: &str) -> Program {
-    Program::new(["virsh", "-q", "-c", uri, command, "--domain", uuid])
+/// `virsh` for one domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Virsh {
+    /// The program, with words that come before all others.
+    program: Vec<String>,
+    uri: String,
+    uuid: String,
 }
 
-/// Asks for a domain's state, and how it came to be.
-pub fn state(uri: &str, uuid: &str) -> Program {
-    let mut program = on_domain(uri, "domstate", uuid);
-    program.words.push("--reason".to_owned());
-    program
-}
-
-/// A QMP command, answered with QEMU's own reply. libvirt marks the domain as tainted by that.
-pub fn monitor_command(uri: &str, uuid: &str, qmp: &Value) -> Program {
-    let mut program = on_domain(uri, "qemu-monitor-command", uuid);
-    program.words.extend(["--".to_owned(), qmp.to_string()]);
-    program
-}
-
-/// Prints the domain's QMP events, a line each, for as long as it runs. What `virsh` prints into a pipe would wait
-/// there for more, so that it is told to print line by line.
-pub fn events(uri: &str, uuid: &str) -> Program {
-    let mut program = on_domain(uri, "qemu-monitor-event", uuid);
-    program.words.extend(["--loop", "--timestamp"].map(str::to_owned));
-    if super::find("stdbuf").is_some() {
-        program.words.splice(..0, ["stdbuf", "-oL"].map(str::to_owned));
+impl Virsh {
+    /// For the domain with this UUID, by this connection.
+    pub fn new(uri: &str, uuid: &str) -> Self {
+        Self { program: vec!["virsh".to_owned()], uri: uri.to_owned(), uuid: uuid.to_owned() }
     }
-    program
+
+    /// The same with another program.
+    #[cfg(test)]
+    pub(crate) fn by(self, program: &[&str]) -> Self {
+        Self { program: program.iter().map(|&word| word.to_owned()).collect(), ..self }
+    }
+
+    /// One of its commands that is about a domain.
+    pub fn on_domain(&self, command: &str) -> Program {
+        let words = ["-q", "-c", &self.uri, command, "--domain", &self.uuid].map(str::to_owned);
+        Program { words: self.program.iter().cloned().chain(words).collect() }
+    }
+
+    /// Asks for the domain's state, and how it came to be.
+    pub fn state(&self) -> Program {
+        let mut program = self.on_domain("domstate");
+        program.words.push("--reason".to_owned());
+        program
+    }
+
+    /// A QMP command, answered with QEMU's own reply. libvirt marks the domain as tainted by that.
+    pub fn monitor_command(&self, qmp: &Value) -> Program {
+        let mut program = self.on_domain("qemu-monitor-command");
+        program.words.extend(["--".to_owned(), qmp.to_string()]);
+        program
+    }
+
+    /// Prints the domain's QMP events, a line each, for as long as it runs. What `virsh` prints into a pipe would
+    /// wait there for more, so that it is told to print line by line.
+    pub fn events(&self) -> Program {
+        let mut program = self.on_domain("qemu-monitor-event");
+        program.words.extend(["--loop", "--timestamp"].map(str::to_owned));
+        if super::find("stdbuf").is_some() {
+            program.words.splice(..0, ["stdbuf", "-oL"].map(str::to_owned));
+        }
+        program
+    }
 }

@@ -48,6 +48,7 @@ use super::peer::{self, PeerError};
 use super::{MAX_TEXT_CHARS, QmpEvent, RunState, printable};
 use crate::discover::VmId;
 use crate::error_text::in_full;
+use crate::program::virsh::Virsh;
 
 /// Which QEMU to talk to, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,10 +86,8 @@ impl Transport {
 pub struct LibvirtTarget {
     /// The QEMU process that the domain must be.
     pub vm: VmId,
-    /// The connection to libvirt.
-    pub uri: String,
-    /// The domain's UUID.
-    pub uuid: String,
+    /// The connection to libvirt, and the domain's UUID there.
+    pub virsh: Virsh,
     /// The domain's name, which stands in each event's line.
     pub domain: String,
 }
@@ -354,10 +353,7 @@ pub fn spawn_by(
             }
         };
         // Its only outcome is that nobody wants it any more.
-        match ended {
-            Ok(never) => match never {},
-            Err(Ended) => {}
-        }
+        let Err(Ended) = ended;
     });
     QmpHandle { requests: sender, closing }
 }
@@ -396,6 +392,8 @@ struct Inbox {
 impl Inbox {
     async fn next(&mut self) -> Result<Request, Ended> {
         tokio::select! {
+            // What comes after the end is not carried out any more.
+            biased;
             () = self.closing.cancelled() => Err(Ended),
             request = self.requests.recv() => request.ok_or(Ended),
         }

@@ -120,6 +120,9 @@ fn conviction(
         // One that is asked because its time is up may have been unseen a moment ago.
         return None;
     }
+    if line.wants_more_time(policy.flat_for.saturating_sub(terms.tick / 2), now) {
+        return None;
+    }
     let seen = suspicion(line, Some(said), now);
     if tally.halted >= ROUNDS_TO_CONVICT && all_along(line.still_since, policy.flat_for) {
         return Some((

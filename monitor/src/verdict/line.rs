@@ -50,6 +50,8 @@ pub struct Line {
     pub got: f64,
     /// As above.
     pub wanted: f64,
+    /// Seconds of a host CPU that it got since it has been pinned.
+    pub ran: f64,
 }
 
 impl Line {
@@ -64,6 +66,7 @@ impl Line {
             pinned_since: None,
             got: 0.0,
             wanted: 0.0,
+            ran: 0.0,
         }
     }
 
@@ -93,11 +96,18 @@ impl Line {
         let fade = |sum: f64, now: f64| sum * FADES_TO.powf(seconds) + now * seconds;
         self.got = fade(self.got, busy);
         self.wanted = fade(self.wanted, busy + waiting);
+        self.ran = if self.pinned_since.is_some() { self.ran + busy * seconds } else { 0.0 };
     }
 
     /// Whether the vCPUs have wanted to run lately, and the host hardly let them.
     pub fn is_starved(&self) -> bool {
         self.pinned_since.is_some() && self.got < STARVED_SHARE * self.wanted
+    }
+
+    /// Whether a vCPU has wanted to run for `span`, and the host gave it less than half of that: what it would have done
+    /// by itself meanwhile, such as a reboot a few seconds after a panic, it had no time to do.
+    pub fn wants_more_time(&self, span: Duration, now: Duration) -> bool {
+        Self::held_for(self.pinned_since, span, now) && self.ran < span.as_secs_f64() / 2.0
     }
 
     /// Whether the vCPUs stood still, or one was pinned, for at least `span` up to `now`.

@@ -14,7 +14,9 @@ use flatline_tests::{
 };
 use libtest_mimic::Trial;
 
-use crate::rig::{Rig, boot_all, incidents_of, trial, wait_for_incident, wait_for_vm};
+use crate::rig::{
+    Rig, boot_all, incidents_of, outer_resets, trial, wait_for_incident, wait_for_vm,
+};
 
 /// How often each guest crashes, unless `FLATLINE_KILLS` says otherwise.
 const KILLS: u32 = 4;
@@ -65,7 +67,7 @@ fn killed(name: &str, word: &str, busy: Duration) -> Result<()> {
             incident["outcome"] == "recovered" && incident["recovered_at"].is_string()
         });
         alive(&daemon, guest)?;
-        let (resets, incidents) = (resets(guest)?, incidents_of(&daemon, name)?);
+        let (resets, incidents) = (outer_resets(guest)?.len(), incidents_of(&daemon, name)?);
         println!("{name} {number}: killed {moment}; {resets} resets, {:.1?}", begin.elapsed());
         let all = format!("killed {moment}: {incidents:?}\n{}", daemon.log().text());
         ensure!(resets == 1, "{resets} resets; {all}");
@@ -118,12 +120,4 @@ fn alive(daemon: &Daemon, guest: &Guest) -> Result<()> {
         BACK_WITHIN,
         || Ok((guest.run_state()? == "running").then_some(())),
     )
-}
-
-/// How often it was reset from outside since the last call.
-fn resets(guest: &Guest) -> Result<usize> {
-    let events = guest.events()?;
-    let outer =
-        |event: &&serde_json::Value| event["event"] == "RESET" && event["data"]["guest"] == false;
-    Ok(events.iter().filter(outer).count())
 }

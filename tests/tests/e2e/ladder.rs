@@ -1,19 +1,19 @@
 //! Restart after restart, and when that ends; and who is left alone on a person's word.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use flatline_tests::{
     boot_sector::BootSector,
     daemon::Daemon,
-    guest::Guest,
     interrupt::{sleep, wait_until},
-    qmp::time_of,
 };
 use libtest_mimic::Trial;
 use serde_json::Value;
 
-use crate::rig::{Rig, boot_all, incidents_of, trial, vm, wait_for_incident, wait_for_vm};
+use crate::rig::{
+    Rig, boot_all, incidents_of, outer_resets, trial, vm, wait_for_incident, wait_for_vm,
+};
 
 /// For a guest of a few bytes to be restarted, and to be seen so.
 const WITHIN: Duration = Duration::from_secs(40);
@@ -33,13 +33,6 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 fn failed(row: &Value) -> bool {
     row["state"] == "failed"
-}
-
-/// When it was reset from outside since the last call.
-fn resets(guest: &Guest) -> Result<Vec<SystemTime>> {
-    let events = guest.events()?;
-    let outer = |event: &&Value| event["event"] == "RESET" && event["data"]["guest"] == false;
-    events.iter().filter(outer).map(time_of).collect()
 }
 
 fn said(daemon: &Daemon, arguments: &[&str]) -> Result<String> {
@@ -62,7 +55,7 @@ fn ladder() -> Result<()> {
     let guest = &guests[0];
     let row = wait_for_vm(&daemon, name, "failed", WITHIN, failed)?;
     ensure!(row["restarts_in_window"] == 3 && row["cause"] == "panicked", "{row}");
-    let times = resets(guest)?;
+    let times = outer_resets(guest)?;
     let pauses: Vec<Duration> =
         times.windows(2).filter_map(|pair| pair[1].duration_since(pair[0]).ok()).collect();
     println!("resets {pauses:.1?} apart");
@@ -83,16 +76,24 @@ fn ladder() -> Result<()> {
     daemon.start_again()?;
     wait_for_vm(&daemon, name, "failed still", WITHIN, failed)?;
     sleep(A_WHILE)?;
-    ensure!(failed(&vm(&daemon, name)?) && resets(guest)?.is_empty(), "{}", daemon.log().text());
+    ensure!(
+        failed(&vm(&daemon, name)?) && outer_resets(guest)?.is_empty(),
+        "{}",
+        daemon.log().text()
+    );
     ensure!(incidents_of(&daemon, name)?.len() == incidents.len(), "a crash more");
 
     let text = said(&daemon, &["release", name])?;
     ensure!(text.contains(name), "{text}");
     wait_until("a reset after the release", WITHIN, || {
-        Ok((!resets(guest)?.is_empty()).then_some(()))
+        Ok((!outer_resets(guest)?.is_empty()).then_some(()))
     })?;
     wait_for_vm(&daemon, name, "failed once more", WITHIN, failed)?;
-    ensure!(resets(guest)?.len() == 2, "a new start has all restarts: {}", daemon.log().text());
+    ensure!(
+        outer_resets(guest)?.len() == 2,
+        "a new start has all restarts: {}",
+        daemon.log().text()
+    );
     Ok(())
 }
 
@@ -122,7 +123,7 @@ fn hold() -> Result<()> {
     daemon.kill()?;
     daemon.start_again()?;
     sleep(A_WHILE)?;
-    ensure!(resets(guest)?.is_empty(), "it was touched: {}", daemon.log().text());
+    ensure!(outer_resets(guest)?.is_empty(), "it was touched: {}", daemon.log().text());
     let row = vm(&daemon, name)?;
     ensure!(row["state"] == "crashed" && row["hold"].is_string(), "{row}");
     ensure!(guest.run_state()? == "guest-panicked");
@@ -130,7 +131,7 @@ fn hold() -> Result<()> {
     said(&daemon, &["release", name])?;
     let recovered = |incident: &Value| incident["outcome"] == "recovered";
     wait_for_incident(&daemon, name, "recovered", WITHIN, recovered)?;
-    ensure!(resets(guest)?.len() == 1, "{}", daemon.log().text());
+    ensure!(outer_resets(guest)?.len() == 1, "{}", daemon.log().text());
     let incidents = incidents_of(&daemon, name)?;
     ensure!(incidents.len() == 1, "one crash is one incident: {incidents:?}");
 
@@ -141,13 +142,13 @@ fn hold() -> Result<()> {
     guest.send("p")?;
     wait_for_incident(&daemon, name, "observed", WITHIN, observed)?;
     ensure!(vm(&daemon, name)?["hold"].as_str().is_some_and(|why| why.starts_with("all VMs")));
-    ensure!(resets(guest)?.is_empty(), "it was touched: {}", daemon.log().text());
+    ensure!(outer_resets(guest)?.is_empty(), "it was touched: {}", daemon.log().text());
     wait_until("a reset once the hold is over", WITHIN, || {
-        Ok((!resets(guest)?.is_empty()).then_some(()))
+        Ok((!outer_resets(guest)?.is_empty()).then_some(()))
     })?;
     ensure!(vm(&daemon, name)?["hold"].is_null());
     wait_for_vm(&daemon, name, "alive again", WITHIN, alive)?;
-    ensure!(resets(guest)?.is_empty(), "{}", daemon.log().text());
+    ensure!(outer_resets(guest)?.is_empty(), "{}", daemon.log().text());
     let text = said(&daemon, &["release", "--all"])?;
     ensure!(text.contains("all VMs"), "{text}");
     Ok(())
@@ -170,7 +171,7 @@ fn full() -> Result<()> {
     let _ = std::fs::write(small.path().join("filler"), vec![0; 2 << 20]);
     guest.events()?;
     guest.send("p")?;
-    wait_until("a reset", WITHIN, || Ok((!resets(guest)?.is_empty()).then_some(())))?;
+    wait_until("a reset", WITHIN, || Ok((!outer_resets(guest)?.is_empty()).then_some(())))?;
     wait_for_vm(&daemon, name, "alive again", WITHIN, |row| row["state"] == "alive")?;
     let row = vm(&daemon, name)?;
     ensure!(row["restarts_in_window"] == 1, "what can't be written counts all the same: {row}");

@@ -15,10 +15,12 @@ mod left_alone;
 mod lifecycle;
 mod neighbours;
 mod network;
+mod owners;
 mod programs;
 mod recordings;
 mod reports;
 mod rig;
+mod run_states;
 mod storage;
 mod upgrade;
 mod witnesses;
@@ -50,7 +52,9 @@ fn main() -> ExitCode {
     trials.extend(lifecycle::trials());
     trials.extend(upgrade::trials());
     trials.extend(ladder::trials());
+    trials.extend(run_states::trials());
     trials.extend(killed::trials());
+    trials.extend(owners::trials());
     trials.extend(hostile::trials());
     trials.extend(witnesses::trials());
     libtest_mimic::run(&arguments, trials).exit_code()

@@ -13,6 +13,7 @@ use flatline_tests::{
     guest::{Accelerator, DiskConfig, Guest, GuestConfig, GuestKind, private_qemu},
     image, interrupt,
     netns::Netns,
+    qmp::time_of,
 };
 use libtest_mimic::{Completion, Failed, Trial};
 use serde_json::Value;
@@ -216,4 +217,11 @@ pub(crate) fn check_restart(daemon: &Daemon, guest: &Guest, crashed: SystemTime)
     println!("{}: reset {took:.1} s after the crash, or up to 1 s later", guest.name());
     ensure!(took <= limit.as_secs_f64(), "{}: reset only after {took} s: {incident}", guest.name());
     Ok(incident)
+}
+
+/// When the guest was reset from outside since its events were last asked for, by QEMU's own account.
+pub(crate) fn outer_resets(guest: &Guest) -> Result<Vec<SystemTime>> {
+    let events = guest.events()?;
+    let outer = |event: &&Value| event["event"] == "RESET" && event["data"]["guest"] == false;
+    events.iter().filter(outer).map(time_of).collect()
 }

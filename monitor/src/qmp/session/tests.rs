@@ -330,6 +330,18 @@ async fn the_task_ends_when_it_is_closed_and_when_its_last_handle_is_dropped() {
     }
 }
 
+/// A machine under load must not make it give up; and nothing is polled.
+fn unhurried() -> Limits {
+    let long = Duration::from_secs(3);
+    Limits {
+        greeting: long,
+        handshake: long,
+        notice: long,
+        brief_poll: Duration::from_secs(60),
+        ..quick()
+    }
+}
+
 fn brief_session(path: &Path, limits: Limits) -> (QmpHandle, Notices) {
     let (sender, notices) = mpsc::channel(64);
     let vm = process(std::process::id());
@@ -347,7 +359,7 @@ async fn expect_the_end(server: &mut Server) {
 #[tokio::test]
 async fn a_brief_session_leaves_the_socket_free_and_is_ready_all_the_same() {
     let (_dir, path, listener) = serve();
-    let limits = Limits { brief_poll: Duration::from_secs(60), ..quick() };
+    let limits = unhurried();
     let (handle, mut notices) = brief_session(&path, limits);
     let mut server = ready(&listener, &mut notices).await;
     expect_the_end(&mut server).await;
@@ -368,7 +380,7 @@ async fn a_brief_session_leaves_the_socket_free_and_is_ready_all_the_same() {
 #[tokio::test]
 async fn a_brief_session_takes_several_callers_with_one_connection() {
     let (_dir, path, listener) = serve();
-    let limits = Limits { brief_poll: Duration::from_secs(60), ..quick() };
+    let limits = unhurried();
     let (handle, mut notices) = brief_session(&path, limits);
     let mut server = ready(&listener, &mut notices).await;
     expect_the_end(&mut server).await;
@@ -388,7 +400,7 @@ async fn a_brief_session_takes_several_callers_with_one_connection() {
 #[tokio::test]
 async fn a_brief_session_asks_for_the_run_state_every_so_often() {
     let (_dir, path, listener) = serve();
-    let limits = Limits { brief_poll: Duration::from_millis(50), ..quick() };
+    let limits = Limits { brief_poll: Duration::from_millis(50), ..unhurried() };
     let (_handle, mut notices) = brief_session(&path, limits);
     let mut server = ready(&listener, &mut notices).await;
     expect_the_end(&mut server).await;
@@ -403,7 +415,7 @@ async fn a_brief_session_asks_for_the_run_state_every_so_often() {
 #[tokio::test]
 async fn a_socket_that_is_in_use_for_a_moment_is_waited_for_by_a_brief_session() {
     let (_dir, path, listener) = serve();
-    let limits = Limits { brief_poll: Duration::from_secs(60), ..quick() };
+    let limits = Limits { greeting: Duration::from_millis(400), ..unhurried() };
     let (handle, mut notices) = brief_session(&path, limits);
     let mut server = ready(&listener, &mut notices).await;
     expect_the_end(&mut server).await;
@@ -425,7 +437,7 @@ async fn a_socket_that_is_in_use_for_a_moment_is_waited_for_by_a_brief_session()
 #[tokio::test]
 async fn a_caller_of_a_brief_session_is_told_that_there_is_no_connection() {
     let (_dir, path, listener) = serve();
-    let limits = Limits { brief_poll: Duration::from_secs(60), ..quick() };
+    let limits = unhurried();
     let (handle, mut notices) = brief_session(&path, limits);
     let mut server = ready(&listener, &mut notices).await;
     expect_the_end(&mut server).await;
@@ -439,7 +451,7 @@ async fn a_caller_of_a_brief_session_is_told_that_there_is_no_connection() {
 #[tokio::test]
 async fn a_command_that_a_brief_session_gets_no_answer_to_makes_it_unresponsive() {
     let (_dir, path, listener) = serve();
-    let limits = Limits { brief_poll: Duration::from_secs(60), ..quick() };
+    let limits = unhurried();
     let (handle, mut notices) = brief_session(&path, limits);
     let mut server = ready(&listener, &mut notices).await;
     expect_the_end(&mut server).await;

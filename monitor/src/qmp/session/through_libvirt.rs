@@ -6,6 +6,9 @@
 //! replies are as bounded as those of a socket. Should the `virsh` for the events end, it is begun anew, with pauses;
 //! what is lost meanwhile, and all else that events would tell, the run state tells, which is asked every so often.
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -13,8 +16,8 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufRead, AsyncBufReadExt as _, BufReader},
     process::{Child, ChildStdout},
-    sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
+    sync::{Semaphore, mpsc},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout_at},
 };
 use tokio_util::codec::Decoder as _;
 
@@ -25,7 +28,7 @@ use super::{
 use crate::{
     discover,
     error_text::in_full,
-    program::{self, RunError, run_keeping, virsh},
+    program::{self, RunError, run_keeping},
     qmp::{
         MAX_TEXT_CHARS, QmpEvent,
         codec::{CodecError, MAX_COMMAND_BYTES, MAX_MESSAGE_BYTES, Message, QmpCodec},
@@ -38,6 +41,10 @@ use crate::{
 const LINE_BYTES: usize = 16 << 10;
 /// The pause before the `virsh` for the events is begun anew.
 const EVENTS_PAUSE: Duration = Duration::from_secs(5);
+
+/// `virsh`s for commands that run at the same time, of all sessions: on a host with hundreds of domains, a thousand at
+/// once would be a storm of flatline's own making.
+static AT_ONCE: Semaphore = Semaphore::const_new(16);
 
 /// What a command led to, for the session's state.
 enum Outcome {
@@ -230,13 +237,19 @@ async fn execute(
     if let Some(arguments) = arguments {
         message["arguments"] = arguments.clone();
     }
-    let program = virsh::monitor_command(&target.uri, &target.uuid, &message);
+    let program = target.virsh.monitor_command(&message);
     let bytes = program.words.last().map_or(0, String::len);
     if bytes > MAX_COMMAND_BYTES {
         let source = CodecError::CommandTooLarge { bytes };
         return Err(QmpError::Unsendable { command: name(), source });
     }
-    match run_keeping(&program, &[], limit, MAX_MESSAGE_BYTES).await {
+    let deadline = Instant::now() + limit;
+    // Never closed.
+    let Ok(Ok(_turn)) = timeout_at(deadline, AT_ONCE.acquire()).await else {
+        return Err(QmpError::Timeout { command: name(), limit });
+    };
+    let left = deadline.saturating_duration_since(Instant::now());
+    match run_keeping(&program, &[], left, MAX_MESSAGE_BYTES).await {
         Ok(ran) => reply_in(command, &ran.stdout),
         Err(RunError::TimeLimit { .. }) => Err(QmpError::Timeout { command: name(), limit }),
         Err(error @ RunError::Failed { .. }) => {
@@ -300,7 +313,7 @@ impl Events {
     fn begin_anew(&mut self, target: &LibvirtTarget) {
         self.line.clear();
         self.begins_at = Instant::now() + EVENTS_PAUSE;
-        let program = virsh::events(&target.uri, &target.uuid);
+        let program = target.virsh.events();
         let name = program.words.first().map_or("", String::as_str);
         let child = program::find(name).and_then(|path| program::spawn(&path, &program, &[]).ok());
         self.child = child.and_then(|mut child| {
@@ -362,93 +375,4 @@ fn event_in(line: &str, domain: &str) -> Option<QmpEvent> {
     let details = rest.strip_prefix('\'').unwrap_or(rest).strip_prefix(':')?.trim();
     let data = serde_json::from_str(details).unwrap_or(Value::Null);
     is_name.then(|| QmpEvent::parse(name, &data))
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::{LINE_BYTES, QmpError, QmpEvent, event_in, read_line, refusal_in, reply_in};
-
-    #[test]
-    fn an_event_is_read_from_the_lines_of_each_version() {
-        let shutdown = QmpEvent::Shutdown { guest: true, reason: "guest-panic".to_owned() };
-        for line in [
-            "2026-11-25 03:00:00.123+0000: event SHUTDOWN for domain 'web 1': \
-             {\"guest\":true,\"reason\":\"guest-panic\"}",
-            "2026-11-25 03:00:00.123+0000: event SHUTDOWN for domain web 1: \
-             {\"guest\":true,\"reason\":\"guest-panic\"}",
-            "event SHUTDOWN at 1371.400000 for domain 'web 1': \
-             {\"guest\":true,\"reason\":\"guest-panic\"}",
-        ] {
-            assert_eq!(event_in(line, "web 1"), Some(shutdown.clone()), "{line}");
-        }
-        let stop = "2026-11-25 03:00:00.123+0000: event STOP for domain 'a': <null>";
-        assert_eq!(event_in(stop, "a"), Some(QmpEvent::Stop));
-    }
-
-    #[test]
-    fn what_is_no_event_of_this_domain_is_none() {
-        for line in [
-            "",
-            "event loop interrupted",
-            "events received: 3",
-            "event STOP for domain 'other': <null>",
-            "event STOP for domain 'web-10': <null>",
-            "event stop for domain 'web-1': <null>",
-            "event STOP for domain 'web-1",
-        ] {
-            assert_eq!(event_in(line, "web-1"), None, "{line}");
-        }
-    }
-
-    #[test]
-    fn a_reply_is_qemus_own_with_its_errors() {
-        let reply =
-            reply_in("query-status", br#"{"return":{"status":"running"},"id":"libvirt-7"}"#);
-        assert_eq!(reply.unwrap(), json!({"status": "running"}));
-        let error =
-            br#"{"id":"libvirt-8","error":{"class":"CommandNotFound","desc":"a\u001b[1m"}}"#;
-        match reply_in("x", error) {
-            Err(QmpError::Command { class, desc, .. }) => {
-                assert_eq!((class.as_str(), desc.as_str()), ("CommandNotFound", "a?[1m"));
-            }
-            other => panic!("{other:?}"),
-        }
-        for garbage in [&b""[..], b"[]", b"{}", b"no JSON", b"{\"return\":"] {
-            let reply = reply_in("x", garbage);
-            assert!(matches!(reply, Err(QmpError::Malformed { .. })), "{reply:?}");
-        }
-    }
-
-    #[test]
-    fn a_libvirt_that_is_not_there_is_told_from_one_that_refuses() {
-        let lost = refusal_in(
-            "stop",
-            "error: failed to connect to the hypervisor\nerror: Failed to connect socket to \
-             '/var/run/libvirt/libvirt-sock': No such file or directory\n",
-        );
-        assert!(matches!(lost, QmpError::NotConnected { .. }), "{lost:?}");
-        let gone = refusal_in("stop", "error: failed to get domain 'c7a5fdbd'\n");
-        assert!(matches!(gone, QmpError::NotConnected { .. }), "{gone:?}");
-        let refused = refusal_in("stop", "error: Timed out during operation: cannot acquire\n");
-        assert!(matches!(&refused, QmpError::Command { class, .. } if class == "libvirt"));
-        assert!(refused.to_string().contains("cannot acquire"), "{refused}");
-    }
-
-    #[tokio::test]
-    async fn a_line_without_an_end_takes_no_more_room_than_one_may() {
-        let mut text = vec![b'x'; 4 * LINE_BYTES];
-        text.extend_from_slice(b"\nnext\nrest");
-        let mut from = &text[..];
-        let mut line = Vec::new();
-        assert!(read_line(&mut from, &mut line).await);
-        assert_eq!(line.len(), LINE_BYTES);
-        line.clear();
-        assert!(read_line(&mut from, &mut line).await);
-        assert_eq!(line, b"next");
-        line.clear();
-        assert!(!read_line(&mut from, &mut line).await);
-        assert_eq!(line, b"rest");
-    }
 }

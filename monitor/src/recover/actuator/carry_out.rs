@@ -13,7 +13,7 @@ use crate::{
     config::{Actuator, Means},
     discover::{self, Owner, ResetAction, Vm},
     error_text::in_full,
-    program::{Program, Ran, RunError, run, virsh},
+    program::{Program, Ran, RunError, run, virsh::Virsh},
     qmp::{MAX_TEXT_CHARS, QmpHandle, RunState, is_up, parse_registers, printable},
     recover::{
         Journal, OwnerError, Refusal, Restart, RestartError, Step,
@@ -110,6 +110,7 @@ pub async fn restart(
         MonitorSays::Is(run_state) => run_state,
         MonitorSays::Nothing(_) | MonitorSays::IsNotThere => unknown(),
     };
+    let mut told = check_all(&steps).await?;
     let (writes_on, gathered) = tokio::join!(execute::still_writing(&before, writes), async {
         match &scene.monitor {
             Ok(qmp) => Some(evidence::gather(qmp, &before, wanted).await),
@@ -122,10 +123,13 @@ pub async fn restart(
     let mut gathered = gathered.unwrap_or_default();
     if let Ok(qmp) = &scene.monitor
         && evidence::dump_memory(qmp, wanted, &mut gathered).await
-        && qmp.query_status().await.map_err(RestartError::Unknown)? != before
     {
-        // It took its time, and somebody laid hands on the guest meanwhile.
-        return Err(RestartError::Refused(Refusal("its run state has changed".to_owned())));
+        // It took its time, and somebody may have laid hands on the guest meanwhile.
+        if qmp.query_status().await.map_err(RestartError::Unknown)? != before {
+            let why = "its run state changed while its memory was dumped";
+            return Err(RestartError::Refused(Refusal(why.to_owned())));
+        }
+        told = check_all(&steps).await?;
     }
     let was_up = gathered
         .registers()
@@ -133,7 +137,7 @@ pub async fn restart(
     journal.begun(&before, steps.iter().map(ActuatorStep::words).collect()).await;
     // Pictures are compressed while its owner acts.
     let files = tokio::task::spawn_blocking(|| gathered.into_files());
-    let done = take_all(scene, &steps, "restart", journal).await;
+    let done = take_all(scene, &steps, "restart", told, journal).await;
     let mut evidence = files.await.unwrap_or_default();
     let done = match done {
         Ok(done) => done,
@@ -159,8 +163,9 @@ pub async fn restart(
 /// [`RestartError::Refused`] where nothing was tried.
 pub async fn start(scene: &Scene, journal: &mut impl Journal) -> Result<Restart, RestartError> {
     let steps = start_plan(&scene.vm.ownership, &scene.means).map_err(RestartError::Refused)?;
+    let told = check_all(&steps).await?;
     journal.begun(&unknown(), steps.iter().map(ActuatorStep::words).collect()).await;
-    let done = take_all(scene, &steps, "start", journal).await?;
+    let done = take_all(scene, &steps, "start", told, journal).await?;
     Ok(Restart {
         at: done.at,
         run_states: (unknown(), unknown()),
@@ -183,7 +188,7 @@ async fn reboot_action(scene: &Scene) -> Result<ResetAction, RestartError> {
         return Ok(told);
     }
     let uri = libvirt_uri(*scope, &scene.means).map_err(RestartError::Refused)?;
-    let xml = run(&virsh::on_domain(&uri, "dumpxml", uuid), &[], CHECK_LIMIT).await;
+    let xml = run(&Virsh::new(&uri, uuid).on_domain("dumpxml"), &[], CHECK_LIMIT).await;
     let xml = xml.map_err(RestartError::NotAsked)?;
     Ok(match on_reboot(&String::from_utf8_lossy(&xml.stdout)) {
         Some("restart") | None => told,
@@ -204,23 +209,32 @@ struct Done {
     told: String,
 }
 
+/// Makes sure of all that has to be so; returns what was told. Nothing counts as a restart until then.
+async fn check_all(steps: &[ActuatorStep]) -> Result<String, RestartError> {
+    let mut told = String::new();
+    for step in steps {
+        let ActuatorStep::Check(program, check) = step else { continue };
+        let ran = run(program, &[], CHECK_LIMIT).await;
+        note(&mut told, program, &ran);
+        let ran = ran.map_err(RestartError::NotAsked)?;
+        holds(check, &String::from_utf8_lossy(&ran.stdout))
+            .map_err(|why| RestartError::Refused(Refusal(why)))?;
+    }
+    Ok(told)
+}
+
 async fn take_all(
     scene: &Scene,
     steps: &[ActuatorStep],
     action: &str,
+    mut told: String,
     journal: &mut impl Journal,
 ) -> Result<Done, RestartError> {
     let environment = scene.environment(action);
-    let (mut at, mut done, mut told) = (None, Vec::new(), String::new());
+    let (mut at, mut done) = (None, Vec::new());
     for step in steps {
         match step {
-            ActuatorStep::Check(program, check) => {
-                let ran = run(program, &[], CHECK_LIMIT).await;
-                note(&mut told, program, &ran);
-                let ran = ran.map_err(RestartError::NotAsked)?;
-                holds(check, &String::from_utf8_lossy(&ran.stdout))
-                    .map_err(|why| RestartError::Refused(Refusal(why)))?;
-            }
+            ActuatorStep::Check(..) => {}
             ActuatorStep::SetRebootAction(wanted) => {
                 let Ok(qmp) = &scene.monitor else { continue };
                 let step = Step::SetRebootAction(*wanted);
@@ -336,7 +350,98 @@ fn threads(reply: &str) -> Option<Vec<u32>> {
 mod tests {
     use serde_json::json;
 
-    use super::{Check, holds, is_return, on_reboot};
+    use super::*;
+    use crate::discover::Ownership;
+
+    /// What was written down, in order.
+    #[derive(Default)]
+    struct Noted(Vec<String>);
+
+    impl Journal for Noted {
+        async fn begun(&mut self, run_state: &RunState, steps: Vec<String>) {
+            self.0.push(format!("begun: {run_state}: {}", steps.join("; ")));
+        }
+
+        async fn told(&mut self, _at: SystemTime) {
+            self.0.push("told".to_owned());
+        }
+    }
+
+    /// A VM without a monitor, for which a shell runs `script`.
+    fn scene(script: &str) -> Scene {
+        let command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+        let text = |text: &str| text.to_owned();
+        let vm = Arc::new(Vm::stand_in(Ownership::bare(), &[]));
+        Scene {
+            evidence: Wanted::nothing(vm.clone(), text("20261122T100001Z-web-1")),
+            vm,
+            means: Means {
+                actuator: Actuator::Command,
+                command,
+                command_limit: Duration::from_secs(20),
+                start_exited: true,
+                ..Means::default()
+            },
+            monitor: Err(None),
+            incident: (text("20261122T100001Z-web-1"), text("halted"), text("why\nnot $(id)")),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_command_is_written_down_before_it_runs_and_kept_with_what_it_printed() {
+        let mut noted = Noted::default();
+        let said =
+            "echo $FLATLINE_ACTION $FLATLINE_VM $FLATLINE_CAUSE; echo \"$FLATLINE_REASON\" >&2";
+        let done = restart(&scene(said), || None, &mut noted).await.unwrap();
+        let [begun, told] = &noted.0[..] else { panic!("{:?}", noted.0) };
+        assert!(begun.starts_with("begun: not known: /bin/sh -c ") && told == "told", "{begun}");
+        assert!(done.action.starts_with("/bin/sh -c "), "{}", done.action);
+        let printed = done.evidence.iter().find(|(name, _)| *name == EVIDENCE).unwrap();
+        let printed = String::from_utf8(printed.1.clone()).unwrap();
+        assert!(printed.contains("\nrestart web-1 halted\nwhy?not $(id)\n"), "{printed}");
+        let done = start(&scene("echo $FLATLINE_ACTION"), &mut noted).await.unwrap();
+        let printed = String::from_utf8(done.evidence[0].1.clone()).unwrap();
+        assert!(printed.ends_with("\nstart\n"), "{printed}");
+    }
+
+    #[tokio::test]
+    async fn a_command_that_fails_may_have_done_it_all_the_same() {
+        let mut noted = Noted::default();
+        let failed = restart(&scene("exit 7"), || None, &mut noted).await.unwrap_err();
+        assert!(matches!(failed, RestartError::Owner { reset_at: Some(_), .. }), "{failed:?}");
+        assert!(in_full(&failed).contains("exited with code 7"), "{}", in_full(&failed));
+        assert_eq!(noted.0.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_is_neither_run_nor_written_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let mark = dir.path().join("mark");
+        let mut scene = scene(&format!("touch {}", mark.display()));
+        scene.monitor = Err(Some("QMP is being connected".to_owned()));
+        let mut noted = Noted::default();
+        let refused = restart(&scene, || None, &mut noted).await.unwrap_err();
+        assert!(matches!(refused, RestartError::Refused(_)), "{refused:?}");
+        scene.means.start_exited = false;
+        let refused = start(&scene, &mut noted).await.unwrap_err();
+        assert!(matches!(refused, RestartError::Refused(_)), "{refused:?}");
+        assert!(noted.0.is_empty() && !mark.exists());
+    }
+
+    #[tokio::test]
+    async fn a_check_that_fails_ends_a_plan_before_its_first_step() {
+        let check = Program::new(["/bin/echo", "MainPID=1"]);
+        let steps = [ActuatorStep::Check(check, Check::IsMainProcess(4711))];
+        let refused = check_all(&steps).await.unwrap_err();
+        assert!(matches!(refused, RestartError::Refused(_)), "{refused:?}");
+        let nobody = Program::new(["no-such-program"]);
+        let steps = [ActuatorStep::Check(nobody, Check::IsDown)];
+        let unknown = check_all(&steps).await.unwrap_err();
+        assert!(matches!(unknown, RestartError::NotAsked(_)), "{unknown:?}");
+        let check = Program::new(["/bin/echo", "MainPID=4711"]);
+        let steps = [ActuatorStep::Check(check, Check::IsMainProcess(4711))];
+        assert!(check_all(&steps).await.unwrap().contains("MainPID=4711"));
+    }
 
     #[test]
     fn a_unit_is_only_restarted_if_it_is_about_this_very_process() {

@@ -10,7 +10,8 @@
 //!
 //! A plan ([`restart_plan`], [`start_plan`]) is complete before anything is touched, and pure. What it does not know
 //! is asked by checks that stand in it: that a unit's main process, or a domain's vCPUs, are those of the very QEMU
-//! that was convicted. A check that fails ends the plan before its first step that changes anything.
+//! that was convicted. They come first of all, and
+//! one that fails ends the plan before anything is touched, written down or counted.
 
 mod carry_out;
 mod plan;

@@ -4,7 +4,7 @@ use super::programs;
 use crate::{
     config::{Actuator, Means, QmpTransport},
     discover::{LibvirtScope, Owner, Ownership, ResetAction},
-    program::{Program, virsh},
+    program::{Program, virsh::Virsh},
     qmp::RunState,
     recover::{Refusal, plan},
 };
@@ -120,7 +120,10 @@ pub fn chosen(ownership: &Ownership, means: &Means) -> Result<Actuator, Refusal>
 fn by_owner(owner: &Owner, means: &Means) -> Result<Actuator, Refusal> {
     match owner {
         Owner::Bare | Owner::SystemdUnit { .. } => Ok(Actuator::Qmp),
-        Owner::Libvirt { .. } => Ok(Actuator::Libvirt),
+        Owner::Libvirt { scope, .. } => match libvirt_uri(*scope, means) {
+            Err(_) if !means.command.is_empty() => Ok(Actuator::Command),
+            uri => uri.map(|_| Actuator::Libvirt),
+        },
         Owner::Proxmox { .. } => Ok(Actuator::Proxmox),
         _ if !means.command.is_empty() => Ok(Actuator::Command),
         _ => Err(Refusal(what_to_configure(owner))),
@@ -211,17 +214,17 @@ pub fn restart_plan(situation: &Situation<'_>) -> Result<ActuatorPlan, Refusal> 
         }
         (Actuator::Qmp, _) => return Ok(ActuatorPlan::Qmp),
         (Actuator::Libvirt, Owner::Libvirt { uuid, scope, .. }) => {
-            let uri = libvirt_uri(*scope, means)?;
+            let virsh = Virsh::new(&libvirt_uri(*scope, means)?, uuid);
             let threads = serde_json::json!({ "execute": "query-cpus-fast" });
-            let threads = virsh::monitor_command(&uri, uuid, &threads);
+            let threads = virsh.monitor_command(&threads);
             steps.push(ActuatorStep::Check(threads, Check::AreThreadsOf(*pid)));
-            let told = |action| ActuatorStep::Tell(programs::set_reboot_action(&uri, uuid, action));
+            let told = |action| ActuatorStep::Tell(programs::set_reboot_action(&virsh, action));
             if shuts_down {
                 steps.push(told(ResetAction::Reset));
             }
-            steps.push(ActuatorStep::Run(virsh::on_domain(&uri, "reset", uuid)));
+            steps.push(ActuatorStep::Run(virsh.on_domain("reset")));
             if stands {
-                steps.push(ActuatorStep::Run(virsh::on_domain(&uri, "resume", uuid)));
+                steps.push(ActuatorStep::Run(virsh.on_domain("resume")));
             }
             if shuts_down {
                 steps.push(told(ResetAction::Shutdown));
@@ -290,12 +293,12 @@ pub fn start_plan(ownership: &Ownership, means: &Means) -> Result<Vec<ActuatorSt
     }
     Ok(match (actuator, &ownership.owner) {
         (Actuator::Libvirt, Owner::Libvirt { domain, uuid, scope }) => {
-            let uri = libvirt_uri(*scope, means)?;
-            let name = virsh::on_domain(&uri, "domname", uuid);
+            let virsh = Virsh::new(&libvirt_uri(*scope, means)?, uuid);
+            let name = virsh.on_domain("domname");
             vec![
                 ActuatorStep::Check(name, Check::IsCalled(domain.clone())),
-                ActuatorStep::Check(virsh::state(&uri, uuid), Check::Crashed),
-                ActuatorStep::Run(virsh::on_domain(&uri, "start", uuid)),
+                ActuatorStep::Check(virsh.state(), Check::Crashed),
+                ActuatorStep::Run(virsh.on_domain("start")),
             ]
         }
         (Actuator::Proxmox, Owner::Proxmox { vmid }) => {

@@ -4,14 +4,14 @@ use serde_json::json;
 
 use crate::{
     discover::ResetAction,
-    program::{Program, virsh},
+    program::{Program, virsh::Virsh},
 };
 
 /// What a reset leads to, told through libvirt.
-pub(super) fn set_reboot_action(uri: &str, uuid: &str, action: ResetAction) -> Program {
+pub(super) fn set_reboot_action(virsh: &Virsh, action: ResetAction) -> Program {
     let arguments = json!({ "reboot": action.as_str() });
     let qmp = json!({ "execute": "set-action", "arguments": arguments });
-    virsh::monitor_command(uri, uuid, &qmp)
+    virsh.monitor_command(&qmp)
 }
 
 /// `qm`, which takes a VM's number as its first argument.

@@ -114,6 +114,8 @@ fn an_owner_without_a_way_is_refused_with_what_to_configure_and_done_by_a_comman
 fn a_user_s_libvirt_is_spoken_to_only_by_the_uri_that_is_configured() {
     let refusal = running(libvirt(LibvirtScope::Session), &Means::default()).unwrap_err();
     assert!(refusal.contains("recovery.libvirt_uri"), "{refusal}");
+    let command = with_command(Actuator::Auto);
+    assert_eq!(steps(running(libvirt(LibvirtScope::Session), &command)), ["/bin/again now"]);
     let means = Means { libvirt_uri: Some(text("qemu:///session")), ..Means::default() };
     let steps = steps(running(libvirt(LibvirtScope::Session), &means));
     assert!(steps.iter().all(|step| step.contains("virsh -q -c qemu:///session ")), "{steps:?}");

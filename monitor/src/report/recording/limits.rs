@@ -84,6 +84,7 @@ pub(super) fn watch(watch: &Watch) -> Result<(), Malformed> {
         pinned_since,
         got: _,
         wanted: _,
+        ran: _,
     } = line;
     let Boot { began, held, first_life, answered: _, calibrated, dump } = boot;
     let dump = dump

@@ -224,6 +224,22 @@ fn figures_that_are_missing_every_other_tick_convict_nobody() {
 }
 
 #[test]
+fn a_guest_that_the_host_starves_is_given_the_time_that_it_did_not_get() {
+    for (busy, seconds) in [(0.95, 10), (0.5, 10), (0.25, 20), (0.125, 40)] {
+        let mut rig = Rig::without_address();
+        rig.guest.spin();
+        rig.guest.level(&[(busy, 0.95 - busy)]);
+        let last_life = rig.now;
+        rig.run(60, |_, _| {});
+        let (when, cause) = rig.conviction().expect("it is dead");
+        assert_eq!(cause, crate::verdict::Cause::Spinning);
+        // A silence of ten ticks is needed, and to have run for half of that; half a tick of it is let off.
+        let (took, least) = (when - last_life, TICK * seconds);
+        assert!(took >= least.mul_f64(0.95) && took <= least + TICK * 3, "{busy}: {took:?}");
+    }
+}
+
+#[test]
 fn a_figure_that_is_missing_once_makes_the_window_begin_anew() {
     let mut rig = Rig::without_address();
     rig.guest.halt();
