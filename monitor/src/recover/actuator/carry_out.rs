@@ -121,7 +121,8 @@ pub async fn restart(
     };
     let runs = matches!(after, RunState::Running | RunState::Other(_));
     // A command may do what takes longer than that.
-    if !runs && scene.means.actuator != Actuator::Command {
+    let by_command = matches!(chosen(&scene.vm.ownership, &scene.means), Ok(Actuator::Command));
+    if !runs && !by_command {
         return Err(RestartError::NotRunning(after));
     }
     Ok(Restart { at: done.at, run_states: (before, after), was_up, action: done.action, evidence })
