@@ -150,7 +150,8 @@ pub async fn restart(
     };
     let runs = matches!(after, RunState::Running | RunState::Other(_));
     // A command may do what takes longer than that.
-    if !runs && scene.means.actuator != Actuator::Command {
+    let by_command = matches!(chosen(&scene.vm.ownership, &scene.means), Ok(Actuator::Command));
+    if !runs && !by_command {
         let evidence = evidence.into();
         return Err(RestartError::NotRunning { run_state: after, evidence });
     }
