@@ -229,12 +229,13 @@ async fn a_qemu_that_falls_silent_costs_no_more_than_the_limit_and_is_not_asked_
         _ => healthy(command, arguments, descriptor),
     });
     let (qemu, begun) = (qemu.await, Instant::now());
-    let files = files(&qemu, Duration::from_millis(600)).await;
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    // Long enough for whatever does answer, on a machine that is busy with other things.
+    let files = files(&qemu, Duration::from_secs(2)).await;
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     let list = text(&files, LIST);
     for line in [
-        "missing  screen.png       what the console showed: not there within 300ms\n",
-        "missing  block.json       QEMU's account of the disks: not there within 300ms\n",
+        "missing  screen.png       what the console showed: not there within 1s\n",
+        "missing  block.json       QEMU's account of the disks: not there within 1s\n",
         "missing  network.json     QEMU's account of the networks' filters: not asked for: QEMU is too slow\n",
         "kept     registers.txt    ",
         "kept     vcpus.json       ",
@@ -367,7 +368,7 @@ async fn a_memory_dump_that_takes_too_long_is_given_up_and_leaves_nothing() {
     let wanted = Wanted { memory: Some(memory), ..wanted(&qemu, Duration::ZERO) };
     let (mut evidence, begun) = (Evidence::default(), Instant::now());
     assert!(dump_memory(&qemu.handle, &wanted, &mut evidence).await);
-    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     let list = text(&evidence.into_files(), LIST);
     assert!(
         list.contains("missing  -                the guest's memory: not done within 400ms"),
