@@ -9,7 +9,7 @@ use flatline_tests::interrupt;
 use flatline_tests::scenario::{Outcome, Scenario, sensors::Trial};
 
 /// Stages at the same time: each has guests that boot, whatever they do later.
-const STAGES: usize = 6;
+const STAGES: usize = 4;
 
 /// What can be played.
 pub(super) trait Run {
