@@ -14,8 +14,16 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::conversation::{self, Style};
-use super::{Ended, Inbox, Limits, Outbox, Parting, QmpState, QmpTarget, connect, in_words};
+use super::{
+    QmpTarget,
+    conversation::{self, Style},
+    kept::connect,
+    limits::Limits,
+    notice::QmpState,
+    outbox::Outbox,
+    parting::{Parting, Pauses},
+    requests::{Ended, Inbox},
+};
 
 /// Attempts in a row that may find the socket in use before that is reported.
 const BUSY_ATTEMPTS: u32 = 5;
@@ -28,7 +36,7 @@ pub(super) async fn attempts(
     outbox: &mut Outbox,
     limits: Limits,
 ) -> Result<std::convert::Infallible, Ended> {
-    let mut closed_pause = limits.closed_pause_min;
+    let mut pauses = Pauses::new(limits);
     let mut busy = 0;
     outbox.state_at_last(QmpState::Connecting, inbox).await?;
     loop {
@@ -37,29 +45,19 @@ pub(super) async fn attempts(
             Err(parting) => parting,
             Ok(stream) => conversation::hold(stream, inbox, outbox, limits, Style::Brief).await?,
         };
-        let pause = match parting {
+        match parting {
             Parting::Done => {
-                (busy, closed_pause) = (0, limits.closed_pause_min);
+                busy = 0;
+                pauses.reset();
                 inbox.first_or(sleep(limits.brief_poll)).await?;
-                continue;
             }
             Parting::Busy if busy < BUSY_ATTEMPTS => {
                 busy += 1;
                 inbox.meanwhile("another client holds the socket", sleep(BUSY_PAUSE)).await?;
-                continue;
             }
-            Parting::Busy => limits.busy_pause,
-            Parting::Refused(_) => limits.refused_pause,
-            Parting::Closed(_) => {
-                let pause = closed_pause;
-                closed_pause = (closed_pause * 2).min(limits.closed_pause_max);
-                pause
+            Parting::Busy | Parting::Refused(_) | Parting::Closed(_) => {
+                pauses.after(parting, inbox, outbox).await?;
             }
-        };
-        let state = parting.state();
-        // Nobody waits for a connection that isn't to be had.
-        inbox.refuse_kept(in_words(&state));
-        outbox.state_at_last(state.clone(), inbox).await?;
-        inbox.meanwhile(in_words(&state), sleep(pause)).await?;
+        }
     }
 }

@@ -17,11 +17,15 @@ use tokio_util::codec::{Decoder, Encoder};
 
 use serde_json::Value;
 
+use super::flood::Flood;
+use super::limits::Limits;
+use super::notice::{QmpError, QmpNotice, QmpState};
+use super::outbox::Outbox;
 use super::outgoing::Outgoing;
-use super::{
-    Ended, Inbox, Limits, Outbox, Parting, QmpError, QmpEvent, QmpNotice, QmpState, Request,
-};
+use super::parting::Parting;
+use super::requests::{Ended, Inbox, Request};
 use crate::error_text::in_full;
+use crate::qmp::QmpEvent;
 use crate::qmp::codec::{Command, Message, QmpCodec};
 use crate::qmp::commands::run_state;
 
@@ -237,10 +241,8 @@ impl Conversation {
             }
         }
         match since {
-            Some(since) if !matches!(outbox.last, Some(QmpState::Unresponsive { .. })) => {
-                Ok(outbox.state(QmpState::Unresponsive { since }).await?)
-            }
-            _ => Ok(()),
+            Some(since) => Ok(outbox.unresponsive(since).await?),
+            None => Ok(()),
         }
     }
 
@@ -354,52 +356,6 @@ impl Conversation {
             if let Waiting::Caller { command, reply, .. } = one.waiting {
                 let _ = reply.send(Err(QmpError::Disconnected { command }));
             }
-        }
-    }
-}
-
-/// Counts what came within the second that began at `since`.
-pub(super) struct Flood {
-    since: Instant,
-    bytes: usize,
-    messages: u32,
-    events: u32,
-}
-
-impl Flood {
-    pub(super) fn new() -> Self {
-        Self { since: Instant::now(), bytes: 0, messages: 0, events: 0 }
-    }
-
-    pub(super) fn bytes(&mut self, bytes: usize, limits: &Limits) -> Result<(), Parting> {
-        if self.since.elapsed() >= Duration::from_secs(1) {
-            *self = Self::new();
-        }
-        self.bytes = self.bytes.saturating_add(bytes);
-        if self.bytes > limits.bytes_per_second {
-            return Err(Parting::Refused(format!("flood: {} bytes within a second", self.bytes)));
-        }
-        Ok(())
-    }
-
-    fn message(&mut self, limits: &Limits) -> Result<(), Parting> {
-        self.messages = self.messages.saturating_add(1);
-        if self.messages > limits.messages_per_second {
-            let messages = self.messages;
-            return Err(Parting::Refused(format!("flood: {messages} messages within a second")));
-        }
-        Ok(())
-    }
-
-    /// Whether the event is to be passed on.
-    pub(super) fn event(&mut self, event: &QmpEvent, limits: &Limits) -> Result<bool, Parting> {
-        self.events = self.events.saturating_add(1);
-        if self.events <= limits.events_per_second {
-            Ok(true)
-        } else if event.is_expendable() {
-            Ok(false)
-        } else {
-            Err(Parting::Refused(format!("flood: {} events within a second", self.events)))
         }
     }
 }

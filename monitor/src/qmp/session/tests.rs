@@ -1,13 +1,17 @@
 //! Sessions with a server made up here, over real Unix sockets.
 
-use std::path::Path;
-use std::process::Command;
+use std::{path::Path, process::Command, time::Duration};
 
-use serde_json::json;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixListener;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::{UnixListener, UnixStream},
+    sync::mpsc,
+    time::{Instant, timeout},
+};
 
 use super::*;
+use crate::qmp::{QmpEvent, RunState};
 
 type Notices = mpsc::Receiver<(VmId, QmpNotice)>;
 

@@ -17,13 +17,18 @@ use tokio::{
     io::{AsyncBufRead, AsyncBufReadExt as _, BufReader},
     process::{Child, ChildStdout},
     sync::{Semaphore, mpsc},
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout_at},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at},
 };
 use tokio_util::codec::Decoder as _;
 
 use super::{
-    Ended, Inbox, LibvirtTarget, Limits, Outbox, Parting, QmpError, QmpNotice, QmpState, Request,
-    conversation::Flood, in_words,
+    LibvirtTarget,
+    flood::Flood,
+    limits::Limits,
+    notice::{QmpError, QmpNotice, QmpState},
+    outbox::Outbox,
+    parting::{Parting, Pauses},
+    requests::{Ended, Inbox, Request},
 };
 use crate::{
     discover,
@@ -62,29 +67,18 @@ pub(super) async fn attempts(
     outbox: &mut Outbox,
     limits: Limits,
 ) -> Result<std::convert::Infallible, Ended> {
-    let mut closed_pause = limits.closed_pause_min;
+    let mut pauses = Pauses::new(limits);
     outbox.state_at_last(QmpState::Connecting, inbox).await?;
     loop {
         let verified = inbox.meanwhile("connecting", verify(target, limits.handshake)).await?;
         let parting = match verified {
             Err(parting) => parting,
             Ok(()) => {
-                closed_pause = limits.closed_pause_min;
+                pauses.reset();
                 talk(target, inbox, outbox, limits).await?
             }
         };
-        let pause = match parting {
-            Parting::Refused(_) => limits.refused_pause,
-            Parting::Done | Parting::Busy => limits.busy_pause,
-            Parting::Closed(_) => {
-                let pause = closed_pause;
-                closed_pause = (closed_pause * 2).min(limits.closed_pause_max);
-                pause
-            }
-        };
-        let state = parting.state();
-        outbox.state_at_last(state.clone(), inbox).await?;
-        inbox.meanwhile(in_words(&state), sleep(pause)).await?;
+        pauses.after(parting, inbox, outbox).await?;
     }
 }
 
@@ -140,11 +134,7 @@ async fn talk(
                 under_way = under_way.saturating_sub(1);
                 match outcome {
                     Outcome::Answered => settle(target, outbox, limits, false).await,
-                    Outcome::Late(since) => {
-                        let news = !matches!(outbox.last, Some(QmpState::Unresponsive { .. }));
-                        let state = QmpState::Unresponsive { since };
-                        if news { outbox.state(state).await.map_err(Parting::from) } else { Ok(()) }
-                    }
+                    Outcome::Late(since) => outbox.unresponsive(since).await.map_err(Parting::from),
                     Outcome::Lost(reason) => Err(Parting::Closed(reason)),
                 }
             }
@@ -185,12 +175,7 @@ async fn settle(
             outbox.state(QmpState::Ready).await?;
             Ok(outbox.tell(QmpNotice::RunState(state)).await?)
         }
-        Err(QmpError::Timeout { .. }) => {
-            if !matches!(outbox.last, Some(QmpState::Unresponsive { .. })) {
-                outbox.state(QmpState::Unresponsive { since }).await?;
-            }
-            Ok(())
-        }
+        Err(QmpError::Timeout { .. }) => Ok(outbox.unresponsive(since).await?),
         Err(error) => Err(Parting::Closed(in_full(&error))),
     }
 }

@@ -1,0 +1,54 @@
+//! Whether a QEMU says more than it has any reason to.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{limits::Limits, parting::Parting};
+use crate::qmp::QmpEvent;
+
+/// Counts what came within the second that began at `since`.
+pub(super) struct Flood {
+    since: Instant,
+    bytes: usize,
+    messages: u32,
+    events: u32,
+}
+
+impl Flood {
+    pub(super) fn new() -> Self {
+        Self { since: Instant::now(), bytes: 0, messages: 0, events: 0 }
+    }
+
+    pub(super) fn bytes(&mut self, bytes: usize, limits: &Limits) -> Result<(), Parting> {
+        if self.since.elapsed() >= Duration::from_secs(1) {
+            *self = Self::new();
+        }
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.bytes > limits.bytes_per_second {
+            return Err(Parting::Refused(format!("flood: {} bytes within a second", self.bytes)));
+        }
+        Ok(())
+    }
+
+    pub(super) fn message(&mut self, limits: &Limits) -> Result<(), Parting> {
+        self.messages = self.messages.saturating_add(1);
+        if self.messages > limits.messages_per_second {
+            let messages = self.messages;
+            return Err(Parting::Refused(format!("flood: {messages} messages within a second")));
+        }
+        Ok(())
+    }
+
+    /// Whether the event is to be passed on.
+    pub(super) fn event(&mut self, event: &QmpEvent, limits: &Limits) -> Result<bool, Parting> {
+        self.events = self.events.saturating_add(1);
+        if self.events <= limits.events_per_second {
+            Ok(true)
+        } else if event.is_expendable() {
+            Ok(false)
+        } else {
+            Err(Parting::Refused(format!("flood: {} events within a second", self.events)))
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! The bounds of a session: what it waits for how long, and how much it takes.
+
+use std::time::Duration;
+
+/// The bounds of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// For connecting, and for the greeting after it. QEMU sends it at once: 2 s.
+    pub greeting: Duration,
+    /// For `qmp_capabilities` and the session's own `query-status`: 5 s.
+    pub handshake: Duration,
+    /// From Busy to the next attempt: 5 s, short since an operator's client may leave at any time.
+    pub busy_pause: Duration,
+    /// From Refused to the next attempt: 60 s.
+    pub refused_pause: Duration,
+    /// From the first Closed to the next attempt: 250 ms; doubled each time.
+    pub closed_pause_min: Duration,
+    /// The longest such pause: 5 s.
+    pub closed_pause_max: Duration,
+    /// How long a notice may wait for the receiver: 1 s.
+    pub notice: Duration,
+    /// Commands that were sent and are not answered, timed out or not: 16.
+    pub unanswered: usize,
+    /// Messages in one second before the connection is refused: 2,000. A guest in a boot loop
+    /// causes some 40.
+    pub messages_per_second: u32,
+    /// Bytes in one second before the connection is refused: 32 MiB.
+    pub bytes_per_second: usize,
+    /// Events passed on in one second: 200. Beyond, block errors and events that are not known are
+    /// left out; any other is a flood.
+    pub events_per_second: u32,
+    /// Of a session that keeps no connection: from one question for the run state to the next: 10 s.
+    pub brief_poll: Duration,
+    /// The same of one through libvirt, which hears of events, and where a question is a program's start: 30 s.
+    pub libvirt_poll: Duration,
+    /// How long such a connection is kept after its last answer, for a caller's next command: 100 ms.
+    pub brief_linger: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            greeting: Duration::from_secs(2),
+            handshake: Duration::from_secs(5),
+            busy_pause: Duration::from_secs(5),
+            refused_pause: Duration::from_secs(60),
+            closed_pause_min: Duration::from_millis(250),
+            closed_pause_max: Duration::from_secs(5),
+            notice: Duration::from_secs(1),
+            unanswered: 16,
+            messages_per_second: 2_000,
+            bytes_per_second: 32 << 20,
+            events_per_second: 200,
+            brief_poll: Duration::from_secs(10),
+            libvirt_poll: Duration::from_secs(30),
+            brief_linger: Duration::from_millis(100),
+        }
+    }
+}
