@@ -14,13 +14,17 @@
 //! one that fails ends the plan before anything is touched, written down or counted.
 
 mod carry_out;
+mod checks;
 mod plan;
 mod programs;
+mod scene;
+mod steps;
 #[cfg(test)]
 mod tests;
 
-pub use carry_out::{Scene, restart, start};
+pub use carry_out::{restart, start};
 pub use plan::{
     ActuatorPlan, ActuatorStep, Check, MonitorSays, Situation, chosen, libvirt_uri, restart_plan,
     start_plan,
 };
+pub use scene::Scene;
