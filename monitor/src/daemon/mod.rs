@@ -4,7 +4,9 @@
 //! as a [`Message`]; the loop here never waits for any of it, so that one VM can't delay another.
 
 mod asking;
+mod awaited;
 mod cases;
+mod ended;
 mod engine;
 mod evidence;
 mod hearing;

@@ -1,0 +1,112 @@
+//! What is made of a QEMU's end: a stop that somebody wanted, a replacement under way, or a crash of QEMU itself.
+//!
+//! A QEMU that ended without having been asked to is started again by its owner's means, where that is configured and
+//! its budget allows it: see [`awaited`](super::awaited).
+
+use tracing::{info, warn};
+
+use super::{
+    awaited::{Awaited, FOUND_WITHIN, Progress},
+    engine::Engine,
+    vm::{Case, Stage, WatchedVm},
+};
+use crate::{
+    config::Actuator,
+    discover::{Owner, Vm},
+    recover::{
+        Ending,
+        actuator::{chosen, start_plan},
+        ending,
+    },
+    report::incident::{Incident, Outcome},
+    verdict::Cause,
+};
+
+impl Engine {
+    /// QEMU itself is gone: told apart from a stop that somebody wanted, and started again where that is configured.
+    pub(super) fn qemu_ended(&mut self, watched: &mut WatchedVm, status: Option<i32>) {
+        let last_words = self.owners.last_words.remove(&watched.vm.id);
+        let why = ending(status, last_words.as_ref(), watched.watch.state.cause());
+        let words = why.words();
+        let open = watched.case.take().filter(|case| case.stage != Stage::Closed);
+        let incident = match open {
+            Some(case)
+                if case.stage == Stage::Restarting && self.is_being_replaced(&watched.vm) =>
+            {
+                info!(vm = watched.vm.name, "its QEMU is being replaced: {words}");
+                self.expect(watched, case.incident, Progress::Starting);
+                return;
+            }
+            Some(Case { incident, stage: Stage::AwaitingLife { .. }, .. })
+                if self.is_being_replaced(&watched.vm) =>
+            {
+                // A command may end before what it leads to.
+                info!(vm = watched.vm.name, "its QEMU is being replaced: {words}");
+                self.expect(watched, incident, Progress::Expected(self.now() + FOUND_WITHIN));
+                return;
+            }
+            Some(Case { mut incident, stage, .. }) => {
+                let was_told =
+                    matches!(stage, Stage::AwaitingLife { .. }) || !incident.attempts.is_empty();
+                incident.outcome =
+                    Some(if was_told { Outcome::NotRecovered } else { Outcome::Refused });
+                incident.reason = format!("{}; then QEMU ended: {words}", incident.reason);
+                incident
+            }
+            None if why.is_crash() => {
+                warn!(vm = watched.vm.name, "its QEMU ended without being asked to: {words}");
+                let reason = format!("QEMU is gone: {words}");
+                Incident {
+                    outcome: Some(Outcome::Refused),
+                    ..self.new_incident(watched, Cause::QemuExited, reason)
+                }
+            }
+            None => {
+                info!(vm = watched.vm.name, "QEMU has ended: {words}");
+                return;
+            }
+        };
+        self.start_again(watched, incident, &why);
+    }
+
+    /// Whether what is being done to it ends its QEMU on purpose.
+    fn is_being_replaced(&self, vm: &Vm) -> bool {
+        let means = self.config.means_for(&vm.name);
+        match chosen(&vm.ownership, &means) {
+            Ok(Actuator::Systemd | Actuator::Command) => true,
+            Ok(Actuator::Qmp) => {
+                // Without a monitor, a unit is restarted, and a command run.
+                vm.qmp_sockets.is_empty()
+                    && (!means.command.is_empty()
+                        || matches!(vm.ownership.owner, Owner::SystemdUnit { .. }))
+            }
+            _ => false,
+        }
+    }
+
+    /// Has a VM started again whose QEMU ended so, as far as that is configured and policy lets it.
+    fn start_again(&mut self, watched: &mut WatchedVm, mut incident: Incident, why: &Ending) {
+        let means = self.config.means_for(&watched.vm.name);
+        let refusal = if why.is_crash() {
+            start_plan(&watched.vm.ownership, &means).err().map(|refusal| refusal.to_string())
+        } else {
+            Some("one that may have been stopped on purpose is not started".to_owned())
+        };
+        if let Some(refusal) = refusal {
+            incident.reason = format!("{}; {refusal}", incident.reason);
+            let recording = watched.recorder.evidence(&mut incident);
+            self.scribe.write(&incident, Vec::new(), recording);
+            return;
+        }
+        incident.outcome = None;
+        let recording = watched.recorder.evidence(&mut incident);
+        self.scribe.write(&incident, Vec::new(), recording);
+        self.expect(watched, incident, Progress::Pausing(self.now()));
+        self.start_due();
+    }
+
+    fn expect(&mut self, watched: &WatchedVm, incident: Incident, progress: Progress) {
+        let (vm, terms) = (watched.vm.clone(), watched.terms.clone());
+        self.owners.awaited.push(Awaited { vm, terms, incident, progress });
+    }
+}
