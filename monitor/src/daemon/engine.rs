@@ -1,7 +1,7 @@
 //! The loop's body: owns every VM, and carries what the stages say from one to the next.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant, SystemTime},
@@ -9,22 +9,21 @@ use std::{
 
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc::{Sender, UnboundedSender};
-use tracing::{debug, error, info};
+use tracing::error;
 
 use super::{
     Message,
+    finding::FirstReading,
     owners::Owners,
-    plugged::counted,
-    resume::take_up,
     scribe::Scribe,
     vm::{HostSample, WatchedVm},
-    watchers::{self, Look},
+    watchers,
 };
 use crate::{
     config::Config,
-    discover::{self, Vm, VmId},
+    discover::VmId,
     probe::{ProbeThread, ProgramHealth},
-    qmp::{self, QmpHandle, QmpNotice, QmpState},
+    qmp::{QmpHandle, QmpNotice},
     recover::evidence::dump::UnderWay,
     report::{
         incident::Incident,
@@ -33,20 +32,10 @@ use crate::{
         retention::{self, Keeper},
         store::IncidentStore,
     },
-    sample::{CounterMaps, DeviceWatch, KvmReader, LostCompletions, ThreadReader, VcpuClocks},
-    verdict::{Act, Input, Monitor, State, Terms, Tick, Watch},
-    witness::{Notes, ProbeSocket},
+    sample::{CounterMaps, DeviceWatch, KvmReader, ThreadReader},
+    verdict::{Act, Input, Monitor, State, Tick},
+    witness::ProbeSocket,
 };
-
-/// After a QEMU was found, it is looked at again: at first it has neither taps nor vCPU threads.
-const LOOK_AGAIN: [Duration; 3] =
-    [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(3)];
-/// Ticks between two looks at a VM's taps and threads, for hot-plug.
-const REFRESH_TICKS: u64 = 10;
-
-/// Of so many looks at what a VM has open, one is in full, though it has as many descriptors as before: one
-/// may have been closed and another opened.
-const LOOKS_IN_FULL: u32 = 6;
 
 /// The daemon's state.
 pub(super) struct Engine {
@@ -80,30 +69,20 @@ pub(super) struct Engine {
     /// It can't be read, or there is none: each VM's threads have clocks of their own.
     pub(super) has_clocks: bool,
     pub(super) probes: ProbeThread,
-    notices: Sender<(VmId, QmpNotice)>,
+    pub(super) notices: Sender<(VmId, QmpNotice)>,
     pub(super) probe_sockets: HashMap<u32, Arc<ProbeSocket>>,
     /// Status of QEMUs whose main thread ended, until the process is gone.
     pub(super) statuses: HashMap<u32, i32>,
-    ticks: u64,
+    pub(super) ticks: u64,
     /// VMs were found since memory was last given back.
-    has_grown: bool,
+    pub(super) has_grown: bool,
     /// When the last reading began, and the kernel's ticks then.
     pub(super) jiffies: Option<(Duration, u64)>,
     devices: DeviceWatch,
     /// Many VMs are silent together, in words.
     pub(super) storm: Option<String>,
     /// What is still awaited before the first reading of all.
-    first_reading: FirstReading,
-}
-
-/// A daemon that starts reads as soon as there is something to read, and doesn't wait for a tick.
-enum FirstReading {
-    /// The first sweep is under way; of these, it isn't known yet where they are counted.
-    Awaits {
-        swept: bool,
-        vms: HashSet<VmId>,
-    },
-    Done,
+    pub(super) first_reading: FirstReading,
 }
 
 impl Engine {
@@ -159,7 +138,7 @@ impl Engine {
             jiffies: None,
             devices: DeviceWatch::default(),
             storm: None,
-            first_reading: FirstReading::Awaits { swept: false, vms: HashSet::new() },
+            first_reading: FirstReading::default(),
         }
     }
 
@@ -195,14 +174,6 @@ impl Engine {
         self.probes
     }
 
-    pub(super) fn sweep(&self) {
-        // Only those whose end is waited for are sure to be there.
-        let waits =
-            |watched: &WatchedVm| watched.end.as_ref().is_some_and(|end| !end.is_finished());
-        let known = self.vms.iter().filter(|(_, watched)| waits(watched)).map(|(id, _)| *id);
-        watchers::sweep(self.config.discovery.scope(), known.collect(), self.messages.clone());
-    }
-
     pub(super) fn on_message(&mut self, message: Message) {
         match message {
             Message::Found(vm) => self.found(*vm),
@@ -232,138 +203,6 @@ impl Engine {
             }
             Message::Restarted(vm, attempts, result) => self.started(vm, attempts, result),
             Message::Finished(vm, attempts, result) => self.rest_is_done(vm, attempts, result),
-        }
-    }
-
-    fn found(&mut self, vm: Vm) {
-        if self.vms.contains_key(&vm.id) {
-            return;
-        }
-        self.has_grown = true;
-        self.bury_predecessors(&vm);
-        let now = self.now();
-        let id = vm.id;
-        // A status that nobody asked for belongs to an earlier process with this pid.
-        self.statuses.remove(&id.pid);
-        let policy = self.config.policy_for(&vm.name);
-        let owner = vm.ownership.owner.kind();
-        info!(vm = vm.name, pid = id.pid, accelerator = %vm.accelerator, owner, "found");
-        for note in &vm.notes {
-            info!(vm = vm.name, "{note}");
-        }
-        let age = watchers::age(id).unwrap_or_default();
-        let qmp = self.transport_to(&vm).map(|way| qmp::spawn(way, self.notices.clone()));
-        if let FirstReading::Awaits { vms, .. } = &mut self.first_reading {
-            vms.insert(id);
-        }
-        self.probes.attach(id, counted(&vm.plugged));
-        let key = vm.uuid.as_deref().unwrap_or(&vm.name);
-        let left = self.left.remove(&(id.pid, id.start_ticks));
-        let left = left.and_then(|incident| {
-            let started_at = SystemTime::now() - age;
-            take_up(incident, started_at, self.ledger.counts_from(key))
-        });
-        let terms = Terms { policy, tick: self.config.sample_interval };
-        let (state, case) = match left {
-            Some(taken_up) => {
-                let (state, case) = taken_up.begin(now);
-                (state, Some(case))
-            }
-            None => self.adopt(&vm, &terms).unzip(),
-        };
-        let watch = match state {
-            Some((state, reason)) => Watch::resume(now, age, state, reason),
-            None => Watch::begin(now, age, terms.policy.boot_grace),
-        };
-        let watched = WatchedVm {
-            recorder: self.recorder(&vm, &terms),
-            watch,
-            terms,
-            qmp,
-            qmp_state: QmpState::Connecting,
-            run_state: None,
-            run_state_asked: 0,
-            run_state_answered: 0,
-            threads: Vec::new(),
-            threads_from_qmp: false,
-            descriptors: None,
-            looks: 0,
-            looking: false,
-            told_apart: (Vec::new(), 0),
-            clocks: VcpuClocks::default(),
-            slot: Err("its programs are being attached".to_owned()),
-            taps: Vec::new(),
-            lost_completions: LostCompletions::default(),
-            sample: None,
-            activity: None,
-            notes: Some(Notes::default()),
-            testimony: None,
-            case,
-            end: watchers::watch_end(&vm, self.messages.clone()),
-            vm: Arc::new(vm),
-        };
-        self.vms.insert(id, watched);
-        for delay in LOOK_AGAIN {
-            let messages = self.messages.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep(delay).await;
-                let look = Look { vm: id, names: true, unless: None };
-                watchers::refresh(&[look], &messages);
-            });
-        }
-    }
-
-    /// A VM that the sweep didn't see has ended, should its pidfd not have told.
-    fn swept(&mut self, all: &HashSet<VmId>) {
-        let unseen: Vec<VmId> = self.vms.keys().filter(|id| !all.contains(id)).copied().collect();
-        for id in unseen {
-            if discover::start_ticks(id.pid).ok() != Some(id.start_ticks) {
-                self.gone(id);
-            }
-        }
-        self.probes.found(self.vms.keys().copied().collect());
-        if std::mem::take(&mut self.has_grown) {
-            // SAFETY: a plain call, which only gives free memory back: to read a QEMU that was found takes
-            // several times what is kept of it.
-            unsafe { libc::malloc_trim(0) };
-        }
-        if let FirstReading::Awaits { swept, .. } = &mut self.first_reading {
-            *swept = true;
-        }
-        self.give_up_the_gone(all);
-    }
-
-    /// Whether all VMs that the first sweep found can be read since just now, and none was read yet: two
-    /// readings one after the other would measure nothing.
-    pub(super) fn first_reading_is_due(&mut self) -> bool {
-        let FirstReading::Awaits { swept: true, vms } = &self.first_reading else { return false };
-        if !vms.is_empty() {
-            return false;
-        }
-        self.first_reading = FirstReading::Done;
-        self.vms.values().all(|watched| watched.sample.is_none())
-    }
-
-    pub(super) fn gone(&mut self, id: VmId) {
-        let Some(mut watched) = self.vms.remove(&id) else { return };
-        self.no_longer_awaited(id);
-        let status = self.statuses.remove(&id.pid);
-        debug!(vm = watched.vm.name, pid = id.pid, ?status, "the process has ended");
-        self.qemu_ended(&mut watched, status);
-        self.owners.forget(id);
-        watched.recorder.end();
-        if let Some(qmp) = watched.qmp {
-            qmp.close();
-        }
-        self.probes.forget(id);
-        if self.vms.values().all(|other| other.vm.netns != watched.vm.netns) {
-            self.probe_sockets.remove(&watched.vm.netns);
-        }
-    }
-
-    pub(super) fn no_longer_awaited(&mut self, id: VmId) {
-        if let FirstReading::Awaits { vms, .. } = &mut self.first_reading {
-            vms.remove(&id);
         }
     }
 
@@ -402,19 +241,7 @@ impl Engine {
         }
         self.watch_kvm();
         self.start_due();
-        // Not all in one tick: a thousand looks would delay the next.
-        let mut due = Vec::new();
-        for (id, watched) in &mut self.vms {
-            if u64::from(id.pid) % REFRESH_TICKS == self.ticks % REFRESH_TICKS && !watched.looking {
-                let its = threads.as_ref().map(|threads| threads.of(id.pid));
-                watched.looking = true;
-                watched.looks += 1;
-                let names = watched.threads_to_tell_apart(its);
-                let unless = watched.descriptors.filter(|_| watched.looks < LOOKS_IN_FULL);
-                due.push(Look { vm: *id, names, unless });
-            }
-        }
-        watchers::refresh(&due, &self.messages);
+        self.look_again(threads.as_ref());
     }
 
     fn judge(&mut self, id: VmId, undecided: bool, now: Duration) {
@@ -455,20 +282,6 @@ impl Engine {
             (Monitor::Unknown(why) | Monitor::Unresponsive(why), _) => Err(why),
             (Monitor::Answers(_), None) => Err("no QMP socket is known".to_owned()),
         }
-    }
-
-    /// Whatever of a VM's storage the host does not see, or can't tell to be its own, for people to read.
-    pub(super) fn unseen_storage(&self, watched: &WatchedVm) -> Vec<String> {
-        let keys = &watched.vm.plugged.files.keys;
-        let shares = |other: &&WatchedVm| {
-            let theirs = &other.vm.plugged.files.keys;
-            other.vm.id != watched.vm.id && keys.iter().any(|key| theirs.contains(key))
-        };
-        let shared = self.vms.values().filter(shares).map(|other| {
-            let name = &other.vm.name;
-            format!("what is written back to a file that is VM {name}'s too, or numbered as its is")
-        });
-        watched.vm.unseen_storage().chain(shared).collect()
     }
 
     /// Whether this VM's conviction still stands.

@@ -9,6 +9,7 @@ mod cases;
 mod ended;
 mod engine;
 mod evidence;
+mod finding;
 mod hearing;
 mod hold;
 mod owners;

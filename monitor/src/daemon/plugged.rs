@@ -6,6 +6,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     engine::Engine,
+    vm::WatchedVm,
     watchers::{self, Look, Looked},
 };
 use crate::{
@@ -15,7 +16,31 @@ use crate::{
     verdict::Input,
 };
 
+/// Ticks between two looks at a VM's taps and threads, for hot-plug.
+const REFRESH_TICKS: u64 = 10;
+
+/// Of so many looks at what a VM has open, one is in full, though it has as many descriptors as before: one
+/// may have been closed and another opened.
+const LOOKS_IN_FULL: u32 = 6;
+
 impl Engine {
+    /// Has those looked at again whose turn it is in this tick.
+    pub(super) fn look_again(&mut self, threads: Option<&ThreadTimes>) {
+        // Not all in one tick: a thousand looks would delay the next.
+        let mut due = Vec::new();
+        for (id, watched) in &mut self.vms {
+            if u64::from(id.pid) % REFRESH_TICKS == self.ticks % REFRESH_TICKS && !watched.looking {
+                let its = threads.map(|threads| threads.of(id.pid));
+                watched.looking = true;
+                watched.looks += 1;
+                let names = watched.threads_to_tell_apart(its);
+                let unless = watched.descriptors.filter(|_| watched.looks < LOOKS_IN_FULL);
+                due.push(Look { vm: *id, names, unless });
+            }
+        }
+        watchers::refresh(&due, &self.messages);
+    }
+
     pub(super) fn refreshed(&mut self, id: VmId, looked: Looked) {
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let Looked { plugged, descriptors, threads } = looked;
@@ -132,6 +157,20 @@ impl Engine {
             let look = Look { vm: report.vm, names: false, unless: None };
             watchers::refresh(&[look], &self.messages);
         }
+    }
+
+    /// Whatever of a VM's storage the host does not see, or can't tell to be its own, for people to read.
+    pub(super) fn unseen_storage(&self, watched: &WatchedVm) -> Vec<String> {
+        let keys = &watched.vm.plugged.files.keys;
+        let shares = |other: &&WatchedVm| {
+            let theirs = &other.vm.plugged.files.keys;
+            other.vm.id != watched.vm.id && keys.iter().any(|key| theirs.contains(key))
+        };
+        let shared = self.vms.values().filter(shares).map(|other| {
+            let name = &other.vm.name;
+            format!("what is written back to a file that is VM {name}'s too, or numbered as its is")
+        });
+        watched.vm.unseen_storage().chain(shared).collect()
     }
 }
 

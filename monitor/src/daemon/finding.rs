@@ -1,0 +1,186 @@
+//! Finding QEMUs and taking them up, and letting go of those that are gone.
+
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use tracing::{debug, info};
+
+use super::{
+    engine::Engine,
+    plugged::counted,
+    resume::take_up,
+    vm::WatchedVm,
+    watchers::{self, Look},
+};
+use crate::{
+    discover::{self, Vm, VmId},
+    qmp::{self, QmpState},
+    sample::{LostCompletions, VcpuClocks},
+    verdict::{Terms, Watch},
+    witness::Notes,
+};
+
+/// After a QEMU was found, it is looked at again: at first it has neither taps nor vCPU threads.
+const LOOK_AGAIN: [Duration; 3] =
+    [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(3)];
+
+/// A daemon that starts reads as soon as there is something to read, and doesn't wait for a tick.
+pub(super) enum FirstReading {
+    /// The first sweep is under way; of these, it isn't known yet where they are counted.
+    Awaits {
+        swept: bool,
+        vms: HashSet<VmId>,
+    },
+    Done,
+}
+
+impl Default for FirstReading {
+    fn default() -> Self {
+        Self::Awaits { swept: false, vms: HashSet::new() }
+    }
+}
+
+impl Engine {
+    pub(super) fn sweep(&self) {
+        // Only those whose end is waited for are sure to be there.
+        let waits =
+            |watched: &WatchedVm| watched.end.as_ref().is_some_and(|end| !end.is_finished());
+        let known = self.vms.iter().filter(|(_, watched)| waits(watched)).map(|(id, _)| *id);
+        watchers::sweep(self.config.discovery.scope(), known.collect(), self.messages.clone());
+    }
+
+    pub(super) fn found(&mut self, vm: Vm) {
+        if self.vms.contains_key(&vm.id) {
+            return;
+        }
+        self.has_grown = true;
+        self.bury_predecessors(&vm);
+        let now = self.now();
+        let id = vm.id;
+        // A status that nobody asked for belongs to an earlier process with this pid.
+        self.statuses.remove(&id.pid);
+        let policy = self.config.policy_for(&vm.name);
+        let owner = vm.ownership.owner.kind();
+        info!(vm = vm.name, pid = id.pid, accelerator = %vm.accelerator, owner, "found");
+        for note in &vm.notes {
+            info!(vm = vm.name, "{note}");
+        }
+        let age = watchers::age(id).unwrap_or_default();
+        let qmp = self.transport_to(&vm).map(|way| qmp::spawn(way, self.notices.clone()));
+        if let FirstReading::Awaits { vms, .. } = &mut self.first_reading {
+            vms.insert(id);
+        }
+        self.probes.attach(id, counted(&vm.plugged));
+        let key = vm.uuid.as_deref().unwrap_or(&vm.name);
+        let left = self.left.remove(&(id.pid, id.start_ticks));
+        let left = left.and_then(|incident| {
+            let started_at = SystemTime::now() - age;
+            take_up(incident, started_at, self.ledger.counts_from(key))
+        });
+        let terms = Terms { policy, tick: self.config.sample_interval };
+        let (state, case) = match left {
+            Some(taken_up) => {
+                let (state, case) = taken_up.begin(now);
+                (state, Some(case))
+            }
+            None => self.adopt(&vm, &terms).unzip(),
+        };
+        let watch = match state {
+            Some((state, reason)) => Watch::resume(now, age, state, reason),
+            None => Watch::begin(now, age, terms.policy.boot_grace),
+        };
+        let watched = WatchedVm {
+            recorder: self.recorder(&vm, &terms),
+            watch,
+            terms,
+            qmp,
+            qmp_state: QmpState::Connecting,
+            run_state: None,
+            run_state_asked: 0,
+            run_state_answered: 0,
+            threads: Vec::new(),
+            threads_from_qmp: false,
+            descriptors: None,
+            looks: 0,
+            looking: false,
+            told_apart: (Vec::new(), 0),
+            clocks: VcpuClocks::default(),
+            slot: Err("its programs are being attached".to_owned()),
+            taps: Vec::new(),
+            lost_completions: LostCompletions::default(),
+            sample: None,
+            activity: None,
+            notes: Some(Notes::default()),
+            testimony: None,
+            case,
+            end: watchers::watch_end(&vm, self.messages.clone()),
+            vm: Arc::new(vm),
+        };
+        self.vms.insert(id, watched);
+        for delay in LOOK_AGAIN {
+            let messages = self.messages.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(delay).await;
+                let look = Look { vm: id, names: true, unless: None };
+                watchers::refresh(&[look], &messages);
+            });
+        }
+    }
+
+    /// A VM that the sweep didn't see has ended, should its pidfd not have told.
+    pub(super) fn swept(&mut self, all: &HashSet<VmId>) {
+        let unseen: Vec<VmId> = self.vms.keys().filter(|id| !all.contains(id)).copied().collect();
+        for id in unseen {
+            if discover::start_ticks(id.pid).ok() != Some(id.start_ticks) {
+                self.gone(id);
+            }
+        }
+        self.probes.found(self.vms.keys().copied().collect());
+        if std::mem::take(&mut self.has_grown) {
+            // SAFETY: a plain call, which only gives free memory back: to read a QEMU that was found takes
+            // several times what is kept of it.
+            unsafe { libc::malloc_trim(0) };
+        }
+        if let FirstReading::Awaits { swept, .. } = &mut self.first_reading {
+            *swept = true;
+        }
+        self.give_up_the_gone(all);
+    }
+
+    /// Whether all VMs that the first sweep found can be read since just now, and none was read yet: two
+    /// readings one after the other would measure nothing.
+    pub(super) fn first_reading_is_due(&mut self) -> bool {
+        let FirstReading::Awaits { swept: true, vms } = &self.first_reading else { return false };
+        if !vms.is_empty() {
+            return false;
+        }
+        self.first_reading = FirstReading::Done;
+        self.vms.values().all(|watched| watched.sample.is_none())
+    }
+
+    pub(super) fn gone(&mut self, id: VmId) {
+        let Some(mut watched) = self.vms.remove(&id) else { return };
+        self.no_longer_awaited(id);
+        let status = self.statuses.remove(&id.pid);
+        debug!(vm = watched.vm.name, pid = id.pid, ?status, "the process has ended");
+        self.qemu_ended(&mut watched, status);
+        self.owners.forget(id);
+        watched.recorder.end();
+        if let Some(qmp) = watched.qmp {
+            qmp.close();
+        }
+        self.probes.forget(id);
+        if self.vms.values().all(|other| other.vm.netns != watched.vm.netns) {
+            self.probe_sockets.remove(&watched.vm.netns);
+        }
+    }
+
+    pub(super) fn no_longer_awaited(&mut self, id: VmId) {
+        if let FirstReading::Awaits { vms, .. } = &mut self.first_reading {
+            vms.remove(&id);
+        }
+    }
+}
