@@ -6,20 +6,18 @@
 //! replies are as bounded as those of a socket. Should the `virsh` for the events end, it is begun anew, with pauses;
 //! what is lost meanwhile, and all else that events would tell, the run state tells, which is asked every so often.
 
+mod command;
+mod events;
 #[cfg(test)]
 mod tests;
 
 use std::time::Duration;
 
-use bytes::BytesMut;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::{
-    io::{AsyncBufRead, AsyncBufReadExt as _, BufReader},
-    process::{Child, ChildStdout},
-    sync::{Semaphore, mpsc},
-    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at},
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval},
 };
-use tokio_util::codec::Decoder as _;
 
 use super::{
     LibvirtTarget,
@@ -30,26 +28,9 @@ use super::{
     parting::{Parting, Pauses},
     requests::{Ended, Inbox, Request},
 };
-use crate::{
-    discover,
-    error_text::in_full,
-    program::{self, RunError, run_keeping},
-    qmp::{
-        MAX_TEXT_CHARS, QmpEvent,
-        codec::{CodecError, MAX_COMMAND_BYTES, MAX_MESSAGE_BYTES, Message, QmpCodec},
-        commands::run_state,
-        printable,
-    },
-};
-
-/// The longest line of an event that is read: QEMU's own are below a few hundred bytes.
-const LINE_BYTES: usize = 16 << 10;
-/// The pause before the `virsh` for the events is begun anew.
-const EVENTS_PAUSE: Duration = Duration::from_secs(5);
-
-/// `virsh`s for commands that run at the same time, of all sessions: on a host with hundreds of domains, a thousand at
-/// once would be a storm of flatline's own making.
-static AT_ONCE: Semaphore = Semaphore::const_new(16);
+use crate::{discover, error_text::in_full, qmp::commands::run_state};
+use command::execute;
+use events::Events;
 
 /// What a command led to, for the session's state.
 enum Outcome {
@@ -208,156 +189,4 @@ async fn serve(target: &LibvirtTarget, request: Request) -> Outcome {
     };
     let _ = reply.send(result);
     outcome
-}
-
-/// One command through a `virsh` of its own.
-async fn execute(
-    target: &LibvirtTarget,
-    command: &str,
-    arguments: Option<&Value>,
-    limit: Duration,
-) -> Result<Value, QmpError> {
-    let name = || command.to_owned();
-    let mut message = json!({ "execute": command });
-    if let Some(arguments) = arguments {
-        message["arguments"] = arguments.clone();
-    }
-    let program = target.virsh.monitor_command(&message);
-    let bytes = program.words.last().map_or(0, String::len);
-    if bytes > MAX_COMMAND_BYTES {
-        let source = CodecError::CommandTooLarge { bytes };
-        return Err(QmpError::Unsendable { command: name(), source });
-    }
-    let deadline = Instant::now() + limit;
-    // Never closed.
-    let Ok(Ok(_turn)) = timeout_at(deadline, AT_ONCE.acquire()).await else {
-        return Err(QmpError::Timeout { command: name(), limit });
-    };
-    let left = deadline.saturating_duration_since(Instant::now());
-    match run_keeping(&program, &[], left, MAX_MESSAGE_BYTES).await {
-        Ok(ran) => reply_in(command, &ran.stdout),
-        Err(RunError::TimeLimit { .. }) => Err(QmpError::Timeout { command: name(), limit }),
-        Err(error @ RunError::Failed { .. }) => {
-            let said = error.ran().map(|ran| String::from_utf8_lossy(&ran.stderr).into_owned());
-            Err(refusal_in(command, &said.unwrap_or_default()))
-        }
-        Err(error) => Err(QmpError::NotConnected { reason: in_full(&error) }),
-    }
-}
-
-/// QEMU's reply, as libvirt passes it on, within the same bounds as one from a socket.
-fn reply_in(command: &str, printed: &[u8]) -> Result<Value, QmpError> {
-    let command = command.to_owned();
-    let mut printed = BytesMut::from(printed);
-    printed.extend_from_slice(b"\n");
-    match QmpCodec::default().decode(&mut printed) {
-        Ok(Some(Message::Return { value, .. })) => Ok(value),
-        Ok(Some(Message::Error { class, desc, .. })) => {
-            Err(QmpError::Command { command, class, desc })
-        }
-        Ok(Some(Message::Greeting | Message::Event { .. } | Message::Unknown) | None) | Err(_) => {
-            Err(QmpError::Malformed { command })
-        }
-    }
-}
-
-/// What `virsh` complained of. Where libvirt or its domain isn't there, nothing was sent; else libvirt refused to.
-fn refusal_in(command: &str, said: &str) -> QmpError {
-    let text = said.lines().map(|line| line.trim_start_matches("error: "));
-    let text = text.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
-    let desc = printable(&text, 4 * MAX_TEXT_CHARS);
-    let lost = [
-        "failed to connect",
-        "Failed to connect",
-        "failed to get domain",
-        "Domain not found",
-        "domain is not running",
-        "Requested operation is not valid",
-    ];
-    if lost.iter().any(|part| desc.contains(part)) {
-        return QmpError::NotConnected { reason: desc };
-    }
-    QmpError::Command { command: command.to_owned(), class: "libvirt".to_owned(), desc }
-}
-
-/// The `virsh` that prints events.
-struct Events {
-    /// It, and what it prints; `None` until it is begun anew.
-    child: Option<(Child, BufReader<ChildStdout>)>,
-    begins_at: Instant,
-    line: Vec<u8>,
-}
-
-impl Events {
-    fn begin(target: &LibvirtTarget) -> Self {
-        let mut events = Self { child: None, begins_at: Instant::now(), line: Vec::new() };
-        events.begin_anew(target);
-        events
-    }
-
-    fn begin_anew(&mut self, target: &LibvirtTarget) {
-        self.line.clear();
-        self.begins_at = Instant::now() + EVENTS_PAUSE;
-        let program = target.virsh.events();
-        let name = program.words.first().map_or("", String::as_str);
-        let child = program::find(name).and_then(|path| program::spawn(&path, &program, &[]).ok());
-        self.child = child.and_then(|mut child| {
-            // Its complaints are those that every command hears, too.
-            drop(child.stderr.take());
-            let stdout = child.stdout.take()?;
-            Some((child, BufReader::new(stdout)))
-        });
-    }
-
-    /// The next event; `None` where something else was printed, or the program has ended. Nothing is lost if it is
-    /// not waited for to the end.
-    async fn next(&mut self, target: &LibvirtTarget) -> Option<QmpEvent> {
-        let Some((_, stdout)) = &mut self.child else {
-            sleep_until(self.begins_at).await;
-            self.begin_anew(target);
-            return None;
-        };
-        let goes_on = read_line(stdout, &mut self.line).await;
-        let event = event_in(&String::from_utf8_lossy(&self.line), &target.domain);
-        self.line.clear();
-        if !goes_on {
-            // Killed, should it not have ended.
-            self.child = None;
-        }
-        event
-    }
-}
-
-/// Reads on to the end of a line, of which the beginning may be in `line` already; a longer one than is allowed is
-/// cut. `false` at the end of all lines. Whatever was read stays in `line` if it isn't waited for to the end.
-async fn read_line(from: &mut (impl AsyncBufRead + Unpin), line: &mut Vec<u8>) -> bool {
-    loop {
-        let Ok(bytes) = from.fill_buf().await else { return false };
-        if bytes.is_empty() {
-            return false;
-        }
-        let end = bytes.iter().position(|byte| *byte == b'\n');
-        let part = &bytes[..end.unwrap_or(bytes.len())];
-        let room = LINE_BYTES.saturating_sub(line.len()).min(part.len());
-        line.extend_from_slice(&part[..room]);
-        let taken = end.map_or(bytes.len(), |end| end + 1);
-        from.consume(taken);
-        if end.is_some() {
-            return true;
-        }
-    }
-}
-
-/// The event in a line: `TIME: event NAME for domain 'DOMAIN': DETAILS`, the quotes only in newer versions, and
-/// `<null>` where there are no details (`virshEventPrint` for QEMU's events in libvirt's tools/virsh-domain.c).
-fn event_in(line: &str, domain: &str) -> Option<QmpEvent> {
-    let (_, rest) = line.split_once("event ")?;
-    let (name, rest) = rest.split_once(' ')?;
-    let (_, rest) = rest.split_once("for domain ")?;
-    let is_name = !name.is_empty()
-        && name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
-    let rest = rest.strip_prefix('\'').unwrap_or(rest).strip_prefix(domain)?;
-    let details = rest.strip_prefix('\'').unwrap_or(rest).strip_prefix(':')?.trim();
-    let data = serde_json::from_str(details).unwrap_or(Value::Null);
-    is_name.then(|| QmpEvent::parse(name, &data))
 }

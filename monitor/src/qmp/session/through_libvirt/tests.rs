@@ -9,13 +9,16 @@ use serde_json::json;
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
-    LINE_BYTES, LibvirtTarget, Limits, QmpError, QmpEvent, QmpNotice, QmpState, event_in,
-    read_line, refusal_in, reply_in,
+    command::{refusal_in, reply_in},
+    events::{LINE_BYTES, event_in, read_line},
 };
 use crate::{
     discover::{self, VmId},
     program::virsh::Virsh,
-    qmp::{QmpHandle, RunState, Transport, spawn_by},
+    qmp::{
+        LibvirtTarget, Limits, QmpError, QmpEvent, QmpHandle, QmpNotice, QmpState, RunState,
+        Transport, spawn_by,
+    },
 };
 
 type Notices = mpsc::Receiver<(VmId, QmpNotice)>;
