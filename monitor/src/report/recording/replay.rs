@@ -6,12 +6,14 @@
 //! the live daemon suspected the guest. Before that, the replay has no answers; after it, when the guest was
 //! convicted and left as it was, their last answers are taken to stand.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+mod convictions;
+mod outcome;
 
-use serde::{Serialize, Serializer};
+use std::{sync::Arc, time::Duration};
+
+pub use outcome::{Decision, Line, Moment, Replay, Summary, rfc3339_millis};
+
+use outcome::decision;
 
 use super::{
     Decoded, Header, Segment, Standing,
@@ -29,103 +31,6 @@ const MOST_LINES: usize = 100_000;
 const LEAST_ROUND: Duration = Duration::from_millis(10);
 /// From one record to the next, so many rounds are assumed at most.
 const MOST_ASSUMED_ROUNDS: u32 = 1000;
-
-/// What was decided at a moment.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Decision {
-    /// In words: `suspect -> crashed (spinning)`.
-    pub what: String,
-    /// Why.
-    pub reason: String,
-}
-
-/// One moment at which something was decided, live or in the replay.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Line {
-    /// When.
-    #[serde(serialize_with = "to_the_millisecond")]
-    pub at: SystemTime,
-    /// What was decided live.
-    pub live: Option<Decision>,
-    /// What the replay decides.
-    pub replay: Option<Decision>,
-    /// Both are the same.
-    pub same: bool,
-    /// What has to be said of it.
-    pub note: Option<String>,
-}
-
-/// How the decisions compare.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Summary {
-    /// Inputs that were judged.
-    pub inputs: u64,
-    /// Moments at which something was decided, live or in the replay.
-    pub decisions: u64,
-    /// Those at which both are not the same.
-    pub differing: u64,
-    /// Convictions at the same moment, of the same cause.
-    pub same_convictions: u64,
-    /// Those at the same moment, of another cause.
-    pub other_causes: u64,
-    /// Those that the replay gives earlier.
-    pub earlier_convictions: u64,
-    /// Those that it gives later.
-    pub later_convictions: u64,
-    /// Those that it doesn't give.
-    pub missing_convictions: u64,
-    /// Those that only it gives.
-    pub additional_convictions: u64,
-    /// Rounds of questions that the replay wants, and that nobody was asked live.
-    pub unasked_rounds: u64,
-    /// Rounds for which the last answers were taken to stand, since nobody was asked live any more.
-    pub assumed_rounds: u64,
-    /// Times that it began anew, since something is missing in the recording.
-    pub gaps: u64,
-    /// Lines beyond those that are kept.
-    pub lines_left_out: u64,
-}
-
-/// What came of a replay.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Replay {
-    /// The VM.
-    pub vm: String,
-    /// Its UUID.
-    pub uuid: Option<String>,
-    /// Its QEMU's process id.
-    pub pid: u32,
-    /// Where the recording begins and ends; `None` for an empty one.
-    pub begins: Option<Moment>,
-    /// See there.
-    pub ends: Option<Moment>,
-    /// Whether the terms are the recorded ones.
-    pub recorded_terms: bool,
-    /// Every decision came out the same.
-    pub same: bool,
-    /// In the order of time.
-    pub lines: Vec<Line>,
-    /// All of it in numbers.
-    pub summary: Summary,
-}
-
-/// A moment by the wall clock.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[serde(transparent)]
-pub struct Moment(#[serde(serialize_with = "to_the_millisecond")] pub SystemTime);
-
-fn to_the_millisecond<S: Serializer>(time: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_str(&rfc3339_millis(*time))
-}
-
-/// RFC 3339 with milliseconds.
-pub fn rfc3339_millis(time: SystemTime) -> String {
-    // Beyond the year 9999 the format ends.
-    let whole = super::super::rfc3339::format(time);
-    let millis =
-        time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.subsec_millis());
-    format!("{}.{millis:03}Z", whole.trim_end_matches('Z'))
-}
 
 /// The judge that sits again; is told one segment after the other.
 #[derive(Debug)]
@@ -328,70 +233,6 @@ impl Replayer {
         }
     }
 
-    /// Matches convictions of both sides.
-    fn compare(&mut self, at: Duration, live: Option<Cause>, replay: Option<Cause>) {
-        match (live, replay) {
-            (None, None) => {}
-            (Some(live), Some(replay)) => {
-                self.settle("it was convicted again");
-                let summary = &mut self.replay.summary;
-                if live == replay {
-                    summary.same_convictions += 1;
-                } else {
-                    summary.other_causes += 1;
-                }
-            }
-            (Some(_), None) => match self.pending_replay.take() {
-                Some(earlier) => {
-                    self.replay.summary.earlier_convictions += 1;
-                    self.note(at, by("earlier", at, earlier));
-                }
-                None => self.pending_live = Some(at),
-            },
-            (None, Some(_)) => match self.pending_live.take() {
-                Some(earlier) => {
-                    self.replay.summary.later_convictions += 1;
-                    self.note(at, by("later", at, earlier));
-                }
-                None => self.pending_replay = Some(at),
-            },
-        }
-    }
-
-    /// A conviction counts as missing once the guest has moved on without it.
-    fn end_episodes(&mut self, at: Duration, reset: bool, replay: Standing) {
-        let moves_on = |standing: Standing| matches!(standing.state, "alive" | "starting");
-        if self.pending_live.is_some() && (reset || moves_on(self.live)) {
-            self.missing(at, if reset { "the guest was restarted" } else { "it came back" });
-        }
-        if self.pending_replay.is_some() && (reset || moves_on(replay) || replay.state == "suspect")
-        {
-            self.additional(at);
-        }
-    }
-
-    /// Nothing more comes for what is pending.
-    fn settle(&mut self, why: &str) {
-        if let Some(pending) = self.pending_live {
-            self.missing(pending, why);
-        }
-        if let Some(pending) = self.pending_replay {
-            self.additional(pending);
-        }
-    }
-
-    fn missing(&mut self, at: Duration, why: &str) {
-        self.pending_live = None;
-        self.replay.summary.missing_convictions += 1;
-        self.note(at, format!("the replay had not convicted it when {why}"));
-    }
-
-    fn additional(&mut self, at: Duration) {
-        self.pending_replay = None;
-        self.replay.summary.additional_convictions += 1;
-        self.note(at, "only the replay convicted it".to_owned());
-    }
-
     fn differs(&mut self) {
         self.replay.summary.differing += 1;
     }
@@ -410,11 +251,6 @@ impl Replayer {
     }
 }
 
-fn by(how: &str, one: Duration, other: Duration) -> String {
-    let seconds = one.saturating_sub(other).as_secs_f64();
-    format!("the replay convicts it {seconds:.1} s {how} than it was live")
-}
-
 /// A round in which a suspect is asked, and not one while all is well.
 fn wants_answers(act: &Act) -> bool {
     matches!(act, Act::Ask(Questions::All | Questions::DuringBoot | Questions::Recovering))
@@ -430,27 +266,4 @@ fn convicts(act: &Act) -> Option<Cause> {
         Act::Convict(cause) | Act::NotRecovered(cause) | Act::GiveUp(cause) => Some(*cause),
         Act::Nothing | Act::Ask(_) | Act::Recovered | Act::GuestReset(_) => None,
     }
-}
-
-/// What was decided, if anything was.
-fn decision(before: Standing, after: Standing, act: &Act, reason: &str) -> Option<Decision> {
-    let act = match act {
-        // A conviction is told by where the VM stands then.
-        Act::Nothing | Act::Ask(_) | Act::Convict(_) => None,
-        Act::Recovered => Some("recovered".to_owned()),
-        Act::NotRecovered(cause) => Some(format!("not recovered ({cause})")),
-        Act::GuestReset(times) => Some(format!("the guest reset itself, number {times}")),
-        Act::GiveUp(cause) => Some(format!("given up ({cause})")),
-    };
-    let to = |standing: Standing| match standing.cause {
-        None => standing.state.to_owned(),
-        Some(cause) => format!("{} ({cause})", standing.state),
-    };
-    let what = match (before == after, act) {
-        (true, None) => return None,
-        (true, Some(act)) => format!("{}: {act}", to(after)),
-        (false, None) => format!("{} -> {}", before.state, to(after)),
-        (false, Some(act)) => format!("{} -> {}: {act}", before.state, to(after)),
-    };
-    Some(Decision { what, reason: reason.to_owned() })
 }
