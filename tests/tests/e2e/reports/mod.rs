@@ -1,9 +1,12 @@
 //! What scripts and dashboards hold on to: the fields of every report, their types, and exit codes.
 
+mod documented;
+mod shape;
+
 use std::{
     fs,
     process::{Command, Output},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -13,12 +16,15 @@ use flatline_tests::{
     guest::{Accelerator, Guest},
 };
 use libtest_mimic::Trial;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::{
     counts::{dump_vms, pid_of},
     rig::{BOOT_LIMIT, Rig, binary, boot_all, trial, vm, wait_for_incident, wait_for_vm},
 };
+
+use documented::{CHECK, INCIDENT, SHOW, STATUS};
+use shape::time;
 
 const UUID: &str = "0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0ff";
 /// What a restart, a boot and the next sign of life may take on a busy machine.
@@ -32,284 +38,6 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("a_wrong_configuration_ends_with_2_and_says_file_line_and_key", wrong_configuration),
         trial("a_torn_configuration_ends_with_2_and_says_file_line_and_key", torn_configuration),
     ]
-}
-
-/// What a JSON value must be.
-enum Shape {
-    Bool,
-    Text,
-    OneOf(&'static [&'static str]),
-    Unsigned,
-    /// A number from the first to the second.
-    Number(f64, f64),
-    /// RFC 3339, not in the future.
-    Time,
-    OrNull(&'static Shape),
-    /// May be empty; whether it is makes no difference to scripts.
-    List(&'static Shape),
-    /// At least these fields: more may be added.
-    Object(&'static [(&'static str, Shape)]),
-    /// An object with the fields of both.
-    Both(&'static Shape, &'static Shape),
-}
-
-use Shape::{Bool, Both, List, Number, Object, OneOf, OrNull, Text, Time, Unsigned};
-
-const SECONDS: Shape = Number(0.0, 1e9);
-const MODE: Shape = OneOf(&["recover", "observe"]);
-const CAUSE: Shape = OneOf(&[
-    "panicked",
-    "halted",
-    "spinning",
-    "silent",
-    "internal-error",
-    "qemu-exited",
-    "qemu-unresponsive",
-]);
-
-const STATUS: Shape = Object(&[("host", HOST), ("vms", List(&VM))]);
-
-const HOST: Shape = Object(&[
-    ("version", Text),
-    ("hostname", OrNull(&Text)),
-    ("kernel", Text),
-    ("uptime_seconds", Unsigned),
-    ("mode", MODE),
-    ("vms", Unsigned),
-    ("probes", List(&PROBE)),
-    ("degraded", OrNull(&Text)),
-]);
-
-const PROBE: Shape = Object(&[
-    ("name", Text),
-    ("required", Bool),
-    ("state", OneOf(&["attached", "failed", "unsupported"])),
-    ("detail", Text),
-]);
-
-const VM: Shape = Object(&[
-    ("name", Text),
-    ("uuid", OrNull(&Text)),
-    ("pid", Unsigned),
-    ("accelerator", OneOf(&["kvm", "tcg"])),
-    ("run_state", OrNull(&Text)),
-    (
-        "state",
-        OneOf(&[
-            "starting",
-            "alive",
-            "suspect",
-            "crashed",
-            "recovering",
-            "held",
-            "failed",
-            "unobservable",
-        ]),
-    ),
-    ("cause", OrNull(&CAUSE)),
-    ("reason", Text),
-    ("since", Time),
-    ("flat_seconds", OrNull(&SECONDS)),
-    ("restarts_in_window", Unsigned),
-    ("hold", OrNull(&Text)),
-    ("owner", OWNER),
-    ("guest_resets_in_window", Unsigned),
-    ("vcpus", List(&VCPU)),
-    ("network", OrNull(&NETWORK)),
-    ("storage", OrNull(&STORAGE)),
-]);
-
-// A vCPU that ran for a whole second shows as a little more where a sample came late.
-const VCPU: Shape =
-    Object(&[("id", Unsigned), ("tid", Unsigned), ("busy_ratio", OrNull(&Number(0.0, 1.5)))]);
-
-const OWNER: Shape = Object(&[
-    ("kind", Text),
-    ("name", OrNull(&Text)),
-    ("certain", Bool),
-    ("actuator", OrNull(&Text)),
-    ("refusal", OrNull(&Text)),
-]);
-
-const NETWORK: Shape = Object(&[
-    ("guest_tx_packets", Unsigned),
-    ("guest_tx_bytes", Unsigned),
-    ("guest_rx_packets", Unsigned),
-    ("guest_rx_bytes", Unsigned),
-    ("guest_last_sent_seconds", OrNull(&SECONDS)),
-    ("probe_answers", Unsigned),
-    ("arp_answers", Unsigned),
-    ("ndp_answers", Unsigned),
-]);
-
-const STORAGE: Shape = Object(&[
-    ("read_ops", Unsigned),
-    ("read_bytes", Unsigned),
-    ("write_ops", Unsigned),
-    ("write_bytes", Unsigned),
-    ("writeback_ops", Unsigned),
-    ("writeback_bytes", Unsigned),
-    ("flush_ops", Unsigned),
-    ("discard_ops", Unsigned),
-    ("discard_bytes", Unsigned),
-    ("completed_ops", Unsigned),
-    ("failed_ops", Unsigned),
-    ("completion_seconds", SECONDS),
-    ("in_flight", Unsigned),
-    ("oldest_in_flight_seconds", OrNull(&SECONDS)),
-    ("mean_in_flight_seconds", OrNull(&SECONDS)),
-]);
-
-const SHOW: Shape = Both(
-    &VM,
-    &Object(&[
-        ("executable", Text),
-        ("uid", Unsigned),
-        ("start_ticks", Unsigned),
-        ("owner_evidence", List(&Text)),
-        ("qmp", Text),
-        ("taps", List(&TAP)),
-        ("disks", List(&Text)),
-        ("unseen_networks", OrNull(&Text)),
-        ("unseen_storage", OrNull(&Text)),
-        ("signals", List(&SIGNAL)),
-        ("policy", POLICY),
-        ("history", OrNull(&HISTORY)),
-        ("notes", List(&Text)),
-    ]),
-);
-
-const TAP: Shape = Object(&[
-    ("name", Text),
-    ("netns", Text),
-    ("ifindex", Unsigned),
-    ("attached", Bool),
-    ("hook", OneOf(&["tcx", "clsact", ""])),
-    ("detail", Text),
-]);
-
-const SIGNAL: Shape = Object(&[
-    ("name", Text),
-    ("value", Text),
-    ("threshold", Text),
-    ("since", OrNull(&Text)),
-    ("verdict", Text),
-]);
-
-const HISTORY: Shape = Object(&[
-    ("seconds", Unsigned),
-    ("packets_from_guest", List(&OrNull(&SECONDS))),
-    ("completed", List(&OrNull(&SECONDS))),
-    ("vcpu", List(&OrNull(&SECONDS))),
-    ("vcpu_wanted", List(&OrNull(&SECONDS))),
-    ("in_flight", List(&OrNull(&SECONDS))),
-    ("probe_answers", List(&OrNull(&SECONDS))),
-    ("marks", List(&MARK)),
-]);
-
-const MARK: Shape = Object(&[("second", Unsigned), ("kind", Text), ("text", Text)]);
-
-const POLICY: Shape = Object(&[
-    ("mode", MODE),
-    ("flat_for", Text),
-    ("unconfirmed_flat_for", Text),
-    ("boot_grace", Text),
-    ("max_restarts", Unsigned),
-    ("window", Text),
-    ("pause", Text),
-]);
-
-const INCIDENT: Shape = Object(&[
-    ("id", Text),
-    ("vm", Text),
-    ("uuid", OrNull(&Text)),
-    ("pid", Unsigned),
-    ("cause", CAUSE),
-    ("reason", Text),
-    ("last_sign_of_life", OrNull(&Time)),
-    ("detected_at", Time),
-    ("action", OrNull(&Text)),
-    ("action_at", OrNull(&Time)),
-    (
-        "outcome",
-        OrNull(&OneOf(&["recovered", "not-recovered", "observed", "limit-reached", "refused"])),
-    ),
-    ("recovered_at", OrNull(&Time)),
-    ("detect_seconds", OrNull(&SECONDS)),
-    ("recover_seconds", OrNull(&SECONDS)),
-    ("evidence", List(&Text)),
-    ("start_ticks", Unsigned),
-    ("was_up", Bool),
-    ("attempts", List(&ATTEMPT)),
-]);
-
-const ATTEMPT: Shape = Object(&[
-    ("begun_at", Time),
-    ("run_state", Text),
-    ("steps", List(&Text)),
-    ("limit", Text),
-    ("reset_at", OrNull(&Time)),
-]);
-
-const CHECK: Shape = Object(&[(
-    "items",
-    List(&Object(&[
-        ("name", Text),
-        ("required", Bool),
-        ("verdict", OneOf(&["ok", "gap", "unknown"])),
-        ("detail", Text),
-        ("needed_for", Text),
-    ])),
-)]);
-
-impl Shape {
-    /// Checks `value`, which stands at `place` in the report.
-    fn check(&self, place: &str, value: &Value) -> Result<()> {
-        let fits = match self {
-            Bool => value.is_boolean(),
-            Text => value.is_string(),
-            OneOf(words) => value.as_str().is_some_and(|text| words.contains(&text)),
-            Unsigned => value.is_u64(),
-            Number(least, most) => value.as_f64().is_some_and(|n| (*least..=*most).contains(&n)),
-            Time => time(value).is_some_and(|time| time <= SystemTime::now()),
-            OrNull(shape) => {
-                return if value.is_null() { Ok(()) } else { shape.check(place, value) };
-            }
-            List(shape) => match value.as_array() {
-                Some(items) => {
-                    for (index, item) in items.iter().enumerate() {
-                        shape.check(&format!("{place}[{index}]"), item)?;
-                    }
-                    true
-                }
-                None => false,
-            },
-            Object(fields) => match value.as_object() {
-                Some(object) => {
-                    for (name, shape) in *fields {
-                        shape.check(&format!("{place}.{name}"), field(place, object, name)?)?;
-                    }
-                    true
-                }
-                None => false,
-            },
-            Both(one, other) => {
-                one.check(place, value)?;
-                return other.check(place, value);
-            }
-        };
-        ensure!(fits, "{place} is not what it should be: {value}");
-        Ok(())
-    }
-}
-
-/// A field that must be there, even if it is null.
-fn field<'a>(place: &str, object: &'a Map<String, Value>, name: &str) -> Result<&'a Value> {
-    object.get(name).with_context(|| format!("{place} has no {name}: {object:?}"))
-}
-
-fn time(value: &Value) -> Option<SystemTime> {
-    humantime::parse_rfc3339(value.as_str()?).ok()
 }
 
 /// Runs the client, whose exit code must be `code`; returns both its outputs.
