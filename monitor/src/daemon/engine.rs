@@ -202,6 +202,7 @@ impl Engine {
                 self.restarted(vm, attempts, result);
             }
             Message::Restarted(vm, attempts, result) => self.started(vm, attempts, result),
+            Message::PutBack(vm, number, configured) => self.put_back(vm, number, configured),
             Message::Finished(vm, attempts, result) => self.rest_is_done(vm, attempts, result),
         }
     }

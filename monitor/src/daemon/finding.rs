@@ -76,6 +76,7 @@ impl Engine {
         self.probes.attach(id, counted(&vm.plugged));
         let key = vm.uuid.as_deref().unwrap_or(&vm.name);
         let left = self.left.remove(&(id.pid, id.start_ticks));
+        let put_back = left.as_ref().is_some_and(|incident| !incident.attempts.is_empty());
         let left = left.and_then(|incident| {
             let started_at = SystemTime::now() - age;
             take_up(incident, started_at, self.ledger.counts_from(key))
@@ -116,6 +117,8 @@ impl Engine {
             notes: Some(Notes::default()),
             testimony: None,
             case,
+            restarts: 0,
+            put_back,
             end: watchers::watch_end(&vm, self.messages.clone()),
             vm: Arc::new(vm),
         };

@@ -17,6 +17,10 @@ impl Engine {
                 match &state {
                     QmpState::Ready => {
                         debug!(vm = watched.vm.name, "QMP is connected");
+                        if std::mem::take(&mut watched.put_back) {
+                            let configured = watched.vm.reboot_action;
+                            self.put_back_later(id, configured);
+                        }
                         self.ask_cpus(id);
                     }
                     QmpState::Connecting | QmpState::Closed { .. } => {

@@ -37,7 +37,7 @@ use tracing::{info, warn};
 use crate::{
     check,
     config::{Config, Mode},
-    discover::{Vm, VmId},
+    discover::{ResetAction, Vm, VmId},
     probe::{AttachReport, DirectoryLock, ProbeError, ProbeThread, THREADS},
     qmp::{QmpCpu, RunState},
     recover::{Restart, RestartError},
@@ -118,6 +118,8 @@ enum Message {
     Round { id: VmId, boot_began: Duration, testimony: Testimony, notes: Notes },
     /// Its restart ended; these are all restarts of its incident so far.
     Restarted(VmId, Vec<Attempt>, Result<Restart, RestartError>),
+    /// QEMU is to be told again what to do at a reset, after the restart with this number.
+    PutBack(VmId, u64, ResetAction),
     /// What was left of an earlier daemon's restart is done, in QEMU's words.
     Finished(VmId, Vec<Attempt>, Result<String, RestartError>),
 }

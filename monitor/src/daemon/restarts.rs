@@ -11,9 +11,9 @@ use super::{
     vm::{Case, Stage},
 };
 use crate::{
-    discover::VmId,
+    discover::{ResetAction, VmId},
     error_text::in_full,
-    recover::{Restart, RestartError, actuator::restart},
+    recover::{PUT_BACK_AFTER, Restart, RestartError, actuator::restart, put_back},
     report::incident::{Attempt, Outcome},
     verdict::{Cause, Input},
 };
@@ -29,6 +29,7 @@ impl Engine {
         let Some(case) = &mut watched.case else { return };
         case.stage = Stage::Restarting;
         case.incident.outcome = None;
+        watched.restarts += 1;
         let mut log = Log {
             scribe: self.scribe.clone(),
             store: self.store.clone(),
@@ -116,6 +117,7 @@ impl Engine {
                 watched.run_state_answered = watched.run_state_asked;
                 watched.feed(&Input::Restarted { cause, was_up: done.was_up }, now);
                 self.forget_addresses(id);
+                self.put_back_later(id, done.put_back);
             }
             Err(RestartError::StillWriting) => {
                 case.stage = Stage::WaitingForDump;
@@ -145,10 +147,43 @@ impl Engine {
                 case.incident.name_evidence(&evidence);
                 let recording = watched.recorder.evidence(&mut case.incident);
                 self.scribe.write(&case.incident, evidence, recording);
+                let configured = watched.vm.reboot_action;
                 watched.feed(&Input::Restarted { cause, was_up: false }, now);
                 self.forget_addresses(id);
+                self.put_back_later(id, configured);
             }
         }
+    }
+
+    /// Has QEMU told again what it was `configured` to do at a reset, once this one is over.
+    pub(super) fn put_back_later(&self, id: VmId, configured: ResetAction) {
+        let Some(watched) = self.vms.get(&id).filter(|_| configured != ResetAction::Reset) else {
+            return;
+        };
+        let (number, messages) = (watched.restarts, self.messages.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(PUT_BACK_AFTER).await;
+            let _ = messages.send(Message::PutBack(id, number, configured));
+        });
+    }
+
+    /// The time for that has come after restart `number`, unless there was another one since.
+    pub(super) fn put_back(&self, id: VmId, number: u64, configured: ResetAction) {
+        let Some(watched) = self.vms.get(&id) else { return };
+        let Ok(qmp) = self.monitor_of(id) else { return };
+        if watched.restarts != number || watched.is_restarting() {
+            return;
+        }
+        let vm = watched.vm.name.clone();
+        // Commands reach QEMU in this order: a restart that begins now tells it otherwise after this.
+        tokio::spawn(async move {
+            match put_back(&qmp, configured).await {
+                Ok(()) => info!(vm, "set-action reboot={}, as it was", configured.as_str()),
+                Err(error) => {
+                    warn!(vm, "what it does at a reset stays changed: {}", in_full(&error))
+                }
+            }
+        });
     }
 
     /// A restarted guest showed life.

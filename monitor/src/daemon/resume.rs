@@ -92,7 +92,7 @@ impl Engine {
             return;
         };
         let (configured, limit) = (watched.vm.reboot_action, attempt.limit.clone());
-        let rest = remainder(&run_state, attempt.reset_at.is_some(), configured);
+        let rest = remainder(&run_state, attempt.reset_at.is_some());
         info!(vm = watched.vm.name, %run_state, "an earlier daemon was ended while it restarted it: {rest:?} is left");
         match rest {
             Remainder::All => match self.clearance_of(id) {
@@ -145,10 +145,11 @@ impl Engine {
         case.incident.action = Some(steps.collect::<Vec<_>>().join(", "));
         case.incident.action_at = Some(at);
         case.stage = Stage::AwaitingLife { since: at };
-        let was_up = case.incident.was_up;
+        let (was_up, configured) = (case.incident.was_up, watched.vm.reboot_action);
         self.scribe.write(&case.incident, Vec::new(), None);
         watched.feed(&Input::Restarted { cause, was_up }, now);
         self.forget_addresses(id);
+        self.put_back_later(id, configured);
     }
 
     /// The first sweep found these: whoever else has an incident without an end has no QEMU any more.

@@ -75,6 +75,10 @@ pub(super) struct WatchedVm {
     /// What the witnesses said last, for people to read.
     pub(super) testimony: Option<Arc<Testimony>>,
     pub(super) case: Option<Case>,
+    /// Restarts that were begun.
+    pub(super) restarts: u64,
+    /// An earlier daemon restarted it, and may not have told QEMU again what to do at a reset.
+    pub(super) put_back: bool,
     pub(super) recorder: Recorder,
     /// The task that waits for the process to end.
     pub(super) end: Option<JoinHandle<()>>,

@@ -34,6 +34,8 @@ pub struct Restart {
     pub action: String,
     /// Files for the incident: name and content.
     pub evidence: Files,
+    /// What QEMU does at a reset otherwise: to be put back.
+    pub put_back: ResetAction,
 }
 
 /// Files of evidence: name and content.
@@ -161,7 +163,7 @@ pub async fn restart(
     journal: &mut impl Journal,
 ) -> Result<Restart, RestartError> {
     let before = qmp.query_status().await.map_err(RestartError::Unknown)?;
-    let planned = |run_state| plan(run_state, configured).map_err(RestartError::Refused);
+    let planned = |run_state| plan(run_state).map_err(RestartError::Refused);
     let mut steps = planned(&before)?.steps;
     // Asked at the same time: an announced crash is to be answered within 100 ms.
     let (writes_on, mut evidence) =
@@ -176,7 +178,11 @@ pub async fn restart(
     let was_up = evidence
         .registers()
         .is_some_and(|text| parse_registers(text).is_ok_and(|vcpus| is_up(&vcpus)));
-    journal.begun(&before, steps.iter().map(|step| step.words()).collect()).await;
+    let mut words: Vec<String> = steps.iter().map(|step| step.words()).collect();
+    if configured == ResetAction::Shutdown {
+        words.push(format!("{}, once it has settled", Step::SetRebootAction(configured).words()));
+    }
+    journal.begun(&before, words).await;
     // Pictures are compressed while QEMU resets its devices.
     let files = tokio::task::spawn_blocking(|| evidence.into_files());
     let carried_out = carry_out(qmp, &steps, configured, journal).await;
@@ -188,6 +194,7 @@ pub async fn restart(
             was_up,
             action,
             evidence,
+            put_back: configured,
         }),
         Err(error) => Err(error.with_evidence(evidence)),
     }
@@ -232,6 +239,15 @@ async fn carry_out(
         return Err(RestartError::NotRunning { run_state: after, evidence: Box::default() });
     }
     Ok((reset_at, action.join(", "), after))
+}
+
+/// Tells QEMU again what it was `configured` to do at a reset.
+///
+/// # Errors
+/// If QEMU refuses, or can't be told.
+pub async fn put_back(qmp: &QmpHandle, configured: ResetAction) -> Result<(), QmpError> {
+    let step = Step::SetRebootAction(configured);
+    take(qmp, step, configured).await.map(drop).map_err(|(_, error)| error)
 }
 
 /// Takes one step; `Ok(None)` for one that was not needed.

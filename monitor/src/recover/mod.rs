@@ -11,8 +11,8 @@ mod execute;
 mod plan;
 
 pub use ending::{Ending, ending};
-pub use execute::{Files, Journal, OwnerError, Restart, RestartError, finish, restart};
+pub use execute::{Files, Journal, OwnerError, Restart, RestartError, finish, put_back, restart};
 pub use plan::{
-    Circumstances, Clearance, HOST_WINDOW, Plan, Refusal, Remainder, Step, clearance, plan,
-    remainder,
+    Circumstances, Clearance, HOST_WINDOW, PUT_BACK_AFTER, Plan, Refusal, Remainder, Step,
+    clearance, plan, remainder,
 };

@@ -37,9 +37,9 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Plans the restart of a crashed guest whose QEMU is in `run_state`, and which leaves QEMU as it was:
-/// `configured` is the reboot action of its command line.
-pub fn plan(run_state: &RunState, configured: ResetAction) -> Result<Plan, Refusal> {
+/// Plans the restart of a crashed guest whose QEMU is in `run_state`. What QEMU was told to do at a reset is put back
+/// later ([`PUT_BACK_AFTER`]): firmware resets the machine once more while it boots.
+pub fn plan(run_state: &RunState) -> Result<Plan, Refusal> {
     let refuse = |why: &str| Err(Refusal(format!("its run state is {run_state}: {why}")));
     match run_state {
         RunState::Running
@@ -55,14 +55,11 @@ pub fn plan(run_state: &RunState, configured: ResetAction) -> Result<Plan, Refus
         RunState::Prelaunch => return refuse("it was not started yet"),
         _ => return refuse("no restart is known that brings it back"),
     }
-    let mut steps = vec![
+    let steps = vec![
         Step::SetRebootAction(ResetAction::Reset),
         Step::SystemReset,
         Step::ContinueFromPrelaunch,
     ];
-    if configured == ResetAction::Shutdown {
-        steps.push(Step::SetRebootAction(configured));
-    }
     Ok(Plan { steps })
 }
 
@@ -76,6 +73,10 @@ impl Step {
         }
     }
 }
+
+/// How long after its reset a QEMU is told again what to do at the next one. Firmware may reset the machine up to three
+/// times more while it boots, which would end or stop a QEMU that was told so already.
+pub const PUT_BACK_AFTER: Duration = Duration::from_secs(10);
 
 /// What is left of a restart that an earlier daemon began and was ended in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,19 +95,12 @@ pub enum Remainder {
 /// Whoever told QEMU may have been ended before that was written down. A guest that runs was then either reset or not
 /// reached: to wait for its life does no harm, and one that is dead will be found so. A run state that says that it
 /// crashed is left by no other way than a reset.
-pub fn remainder(run_state: &RunState, was_told: bool, configured: ResetAction) -> Remainder {
-    let mut rest = vec![Step::ContinueFromPrelaunch];
-    if configured == ResetAction::Shutdown {
-        rest.push(Step::SetRebootAction(configured));
-    }
+pub fn remainder(run_state: &RunState, was_told: bool) -> Remainder {
     match run_state {
         RunState::GuestPanicked | RunState::InternalError | RunState::Watchdog if !was_told => {
             Remainder::All
         }
-        RunState::Prelaunch => Remainder::Steps(rest),
-        RunState::Running if configured == ResetAction::Shutdown => {
-            Remainder::Steps(vec![Step::SetRebootAction(configured)])
-        }
+        RunState::Prelaunch => Remainder::Steps(vec![Step::ContinueFromPrelaunch]),
         _ => Remainder::Nothing,
     }
 }
@@ -194,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_reset_is_always_preceded_by_the_action_that_keeps_qemu_alive() {
-        let plan = plan(&RunState::Running, ResetAction::Reset).unwrap();
+        let plan = plan(&RunState::Running).unwrap();
         assert_eq!(
             plan.steps,
             [
@@ -203,12 +197,6 @@ mod tests {
                 Step::ContinueFromPrelaunch
             ]
         );
-    }
-
-    #[test]
-    fn a_qemu_that_was_told_not_to_reboot_is_told_so_again_afterwards() {
-        let plan = plan(&RunState::GuestPanicked, ResetAction::Shutdown).unwrap();
-        assert_eq!(plan.steps.last(), Some(&Step::SetRebootAction(ResetAction::Shutdown)));
     }
 
     #[test]
@@ -228,7 +216,7 @@ mod tests {
             "colo",
             "anything-new",
         ] {
-            let refusal = plan(&RunState::parse(name), ResetAction::Reset).unwrap_err();
+            let refusal = plan(&RunState::parse(name)).unwrap_err();
             assert!(refusal.to_string().contains(name), "{refusal}");
         }
     }
@@ -304,8 +292,7 @@ mod tests {
     #[test]
     fn a_restart_that_was_cut_short_is_never_begun_again_where_it_may_have_taken_place() {
         use Remainder::{All, Nothing, Steps};
-        let left =
-            |run_state: RunState, was_told| remainder(&run_state, was_told, ResetAction::Reset);
+        let left = |run_state: RunState, was_told| remainder(&run_state, was_told);
         for crashed in [RunState::GuestPanicked, RunState::InternalError, RunState::Watchdog] {
             assert_eq!(left(crashed.clone(), false), All);
             // It crashed again since.
@@ -317,9 +304,5 @@ mod tests {
             let cont = Steps(vec![Step::ContinueFromPrelaunch]);
             assert_eq!(left(RunState::Prelaunch, was_told), cont);
         }
-        let put_back = Step::SetRebootAction(ResetAction::Shutdown);
-        let left = |run_state| remainder(&run_state, true, ResetAction::Shutdown);
-        assert_eq!(left(RunState::Running), Steps(vec![put_back]));
-        assert_eq!(left(RunState::Prelaunch), Steps(vec![Step::ContinueFromPrelaunch, put_back]));
     }
 }

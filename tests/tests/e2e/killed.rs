@@ -14,9 +14,7 @@ use flatline_tests::{
 };
 use libtest_mimic::Trial;
 
-use crate::rig::{
-    Rig, boot_all, incidents_of, outer_resets, trial, wait_for_incident, wait_for_vm,
-};
+use crate::rig::{Rig, boot_all, incidents_of, outer_resets, trial, wait_for_vm};
 
 /// How often each guest crashes, unless `FLATLINE_KILLS` says otherwise.
 const KILLS: u32 = 4;
@@ -63,8 +61,10 @@ fn killed(name: &str, word: &str, busy: Duration) -> Result<()> {
         guest.send(word)?;
         let moment = kill_sometime(&mut daemon, guest, number, busy)?;
         daemon.start_again()?;
-        let incident = wait_for_incident(&daemon, name, "back", BACK_WITHIN, |incident| {
-            incident["outcome"] == "recovered" && incident["recovered_at"].is_string()
+        let back = wait_until("the end of the incident", BACK_WITHIN, || {
+            let incidents = incidents_of(&daemon, name)?;
+            let over = incidents.iter().all(|incident| incident["recovered_at"].is_string());
+            Ok((over && incidents.len() > before).then_some(()))
         });
         alive(&daemon, guest)?;
         let (resets, incidents) = (outer_resets(guest)?.len(), incidents_of(&daemon, name)?);
@@ -77,7 +77,7 @@ fn killed(name: &str, word: &str, busy: Duration) -> Result<()> {
             incidents.len() - before
         );
         ensure!(incidents.iter().all(|incident| incident["outcome"] == "recovered"), "{all}");
-        incident?;
+        back?;
     }
     Ok(())
 }

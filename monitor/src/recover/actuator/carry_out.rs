@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     config::Actuator,
+    discover::ResetAction,
     qmp::{RunState, is_up, parse_registers},
     recover::{Journal, Refusal, Restart, RestartError, evidence, execute},
 };
@@ -107,7 +108,14 @@ pub async fn restart(
         let evidence = evidence.into();
         return Err(RestartError::NotRunning { run_state: after, evidence });
     }
-    Ok(Restart { at: done.at, run_states: (before, after), was_up, action: done.action, evidence })
+    Ok(Restart {
+        at: done.at,
+        run_states: (before, after),
+        was_up,
+        action: done.action,
+        evidence,
+        put_back: if replaces_qemu { ResetAction::Reset } else { reboot_action },
+    })
 }
 
 /// Starts a VM whose QEMU is gone by what its owner has for that.
@@ -125,6 +133,7 @@ pub async fn start(scene: &Scene, journal: &mut impl Journal) -> Result<Restart,
         was_up: false,
         action: done.action,
         evidence: vec![(EVIDENCE, done.told.into_bytes())],
+        put_back: ResetAction::Reset,
     })
 }
 

@@ -191,7 +191,7 @@ pub fn restart_plan(situation: &Situation<'_>) -> Result<ActuatorPlan, Refusal> 
     let run_state = match monitor {
         MonitorSays::Is(run_state) => {
             // Whoever does it, a run state that somebody chose is none to be reset out of.
-            plan(run_state, *reboot_action)?;
+            plan(run_state)?;
             Some(run_state)
         }
         MonitorSays::Nothing(why) => return Err(Refusal(why.clone())),
@@ -226,9 +226,6 @@ pub fn restart_plan(situation: &Situation<'_>) -> Result<ActuatorPlan, Refusal> 
             if stands {
                 steps.push(ActuatorStep::Run(virsh.on_domain("resume")));
             }
-            if shuts_down {
-                steps.push(told(ResetAction::Shutdown));
-            }
         }
         (Actuator::Proxmox, Owner::Proxmox { vmid }) => {
             if means.qmp == QmpTransport::Keep {
@@ -242,9 +239,6 @@ pub fn restart_plan(situation: &Situation<'_>) -> Result<ActuatorPlan, Refusal> 
             steps.push(ActuatorStep::Run(programs::qm("reset", *vmid)));
             if stands {
                 steps.push(ActuatorStep::Run(programs::qm("resume", *vmid)));
-            }
-            if shuts_down {
-                steps.push(ActuatorStep::SetRebootAction(ResetAction::Shutdown));
             }
         }
         (Actuator::Systemd, Owner::SystemdUnit { unit }) => {
