@@ -216,8 +216,8 @@ pub(super) fn read(pid: u32, parent: u32, told: Told) -> Result<Ownership, Disco
     let mut ancestors = Vec::new();
     let mut next = parent;
     while next != 0 && ancestors.len() < ANCESTORS {
-        let Ok(executable) = proc::executable(next) else { break };
-        ancestors.push((next, executable));
+        // That of process 1 may be hidden from us; that it is the parent says enough.
+        ancestors.push((next, proc::executable(next).unwrap_or_default()));
         next = proc::stat(next).map_or(0, |stat| stat.parent);
     }
     Ok(classify(&Traces { cgroups, told, ancestors }))
