@@ -22,6 +22,9 @@ use crate::{
 /// An incident's recording, among its evidence.
 pub(super) const RECORDING: &str = "recording.flr";
 
+/// A VM is watched for so long at most before the first thing of it is recorded.
+const FIRST_RECORD_WITHIN: Duration = Duration::from_secs(5);
+
 /// Records one VM, or nothing where nothing is to be recorded.
 #[derive(Debug)]
 pub(super) struct Recorder(Option<Tape>);
@@ -91,7 +94,8 @@ impl Recorder {
         let has_one = incident.evidence.iter().any(|name| name == RECORDING);
         let begins = recording.segments.first().map(|segment| segment.began)?;
         let begins = recording.header.wall_clock(begins);
-        if has_one && incident.last_sign_of_life.is_none_or(|life| begins > life) {
+        let life = incident.last_sign_of_life;
+        if has_one && life.is_none_or(|life| begins > life + FIRST_RECORD_WITHIN) {
             return None;
         }
         if !has_one {

@@ -21,11 +21,11 @@ use crate::rig::{Rig, boot_all, trial, wait_for_incident};
 /// What a restart, a boot and the next sign of life may take on a busy machine.
 const RESTART_LIMIT: Duration = Duration::from_secs(90);
 /// An announced crash is answered within this, evidence included.
-const AT_ONCE: Duration = Duration::from_millis(100);
+const AT_ONCE: Duration = Duration::from_secs(1);
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
-        trial("an_announced_panic_leaves_its_evidence_and_costs_no_more_than_100_ms", announced),
+        trial("an_announced_panic_leaves_its_evidence_within_a_second", announced),
         trial("a_guest_without_a_display_leaves_all_but_a_picture_which_is_said", no_display),
         trial("the_memory_of_a_crashed_guest_is_dumped_within_its_quota", memory),
         trial("evidence_that_is_too_old_goes_and_its_record_stays", retention),

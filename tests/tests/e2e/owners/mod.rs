@@ -93,17 +93,18 @@ fn proxmox() -> Result<Option<String>> {
     Ok(None)
 }
 
-/// A QEMU that process 1 has adopted, as systemd's own are from the start; it crashes as soon as it has booted.
-fn orphan(rig: &Rig, name: &str) -> Result<u32> {
+/// A QEMU that process 1 has adopted, as systemd's own are from the start.
+fn orphan(rig: &Rig, name: &str, sector: BootSector) -> Result<u32> {
     let image = rig.dir().join(format!("{name}.orphan.img"));
-    BootSector::CliJmp.write(&image)?;
+    sector.write(&image)?;
     let pidfile = rig.dir().join(format!("{name}.pid"));
     let drive = format!("file={},format=raw,if=none,id=d,cache=none", image.display());
     let socket = rig.dir().join(format!("{name}.qmp"));
     let mut command = Command::new(&rig.qemu);
     command
         .args(["-name", &format!("{name},debug-threads=on"), "-display", "none", "-nodefaults"])
-        .args(["-machine", "pc", "-accel", "tcg", "-m", "16", "-L", "/usr/share/seabios"])
+        .args(["-machine", "pc", "-accel", "tcg", "-m", "16", "-serial", "null"])
+        .args(["-L", "/usr/share/seabios"])
         .args(["-L", "/usr/share/qemu", "-drive", &drive])
         .args(["-device", "virtio-blk-pci,drive=d,bootindex=0"])
         .args(["-qmp", &format!("unix:{},server=on,wait=off", socket.display())])
@@ -138,7 +139,7 @@ fn systemd() -> Result<Option<String>> {
         return Ok(Some("/usr/local/sbin has a systemctl of its own".to_owned()));
     };
     let rig = Rig::new()?;
-    let pid = orphan(&rig, "of-systemd")?;
+    let pid = orphan(&rig, "of-systemd", BootSector::CliJmp)?;
     let _ends = Ends(pid);
     let stat = text(Path::new(&format!("/proc/{pid}/stat")));
     let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1));
@@ -171,8 +172,8 @@ fn systemd() -> Result<Option<String>> {
         Ok(text(&record).contains(&format!("systemctl restart -- {unit}")).then_some(()))
     })
     .with_context(|| daemon.log().text())?;
-    // What systemd would do next.
-    let successor = orphan(&rig, "of-systemd")?;
+    // What systemd would do next. It is found by a sweep, when its firmware has read all that it reads.
+    let successor = orphan(&rig, "of-systemd", BootSector::OnCommand)?;
     let _ends = Ends(successor);
     wait_for_vm(&daemon, "of-systemd", "its successor", WITHIN, |row| row["pid"] == successor)?;
     let incident = wait_for_incident(&daemon, "of-systemd", "an end", WITHIN, |incident| {
