@@ -175,7 +175,8 @@ fn answer(mut client: UnixStream, threads: &[i32], commands: &AtomicU64) -> Resu
                 })
                 .collect(),
             Some("human-monitor-command") => {
-                (0..threads.len()).map(|index| format!("CPU#{index}\r\n{IDLE_VCPU}")).collect()
+                let vcpu = |index| format!("CPU#{index}\r\n{IDLE_VCPU}");
+                (0..threads.len()).map(vcpu).collect::<String>().into()
             }
             _ => json!({}),
         };
