@@ -109,6 +109,7 @@ impl Engine {
             looking: false,
             told_apart: (Vec::new(), 0),
             clocks: VcpuClocks::default(),
+            is_counted: false,
             slot: Err("its programs are being attached".to_owned()),
             taps: Vec::new(),
             lost_completions: LostCompletions::default(),

@@ -128,6 +128,7 @@ impl Engine {
         self.no_longer_awaited(report.vm);
         let Some(watched) = self.vms.get_mut(&report.vm) else { return };
         let AttachReport { vm: _, slot, taps, lost } = report;
+        watched.is_counted = true;
         for probe in taps.iter().filter(|probe| !watched.taps.contains(probe)) {
             match &probe.hook {
                 Ok(hook) => info!(vm = watched.vm.name, tap = probe.tap.name, hook, "attached"),

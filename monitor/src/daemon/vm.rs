@@ -63,6 +63,8 @@ pub(super) struct WatchedVm {
     pub(super) looking: bool,
     /// Their clocks, where no iterator reads all threads at once.
     pub(super) clocks: VcpuClocks,
+    /// It was said once where it is counted, or why it isn't: before that there is nothing to be read.
+    pub(super) is_counted: bool,
     /// The slot it is counted in, or why it isn't.
     pub(super) slot: Result<u32, String>,
     pub(super) taps: Vec<TapProbe>,
@@ -222,6 +224,9 @@ impl WatchedVm {
 
     /// Samples, and notes what moved since the last sample.
     pub(super) fn observe(&mut self, host: &HostSample<'_>, now: Duration) {
+        if !self.is_counted {
+            return;
+        }
         let mut sample = self.take_sample(host, now);
         if let (Ok(slot), Some((_, previous))) = (&self.slot, &self.sample)
             && stands_still(previous, &sample)

@@ -31,8 +31,11 @@ fn recorded() -> Result<()> {
     let guest = &guests[0];
     // Past the grace, and long enough to have been asked once.
     sleep(config.boot_grace + FLAT_FOR)?;
-    let crashed = SystemTime::now();
+    let mark = guest.mark();
     guest.send("panic")?;
+    // A busy machine takes its time until then.
+    guest.wait_for_after(mark, "Kernel panic - not syncing", BOOT_LIMIT)?;
+    let crashed = SystemTime::now();
     check_restart(&daemon, guest, crashed)?;
     let incident = wait_for_incident(&daemon, guest.name(), "recovered", BOOT_LIMIT, |incident| {
         incident["outcome"] == "recovered"
