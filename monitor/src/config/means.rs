@@ -62,6 +62,16 @@ pub enum QmpTransport {
     Brief,
 }
 
+/// As whom the configured command runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CommandUser {
+    /// As whom flatline runs.
+    Root,
+    /// As the user whose QEMU it was, with his groups.
+    Vm,
+}
+
 /// The means for one VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Means {
@@ -69,6 +79,8 @@ pub struct Means {
     pub actuator: Actuator,
     /// The command that does, its program first; empty: none.
     pub command: Vec<String>,
+    /// As whom.
+    pub command_user: CommandUser,
     /// The time that any program has which is run for it.
     pub command_limit: Duration,
     /// Whether it is started again if its QEMU is gone.
@@ -84,6 +96,7 @@ impl Default for Means {
         Self {
             actuator: Actuator::Auto,
             command: Vec::new(),
+            command_user: CommandUser::Root,
             command_limit: 60 * SECOND,
             start_exited: false,
             qmp: QmpTransport::Auto,
@@ -96,6 +109,7 @@ impl Default for Means {
 pub(super) struct Given {
     pub(super) actuator: Option<Spanned<Actuator>>,
     pub(super) command: Option<Spanned<Vec<Spanned<String>>>>,
+    pub(super) command_user: Option<CommandUser>,
     pub(super) command_limit: Option<Spanned<String>>,
     pub(super) start_exited: Option<bool>,
     pub(super) qmp: Option<QmpTransport>,
@@ -105,10 +119,12 @@ pub(super) struct Given {
 impl Given {
     /// These keys put over `base`.
     pub(super) fn over(self, base: &Means) -> Result<Means, Problem> {
-        let Self { actuator, command, command_limit, start_exited, qmp, libvirt_uri } = self;
+        let Self { actuator, command, command_user, command_limit, start_exited, qmp, libvirt_uri } =
+            self;
         let means = Means {
             actuator: actuator.as_ref().map_or(base.actuator, |actuator| *actuator.get_ref()),
             command: command.map_or(Ok(base.command.clone()), |command| words(&command))?,
+            command_user: command_user.unwrap_or(base.command_user),
             command_limit: duration(
                 command_limit.as_ref(),
                 base.command_limit,
@@ -171,7 +187,7 @@ fn uri(given: &Spanned<String>) -> Result<String, Problem> {
 mod tests {
     use std::time::Duration;
 
-    use super::super::{Actuator, Config, Means, QmpTransport};
+    use super::super::{Actuator, CommandUser, Config, Means, QmpTransport};
 
     fn parse(text: &str) -> Config {
         Config::parse(text, "test.toml").expect("valid")
@@ -194,11 +210,12 @@ mod tests {
     #[test]
     fn every_key_may_stand_for_the_host_and_in_a_rule() {
         let keys = "actuator = \"command\"\ncommand = [\"/bin/again\", \"-x\"]\n\
-                    command_limit = \"5s\"\nstart_exited = true\nqmp = \"brief\"\n\
+                    command_user = \"vm\"\ncommand_limit = \"5s\"\nstart_exited = true\nqmp = \"brief\"\n\
                     libvirt_uri = \"qemu:///session\"\n";
         let all = Means {
             actuator: Actuator::Command,
             command: vec!["/bin/again".to_owned(), "-x".to_owned()],
+            command_user: CommandUser::Vm,
             command_limit: Duration::from_secs(5),
             start_exited: true,
             qmp: QmpTransport::Brief,

@@ -23,7 +23,7 @@ pub use evidence::{Gathering, Keeping};
 use glob::Pattern;
 use serde::{Deserialize, Serialize};
 
-pub use means::{Actuator, Means, QmpTransport};
+pub use means::{Actuator, CommandUser, Means, QmpTransport};
 
 use crate::discover::Scope;
 

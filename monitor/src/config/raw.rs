@@ -10,7 +10,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Actuator, MemoryDump, Mode, ProbeLog, QmpTransport, TapHook};
+use super::{Actuator, CommandUser, MemoryDump, Mode, ProbeLog, QmpTransport, TapHook};
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -85,6 +85,7 @@ pub(super) struct Detection {
 pub(super) struct Recovery {
     pub(super) actuator: Option<Spanned<Actuator>>,
     pub(super) command: Option<Spanned<Vec<Spanned<String>>>>,
+    pub(super) command_user: Option<CommandUser>,
     pub(super) command_limit: Option<Spanned<String>>,
     pub(super) start_exited: Option<bool>,
     pub(super) qmp: Option<QmpTransport>,
@@ -123,6 +124,7 @@ pub(super) struct Vm {
     pub(super) mode: Option<Mode>,
     pub(super) actuator: Option<Spanned<Actuator>>,
     pub(super) command: Option<Spanned<Vec<Spanned<String>>>>,
+    pub(super) command_user: Option<CommandUser>,
     pub(super) command_limit: Option<Spanned<String>>,
     pub(super) start_exited: Option<bool>,
     pub(super) qmp: Option<QmpTransport>,

@@ -79,12 +79,14 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         max_restarts_per_minute,
         actuator,
         command,
+        command_user,
         command_limit,
         start_exited,
         qmp,
         libvirt_uri,
     } = recovery;
-    let given = Given { actuator, command, command_limit, start_exited, qmp, libvirt_uri };
+    let given =
+        Given { actuator, command, command_user, command_limit, start_exited, qmp, libvirt_uri };
     let means = given.over(&Means::default())?;
 
     let place = sample_interval.as_ref().map_or(0, |value| value.span().start);
@@ -266,12 +268,14 @@ fn vm_rule(
         max_restarts_per_minute,
         actuator,
         command,
+        command_user,
         command_limit,
         start_exited,
         qmp,
         libvirt_uri,
     } = rule.into_inner();
-    let given = Given { actuator, command, command_limit, start_exited, qmp, libvirt_uri };
+    let given =
+        Given { actuator, command, command_user, command_limit, start_exited, qmp, libvirt_uri };
     let means = given.over(host_means)?;
     if let Some(value) = refused {
         return Err(Problem::at(

@@ -205,7 +205,8 @@ impl Engine {
     /// A QEMU that was found now, and that is the one which was awaited: as a guest that was restarted.
     pub(super) fn adopt(&mut self, vm: &Vm, terms: &Terms) -> Option<((State, String), Case)> {
         let key = vm.uuid.as_deref().unwrap_or(&vm.name);
-        let is_it = |awaited: &Awaited| awaited.key() == key && awaited.vm.uid == vm.uid;
+        let is_it =
+            |awaited: &Awaited| awaited.key() == key && awaited.vm.origin.uid == vm.origin.uid;
         let index = self.owners.awaited.iter().position(is_it)?;
         let Awaited { incident, .. } = self.owners.awaited.swap_remove(index);
         let now = self.now();

@@ -218,7 +218,7 @@ impl Engine {
         ShowView {
             vm: self.view(watched),
             executable: watched.vm.executable.display().to_string(),
-            uid: watched.vm.uid,
+            uid: watched.vm.origin.uid,
             start_ticks: watched.vm.id.start_ticks,
             owner_evidence: watched.vm.ownership.evidence.clone(),
             qmp,

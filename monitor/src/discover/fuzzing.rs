@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{command_line, files, options, owner, proc, taps};
+use super::{command_line, files, options, origin, owner, proc, taps};
 
 pub(crate) fn command_line(bytes: &[u8]) {
     let arguments = options::split_arguments(bytes);
@@ -24,7 +24,8 @@ pub(crate) fn proc(bytes: &[u8]) {
     if let Some(stat) = proc::parse_stat(&text) {
         assert!(text.contains(&stat.comm));
     }
-    proc::parse_real_uid(&text);
+    origin::parse_ids(&text);
+    origin::folders(&text, |folder| folder.components().count() % 2 == 0);
     let named: Vec<_> = text.lines().map(ToOwned::to_owned).zip(1..).collect();
     if let proc::VcpuThreads::Each(threads) = proc::vcpu_threads_from_names(&named) {
         assert!(threads.windows(2).all(|pair| pair[0].index < pair[1].index));

@@ -20,6 +20,7 @@ mod files;
 pub(crate) mod fuzzing;
 mod netns;
 mod options;
+mod origin;
 mod owner;
 mod proc;
 mod taps;
@@ -36,6 +37,7 @@ pub use disks::Disk;
 pub use error::DiscoverError;
 pub use files::OpenFiles;
 pub use netns::in_netns;
+pub use origin::{Origin, is_there};
 pub use owner::{LibvirtScope, Owner, Ownership};
 pub use proc::{
     VcpuThread, VcpuThreads, has_thread, open_descriptors, process_state, start_ticks, vcpu_threads,
@@ -112,8 +114,8 @@ fn read_vm(pid: u32, scope: &Scope) -> Result<Option<Vm>, DiscoverError> {
         return Ok(None);
     };
     let before = proc::stat(pid)?;
-    let uid = proc::real_uid(pid)?;
-    if !scope.has_user(uid) {
+    let origin = origin::read(pid)?;
+    if !scope.has_user(origin.uid) {
         return Ok(None);
     }
     let cmdline = proc::command_line(pid)?;
@@ -135,7 +137,7 @@ fn read_vm(pid: u32, scope: &Scope) -> Result<Option<Vm>, DiscoverError> {
         uuid: told.uuid,
         accelerator: accelerator(&told.accelerators, &descriptors),
         executable,
-        uid,
+        origin,
         ownership,
         netns,
         qmp_sockets: told.qmp_sockets,

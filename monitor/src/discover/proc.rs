@@ -17,7 +17,9 @@ use super::DiscoverError;
 const CMDLINE_BYTES: u64 = 2 << 20;
 /// A `mountinfo` with some ten thousand mounts.
 const MOUNTINFO_BYTES: u64 = 4 << 20;
-/// `stat`, `status`, `comm` and `fdinfo` of a process are far shorter.
+/// A `status` with as many groups as Linux allows, and all the rest.
+const STATUS_BYTES: u64 = 1 << 20;
+/// `stat`, `comm` and `fdinfo` of a process are far shorter.
 const SMALL_FILE_BYTES: u64 = 16 << 10;
 /// Most threads or descriptors looked at: sixteen times the vCPUs that KVM allows a guest.
 const ENTRIES: usize = 65_536;
@@ -151,17 +153,11 @@ pub(super) fn stat(pid: u32) -> Result<Stat, DiscoverError> {
         .ok_or(DiscoverError::Malformed { pid, file: "stat".to_owned() })
 }
 
-/// The real user id.
-pub(super) fn real_uid(pid: u32) -> Result<u32, DiscoverError> {
-    let text = read_bounded(pid, "status", SMALL_FILE_BYTES)?;
-    parse_real_uid(&String::from_utf8_lossy(&text))
-        .ok_or(DiscoverError::Malformed { pid, file: "status".to_owned() })
-}
-
-/// The kernel escapes newlines in a process' name, so no name can pose as the `Uid:` line.
-pub(super) fn parse_real_uid(status: &str) -> Option<u32> {
-    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    ids.split_ascii_whitespace().next()?.parse().ok()
+/// The text of `/proc/PID/status`.
+pub(super) fn status(pid: u32) -> Result<String, DiscoverError> {
+    // Of a process in very many groups, the line with them is the longest by far.
+    let text = read_bounded(pid, "status", STATUS_BYTES)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// The executable, without the ` (deleted)` of one whose package was upgraded meanwhile; kernel
@@ -247,8 +243,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::{
-        VcpuThread, VcpuThreads, parse_real_uid, parse_stat, start_ticks, vcpu_threads_from_names,
-        without_deleted,
+        VcpuThread, VcpuThreads, parse_stat, start_ticks, vcpu_threads_from_names, without_deleted,
     };
     use crate::discover::DiscoverError;
 
@@ -270,12 +265,6 @@ mod tests {
             assert_eq!(parse_stat(text), None, "{text}");
         }
         assert_eq!(parse_stat(&format!("42 (x) {}", AFTER_NAME.replace("123456789", "-1"))), None);
-    }
-
-    #[test]
-    fn the_real_uid_is_the_first_of_four() {
-        assert_eq!(parse_real_uid("Name:\tq\nUid:\t107\t0\t0\t0\nGid:\t1\t1\t1\t1\n"), Some(107));
-        assert_eq!(parse_real_uid("Name:\tq\n"), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Disk, Ownership, Plugged};
+use super::{Disk, Origin, Ownership, Plugged};
 
 /// Most characters of a name that came from outside; a longer one spoils every table.
 const DISPLAY_CHARS: usize = 128;
@@ -88,8 +88,8 @@ pub struct Vm {
     pub accelerator: Accelerator,
     /// The executable, as seen from within the process' own file system.
     pub executable: PathBuf,
-    /// The real user id.
-    pub uid: u32,
+    /// As whom and where it runs.
+    pub origin: Origin,
     /// Who started it.
     pub ownership: Ownership,
     /// Inode number of the process' network namespace.
@@ -147,7 +147,7 @@ impl Vm {
             uuid: None,
             accelerator: Accelerator::Kvm,
             executable: PathBuf::from("/usr/bin/kvm"),
-            uid: 0,
+            origin: Origin::default(),
             ownership,
             netns: 1,
             qmp_sockets: qmp_sockets.iter().map(PathBuf::from).collect(),

@@ -1,10 +1,12 @@
 //! Programs of whoever owns a VM, run by their argument vectors. No shell ever reads one; names were checked against
 //! their product's alphabet when the owner was found, and stand after `--` or an option's own name all the same.
 
+mod place;
 mod run;
 pub mod virsh;
 
-pub use run::{Ran, RunError, run, run_keeping};
+pub use place::{Place, User};
+pub use run::{Ran, RunError, run, run_at, run_keeping};
 pub(crate) use run::{find, spawn};
 
 /// A program to be run.

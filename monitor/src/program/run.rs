@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::{PATH, Program};
+use super::{PATH, Place, Program};
 use crate::qmp::printable;
 
 /// Most that is kept of each of the two outputs; what is beyond is read and dropped.
@@ -103,7 +103,20 @@ pub async fn run(
     environment: &[(&'static str, String)],
     limit: Duration,
 ) -> Result<Ran, RunError> {
-    run_keeping(program, environment, limit, KEPT_BYTES).await
+    run_at(program, environment, limit, &Place::default()).await
+}
+
+/// The same, as somebody else or elsewhere.
+///
+/// # Errors
+/// As above.
+pub async fn run_at(
+    program: &Program,
+    environment: &[(&'static str, String)],
+    limit: Duration,
+    place: &Place,
+) -> Result<Ran, RunError> {
+    run_bounded(program, environment, limit, place, KEPT_BYTES).await
 }
 
 /// The same, with `kept_bytes` kept of each of the two outputs at most.
@@ -116,10 +129,20 @@ pub async fn run_keeping(
     limit: Duration,
     kept_bytes: usize,
 ) -> Result<Ran, RunError> {
+    run_bounded(program, environment, limit, &Place::default(), kept_bytes).await
+}
+
+async fn run_bounded(
+    program: &Program,
+    environment: &[(&'static str, String)],
+    limit: Duration,
+    place: &Place,
+    kept_bytes: usize,
+) -> Result<Ran, RunError> {
     let name = program.words.first().cloned().unwrap_or_default();
     let path = find(&name).ok_or_else(|| RunError::NotFound { program: name.clone() })?;
     let deadline = Instant::now() + limit;
-    let mut child = spawn(&path, program, environment)
+    let mut child = spawn(&path, program, environment, place)
         .map_err(|source| RunError::Spawn { program: path.clone(), source })?;
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let (out, err) = (child.stdout.take(), child.stderr.take());
@@ -193,8 +216,10 @@ pub(crate) fn spawn(
     path: &Path,
     program: &Program,
     environment: &[(&'static str, String)],
+    place: &Place,
 ) -> io::Result<Child> {
-    Command::new(path)
+    let mut command = Command::new(path);
+    command
         .args(program.words.iter().skip(1))
         .env_clear()
         .env("PATH", PATH.join(":"))
@@ -207,8 +232,9 @@ pub(crate) fn spawn(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
+        .kill_on_drop(true);
+    place.apply(&mut command)?;
+    command.spawn()
 }
 
 /// Reads all of it, and keeps what there is room for.
@@ -238,7 +264,8 @@ fn in_words(status: ExitStatus) -> String {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{KEPT_BYTES, Program, RunError, find, run};
+    use super::{KEPT_BYTES, Program, RunError, find, run, run_at};
+    use crate::program::{Place, User};
 
     const LIMIT: Duration = Duration::from_secs(20);
 
@@ -313,6 +340,20 @@ mod tests {
     async fn of_a_flood_only_the_beginning_is_kept() {
         let ran = run(&shell("head -c 1000000 /dev/zero"), &[], LIMIT).await.unwrap();
         assert_eq!(ran.stdout.len(), KEPT_BYTES);
+    }
+
+    #[tokio::test]
+    async fn a_program_runs_as_the_user_that_it_is_for_and_one_without_its_groups_nowhere_else() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root can run programs as others");
+            return;
+        }
+        let user = User { uid: 65534, gid: 65533, groups: vec![36, 5] };
+        let gone = vec!["/sys/fs/cgroup/no/such/group".into()];
+        let place = Place { user: Some(user), cgroups: gone };
+        let ids = shell("id -u; id -g; id -G; echo $HOME");
+        let ran = run_at(&ids, &[], LIMIT, &place).await.unwrap();
+        assert_eq!(String::from_utf8(ran.stdout).unwrap(), "65534\n65533\n65533 5 36\n/\n");
     }
 
     #[tokio::test]

@@ -105,7 +105,7 @@ pub(crate) fn a_running_qemu_is_found_with_what_it_was_told() -> Outcome {
     assert_eq!(vm.uuid.as_deref(), Some("0b9f6c1e-4a2d-4b7b-8c55-2f1e6d3a9b10"));
     assert_eq!(vm.accelerator, Accelerator::Tcg);
     assert_eq!(vm.executable, path);
-    assert_eq!(vm.uid, getuid().as_raw());
+    assert_eq!(vm.origin.uid, getuid().as_raw());
     let own = fs::metadata("/proc/self/ns/net").expect("our own namespace").ino();
     assert_eq!(u64::from(vm.netns), own);
     assert_eq!(vm.qmp_sockets, [socket]);
@@ -135,8 +135,8 @@ pub(crate) fn only_the_users_in_scope_are_found_and_nothing_of_one_that_ended() 
 
     let with_users = |uid| Scope { users: vec![uid], ..scope.clone() };
     let found = |scope: &Scope| inspect(qemu.pid(), scope).expect("reading our child").is_some();
-    assert!(found(&with_users(vm.uid)));
-    assert!(!found(&with_users(vm.uid + 1)));
+    assert!(found(&with_users(vm.origin.uid)));
+    assert!(!found(&with_users(vm.origin.uid + 1)));
     assert!(sweep(&scope, &HashSet::new()).iter().flatten().any(|found| found.id == vm.id));
 
     let pid = qemu.pid();

@@ -2,7 +2,16 @@
 
 use std::sync::Arc;
 
-use crate::{config::Means, discover::Vm, qmp::QmpHandle, recover::evidence::Wanted};
+use tracing::warn;
+
+use super::ActuatorStep;
+use crate::{
+    config::{CommandUser, Means},
+    discover::{Vm, is_there},
+    program::{Place, Program, User},
+    qmp::QmpHandle,
+    recover::evidence::Wanted,
+};
 
 /// Whom it is about, and what may be used.
 #[derive(Clone, Debug)]
@@ -20,6 +29,30 @@ pub struct Scene {
 }
 
 impl Scene {
+    /// As whom and where the programs of these steps run: the configured command as whom it is configured to, and
+    /// one that starts a VM whose QEMU is gone where that was, so that the limits which held it hold its successor;
+    /// not one that restarts a QEMU which is there, since it may have to end what is in that control group, or to
+    /// wait for it. Programs of owners do all of that themselves.
+    pub(super) fn place(&self, steps: &[ActuatorStep], action: &str) -> Place {
+        let is_command = |program: &Program| program.words == self.means.command;
+        let runs_it =
+            steps.iter().any(|step| matches!(step, ActuatorStep::Run(one) if is_command(one)));
+        if !runs_it {
+            return Place::default();
+        }
+        let origin = &self.vm.origin;
+        let user = (self.means.command_user == CommandUser::Vm).then(|| User {
+            uid: origin.uid,
+            gid: origin.gid,
+            groups: origin.groups.clone(),
+        });
+        let cgroups = if action == "start" { origin.cgroups.clone() } else { Vec::new() };
+        for gone in cgroups.iter().filter(|folder| !is_there(folder)) {
+            warn!(vm = self.vm.name, "its control group {} is gone", gone.display());
+        }
+        Place { user, cgroups }
+    }
+
     /// What a command finds in its environment. Only values come from outside, and a value can't become anything
     /// else; what can't stand in one (a null character) was replaced long before.
     pub(super) fn environment(&self, action: &str) -> Vec<(&'static str, String)> {

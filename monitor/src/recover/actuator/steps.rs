@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use super::{ActuatorStep, Scene, checks::CHECK_LIMIT};
 use crate::{
     error_text::in_full,
-    program::{Program, Ran, RunError, run},
+    program::{Program, Ran, RunError, run, run_at},
     recover::{Journal, OwnerError, RestartError, Step, execute},
 };
 
@@ -25,6 +25,7 @@ pub(super) async fn take_all(
     journal: &mut impl Journal,
 ) -> Result<Done, RestartError> {
     let environment = scene.environment(action);
+    let place = scene.place(steps, action);
     let (mut at, mut done) = (None, Vec::new());
     for step in steps {
         match step {
@@ -45,7 +46,7 @@ pub(super) async fn take_all(
             }
             ActuatorStep::Run(program) => {
                 let begin = SystemTime::now();
-                let ran = run(program, &environment, scene.means.command_limit).await;
+                let ran = run_at(program, &environment, scene.means.command_limit, &place).await;
                 note(&mut told, program, &ran);
                 // One that failed may have done it all the same.
                 if at.is_none() {

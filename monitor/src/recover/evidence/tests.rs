@@ -56,7 +56,7 @@ fn vm(id: VmId, console_logs: Vec<PathBuf>) -> Vm {
         uuid: None,
         accelerator: discover::Accelerator::Tcg,
         executable: PathBuf::from("/qemu"),
-        uid: 0,
+        origin: discover::Origin::default(),
         netns: 0,
         qmp_sockets: Vec::new(),
         ownership: discover::Ownership::bare(),

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use crate::{
-    program,
+    program::{self, Place},
     qmp::{LibvirtTarget, QmpEvent},
 };
 
@@ -39,7 +39,8 @@ impl Events {
         self.begins_at = Instant::now() + EVENTS_PAUSE;
         let program = target.virsh.events();
         let name = program.words.first().map_or("", String::as_str);
-        let child = program::find(name).and_then(|path| program::spawn(&path, &program, &[]).ok());
+        let child = program::find(name)
+            .and_then(|path| program::spawn(&path, &program, &[], &Place::default()).ok());
         self.child = child.and_then(|mut child| {
             // Its complaints are those that every command hears, too.
             drop(child.stderr.take());
