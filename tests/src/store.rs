@@ -178,7 +178,20 @@ impl Memory {
     ///
     /// If it cannot be mounted again.
     pub fn resize(&self, bytes: u64) -> Result<()> {
-        let options = format!("remount,size={bytes}");
+        self.remount(&format!("size={bytes}"))
+    }
+
+    /// Has it take no writes any more, or take them again.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be mounted again, as while a file is open for writing.
+    pub fn set_read_only(&self, read_only: bool) -> Result<()> {
+        self.remount(if read_only { "ro" } else { "rw" })
+    }
+
+    fn remount(&self, options: &str) -> Result<()> {
+        let options = format!("remount,{options}");
         let words = ["-o", &options].map(AsRef::as_ref);
         command::run("mount", words.into_iter().chain([self.0.as_os_str()]))?;
         Ok(())

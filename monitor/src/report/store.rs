@@ -15,6 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use super::incident::{Incident, incident_id};
 
@@ -121,8 +122,12 @@ impl IncidentStore {
         let ids =
             taken.iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         let store = Self { directory, restarts: Mutex::default(), ids: Mutex::new(ids) };
-        for incident in store.all().0 {
+        let (incidents, complaints) = store.all();
+        for incident in incidents {
             store.note_restarts(&incident);
+        }
+        for complaint in complaints {
+            warn!("{complaint}; it is left as it is, and its restarts count for nobody");
         }
         Ok(store)
     }

@@ -27,7 +27,6 @@ pub(crate) fn trials() -> Vec<Trial> {
             ladder,
         ),
         trial("a_guest_on_hold_is_watched_and_not_touched_until_it_is_released", hold),
-        trial("a_full_disk_keeps_nobody_from_being_restarted", full),
     ]
 }
 
@@ -151,30 +150,5 @@ fn hold() -> Result<()> {
     ensure!(outer_resets(guest)?.is_empty(), "{}", daemon.log().text());
     let text = said(&daemon, &["release", "--all"])?;
     ensure!(text.contains("all VMs"), "{text}");
-    Ok(())
-}
-
-fn full() -> Result<()> {
-    let rig = Rig::new()?;
-    let name = "crashes";
-    let mut config = rig.boot_sector_on_disk(name, BootSector::OnCommand)?;
-    config.pvpanic = true;
-    config.extra_args.extend(["-action".to_owned(), "panic=pause".to_owned()]);
-    let guests = boot_all(&[config])?;
-    let guest = &guests[0];
-    let state = rig.dir().join("state");
-    std::fs::create_dir_all(&state)?;
-    let small = flatline_tests::store::Memory::on(&state, 1 << 20)?;
-    let daemon = rig.daemon(&rig.daemon_config()?)?;
-    wait_for_vm(&daemon, name, "alive", WITHIN, |row| row["state"] == "alive")?;
-    // As much as there is room for.
-    let _ = std::fs::write(small.path().join("filler"), vec![0; 2 << 20]);
-    guest.events()?;
-    guest.send("p")?;
-    wait_until("a reset", WITHIN, || Ok((!outer_resets(guest)?.is_empty()).then_some(())))?;
-    wait_for_vm(&daemon, name, "alive again", WITHIN, |row| row["state"] == "alive")?;
-    let row = vm(&daemon, name)?;
-    ensure!(row["restarts_in_window"] == 1, "what can't be written counts all the same: {row}");
-    daemon.log().wait_for(daemon.log().start(), "No space left on device", WITHIN)?;
     Ok(())
 }
