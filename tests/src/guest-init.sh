@@ -71,9 +71,15 @@ agent() {
         sleep 1
     done
 }
+# What a guest that somebody took over may say instead.
+flood() {
+    while :; do yes '{"return": {}}'; done
+}
 for port in /sys/class/virtio-ports/*; do
     if [ "$(cat "$port/name" 2>/dev/null)" = org.qemu.guest_agent.0 ]; then
-        agent <>"/dev/${port##*/}" >&0 2>/dev/null &
+        says=agent
+        grep -qw flatline.agent=flood /proc/cmdline && says=flood
+        $says <>"/dev/${port##*/}" >&0 2>/dev/null &
     fi
 done
 

@@ -4,11 +4,15 @@
 //! listens on the socket, and treats one client after the other in that manner. It ends when its
 //! standard input does, so that none outlives a test that was killed.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, IoSliceMut, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::{Value, json};
 
 /// What a QEMU 7.2 says first.
@@ -23,6 +27,12 @@ const EVENTS_A_WRITE: usize = 1000;
 const DEPTH: usize = 100_000;
 /// How long the liar takes for each answer: below any limit for one command.
 const SLOW: Duration = Duration::from_secs(1);
+/// From one byte to the next, of one that is patient and of one whose greeting takes a quarter of a minute.
+const QUICK_BYTES: Duration = Duration::from_micros(500);
+const SLOW_BYTES: Duration = Duration::from_millis(150);
+/// What no screen ever showed, and how much the painter claims to have written of it.
+const PICTURE: &[u8] = b"P6\n100000 100000\n255\n";
+const PICTURE_BYTES: u64 = 1 << 40;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
@@ -40,6 +50,10 @@ fn main() -> Result<()> {
         "endless" => one_endless_line,
         "deep" => nest_deeply,
         "liar" => lie_slowly,
+        "bytewise" => |client| speak_in_bytes(client, QUICK_BYTES),
+        "dripping" => |client| speak_in_bytes(client, SLOW_BYTES),
+        "cut" => hang_up_within_a_reply,
+        "painter" => paint,
         other => bail!("no manner {other}"),
     };
     let listener = UnixListener::bind(path).with_context(|| format!("cannot bind {path}"))?;
@@ -117,6 +131,90 @@ fn lie_slowly(mut client: UnixStream) -> Result<()> {
         };
         let answer = json!({"return": answer, "id": request["id"]});
         client.write_all(format!("{answer}\r\n").as_bytes())?;
+    }
+}
+
+/// Says that the guest runs, a byte at a time.
+fn speak_in_bytes(mut client: UnixStream, pause: Duration) -> Result<()> {
+    let say = |client: &mut UnixStream, text: &str| -> Result<()> {
+        for byte in text.bytes() {
+            client.write_all(&[byte])?;
+            std::thread::sleep(pause);
+        }
+        Ok(())
+    };
+    say(&mut client, GREETING)?;
+    let mut requests = BufReader::new(client.try_clone()?);
+    loop {
+        let request = next_request(&mut requests)?;
+        let status = json!({"status": "running", "singlestep": false, "running": true});
+        let answer = if request["execute"] == "query-status" { status } else { json!({}) };
+        say(&mut client, &format!("{}\r\n", json!({"return": answer, "id": request["id"]})))?;
+    }
+}
+
+/// Answers twice as it should, and is gone in the middle of the third answer.
+fn hang_up_within_a_reply(mut client: UnixStream) -> Result<()> {
+    client.write_all(GREETING.as_bytes())?;
+    let mut requests = BufReader::new(client.try_clone()?);
+    for answer in [json!({}), json!({"status": "running", "singlestep": false, "running": true})] {
+        let id = next_request(&mut requests)?["id"].clone();
+        client.write_all(format!("{}\r\n", json!({"return": answer, "id": id})).as_bytes())?;
+    }
+    next_request(&mut requests)?;
+    Ok(client.write_all(b"{\"return\": [{\"cpu-ind")?)
+}
+
+/// Says that the guest panicked, and draws a picture of an absurd size of it.
+fn paint(mut client: UnixStream) -> Result<()> {
+    client.write_all(GREETING.as_bytes())?;
+    let (mut bytes, mut canvas) = (Vec::new(), None);
+    loop {
+        let request = next_request_with(&mut client, &mut bytes, &mut canvas)?;
+        let answer = match request["execute"].as_str() {
+            Some("query-status") => {
+                json!({"status": "guest-panicked", "singlestep": false, "running": false})
+            }
+            Some("query-cpus-fast") => json!([]),
+            Some("add-fd") => json!({"fdset-id": 1, "fd": 3}),
+            Some("screendump") => {
+                let mut canvas = canvas.take().map(File::from).context("nothing to paint on")?;
+                canvas.write_all(PICTURE)?;
+                canvas.set_len(PICTURE_BYTES)?;
+                json!({})
+            }
+            _ => json!({}),
+        };
+        let answer = json!({"return": answer, "id": request["id"]});
+        client.write_all(format!("{answer}\r\n").as_bytes())?;
+    }
+}
+
+/// The next request of which `bytes` may be the beginning, and the last descriptor that came with any.
+fn next_request_with(
+    client: &mut UnixStream,
+    bytes: &mut Vec<u8>,
+    descriptor: &mut Option<OwnedFd>,
+) -> Result<Value> {
+    loop {
+        if let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = bytes.drain(..=end).collect();
+            return serde_json::from_slice(&line).context("the client sent no JSON line");
+        }
+        let mut chunk = [0; 4096];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [IoSliceMut::new(&mut chunk)];
+        let received = recvmsg(&*client, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                *descriptor = rights.last().or(descriptor.take());
+            }
+        }
+        if received.bytes == 0 {
+            bail!("the client hung up");
+        }
+        bytes.extend_from_slice(&chunk[..received.bytes]);
     }
 }
 

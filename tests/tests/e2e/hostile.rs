@@ -48,10 +48,11 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// A process that poses as a QEMU; killed when dropped.
-struct Fake(Child);
+pub(crate) struct Fake(Child);
 
 impl Fake {
-    fn start(executable: &Path, dir: &Path, name: &str, manner: &str) -> Result<Self> {
+    /// Starts `executable` as a VM `name` whose monitor has this manner.
+    pub(crate) fn start(executable: &Path, dir: &Path, name: &str, manner: &str) -> Result<Self> {
         let socket = dir.join(format!("{name}.qmp")).display().to_string();
         let child = Command::new(executable)
             .args(["-name", name, "-qmp", &format!("unix:{socket},server=on,wait=off")])

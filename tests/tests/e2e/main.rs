@@ -16,11 +16,13 @@ mod lifecycle;
 mod neighbours;
 mod network;
 mod owners;
+mod peers;
 mod programs;
 mod recordings;
 mod reports;
 mod rig;
 mod run_states;
+mod state_dir;
 mod storage;
 mod upgrade;
 mod witnesses;
@@ -52,10 +54,12 @@ fn main() -> ExitCode {
     trials.extend(lifecycle::trials());
     trials.extend(upgrade::trials());
     trials.extend(ladder::trials());
+    trials.extend(state_dir::trials());
     trials.extend(run_states::trials());
     trials.extend(killed::trials());
     trials.extend(owners::trials());
     trials.extend(hostile::trials());
+    trials.extend(peers::trials());
     trials.extend(witnesses::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }
