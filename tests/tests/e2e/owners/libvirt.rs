@@ -1,4 +1,4 @@
-//! A real libvirt, of a user's own and in a directory of its own, with a domain that panics.
+//! A real libvirt, of a user's own and in a directory of its own, with a domain that panics and two that are left alone.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -7,15 +7,21 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use flatline_tests::{boot_sector::BootSector, interrupt::wait_until};
+use flatline_tests::{
+    boot_sector::BootSector,
+    interrupt::{sleep, wait_until},
+};
 use serde_json::Value;
 
-use super::{WITHIN, text};
-use crate::rig::{Rig, wait_for_incident, wait_for_vm};
+use super::{A_WHILE, MODULES, WITHIN, alive, script, text};
+use crate::rig::{Rig, incidents_of, wait_for_incident, wait_for_vm};
 
 /// The user that it runs as, whom no distribution gives anything: libvirt of root's would be the host's own.
 const NOBODY: u32 = 65534;
-const UUID: &str = "5f0b9d3e-6f0a-4b7b-9c1f-0f1d3c5b7a90";
+/// The domains, by their names and UUIDs: one that panics, and two that somebody lays hands on.
+const PANICS: (&str, &str) = ("of libvirt", "5f0b9d3e-6f0a-4b7b-9c1f-0f1d3c5b7a90");
+const SUSPENDED: (&str, &str) = ("suspended", "5f0b9d3e-6f0a-4b7b-9c1f-0f1d3c5b7a91");
+const DESTROYED: (&str, &str) = ("destroyed", "5f0b9d3e-6f0a-4b7b-9c1f-0f1d3c5b7a92");
 
 /// A libvirtd; dropping it ends its domains and it.
 struct Libvirtd {
@@ -56,7 +62,9 @@ impl Libvirtd {
 
 impl Drop for Libvirtd {
     fn drop(&mut self) {
-        let _ = self.virsh(&["destroy", UUID]);
+        for (_, uuid) in [PANICS, SUSPENDED, DESTROYED] {
+            let _ = self.virsh(&["destroy", uuid]);
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -77,11 +85,11 @@ fn as_nobody(dir: &Path, program: &str) -> Command {
     command
 }
 
-fn domain(qemu: &Path, image: &Path) -> String {
+fn domain((name, uuid): (&str, &str), qemu: &Path, image: &Path) -> String {
     format!(
         "<domain type='qemu'>
-  <name>of libvirt</name>
-  <uuid>{UUID}</uuid>
+  <name>{name}</name>
+  <uuid>{uuid}</uuid>
   <memory unit='MiB'>32</memory>
   <vcpu>1</vcpu>
   <os><type arch='x86_64' machine='pc'>hvm</type></os>
@@ -102,6 +110,15 @@ fn domain(qemu: &Path, image: &Path) -> String {
     )
 }
 
+/// libvirt hands its emulators no environment, and this one, away from its place, finds nothing by itself.
+fn emulator_lines(qemu: &Path) -> String {
+    let modules = MODULES.into_iter().find(|folder| Path::new(folder).is_dir()).unwrap_or_default();
+    format!(
+        "export QEMU_MODULE_DIR={modules}\nexec {} -L /usr/share/seabios -L /usr/share/qemu \"$@\"",
+        qemu.display()
+    )
+}
+
 fn is_installed(program: &str) -> bool {
     ["/usr/sbin", "/usr/bin"].iter().any(|folder| Path::new(folder).join(program).exists())
 }
@@ -117,32 +134,63 @@ pub(super) fn test() -> Result<Option<String>> {
     let dir: PathBuf = rig.dir().join("v");
     std::fs::create_dir(&dir)?;
     let libvirtd = Libvirtd::start(&dir)?;
-    let image = dir.join("home/panics.img");
-    BootSector::Pvpanic.write(&image)?;
-    std::os::unix::fs::chown(&image, Some(NOBODY), Some(NOBODY))?;
-    let xml = dir.join("domain.xml");
-    std::fs::write(&xml, domain(&rig.qemu, &image))?;
-    let xml = xml.to_str().context("no UTF-8")?;
-    libvirtd.virsh(&["create", xml]).with_context(|| text(&dir.join("libvirtd.log")))?;
+    let emulator = dir.join("emulator");
+    script(&emulator, &emulator_lines(&rig.qemu))?;
+    let create = |which: (&str, &str), sector: BootSector| -> Result<()> {
+        let image = dir.join("home").join(format!("{}.img", which.1));
+        sector.write(&image)?;
+        std::os::unix::fs::chown(&image, Some(NOBODY), Some(NOBODY))?;
+        let xml = dir.join("domain.xml");
+        std::fs::write(&xml, domain(which, &emulator, &image))?;
+        let xml = xml.to_str().context("no UTF-8")?;
+        libvirtd.virsh(&["create", xml]).with_context(|| text(&dir.join("libvirtd.log")))?;
+        Ok(())
+    };
+    create(SUSPENDED, BootSector::OnCommand)?;
+    create(DESTROYED, BootSector::OnCommand)?;
+    create(PANICS, BootSector::Pvpanic)?;
 
     let mut config = rig.daemon_config()?;
     config.boot_grace = Duration::from_secs(2);
-    config.extra_toml = format!("[recovery]\nmax_restarts = 1\nlibvirt_uri = \"{}\"", libvirtd.uri);
+    config.extra_toml = format!(
+        "[recovery]\nmax_restarts = 1\nstart_exited = true\nlibvirt_uri = \"{}\"",
+        libvirtd.uri
+    );
     let daemon = rig.daemon(&config)?;
     let of_libvirt = |row: &Value| row["owner"]["kind"] == "libvirt";
-    let row = wait_for_vm(&daemon, "of libvirt", "found", WITHIN, of_libvirt)?;
-    ensure!(row["owner"]["name"] == "of libvirt" && row["uuid"] == UUID, "{row}");
+    let (name, uuid) = PANICS;
+    let row = wait_for_vm(&daemon, name, "found", WITHIN, of_libvirt)?;
+    ensure!(row["owner"]["name"] == name && row["uuid"] == uuid, "{row}");
     ensure!(row["owner"]["actuator"] == "libvirt", "{row}");
     let told = |incident: &Value| !incident["action_at"].is_null();
-    let incident = wait_for_incident(&daemon, "of libvirt", "reset", WITHIN, told)?;
+    let incident = wait_for_incident(&daemon, name, "reset", WITHIN, told)?;
     println!("{incident}");
     ensure!(incident["cause"] == "panicked", "{incident}");
     let action = incident["action"].as_str().unwrap_or_default();
-    for part in [format!("reset --domain {UUID}"), format!("resume --domain {UUID}")] {
+    for part in [format!("reset --domain {uuid}"), format!("resume --domain {uuid}")] {
         ensure!(action.contains(&part), "{incident}\n{}", daemon.log().text());
     }
     // It crashes after each boot: the second time, its limit is reached.
     let failed = |row: &Value| row["state"] == "failed";
-    wait_for_vm(&daemon, "of libvirt", "failed", WITHIN, failed)?;
+    wait_for_vm(&daemon, name, "failed", WITHIN, failed)?;
+
+    // What somebody did on purpose stays done.
+    for (name, _) in [SUSPENDED, DESTROYED] {
+        wait_for_vm(&daemon, name, "alive", WITHIN, alive)?;
+    }
+    libvirtd.virsh(&["suspend", SUSPENDED.1])?;
+    libvirtd.virsh(&["destroy", DESTROYED.1])?;
+    let paused = |row: &Value| row["state"] == "held" && row["run_state"] == "paused";
+    wait_for_vm(&daemon, SUSPENDED.0, "held", WITHIN, paused)?;
+    sleep(config.flat_for + A_WHILE)?;
+    let state = |uuid: &str| libvirtd.virsh(&["domstate", uuid]);
+    ensure!(state(SUSPENDED.1)?.trim() == "paused", "{}", daemon.log().text());
+    ensure!(state(DESTROYED.1).is_err(), "it was started again: {}", daemon.log().text());
+    for (name, _) in [SUSPENDED, DESTROYED] {
+        let incidents = incidents_of(&daemon, name)?;
+        ensure!(incidents.is_empty(), "{incidents:?}\n{}", daemon.log().text());
+    }
+    libvirtd.virsh(&["resume", SUSPENDED.1])?;
+    wait_for_vm(&daemon, SUSPENDED.0, "alive again", WITHIN, alive)?;
     Ok(None)
 }

@@ -3,6 +3,7 @@
 //! Proxmox VE and systemd have stand-ins here, which record what they are told and say what they are; libvirt is a
 //! real one, where it is installed.
 
+mod ended;
 mod libvirt;
 
 use std::path::Path;
@@ -28,6 +29,8 @@ use crate::rig::{
 const WITHIN: Duration = Duration::from_secs(40);
 /// Some time in which what must not happen would be seen.
 const A_WHILE: Duration = Duration::from_secs(5);
+/// Where QEMU finds its modules, which it looks for beside its executable otherwise.
+const MODULES: [&str; 2] = ["/usr/lib/x86_64-linux-gnu/qemu", "/usr/lib64/qemu"];
 const FAKE_OWNER: &str = env!("CARGO_BIN_EXE_fake-owner");
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -38,6 +41,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial(
             "a_qemu_that_was_killed_is_started_again_and_one_that_was_stopped_is_not",
             start_exited,
+        ),
+        trial_that_may_skip(
+            "qemus_that_end_unasked_are_started_as_they_were_and_only_where_that_is_wanted",
+            ended::test,
         ),
         trial_that_may_skip("a_libvirt_domain_that_panics_is_reset_through_virsh", libvirt::test),
     ]
@@ -95,29 +102,29 @@ fn proxmox() -> Result<Option<String>> {
 
 /// A QEMU that process 1 has adopted, as systemd's own are from the start.
 fn orphan(rig: &Rig, name: &str, sector: BootSector) -> Result<u32> {
-    let image = rig.dir().join(format!("{name}.orphan.img"));
-    sector.write(&image)?;
-    let pidfile = rig.dir().join(format!("{name}.pid"));
-    let drive = format!("file={},format=raw,if=none,id=d,cache=none", image.display());
-    let socket = rig.dir().join(format!("{name}.qmp"));
     let mut command = Command::new(&rig.qemu);
-    command
-        .args(["-name", &format!("{name},debug-threads=on"), "-display", "none", "-nodefaults"])
-        .args(["-machine", "pc", "-accel", "tcg", "-m", "16", "-serial", "null"])
-        .args(["-L", "/usr/share/seabios"])
-        .args(["-L", "/usr/share/qemu", "-drive", &drive])
-        .args(["-device", "virtio-blk-pci,drive=d,bootindex=0"])
-        .args(["-qmp", &format!("unix:{},server=on,wait=off", socket.display())])
-        .args(["-daemonize", "-pidfile"])
-        .arg(&pidfile);
-    for modules in ["/usr/lib/x86_64-linux-gnu/qemu", "/usr/lib64/qemu"] {
-        if Path::new(modules).is_dir() {
-            command.env("QEMU_MODULE_DIR", modules);
-        }
+    command.args(small_machine(rig.dir(), name, sector)?).args(["-serial", "null", "-daemonize"]);
+    if let Some(modules) = MODULES.into_iter().find(|folder| Path::new(folder).is_dir()) {
+        command.env("QEMU_MODULE_DIR", modules);
     }
     let status = command.status()?;
     ensure!(status.success(), "QEMU can't go into the background: {status}");
-    text(&pidfile).trim().parse().context("no pid in its pid file")
+    text(&rig.dir().join(format!("{name}.pid"))).trim().parse().context("no pid in its pid file")
+}
+
+/// The arguments of a machine with this on its disk, whose files are all in `dir`: `NAME.img`, `NAME.qmp` and `NAME.pid`.
+fn small_machine(dir: &Path, name: &str, sector: BootSector) -> Result<Vec<String>> {
+    let file = |end: &str| dir.join(format!("{name}.{end}")).display().to_string();
+    sector.write(Path::new(&file("img")))?;
+    let name = format!("{name},debug-threads=on");
+    let drive = format!("file={},format=raw,if=none,id=d,cache=none", file("img"));
+    let socket = format!("unix:{},server=on,wait=off", file("qmp"));
+    let words = ["-name", &name, "-display", "none", "-nodefaults", "-machine", "pc"];
+    let more = ["-accel", "tcg", "-m", "16", "-L", "/usr/share/seabios", "-L", "/usr/share/qemu"];
+    let files = ["-drive", &drive, "-device", "virtio-blk-pci,drive=d,bootindex=0"];
+    let pidfile = file("pid");
+    let last = ["-qmp", &socket, "-pidfile", &pidfile];
+    Ok([&words[..], &more, &files, &last].concat().into_iter().map(str::to_owned).collect())
 }
 
 /// Ends a process that is no child of ours, when it is dropped.
