@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::screen::{Screen, safe};
 use super::stage::{BOOT_LIMIT, CRUNCHER, IDLER, PATIENCE, PLAYERS, SHOP, Stage};
 use super::traces::Traces;
+use crate::process::workspace_root;
 
 /// How long the healthy guests are shown: long enough for the idle one to be suspected, and to answer.
 const HEALTHY_FOR: Duration = Duration::from_secs(10);
@@ -179,7 +180,22 @@ impl Stage {
         ] {
             screen.say(&format!("     {key:<18} {value}"));
         }
+        self.write_page(screen, &text(&incident["id"]))?;
         Ok((reset, back, alive))
+    }
+
+    /// Puts the incident, with all its evidence, on a page that outlives the demo.
+    fn write_page(&self, screen: &mut Screen, id: &str) -> Result<()> {
+        let page = workspace_root().join("target/demo.html");
+        let file = page.to_str().context("the workspace's path is no UTF-8")?;
+        let output = self.daemon.client(&["incidents", "show", id, "--html", file])?;
+        ensure!(output.status.success(), "no page of the incident: {output:?}");
+        let bytes = std::fs::metadata(&page)?.len();
+        screen.say(
+            "   The same, with what `shop` showed, and its lines, as a page for others to read:",
+        );
+        screen.say(&format!("     {file} ({} KiB)", bytes >> 10));
+        Ok(())
     }
 
     fn check_others(&mut self, screen: &mut Screen) -> Result<()> {

@@ -77,6 +77,11 @@ impl Stage {
                 Some(netns.tap(&format!("{TAP}{name}"), Some(&format!("10.7.{number}.1/24")))?);
             config.ip = Some(format!("10.7.{number}.2/24"));
             config.disk = Some(DiskConfig::new(dir.join(format!("{name}.img")), DISK_BYTES));
+            if name == SHOP {
+                // Its last words are to be seen on its display as well, of which flatline keeps a picture.
+                config.vga = true;
+                config.kernel_args.extend(["console=tty0", "console=ttyS0"].map(str::to_owned));
+            }
             config.start()
         });
         let [shop, idler, cruncher] = guests;
