@@ -83,6 +83,18 @@ const PROGRAMS: &[Program] = &[
         required: false,
     },
     Program {
+        name: "libvirtd",
+        packages: &["libvirt-daemon", "libvirt-daemon-driver-qemu"],
+        purpose: "runs a test's own domains; optional",
+        required: false,
+    },
+    Program {
+        name: "virsh",
+        packages: &["libvirt-clients"],
+        purpose: "speaks to it; optional",
+        required: false,
+    },
+    Program {
         name: "mkfs.btrfs",
         packages: &["btrfs-progs"],
         purpose: "makes a test's disks; optional",

@@ -40,7 +40,8 @@ pub use netns::in_netns;
 pub use origin::{Origin, is_there};
 pub use owner::{LibvirtScope, Owner, Ownership};
 pub use proc::{
-    VcpuThread, VcpuThreads, has_thread, open_descriptors, process_state, start_ticks, vcpu_threads,
+    VcpuThread, VcpuThreads, cgroup_lines, has_thread, open_descriptors, process_state,
+    start_ticks, vcpu_threads,
 };
 pub use taps::{Tap, TapKind};
 pub use vm::{Accelerator, AgentSocket, ResetAction, Scope, Vm, VmId};

@@ -9,8 +9,6 @@ use super::{DiscoverError, proc};
 
 /// Where distributions mount the control groups.
 const MOUNT: &str = "/sys/fs/cgroup";
-/// Lines that are looked at; a host has some fifteen hierarchies.
-const LINES: usize = 64;
 /// Most supplementary groups that Linux gives a process (`NGROUPS_MAX`).
 const GROUPS: usize = 65_536;
 
@@ -51,9 +49,7 @@ pub(super) fn parse_ids(status: &str) -> Option<Origin> {
 /// The folders of the groups in `/proc/PID/cgroup`. One that lies outside of our own namespace is left out, and so
 /// are the roots: who is there was put nowhere.
 pub(super) fn folders(text: &str, is_group: impl Fn(&Path) -> bool) -> Vec<PathBuf> {
-    let folder_of = |line: &str| {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (fields.next()?, fields.next()?);
+    let folder_of = |(controllers, path): (&str, &str)| {
         let path = Path::new(path.strip_prefix('/')?);
         let is_below = path.components().all(|part| matches!(part, Component::Normal(_)));
         if path.as_os_str().is_empty() || !is_below {
@@ -69,7 +65,7 @@ pub(super) fn folders(text: &str, is_group: impl Fn(&Path) -> bool) -> Vec<PathB
         let mounts = mounts.into_iter().map(|mount| Path::new(MOUNT).join(mount));
         mounts.map(|mount| mount.join(path)).find(|folder| is_group(folder))
     };
-    text.lines().take(LINES).filter_map(folder_of).collect()
+    proc::cgroup_lines(text).filter_map(folder_of).collect()
 }
 
 /// Whether a control group is there still.

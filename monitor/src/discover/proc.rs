@@ -21,6 +21,8 @@ const MOUNTINFO_BYTES: u64 = 4 << 20;
 const STATUS_BYTES: u64 = 1 << 20;
 /// `stat`, `comm` and `fdinfo` of a process are far shorter.
 const SMALL_FILE_BYTES: u64 = 16 << 10;
+/// Lines of a `cgroup` that are looked at; a host has some fifteen hierarchies.
+const CGROUP_LINES: usize = 64;
 /// Most threads or descriptors looked at: sixteen times the vCPUs that KVM allows a guest.
 const ENTRIES: usize = 65_536;
 
@@ -211,6 +213,15 @@ pub(super) fn mountinfo(pid: u32) -> Result<String, DiscoverError> {
 pub(super) fn cgroups(pid: u32) -> Result<String, DiscoverError> {
     let text = read_bounded(pid, "cgroup", SMALL_FILE_BYTES)?;
     Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// The lines of a `/proc/PID/cgroup`, `ID:CONTROLLERS:PATH` (cgroups(7)): the controllers, which the hierarchy of
+/// version 2 has none of and one with a name instead has as `name=NAME`, and the path. Garbage is left out.
+pub fn cgroup_lines(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    text.lines().take(CGROUP_LINES).filter_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        Some((fields.next()?, fields.next()?))
+    })
 }
 
 /// All pids there are now.

@@ -1,11 +1,9 @@
 //! What `/proc/PID/cgroup` says of who put a process where it is.
 //!
-//! A line is `ID:CONTROLLERS:PATH` (cgroups(7)); version 2 has the one with id 0 and no controllers. systemd keeps
-//! its units in that one and, beside version 1, in `name=systemd`; libvirt on a host without systemd has the
-//! controllers' own.
+//! systemd keeps its units in the hierarchy of version 2 and, beside version 1, in `name=systemd`; libvirt on a host
+//! without systemd has the controllers' own.
 
-/// Lines that are looked at; a host has some fifteen hierarchies.
-const LINES: usize = 64;
+use crate::discover::proc::cgroup_lines;
 
 /// The groups of a process.
 #[derive(Debug, Default)]
@@ -19,14 +17,8 @@ pub(super) struct Groups<'a> {
 impl<'a> Groups<'a> {
     pub(super) fn parse(text: &'a str) -> Self {
         let mut groups = Self::default();
-        for line in text.lines().take(LINES) {
-            let mut fields = line.splitn(3, ':');
-            let (Some(id), Some(controllers), Some(path)) =
-                (fields.next(), fields.next(), fields.next())
-            else {
-                continue;
-            };
-            if controllers == "name=systemd" || (id == "0" && controllers.is_empty()) {
+        for (controllers, path) in cgroup_lines(text) {
+            if matches!(controllers, "" | "name=systemd") {
                 groups.units.push(path);
             }
             groups.all.push(path);

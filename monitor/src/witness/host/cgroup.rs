@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::{full_avg10, ratio, read};
+use crate::discover::cgroup_lines;
 
 /// Where distributions mount them.
 const MOUNT: &str = "/sys/fs/cgroup";
@@ -47,13 +48,7 @@ impl Paths {
     /// Reads `/proc/PID/cgroup`. A path that leads out of our own namespace is left out.
     pub(super) fn parse(text: &str) -> Self {
         let mut paths = Self::default();
-        for line in text.lines() {
-            let mut fields = line.splitn(3, ':');
-            let (Some(_), Some(controllers), Some(path)) =
-                (fields.next(), fields.next(), fields.next())
-            else {
-                continue;
-            };
+        for (controllers, path) in cgroup_lines(text) {
             let path = Path::new(path.trim_start_matches('/'));
             if !path.components().all(|part| matches!(part, Component::Normal(_))) {
                 continue;
