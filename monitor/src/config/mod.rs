@@ -161,6 +161,9 @@ pub struct Policy {
     /// Silence before a VM for which no probe ever answered may be restarted; never below
     /// `flat_for`.
     pub unconfirmed_flat_for: Duration,
+    /// Time in which QEMU's monitor must not have answered, nor anything been seen of the guest, before QEMU itself
+    /// counts as hung; zero: it never does.
+    pub unresponsive_for: Duration,
     /// After a start or reset, or until the first sign of life: no suspicion.
     pub boot_grace: Duration,
     /// Resets of the guest's own within `boot_loop_window` that make a boot loop, in which a person is called.

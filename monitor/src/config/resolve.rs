@@ -25,6 +25,8 @@ const EXECUTABLES: [&str; 3] = ["/usr/bin/qemu-system-*", "/usr/bin/kvm", "/usr/
 
 /// More than this within a window is a loop that a person should see, not a budget.
 const MAX_RESTARTS: u32 = 1000;
+/// A QEMU whose host is busy may be as long about an answer.
+const LEAST_UNRESPONSIVE: Duration = Duration::from_secs(30);
 /// No more of a guest's own resets are remembered.
 const MAX_BOOT_LOOP_RESETS: u32 = 100;
 
@@ -59,6 +61,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         sample_interval,
         flat_for,
         unconfirmed_flat_for,
+        unresponsive_for,
         boot_grace,
         boot_loop_resets,
         boot_loop_window,
@@ -95,6 +98,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         mode: Mode::Recover,
         flat_for: 10 * SECOND,
         unconfirmed_flat_for: 120 * SECOND,
+        unresponsive_for: Duration::ZERO,
         boot_grace: 60 * SECOND,
         boot_loop_resets: 5,
         boot_loop_window: 5 * MINUTE,
@@ -106,6 +110,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         mode,
         flat_for,
         unconfirmed_flat_for,
+        unresponsive_for,
         boot_grace,
         boot_loop_resets,
         boot_loop_window,
@@ -157,6 +162,7 @@ struct Terms {
     mode: Option<Mode>,
     flat_for: Option<Spanned<String>>,
     unconfirmed_flat_for: Option<Spanned<String>>,
+    unresponsive_for: Option<Spanned<String>>,
     boot_grace: Option<Spanned<String>>,
     boot_loop_resets: Option<Spanned<i64>>,
     boot_loop_window: Option<Spanned<String>>,
@@ -178,6 +184,7 @@ impl Terms {
             mode,
             flat_for,
             unconfirmed_flat_for,
+            unresponsive_for,
             boot_grace,
             boot_loop_resets,
             boot_loop_window,
@@ -193,6 +200,12 @@ impl Terms {
                 base.unconfirmed_flat_for,
                 SECOND,
                 7 * DAY,
+            )?,
+            unresponsive_for: duration(
+                unresponsive_for.as_ref(),
+                base.unresponsive_for,
+                Duration::ZERO,
+                DAY,
             )?,
             boot_grace: duration(boot_grace.as_ref(), base.boot_grace, SECOND, DAY)?,
             boot_loop_resets: count(
@@ -232,6 +245,16 @@ impl Terms {
                 ),
             });
         }
+        if !policy.unresponsive_for.is_zero() && policy.unresponsive_for < LEAST_UNRESPONSIVE {
+            return Err(Problem {
+                offset: start(&unresponsive_for).unwrap_or(place),
+                message: format!(
+                    "unresponsive_for must be \"0s\", which is never, or at least {}: a QEMU on a \
+                     busy host may be as long about an answer",
+                    say(LEAST_UNRESPONSIVE)
+                ),
+            });
+        }
         Ok(policy)
     }
 }
@@ -252,6 +275,7 @@ fn vm_rule(
         storm_share,
         flat_for,
         unconfirmed_flat_for,
+        unresponsive_for,
         boot_grace,
         boot_loop_resets,
         boot_loop_window,
@@ -304,6 +328,7 @@ fn vm_rule(
         mode,
         flat_for,
         unconfirmed_flat_for,
+        unresponsive_for,
         boot_grace,
         boot_loop_resets,
         boot_loop_window,

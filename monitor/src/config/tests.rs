@@ -58,6 +58,7 @@ log = "debug"
 sample_interval = "500ms"
 flat_for = "20s"
 unconfirmed_flat_for = "3m"
+unresponsive_for = "90s"
 boot_grace = "90s"
 [recovery]
 max_restarts = 0
@@ -80,6 +81,7 @@ match = "db-*"
 mode = "recover"
 flat_for = "30s"
 unconfirmed_flat_for = "4m"
+unresponsive_for = "0s"
 boot_grace = "5m"
 max_restarts = 9
 window = "1d"

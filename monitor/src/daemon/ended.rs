@@ -31,14 +31,15 @@ impl Engine {
         let open = watched.case.take().filter(|case| case.stage != Stage::Closed);
         let incident = match open {
             Some(case)
-                if case.stage == Stage::Restarting && self.is_being_replaced(&watched.vm) =>
+                if case.stage == Stage::Restarting
+                    && self.is_being_replaced(&watched.vm, &case.incident) =>
             {
                 info!(vm = watched.vm.name, "its QEMU is being replaced: {words}");
                 self.expect(watched, case.incident, Progress::Starting);
                 return;
             }
             Some(Case { incident, stage: Stage::AwaitingLife { .. }, .. })
-                if self.is_being_replaced(&watched.vm) =>
+                if self.is_being_replaced(&watched.vm, &incident) =>
             {
                 // A command may end before what it leads to.
                 info!(vm = watched.vm.name, "its QEMU is being replaced: {words}");
@@ -70,7 +71,11 @@ impl Engine {
     }
 
     /// Whether what is being done to it ends its QEMU on purpose.
-    fn is_being_replaced(&self, vm: &Vm) -> bool {
+    fn is_being_replaced(&self, vm: &Vm, incident: &Incident) -> bool {
+        if incident.cause == Cause::QemuUnresponsive.as_str() {
+            // Nothing else is done to one that hangs.
+            return true;
+        }
         let means = self.config.means_for(&vm.name);
         match chosen(&vm.ownership, &means) {
             Ok(Actuator::Systemd | Actuator::Command) => true,

@@ -13,6 +13,7 @@ use crate::{
         evidence::Wanted,
     },
     report::{incident::Incident, view::OwnerView},
+    verdict::Cause,
 };
 
 /// What is remembered beyond a QEMU's end.
@@ -74,21 +75,25 @@ impl Engine {
         let case = watched.case.as_ref().ok_or_else(gone)?;
         let means = self.config.means_for(&watched.vm.name);
         chosen(&watched.vm.ownership, &means).map_err(|why| (why.to_string(), Stage::Closed))?;
+        let hangs = watched.watch.state.cause() == Some(Cause::QemuUnresponsive);
+        let waits = |why: String| (why, Stage::WaitingForMonitor);
+        let is_planned = |says| {
+            let situation = Situation {
+                ownership: &watched.vm.ownership,
+                means: &means,
+                monitor: says,
+                reboot_action: watched.vm.reboot_action,
+                pid: id.pid,
+            };
+            restart_plan(&situation).map(drop).map_err(|refusal: Refusal| waits(refusal.0))
+        };
         let monitor = match self.monitor_of(id) {
+            // It hung, and may be in the best of health now.
+            Ok(_) if hangs => return Err(waits("its monitor answers again".to_owned())),
             Ok(qmp) => Ok(qmp),
-            Err(why) if watched.qmp.is_some() => return Err((why, Stage::WaitingForMonitor)),
-            Err(_) => {
-                let situation = Situation {
-                    ownership: &watched.vm.ownership,
-                    means: &means,
-                    monitor: MonitorSays::IsNotThere,
-                    reboot_action: watched.vm.reboot_action,
-                    pid: id.pid,
-                };
-                let waits = |why: Refusal| (why.0, Stage::WaitingForMonitor);
-                restart_plan(&situation).map_err(waits)?;
-                Err(None)
-            }
+            Err(why) if hangs => is_planned(MonitorSays::Hangs).map(|()| Err(Some(why)))?,
+            Err(why) if watched.qmp.is_some() => return Err(waits(why)),
+            Err(_) => is_planned(MonitorSays::IsNotThere).map(|()| Err(None))?,
         };
         let wanted = self.wanted(watched, &case.incident);
         Ok(scene_of(wanted, means, monitor, &case.incident))
@@ -103,8 +108,9 @@ pub(super) fn scene_of(
     incident: &Incident,
 ) -> Scene {
     let Incident { id, cause, reason, .. } = incident;
+    let hangs = cause == Cause::QemuUnresponsive.as_str();
     let (vm, incident) = (evidence.vm.clone(), (id.clone(), cause.clone(), reason.clone()));
-    Scene { vm, means, monitor, incident, evidence }
+    Scene { vm, means, monitor, hangs, incident, evidence }
 }
 
 #[cfg(test)]

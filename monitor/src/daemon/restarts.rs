@@ -80,7 +80,8 @@ impl Engine {
             | Cause::Spinning
             | Cause::Silent
             | Cause::BootLoop
-            | Cause::QemuExited => {
+            | Cause::QemuExited
+            | Cause::QemuUnresponsive => {
                 let Some(watched) = self.vms.get_mut(&id) else { return };
                 watched.feed(&Input::Reexamine, now);
             }

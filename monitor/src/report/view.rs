@@ -363,6 +363,8 @@ pub struct PolicyView {
     #[serde(with = "humantime_serde")]
     pub unconfirmed_flat_for: Duration,
     #[serde(with = "humantime_serde")]
+    pub unresponsive_for: Duration,
+    #[serde(with = "humantime_serde")]
     pub boot_grace: Duration,
     pub boot_loop_resets: u32,
     #[serde(with = "humantime_serde")]
@@ -380,6 +382,7 @@ impl From<&Policy> for PolicyView {
             mode,
             flat_for,
             unconfirmed_flat_for,
+            unresponsive_for,
             boot_grace,
             boot_loop_resets,
             boot_loop_window,
@@ -391,6 +394,7 @@ impl From<&Policy> for PolicyView {
             mode,
             flat_for,
             unconfirmed_flat_for,
+            unresponsive_for,
             boot_grace,
             boot_loop_resets,
             boot_loop_window,

@@ -35,8 +35,9 @@
 //!   reset meanwhile has its boot grace, and is not asked before that is over.
 //! - *Unobservable* lasts on when all figures are there again, until the guest is heard or has been silent for
 //!   `flat_for`: a sensor that comes and goes must not make a dead guest look alive.
-//! - *Held* and *Unobservable* never convict, whatever else is seen. Whoever is held by a witness' excuse is
-//!   asked on, until nobody excuses him.
+//! - *Held* and *Unobservable* never convict a guest, whatever else is seen. Whoever is held by a witness' excuse is
+//!   asked on, until nobody excuses him. A QEMU whose monitor does not answer makes its guest *Unobservable*, and may
+//!   be convicted itself, of hanging ([`mute`]).
 //! - *Failed* after resets of the guest's own ends when it has lived for [`LOOP_OVER_AFTER`] without one.
 
 mod blame;
@@ -44,6 +45,7 @@ mod examine;
 mod hear;
 mod input;
 mod line;
+mod mute;
 mod step;
 mod storm;
 mod testimony;
@@ -99,10 +101,12 @@ pub enum Cause {
     BootLoop,
     /// Its QEMU ended without being asked to.
     QemuExited,
+    /// Its QEMU hangs.
+    QemuUnresponsive,
 }
 
 impl Cause {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Panicked,
         Self::InternalError,
         Self::Watchdog,
@@ -111,6 +115,7 @@ impl Cause {
         Self::Silent,
         Self::BootLoop,
         Self::QemuExited,
+        Self::QemuUnresponsive,
     ];
 
     /// The name in `status --json`.
@@ -124,6 +129,7 @@ impl Cause {
             Self::Silent => "silent",
             Self::BootLoop => "boot-loop",
             Self::QemuExited => "qemu-exited",
+            Self::QemuUnresponsive => "qemu-unresponsive",
         }
     }
 
@@ -229,6 +235,8 @@ pub struct Watch {
     pub excuse: Option<String>,
     /// What was seen of the host, while many of its VMs are silent together.
     pub storm: Option<String>,
+    /// Since when QEMU's monitor has answered nothing, and nothing was seen of the guest, with nobody else to blame.
+    pub mute_since: Option<Duration>,
     /// When the last tick ended, and what it showed.
     pub last: Option<(Duration, Arc<Tick>)>,
 }
@@ -306,6 +314,7 @@ impl Watch {
             reset_from_outside: None,
             excuse: None,
             storm: None,
+            mute_since: None,
             last: None,
         }
     }
@@ -361,6 +370,7 @@ impl Watch {
                 Act::Nothing
             }
             Input::SetAside(reason) => {
+                self.mute_since = None;
                 self.line.begin_anew(now, format!("none since its restart was refused: {reason}"));
                 self.enter(State::Held, reason.clone(), now);
                 Act::Nothing
@@ -374,13 +384,17 @@ impl Watch {
                 self.enter(State::Suspect { tally: Tally::default() }, reason.to_owned(), now);
                 Act::Nothing
             }
-            Input::Unseen(why) => blame::unobservable(self, why.clone(), Duration::ZERO, now),
+            Input::Unseen(why) => {
+                self.mute_since = None;
+                blame::unobservable(self, why.clone(), Duration::ZERO, now)
+            }
             Input::Storm(storm) => {
                 self.storm.clone_from(storm);
                 Act::Nothing
             }
             Input::Released => {
                 self.resets.clear();
+                self.mute_since = None;
                 if hear::convicted(&self.state) {
                     let why = "it was released";
                     self.line.begin_anew(now, format!("none since {why}"));
@@ -403,7 +417,7 @@ impl Watch {
     /// The guest begins a new boot: whatever was learned of the last one says nothing about it.
     fn reboot(&mut self, now: Duration, why: &str) {
         self.boot = Boot::new(now);
-        self.excuse = None;
+        (self.excuse, self.mute_since) = (None, None);
         self.line = Line::begin(now, &format!("none since {why}"));
     }
 

@@ -9,7 +9,7 @@ use super::{
     examine::{
         calibrate, convict, examine, nothing_to_examine, past_grace, paused_maybe, questions,
     },
-    hear,
+    hear, mute,
 };
 use crate::{activity::Activity, config::Policy};
 
@@ -28,6 +28,7 @@ pub(super) fn tick(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration)
         begin_anew(watch, HELD_UP, now);
     }
     watch.line.level(activity, now);
+    let mute_since = watch.mute_since.take();
     match hear::announcement(watch, monitor, now) {
         Some(act) => return act,
         None if hear::convicted(&watch.state) && hear::ended_badly(monitor) => {
@@ -76,7 +77,12 @@ pub(super) fn tick(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration)
             | State::Unobservable => Act::Ask(questions(watch, &terms.policy, now)),
         };
     }
-    silent(watch, tick, None, terms, now)
+    mute::note(watch, tick, mute_since, now);
+    let hangs = mute::hangs(watch, tick, &terms.policy, now);
+    match silent(watch, tick, None, terms, now) {
+        Act::Nothing if hangs => Act::Ask(questions(watch, &terms.policy, now)),
+        act => act,
+    }
 }
 
 /// A round of questions ended at `now`.
@@ -126,7 +132,8 @@ pub(super) fn testimony(watch: &mut Watch, said: &Testimony, terms: &Terms, now:
     if watch.storm.is_some() {
         return Act::Nothing;
     }
-    if suspected || watch.excuse.is_some() {
+    let hangs = mute::hangs(watch, &tick, &terms.policy, now);
+    if suspected || hangs || watch.excuse.is_some() {
         let excuse =
             said.excuse().map(ToOwned::to_owned).or_else(|| paused_maybe(&watch.line, &tick));
         if let Some(excuse) = excuse {
@@ -139,12 +146,16 @@ pub(super) fn testimony(watch: &mut Watch, said: &Testimony, terms: &Terms, now:
             return Act::Nothing;
         }
     }
+    if hangs {
+        return mute::convict(watch, said, now);
+    }
     silent(watch, &tick, Some(said), terms, now)
 }
 
 /// Nobody watched meanwhile: what was seen before says nothing about a silence now.
 pub(super) fn begin_anew(watch: &mut Watch, why: &str, now: Duration) {
     watch.line.begin_anew(now, format!("none since the window began anew: {why}"));
+    watch.mute_since = None;
     match &mut watch.state {
         State::Suspect { .. } => {
             watch.enter(State::Alive, format!("its window began anew: {why}"), now);
@@ -180,7 +191,7 @@ pub(super) fn counted(number: u64, what: &str) -> String {
 fn lives(watch: &mut Watch, sign: String, now: Duration) -> Act {
     watch.boot.first_life.get_or_insert(now);
     watch.line.alive(now, sign.clone());
-    (watch.excuse, watch.storm) = (None, None);
+    (watch.excuse, watch.storm, watch.mute_since) = (None, None, None);
     match watch.state {
         // A boot loader reads the disk, and a network boot sends packets.
         State::Recovering { was_up: true, .. } => Act::Ask(Questions::IsItUp),
@@ -200,7 +211,7 @@ fn lives(watch: &mut Watch, sign: String, now: Duration) -> Act {
 }
 
 /// Whether the time is up in which a restarted guest was to show life; one that was reset since has its grace.
-fn is_due(watch: &Watch, deadline: Duration, policy: &Policy, now: Duration) -> bool {
+pub(super) fn is_due(watch: &Watch, deadline: Duration, policy: &Policy, now: Duration) -> bool {
     now >= deadline && past_grace(&watch.boot, policy, now)
 }
 

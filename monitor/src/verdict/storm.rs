@@ -78,14 +78,20 @@ fn standing(watch: &Watch, now: Duration) -> Standing {
         State::Crashed { cause } | State::Recovering { cause, .. } => {
             let recent = now.saturating_sub(watch.since) < REMEMBERED;
             match cause {
-                Cause::Halted | Cause::Spinning | Cause::Silent if recent => Standing::Silent,
+                Cause::Halted | Cause::Spinning | Cause::Silent | Cause::QemuUnresponsive
+                    if recent =>
+                {
+                    Standing::Silent
+                }
                 // Who said so himself did not fall silent.
                 Cause::Panicked | Cause::InternalError | Cause::Watchdog | Cause::BootLoop => {
                     Standing::Elsewhere
                 }
-                Cause::Halted | Cause::Spinning | Cause::Silent | Cause::QemuExited => {
-                    Standing::Lives
-                }
+                Cause::Halted
+                | Cause::Spinning
+                | Cause::Silent
+                | Cause::QemuExited
+                | Cause::QemuUnresponsive => Standing::Lives,
             }
         }
     }

@@ -6,6 +6,7 @@ mod dumps;
 mod healthy;
 mod holds;
 mod model;
+mod mute;
 mod random;
 mod recovery;
 mod resets;

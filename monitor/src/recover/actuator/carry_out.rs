@@ -36,6 +36,7 @@ pub async fn restart(
             }
             MonitorSays::Is(qmp.query_status().await.map_err(RestartError::Unknown)?)
         }
+        Err(_) if scene.hangs => MonitorSays::Hangs,
         Err(Some(why)) => MonitorSays::Nothing(why.clone()),
         Err(None) => MonitorSays::IsNotThere,
     };
@@ -61,7 +62,7 @@ pub async fn restart(
     };
     let before = match says {
         MonitorSays::Is(run_state) => run_state,
-        MonitorSays::Nothing(_) | MonitorSays::IsNotThere => unknown(),
+        MonitorSays::Nothing(_) | MonitorSays::Hangs | MonitorSays::IsNotThere => unknown(),
     };
     let mut told = check_all(&steps).await?;
     let (writes_on, gathered) = tokio::join!(execute::still_writing(&before, writes), async {
@@ -186,6 +187,7 @@ mod tests {
                 ..Means::default()
             },
             monitor: Err(None),
+            hangs: false,
             incident: (text("20261122T100001Z-web-1"), text("halted"), text("why\nnot $(id)")),
         }
     }

@@ -16,6 +16,8 @@ pub enum MonitorSays {
     Is(RunState),
     /// Nothing now, and why.
     Nothing(String),
+    /// Nothing for so long that QEMU itself stands convicted of hanging.
+    Hangs,
     /// QEMU has no monitor that could ever be asked. Such a guest is only convicted while its vCPUs run.
     IsNotThere,
 }
@@ -195,6 +197,7 @@ pub fn restart_plan(situation: &Situation<'_>) -> Result<ActuatorPlan, Refusal> 
             Some(run_state)
         }
         MonitorSays::Nothing(why) => return Err(Refusal(why.clone())),
+        MonitorSays::Hangs => return replacement(ownership, means, *pid),
         MonitorSays::IsNotThere => None,
     };
     if means.actuator == Actuator::Auto && run_state.is_none() && actuator == Actuator::Qmp {
@@ -256,6 +259,39 @@ pub fn restart_plan(situation: &Situation<'_>) -> Result<ActuatorPlan, Refusal> 
         }
     }
     Ok(ActuatorPlan::Steps { steps, replaces_qemu: false })
+}
+
+/// Plans another QEMU in the place of one that hangs, which takes no commands and obeys no polite signal.
+///
+/// # Errors
+/// If its owner has no way that makes sure that it is this one.
+fn replacement(ownership: &Ownership, means: &Means, pid: u32) -> Result<ActuatorPlan, Refusal> {
+    let is_auto = means.actuator == Actuator::Auto;
+    let actuator = match (chosen(ownership, means)?, &ownership.owner) {
+        (Actuator::Qmp, Owner::SystemdUnit { .. }) if is_auto => Actuator::Systemd,
+        (_, _) if is_auto && !means.command.is_empty() => Actuator::Command,
+        (actuator, _) => actuator,
+    };
+    let steps = match (actuator, &ownership.owner) {
+        (Actuator::Systemd, Owner::SystemdUnit { unit }) => vec![
+            ActuatorStep::Check(
+                programs::unit_property("MainPID", unit),
+                Check::IsMainProcess(pid),
+            ),
+            // systemd waits 90 s for a unit that doesn't obey.
+            ActuatorStep::Run(programs::kill_main_process(unit)),
+            ActuatorStep::Run(programs::systemctl("restart", unit)),
+        ],
+        (Actuator::Command, _) => {
+            vec![ActuatorStep::Run(Program { words: means.command.clone() })]
+        }
+        _ => {
+            let why = "QEMU hangs, and neither takes commands nor tells whose it is: set \
+                       recovery.command to one that ends it and starts it again";
+            return Err(Refusal(why.to_owned()));
+        }
+    };
+    Ok(ActuatorPlan::Steps { steps, replaces_qemu: true })
 }
 
 /// Plans the start of a VM whose QEMU is gone without having been asked to.

@@ -24,6 +24,11 @@ pub(super) fn systemctl(command: &str, unit: &str) -> Program {
     Program::new(["systemctl", command, "--", unit])
 }
 
+/// Ends a unit's main process at once. (`--kill-who` has a newer name since systemd 252, which takes both.)
+pub(super) fn kill_main_process(unit: &str) -> Program {
+    Program::new(["systemctl", "kill", "--kill-who=main", "--signal=SIGKILL", "--", unit])
+}
+
 /// Asks systemd for properties of a unit.
 pub(super) fn unit_property(property: &str, unit: &str) -> Program {
     Program::new(["systemctl", "show", &format!("--property={property}"), "--", unit])

@@ -111,6 +111,33 @@ fn an_owner_without_a_way_is_refused_with_what_to_configure_and_done_by_a_comman
 }
 
 #[test]
+fn one_that_hangs_is_replaced_by_whoever_can_be_sure_of_it() {
+    let hung = |owner: Owner, means: &Means| {
+        let plan = restart(owner, means, MonitorSays::Hangs, ResetAction::Reset);
+        assert!(!matches!(
+            plan,
+            Ok(ActuatorPlan::Qmp | ActuatorPlan::Steps { replaces_qemu: false, .. })
+        ));
+        plan
+    };
+    let auto = Means::default();
+    let expected = [
+        "[systemctl show --property=MainPID -- qemu@web.service] IsMainProcess(4711)",
+        "systemctl kill --kill-who=main --signal=SIGKILL -- qemu@web.service",
+        "systemctl restart -- qemu@web.service",
+    ];
+    assert_eq!(steps(hung(unit(), &auto)), expected);
+    for owner in [Owner::Bare, libvirt(LibvirtScope::System), Owner::Proxmox { vmid: 100 }] {
+        let refusal = hung(owner.clone(), &auto).unwrap_err();
+        assert!(refusal.contains("hangs") && refusal.contains("recovery.command"), "{refusal}");
+        assert_eq!(steps(hung(owner.clone(), &with_command(Actuator::Auto))), ["/bin/again now"]);
+        assert_eq!(steps(hung(owner, &with_command(Actuator::Command))), ["/bin/again now"]);
+    }
+    assert!(hung(Owner::Bare, &means(Actuator::Qmp)).is_err());
+    assert!(hung(unit(), &means(Actuator::None)).is_err());
+}
+
+#[test]
 fn a_user_s_libvirt_is_spoken_to_only_by_the_uri_that_is_configured() {
     let refusal = running(libvirt(LibvirtScope::Session), &Means::default()).unwrap_err();
     assert!(refusal.contains("recovery.libvirt_uri"), "{refusal}");

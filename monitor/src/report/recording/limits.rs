@@ -37,6 +37,7 @@ pub(super) fn terms(terms: &Terms) -> Result<(), Malformed> {
         mode: _,
         flat_for,
         unconfirmed_flat_for,
+        unresponsive_for,
         boot_grace,
         boot_loop_resets: _,
         boot_loop_window,
@@ -44,8 +45,8 @@ pub(super) fn terms(terms: &Terms) -> Result<(), Malformed> {
         window,
         pause,
     } = policy;
-    let spans = [tick, flat_for, unconfirmed_flat_for, boot_grace, boot_loop_window, window, pause];
-    check(spans.map(|span| Some(*span)))
+    check([Some(*tick), Some(*flat_for), Some(*unconfirmed_flat_for), Some(*unresponsive_for)])?;
+    check([Some(*boot_grace), Some(*boot_loop_window), Some(*window), Some(*pause)])
 }
 
 /// Refuses an input that no clock gives.
@@ -73,6 +74,7 @@ pub(super) fn watch(watch: &Watch) -> Result<(), Malformed> {
         reset_from_outside,
         excuse: _,
         storm: _,
+        mute_since,
         last,
     } = watch;
     let Line {
@@ -96,6 +98,7 @@ pub(super) fn watch(watch: &Watch) -> Result<(), Malformed> {
     check([Some(*since), Some(*last_life), *heard, *still_since, *zero_since, *pinned_since])?;
     check([Some(*began), Some(*held), *first_life, *calibrated, deadline, *reset_from_outside])?;
     check(dump.into_iter().flatten().map(Some))?;
+    check([*mute_since])?;
     if resets.len() > Watch::RESETS {
         return Err(Malformed::new("more resets than are ever remembered"));
     }

@@ -5,7 +5,8 @@
 //! questions: *may* a conviction be given now, and *must* one have been given by now?
 //!
 //! - A conviction that nobody announced needs a whole window in which nothing spoke for the guest or against the
-//!   figures, and as many answers in a row that speak against it as its kind needs.
+//!   figures, and as many answers in a row that speak against it as its kind needs; of a QEMU that hangs, a longer
+//!   one in which its monitor did not answer.
 //! - Whoever has been dead in all that can be seen for a window and [`PATIENCE`] has been convicted.
 
 use std::time::Duration;
@@ -43,6 +44,10 @@ struct Level {
     pinned: bool,
     /// Nothing that a verdict needs is missing.
     judgeable: bool,
+    /// QEMU's monitor does not answer.
+    mute: bool,
+    /// And it may be judged for that.
+    judgeable_if_mute: bool,
     /// And nothing else is out of the ordinary.
     usual: bool,
 }
@@ -165,8 +170,11 @@ impl Model {
                 Monitor::Unknown(_) => !still,
                 Monitor::Unresponsive(_) => false,
             };
+        let mute = matches!(monitor, Monitor::Unresponsive(_));
         Fact::Silent(Level {
             still,
+            mute,
+            judgeable_if_mute: mute && !vcpus.is_empty() && !tick.undecided,
             zero: calm && sum(|vcpu| vcpu.busy) < 0.000_5,
             pinned: vcpus.iter().any(|vcpu| vcpu.busy + vcpu.waiting >= 0.8),
             judgeable,
@@ -290,6 +298,14 @@ impl Model {
             && said.not_up().is_some()
         {
             return now >= *deadline;
+        }
+        if cause == Cause::QemuUnresponsive {
+            let long = policy.unresponsive_for;
+            return !long.is_zero()
+                && !self.storm
+                && self.last_level().judgeable_if_mute
+                && now - self.cleared_at() >= long
+                && self.all_along(long, now, |level| level.mute);
         }
         if now - self.cleared_at() < window || self.storm || !self.last_level().judgeable {
             return false;

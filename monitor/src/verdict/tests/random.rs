@@ -239,6 +239,7 @@ impl Life {
         let policy = &mut rig.terms.policy;
         policy.flat_for = TICK * 5;
         policy.unconfirmed_flat_for = TICK * 20;
+        policy.unresponsive_for = TICK * 8;
         policy.boot_grace = TICK * 12;
         policy.boot_loop_resets = 4;
         policy.boot_loop_window = TICK * 60;

@@ -26,6 +26,7 @@ pub(super) fn policy() -> Policy {
         mode: Mode::Recover,
         flat_for: TICK * FLAT_TICKS,
         unconfirmed_flat_for: TICK * 120,
+        unresponsive_for: Duration::ZERO,
         boot_grace: TICK * GRACE_TICKS,
         boot_loop_resets: 5,
         boot_loop_window: TICK * 300,

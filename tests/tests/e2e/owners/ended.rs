@@ -27,7 +27,7 @@ use super::{A_WHILE, Ends, MODULES, WITHIN, alive, script, small_machine, text};
 use crate::rig::{Rig, incidents_of, wait_for_incident, wait_for_vm};
 
 /// The user that they run as.
-const NOBODY: u32 = 65534;
+pub(super) const NOBODY: u32 = 65534;
 /// For one that ended to be told from one that was stopped, and its command to run: some 50 ms, on a machine that has
 /// the time.
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -48,28 +48,32 @@ const ENDS: [(&str, End, &str); 4] = [
 ];
 
 /// A VM with the script that starts it.
-struct Machine<'a> {
-    dir: &'a Path,
-    name: &'static str,
+pub(super) struct Machine<'a> {
+    pub(super) dir: &'a Path,
+    pub(super) name: &'static str,
 }
 
 impl Machine<'_> {
-    fn file(&self, end: &str) -> PathBuf {
+    pub(super) fn file(&self, end: &str) -> PathBuf {
         self.dir.join(format!("{}.{end}", self.name))
     }
 
-    /// Writes the script, which says when it began, and ends once QEMU is on its way.
-    fn write(&self, qemu: &Path) -> Result<()> {
+    /// Writes the script, which says when it began, ends the QEMU that it is to restart, and ends itself once another
+    /// one, with these arguments more, is on its way.
+    pub(super) fn write(&self, qemu: &Path, more: &[&str]) -> Result<()> {
         let mut words = vec![qemu.display().to_string()];
         words.extend(small_machine(self.dir, self.name, BootSector::OnCommand)?);
         let serial = self.file("serial");
         words.extend(["-device".to_owned(), "pvpanic".to_owned(), "-serial".to_owned()]);
         words.push(format!("unix:{},server=on,wait=off", serial.display()));
+        words.extend(more.iter().map(|&word| word.to_owned()));
         let words = words.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ");
         let modules = MODULES.into_iter().find(|folder| Path::new(folder).is_dir());
         let modules = modules.map_or(String::new(), |folder| format!("QEMU_MODULE_DIR={folder} "));
         let lines = format!(
-            "date +%s%N >> {}\ncd {} && ulimit -c unlimited\n{modules}setsid {words} </dev/null >/dev/null 2>&1 &",
+            "date +%s%N >> {}\ncd {} && ulimit -c unlimited\n\
+             if [ \"$FLATLINE_ACTION\" = restart ]; then kill -9 \"$FLATLINE_PID\"; sleep 1; fi\n\
+             {modules}setsid {words} </dev/null >/dev/null 2>&1 &",
             self.file("began").display(),
             self.dir.display()
         );
@@ -77,7 +81,7 @@ impl Machine<'_> {
         Ok(chown(self.file("img"), Some(NOBODY), Some(NOBODY))?)
     }
 
-    fn start(&self) -> Result<u32> {
+    pub(super) fn start(&self) -> Result<u32> {
         let started = Command::new(self.file("sh")).uid(NOBODY).gid(NOBODY).status()?;
         ensure!(started.success(), "{started}");
         wait_until("its pid", WITHIN, || Ok(text(&self.file("pid")).trim().parse().ok()))
@@ -94,7 +98,7 @@ impl Machine<'_> {
     }
 
     /// When its script began, each time.
-    fn began(&self) -> Vec<SystemTime> {
+    pub(super) fn began(&self) -> Vec<SystemTime> {
         let nanos = |line: &str| line.parse().ok().map(Duration::from_nanos);
         let text = text(&self.file("began"));
         text.lines().filter_map(nanos).map(|at| SystemTime::UNIX_EPOCH + at).collect()
@@ -118,7 +122,7 @@ pub(super) fn test() -> Result<Option<String>> {
     let machines = ENDS.map(|(name, ..)| Machine { dir: &dir, name });
     let (mut groups, mut pids, mut rules) = (Vec::new(), Vec::new(), String::new());
     for machine in &machines {
-        machine.write(&rig.qemu)?;
+        machine.write(&rig.qemu, &[])?;
         let pid = machine.start()?;
         pids.push(Ends(pid));
         let Some(group) = UnitGroup::new(&format!("fl-{}-{pid}", machine.name), pid)? else {

@@ -4,6 +4,7 @@
 //! real one, where it is installed.
 
 mod ended;
+mod hangs;
 mod libvirt;
 
 use std::path::Path;
@@ -46,6 +47,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             "qemus_that_end_unasked_are_started_as_they_were_and_only_where_that_is_wanted",
             ended::test,
         ),
+        trial("a_qemu_that_hangs_is_replaced_only_where_that_is_wanted", hangs::test),
         trial_that_may_skip("a_libvirt_domain_that_panics_is_reset_through_virsh", libvirt::test),
     ]
 }
