@@ -162,6 +162,7 @@ const POLICY: Shape = Object(&[
     ("mode", MODE),
     ("flat_for", Text),
     ("unconfirmed_flat_for", Text),
+    ("unresponsive_for", Text),
     ("boot_grace", Text),
     ("max_restarts", Unsigned),
     ("window", Text),
