@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use toml::Spanned;
 
-use super::resolve::{DAY, HOUR, MINUTE, Problem, SECOND, count, directory, duration};
+use super::values::{DAY, HOUR, MINUTE, Problem, SECOND, count, directory, duration};
 
 /// The most that evidence, or memory dumps, may be told to take on disk: 16 TiB.
 const MOST_MIB: u32 = 16 << 20;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::resolve::{MINUTE, Problem, SECOND, duration};
+use super::values::{MINUTE, Problem, SECOND, duration};
 
 /// Most words of a command, and bytes of each: what `execve` takes is far more.
 const WORDS: usize = 64;

@@ -11,8 +11,10 @@ mod means;
 mod passwd;
 mod raw;
 mod resolve;
+mod terms;
 #[cfg(test)]
 mod tests;
+mod values;
 
 use std::io;
 use std::net::SocketAddr;

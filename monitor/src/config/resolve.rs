@@ -1,7 +1,6 @@
-//! From the raw file to valid values; the only place that knows defaults and limits.
+//! From the raw file to valid values: with `terms`, `means` and `evidence`, the only place that knows defaults and
+//! limits.
 
-use std::ops::RangeInclusive;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use glob::Pattern;
@@ -10,25 +9,13 @@ use toml::Spanned;
 use super::evidence::{self, Gathering};
 use super::{
     Config, Discovery, Metrics, Mode, Paths, Policy, ProbeLog, Probes, Recorder, Storm, TapHook,
-    VmRule,
     means::{Given, Means},
     passwd, raw,
+    terms::{MAX_RESTARTS, Terms, vm_rule},
+    values::{HOUR, MINUTE, MS, Problem, SECOND, count, directory, duration, pattern},
 };
 
-const MS: Duration = Duration::from_millis(1);
-pub(super) const SECOND: Duration = Duration::from_secs(1);
-pub(super) const MINUTE: Duration = Duration::from_secs(60);
-pub(super) const HOUR: Duration = Duration::from_secs(3600);
-pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
-
 const EXECUTABLES: [&str; 3] = ["/usr/bin/qemu-system-*", "/usr/bin/kvm", "/usr/libexec/qemu-kvm"];
-
-/// More than this within a window is a loop that a person should see, not a budget.
-const MAX_RESTARTS: u32 = 1000;
-/// A QEMU whose host is busy may be as long about an answer.
-const LEAST_UNRESPONSIVE: Duration = Duration::from_secs(30);
-/// No more of a guest's own resets are remembered.
-const MAX_BOOT_LOOP_RESETS: u32 = 100;
 
 /// Sizes of maps. Below the least, nothing would be saved.
 const LEAST_SIZE: u32 = 16;
@@ -36,18 +23,6 @@ const MOST_SIZE: u32 = 1 << 20;
 
 /// The most that recordings may be told to take on disk: a TiB.
 const MOST_RECORDED_MIB: u32 = 1 << 20;
-
-/// What is wrong, and at which byte of the text.
-pub(super) struct Problem {
-    pub(super) offset: usize,
-    pub(super) message: String,
-}
-
-impl Problem {
-    pub(super) fn at<T>(value: &Spanned<T>, message: impl Into<String>) -> Self {
-        Self { offset: value.span().start, message: message.into() }
-    }
-}
 
 pub(super) fn parse(text: &str) -> Result<Config, Problem> {
     let file: raw::File = toml::from_str(text).map_err(|error| Problem {
@@ -157,191 +132,6 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
     })
 }
 
-/// The keys that may stand for the host and in a rule.
-struct Terms {
-    mode: Option<Mode>,
-    flat_for: Option<Spanned<String>>,
-    unconfirmed_flat_for: Option<Spanned<String>>,
-    unresponsive_for: Option<Spanned<String>>,
-    boot_grace: Option<Spanned<String>>,
-    boot_loop_resets: Option<Spanned<i64>>,
-    boot_loop_window: Option<Spanned<String>>,
-    max_restarts: Option<Spanned<i64>>,
-    window: Option<Spanned<String>>,
-    pause: Option<Spanned<String>>,
-}
-
-impl Terms {
-    /// These terms put over `base`. `place` is where a contradiction is reported if none of the
-    /// keys in question stands here.
-    fn over(
-        self,
-        base: &Policy,
-        sample_interval: Duration,
-        place: usize,
-    ) -> Result<Policy, Problem> {
-        let Self {
-            mode,
-            flat_for,
-            unconfirmed_flat_for,
-            unresponsive_for,
-            boot_grace,
-            boot_loop_resets,
-            boot_loop_window,
-            max_restarts,
-            window,
-            pause,
-        } = self;
-        let policy = Policy {
-            mode: mode.unwrap_or(base.mode),
-            flat_for: duration(flat_for.as_ref(), base.flat_for, SECOND, DAY)?,
-            unconfirmed_flat_for: duration(
-                unconfirmed_flat_for.as_ref(),
-                base.unconfirmed_flat_for,
-                SECOND,
-                7 * DAY,
-            )?,
-            unresponsive_for: duration(
-                unresponsive_for.as_ref(),
-                base.unresponsive_for,
-                Duration::ZERO,
-                DAY,
-            )?,
-            boot_grace: duration(boot_grace.as_ref(), base.boot_grace, SECOND, DAY)?,
-            boot_loop_resets: count(
-                boot_loop_resets.as_ref(),
-                base.boot_loop_resets,
-                2..=MAX_BOOT_LOOP_RESETS,
-            )?,
-            boot_loop_window: duration(
-                boot_loop_window.as_ref(),
-                base.boot_loop_window,
-                10 * SECOND,
-                DAY,
-            )?,
-            max_restarts: count(max_restarts.as_ref(), base.max_restarts, 0..=MAX_RESTARTS)?,
-            window: duration(window.as_ref(), base.window, MINUTE, 30 * DAY)?,
-            pause: duration(pause.as_ref(), base.pause, Duration::ZERO, HOUR)?,
-        };
-        let start = |value: &Option<Spanned<String>>| value.as_ref().map(|v| v.span().start);
-        if policy.flat_for < 2 * sample_interval {
-            return Err(Problem {
-                offset: start(&flat_for).unwrap_or(place),
-                message: format!(
-                    "flat_for ({}) must be at least twice detection.sample_interval ({}): one \
-                     sample in which nothing moved is no silence",
-                    say(policy.flat_for),
-                    say(sample_interval)
-                ),
-            });
-        }
-        if policy.unconfirmed_flat_for < policy.flat_for {
-            return Err(Problem {
-                offset: start(&unconfirmed_flat_for).or(start(&flat_for)).unwrap_or(place),
-                message: format!(
-                    "unconfirmed_flat_for ({}) must not be shorter than flat_for ({})",
-                    say(policy.unconfirmed_flat_for),
-                    say(policy.flat_for)
-                ),
-            });
-        }
-        if !policy.unresponsive_for.is_zero() && policy.unresponsive_for < LEAST_UNRESPONSIVE {
-            return Err(Problem {
-                offset: start(&unresponsive_for).unwrap_or(place),
-                message: format!(
-                    "unresponsive_for must be \"0s\", which is never, or at least {}: a QEMU on a \
-                     busy host may be as long about an answer",
-                    say(LEAST_UNRESPONSIVE)
-                ),
-            });
-        }
-        Ok(policy)
-    }
-}
-
-fn vm_rule(
-    rule: Spanned<raw::Vm>,
-    host: &Policy,
-    gathering: Gathering,
-    host_means: &Means,
-    sample_interval: Duration,
-) -> Result<VmRule, Problem> {
-    let place = rule.span().start;
-    let raw::Vm {
-        r#match,
-        mode,
-        sample_interval: refused,
-        storm_vms,
-        storm_share,
-        flat_for,
-        unconfirmed_flat_for,
-        unresponsive_for,
-        boot_grace,
-        boot_loop_resets,
-        boot_loop_window,
-        max_restarts,
-        window,
-        evidence_limit,
-        memory_dump,
-        memory_dump_limit,
-        evidence_keep,
-        evidence_max_mib,
-        memory_dump_dir,
-        memory_dump_quota_mib,
-        pause,
-        max_restarts_per_minute,
-        actuator,
-        command,
-        command_user,
-        command_limit,
-        start_exited,
-        qmp,
-        libvirt_uri,
-    } = rule.into_inner();
-    let given =
-        Given { actuator, command, command_user, command_limit, start_exited, qmp, libvirt_uri };
-    let means = given.over(host_means)?;
-    if let Some(value) = refused {
-        return Err(Problem::at(
-            &value,
-            "all VMs of the host are sampled together; set it in [detection]",
-        ));
-    }
-    if let Some(value) = storm_vms.or(storm_share) {
-        return Err(Problem::at(&value, "a storm is the host's; set it in [detection]"));
-    }
-    let kept = evidence_keep.or(evidence_max_mib).or(memory_dump_dir).or(memory_dump_quota_mib);
-    if let Some(value) = kept {
-        return Err(Problem::at(
-            &value,
-            "evidence is kept for all VMs alike; set it in [recovery]",
-        ));
-    }
-    if let Some(value) = max_restarts_per_minute {
-        return Err(Problem::at(&value, "it is the host's limit; set it in [recovery]"));
-    }
-    let Some(names) = r#match else {
-        let message = "the key `match` is missing: a pattern of VM names".to_owned();
-        return Err(Problem { offset: place, message });
-    };
-    let terms = Terms {
-        mode,
-        flat_for,
-        unconfirmed_flat_for,
-        unresponsive_for,
-        boot_grace,
-        boot_loop_resets,
-        boot_loop_window,
-        max_restarts,
-        window,
-        pause,
-    };
-    let policy = terms.over(host, sample_interval, place)?;
-    let gathering =
-        evidence::Keys { evidence_limit, memory_dump, memory_dump_limit }.over(gathering)?;
-    Ok(VmRule { pattern: pattern(&names)?, policy, gathering, means })
-}
-
 fn resolve_paths(paths: raw::Paths) -> Result<Paths, Problem> {
     let raw::Paths { state_dir, runtime_dir, bpffs_dir } = paths;
     Ok(Paths {
@@ -349,19 +139,6 @@ fn resolve_paths(paths: raw::Paths) -> Result<Paths, Problem> {
         runtime_dir: directory(runtime_dir, "/run/flatline")?,
         bpffs_dir: directory(bpffs_dir, "/sys/fs/bpf/flatline")?,
     })
-}
-
-pub(super) fn directory(
-    given: Option<Spanned<PathBuf>>,
-    default: &str,
-) -> Result<PathBuf, Problem> {
-    let Some(path) = given else {
-        return Ok(PathBuf::from(default));
-    };
-    if !path.get_ref().is_absolute() {
-        return Err(Problem::at(&path, "must be an absolute path"));
-    }
-    Ok(path.into_inner())
 }
 
 fn resolve_probes(probes: raw::Probes) -> Result<Probes, Problem> {
@@ -417,14 +194,6 @@ fn executable(text: &Spanned<String>) -> Result<Pattern, Problem> {
     pattern(text)
 }
 
-fn pattern(text: &Spanned<String>) -> Result<Pattern, Problem> {
-    if text.get_ref().is_empty() {
-        return Err(Problem::at(text, "is empty and would match nothing"));
-    }
-    Pattern::new(text.get_ref())
-        .map_err(|error| Problem::at(text, format!("not a valid pattern: {}", error.msg)))
-}
-
 fn user(user: &Spanned<raw::User>) -> Result<u32, Problem> {
     match user.get_ref() {
         raw::User::Id(id) => {
@@ -446,20 +215,6 @@ fn user(user: &Spanned<raw::User>) -> Result<u32, Problem> {
     }
 }
 
-/// The number `given` or the default, if it lies in `range`.
-pub(super) fn count(
-    given: Option<&Spanned<i64>>,
-    default: u32,
-    range: RangeInclusive<u32>,
-) -> Result<u32, Problem> {
-    let Some(given) = given else {
-        return Ok(default);
-    };
-    u32::try_from(*given.get_ref()).ok().filter(|count| range.contains(count)).ok_or_else(|| {
-        Problem::at(given, format!("must be between {} and {}", range.start(), range.end()))
-    })
-}
-
 fn resolve_storm(
     vms: Option<&Spanned<i64>>,
     share: Option<&Spanned<f64>>,
@@ -471,29 +226,4 @@ fn resolve_storm(
         Some(share) => return Err(Problem::at(share, "must be above 0, and at most 1")),
     };
     Ok(Storm { vms, share })
-}
-
-/// The duration `given` or the default, if it lies between `least` and `most`.
-pub(super) fn duration(
-    given: Option<&Spanned<String>>,
-    default: Duration,
-    least: Duration,
-    most: Duration,
-) -> Result<Duration, Problem> {
-    let Some(given) = given else {
-        return Ok(default);
-    };
-    let text = given.get_ref();
-    let value = humantime::parse_duration(text).map_err(|error| {
-        Problem::at(given, format!("`{text}` is no duration such as \"10s\": {error}"))
-    })?;
-    if value < least || value > most {
-        let message = format!("{text} is not between {} and {}", say(least), say(most));
-        return Err(Problem::at(given, message));
-    }
-    Ok(value)
-}
-
-fn say(duration: Duration) -> String {
-    humantime::format_duration(duration).to_string().replace(' ', "")
 }

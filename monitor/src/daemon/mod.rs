@@ -1,7 +1,7 @@
 //! The daemon: starts every stage, and runs the one task that owns all transitions.
 //!
 //! Whatever may wait (QMP, `/proc` of a hung process, attaching, disks) runs elsewhere and reports back
-//! as a [`Message`]; the loop here never waits for any of it, so that one VM can't delay another.
+//! as a `Message`; the loop here never waits for any of it, so that one VM can't delay another.
 
 mod asking;
 mod awaited;

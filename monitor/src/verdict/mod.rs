@@ -37,27 +37,31 @@
 //!   `flat_for`: a sensor that comes and goes must not make a dead guest look alive.
 //! - *Held* and *Unobservable* never convict a guest, whatever else is seen. Whoever is held by a witness' excuse is
 //!   asked on, until nobody excuses him. A QEMU whose monitor does not answer makes its guest *Unobservable*, and may
-//!   be convicted itself, of hanging ([`mute`]).
+//!   be convicted itself, of hanging: see `mute`.
 //! - *Failed* after resets of the guest's own ends when it has lived for [`LOOP_OVER_AFTER`] without one.
 
 mod blame;
+mod boot;
 mod examine;
 mod hear;
 mod input;
 mod line;
 mod mute;
+mod state;
 mod step;
 mod storm;
 mod testimony;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+pub use boot::{Boot, Dump};
 pub use input::{Input, Monitor, Terms, Tick};
 pub use line::{Line, PINNED_RATIO, STARVED_SHARE, STILL_BUSY_RATIO};
+pub use state::{Cause, State};
 pub use storm::{Company, company, is_silent};
 pub use testimony::{Answer, Questions, Statement, Tally, Testimony, WitnessName};
 
@@ -81,138 +85,6 @@ pub const LOOP_OVER_AFTER: Duration = Duration::from_secs(60);
 pub const STALLED_AFTER: Duration = Duration::from_secs(1);
 /// A witness that isn't needed is asked this often, so that its silence later means something.
 pub const CALIBRATE_EVERY: Duration = Duration::from_secs(300);
-
-/// Why a guest counts as crashed. The names are those of `status --json`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Cause {
-    /// The guest said so itself.
-    Panicked,
-    /// KVM gave up on it.
-    InternalError,
-    /// Its watchdog device fired, and QEMU paused it.
-    Watchdog,
-    /// Every vCPU stopped for good.
-    Halted,
-    /// A vCPU is pinned where no interrupt can reach it, and nothing else moves.
-    Spinning,
-    /// What used to answer no longer does.
-    Silent,
-    /// It resets itself again and again.
-    BootLoop,
-    /// Its QEMU ended without being asked to.
-    QemuExited,
-    /// Its QEMU hangs.
-    QemuUnresponsive,
-}
-
-impl Cause {
-    const ALL: [Self; 9] = [
-        Self::Panicked,
-        Self::InternalError,
-        Self::Watchdog,
-        Self::Halted,
-        Self::Spinning,
-        Self::Silent,
-        Self::BootLoop,
-        Self::QemuExited,
-        Self::QemuUnresponsive,
-    ];
-
-    /// The name in `status --json`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Panicked => "panicked",
-            Self::InternalError => "internal-error",
-            Self::Watchdog => "watchdog",
-            Self::Halted => "halted",
-            Self::Spinning => "spinning",
-            Self::Silent => "silent",
-            Self::BootLoop => "boot-loop",
-            Self::QemuExited => "qemu-exited",
-            Self::QemuUnresponsive => "qemu-unresponsive",
-        }
-    }
-
-    /// The cause of that name, if there is one.
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|cause| cause.as_str() == name)
-    }
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// Where a VM stands, with what belongs to that standing. Moments are times since the host's start.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum State {
-    /// Within the boot grace, and no sign of life so far.
-    Starting,
-    /// Showed a sign of life within `flat_for`, or was acquitted since.
-    Alive,
-    /// Silent for `flat_for`; being asked.
-    Suspect {
-        /// What was answered so far.
-        tally: Tally,
-    },
-    /// Convicted; nothing was done yet, or nothing may be.
-    Crashed {
-        /// As what.
-        cause: Cause,
-    },
-    /// Restarted; waiting for a sign of life.
-    Recovering {
-        /// What it was convicted of.
-        cause: Cause,
-        /// When patience ends, and it is asked.
-        deadline: Duration,
-        /// What was answered since then.
-        tally: Tally,
-        /// It had come further than its firmware before, and must do so again to count as recovered.
-        was_up: bool,
-    },
-    /// No verdict is to be given.
-    Held,
-    /// The restart limit is reached: a person is needed.
-    Failed {
-        /// What it was convicted of last.
-        cause: Cause,
-    },
-    /// A figure that the verdict needs can't be read.
-    Unobservable,
-}
-
-impl State {
-    /// The name in `status --json`.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Alive => "alive",
-            Self::Suspect { .. } => "suspect",
-            Self::Crashed { .. } => "crashed",
-            Self::Recovering { .. } => "recovering",
-            Self::Held => "held",
-            Self::Failed { .. } => "failed",
-            Self::Unobservable => "unobservable",
-        }
-    }
-
-    /// What it was convicted of, where it was.
-    pub fn cause(&self) -> Option<Cause> {
-        match self {
-            Self::Crashed { cause } | Self::Recovering { cause, .. } | Self::Failed { cause } => {
-                Some(*cause)
-            }
-            Self::Starting
-            | Self::Alive
-            | Self::Suspect { .. }
-            | Self::Held
-            | Self::Unobservable => None,
-        }
-    }
-}
 
 /// Everything that the verdict remembers of one VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -239,57 +111,6 @@ pub struct Watch {
     pub mute_since: Option<Duration>,
     /// When the last tick ended, and what it showed.
     pub last: Option<(Duration, Arc<Tick>)>,
-}
-
-/// What is known of a guest's present boot; all of it is forgotten when the guest is reset.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Boot {
-    /// When it began, which tells it from any other.
-    pub began: Duration,
-    /// Time since then in which the VM was held, which is none of its boot grace.
-    pub held: Duration,
-    /// Its first sign of life.
-    pub first_life: Option<Duration>,
-    /// The witnesses that answered of it, so that their silence counts against it.
-    pub answered: BTreeSet<WitnessName>,
-    /// When they were last asked while all was well.
-    pub calibrated: Option<Duration>,
-    /// It writes a crash dump of its own.
-    pub dump: Option<Dump>,
-}
-
-/// A crash dump that a guest is writing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Dump {
-    /// Since when it is known.
-    pub since: Duration,
-    /// When it last wrote, or at first, when it said so.
-    pub last_write: Duration,
-    /// How long it may write nothing.
-    pub quiet_for: Duration,
-    /// QEMU's monitor could not be heard all along: the reset that ends a dump may have been missed.
-    pub unheard: bool,
-}
-
-impl Dump {
-    /// One that is known since `now`, and may go on without a write for `quiet_for`.
-    pub fn new(now: Duration, quiet_for: Duration) -> Self {
-        Self { since: now, last_write: now, quiet_for, unheard: false }
-    }
-}
-
-impl Boot {
-    /// A boot that began at `began`.
-    pub fn new(began: Duration) -> Self {
-        Self {
-            began,
-            held: Duration::ZERO,
-            first_life: None,
-            answered: BTreeSet::new(),
-            calibrated: None,
-            dump: None,
-        }
-    }
 }
 
 impl Watch {

@@ -9,8 +9,8 @@
 //! Words count if they are the last, and belong to this silence:
 //!
 //! - the file ends with them, but for what a dying kernel prints on: no prompt for a login follows, no other
-//!   boot's banner or clock, and no more than [`MOST_LINES_AFTER`] lines;
-//! - it was last written in this boot, and not before the guest's last sign of life (but for [`SLACK`]: requests
+//!   boot's banner or clock, and no more than `MOST_LINES_AFTER` lines;
+//! - it was last written in this boot, and not before the guest's last sign of life (but for `SLACK`: requests
 //!   of a dead guest still complete). So the words of a guest that went on don't count;
 //! - they were not there yet when the witnesses were last asked while all was well, nor in a round of an earlier
 //!   boot: a quiet kernel may add a line to the last boot's words, which makes the file new.

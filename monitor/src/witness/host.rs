@@ -4,9 +4,9 @@
 //! |---|---|---|
 //! | a thread of QEMU in uninterruptible sleep, in four looks of two rounds | `task/*/stat`, `wchan` | yes: its storage hangs, or the kernel |
 //! | a frozen cgroup | `freezer.state`, `cgroup.events` | yes |
-//! | a CPU quota that withholds [`QUOTA_SHARE`] of what was demanded | `cpu.stat` | yes |
-//! | CPUs that the host's own hypervisor withholds | `/proc/stat` | above [`STEAL_SHARE`] |
-//! | stalls for memory or I/O | `memory.pressure`, `io.pressure` of its cgroup | `full avg10` above [`PRESSURE_PERCENT`] |
+//! | a CPU quota that withholds `QUOTA_SHARE` of what was demanded | `cpu.stat` | yes |
+//! | CPUs that the host's own hypervisor withholds | `/proc/stat` | above `STEAL_SHARE` |
+//! | stalls for memory or I/O | `memory.pressure`, `io.pressure` of its cgroup | `full avg10` above `PRESSURE_PERCENT` |
 //!
 //! A thread that waits for its disk is in D as well, for a moment; a suspect completes no request, so that one
 //! which stays there waits for something that doesn't come. Any of QEMU's threads counts: without

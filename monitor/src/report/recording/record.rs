@@ -20,7 +20,7 @@ use crate::{
 /// What is written of a standing that changed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Changed {
-    /// The state's name: one of [`STATES`].
+    /// The state's name: one of `STATES`.
     pub state: &'static str,
     /// What it was convicted of.
     pub cause: Option<Cause>,

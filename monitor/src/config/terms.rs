@@ -1,0 +1,203 @@
+//! The terms on which VMs are judged, as the host has them and as a rule for single VMs changes them.
+
+use std::time::Duration;
+
+use toml::Spanned;
+
+use super::evidence::{self, Gathering};
+use super::means::{Given, Means};
+use super::values::{DAY, HOUR, MINUTE, Problem, SECOND, count, duration, pattern, say};
+use super::{Mode, Policy, VmRule, raw};
+
+/// More than this within a window is a loop that a person should see, not a budget.
+pub(super) const MAX_RESTARTS: u32 = 1000;
+/// A QEMU whose host is busy may be as long about an answer.
+const LEAST_UNRESPONSIVE: Duration = Duration::from_secs(30);
+/// No more of a guest's own resets are remembered.
+const MAX_BOOT_LOOP_RESETS: u32 = 100;
+
+/// The keys that may stand for the host and in a rule.
+pub(super) struct Terms {
+    pub(super) mode: Option<Mode>,
+    pub(super) flat_for: Option<Spanned<String>>,
+    pub(super) unconfirmed_flat_for: Option<Spanned<String>>,
+    pub(super) unresponsive_for: Option<Spanned<String>>,
+    pub(super) boot_grace: Option<Spanned<String>>,
+    pub(super) boot_loop_resets: Option<Spanned<i64>>,
+    pub(super) boot_loop_window: Option<Spanned<String>>,
+    pub(super) max_restarts: Option<Spanned<i64>>,
+    pub(super) window: Option<Spanned<String>>,
+    pub(super) pause: Option<Spanned<String>>,
+}
+
+impl Terms {
+    /// These terms put over `base`. `place` is where a contradiction is reported if none of the
+    /// keys in question stands here.
+    pub(super) fn over(
+        self,
+        base: &Policy,
+        sample_interval: Duration,
+        place: usize,
+    ) -> Result<Policy, Problem> {
+        let Self {
+            mode,
+            flat_for,
+            unconfirmed_flat_for,
+            unresponsive_for,
+            boot_grace,
+            boot_loop_resets,
+            boot_loop_window,
+            max_restarts,
+            window,
+            pause,
+        } = self;
+        let policy = Policy {
+            mode: mode.unwrap_or(base.mode),
+            flat_for: duration(flat_for.as_ref(), base.flat_for, SECOND, DAY)?,
+            unconfirmed_flat_for: duration(
+                unconfirmed_flat_for.as_ref(),
+                base.unconfirmed_flat_for,
+                SECOND,
+                7 * DAY,
+            )?,
+            unresponsive_for: duration(
+                unresponsive_for.as_ref(),
+                base.unresponsive_for,
+                Duration::ZERO,
+                DAY,
+            )?,
+            boot_grace: duration(boot_grace.as_ref(), base.boot_grace, SECOND, DAY)?,
+            boot_loop_resets: count(
+                boot_loop_resets.as_ref(),
+                base.boot_loop_resets,
+                2..=MAX_BOOT_LOOP_RESETS,
+            )?,
+            boot_loop_window: duration(
+                boot_loop_window.as_ref(),
+                base.boot_loop_window,
+                10 * SECOND,
+                DAY,
+            )?,
+            max_restarts: count(max_restarts.as_ref(), base.max_restarts, 0..=MAX_RESTARTS)?,
+            window: duration(window.as_ref(), base.window, MINUTE, 30 * DAY)?,
+            pause: duration(pause.as_ref(), base.pause, Duration::ZERO, HOUR)?,
+        };
+        let start = |value: &Option<Spanned<String>>| value.as_ref().map(|v| v.span().start);
+        if policy.flat_for < 2 * sample_interval {
+            return Err(Problem {
+                offset: start(&flat_for).unwrap_or(place),
+                message: format!(
+                    "flat_for ({}) must be at least twice detection.sample_interval ({}): one \
+                     sample in which nothing moved is no silence",
+                    say(policy.flat_for),
+                    say(sample_interval)
+                ),
+            });
+        }
+        if policy.unconfirmed_flat_for < policy.flat_for {
+            return Err(Problem {
+                offset: start(&unconfirmed_flat_for).or(start(&flat_for)).unwrap_or(place),
+                message: format!(
+                    "unconfirmed_flat_for ({}) must not be shorter than flat_for ({})",
+                    say(policy.unconfirmed_flat_for),
+                    say(policy.flat_for)
+                ),
+            });
+        }
+        if !policy.unresponsive_for.is_zero() && policy.unresponsive_for < LEAST_UNRESPONSIVE {
+            return Err(Problem {
+                offset: start(&unresponsive_for).unwrap_or(place),
+                message: format!(
+                    "unresponsive_for must be \"0s\", which is never, or at least {}: a QEMU on a \
+                     busy host may be as long about an answer",
+                    say(LEAST_UNRESPONSIVE)
+                ),
+            });
+        }
+        Ok(policy)
+    }
+}
+
+/// A rule's terms, put over the host's.
+pub(super) fn vm_rule(
+    rule: Spanned<raw::Vm>,
+    host: &Policy,
+    gathering: Gathering,
+    host_means: &Means,
+    sample_interval: Duration,
+) -> Result<VmRule, Problem> {
+    let place = rule.span().start;
+    let raw::Vm {
+        r#match,
+        mode,
+        sample_interval: refused,
+        storm_vms,
+        storm_share,
+        flat_for,
+        unconfirmed_flat_for,
+        unresponsive_for,
+        boot_grace,
+        boot_loop_resets,
+        boot_loop_window,
+        max_restarts,
+        window,
+        evidence_limit,
+        memory_dump,
+        memory_dump_limit,
+        evidence_keep,
+        evidence_max_mib,
+        memory_dump_dir,
+        memory_dump_quota_mib,
+        pause,
+        max_restarts_per_minute,
+        actuator,
+        command,
+        command_user,
+        command_limit,
+        start_exited,
+        qmp,
+        libvirt_uri,
+    } = rule.into_inner();
+    let given =
+        Given { actuator, command, command_user, command_limit, start_exited, qmp, libvirt_uri };
+    let means = given.over(host_means)?;
+    if let Some(value) = refused {
+        return Err(Problem::at(
+            &value,
+            "all VMs of the host are sampled together; set it in [detection]",
+        ));
+    }
+    if let Some(value) = storm_vms.or(storm_share) {
+        return Err(Problem::at(&value, "a storm is the host's; set it in [detection]"));
+    }
+    let kept = evidence_keep.or(evidence_max_mib).or(memory_dump_dir).or(memory_dump_quota_mib);
+    if let Some(value) = kept {
+        return Err(Problem::at(
+            &value,
+            "evidence is kept for all VMs alike; set it in [recovery]",
+        ));
+    }
+    if let Some(value) = max_restarts_per_minute {
+        return Err(Problem::at(&value, "it is the host's limit; set it in [recovery]"));
+    }
+    let Some(names) = r#match else {
+        let message = "the key `match` is missing: a pattern of VM names".to_owned();
+        return Err(Problem { offset: place, message });
+    };
+    let terms = Terms {
+        mode,
+        flat_for,
+        unconfirmed_flat_for,
+        unresponsive_for,
+        boot_grace,
+        boot_loop_resets,
+        boot_loop_window,
+        max_restarts,
+        window,
+        pause,
+    };
+    let policy = terms.over(host, sample_interval, place)?;
+    let gathering =
+        evidence::Keys { evidence_limit, memory_dump, memory_dump_limit }.over(gathering)?;
+    Ok(VmRule { pattern: pattern(&names)?, policy, gathering, means })
+}

@@ -1,0 +1,59 @@
+//! The terms on which a VM is judged, as JSON.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Mode, Policy};
+
+/// The terms on which a VM is judged; durations as they would stand in the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of `Policy`")]
+pub struct PolicyView {
+    pub mode: Mode,
+    #[serde(with = "humantime_serde")]
+    pub flat_for: Duration,
+    #[serde(with = "humantime_serde")]
+    pub unconfirmed_flat_for: Duration,
+    #[serde(with = "humantime_serde")]
+    pub unresponsive_for: Duration,
+    #[serde(with = "humantime_serde")]
+    pub boot_grace: Duration,
+    pub boot_loop_resets: u32,
+    #[serde(with = "humantime_serde")]
+    pub boot_loop_window: Duration,
+    pub max_restarts: u32,
+    #[serde(with = "humantime_serde")]
+    pub window: Duration,
+    #[serde(with = "humantime_serde")]
+    pub pause: Duration,
+}
+
+impl From<&Policy> for PolicyView {
+    fn from(policy: &Policy) -> Self {
+        let Policy {
+            mode,
+            flat_for,
+            unconfirmed_flat_for,
+            unresponsive_for,
+            boot_grace,
+            boot_loop_resets,
+            boot_loop_window,
+            max_restarts,
+            window,
+            pause,
+        } = *policy;
+        Self {
+            mode,
+            flat_for,
+            unconfirmed_flat_for,
+            unresponsive_for,
+            boot_grace,
+            boot_loop_resets,
+            boot_loop_window,
+            max_restarts,
+            window,
+            pause,
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! What belongs to one boot of a guest, and ends with it.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::WitnessName;
+
+/// What is known of a guest's present boot; all of it is forgotten when the guest is reset.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Boot {
+    /// When it began, which tells it from any other.
+    pub began: Duration,
+    /// Time since then in which the VM was held, which is none of its boot grace.
+    pub held: Duration,
+    /// Its first sign of life.
+    pub first_life: Option<Duration>,
+    /// The witnesses that answered of it, so that their silence counts against it.
+    pub answered: BTreeSet<WitnessName>,
+    /// When they were last asked while all was well.
+    pub calibrated: Option<Duration>,
+    /// It writes a crash dump of its own.
+    pub dump: Option<Dump>,
+}
+
+/// A crash dump that a guest is writing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dump {
+    /// Since when it is known.
+    pub since: Duration,
+    /// When it last wrote, or at first, when it said so.
+    pub last_write: Duration,
+    /// How long it may write nothing.
+    pub quiet_for: Duration,
+    /// QEMU's monitor could not be heard all along: the reset that ends a dump may have been missed.
+    pub unheard: bool,
+}
+
+impl Dump {
+    /// One that is known since `now`, and may go on without a write for `quiet_for`.
+    pub fn new(now: Duration, quiet_for: Duration) -> Self {
+        Self { since: now, last_write: now, quiet_for, unheard: false }
+    }
+}
+
+impl Boot {
+    /// A boot that began at `began`.
+    pub fn new(began: Duration) -> Self {
+        Self {
+            began,
+            held: Duration::ZERO,
+            first_life: None,
+            answered: BTreeSet::new(),
+            calibrated: None,
+            dump: None,
+        }
+    }
+}

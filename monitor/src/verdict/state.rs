@@ -1,0 +1,139 @@
+//! Where a VM can stand, and what it can be convicted of.
+
+use std::{fmt, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::Tally;
+
+/// Why a guest counts as crashed. The names are those of `status --json`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Cause {
+    /// The guest said so itself.
+    Panicked,
+    /// KVM gave up on it.
+    InternalError,
+    /// Its watchdog device fired, and QEMU paused it.
+    Watchdog,
+    /// Every vCPU stopped for good.
+    Halted,
+    /// A vCPU is pinned where no interrupt can reach it, and nothing else moves.
+    Spinning,
+    /// What used to answer no longer does.
+    Silent,
+    /// It resets itself again and again.
+    BootLoop,
+    /// Its QEMU ended without being asked to.
+    QemuExited,
+    /// Its QEMU hangs.
+    QemuUnresponsive,
+}
+
+impl Cause {
+    const ALL: [Self; 9] = [
+        Self::Panicked,
+        Self::InternalError,
+        Self::Watchdog,
+        Self::Halted,
+        Self::Spinning,
+        Self::Silent,
+        Self::BootLoop,
+        Self::QemuExited,
+        Self::QemuUnresponsive,
+    ];
+
+    /// The name in `status --json`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Panicked => "panicked",
+            Self::InternalError => "internal-error",
+            Self::Watchdog => "watchdog",
+            Self::Halted => "halted",
+            Self::Spinning => "spinning",
+            Self::Silent => "silent",
+            Self::BootLoop => "boot-loop",
+            Self::QemuExited => "qemu-exited",
+            Self::QemuUnresponsive => "qemu-unresponsive",
+        }
+    }
+
+    /// The cause of that name, if there is one.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|cause| cause.as_str() == name)
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Where a VM stands, with what belongs to that standing. Moments are times since the host's start.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum State {
+    /// Within the boot grace, and no sign of life so far.
+    Starting,
+    /// Showed a sign of life within `flat_for`, or was acquitted since.
+    Alive,
+    /// Silent for `flat_for`; being asked.
+    Suspect {
+        /// What was answered so far.
+        tally: Tally,
+    },
+    /// Convicted; nothing was done yet, or nothing may be.
+    Crashed {
+        /// As what.
+        cause: Cause,
+    },
+    /// Restarted; waiting for a sign of life.
+    Recovering {
+        /// What it was convicted of.
+        cause: Cause,
+        /// When patience ends, and it is asked.
+        deadline: Duration,
+        /// What was answered since then.
+        tally: Tally,
+        /// It had come further than its firmware before, and must do so again to count as recovered.
+        was_up: bool,
+    },
+    /// No verdict is to be given.
+    Held,
+    /// The restart limit is reached: a person is needed.
+    Failed {
+        /// What it was convicted of last.
+        cause: Cause,
+    },
+    /// A figure that the verdict needs can't be read.
+    Unobservable,
+}
+
+impl State {
+    /// The name in `status --json`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Alive => "alive",
+            Self::Suspect { .. } => "suspect",
+            Self::Crashed { .. } => "crashed",
+            Self::Recovering { .. } => "recovering",
+            Self::Held => "held",
+            Self::Failed { .. } => "failed",
+            Self::Unobservable => "unobservable",
+        }
+    }
+
+    /// What it was convicted of, where it was.
+    pub fn cause(&self) -> Option<Cause> {
+        match self {
+            Self::Crashed { cause } | Self::Recovering { cause, .. } | Self::Failed { cause } => {
+                Some(*cause)
+            }
+            Self::Starting
+            | Self::Alive
+            | Self::Suspect { .. }
+            | Self::Held
+            | Self::Unobservable => None,
+        }
+    }
+}
