@@ -4,19 +4,22 @@
 //! once, but no more of them keep a CPU busy than there are CPUs: a guest that is starved by another scenario's
 //! would be judged as that.
 
+mod journal;
 mod report;
 mod schedule;
 mod sensors;
 
+use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use flatline_tests::scenario::{self, Outcome, Programs, Scenario, Stage};
 use flatline_tests::{image, interrupt};
 
 use crate::process::{elapsed, heading, workspace_root};
 use crate::{build_ebpf, executable, guest, setup};
+use journal::{Entry, Journal};
 use report::Report;
 use schedule::Cpus;
 
@@ -34,6 +37,9 @@ pub(crate) struct Options {
     /// Only this scenario (may be repeated); docs/verdicts.md is then left as it is
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
+    /// Goes on with a matrix that was broken off: what was played of it isn't played again
+    #[arg(long, conflicts_with_all = ["only", "sensors"])]
+    resume: bool,
     /// Each fault with each sensor taken away instead, once; --only names sensors then
     #[arg(long)]
     sensors: bool,
@@ -59,7 +65,8 @@ const CHOICE: [&str; 10] = [
 impl Options {
     /// Each scenario of the tests' choice, once.
     pub(crate) fn choice() -> Self {
-        Self { runs: 1, only: CHOICE.map(str::to_owned).into(), list: false, sensors: false }
+        let only = CHOICE.map(str::to_owned).into();
+        Self { runs: 1, only, resume: false, list: false, sensors: false }
     }
 }
 
@@ -95,19 +102,30 @@ pub(crate) fn task(options: &Options) -> Result<()> {
         scenarios.retain(|scenario| !is_under_kvm(scenario));
     }
     let begin = Instant::now();
-    let runs: Vec<Scenario> = (0..options.runs).flat_map(|_| scenarios.iter().copied()).collect();
+    let mut runs: Vec<Scenario> =
+        (0..options.runs).flat_map(|_| scenarios.iter().copied()).collect();
+    let mut report = Report::new(&scenarios);
+    let mut journal = match (&options.only[..], options.resume) {
+        ([], resume) => Some(open_journal(&programs.daemon, resume, &mut runs, &mut report)?),
+        _ => None,
+    };
     heading(&format!("{} runs of {} scenarios", runs.len(), scenarios.len()));
     let cpus = std::thread::available_parallelism()?.get();
-    let mut report = Report::new(&scenarios);
+    let mut unnoted = Ok(());
     schedule::play(
         &runs,
         cpus,
         |scenario, cpus| play(scenario, &programs, cpus),
         |scenario, played| {
             let log = report::log(&played);
+            if let (Some(journal), Ok(outcome)) = (&mut journal, &played) {
+                let noted = journal.note(scenario.name, outcome);
+                unnoted = std::mem::replace(&mut unnoted, Ok(())).and(noted);
+            }
             println!("{:>8}  {}{log}", elapsed(begin.elapsed()), report.add(scenario, played));
         },
     );
+    unnoted.context("what was played could not be written down, to be resumed")?;
     interrupt::check()?;
     if options.only.is_empty() {
         let path = workspace_root().join("docs/verdicts.md");
@@ -120,6 +138,26 @@ pub(crate) fn task(options: &Options) -> Result<()> {
     }
     heading(&format!("all as it is due, in {}", elapsed(begin.elapsed())));
     Ok(())
+}
+
+/// Where it stands what was played; of what is resumed, that is taken off `runs` and added to `report`.
+fn open_journal(
+    daemon: &Path,
+    resume: bool,
+    runs: &mut Vec<Scenario>,
+    report: &mut Report,
+) -> Result<Journal> {
+    let path = workspace_root().join("target/matrix.jsonl");
+    if !resume {
+        return Journal::begin(&path, daemon);
+    }
+    let (journal, entries) = Journal::resume(&path, daemon)?;
+    for Entry { scenario, outcome } in entries {
+        if let Some(at) = runs.iter().position(|run| run.name == scenario) {
+            report.add(&runs.remove(at), Ok(outcome));
+        }
+    }
+    Ok(journal)
 }
 
 fn play(scenario: &Scenario, programs: &Programs, cpus: &Cpus) -> Result<Outcome> {

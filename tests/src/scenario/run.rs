@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Expected, FLAT_FOR, Scenario, Stage};
@@ -24,7 +25,7 @@ const LOG_LINES: usize = 60;
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// What came of a scenario.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Outcome {
     /// What the daemon made of it, such as `crashed`, `held`, `left alone` or `gone`.
     pub verdict: String,
