@@ -78,9 +78,8 @@ impl Stage {
             config.ip = Some(format!("10.7.{number}.2/24"));
             config.disk = Some(DiskConfig::new(dir.join(format!("{name}.img")), DISK_BYTES));
             if name == SHOP {
-                // Its last words are to be seen on its display as well, of which flatline keeps a picture.
-                config.vga = true;
-                config.kernel_args.extend(["console=tty0", "console=ttyS0"].map(str::to_owned));
+                // Of both, flatline keeps how they were when it crashed.
+                (config.vga, config.console_log) = (true, true);
             }
             config.start()
         });
