@@ -42,6 +42,18 @@ const ON_COMMAND: &[u8] = &[
     0xb0, 0x01, 0xba, 0x05, 0x05, 0xee, 0xfa, 0xf4, 0xeb, 0xfd, // yes: as Pvpanic
 ];
 
+/// [`BootSector::NmiDump`].
+#[rustfmt::skip]
+const NMI_DUMP: &[u8] = &[
+    0xfa, 0x31, 0xc0, 0x8e, 0xd8, // cli; xor ax, ax; mov ds, ax
+    0xc7, 0x06, 0x08, 0, 0x13, 0x7c, 0xa3, 0x0a, 0, // the NMI's vector: 0:0x7c13
+    0xf4, 0xeb, 0xfd, 0x90, 0x90, // hlt; jmp to the hlt
+    0xfb, 0x31, 0xc0, 0x8e, 0xc0, // sti; xor ax, ax; mov es, ax
+    // int 0x13: write the second sector of the first disk from 0x8000.
+    0xb8, 0x01, 0x03, 0xbb, 0, 0x80, 0xb9, 2, 0, 0xba, 0x80, 0, 0xcd, 0x13,
+    0xf4, 0xeb, 0xef, // hlt, until the timer's next tick; jmp to the write
+];
+
 /// [`BootSector::NowhereJmp`].
 #[rustfmt::skip]
 const NOWHERE_JMP: &[u8] = &[
@@ -77,6 +89,9 @@ pub enum BootSector {
     /// Healthy: reads its disk at each tick of its timer, 18 times a second. Of what comes over the serial line, `p` makes
     /// it report a panic, and anything else halt for good.
     OnCommand,
+    /// Halted for good until an NMI comes: then it writes to its disk at each tick of its timer, as a kernel that saves
+    /// its own dump.
+    NmiDump,
     /// Reports a panic to `-device pvpanic` (port 0x505), then halts for good.
     Pvpanic,
 }
@@ -98,6 +113,7 @@ impl BootSector {
             }
             Self::NowhereJmp => NOWHERE_JMP,
             Self::OnCommand => ON_COMMAND,
+            Self::NmiDump => NMI_DUMP,
             Self::Pvpanic => {
                 // mov al, 1; mov dx, 0x505; out dx, al; hlt; jmp to the hlt.
                 &[0xfa, 0xb0, 0x01, 0xba, 0x05, 0x05, 0xee, 0xf4, 0xeb, 0xfd]
@@ -147,6 +163,13 @@ mod tests {
         let operand = usize::from(u16::from_le_bytes([code[4], code[5]]));
         assert_eq!(operand - 0x7c00, 8);
         assert!(code[8..].iter().all(|byte| *byte == 0) && code[8..].len() == 6);
+    }
+
+    #[test]
+    fn the_nmi_s_vector_leads_to_its_handler() {
+        let code = BootSector::NmiDump.code();
+        assert_eq!(usize::from(u16::from_le_bytes([code[9], code[10]])) - 0x7c00, 0x13);
+        assert_eq!((code[0x13], code[0x18], code[0x28]), (0xfb, 0xb8, 0xef));
     }
 
     #[test]

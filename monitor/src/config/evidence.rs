@@ -11,6 +11,8 @@ use super::values::{DAY, HOUR, MINUTE, Problem, SECOND, count, directory, durati
 const MOST_MIB: u32 = 16 << 20;
 /// Longer than this nobody waits for a guest to be restarted.
 const LONGEST_EVIDENCE: Duration = Duration::from_secs(30);
+/// A kernel that boots another one for its dump has written something by then.
+const LONGEST_NMI: Duration = Duration::from_secs(120);
 /// Dumps of the largest guests to the slowest disks are done by then.
 const LONGEST_DUMP: Duration = HOUR;
 
@@ -23,6 +25,8 @@ pub struct Gathering {
     pub memory: bool,
     /// The time for that.
     pub memory_limit: Duration,
+    /// The time that the guest has to begin a dump of its own after an NMI; zero: it is sent none.
+    pub own_dump: Duration,
 }
 
 /// What is kept of it, on the whole host.
@@ -43,12 +47,17 @@ pub(super) struct Keys {
     pub(super) evidence_limit: Option<Spanned<String>>,
     pub(super) memory_dump: Option<super::MemoryDump>,
     pub(super) memory_dump_limit: Option<Spanned<String>>,
+    pub(super) inject_nmi: Option<Spanned<String>>,
 }
 
 impl Gathering {
     /// What holds where nothing is said.
-    pub(super) const DEFAULT: Self =
-        Self { limit: Duration::from_secs(2), memory: false, memory_limit: MINUTE };
+    pub(super) const DEFAULT: Self = Self {
+        limit: Duration::from_secs(2),
+        memory: false,
+        memory_limit: MINUTE,
+        own_dump: Duration::ZERO,
+    };
 }
 
 impl Keys {
@@ -60,6 +69,12 @@ impl Keys {
             limit: duration(limit, base.limit, Duration::ZERO, LONGEST_EVIDENCE)?,
             memory: self.memory_dump.map_or(base.memory, |dump| dump == super::MemoryDump::On),
             memory_limit: duration(memory_limit, base.memory_limit, SECOND, LONGEST_DUMP)?,
+            own_dump: duration(
+                self.inject_nmi.as_ref(),
+                base.own_dump,
+                Duration::ZERO,
+                LONGEST_NMI,
+            )?,
         })
     }
 }

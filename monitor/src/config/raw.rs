@@ -98,6 +98,7 @@ pub(super) struct Recovery {
     pub(super) evidence_max_mib: Option<Spanned<i64>>,
     pub(super) memory_dump: Option<MemoryDump>,
     pub(super) memory_dump_limit: Option<Spanned<String>>,
+    pub(super) inject_nmi: Option<Spanned<String>>,
     pub(super) memory_dump_dir: Option<Spanned<PathBuf>>,
     pub(super) memory_dump_quota_mib: Option<Spanned<i64>>,
     pub(super) pause: Option<Spanned<String>>,
@@ -145,6 +146,7 @@ pub(super) struct Vm {
     pub(super) evidence_limit: Option<Spanned<String>>,
     pub(super) memory_dump: Option<MemoryDump>,
     pub(super) memory_dump_limit: Option<Spanned<String>>,
+    pub(super) inject_nmi: Option<Spanned<String>>,
     // As with `sample_interval`.
     pub(super) evidence_keep: Option<Spanned<toml::Value>>,
     pub(super) evidence_max_mib: Option<Spanned<toml::Value>>,

@@ -51,6 +51,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         evidence_max_mib,
         memory_dump,
         memory_dump_limit,
+        inject_nmi,
         memory_dump_dir,
         memory_dump_quota_mib,
         pause,
@@ -95,7 +96,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
     };
     // A long interval alone may contradict the default of `flat_for`: then it is what is wrong.
     let policy = host.over(&defaults, sample_interval, place)?;
-    let gathering = evidence::Keys { evidence_limit, memory_dump, memory_dump_limit }
+    let gathering = evidence::Keys { evidence_limit, memory_dump, memory_dump_limit, inject_nmi }
         .over(Gathering::DEFAULT)?;
     let vms = vm.into_iter().map(|rule| vm_rule(rule, &policy, gathering, &means, sample_interval));
     let vms = vms.collect::<Result<Vec<_>, _>>()?;

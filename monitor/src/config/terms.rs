@@ -144,6 +144,7 @@ pub(super) fn vm_rule(
         evidence_limit,
         memory_dump,
         memory_dump_limit,
+        inject_nmi,
         evidence_keep,
         evidence_max_mib,
         memory_dump_dir,
@@ -197,7 +198,7 @@ pub(super) fn vm_rule(
         pause,
     };
     let policy = terms.over(host, sample_interval, place)?;
-    let gathering =
-        evidence::Keys { evidence_limit, memory_dump, memory_dump_limit }.over(gathering)?;
+    let gathering = evidence::Keys { evidence_limit, memory_dump, memory_dump_limit, inject_nmi }
+        .over(gathering)?;
     Ok(VmRule { pattern: pattern(&names)?, policy, gathering, means })
 }

@@ -29,7 +29,8 @@ fn an_empty_file_means_all_defaults() {
     assert_eq!(config.metrics.listen.to_string(), "127.0.0.1:9477");
     let Recorder { keep, disk, max_mib } = config.recorder;
     assert_eq!((keep, disk, max_mib), (Duration::from_secs(300), false, 256));
-    let Gathering { limit, memory, memory_limit } = config.gathering;
+    let Gathering { limit, memory, memory_limit, own_dump } = config.gathering;
+    assert!(own_dump.is_zero());
     assert_eq!((limit.as_secs(), memory, memory_limit.as_secs()), (2, false, 60));
     let Keeping { keep, max_mib, memory_dir, memory_quota_mib } = config.keeping;
     assert_eq!((keep.as_secs(), max_mib, memory_quota_mib), (90 * 24 * 3600, 1024, 16384));
@@ -105,7 +106,7 @@ memory_dump_limit = "10s"
     assert_eq!(policy.boot_grace.as_secs(), 300);
     assert_eq!((policy.max_restarts, policy.window.as_secs()), (9, 86400));
     let gathering = |name| {
-        let Gathering { limit, memory, memory_limit } = config.gathering_for(name);
+        let Gathering { limit, memory, memory_limit, own_dump: _ } = config.gathering_for(name);
         (limit.as_millis(), memory, memory_limit.as_secs())
     };
     assert_eq!((gathering("web"), gathering("db-1")), ((0, true, 300), (500, false, 10)));

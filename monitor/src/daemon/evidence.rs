@@ -19,7 +19,8 @@ use crate::{
 impl Engine {
     /// What is to be gathered of a VM that is about to be restarted.
     pub(super) fn wanted(&self, watched: &WatchedVm, incident: &Incident) -> Wanted {
-        let Gathering { limit, memory, memory_limit } = self.config.gathering_for(&watched.vm.name);
+        let Gathering { limit, memory, memory_limit, own_dump } =
+            self.config.gathering_for(&watched.vm.name);
         let keeping = &self.config.keeping;
         let memory = memory.then(|| dump::Wanted {
             directory: keeping.memory_dir.clone(),
@@ -34,6 +35,7 @@ impl Engine {
             announced: watched.watch.state.cause() == Some(Cause::Panicked),
             figures: self.figures(watched),
             memory,
+            own_dump,
         }
     }
 

@@ -37,11 +37,10 @@ impl Engine {
             limit,
         };
         let messages = self.messages.clone();
-        let announced = watched.watch.state.cause() == Some(Cause::Panicked);
         let (counters, slot) = (self.counters.clone(), watched.slot.clone());
         let writes = move || {
             let row = counters.row(id, slot.clone().ok()?).ok()?;
-            announced.then_some(row.storage.write_ops)
+            Some(row.storage.write_ops)
         };
         tokio::spawn(async move {
             let result = restart(&scene, writes, &mut log).await;

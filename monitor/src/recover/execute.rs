@@ -10,7 +10,7 @@ use thiserror::Error;
 use super::{
     Plan, Refusal, Step,
     evidence::{self, Wanted},
-    plan,
+    nmi, plan,
 };
 use crate::{
     discover::ResetAction,
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Time for one command. A reset is answered within a millisecond by a QEMU whose main loop runs.
-const STEP_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const STEP_LIMIT: Duration = Duration::from_secs(5);
 
 /// A restart that was carried out.
 #[derive(Clone, Debug)]
@@ -150,7 +150,7 @@ pub trait Journal {
 }
 
 /// Restarts a crashed guest by the plan for its present run state. `writes` tells how many writes the guest has
-/// submitted so far, where that matters: of a guest that said that it panicked.
+/// submitted so far.
 ///
 /// # Errors
 /// [`RestartError::Refused`], [`RestartError::StillWriting`] and [`RestartError::Unknown`] leave the guest
@@ -163,17 +163,30 @@ pub async fn restart(
     journal: &mut impl Journal,
 ) -> Result<Restart, RestartError> {
     let before = qmp.query_status().await.map_err(RestartError::Unknown)?;
-    let planned = |run_state| plan(run_state).map_err(RestartError::Refused);
+    let planned = |run_state: &RunState| plan(run_state).map_err(RestartError::Refused);
     let mut steps = planned(&before)?.steps;
     // Asked at the same time: an announced crash is to be answered within 100 ms.
-    let (writes_on, mut evidence) =
-        tokio::join!(still_writing(&before, writes), evidence::gather(qmp, &before, wanted));
+    let (writes_on, mut evidence) = tokio::join!(
+        still_writing(&before, &writes, wanted),
+        evidence::gather(qmp, &before, wanted)
+    );
     if writes_on {
         return Err(RestartError::StillWriting);
     }
     if evidence::dump_memory(qmp, wanted, &mut evidence).await {
         // It took its time, and somebody may have laid hands on the guest meanwhile.
         Plan { steps } = planned(&qmp.query_status().await.map_err(RestartError::Unknown)?)?;
+    }
+    // Whoever said that he panicked has had his chance.
+    let told = before == RunState::Running && !wanted.announced && !wanted.own_dump.is_zero();
+    if told {
+        match nmi::own_dump(qmp, &wanted.vm.name, wanted.own_dump, &writes).await {
+            nmi::Came::Dump => return Err(RestartError::StillWriting),
+            nmi::Came::Nothing => {
+                let now = qmp.query_status().await.map_err(RestartError::Unknown)?;
+                Plan { steps } = planned(&now)?;
+            }
+        }
     }
     let was_up = evidence
         .registers()
@@ -298,10 +311,14 @@ pub(super) async fn settled(qmp: &QmpHandle) -> Result<RunState, QmpError> {
 
 /// Whether a guest that runs on after its panic still writes. What it had submitted by then is given the time to
 /// come through first.
-pub(super) async fn still_writing(run_state: &RunState, writes: impl Fn() -> Option<u64>) -> bool {
+pub(super) async fn still_writing(
+    run_state: &RunState,
+    writes: impl Fn() -> Option<u64>,
+    wanted: &Wanted,
+) -> bool {
     const SETTLES: Duration = Duration::from_millis(10);
     const WATCHED: Duration = Duration::from_millis(40);
-    if *run_state != RunState::Running || writes().is_none() {
+    if *run_state != RunState::Running || !wanted.announced || writes().is_none() {
         return false;
     }
     tokio::time::sleep(SETTLES).await;

@@ -8,6 +8,7 @@ pub mod actuator;
 mod ending;
 pub mod evidence;
 mod execute;
+mod nmi;
 mod plan;
 
 pub use ending::{Ending, ending};

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use flatline_tests::{
+    boot_sector::BootSector,
     daemon::{Daemon, DaemonConfig},
     guest::{Guest, GuestConfig},
     interrupt::sleep,
@@ -16,7 +17,7 @@ use flatline_tests::{
 use libtest_mimic::Trial;
 use serde_json::Value;
 
-use crate::rig::{Rig, boot_all, trial, wait_for_incident};
+use crate::rig::{Rig, boot_all, trial, wait_for_incident, wait_for_vm};
 
 /// What a restart, a boot and the next sign of life may take on a busy machine.
 const RESTART_LIMIT: Duration = Duration::from_secs(90);
@@ -28,6 +29,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("an_announced_panic_leaves_its_evidence_within_a_second", announced),
         trial("a_guest_without_a_display_leaves_all_but_a_picture_which_is_said", no_display),
         trial("the_memory_of_a_crashed_guest_is_dumped_within_its_quota", memory),
+        trial("a_guest_that_saves_its_own_dump_at_an_nmi_is_left_to_it", own_dump),
         trial("evidence_that_is_too_old_goes_and_its_record_stays", retention),
     ]
 }
@@ -273,5 +275,41 @@ fn retention() -> Result<()> {
 fn age(path: &Path) -> Result<()> {
     let status = Command::new("touch").args(["-d", "100 days ago"]).arg(path).status()?;
     ensure!(status.success(), "touch: {status}");
+    Ok(())
+}
+
+fn own_dump() -> Result<()> {
+    let rig = Rig::new()?;
+    let machine = |name: &str, sector| -> Result<GuestConfig> {
+        let mut config = rig.boot_sector_on_disk(name, sector)?;
+        config.traces_commands = true;
+        Ok(config)
+    };
+    let guests = boot_all(&[
+        machine("dumps", BootSector::NmiDump)?,
+        machine("does-not", BootSector::CliHlt)?,
+    ])?;
+    let [dumps, does_not] = &guests[..] else { unreachable!() };
+    let mut config = rig.daemon_config()?;
+    config.boot_grace = Duration::from_secs(2);
+    config.extra_toml = "[recovery]\ninject_nmi = \"5s\"\nmax_restarts = 1".to_owned();
+    let daemon = rig.daemon(&config)?;
+    let told = |incident: &Value| !incident["action_at"].is_null();
+    let incident = wait_for_incident(&daemon, "does-not", "reset", RESTART_LIMIT, told)?;
+    let sent = does_not.took_command_at("inject-nmi")?.context("no NMI was sent")?;
+    let reset = does_not.took_command_at("system_reset")?.context("it was not reset")?;
+    let waited = reset.duration_since(sent).context("the NMI came after the reset")?;
+    println!("reset {waited:.1?} after its NMI");
+    ensure!(waited >= Duration::from_secs(5), "{waited:?}: {incident}");
+
+    let held = |row: &Value| {
+        let says = |part| row["reason"].as_str().is_some_and(|reason| reason.contains(part));
+        row["state"] == "held" && says("its own crash dump")
+    };
+    wait_for_vm(&daemon, "dumps", "held", RESTART_LIMIT, held)?;
+    ensure!(dumps.took_command_at("inject-nmi")?.is_some());
+    sleep(config.flat_for * 2)?;
+    wait_for_vm(&daemon, "dumps", "held still", Duration::from_secs(1), held)?;
+    ensure!(dumps.took_command_at("system_reset")?.is_none(), "{}", daemon.log().text());
     Ok(())
 }

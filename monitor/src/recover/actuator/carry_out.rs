@@ -65,12 +65,13 @@ pub async fn restart(
         MonitorSays::Nothing(_) | MonitorSays::Hangs | MonitorSays::IsNotThere => unknown(),
     };
     let mut told = check_all(&steps).await?;
-    let (writes_on, gathered) = tokio::join!(execute::still_writing(&before, writes), async {
-        match &scene.monitor {
-            Ok(qmp) => Some(evidence::gather(qmp, &before, wanted).await),
-            Err(_) => None,
-        }
-    });
+    let (writes_on, gathered) =
+        tokio::join!(execute::still_writing(&before, &writes, wanted), async {
+            match &scene.monitor {
+                Ok(qmp) => Some(evidence::gather(qmp, &before, wanted).await),
+                Err(_) => None,
+            }
+        });
     if writes_on {
         return Err(RestartError::StillWriting);
     }

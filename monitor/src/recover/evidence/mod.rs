@@ -57,13 +57,16 @@ pub struct Wanted {
     pub figures: String,
     /// Its memory.
     pub memory: Option<dump::Wanted>,
+    /// Before it is reset, it is sent an NMI, and has so long to begin a dump of its own; zero: it is not.
+    pub own_dump: Duration,
 }
 
 impl Wanted {
     /// Nothing: there is no guest left to look at.
     pub fn nothing(vm: Arc<Vm>, incident: String) -> Self {
         let (limit, figures) = (Duration::ZERO, String::new());
-        Self { vm, incident, limit, announced: false, figures, memory: None }
+        let own_dump = Duration::ZERO;
+        Self { vm, incident, limit, announced: false, figures, memory: None, own_dump }
     }
 }
 

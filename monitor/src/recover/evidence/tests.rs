@@ -150,6 +150,7 @@ fn wanted(qemu: &Qemu, limit: Duration) -> Wanted {
         announced: true,
         figures: "{}\n".to_owned(),
         memory: None,
+        own_dump: Duration::ZERO,
     }
 }
 

@@ -1,0 +1,52 @@
+//! An NMI before the reset, where that is wanted: a kernel that is told to panic at one may save a dump of its own,
+//! which says more of its crash than anything that is taken from outside.
+
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use crate::{
+    error_text::in_full,
+    qmp::{QmpHandle, RunState},
+};
+
+/// From one look at what the guest writes to the next.
+const LOOKS: Duration = Duration::from_millis(250);
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Came {
+    /// The guest began to write.
+    Dump,
+    /// It did not, within its time, or can't be sent one.
+    Nothing,
+}
+
+/// Sends the guest an NMI, and waits for so long for it to write. `writes` tells how many writes it has submitted.
+pub(super) async fn own_dump(
+    qmp: &QmpHandle,
+    vm: &str,
+    patience: Duration,
+    writes: impl Fn() -> Option<u64>,
+) -> Came {
+    let before = writes();
+    if let Err(error) = qmp.execute("inject-nmi", None, super::execute::STEP_LIMIT).await {
+        warn!(vm, "no NMI: {}", in_full(&error));
+        return Came::Nothing;
+    }
+    info!(vm, "an NMI was sent; its own dump is waited for, up to {patience:?}");
+    let sent = Instant::now();
+    while sent.elapsed() < patience {
+        tokio::time::sleep(LOOKS.min(patience)).await;
+        if let (Some(before), Some(now)) = (before, writes())
+            && now > before
+        {
+            return Came::Dump;
+        }
+        // It said that it panicked, and stands still now.
+        if qmp.query_status().await.is_ok_and(|run_state| run_state != RunState::Running) {
+            return Came::Nothing;
+        }
+    }
+    Came::Nothing
+}
