@@ -9,7 +9,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::values::{MINUTE, Problem, SECOND, duration};
+use super::terms::MAX_RESTARTS;
+use super::values::{MINUTE, Problem, SECOND, count, duration};
 
 /// Most words of a command, and bytes of each: what `execve` takes is far more.
 const WORDS: usize = 64;
@@ -83,6 +84,8 @@ pub struct Means {
     pub command_user: CommandUser,
     /// The time that any program has which is run for it.
     pub command_limit: Duration,
+    /// After so many restarts for one crash that brought no life, its QEMU is ended and started again instead; 0: never.
+    pub power_cycle_after: u32,
     /// Whether it is started again if its QEMU is gone.
     pub start_exited: bool,
     /// How its QEMU is spoken to.
@@ -98,6 +101,7 @@ impl Default for Means {
             command: Vec::new(),
             command_user: CommandUser::Root,
             command_limit: 60 * SECOND,
+            power_cycle_after: 0,
             start_exited: false,
             qmp: QmpTransport::Auto,
             libvirt_uri: None,
@@ -111,6 +115,7 @@ pub(super) struct Given {
     pub(super) command: Option<Spanned<Vec<Spanned<String>>>>,
     pub(super) command_user: Option<CommandUser>,
     pub(super) command_limit: Option<Spanned<String>>,
+    pub(super) power_cycle_after: Option<Spanned<i64>>,
     pub(super) start_exited: Option<bool>,
     pub(super) qmp: Option<QmpTransport>,
     pub(super) libvirt_uri: Option<Spanned<String>>,
@@ -119,8 +124,16 @@ pub(super) struct Given {
 impl Given {
     /// These keys put over `base`.
     pub(super) fn over(self, base: &Means) -> Result<Means, Problem> {
-        let Self { actuator, command, command_user, command_limit, start_exited, qmp, libvirt_uri } =
-            self;
+        let Self {
+            actuator,
+            command,
+            command_user,
+            command_limit,
+            power_cycle_after,
+            start_exited,
+            qmp,
+            libvirt_uri,
+        } = self;
         let means = Means {
             actuator: actuator.as_ref().map_or(base.actuator, |actuator| *actuator.get_ref()),
             command: command.map_or(Ok(base.command.clone()), |command| words(&command))?,
@@ -130,6 +143,11 @@ impl Given {
                 base.command_limit,
                 SECOND,
                 10 * MINUTE,
+            )?,
+            power_cycle_after: count(
+                power_cycle_after.as_ref(),
+                base.power_cycle_after,
+                0..=MAX_RESTARTS,
             )?,
             start_exited: start_exited.unwrap_or(base.start_exited),
             qmp: qmp.unwrap_or(base.qmp),
@@ -210,13 +228,14 @@ mod tests {
     #[test]
     fn every_key_may_stand_for_the_host_and_in_a_rule() {
         let keys = "actuator = \"command\"\ncommand = [\"/bin/again\", \"-x\"]\n\
-                    command_user = \"vm\"\ncommand_limit = \"5s\"\nstart_exited = true\nqmp = \"brief\"\n\
+                    command_user = \"vm\"\ncommand_limit = \"5s\"\npower_cycle_after = 2\nstart_exited = true\nqmp = \"brief\"\n\
                     libvirt_uri = \"qemu:///session\"\n";
         let all = Means {
             actuator: Actuator::Command,
             command: vec!["/bin/again".to_owned(), "-x".to_owned()],
             command_user: CommandUser::Vm,
             command_limit: Duration::from_secs(5),
+            power_cycle_after: 2,
             start_exited: true,
             qmp: QmpTransport::Brief,
             libvirt_uri: Some("qemu:///session".to_owned()),

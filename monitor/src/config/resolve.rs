@@ -60,12 +60,21 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         command,
         command_user,
         command_limit,
+        power_cycle_after,
         start_exited,
         qmp,
         libvirt_uri,
     } = recovery;
-    let given =
-        Given { actuator, command, command_user, command_limit, start_exited, qmp, libvirt_uri };
+    let given = Given {
+        actuator,
+        command,
+        command_user,
+        command_limit,
+        power_cycle_after,
+        start_exited,
+        qmp,
+        libvirt_uri,
+    };
     let means = given.over(&Means::default())?;
 
     let place = sample_interval.as_ref().map_or(0, |value| value.span().start);

@@ -155,12 +155,21 @@ pub(super) fn vm_rule(
         command,
         command_user,
         command_limit,
+        power_cycle_after,
         start_exited,
         qmp,
         libvirt_uri,
     } = rule.into_inner();
-    let given =
-        Given { actuator, command, command_user, command_limit, start_exited, qmp, libvirt_uri };
+    let given = Given {
+        actuator,
+        command,
+        command_user,
+        command_limit,
+        power_cycle_after,
+        start_exited,
+        qmp,
+        libvirt_uri,
+    };
     let means = given.over(host_means)?;
     if let Some(value) = refused {
         return Err(Problem::at(

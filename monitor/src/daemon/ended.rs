@@ -15,7 +15,7 @@ use crate::{
     discover::{Owner, Vm},
     recover::{
         Ending,
-        actuator::{chosen, start_plan},
+        actuator::{chosen, is_power_cycle, start_plan},
         ending,
     },
     report::incident::{Incident, Outcome},
@@ -32,14 +32,23 @@ impl Engine {
         let incident = match open {
             Some(case)
                 if case.stage == Stage::Restarting
-                    && self.is_being_replaced(&watched.vm, &case.incident) =>
+                    && self.is_being_replaced(
+                        &watched.vm,
+                        &case.incident,
+                        case.incident.attempts.len(),
+                    ) =>
             {
                 info!(vm = watched.vm.name, "its QEMU is being replaced: {words}");
                 self.expect(watched, case.incident, Progress::Starting);
                 return;
             }
             Some(Case { incident, stage: Stage::AwaitingLife { .. }, .. })
-                if self.is_being_replaced(&watched.vm, &incident) =>
+                // The last one is what it waits for the end of.
+                if self.is_being_replaced(
+                    &watched.vm,
+                    &incident,
+                    incident.attempts.len().saturating_sub(1),
+                ) =>
             {
                 // A command may end before what it leads to.
                 info!(vm = watched.vm.name, "its QEMU is being replaced: {words}");
@@ -70,13 +79,16 @@ impl Engine {
         self.start_again(watched, incident, &why);
     }
 
-    /// Whether what is being done to it ends its QEMU on purpose.
-    fn is_being_replaced(&self, vm: &Vm, incident: &Incident) -> bool {
+    /// Whether what is being done to it ends its QEMU on purpose, after so many `attempts` that brought no life.
+    fn is_being_replaced(&self, vm: &Vm, incident: &Incident, attempts: usize) -> bool {
         if incident.cause == Cause::QemuUnresponsive.as_str() {
             // Nothing else is done to one that hangs.
             return true;
         }
         let means = self.config.means_for(&vm.name);
+        if is_power_cycle(&vm.ownership, &means, attempts) {
+            return true;
+        }
         match chosen(&vm.ownership, &means) {
             Ok(Actuator::Systemd | Actuator::Command) => true,
             Ok(Actuator::Qmp) => {

@@ -84,6 +84,7 @@ impl Engine {
                 monitor: says,
                 reboot_action: watched.vm.reboot_action,
                 pid: id.pid,
+                attempts: case.incident.attempts.len(),
             };
             restart_plan(&situation).map(drop).map_err(|refusal: Refusal| waits(refusal.0))
         };
@@ -107,10 +108,11 @@ pub(super) fn scene_of(
     monitor: Result<QmpHandle, Option<String>>,
     incident: &Incident,
 ) -> Scene {
-    let Incident { id, cause, reason, .. } = incident;
+    let Incident { id, cause, reason, attempts, .. } = incident;
+    let attempts = attempts.len();
     let hangs = cause == Cause::QemuUnresponsive.as_str();
     let (vm, incident) = (evidence.vm.clone(), (id.clone(), cause.clone(), reason.clone()));
-    Scene { vm, means, monitor, hangs, incident, evidence }
+    Scene { vm, means, monitor, attempts, hangs, incident, evidence }
 }
 
 #[cfg(test)]

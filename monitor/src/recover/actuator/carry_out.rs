@@ -3,7 +3,7 @@
 use super::{
     ActuatorPlan, ActuatorStep, MonitorSays, Scene, Situation,
     checks::{check_all, reboot_action},
-    chosen, restart_plan, start_plan,
+    chosen, is_power_cycle, restart_plan, start_plan,
     steps::take_all,
 };
 use crate::{
@@ -30,7 +30,10 @@ pub async fn restart(
     let says = match &scene.monitor {
         Ok(qmp) => {
             // Nothing is asked twice: where QMP is the way, that is looked at there.
-            if let Ok(Actuator::Qmp) = chosen(&scene.vm.ownership, &scene.means) {
+            let is_reset = !is_power_cycle(&scene.vm.ownership, &scene.means, scene.attempts);
+            if let Ok(Actuator::Qmp) = chosen(&scene.vm.ownership, &scene.means)
+                && is_reset
+            {
                 let configured = scene.vm.reboot_action;
                 return execute::restart(qmp, configured, wanted, writes, journal).await;
             }
@@ -47,6 +50,7 @@ pub async fn restart(
         monitor: says.clone(),
         reboot_action,
         pid: scene.vm.id.pid,
+        attempts: scene.attempts,
     };
     let (steps, replaces_qemu) = match (restart_plan(&situation), &scene.monitor) {
         (Ok(ActuatorPlan::Steps { steps, replaces_qemu }), _) => (steps, replaces_qemu),
@@ -188,6 +192,7 @@ mod tests {
                 ..Means::default()
             },
             monitor: Err(None),
+            attempts: 0,
             hangs: false,
             incident: (text("20261122T100001Z-web-1"), text("halted"), text("why\nnot $(id)")),
         }

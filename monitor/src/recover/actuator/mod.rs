@@ -24,7 +24,7 @@ mod tests;
 
 pub use carry_out::{restart, start};
 pub use plan::{
-    ActuatorPlan, ActuatorStep, Check, MonitorSays, Situation, chosen, libvirt_uri, restart_plan,
-    start_plan,
+    ActuatorPlan, ActuatorStep, Check, MonitorSays, Situation, chosen, is_power_cycle, libvirt_uri,
+    restart_plan, start_plan,
 };
 pub use scene::Scene;

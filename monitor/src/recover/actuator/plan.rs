@@ -35,6 +35,8 @@ pub struct Situation<'a> {
     pub reboot_action: ResetAction,
     /// The process.
     pub pid: u32,
+    /// Restarts for this crash that brought no life.
+    pub attempts: usize,
 }
 
 /// Something that must be so before anything is touched.
@@ -188,7 +190,7 @@ pub fn libvirt_uri(scope: LibvirtScope, means: &Means) -> Result<String, Refusal
 /// # Errors
 /// If there is a reason not to; it says what to configure where that is the reason.
 pub fn restart_plan(situation: &Situation<'_>) -> Result<ActuatorPlan, Refusal> {
-    let Situation { ownership, means, monitor, reboot_action, pid } = situation;
+    let Situation { ownership, means, monitor, reboot_action, pid, attempts } = situation;
     let mut actuator = chosen(ownership, means)?;
     let run_state = match monitor {
         MonitorSays::Is(run_state) => {
@@ -207,6 +209,9 @@ pub fn restart_plan(situation: &Situation<'_>) -> Result<ActuatorPlan, Refusal> 
             _ => actuator,
         };
     }
+    if let Some(steps) = power_cycle(ownership, means, *pid, *attempts) {
+        return Ok(ActuatorPlan::Steps { steps, replaces_qemu: true });
+    }
     let stands = run_state.is_some_and(|run_state| *run_state != RunState::Running);
     let shuts_down = *reboot_action == ResetAction::Shutdown;
     let mut steps = Vec::new();
@@ -218,9 +223,7 @@ pub fn restart_plan(situation: &Situation<'_>) -> Result<ActuatorPlan, Refusal> 
         (Actuator::Qmp, _) => return Ok(ActuatorPlan::Qmp),
         (Actuator::Libvirt, Owner::Libvirt { uuid, scope, .. }) => {
             let virsh = Virsh::new(&libvirt_uri(*scope, means)?, uuid);
-            let threads = serde_json::json!({ "execute": "query-cpus-fast" });
-            let threads = virsh.monitor_command(&threads);
-            steps.push(ActuatorStep::Check(threads, Check::AreThreadsOf(*pid)));
+            steps.push(threads_of(&virsh, *pid));
             let told = |action| ActuatorStep::Tell(programs::set_reboot_action(&virsh, action));
             if shuts_down {
                 steps.push(told(ResetAction::Reset));
@@ -259,6 +262,55 @@ pub fn restart_plan(situation: &Situation<'_>) -> Result<ActuatorPlan, Refusal> 
         }
     }
     Ok(ActuatorPlan::Steps { steps, replaces_qemu: false })
+}
+
+/// Whether the next restart ends this QEMU, and has its owner start another one, since so many brought no life.
+pub fn is_power_cycle(ownership: &Ownership, means: &Means, attempts: usize) -> bool {
+    power_cycle(ownership, means, 0, attempts).is_some()
+}
+
+/// Its owner's way to do that; `None` if it is not due, or there is none: then what was done before is done again.
+fn power_cycle(
+    ownership: &Ownership,
+    means: &Means,
+    pid: u32,
+    attempts: usize,
+) -> Option<Vec<ActuatorStep>> {
+    let after = usize::try_from(means.power_cycle_after).ok().filter(|after| *after > 0)?;
+    if attempts < after {
+        return None;
+    }
+    match (chosen(ownership, means).ok()?, &ownership.owner) {
+        (Actuator::Qmp | Actuator::Systemd, Owner::SystemdUnit { unit }) => Some(vec![
+            ActuatorStep::Check(
+                programs::unit_property("MainPID", unit),
+                Check::IsMainProcess(pid),
+            ),
+            ActuatorStep::Run(programs::systemctl("restart", unit)),
+        ]),
+        (Actuator::Libvirt, Owner::Libvirt { uuid, scope, .. }) => {
+            let virsh = Virsh::new(&libvirt_uri(*scope, means).ok()?, uuid);
+            Some(vec![
+                threads_of(&virsh, pid),
+                ActuatorStep::Run(virsh.on_domain("destroy")),
+                ActuatorStep::Run(virsh.on_domain("start")),
+            ])
+        }
+        (Actuator::Proxmox, Owner::Proxmox { vmid }) => Some(vec![
+            ActuatorStep::Run(programs::qm("stop", *vmid)),
+            ActuatorStep::Run(programs::qm("start", *vmid)),
+        ]),
+        (Actuator::Qmp, _) if !means.command.is_empty() => {
+            Some(vec![ActuatorStep::Run(Program { words: means.command.clone() })])
+        }
+        _ => None,
+    }
+}
+
+/// Makes sure that the vCPUs of libvirt's domain are this QEMU's.
+fn threads_of(virsh: &Virsh, pid: u32) -> ActuatorStep {
+    let threads = serde_json::json!({ "execute": "query-cpus-fast" });
+    ActuatorStep::Check(virsh.monitor_command(&threads), Check::AreThreadsOf(pid))
 }
 
 /// Plans another QEMU in the place of one that hangs, which takes no commands and obeys no polite signal.

@@ -22,6 +22,8 @@ pub struct Scene {
     pub means: Means,
     /// Its monitor, or why it can't be asked; the latter is `None` where there is none at all.
     pub monitor: Result<QmpHandle, Option<String>>,
+    /// Restarts for this crash that brought no life.
+    pub attempts: usize,
     /// QEMU itself stands convicted of hanging.
     pub hangs: bool,
     /// The incident's id, cause and reason, for the configured command.

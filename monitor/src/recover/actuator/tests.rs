@@ -37,7 +37,18 @@ fn restart(
     reboot_action: ResetAction,
 ) -> Result<ActuatorPlan, String> {
     let ownership = Ownership { owner, is_certain: true, evidence: Vec::new() };
-    let situation = Situation { ownership: &ownership, means, monitor, reboot_action, pid: 4711 };
+    again(&ownership, means, monitor, reboot_action, 0)
+}
+
+/// The plan after so many restarts that brought no life.
+fn again(
+    ownership: &Ownership,
+    means: &Means,
+    monitor: MonitorSays,
+    reboot_action: ResetAction,
+    attempts: usize,
+) -> Result<ActuatorPlan, String> {
+    let situation = Situation { ownership, means, monitor, reboot_action, pid: 4711, attempts };
     restart_plan(&situation).map_err(|refusal| refusal.to_string())
 }
 
@@ -108,6 +119,35 @@ fn an_owner_without_a_way_is_refused_with_what_to_configure_and_done_by_a_comman
         );
         assert_eq!(running(owner, &means(Actuator::Qmp)), Ok(ActuatorPlan::Qmp));
     }
+}
+
+#[test]
+fn after_restarts_without_life_its_owner_ends_it_and_starts_it_again_where_that_is_wanted() {
+    let after = |owner: &Owner, means: &Means, attempts| {
+        let ownership = Ownership { owner: owner.clone(), is_certain: true, evidence: Vec::new() };
+        let monitor = MonitorSays::Is(RunState::Running);
+        again(&ownership, means, monitor, ResetAction::Reset, attempts)
+    };
+    let twice = Means { power_cycle_after: 2, ..Means::default() };
+    for (owner, programs) in [
+        (unit(), &["systemctl restart -- qemu@web.service"][..]),
+        (Owner::Proxmox { vmid: 100 }, &["qm stop 100", "qm start 100"]),
+        (libvirt(LibvirtScope::System), &["destroy --domain", "start --domain"]),
+    ] {
+        let reset = after(&owner, &twice, 1);
+        assert_eq!(reset, after(&owner, &Means::default(), 9), "{owner:?}");
+        let plan = after(&owner, &twice, 2);
+        assert!(matches!(plan, Ok(ActuatorPlan::Steps { replaces_qemu: true, .. })), "{plan:?}");
+        let lines = steps(plan);
+        let run: Vec<_> = lines.iter().filter(|line| !line.starts_with('[')).collect();
+        assert_eq!(run.len(), programs.len(), "{lines:?}");
+        assert!(run.iter().zip(programs).all(|(line, part)| line.contains(part)), "{lines:?}");
+    }
+    // Nobody else can: what was done is done again, or a command's.
+    assert_eq!(after(&Owner::Bare, &twice, 2), Ok(ActuatorPlan::Qmp));
+    let command = Means { power_cycle_after: 2, ..with_command(Actuator::Auto) };
+    assert_eq!(after(&Owner::Bare, &command, 1), Ok(ActuatorPlan::Qmp));
+    assert_eq!(steps(after(&Owner::Bare, &command, 2)), ["/bin/again now"]);
 }
 
 #[test]
