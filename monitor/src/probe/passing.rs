@@ -39,6 +39,11 @@ impl Passing {
         })
     }
 
+    /// Whether packets passed by at the last look at which any were sent.
+    pub(super) fn has_begun(&self) -> bool {
+        self.times > 0
+    }
+
     /// The taps changed: the kernel's count is another one.
     pub(super) fn begin_anew(&mut self) {
         self.last = None;
@@ -55,7 +60,9 @@ mod tests {
         assert_eq!(passing.look(5, 5), 0);
         assert_eq!(passing.look(6, 6), 0, "both moved");
         assert!(passing.is_behind(6, 9) && !passing.is_behind(7, 9) && !passing.is_behind(6, 6));
+        assert!(!passing.has_begun());
         assert_eq!(passing.look(6, 9), 1);
+        assert!(passing.has_begun());
         assert_eq!(passing.look(6, 12), 2);
         assert_eq!(passing.look(6, 12), 0, "a silent guest is seen as one");
         assert_eq!(passing.look(6, 13), 3);
