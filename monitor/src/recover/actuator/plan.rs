@@ -248,13 +248,12 @@ pub fn restart_plan(situation: &Situation<'_>) -> Result<ActuatorPlan, Refusal> 
             }
         }
         (Actuator::Systemd, Owner::SystemdUnit { unit }) => {
-            let main = programs::unit_property("MainPID", unit);
-            steps.push(ActuatorStep::Check(main, Check::IsMainProcess(*pid)));
+            steps.push(is_main(unit, *pid));
             steps.push(ActuatorStep::Run(programs::systemctl("restart", unit)));
             return Ok(ActuatorPlan::Steps { steps, replaces_qemu: true });
         }
         (Actuator::Command, _) => {
-            steps.push(ActuatorStep::Run(Program { words: means.command.clone() }));
+            steps.push(by_command(means));
         }
         (Actuator::Libvirt | Actuator::Proxmox | Actuator::Systemd, _)
         | (Actuator::Auto | Actuator::None, _) => {
@@ -281,13 +280,9 @@ fn power_cycle(
         return None;
     }
     match (chosen(ownership, means).ok()?, &ownership.owner) {
-        (Actuator::Qmp | Actuator::Systemd, Owner::SystemdUnit { unit }) => Some(vec![
-            ActuatorStep::Check(
-                programs::unit_property("MainPID", unit),
-                Check::IsMainProcess(pid),
-            ),
-            ActuatorStep::Run(programs::systemctl("restart", unit)),
-        ]),
+        (Actuator::Qmp | Actuator::Systemd, Owner::SystemdUnit { unit }) => {
+            Some(vec![is_main(unit, pid), ActuatorStep::Run(programs::systemctl("restart", unit))])
+        }
         (Actuator::Libvirt, Owner::Libvirt { uuid, scope, .. }) => {
             let virsh = Virsh::new(&libvirt_uri(*scope, means).ok()?, uuid);
             Some(vec![
@@ -300,11 +295,19 @@ fn power_cycle(
             ActuatorStep::Run(programs::qm("stop", *vmid)),
             ActuatorStep::Run(programs::qm("start", *vmid)),
         ]),
-        (Actuator::Qmp, _) if !means.command.is_empty() => {
-            Some(vec![ActuatorStep::Run(Program { words: means.command.clone() })])
-        }
+        (Actuator::Qmp, _) if !means.command.is_empty() => Some(vec![by_command(means)]),
         _ => None,
     }
+}
+
+/// Makes sure that the unit is about this QEMU.
+fn is_main(unit: &str, pid: u32) -> ActuatorStep {
+    ActuatorStep::Check(programs::unit_property("MainPID", unit), Check::IsMainProcess(pid))
+}
+
+/// The configured command.
+fn by_command(means: &Means) -> ActuatorStep {
+    ActuatorStep::Run(Program { words: means.command.clone() })
 }
 
 /// Makes sure that the vCPUs of libvirt's domain are this QEMU's.
@@ -326,16 +329,13 @@ fn replacement(ownership: &Ownership, means: &Means, pid: u32) -> Result<Actuato
     };
     let steps = match (actuator, &ownership.owner) {
         (Actuator::Systemd, Owner::SystemdUnit { unit }) => vec![
-            ActuatorStep::Check(
-                programs::unit_property("MainPID", unit),
-                Check::IsMainProcess(pid),
-            ),
+            is_main(unit, pid),
             // systemd waits 90 s for a unit that doesn't obey.
             ActuatorStep::Run(programs::kill_main_process(unit)),
             ActuatorStep::Run(programs::systemctl("restart", unit)),
         ],
         (Actuator::Command, _) => {
-            vec![ActuatorStep::Run(Program { words: means.command.clone() })]
+            vec![by_command(means)]
         }
         _ => {
             let why = "QEMU hangs, and neither takes commands nor tells whose it is: set \
@@ -391,7 +391,7 @@ pub fn start_plan(ownership: &Ownership, means: &Means) -> Result<Vec<ActuatorSt
             ActuatorStep::Run(programs::systemctl("start", unit)),
         ],
         (Actuator::Command, _) => {
-            vec![ActuatorStep::Run(Program { words: means.command.clone() })]
+            vec![by_command(means)]
         }
         (_, owner) => return Err(Refusal(what_to_configure(owner))),
     })
