@@ -291,10 +291,15 @@ fn power_cycle(
                 ActuatorStep::Run(virsh.on_domain("start")),
             ])
         }
-        (Actuator::Proxmox, Owner::Proxmox { vmid }) => Some(vec![
-            ActuatorStep::Run(programs::qm("stop", *vmid)),
-            ActuatorStep::Run(programs::qm("start", *vmid)),
-        ]),
+        // Nothing can be checked first, and a number that a QEMU gave itself may be somebody else's.
+        (Actuator::Proxmox, Owner::Proxmox { vmid })
+            if ownership.is_certain || means.actuator != Actuator::Auto =>
+        {
+            Some(vec![
+                ActuatorStep::Run(programs::qm("stop", *vmid)),
+                ActuatorStep::Run(programs::qm("start", *vmid)),
+            ])
+        }
         (Actuator::Qmp, _) if !means.command.is_empty() => Some(vec![by_command(means)]),
         _ => None,
     }
