@@ -99,7 +99,10 @@ fn suspicion(line: &Line, said: Option<&Testimony>, now: Duration) -> String {
     let silence = line.silence(now).as_secs_f64();
     match said {
         None => format!("silent for {silence:.1} s; asking its witnesses"),
-        Some(said) => format!("silent for {silence:.1} s; {}", said.summary()),
+        Some(said) => {
+            let held_back = line.held_back(now).unwrap_or_default();
+            format!("silent for {silence:.1} s; {}{held_back}", said.summary())
+        }
     }
 }
 

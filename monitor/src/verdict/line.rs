@@ -110,6 +110,18 @@ impl Line {
         Self::held_for(self.pinned_since, span, now) && self.ran < span.as_secs_f64() / 2.0
     }
 
+    /// How long the host let a vCPU run that wanted to, where that was less than half of the time: why a verdict may
+    /// take longer.
+    pub fn held_back(&self, now: Duration) -> Option<String> {
+        let wanted = now.saturating_sub(self.pinned_since?).as_secs_f64();
+        (self.ran < wanted / 2.0).then(|| {
+            format!(
+                "; the host let a vCPU run for {:.1} of the {wanted:.1} s that it wanted",
+                self.ran
+            )
+        })
+    }
+
     /// Whether the vCPUs stood still, or one was pinned, for at least `span` up to `now`.
     pub fn held_for(since: Option<Duration>, span: Duration, now: Duration) -> bool {
         since.is_some_and(|since| now.saturating_sub(since) >= span)

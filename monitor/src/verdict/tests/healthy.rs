@@ -233,6 +233,9 @@ fn a_guest_that_the_host_starves_is_given_the_time_that_it_did_not_get() {
         rig.run(60, |_, _| {});
         let (when, cause) = rig.conviction().expect("it is dead");
         assert_eq!(cause, crate::verdict::Cause::Spinning);
+        let reason = &rig.watch.reason;
+        let told = reason.contains("the host let a vCPU run for");
+        assert!(told == (busy < 0.5) || busy == 0.5, "{busy}: {reason}");
         // A silence of ten ticks is needed, and to have run for half of that; half a tick of it is let off.
         let (took, least) = (when - last_life, TICK * seconds);
         assert!(took >= least.mul_f64(0.95) && took <= least + TICK * 3, "{busy}: {took:?}");
