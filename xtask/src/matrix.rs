@@ -162,8 +162,13 @@ fn open_journal(
 
 fn play(scenario: &Scenario, programs: &Programs, cpus: &Cpus) -> Result<Outcome> {
     // What boots is quiet until its fault.
-    let taken = (!scenario.boots).then(|| cpus.take(scenario.pins));
+    let (booting, taken) = if scenario.boots {
+        (Some(cpus.boot()), None)
+    } else {
+        (None, Some(cpus.take(scenario.pins)))
+    };
     let stage = Stage::set_up(scenario, programs)?;
+    drop(booting);
     let _taken = taken.unwrap_or_else(|| cpus.take(scenario.pins));
     scenario::run(scenario, &stage)
 }

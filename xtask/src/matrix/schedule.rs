@@ -1,7 +1,9 @@
 //! Which runs play at the same time.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{
+    Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc,
+};
 use std::thread;
 
 use anyhow::Result;
@@ -35,6 +37,8 @@ pub(super) struct Cpus {
     total: usize,
     books: Mutex<Books>,
     changed: Condvar,
+    /// Read by who boots a guest, written by who takes every CPU: beside that, a boot would starve both.
+    boots: RwLock<()>,
 }
 
 #[derive(Debug)]
@@ -50,15 +54,23 @@ struct Books {
 pub(super) struct Taken<'a> {
     cpus: &'a Cpus,
     count: usize,
+    _alone: Option<RwLockWriteGuard<'a, ()>>,
 }
 
 impl Cpus {
     pub(super) fn new(total: usize) -> Self {
         let books = Books { free: total, given: 0, served: 0 };
-        Self { total, books: Mutex::new(books), changed: Condvar::new() }
+        Self { total, books: Mutex::new(books), changed: Condvar::new(), boots: RwLock::new(()) }
     }
 
-    /// Waits until so many are free, or all where there are not so many, and takes them.
+    /// Waits until nobody needs every CPU, and keeps them from being taken all at once, until what it gives is dropped.
+    /// Nothing may be taken meanwhile.
+    pub(super) fn boot(&self) -> RwLockReadGuard<'_, ()> {
+        self.boots.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until so many are free, or all where there are not so many, and takes them. All are taken only while
+    /// nobody boots.
     pub(super) fn take(&self, count: usize) -> Taken<'_> {
         let count = count.min(self.total);
         let mut books = lock(&self.books);
@@ -71,7 +83,10 @@ impl Cpus {
         books.free -= count;
         // The next one may do with what is left.
         self.changed.notify_all();
-        Taken { cpus: self, count }
+        drop(books);
+        let alone = (count == self.total)
+            .then(|| self.boots.write().unwrap_or_else(PoisonError::into_inner));
+        Taken { cpus: self, count, _alone: alone }
     }
 }
 
@@ -233,5 +248,16 @@ mod tests {
             drop(first);
         });
         assert_eq!(*lock(&order), [2, 1]);
+    }
+
+    #[test]
+    fn nobody_boots_while_all_cpus_are_taken() {
+        let cpus = Cpus::new(2);
+        let (one, boots) = (cpus.take(1), cpus.boot());
+        drop((one, boots));
+        let all = cpus.take(2);
+        assert!(cpus.boots.try_read().is_err());
+        drop(all);
+        assert!(cpus.boots.try_read().is_ok());
     }
 }
