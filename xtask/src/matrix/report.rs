@@ -14,6 +14,8 @@ use crate::verdicts::{self, Section};
 
 /// The causes of a conviction that nobody announced.
 const SILENT: [&str; 3] = ["halted", "spinning", "silent"];
+/// In the reason of a verdict on a guest that was given more time.
+const STARVED: &str = "the host let a vCPU run for";
 /// How soon after `flat_for` such a crash is to be found.
 const SOON: Duration = Duration::from_secs(3);
 
@@ -130,15 +132,26 @@ impl Report {
             outcome.cause.as_deref().is_some_and(|cause| SILENT.contains(&cause))
         };
         let found = self.rows.iter().filter(dead).flat_map(|row| &row.outcomes).filter(silent);
-        let times: Vec<Duration> = found.filter_map(|outcome| outcome.detect).collect();
-        let soon = times.iter().filter(|time| **time <= FLAT_FOR + SOON).count();
+        let found: Vec<_> =
+            found.filter_map(|outcome| Some((outcome.detect?, &outcome.reason))).collect();
+        let (soon, late): (Vec<_>, Vec<_>) =
+            found.iter().partition(|(time, _)| *time <= FLAT_FOR + SOON);
+        let starved = late.iter().filter(|(_, reason)| reason.contains(STARVED)).count();
+        let later = match late.len() {
+            0 => String::new(),
+            late => format!(
+                " Of the {late} later ones, {starved} had been let run for less than half of the time that they \
+                 wanted, as other scenarios kept the CPUs busy, and were given more for that."
+            ),
+        };
         format!(
-            "{} runs, {right} of them as is due, {wrong} wrong resets. Of {} crashes that nobody announced, {soon} were \
-             found within `flat_for` + {} s of the fault. Others promise, from the failure of a guest's operating system \
+            "{} runs, {right} of them as is due, {wrong} wrong resets. Of {} crashes that nobody announced, {} were \
+             found within `flat_for` + {} s of the fault.{later} Others promise, from the failure of a guest's operating system \
              to its restart: vSphere HA about 120 s, Hyper-V 60 s, Masakari 40-60 s, KubeVirt 30 s where an agent runs in \
              the guest.",
             outcomes().count(),
-            times.len(),
+            found.len(),
+            soon.len(),
             SOON.as_secs(),
         )
     }
@@ -273,6 +286,20 @@ mod tests {
         assert!(report.announced().contains("| 11 / 12 / 13"));
         let summary = report.summary();
         assert!(summary.starts_with("3 runs, 3 of them as is due, 0 wrong resets."), "{summary}");
+    }
+
+    #[test]
+    fn what_took_longer_is_told_from_what_was_starved() {
+        let scenarios = scenario::all();
+        let mut report = Report::new(&scenarios[..1]);
+        for (seconds, reason) in [(12, ""), (14, ""), (15, STARVED)] {
+            let (cause, reason) = (Some("spinning".to_owned()), reason.to_owned());
+            report.add(&scenarios[0], Ok(Outcome { cause, reason, ..outcome("crashed", seconds) }));
+        }
+        let summary = report.summary();
+        let expected = "Of 3 crashes that nobody announced, 1 were found within `flat_for` + 3 s of the fault. Of the 2 \
+                        later ones, 1 had been let run";
+        assert!(summary.contains(expected), "{summary}");
     }
 
     #[test]
