@@ -8,6 +8,8 @@
 //! of a look-up by key. User space alone hands slots out, and names in each row whose it is.
 #![no_std]
 
+pub mod heartbeat;
+
 /// The generation of this layout. Pins of another generation are never read: they are replaced.
 pub const LAYOUT_VERSION: u32 = 5;
 
