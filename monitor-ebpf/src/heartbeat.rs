@@ -21,6 +21,17 @@ pub const FLAG_CHECK_FAILED: u8 = 1 << 1;
 /// Bytes of a check's name.
 pub const CHECK_NAME_BYTES: usize = 32;
 
+impl Heartbeat {
+    /// Whether this is a beat that this version understands.
+    #[inline(always)]
+    pub fn is_well_formed(&self) -> bool {
+        self.magic == HEARTBEAT_MAGIC
+            && self.version == HEARTBEAT_VERSION
+            && self.flags & !(FLAG_LEAVING | FLAG_CHECK_FAILED) == 0
+            && self.interval_ms != [0; 4]
+    }
+}
+
 /// What follows the EtherType.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +54,41 @@ pub struct Heartbeat {
     pub check: [u8; CHECK_NAME_BYTES],
 }
 
+/// What one VM's guest said of its heart: one row of `heartbeats`, indexed by the VM's slot.
+///
+/// Each CPU has a copy of its own, whose counters only grow; a reader adds them up, and believes the rest of the copy
+/// that was written last. Moments are in the kernel's ticks; 0: never.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeartbeatRow {
+    /// QEMU's pid, the same in each CPU's copy; 0: the row is nobody's.
+    pub pid: u32,
+    /// From one beat to the next, as the last frame has it.
+    pub interval_ms: u32,
+    /// When that process started, in clock ticks after boot.
+    pub start_ticks: u64,
+    /// Beats. A guest with several cards sends each of them on every one.
+    pub beats: u64,
+    /// Frames that say that the guest's check failed.
+    pub failures: u64,
+    /// Frames that say that the guest goes down in good order.
+    pub leavings: u64,
+    /// Frames that begin like a beat and are none: dropped as well, but the guest's traffic.
+    pub malformed: u64,
+    /// When the last frame that was none of the malformed came.
+    pub last_jiffies: u64,
+    /// The boot's number, as that frame has it.
+    pub boot: u64,
+    /// Its sequence number.
+    pub sequence: u64,
+    /// Its flags.
+    pub flags: u32,
+    /// Keeps the row a multiple of eight bytes.
+    pub reserved: u32,
+    /// What its guest checks; as it came, so that nothing of it can be relied on.
+    pub check: [u8; CHECK_NAME_BYTES],
+}
+
 /// A beat's bytes with its Ethernet header.
 pub const HEARTBEAT_FRAME_BYTES: usize = 14 + size_of::<Heartbeat>();
 
@@ -50,6 +96,9 @@ const _: () = {
     assert!(size_of::<Heartbeat>() == 60);
     assert!(align_of::<Heartbeat>() == 1);
     assert!(offset_of!(Heartbeat, check) == 28);
+    assert!(size_of::<HeartbeatRow>() == 112);
+    assert!(offset_of!(HeartbeatRow, start_ticks) == 8);
+    assert!(offset_of!(HeartbeatRow, check) == 80);
 };
 
 /// A whole frame, from the card with the address `source`.

@@ -166,6 +166,9 @@ pub struct Policy {
     /// Time in which QEMU's monitor must not have answered, nor anything been seen of the guest, before QEMU itself
     /// counts as hung; zero: it never does.
     pub unresponsive_for: Duration,
+    /// How long the beats of a guest's agent may stay away before the guest is suspected; `None`: three of its
+    /// intervals and 2 s.
+    pub heartbeat_lost_after: Option<Duration>,
     /// After a start or reset, or until the first sign of life: no suspicion.
     pub boot_grace: Duration,
     /// Resets of the guest's own within `boot_loop_window` that make a boot loop, in which a person is called.
@@ -178,6 +181,9 @@ pub struct Policy {
     pub window: Duration,
     /// Time from one restart to the second within `window`; twice as long to the third, and so on.
     pub pause: Duration,
+    /// Whether a guest is restarted whose kernel lives, but whose agent no longer beats or says that what it checks has
+    /// failed; otherwise that is only told.
+    pub restart_without_heartbeat: bool,
 }
 
 /// What is kept of what each VM showed, so that a decision can be looked at afterwards.

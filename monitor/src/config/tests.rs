@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::{Config, Gathering, Keeping, Mode, ProbeLog, Recorder, TapHook};
+use super::{Config, Gathering, Keeping, Mode, Policy, ProbeLog, Recorder, TapHook};
 
 fn parse(text: &str) -> Config {
     Config::parse(text, "test.toml").expect("valid")
@@ -60,10 +60,12 @@ sample_interval = "500ms"
 flat_for = "20s"
 unconfirmed_flat_for = "3m"
 unresponsive_for = "90s"
+heartbeat_lost_after = "4s"
 boot_grace = "90s"
 [recovery]
 max_restarts = 0
 window = "2h"
+restart_without_heartbeat = true
 evidence_limit = "0s"
 evidence_keep = "30d"
 evidence_max_mib = 64
@@ -83,6 +85,8 @@ mode = "recover"
 flat_for = "30s"
 unconfirmed_flat_for = "4m"
 unresponsive_for = "0s"
+heartbeat_lost_after = "40s"
+restart_without_heartbeat = false
 boot_grace = "5m"
 max_restarts = 9
 window = "1d"
@@ -104,6 +108,11 @@ memory_dump_limit = "10s"
     assert_eq!(policy.flat_for.as_secs(), 30);
     assert_eq!(policy.unconfirmed_flat_for.as_secs(), 240);
     assert_eq!(policy.boot_grace.as_secs(), 300);
+    let heart = |policy: &Policy| {
+        (policy.heartbeat_lost_after.map(|span| span.as_secs()), policy.restart_without_heartbeat)
+    };
+    assert_eq!((heart(&config.policy), heart(&policy)), ((Some(4), true), (Some(40), false)));
+    assert_eq!(heart(&parse("").policy), (None, false));
     assert_eq!((policy.max_restarts, policy.window.as_secs()), (9, 86400));
     let gathering = |name| {
         let Gathering { limit, memory, memory_limit, own_dump: _ } = config.gathering_for(name);

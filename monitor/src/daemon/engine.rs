@@ -32,7 +32,7 @@ use crate::{
         retention::{self, Keeper},
         store::IncidentStore,
     },
-    sample::{CounterMaps, DeviceWatch, KvmReader, ThreadReader},
+    sample::{CounterMaps, DeviceWatch, HeartbeatReader, KvmReader, ThreadReader},
     verdict::{Act, Input, Monitor, State, Tick},
     witness::ProbeSocket,
 };
@@ -64,6 +64,8 @@ pub(super) struct Engine {
     pub(super) counters: Arc<CounterMaps>,
     /// What the vCPUs of suspects do; `None` where the map can't be read.
     pub(super) kvm: Option<Arc<KvmReader>>,
+    /// What guests' agents say.
+    pub(super) heartbeats: HeartbeatReader,
     /// Reads all threads' times at once; `None` where no program could be had for it.
     pub(super) threads: Option<ThreadReader>,
     /// It can't be read, or there is none: each VM's threads have clocks of their own.
@@ -85,16 +87,27 @@ pub(super) struct Engine {
     pub(super) first_reading: FirstReading,
 }
 
+/// All that reads maps.
+pub(super) struct Readers {
+    pub(super) counters: CounterMaps,
+    pub(super) heartbeats: HeartbeatReader,
+    /// `None` where the map can't be read.
+    pub(super) kvm: Option<KvmReader>,
+    /// `None` where no program could be had for it.
+    pub(super) threads: Option<ThreadReader>,
+}
+
 impl Engine {
     pub(super) fn new(
         config: Config,
         store: IncidentStore,
-        (counters, kvm, threads): (CounterMaps, Option<KvmReader>, Option<ThreadReader>),
+        readers: Readers,
         probes: ProbeThread,
         health: Vec<ProgramHealth>,
         messages: UnboundedSender<Message>,
         notices: Sender<(VmId, QmpNotice)>,
     ) -> Self {
+        let Readers { counters, heartbeats, kvm, threads } = readers;
         let store = Arc::new(store);
         let (scribe, scribe_thread) = Scribe::start(store.clone());
         let ledger = Ledger::open(&config.paths.state_dir);
@@ -127,6 +140,7 @@ impl Engine {
             messages,
             counters: Arc::new(counters),
             kvm: kvm.map(Arc::new),
+            heartbeats,
             has_clocks: threads.is_none(),
             threads,
             probes,
@@ -212,9 +226,13 @@ impl Engine {
         self.ticks += 1;
         let now = self.now();
         let slots = self.vms.values().filter_map(|watched| watched.slot.as_ref().ok());
-        let rows = self.counters.rows(slots.max().map_or(0, |highest| highest + 1));
+        let slots = slots.max().map_or(0, |highest| highest + 1);
+        let rows = self.counters.rows(slots);
         let threads = self.read_threads();
         self.jiffies = threads.as_ref().map(|threads| (now, threads.jiffies()));
+        // For the first guest whose agent said anything, for all.
+        let beats = std::cell::OnceCell::new();
+        let heartbeats = || beats.get_or_init(|| self.heartbeats.rows(slots)).as_ref();
         // For the first VM that seems to be stalled, for all.
         let ages = std::cell::OnceCell::new();
         let in_flight = |slot: u32| {
@@ -230,6 +248,7 @@ impl Engine {
         let host = HostSample {
             rows: &rows,
             threads: threads.as_ref(),
+            heartbeats: &heartbeats,
             in_flight: &in_flight,
             devices: &devices,
         };
@@ -272,6 +291,8 @@ impl Engine {
             Act::Recovered => self.recovered(id),
             Act::GuestReset(times) => self.guest_reset(id, times),
             Act::GiveUp(cause) => self.given_up(id, cause),
+            Act::Report(cause) => self.told(id, cause),
+            Act::BeatsAgain => self.beats_again(id),
         }
     }
 

@@ -118,6 +118,7 @@ impl Engine {
             notes: Some(Notes::default()),
             testimony: None,
             case,
+            told: None,
             restarts: 0,
             put_back,
             end: watchers::watch_end(&vm, self.messages.clone()),

@@ -11,6 +11,7 @@ mod engine;
 mod evidence;
 mod finding;
 mod hearing;
+mod heart;
 mod hold;
 mod owners;
 mod plugged;
@@ -46,11 +47,11 @@ use crate::{
         incident::Attempt,
         store::{IncidentStore, StoreError},
     },
-    sample::{CounterMaps, KvmReader, ThreadReader},
+    sample::{CounterMaps, HeartbeatReader, KvmReader, ThreadReader},
     verdict::Testimony,
     witness::Notes,
 };
-use engine::Engine;
+use engine::{Engine, Readers};
 
 /// Time between two sweeps of `/proc`, for what events don't tell: a QEMU that daemonized, a lost event.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -174,8 +175,11 @@ async fn start(
     health: Vec<crate::probe::ProgramHealth>,
     attached: &mut mpsc::UnboundedReceiver<AttachReport>,
 ) -> (Result<(), StartError>, ProbeThread) {
-    let counters = match CounterMaps::open(&config.paths.bpffs_dir) {
-        Ok(counters) => counters,
+    let bpffs_dir = &config.paths.bpffs_dir;
+    let maps = CounterMaps::open(bpffs_dir)
+        .and_then(|counters| Ok((counters, HeartbeatReader::open(bpffs_dir)?)));
+    let (counters, heartbeats) = match maps {
+        Ok(maps) => maps,
         Err(error) => return (Err(error.into()), probes),
     };
     let (terminated, interrupted) =
@@ -199,8 +203,8 @@ async fn start(
     let kvm = KvmReader::open(&config.paths.bpffs_dir)
         .inspect_err(|error| warn!("KVM's counters can't be read: {error}"))
         .ok();
-    let mut engine =
-        Engine::new(config, store, (counters, kvm, threads), probes, health, messages, notices);
+    let readers = Readers { counters, heartbeats, kvm, threads };
+    let mut engine = Engine::new(config, store, readers, probes, health, messages, notices);
     engine.sweep();
     info!("watching");
 

@@ -109,6 +109,9 @@ pub struct VmView {
     pub network: Option<NetworkView>,
     /// The disks' counters together; `None` if they can't be read.
     pub storage: Option<StorageView>,
+    /// What its guest's agent said; `None`: nothing so far.
+    #[serde(default)]
+    pub heartbeat: Option<HeartbeatView>,
 }
 
 /// Who started a QEMU, and by what it would be restarted.
@@ -167,6 +170,29 @@ pub struct NetworkView {
     pub arp_answers: u64,
     /// Of those, the answers to NDP probes.
     pub ndp_answers: u64,
+}
+
+/// What a guest's agent said since flatline found the VM.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HeartbeatView {
+    /// Beats that came, each as often as the guest has network cards.
+    pub beats: u64,
+    /// Times that it said that its check failed.
+    pub failures: u64,
+    /// Frames that begin like a beat and are none.
+    pub malformed: u64,
+    /// Time since it last said anything.
+    pub last_seconds: Option<f64>,
+    /// From one beat to the next, by its own account.
+    pub interval_seconds: Option<f64>,
+    /// The boot's number, in hexadecimal digits.
+    pub boot: Option<String>,
+    /// The number of the last beat in that boot.
+    pub sequence: Option<u64>,
+    /// Whether it said that the guest goes down in good order.
+    pub leaving: bool,
+    /// What it checks; `None`: nothing.
+    pub check: Option<String>,
 }
 
 /// Requests of all disks, counted since flatline found the VM.

@@ -4,6 +4,7 @@ mod addresses;
 mod batch;
 mod counters;
 mod devices;
+mod heartbeats;
 mod kvm;
 mod lost_completions;
 mod threads;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use addresses::{TapAddress, TapAddresses};
 pub use counters::{CounterMaps, InFlightAges, VmRows, totals};
 pub use devices::{DeviceWatch, Devices};
+pub use heartbeats::{HeartbeatReader, HeartbeatRows, Heartbeats, LastBeat};
 pub use kvm::{KvmReader, interrupts_are_hidden};
 pub use lost_completions::LostCompletions;
 pub use threads::{ThreadReader, ThreadTimes};
@@ -114,6 +116,8 @@ impl ProcessState {
 pub struct VmSample {
     /// All taps together; `Ok(None)` where the VM has none.
     pub network: Reading<Option<NetworkCounters>>,
+    /// What its guest's agent said so far.
+    pub heartbeats: Reading<Heartbeats>,
     /// What was submitted to the block layer for it.
     pub storage: Reading<StorageCounters>,
     /// How long its requests have been in flight; looked at only where none completed during the last tick.

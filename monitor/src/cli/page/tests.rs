@@ -175,8 +175,14 @@ fn tick(second: u64) -> Input {
         VcpuActivity { index: 0, tid: 1, busy: if lives { 0.2 } else { 0.99 }, waiting: 0.0 };
     let elapsed = Duration::from_secs(1);
     let process = ProcessState::Running;
-    let activity =
-        Activity { elapsed, network: Ok(Some(network)), storage, vcpus: Ok(vec![vcpu]), process };
+    let activity = Activity {
+        elapsed,
+        network: Ok(Some(network)),
+        storage,
+        vcpus: Ok(vec![vcpu]),
+        process,
+        heartbeat: Ok(None),
+    };
     let monitor = Monitor::Answers(RunState::Running);
     Input::Tick(Arc::new(Tick { activity, monitor, calibratable: false, undecided: false }))
 }

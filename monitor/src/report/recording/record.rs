@@ -154,11 +154,11 @@ fn write_tick(
     delta: i64,
 ) -> Result<(), Malformed> {
     let Tick { activity, monitor, calibratable, undecided } = tick;
-    let Activity { elapsed, network, storage, vcpus, process } = activity;
+    let Activity { elapsed, network, storage, vcpus, process, heartbeat } = activity;
     let was = |same: fn(&Tick, &Tick) -> bool| before.is_some_and(|before| same(before, tick));
     let same = [
         (ELAPSED_IS_DELTA, nanos(*elapsed) == delta),
-        (SAME_NETWORK, was(|a, b| a.activity.network == b.activity.network)),
+        (SAME_NETWORK, was(same_network)),
         (SAME_STORAGE, was(|a, b| a.activity.storage == b.activity.storage)),
         (SAME_THREADS, was(same_threads)),
         (SAME_MONITOR, was(|a, b| a.monitor == b.monitor)),
@@ -174,6 +174,7 @@ fn write_tick(
     }
     if differs(SAME_NETWORK) {
         put(out, network)?;
+        put(out, heartbeat)?;
     }
     if differs(SAME_STORAGE) {
         put(out, storage)?;
@@ -211,7 +212,12 @@ fn read_tick(bytes: &mut &[u8], before: Option<&Tick>, delta: i64) -> Result<Tic
     } else {
         take(bytes)?
     };
-    let network = if same(SAME_NETWORK) { known()?.activity.network.clone() } else { take(bytes)? };
+    let (network, heartbeat) = if same(SAME_NETWORK) {
+        let Activity { network, heartbeat, .. } = &known()?.activity;
+        (network.clone(), heartbeat.clone())
+    } else {
+        (take(bytes)?, take(bytes)?)
+    };
     let storage = if same(SAME_STORAGE) { known()?.activity.storage.clone() } else { take(bytes)? };
     let monitor = if same(SAME_MONITOR) { known()?.monitor.clone() } else { take(bytes)? };
     let process = if same(SAME_PROCESS) { known()?.activity.process } else { take(bytes)? };
@@ -238,8 +244,14 @@ fn read_tick(bytes: &mut &[u8], before: Option<&Tick>, delta: i64) -> Result<Tic
             }
         }
     };
-    let activity = Activity { elapsed, network, storage, vcpus, process };
+    let activity = Activity { elapsed, network, storage, vcpus, process, heartbeat };
     Ok(Tick { activity, monitor, calibratable: same(CALIBRATABLE), undecided: same(UNDECIDED) })
+}
+
+/// Whether both tell of the same traffic, and of the same beats.
+fn same_network(before: &Tick, now: &Tick) -> bool {
+    let (before, now) = (&before.activity, &now.activity);
+    before.network == now.network && before.heartbeat == now.heartbeat
 }
 
 /// Whether both tell of the same threads in the same order.

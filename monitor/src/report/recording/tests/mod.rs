@@ -49,6 +49,7 @@ pub(super) fn tick(packets: u64, busy: f64) -> Input {
             storage: Ok(StorageActivity::default()),
             vcpus: Ok(vec![vcpu]),
             process: ProcessState::Running,
+            heartbeat: Ok(None),
         },
         monitor: Monitor::Answers(RunState::Running),
         calibratable: false,
