@@ -147,6 +147,12 @@ while read -r command first second; do
             for _ in 1 2; do in_background net_flood; done
             ;;
         net-down) ip link set eth0 down ;;
+        up) ip link set "$first" up ;;
+        # Everything but this shell, which is spared.
+        freeze) kill -STOP -1 ;;
+        httpd) mkdir -p /www && echo well >/www/index.html && httpd -h /www ;;
+        httpd-hangs) killall -STOP httpd ;;
+        httpd-goes-on) killall -CONT httpd ;;
         stop-load)
             for pid in $load; do kill "$pid"; done
             killall -q dd ping

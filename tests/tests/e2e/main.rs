@@ -8,6 +8,7 @@ mod brought_back;
 mod counts;
 mod evidence;
 mod foreign;
+mod heartbeats;
 mod hostile;
 mod killed;
 mod ladder;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
     trials.extend(owners::trials());
     trials.extend(hostile::trials());
     trials.extend(peers::trials());
+    trials.extend(heartbeats::trials());
     trials.extend(witnesses::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }
