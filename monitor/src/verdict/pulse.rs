@@ -119,6 +119,8 @@ pub(super) fn sooner(watch: &Watch, terms: &Terms, now: Duration) -> Option<Term
     let patience = lost_after(pulse.interval, &terms.policy, terms.tick);
     let lost = patience < terms.policy.flat_for
         && pulse.leaving.is_none()
+        // From then on it is judged as if it had no agent.
+        && pulse.missed.as_ref().is_none_or(|missed| missed.told.is_none())
         && pulse.beat.is_some_and(|beat| now.saturating_sub(beat) + terms.tick / 2 >= patience);
     lost.then(|| {
         let policy = Policy { flat_for: patience, ..terms.policy.clone() };

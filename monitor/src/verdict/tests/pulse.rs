@@ -87,7 +87,9 @@ fn what_was_told_is_no_verdict_and_a_crash_is_found_all_the_same() {
     rig.run(60, |_, _| {});
     assert_eq!(reports(&rig), [Cause::UserlandDead]);
     rig.guest.halt();
-    rig.run(FLAT_TICKS + 3, |_, _| {});
+    rig.run(FLAT_TICKS - 1, |_, _| {});
+    assert_eq!(rig.conviction(), None, "sooner than without an agent");
+    rig.run(4, |_, _| {});
     assert_eq!(rig.conviction().map(|(_, cause)| cause), Some(Cause::Halted));
     let mut rig = beating();
     rig.guest.activity.heartbeat = Ok(None);
