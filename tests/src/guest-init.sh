@@ -148,6 +148,9 @@ while read -r command first second; do
             ;;
         net-down) ip link set eth0 down ;;
         up) ip link set "$first" up ;;
+        # flatline's agent, in place of the one before.
+        heartbeat) flatline-heartbeat $first $second & beater=$! ;;
+        heartbeat-kill) kill -"$first" "$beater" ;;
         # Everything but this shell, which is spared.
         freeze) kill -STOP -1 ;;
         httpd) mkdir -p /www && echo well >/www/index.html && httpd -h /www ;;
