@@ -10,6 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::build_ebpf;
 use crate::process::{self, capture, cargo_command, find_program, heading, workspace_root};
 
 /// The architectures of guests, by Rust's names for them.
@@ -21,6 +22,8 @@ const MOST_BYTES: u64 = 1 << 20;
 /// What a program is built with.
 #[derive(Debug)]
 struct Way {
+    /// The first compiler that has a core library for the target.
+    rustc: PathBuf,
     target: String,
     /// The C compiler that links; `None`: the target's own.
     linker: Option<PathBuf>,
@@ -51,38 +54,32 @@ pub(crate) fn build() -> Result<PathBuf> {
 /// How to build for an architecture, or why that can't be done here.
 fn way(architecture: &str) -> Result<Way, String> {
     let musl = format!("{architecture}-unknown-linux-musl");
-    if has_core(&musl) {
+    if let Some(rustc) = with_core(&musl) {
         // Its C library comes with it, and so does what begins a program; only a linker is wanted.
-        return Ok(Way { target: musl, linker: None });
+        return Ok(Way { rustc, target: musl, linker: None });
     }
     let target = format!("{architecture}-unknown-linux-gnu");
-    if !has_core(&target) {
-        return Err(format!("run `rustup target add {musl}`"));
-    }
+    let rustc = with_core(&target).ok_or_else(|| format!("run `rustup target add {musl}`"))?;
     if architecture == std::env::consts::ARCH {
-        return Ok(Way { target, linker: None });
+        return Ok(Way { rustc, target, linker: None });
     }
     let name = format!("{architecture}-linux-gnu-gcc");
     let linker = find_program(&name).ok_or_else(|| format!("there is no {name}"))?;
-    Ok(Way { target, linker: Some(linker) })
+    Ok(Way { rustc, target, linker: Some(linker) })
 }
 
-/// Whether the compiler that builds the workspace has a core library for a target.
-fn has_core(target: &str) -> bool {
-    let rustc = process::cargo().with_file_name("rustc");
-    let ask = |program: &Path| {
-        capture(Command::new(program).args(["--print", "target-libdir", "--target", target]))
-    };
-    let directory = ask(&rustc).or_else(|| ask(Path::new("rustc")));
-    let files = directory.and_then(|directory| std::fs::read_dir(directory).ok());
-    files.is_some_and(|files| {
-        files.flatten().any(|file| file.file_name().to_string_lossy().starts_with("libcore-"))
+/// A compiler that has a core library for a target.
+fn with_core(target: &str) -> Option<PathBuf> {
+    build_ebpf::compilers().into_iter().find(|rustc| {
+        let libraries =
+            capture(Command::new(rustc).args(["--print", "target-libdir", "--target", target]));
+        libraries.is_some_and(|libraries| build_ebpf::holds_core(Path::new(&libraries)))
     })
 }
 
 fn build_one(architecture: &str, way: &Way) -> Result<PathBuf> {
     let directory = workspace_root().join("target/heartbeat-build");
-    let Way { target, linker } = way;
+    let Way { rustc, target, linker } = way;
     let mut command = cargo_command(["build", "--profile", "agent", "--package", PACKAGE]);
     command
         .args(["--features", "program", "--target", target, "--target-dir"])
@@ -91,6 +88,11 @@ fn build_one(architecture: &str, way: &Way) -> Result<PathBuf> {
             "CARGO_ENCODED_RUSTFLAGS",
             ["-Ctarget-feature=+crt-static", "-Crelocation-model=static"].join("\u{1f}"),
         );
+    command
+        .env("RUSTC", rustc)
+        .env_remove("RUSTC_WRAPPER")
+        .env_remove("RUSTC_WORKSPACE_WRAPPER")
+        .env_remove("RUSTUP_TOOLCHAIN");
     if let Some(linker) = linker {
         let variable = target.to_uppercase().replace('-', "_");
         command.env(format!("CARGO_TARGET_{variable}_LINKER"), linker);
