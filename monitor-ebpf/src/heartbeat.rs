@@ -22,6 +22,12 @@ pub const FLAG_CHECK_FAILED: u8 = 1 << 1;
 pub const CHECK_NAME_BYTES: usize = 32;
 
 impl Heartbeat {
+    /// What follows the EtherType, as it came.
+    pub fn from_bytes(bytes: &[u8; size_of::<Self>()]) -> Self {
+        // SAFETY: a beat is made of bytes alone, without padding, so that any bytes are one.
+        unsafe { core::mem::transmute_copy(bytes) }
+    }
+
     /// Whether this is a beat that this version understands.
     #[inline(always)]
     pub fn is_well_formed(&self) -> bool {

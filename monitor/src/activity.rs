@@ -119,7 +119,11 @@ impl Activity {
             }),
             process: current.process,
             heartbeat: both(&previous.heartbeats, &current.heartbeats)
-                .and_then(|(before, now)| heartbeat(before, now)),
+                .and_then(|(before, now)| heartbeat(before, now))
+                .and_then(|on_cards| {
+                    let (before, now) = both(&previous.port, &current.port)?;
+                    Ok(heartbeat(before, now)?.or(on_cards))
+                }),
         }
     }
 }
@@ -170,7 +174,7 @@ mod tests {
     use monitor_ebpf::{NetworkCounters, StorageCounters};
 
     use super::*;
-    use crate::sample::LastBeat;
+    use crate::sample::{Heard, LastBeat};
 
     fn sample() -> VmSample {
         VmSample {
@@ -180,12 +184,13 @@ mod tests {
             vcpus: Ok(vec![VcpuTime { index: 0, tid: 7, run_ns: 0, wait_ns: 0 }]),
             process: ProcessState::Running,
             heartbeats: Ok(Heartbeats::default()),
+            port: Ok(Heartbeats::default()),
         }
     }
 
     fn beaten(beats: u64, leavings: u64) -> Heartbeats {
         let last = LastBeat {
-            jiffies: 9,
+            heard: Heard::Jiffies(9),
             leaving: leavings > 0,
             failed: false,
             interval: Duration::from_secs(1),
@@ -220,6 +225,12 @@ mod tests {
         assert!(activity.heartbeat.unwrap().unwrap().leaving);
         // The other way round, counters were replaced.
         assert!(Activity::between(&later, &now, second).heartbeat.is_err());
+        let mut by_port = now.clone();
+        by_port.port = Ok(beaten(5, 0));
+        let said = Activity::between(&now, &by_port, second).heartbeat.unwrap().unwrap();
+        assert_eq!(said.beats, 5);
+        by_port.port = Err(Missing::new("heartbeats", "its port is not connected"));
+        assert!(Activity::between(&now, &by_port, second).heartbeat.is_err());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     discover::{self, Vm, VmId},
     qmp::{self, QmpState},
-    sample::{LostCompletions, VcpuClocks},
+    sample::{LostCompletions, VcpuClocks, port::PortListener},
     verdict::{Terms, Watch},
     witness::Notes,
 };
@@ -118,6 +118,7 @@ impl Engine {
             notes: Some(Notes::default()),
             testimony: None,
             case,
+            port: vm.heartbeat_socket.clone().map(|socket| PortListener::start(vm.id, socket)),
             told: None,
             restarts: 0,
             put_back,

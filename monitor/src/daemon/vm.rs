@@ -18,7 +18,7 @@ use crate::{
     report::incident::Incident,
     sample::{
         Devices, HeartbeatRows, Heartbeats, InFlightAges, LostCompletions, Missing, ProcessState,
-        Reading, ThreadTimes, VcpuClocks, VmRows, VmSample,
+        Reading, ThreadTimes, VcpuClocks, VmRows, VmSample, port::PortListener,
     },
     verdict::{Act, Input, Monitor, Terms, Testimony, Watch},
     witness::Notes,
@@ -79,6 +79,8 @@ pub(super) struct WatchedVm {
     /// What the witnesses said last, for people to read.
     pub(super) testimony: Option<Arc<Testimony>>,
     pub(super) case: Option<Case>,
+    /// Its agent's port, if it has one.
+    pub(super) port: Option<PortListener>,
     /// What was told of its agent, as long as that is so.
     pub(super) told: Option<Incident>,
     /// Restarts that were begun.
@@ -197,7 +199,9 @@ impl WatchedVm {
             .map_err(|missing| missing.of("storage"));
         let network = self.network(&row);
         let heartbeats = self.heartbeats(&network, host);
-        VmSample { network, heartbeats, storage, in_flight: None, vcpus, process }
+        let port = self.port.as_ref();
+        let port = port.map_or_else(|| Ok(Heartbeats::default()), PortListener::heartbeats);
+        VmSample { network, heartbeats, port, storage, in_flight: None, vcpus, process }
     }
 
     /// Read only where something was said since the last sample.

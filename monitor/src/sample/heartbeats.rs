@@ -29,11 +29,20 @@ pub struct Heartbeats {
     pub last: Option<LastBeat>,
 }
 
+/// A moment, as whoever noted it tells the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// A tap's program: the kernel's ticks.
+    Jiffies(u64),
+    /// This daemon: time since the host's start.
+    At(Duration),
+}
+
 /// What an agent said last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastBeat {
-    /// When, in the kernel's ticks.
-    pub jiffies: u64,
+    /// When.
+    pub heard: Heard,
     /// The guest goes down in good order.
     pub leaving: bool,
     /// Its check failed.
@@ -133,7 +142,7 @@ fn totals(lanes: &[HeartbeatRow]) -> Heartbeats {
         leavings: sum(|lane| lane.leavings),
         malformed: sum(|lane| lane.malformed),
         last: last.map(|lane| LastBeat {
-            jiffies: lane.last_jiffies,
+            heard: Heard::Jiffies(lane.last_jiffies),
             leaving: lane.flags & u32::from(FLAG_LEAVING) != 0,
             failed: lane.flags & u32::from(FLAG_CHECK_FAILED) != 0,
             interval: Duration::from_millis(lane.interval_ms.into()),
@@ -145,7 +154,7 @@ fn totals(lanes: &[HeartbeatRow]) -> Heartbeats {
 }
 
 /// A check's name: a guest may write anything there.
-fn name(bytes: &[u8]) -> String {
+pub(super) fn name(bytes: &[u8]) -> String {
     let text = bytes.iter().copied().take_while(|byte| *byte != 0);
     text.map(|byte| if matches!(byte, b' '..=b'~') { char::from(byte) } else { '?' }).collect()
 }
@@ -180,7 +189,7 @@ mod tests {
     fn counters_are_added_up_and_the_last_word_is_the_latest() {
         let later = HeartbeatRow { last_jiffies: 51, sequence: 7, interval_ms: 2000, ..lane() };
         let last = LastBeat {
-            jiffies: 51,
+            heard: Heard::Jiffies(51),
             leaving: false,
             failed: false,
             interval: Duration::from_secs(2),

@@ -8,7 +8,7 @@
 pub mod agent;
 pub mod arp;
 pub mod balloon;
-mod blocking;
+pub(crate) mod blocking;
 pub mod console;
 mod ethernet;
 pub mod host;
