@@ -83,6 +83,17 @@ for port in /sys/class/virtio-ports/*; do
     fi
 done
 
+# Where flatline's agent is heard without a network card.
+heart_port() {
+    for port in /sys/class/virtio-ports/*; do
+        [ "$(cat "$port/name" 2>/dev/null)" = org.flatline.heartbeat.0 ] && echo "/dev/${port##*/}"
+    done
+}
+# As docs/heartbeat.md has it, for guests in which nothing can be installed.
+beat_by_hand() {
+    while sleep 1; do echo "flatline 1000 $(cat /proc/sys/kernel/random/boot_id)"; done >"$(heart_port)"
+}
+
 load=
 # Runs one command that never ends by itself; `stop-load` ends it.
 in_background() {
@@ -150,6 +161,8 @@ while read -r command first second; do
         up) ip link set "$first" up ;;
         # flatline's agent, in place of the one before.
         heartbeat) flatline-heartbeat $first $second & beater=$! ;;
+        heartbeat-port) flatline-heartbeat --port "$(heart_port)" $first $second & beater=$! ;;
+        heartbeat-by-hand) beat_by_hand & beater=$! ;;
         heartbeat-kill) kill -"$first" "$beater" ;;
         # Everything but this shell, which is spared.
         freeze) kill -STOP -1 ;;

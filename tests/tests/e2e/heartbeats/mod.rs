@@ -6,7 +6,12 @@ mod orderly;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
-use flatline_tests::{capture::Capture, daemon::Daemon, guest::Guest, interrupt::sleep};
+use flatline_tests::{
+    capture::Capture,
+    daemon::Daemon,
+    guest::{Guest, GuestConfig},
+    interrupt::sleep,
+};
 use libtest_mimic::Trial;
 use monitor_ebpf::heartbeat::HEARTBEAT_ETHERTYPE;
 use serde_json::Value;
@@ -25,6 +30,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("a_guests_heart_is_heard_at_its_taps_and_nowhere_else", heard),
         trial("a_user_space_that_died_is_told_of_and_restarted_only_where_configured", dead),
         trial("a_guest_with_an_agent_that_panics_is_found_sooner", sooner),
+        trial("an_agent_is_heard_through_a_port_and_so_is_a_line_of_shell", ports),
         trial("a_service_that_hangs_is_named_by_its_guests_agent", service),
     ];
     trials.extend(orderly::trials());
@@ -205,6 +211,56 @@ fn sooner() -> Result<()> {
     wait_for_incident(&daemon, "with-agent", "recovered", BOOT_LIMIT, recovered)?;
     let within = FLAT_FOR + MARGIN;
     wait_for_incident(&daemon, "without", "restarted", within, restarted)?;
+    Ok(())
+}
+
+fn ports() -> Result<()> {
+    let rig = Rig::new()?;
+    let with_port = |name: &str| -> Result<GuestConfig> {
+        let mut config = rig.linux(name, 1)?;
+        // Neither a card nor a disk, on which anything of it could be seen.
+        (config.tap, config.ip, config.disk) = (None, None, None);
+        let socket = rig.dir().join(format!("{name}.heart"));
+        let chardev = format!("socket,id=heart,path={},server=on,wait=off", socket.display());
+        let port = "virtserialport,chardev=heart,name=org.flatline.heartbeat.0";
+        config.extra_args.extend(
+            ["-chardev", &chardev, "-device", "virtio-serial-pci", "-device", port]
+                .map(str::to_owned),
+        );
+        Ok(config)
+    };
+    let configs = [with_port("by-port")?, with_port("by-hand")?];
+    let mut config = rig.daemon_config()?;
+    config.boot_grace = Duration::from_secs(5);
+    let daemon = rig.daemon(&config)?;
+    let guests = boot_all(&configs)?;
+    let [by_port, by_hand] = &guests[..] else { unreachable!() };
+    by_port.run("heartbeat-port", COMMAND_LIMIT)?;
+    by_hand.run("heartbeat-by-hand", COMMAND_LIMIT)?;
+    for guest in &guests {
+        let row = wait_for_beats(&daemon, guest)?;
+        ensure!(row["heartbeat"]["interval_seconds"] == 1.0, "{row}");
+    }
+    sleep(Duration::from_secs(12))?;
+    for guest in &guests {
+        let row = vm(&daemon, guest.name())?;
+        let last = row["heartbeat"]["last_seconds"].as_f64();
+        ensure!(last.is_some_and(|seconds| seconds < 3.0), "{row}");
+        ensure!(row["state"] == "alive" && row["heartbeat"]["malformed"] == 0, "{row}");
+    }
+    // The one goes down in good order, the other is gone.
+    for guest in &guests {
+        guest.run("heartbeat-kill TERM", COMMAND_LIMIT)?;
+    }
+    let state = |name: &'static str, wanted: &'static str| {
+        wait_for_vm(&daemon, name, wanted, LOST_AFTER + MARGIN, move |row| row["state"] == wanted)
+    };
+    let row = state("by-port", "held")?;
+    ensure!(row["heartbeat"]["leaving"] == true, "{row}");
+    state("by-hand", "suspect")?;
+    for guest in &guests {
+        ensure!(outer_resets(guest)?.is_empty(), "{} was reset", guest.name());
+    }
     Ok(())
 }
 
