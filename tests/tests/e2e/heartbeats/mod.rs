@@ -216,8 +216,8 @@ fn sooner() -> Result<()> {
 
 fn ports() -> Result<()> {
     let rig = Rig::new()?;
-    let with_port = |name: &str| -> Result<GuestConfig> {
-        let mut config = rig.linux(name, 1)?;
+    let with_port = |name: &str, number| -> Result<GuestConfig> {
+        let mut config = rig.linux(name, number)?;
         // Neither a card nor a disk, on which anything of it could be seen.
         (config.tap, config.ip, config.disk) = (None, None, None);
         let socket = rig.dir().join(format!("{name}.heart"));
@@ -229,7 +229,7 @@ fn ports() -> Result<()> {
         );
         Ok(config)
     };
-    let configs = [with_port("by-port")?, with_port("by-hand")?];
+    let configs = [with_port("by-port", 1)?, with_port("by-hand", 2)?];
     let mut config = rig.daemon_config()?;
     config.boot_grace = Duration::from_secs(5);
     let daemon = rig.daemon(&config)?;
