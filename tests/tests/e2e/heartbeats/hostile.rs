@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use super::{COMMAND_LIMIT, start_agent, wait_for_beats};
 use crate::{
+    counts::map_total,
     network::{hub, hub_arguments, tap_of, wait_until_attached},
     rig::{BOOT_LIMIT, MARGIN, Rig, incidents_of, outer_resets, trial, vm, wait_for_vm},
 };
@@ -87,6 +88,9 @@ fn hostile() -> Result<()> {
     let forged = frame(MAC, &Heartbeat { boot, flags: FLAG_LEAVING, ..beat() });
     let mut frames = malformed();
     frames.push(forged.to_vec());
+    // A tag makes no difference, and this one is later.
+    let plain = frame(MAC, &Heartbeat { boot, flags: FLAG_LEAVING, ..beat() });
+    frames.push([&plain[..12], &[0x81, 0, 0, 7], &plain[12..]].concat());
     // Another use of the number is nobody's business here, and goes on to the bridge.
     let mut other = frame([0xff; 6], &beat()).to_vec();
     other[..6].fill(0xff);
@@ -97,6 +101,8 @@ fn hostile() -> Result<()> {
         row["heartbeat"]["malformed"] == malformed().len() && row["heartbeat"]["leaving"] == true
     })?;
     ensure!(row["heartbeat"]["boot"] == before["heartbeat"]["boot"], "{row}");
+    let taken = map_total(&rig, &guests[0], "network", "heartbeats")?;
+    ensure!(taken == 2, "{taken} of two beats were taken off, one of them in a VLAN");
     let row = vm(&daemon, "healthy")?;
     ensure!(row["state"] == "alive" && row["heartbeat"]["leaving"] == false, "{row}");
     let seen = bridge.frames()?;
