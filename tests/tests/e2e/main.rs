@@ -14,6 +14,7 @@ mod killed;
 mod ladder;
 mod left_alone;
 mod lifecycle;
+mod memory;
 mod neighbours;
 mod network;
 mod owners;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
     trials.extend(hostile::trials());
     trials.extend(peers::trials());
     trials.extend(heartbeats::trials());
+    trials.extend(memory::trials());
     trials.extend(witnesses::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }
