@@ -16,7 +16,7 @@ use crate::rig::{
 };
 
 /// Long enough for beats to be missed, and for that to be told.
-const A_WHILE: Duration = Duration::from_secs(20);
+const A_WHILE: Duration = Duration::from_secs(13);
 
 pub(super) fn trials() -> Vec<Trial> {
     vec![
