@@ -6,8 +6,9 @@ use monitor_ebpf::heartbeat::{
 };
 
 use crate::{
+    ERROR,
     arguments::Arguments,
-    sys::{Descriptor, PacketSocket, Written},
+    sys::{Descriptor, PacketSocket, Written, say},
 };
 
 /// Going down is said so often: a frame may be lost.
@@ -18,6 +19,8 @@ pub(crate) struct Beats<'a> {
     way: Way<'a>,
     beat: Heartbeat,
     sequence: u64,
+    /// That nothing could be sent was said.
+    is_told: bool,
 }
 
 enum Way<'a> {
@@ -50,7 +53,7 @@ impl<'a> Beats<'a> {
             sequence: [0; 8],
             check: name(arguments.name),
         };
-        Ok(Self { way, beat, sequence: 0 })
+        Ok(Self { way, beat, sequence: 0, is_told: false })
     }
 
     /// The guest lives, and what is checked does.
@@ -76,7 +79,11 @@ impl<'a> Beats<'a> {
         let beat = Heartbeat { flags, sequence: self.sequence.to_be_bytes(), ..self.beat };
         match &mut self.way {
             Way::Cards(socket) => {
-                socket.on_each_card(|source| frame(source, &beat));
+                let cards = socket.on_each_card(|source| frame(source, &beat));
+                if cards == 0 && !self.is_told {
+                    self.is_told = true;
+                    say(ERROR, &["flatline-heartbeat: no network card is up yet\n"]);
+                }
             }
             Way::Port(path, port) => {
                 // The same bytes, so that one parser reads both.

@@ -55,19 +55,22 @@ impl PacketSocket {
     }
 
     /// Sends what `frame` makes for the address of a card on each card that is up, as there are now. One that has no
-    /// room for it is left out.
-    pub fn on_each_card(&self, frame: impl Fn([u8; 6]) -> [u8; HEARTBEAT_FRAME_BYTES]) {
-        let Some(directory) = Descriptor::open(INTERFACES, O_DIRECTORY) else { return };
+    /// room for it is left out. Returns how many took it.
+    pub fn on_each_card(&self, frame: impl Fn([u8; 6]) -> [u8; HEARTBEAT_FRAME_BYTES]) -> usize {
+        let Some(directory) = Descriptor::open(INTERFACES, O_DIRECTORY) else { return 0 };
+        let mut cards = 0;
         let mut room = [0; ENTRIES_BYTES];
         while let Some(length @ 1..) = directory.read_entries(&mut room) {
             for name in Entries(room.get(..length).unwrap_or_default()) {
                 if has_device(name)
                     && let Some((index, source)) = self.card(name)
+                    && self.send(index, &frame(source))
                 {
-                    self.send(index, &frame(source));
+                    cards += 1;
                 }
             }
         }
+        cards
     }
 
     /// Number and address of an Ethernet interface that is up.
@@ -95,7 +98,7 @@ impl PacketSocket {
         request.answer.first_chunk().copied()
     }
 
-    fn send(&self, index: i32, frame: &[u8]) {
+    fn send(&self, index: i32, frame: &[u8]) -> bool {
         let mut address_bytes = [0; 8];
         for (to, from) in address_bytes.iter_mut().zip(HEARTBEAT_MAC) {
             *to = from;
@@ -113,7 +116,7 @@ impl PacketSocket {
         let arguments =
             [self.0.raw(), frame_at, frame.len(), 0, address(&raw const to), size_of_val(&to)];
         // SAFETY: frame and address are as long as said, and live as long as the call, which reads them.
-        let _ = unsafe { call(__NR_sendto, arguments) };
+        unsafe { call(__NR_sendto, arguments) }.is_ok()
     }
 }
 
