@@ -6,8 +6,9 @@ use monitor_ebpf::heartbeat::{
 };
 
 use crate::{
+    ERROR,
     arguments::Arguments,
-    sys::{Descriptor, PacketSocket},
+    sys::{Descriptor, PacketSocket, Written, say},
 };
 
 /// Going down is said so often: a frame may be lost.
@@ -15,17 +16,18 @@ const SAID_GOING: usize = 3;
 
 /// What is sent, and where it goes.
 pub(crate) struct Beats<'a> {
-    way: Way,
-    port: Option<&'a str>,
+    way: Way<'a>,
     beat: Heartbeat,
     sequence: u64,
+    /// That nothing could be sent was said.
+    is_told: bool,
 }
 
-enum Way {
+enum Way<'a> {
     /// On every network card.
     Cards(PacketSocket),
-    /// To a character device, which is opened anew after it was closed or full.
-    Port(Option<Descriptor>),
+    /// To a character device of this path, which is opened anew after it was unplugged.
+    Port(&'a str, Option<Descriptor>),
 }
 
 impl<'a> Beats<'a> {
@@ -35,11 +37,10 @@ impl<'a> Beats<'a> {
     /// If there is none, in words.
     pub(crate) fn begin(arguments: &Arguments<'a>) -> Result<Self, &'static str> {
         let way = match arguments.port {
-            None => Way::Cards(
-                PacketSocket::open().ok_or("no packet socket can be had; it needs CAP_NET_RAW")?,
-            ),
+            None => Way::Cards(PacketSocket::open()?),
             Some(path) => {
-                Way::Port(Some(Descriptor::open_to_write(path).ok_or("the port can't be opened")?))
+                let port = Descriptor::open_to_write(path).ok_or("the port can't be opened")?;
+                Way::Port(path, Some(port))
             }
         };
         let beat = Heartbeat {
@@ -52,7 +53,7 @@ impl<'a> Beats<'a> {
             sequence: [0; 8],
             check: name(arguments.name),
         };
-        Ok(Self { way, port: arguments.port, beat, sequence: 0 })
+        Ok(Self { way, beat, sequence: 0, is_told: false })
     }
 
     /// The guest lives, and what is checked does.
@@ -78,14 +79,20 @@ impl<'a> Beats<'a> {
         let beat = Heartbeat { flags, sequence: self.sequence.to_be_bytes(), ..self.beat };
         match &mut self.way {
             Way::Cards(socket) => {
-                socket.on_each_card(|source| frame(source, &beat));
+                let cards = socket.on_each_card(|source| frame(source, &beat));
+                if cards == 0 && !self.is_told {
+                    self.is_told = true;
+                    say(ERROR, &["flatline-heartbeat: no network card is up yet\n"]);
+                }
             }
-            Way::Port(port) => {
+            Way::Port(path, port) => {
                 // The same bytes, so that one parser reads both.
                 let bytes = frame([0; 6], &beat);
-                let is_written = port.as_ref().is_some_and(|port| port.write(&bytes));
-                if !is_written {
-                    *port = self.port.and_then(Descriptor::open_to_write);
+                // While nobody reads at the other end it stays open: a port can be opened but once, and each time the host
+                // is told.
+                if port.as_ref().is_none_or(|port| port.write(&bytes) == Written::Gone) {
+                    *port = None;
+                    *port = Descriptor::open_to_write(path);
                 }
             }
         }

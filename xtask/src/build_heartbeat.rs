@@ -1,9 +1,9 @@
 //! `cargo xtask build-heartbeat`: compiles the guests' agent, a static program, for each architecture that this
 //! machine can build for, into `target/heartbeat/ARCHITECTURE/flatline-heartbeat`.
 //!
-//! It has no standard library: of the Rust target only `core` is needed, and of the system a C library that can be linked
-//! in. musl comes with rustup's targets (`rustup target add x86_64-unknown-linux-musl`) and makes the smallest program; the
-//! C library of the distribution does as well. Nothing is ever downloaded.
+//! It has neither the standard library nor one of the system's: of the Rust target only `core` is needed, and any linker will
+//! do, such as the one that rustup's toolchains bring. So a machine can always build for itself, and for the other architecture
+//! after `rustup target add aarch64-unknown-linux-musl`. Nothing is ever downloaded.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +11,9 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::build_ebpf;
-use crate::process::{self, capture, cargo_command, find_program, heading, workspace_root};
+use crate::process::{
+    self, capture, cargo_command, find_program, heading, is_executable, workspace_root,
+};
 
 /// The architectures of guests, by Rust's names for them.
 const ARCHITECTURES: [&str; 2] = ["x86_64", "aarch64"];
@@ -25,8 +27,14 @@ struct Way {
     /// The first compiler that has a core library for the target.
     rustc: PathBuf,
     target: String,
-    /// The C compiler that links; `None`: the target's own.
-    linker: Option<PathBuf>,
+    linker: Linker,
+}
+
+#[derive(Debug)]
+struct Linker {
+    path: PathBuf,
+    /// As rustc calls its kind.
+    flavor: &'static str,
 }
 
 /// Builds for each architecture that can be built for; returns the program for this machine's.
@@ -53,19 +61,32 @@ pub(crate) fn build() -> Result<PathBuf> {
 
 /// How to build for an architecture, or why that can't be done here.
 fn way(architecture: &str) -> Result<Way, String> {
-    let musl = format!("{architecture}-unknown-linux-musl");
-    if let Some(rustc) = with_core(&musl) {
-        // Its C library comes with it, and so does what begins a program; only a linker is wanted.
-        return Ok(Way { rustc, target: musl, linker: None });
-    }
-    let target = format!("{architecture}-unknown-linux-gnu");
-    let rustc = with_core(&target).ok_or_else(|| format!("run `rustup target add {musl}`"))?;
-    if architecture == std::env::consts::ARCH {
-        return Ok(Way { rustc, target, linker: None });
-    }
-    let name = format!("{architecture}-linux-gnu-gcc");
-    let linker = find_program(&name).ok_or_else(|| format!("there is no {name}"))?;
-    Ok(Way { rustc, target, linker: Some(linker) })
+    // The C library that a target is named after is not linked: their core libraries are as good.
+    let targets = ["musl", "gnu"].map(|library| format!("{architecture}-unknown-linux-{library}"));
+    let found = targets.iter().find_map(|target| Some((with_core(target)?, target.clone())));
+    let (rustc, target) = found.ok_or_else(|| format!("run `rustup target add {}`", targets[0]))?;
+    let linker = linker(architecture).ok_or_else(|| {
+        format!("there is no rust-lld, no ld.lld and no {architecture}-linux-gnu-ld")
+    })?;
+    Ok(Way { rustc, target, linker })
+}
+
+/// LLVM's links for every architecture, GNU's for one.
+fn linker(architecture: &str) -> Option<Linker> {
+    let lld = build_ebpf::compilers().into_iter().find_map(|rustc| {
+        let libraries = capture(Command::new(rustc).args(["--print", "target-libdir"]))?;
+        // It stands beside the libraries of the compiler's own target.
+        Some(Path::new(&libraries).parent()?.join("bin/rust-lld"))
+            .filter(|path| is_executable(path))
+    });
+    let lld = lld.or_else(|| find_program("ld.lld"));
+    let gnu = || {
+        let is_own = architecture == std::env::consts::ARCH;
+        find_program(&format!("{architecture}-linux-gnu-ld"))
+            .or_else(|| find_program("ld").filter(|_| is_own))
+    };
+    lld.map(|path| Linker { path, flavor: "ld.lld" })
+        .or_else(|| gnu().map(|path| Linker { path, flavor: "ld" }))
 }
 
 /// A compiler that has a core library for a target.
@@ -80,23 +101,25 @@ fn with_core(target: &str) -> Option<PathBuf> {
 fn build_one(architecture: &str, way: &Way) -> Result<PathBuf> {
     let directory = workspace_root().join("target/heartbeat-build");
     let Way { rustc, target, linker } = way;
+    let linker_path = linker.path.to_str().context("the linker's path is no text")?;
+    // No loader is there to move it elsewhere.
+    let mut flags = vec!["-Ctarget-feature=+crt-static", "-Crelocation-model=static"];
+    let linker_flags =
+        [format!("-Clinker={linker_path}"), format!("-Clinker-flavor={}", linker.flavor)];
+    flags.extend(linker_flags.iter().map(String::as_str));
+    if target.ends_with("musl") {
+        // It begins by itself, and not by what comes with this target.
+        flags.push("-Clink-self-contained=no");
+    }
     let mut command = cargo_command(["build", "--profile", "agent", "--package", PACKAGE]);
     command
         .args(["--features", "program", "--target", target, "--target-dir"])
         .arg(&directory)
-        .env(
-            "CARGO_ENCODED_RUSTFLAGS",
-            ["-Ctarget-feature=+crt-static", "-Crelocation-model=static"].join("\u{1f}"),
-        );
-    command
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .env("RUSTC", rustc)
         .env_remove("RUSTC_WRAPPER")
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .env_remove("RUSTUP_TOOLCHAIN");
-    if let Some(linker) = linker {
-        let variable = target.to_uppercase().replace('-', "_");
-        command.env(format!("CARGO_TARGET_{variable}_LINKER"), linker);
-    }
     process::run(&mut command)?;
     let built = directory.join(target).join("agent").join(PACKAGE);
     let program = workspace_root().join("target/heartbeat").join(architecture).join(PACKAGE);
@@ -106,14 +129,19 @@ fn build_one(architecture: &str, way: &Way) -> Result<PathBuf> {
     }
     let size = u64::try_from(bytes.len())?;
     ensure!(size < MOST_BYTES, "{} has {size} bytes", built.display());
-    if let Some(parent) = program.parent() {
-        std::fs::create_dir_all(parent)
-            .with_context(|| format!("cannot make {}", parent.display()))?;
-    }
-    std::fs::copy(&built, &program)
-        .with_context(|| format!("cannot write {}", program.display()))?;
+    put(&built, &program).with_context(|| format!("cannot write {}", program.display()))?;
     println!("{}: static, {} KiB, for {target}", program.display(), size.div_ceil(1024));
     Ok(program)
+}
+
+/// Copies it whole, or not at all: others may look at the same time.
+fn put(from: &Path, to: &Path) -> std::io::Result<()> {
+    if let Some(parent) = to.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    let part = to.with_extension(std::process::id().to_string());
+    std::fs::copy(from, &part)?;
+    std::fs::rename(&part, to)
 }
 
 /// Whether an ELF file of 64 bits, with its numbers in little-endian order, names no loader: it has no program header of

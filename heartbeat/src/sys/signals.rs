@@ -1,8 +1,14 @@
 //! The one wait of all: for a signal, or for time to pass.
 
-use core::{ffi::c_int, mem::MaybeUninit, ptr};
+use linux_raw_sys::general::{
+    __NR_rt_sigprocmask, __NR_rt_sigtimedwait, SIG_BLOCK, SIG_SETMASK, SIGCHLD, SIGHUP, SIGINT,
+    SIGPIPE, SIGTERM,
+};
 
-use super::SECOND_MS;
+use super::{
+    SECOND_MS, TimeSpec,
+    call::{NOWHERE, address, call},
+};
 
 /// What ended a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,48 +22,51 @@ pub enum Waited {
 }
 
 /// Signals that are waited for, and interrupt nothing.
-pub struct Signals(libc::sigset_t);
+pub struct Signals(());
 
-const END: [c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+const END: [u32; 3] = [SIGTERM, SIGINT, SIGHUP];
+/// Of the kernel's own set of signals, one bit each.
+const WAITED_FOR: u64 = bit(SIGTERM) | bit(SIGINT) | bit(SIGHUP) | bit(SIGCHLD);
+/// A port that nobody reads is no reason to end.
+const BLOCKED: u64 = WAITED_FOR | bit(SIGPIPE);
+
+const fn bit(signal: u32) -> u64 {
+    1 << (signal - 1)
+}
 
 impl Signals {
     /// Keeps them from interrupting anything; `None` if the kernel refuses.
     pub fn block() -> Option<Self> {
-        let mut set = MaybeUninit::uninit();
-        // SAFETY: `sigemptyset` fills the set in, which the rest then only reads and adds to.
-        let (set, blocked) = unsafe {
-            libc::sigemptyset(set.as_mut_ptr());
-            let mut set = set.assume_init();
-            for signal in END.into_iter().chain([libc::SIGCHLD]) {
-                libc::sigaddset(&raw mut set, signal);
-            }
-            (set, libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()))
-        };
-        (blocked == 0).then_some(Self(set))
+        set_mask(SIG_BLOCK, BLOCKED).then_some(Self(()))
     }
 
     /// Lets a child that was forked just now be interrupted as any process may.
     pub(super) fn unblock_all() {
-        let mut none = MaybeUninit::uninit();
-        // SAFETY: as above.
-        unsafe {
-            libc::sigemptyset(none.as_mut_ptr());
-            libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut());
-        }
+        set_mask(SIG_SETMASK, 0);
     }
 
     /// Waits for one of them, for so long at most.
     pub fn wait(&self, limit_ms: u64) -> Waited {
-        let part = |number: u64| libc::time_t::try_from(number).unwrap_or(libc::time_t::MAX);
-        let limit = libc::timespec {
-            tv_sec: part(limit_ms / SECOND_MS),
-            tv_nsec: part(limit_ms % SECOND_MS * 1_000_000),
+        let part = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let limit = TimeSpec {
+            seconds: part(limit_ms / SECOND_MS),
+            nanoseconds: part(limit_ms % SECOND_MS * 1_000_000),
         };
-        // SAFETY: the set and the limit live as long as the call, and nobody wants to know more.
-        match unsafe { libc::sigtimedwait(&raw const self.0, ptr::null_mut(), &raw const limit) } {
-            signal if END.contains(&signal) => Waited::Told,
-            libc::SIGCHLD => Waited::ChildEnded,
+        let set = WAITED_FOR;
+        let arguments =
+            [address(&raw const set), NOWHERE, address(&raw const limit), size_of_val(&set)];
+        // SAFETY: the set and the limit live as long as the call, which reads them; nobody wants to know more.
+        let signal = unsafe { call(__NR_rt_sigtimedwait, arguments) };
+        match signal.ok().and_then(|signal| u32::try_from(signal).ok()) {
+            Some(signal) if END.contains(&signal) => Waited::Told,
+            Some(SIGCHLD) => Waited::ChildEnded,
             _ => Waited::Long,
         }
     }
+}
+
+fn set_mask(how: u32, set: u64) -> bool {
+    let arguments = [how as usize, address(&raw const set), NOWHERE, size_of_val(&set)];
+    // SAFETY: the set lives as long as the call, which reads it; nobody wants to know the one before.
+    unsafe { call(__NR_rt_sigprocmask, arguments) }.is_ok()
 }
