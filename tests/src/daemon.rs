@@ -1,6 +1,7 @@
 //! The daemon under test, with every directory of its own: several may run on one machine.
 
 use std::fmt::Write as _;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -40,6 +41,16 @@ pub struct DaemonConfig {
     pub metrics: String,
     /// More lines for the configuration; they come last: top-level keys have no place here.
     pub extra_toml: String,
+}
+
+/// An address of this host that nobody listens on now, and that nobody is handed out again soon.
+///
+/// # Errors
+///
+/// If no port is free.
+pub fn free_address() -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").context("no port is free")?;
+    Ok(listener.local_addr()?)
 }
 
 /// A running daemon, with its directories below one; dropping it ends it and unmounts its bpffs.

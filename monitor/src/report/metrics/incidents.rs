@@ -40,6 +40,9 @@ pub(super) const REMEMBERED: usize = 1024;
 
 type ByCause = Family<[(&'static str, &'static str); 1], Histogram, fn() -> Histogram>;
 
+/// An incident's id, and the outcome that it had when it was written down last.
+type Known = (String, Option<Outcome>);
+
 /// Counts incidents as they are written down; a clone counts the same.
 #[derive(Clone, Debug)]
 pub struct IncidentCounts {
@@ -47,7 +50,7 @@ pub struct IncidentCounts {
     ended: Family<[(&'static str, &'static str); 2], Counter>,
     detection: ByCause,
     recovery: ByCause,
-    pub(super) known: Arc<Mutex<VecDeque<(String, Option<Outcome>)>>>,
+    pub(super) known: Arc<Mutex<VecDeque<Known>>>,
 }
 
 impl IncidentCounts {

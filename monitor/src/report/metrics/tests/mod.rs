@@ -149,6 +149,25 @@ fn every_family_is_described_and_documented() {
 }
 
 #[test]
+fn every_figure_that_an_alert_rests_on_is_served() {
+    let rules = include_str!("../../../../packaging/prometheus/flatline.rules.yml");
+    let served = text(snapshot(vec![vm("web-1", 7)]), Format::OpenMetrics);
+    let expressions = rules.lines().filter_map(|line| line.trim().strip_prefix("expr: "));
+    let is_in_a_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut names = 0;
+    for word in expressions.flat_map(|expression| expression.split(|c| !is_in_a_name(c))) {
+        if word.starts_with("flatline_") {
+            names += 1;
+            let is_it = |line: &str| {
+                line.strip_prefix(word).is_some_and(|rest| rest.starts_with(['{', ' ']))
+            };
+            assert!(served.lines().any(is_it), "{word} is not served");
+        }
+    }
+    assert!(names > 10, "{names}");
+}
+
+#[test]
 fn figures_of_a_vm_are_served_as_they_are() {
     let families = served(vec![vm("web-1", 7)]);
     let value = |family: &str, labels: &[(&str, &str)]| {
