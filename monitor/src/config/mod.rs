@@ -134,14 +134,11 @@ pub struct Probes {
     pub max_in_flight: u32,
 }
 
-/// Where figures are to be served to Prometheus.
-///
-/// Accepted and validated so that a configuration can be written once; this version serves no
-/// metrics, and nothing listens on the address.
+/// Where figures are served to Prometheus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Metrics {
-    /// Address and port.
-    pub listen: SocketAddr,
+    /// Address and port; `None`: nothing is served.
+    pub listen: Option<SocketAddr>,
 }
 
 /// Many VMs that fall silent at the same moment: the host is ill, and restarting guests won't mend it.

@@ -26,7 +26,7 @@ fn an_empty_file_means_all_defaults() {
     assert_eq!((config.policy.max_restarts, config.policy.window.as_secs()), (3, 3600));
     assert_eq!(config.probes.tap_hook, TapHook::Auto);
     assert_eq!(config.probes.log, ProbeLog::Off);
-    assert_eq!(config.metrics.listen.to_string(), "127.0.0.1:9477");
+    assert_eq!(config.metrics.listen, Some(([127, 0, 0, 1], 9477).into()));
     let Recorder { keep, disk, max_mib } = config.recorder;
     assert_eq!((keep, disk, max_mib), (Duration::from_secs(300), false, 256));
     let Gathering { limit, memory, memory_limit, own_dump } = config.gathering;
@@ -102,6 +102,10 @@ memory_dump_limit = "10s"
     assert_eq!(config.probes.log, ProbeLog::Debug);
     assert_eq!(config.sample_interval, Duration::from_millis(500));
     assert_eq!(config.policy.max_restarts, 0);
+    assert_eq!(
+        config.metrics.listen.map(|address| address.to_string()).as_deref(),
+        Some("[::1]:9000")
+    );
     assert_eq!(config.recorder, Recorder { keep: Duration::ZERO, disk: true, max_mib: 1 });
     let policy = config.policy_for("db-1");
     assert_eq!(policy.mode, Mode::Recover);
@@ -290,7 +294,17 @@ fn patterns_paths_users_counts_and_addresses_are_checked() {
         "test.toml:2: recovery.memory_dump_dir: ",
         "abs",
     );
-    assert_refused("[metrics]\nlisten = \"9477\"", "test.toml:2: metrics.listen: ", "port");
+    for wrong in ["9477", "127.0.0.1", "localhost:9477", "127.0.0.1:0", "[::1]:0", "Off", " "] {
+        let text = format!("[metrics]\nlisten = \"{wrong}\"");
+        assert_refused(&text, "test.toml:2: metrics.listen: ", "port");
+    }
+}
+
+#[test]
+fn metrics_can_be_turned_off() {
+    for off in ["", "off"] {
+        assert_eq!(parse(&format!("[metrics]\nlisten = \"{off}\"")).metrics.listen, None);
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ use tracing::error;
 
 use super::{
     Message,
+    figures::Figures,
     finding::FirstReading,
     owners::Owners,
     scribe::Scribe,
@@ -85,6 +86,8 @@ pub(super) struct Engine {
     pub(super) storm: Option<String>,
     /// What is still awaited before the first reading of all.
     pub(super) first_reading: FirstReading,
+    /// What is told to Prometheus.
+    pub(super) figures: Figures,
 }
 
 /// All that reads maps.
@@ -109,7 +112,8 @@ impl Engine {
     ) -> Self {
         let Readers { counters, heartbeats, kvm, threads } = readers;
         let store = Arc::new(store);
-        let (scribe, scribe_thread) = Scribe::start(store.clone());
+        let figures = Figures::start(&config);
+        let (scribe, scribe_thread) = Scribe::start(store.clone(), figures.incidents.clone());
         let ledger = Ledger::open(&config.paths.state_dir);
         if let Some(why) = ledger.complaint() {
             error!("{why}");
@@ -153,6 +157,7 @@ impl Engine {
             devices: DeviceWatch::default(),
             storm: None,
             first_reading: FirstReading::default(),
+            figures,
         }
     }
 

@@ -9,6 +9,7 @@ mod cases;
 mod ended;
 mod engine;
 mod evidence;
+mod figures;
 mod finding;
 mod hearing;
 mod heart;
@@ -221,7 +222,7 @@ async fn start(
             biased;
             _ = terminated.recv() => break,
             _ = interrupted.recv() => break,
-            _ = tick.tick() => engine.tick(),
+            due = tick.tick() => engine.timed_tick(due),
             Some((vm, notice)) = qmp.recv() => engine.on_qmp(vm, notice),
             Some(message) = inbox.recv() => engine.on_message(message),
             Some(report) = attached.recv() => engine.on_attached(report),

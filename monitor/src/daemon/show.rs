@@ -110,10 +110,11 @@ impl Engine {
     }
 
     /// What of the host or of its VMs can't be seen as it should.
-    fn degraded(&self) -> Vec<String> {
+    pub(super) fn degraded(&self) -> Vec<String> {
         let lost = self.health.iter().filter(|program| program.failure.is_some());
         let lost: Vec<&str> = lost.map(|program| program.program).collect();
         let mut degraded: Vec<String> = self.storm.iter().cloned().collect();
+        degraded.extend(self.figures.complaint());
         if !lost.is_empty() {
             degraded.push(format!("not attached: {}", lost.join(", ")));
         }
@@ -191,7 +192,7 @@ impl Engine {
         }
     }
 
-    fn guest_resets_in_window(&self, watched: &WatchedVm) -> usize {
+    pub(super) fn guest_resets_in_window(&self, watched: &WatchedVm) -> usize {
         let (now, window) = (self.now(), watched.terms.policy.boot_loop_window);
         watched.watch.resets.iter().filter(|at| now.saturating_sub(**at) < window).count()
     }

@@ -34,7 +34,8 @@ pub enum Cause {
 }
 
 impl Cause {
-    const ALL: [Self; 11] = [
+    /// All of them.
+    pub const ALL: [Self; 11] = [
         Self::Panicked,
         Self::InternalError,
         Self::Watchdog,
@@ -122,6 +123,10 @@ pub enum State {
 }
 
 impl State {
+    /// All names in `status --json`.
+    pub const NAMES: [&str; 8] =
+        ["starting", "alive", "suspect", "crashed", "recovering", "held", "failed", "unobservable"];
+
     /// The name in `status --json`.
     pub fn name(&self) -> &'static str {
         match self {

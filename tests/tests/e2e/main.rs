@@ -15,6 +15,7 @@ mod ladder;
 mod left_alone;
 mod lifecycle;
 mod memory;
+mod metrics;
 mod neighbours;
 mod network;
 mod owners;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
     trials.extend(peers::trials());
     trials.extend(heartbeats::trials());
     trials.extend(memory::trials());
+    trials.extend(metrics::trials());
     trials.extend(witnesses::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }
