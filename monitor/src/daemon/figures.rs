@@ -19,7 +19,7 @@ use crate::{
         },
         web,
     },
-    sample::Heartbeats,
+    sample::{Heartbeats, VmSample},
     verdict::State,
 };
 
@@ -118,24 +118,25 @@ impl Engine {
                 .and_then(|sample| sample.in_flight)
                 .filter(|ages| ages.requests > 0)
                 .map(|ages| ages.oldest),
-            heartbeats: sample
-                .and_then(|sample| sample.heartbeats.as_ref().ok())
-                .and_then(|heartbeats| self.beats(heartbeats)),
+            heartbeats: sample.and_then(|sample| self.beats(sample)),
+            memory: watched.memory.now,
             vcpus: sample.and_then(|sample| sample.vcpus.as_ref().ok().cloned()),
         }
     }
 
     /// `None` for a guest whose agent never said anything.
-    fn beats(&self, heartbeats: &Heartbeats) -> Option<Beats> {
-        let Heartbeats { beats, failures, leavings: _, malformed, last } = heartbeats;
-        if last.is_none() && *malformed == 0 {
-            return None;
-        }
-        Some(Beats {
-            beats: *beats,
-            failures: *failures,
-            malformed: *malformed,
-            last_seconds: last.as_ref().and_then(|last| self.since_jiffies(last.jiffies)),
+    fn beats(&self, sample: &VmSample) -> Option<Beats> {
+        let ways = [&sample.heartbeats, &sample.port];
+        let heard = || ways.into_iter().filter_map(|way| way.as_ref().ok());
+        let sum = |of: fn(&Heartbeats) -> u64| heard().map(of).sum::<u64>();
+        let last = heard().filter_map(|way| self.age_of(way.last.as_ref()?.heard));
+        let (beats, malformed) = (sum(|way| way.beats), sum(|way| way.malformed));
+        let failures = sum(|way| way.failures);
+        (beats | malformed | failures != 0).then(|| Beats {
+            beats,
+            failures,
+            malformed,
+            last_seconds: last.min_by(f64::total_cmp),
         })
     }
 }

@@ -39,7 +39,7 @@ impl Engine {
         })
     }
 
-    fn age_of(&self, heard: Heard) -> Option<f64> {
+    pub(super) fn age_of(&self, heard: Heard) -> Option<f64> {
         match heard {
             Heard::Jiffies(jiffies) => self.since_jiffies(jiffies),
             Heard::At(moment) => Some(self.now().saturating_sub(moment).as_secs_f64()),

@@ -7,7 +7,13 @@ use std::{
 
 use monitor_ebpf::{NetworkCounters, StorageCounters};
 
-use crate::{config::Mode, discover::Vm, qmp::RunState, sample::VcpuTime, verdict::Cause};
+use crate::{
+    config::Mode,
+    discover::Vm,
+    qmp::RunState,
+    sample::{Memory, VcpuTime},
+    verdict::Cause,
+};
 
 /// The host and its VMs at the end of a tick.
 #[derive(Clone, Debug)]
@@ -83,6 +89,8 @@ pub struct VmFigures {
     pub oldest_in_flight: Option<Duration>,
     /// What its guest's agent said, where it ever said anything.
     pub heartbeats: Option<Beats>,
+    /// Its memory, as last told.
+    pub memory: Memory,
     /// Its vCPU threads' times; `None` where they can't be read.
     pub vcpus: Option<Vec<VcpuTime>>,
 }

@@ -128,6 +128,7 @@ pub(super) fn encode(snapshot: &Snapshot, encoder: &mut DescriptorEncoder<'_>) -
     standing(&mut writer)?;
     network(&mut writer)?;
     heartbeats(&mut writer)?;
+    memory(&mut writer)?;
     storage(&mut writer)?;
     vcpus(&mut writer)
 }
@@ -201,6 +202,35 @@ fn heartbeats(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {
         Family::gauge("vm_heartbeat_age", "Time since the guest's agent last said anything.")
             .seconds();
     writer.each(family, |vm| vm.heartbeats?.last_seconds)
+}
+
+fn memory(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {
+    let family =
+        Family::gauge("vm_memory_total", "Memory that the guest has, by its own account.").bytes();
+    writer.each(family, |vm| vm.memory.total)?;
+    let family = Family::gauge(
+        "vm_memory_available",
+        "What of it the guest could give to a program without swapping.",
+    )
+    .bytes();
+    writer.each(family, |vm| vm.memory.available)?;
+    let family =
+        Family::counter("vm_memory_swap_in", "Read back by the guest from its swap.").bytes();
+    writer.each(family, |vm| vm.memory.swap_in)?;
+    let family = Family::counter("vm_memory_swap_out", "Written by the guest to its swap.").bytes();
+    writer.each(family, |vm| vm.memory.swap_out)?;
+    let family = Family::counter(
+        "vm_memory_major_faults",
+        "Times that somebody in the guest waited for a page from its disk.",
+    );
+    writer.each(family, |vm| vm.memory.major_faults)?;
+    let family =
+        Family::gauge("vm_qemu_memory_resident", "What QEMU has of the host's memory.").bytes();
+    writer.each(family, |vm| vm.memory.qemu_rss)?;
+    let family =
+        Family::gauge("vm_qemu_memory_swapped", "What of QEMU's memory the host has swapped out.")
+            .bytes();
+    writer.each(family, |vm| vm.memory.qemu_swap)
 }
 
 fn storage(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {

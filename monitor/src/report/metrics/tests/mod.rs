@@ -17,7 +17,7 @@ use crate::{
     config::Mode,
     discover::{Ownership, Vm, VmId},
     qmp::RunState,
-    sample::VcpuTime,
+    sample::{Memory, VcpuTime},
     verdict::{Cause, State},
 };
 use parse::{Family, Sample, open_metrics, sample};
@@ -63,6 +63,16 @@ fn vm(name: &str, pid: u32) -> VmFigures {
         }),
         oldest_in_flight: Some(Duration::from_secs(7)),
         heartbeats: Some(Beats { beats: 31, failures: 32, malformed: 33, last_seconds: Some(0.5) }),
+        memory: Memory {
+            total: Some(41),
+            available: Some(42),
+            swap_in: Some(43),
+            swap_out: Some(44),
+            major_faults: Some(45),
+            told_at: Some(46),
+            qemu_rss: Some(47),
+            qemu_swap: Some(48),
+        },
         vcpus: Some(vec![vcpu(0), vcpu(1)]),
     }
 }
@@ -193,6 +203,13 @@ fn figures_of_a_vm_are_served_as_they_are() {
         ("vm_heartbeats", 31.0),
         ("vm_heartbeat_check_failures", 32.0),
         ("vm_heartbeats_malformed", 33.0),
+        ("vm_memory_total_bytes", 41.0),
+        ("vm_memory_available_bytes", 42.0),
+        ("vm_memory_swap_in_bytes", 43.0),
+        ("vm_memory_swap_out_bytes", 44.0),
+        ("vm_memory_major_faults", 45.0),
+        ("vm_qemu_memory_resident_bytes", 47.0),
+        ("vm_qemu_memory_swapped_bytes", 48.0),
         ("vm_heartbeat_age_seconds", 0.5),
     ] {
         same(value(family, &[("vm", "web-1"), ("pid", "7")]), figure);
@@ -256,6 +273,7 @@ fn what_could_not_be_read_has_no_series() {
         storage: None,
         oldest_in_flight: None,
         heartbeats: None,
+        memory: Memory::default(),
         vcpus: None,
         ..vm("dark", 8)
     };
