@@ -171,7 +171,7 @@ while read -r command first second; do
         heartbeat-kill) kill -"$first" "$beater" ;;
         # Everything but this shell, which is spared.
         freeze) kill -STOP -1 ;;
-        httpd) mkdir -p /www && echo well >/www/index.html && httpd -h /www ;;
+        httpd) ip link set lo up && mkdir -p /www && echo well >/www/index.html && httpd -h /www ;;
         httpd-hangs) killall -STOP httpd ;;
         httpd-goes-on) killall -CONT httpd ;;
         stop-load)

@@ -92,7 +92,7 @@ fn hostile() -> Result<()> {
     let plain = frame(MAC, &Heartbeat { boot, flags: FLAG_LEAVING, ..beat() });
     frames.push([&plain[..12], &[0x81, 0, 0, 7], &plain[12..]].concat());
     // Another use of the number is nobody's business here, and goes on to the bridge.
-    let mut other = frame([0xff; 6], &beat()).to_vec();
+    let mut other = frame(MAC, &beat()).to_vec();
     other[..6].fill(0xff);
     other[14..18].copy_from_slice(b"else");
     frames.push(other);

