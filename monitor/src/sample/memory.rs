@@ -10,8 +10,9 @@ use crate::discover::VmId;
 
 /// The most that is read of a file in `/proc`; `status` has some 1.5 KiB.
 const MOST_BYTES: u64 = 16 << 10;
-/// A guest with less than this share of its memory to give away has none.
-const SCARCE_SHARE: f64 = 0.05;
+/// A guest with less than this share of its memory to give away has none to spare. One that thrashed over its swap, a program
+/// after the other, was measured at 12 %, with 540 major faults a second.
+const SCARCE_SHARE: f64 = 0.2;
 /// A guest in which somebody waits so often for a page from its disk does little else: a disk that turns gives no more
 /// than some hundred of them a second, and a guest with memory to spare needs none for minutes.
 const THRASHING_FAULTS_PER_SECOND: f64 = 100.0;
@@ -183,7 +184,7 @@ mod tests {
         let thrashes = memory(130, 10, 100_000);
         let words = thrashes.thrashing(&before).expect("it thrashes");
         assert!(words.contains("1 % of its memory") && words.contains("3300 times"), "{words}");
-        assert_eq!(memory(130, 100, 100_000).thrashing(&before), None, "it has memory left");
+        assert_eq!(memory(130, 300, 100_000).thrashing(&before), None, "it has memory left");
         assert_eq!(memory(130, 10, 3_000).thrashing(&before), None, "it hardly waits");
         assert_eq!(memory(100, 10, 100_000).thrashing(&before), None, "it said nothing new");
         assert_eq!(memory(130, 10, 0).thrashing(&before), None, "it booted meanwhile");

@@ -103,8 +103,8 @@ fn hostile() -> Result<()> {
     ensure!(row["heartbeat"]["boot"] == before["heartbeat"]["boot"], "{row}");
     let taken = map_total(&rig, &guests[0], "network", "heartbeats")?;
     ensure!(taken == 2, "{taken} of two beats were taken off, one of them in a VLAN");
-    let row = vm(&daemon, "healthy")?;
-    ensure!(row["state"] == "alive" && row["heartbeat"]["leaving"] == false, "{row}");
+    let row = wait_for_vm(&daemon, "healthy", "alive", MARGIN, |row| row["state"] == "alive")?;
+    ensure!(row["heartbeat"]["leaving"] == false, "{row}");
     let seen = bridge.frames()?;
     let of_kind = |frame: &&Vec<u8>| frame.get(12..14) == Some(&HEARTBEAT_ETHERTYPE.to_be_bytes());
     let seen: Vec<_> = seen.iter().filter(of_kind).collect();
