@@ -54,7 +54,7 @@ pub struct Heartbeat {
     pub interval_ms: [u8; 4],
     /// A number that another boot does not have.
     pub boot: [u8; 8],
-    /// Counts beats in a boot, from 1.
+    /// Counts beats since the agent began, from 1.
     pub sequence: [u8; 8],
     /// What is checked before each beat, in printable ASCII, with zeros behind it; all zeros: nothing.
     pub check: [u8; CHECK_NAME_BYTES],

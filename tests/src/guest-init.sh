@@ -169,6 +169,11 @@ while read -r command first second; do
         # Nanoseconds that it ran, and kB that it has and had at most.
         heartbeat-cost) echo "COST $(cut -d' ' -f1 /proc/$beater/schedstat)" $(awk '/^VmHWM|^VmRSS/ { print $2 }' /proc/$beater/status) ;;
         heartbeat-kill) kill -"$first" "$beater" ;;
+        # Nanoseconds of a CPU, and KiB of memory: what `status` has of that is too old for a process that hardly runs.
+        heartbeat-costs)
+            echo "COSTS $(cut -d ' ' -f 1 "/proc/$beater/schedstat")" \
+                "$(awk '/^Rss:/ {print $2}' "/proc/$beater/smaps_rollup")"
+            ;;
         # Everything but this shell, which is spared.
         freeze) kill -STOP -1 ;;
         httpd) ip link set lo up && mkdir -p /www && echo well >/www/index.html && httpd -h /www ;;

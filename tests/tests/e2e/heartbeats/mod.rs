@@ -1,5 +1,7 @@
 //! What a guest's agent says from inside: heard at its tap, seen by nobody else, and missed when it stays away.
 
+mod cards;
+mod documented;
 mod hostile;
 mod orderly;
 
@@ -35,6 +37,8 @@ pub(crate) fn trials() -> Vec<Trial> {
     ];
     trials.extend(orderly::trials());
     trials.extend(hostile::trials());
+    trials.extend(documented::trials());
+    trials.extend(cards::trials());
     trials
 }
 
