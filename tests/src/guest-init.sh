@@ -125,9 +125,6 @@ fork_bomb() {
     echo 100 >/cgroup/bomb/pids.max
     while :; do (echo 0 >/cgroup/bomb/cgroup.procs && breed) 2>/dev/null; done
 }
-thrash() {
-    while :; do yes "$(date)" | head -c "${1}m" | sort -r | tail -n 1 >/dev/null; done
-}
 # What a file in memory takes cannot be reclaimed: whoever is killed, it stays full, until nobody is left to be
 # killed but process 1, which the kernel spares. It panics instead.
 eat_memory() {
@@ -181,13 +178,6 @@ while read -r command first second; do
             load=
             ;;
         fork-bomb) in_background fork_bomb ;;
-        # As /proc/meminfo has it, in kB.
-        meminfo) awk '/^MemTotal|^MemAvailable/ { line = line " " $2 } END { print "MEMINFO" line }' /proc/meminfo ;;
-        # More than there is memory for, in use all the time; the disk is its swap.
-        thrash)
-            mkswap /dev/vda >/dev/null && swapon /dev/vda
-            in_background thrash "$first"
-            ;;
         processes) set -- /proc/[0-9]* && echo "PROCESSES $#" ;;
         oom) (eat_memory) ;;
         # A signal to process 1 is ignored, also SIGKILL: it has to end by itself.

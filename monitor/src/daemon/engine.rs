@@ -207,7 +207,6 @@ impl Engine {
                 let threads = cpus.iter().map(|cpu| (cpu.index, cpu.thread_id)).collect();
                 self.set_threads(vm, threads, true);
             }
-            Message::Memory(vm, stats) => self.memory_told(vm, stats),
             Message::RunState(vm, number, run_state) => {
                 let Some(watched) = self.vms.get_mut(&vm) else { return };
                 if number > watched.run_state_answered {
@@ -268,7 +267,6 @@ impl Engine {
         self.watch_kvm();
         self.start_due();
         self.look_again(threads.as_ref());
-        self.ask_memory();
     }
 
     fn judge(&mut self, id: VmId, undecided: bool, now: Duration) {

@@ -10,7 +10,6 @@ use tracing::{debug, info};
 
 use super::{
     engine::Engine,
-    memory::Remembered,
     plugged::counted,
     resume::take_up,
     vm::WatchedVm,
@@ -121,7 +120,6 @@ impl Engine {
             case,
             port: vm.heartbeat_socket.clone().map(|socket| PortListener::start(vm.id, socket)),
             told: None,
-            memory: Remembered::default(),
             restarts: 0,
             put_back,
             end: watchers::watch_end(&vm, self.messages.clone()),

@@ -14,7 +14,6 @@ mod finding;
 mod hearing;
 mod heart;
 mod hold;
-mod memory;
 mod owners;
 mod plugged;
 mod recordings;
@@ -115,8 +114,6 @@ enum Message {
     Refreshed(VmId, watchers::Looked),
     /// Its vCPU threads, by QEMU's own account.
     Cpus(VmId, Vec<QmpCpu>),
-    /// What it says of its memory, where it says anything.
-    Memory(VmId, Option<serde_json::Value>),
     /// Its run state, asked for after an event; the number orders the questions.
     RunState(VmId, u64, RunState),
     /// Its witnesses answered, of the boot that began then.

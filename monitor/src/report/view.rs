@@ -112,9 +112,6 @@ pub struct VmView {
     /// What its guest's agent said; `None`: nothing so far.
     #[serde(default)]
     pub heartbeat: Option<HeartbeatView>,
-    /// Its memory.
-    #[serde(default)]
-    pub memory: MemoryView,
 }
 
 /// Who started a QEMU, and by what it would be restarted.
@@ -173,32 +170,6 @@ pub struct NetworkView {
     pub arp_answers: u64,
     /// Of those, the answers to NDP probes.
     pub ndp_answers: u64,
-}
-
-/// A VM's memory, in bytes; what isn't told is `None`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct MemoryView {
-    /// What the guest has, by its own account, which it gives through a balloon.
-    pub total_bytes: Option<u64>,
-    /// What of it is used and couldn't be given away.
-    pub used_bytes: Option<u64>,
-    /// The rest: what it could give to a program without swapping.
-    pub available_bytes: Option<u64>,
-    /// Read back from its swap since it booted.
-    pub swap_in_bytes: Option<u64>,
-    /// Written to its swap since it booted.
-    pub swap_out_bytes: Option<u64>,
-    /// Times since it booted that somebody waited for a page from its disk.
-    pub major_faults: Option<u64>,
-    /// When the guest said so.
-    #[serde(with = "rfc3339::option", default)]
-    pub as_of: Option<SystemTime>,
-    /// What its QEMU has of the host's memory.
-    pub qemu_rss_bytes: Option<u64>,
-    /// What of it the host has swapped out.
-    pub qemu_swap_bytes: Option<u64>,
-    /// That the guest does little but wait for pages, in words.
-    pub thrashing: Option<String>,
 }
 
 /// What a guest's agent said since flatline found the VM.

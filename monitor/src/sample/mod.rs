@@ -7,7 +7,6 @@ mod devices;
 mod heartbeats;
 mod kvm;
 mod lost_completions;
-pub mod memory;
 pub mod port;
 mod threads;
 mod vcpu_time;
@@ -24,7 +23,6 @@ pub use devices::{DeviceWatch, Devices};
 pub use heartbeats::{Heard, HeartbeatReader, HeartbeatRows, Heartbeats, LastBeat};
 pub use kvm::{KvmReader, interrupts_are_hidden};
 pub use lost_completions::LostCompletions;
-pub use memory::Memory;
 pub use threads::{ThreadReader, ThreadTimes};
 pub use vcpu_time::{VcpuClocks, VcpuTime};
 
@@ -131,6 +129,4 @@ pub struct VmSample {
     pub vcpus: Reading<Vec<VcpuTime>>,
     /// The state of the process.
     pub process: ProcessState,
-    /// Its memory, as last told.
-    pub memory: Memory,
 }

@@ -14,7 +14,6 @@ mod killed;
 mod ladder;
 mod left_alone;
 mod lifecycle;
-mod memory;
 mod metrics;
 mod neighbours;
 mod network;
@@ -64,7 +63,6 @@ fn main() -> ExitCode {
     trials.extend(hostile::trials());
     trials.extend(peers::trials());
     trials.extend(heartbeats::trials());
-    trials.extend(memory::trials());
     trials.extend(metrics::trials());
     trials.extend(witnesses::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
