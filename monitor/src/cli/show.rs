@@ -1,5 +1,7 @@
 //! `flatline show VM`: all that is known of one VM, and why its verdict is what it is.
 
+mod memory;
+
 use flatline::config::Config;
 use flatline::report::control::Request;
 use flatline::report::view::{DumpView, NetworkView, OwnerView, ShowView, StorageView, VcpuView};
@@ -52,6 +54,8 @@ fn text(view: &ShowView, style: Style) -> String {
         ("unseen networks", or_dash(view.unseen_networks.as_ref())),
         ("unseen storage", or_dash(view.unseen_storage.as_ref())),
         ("storage", vm.storage.as_ref().map_or_else(unreadable, storage)),
+        ("memory", memory::guest(&vm.memory)),
+        ("QEMU memory", memory::qemu(&vm.memory)),
         ("disks", view.disks.join(", ")),
         (
             "restarts",

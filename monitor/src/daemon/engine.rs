@@ -217,6 +217,7 @@ impl Engine {
             Message::Round { id, boot_began, testimony, notes } => {
                 self.answered(id, boot_began, testimony, notes);
             }
+            Message::Memory(vm, read) => self.memory_read(vm, *read),
             Message::Restarted(vm, attempts, result) if self.vms.contains_key(&vm) => {
                 self.restarted(vm, attempts, result);
             }
@@ -266,6 +267,7 @@ impl Engine {
         }
         self.watch_kvm();
         self.start_due();
+        self.read_memory(now);
         self.look_again(threads.as_ref());
     }
 

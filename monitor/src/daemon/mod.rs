@@ -14,6 +14,7 @@ mod finding;
 mod hearing;
 mod heart;
 mod hold;
+mod memory;
 mod owners;
 mod plugged;
 mod recordings;
@@ -118,6 +119,8 @@ enum Message {
     RunState(VmId, u64, RunState),
     /// Its witnesses answered, of the boot that began then.
     Round { id: VmId, boot_began: Duration, testimony: Testimony, notes: Notes },
+    /// Its memory was read.
+    Memory(VmId, Box<memory::MemoryRead>),
     /// Its restart ended; these are all restarts of its incident so far.
     Restarted(VmId, Vec<Attempt>, Result<Restart, RestartError>),
     /// QEMU is to be told again what to do at a reset, after the restart with this number.

@@ -9,7 +9,7 @@ use monitor_ebpf::{NetworkCounters, ThreadTime, VmRow};
 use tokio::task::JoinHandle;
 use tracing::{debug, info};
 
-use super::recordings::Recorder;
+use super::{memory::MemoryWatch, recordings::Recorder};
 use crate::{
     activity::Activity,
     discover::{self, Vm},
@@ -74,6 +74,7 @@ pub(super) struct WatchedVm {
     /// Its last sample, and when it was taken.
     pub(super) sample: Option<(Duration, VmSample)>,
     pub(super) activity: Option<Activity>,
+    pub(super) memory: MemoryWatch,
     /// The witnesses' notes; `None` while a round of questions is under way, which has them.
     pub(super) notes: Option<Notes>,
     /// What the witnesses said last, for people to read.

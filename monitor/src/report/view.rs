@@ -3,12 +3,14 @@
 //! States and causes are strings here, so that a client shows a newer daemon's words instead of
 //! failing on them. `null` always means *not known*, never zero.
 
+mod memory;
 mod policy;
 
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+pub use memory::{MemoryMomentView, MemoryView};
 pub use policy::PolicyView;
 
 use super::rfc3339;
@@ -112,6 +114,9 @@ pub struct VmView {
     /// What its guest's agent said; `None`: nothing so far.
     #[serde(default)]
     pub heartbeat: Option<HeartbeatView>,
+    /// Its memory.
+    #[serde(default)]
+    pub memory: MemoryView,
 }
 
 /// Who started a QEMU, and by what it would be restarted.
@@ -324,6 +329,9 @@ pub struct HistoryView {
     pub in_flight: Vec<Option<f64>>,
     /// Answers to flatline's own probes.
     pub probe_answers: Vec<Option<f64>>,
+    /// Its memory, whenever that was read, the oldest first.
+    #[serde(default)]
+    pub memory: Vec<MemoryMomentView>,
     /// What was decided meanwhile, the oldest first.
     pub marks: Vec<MarkView>,
 }

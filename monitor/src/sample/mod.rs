@@ -7,6 +7,7 @@ mod devices;
 mod heartbeats;
 mod kvm;
 mod lost_completions;
+mod memory;
 pub mod port;
 mod threads;
 mod vcpu_time;
@@ -23,6 +24,7 @@ pub use devices::{DeviceWatch, Devices};
 pub use heartbeats::{Heard, HeartbeatReader, HeartbeatRows, Heartbeats, LastBeat};
 pub use kvm::{KvmReader, interrupts_are_hidden};
 pub use lost_completions::LostCompletions;
+pub use memory::{GuestMemory, Memory, QemuMemory, SCARCE_SHARE, Strain, THRASHING_FAULTS};
 pub use threads::{ThreadReader, ThreadTimes};
 pub use vcpu_time::{VcpuClocks, VcpuTime};
 
