@@ -133,6 +133,23 @@ eat_memory() {
     echo -1000 >/proc/self/oom_score_adj
     exec dd if=/dev/zero of=/ballast/file bs=64k
 }
+# What the kernel says of its memory, read by the shell itself: a program more would take some.
+meminfo() {
+    while read -r name figure _; do
+        case $name in MemTotal: | MemAvailable:) echo "MEMINFO ${name%:} $figure" ;; esac
+    done </proc/meminfo
+    while read -r name figure; do
+        case $name in pgmajfault | pswpin | pswpout) echo "MEMINFO $name $figure" ;; esac
+    done </proc/vmstat
+}
+# Uses more memory than there is, at random, for ever.
+thrash() {
+    exec awk -v n="$1" 'BEGIN {
+        text = sprintf("%1000s", "x")
+        for (i = 0; i < n; i++) page[i] = text i
+        for (;;) used += length(page[int(rand() * n)])
+    }'
+}
 
 echo "FLATLINE-GUEST READY $(nproc)"
 while read -r command first second; do
@@ -180,6 +197,9 @@ while read -r command first second; do
         fork-bomb) in_background fork_bomb ;;
         processes) set -- /proc/[0-9]* && echo "PROCESSES $#" ;;
         oom) (eat_memory) ;;
+        meminfo) meminfo ;;
+        # Takes so many KiB, most of them on the disk.
+        thrash) mkswap /dev/vda >/dev/null && swapon /dev/vda && in_background thrash "$first" ;;
         # A signal to process 1 is ignored, also SIGKILL: it has to end by itself.
         init-killed) exit 9 ;;
         lockup)

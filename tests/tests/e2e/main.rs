@@ -14,6 +14,7 @@ mod killed;
 mod ladder;
 mod left_alone;
 mod lifecycle;
+mod memory;
 mod metrics;
 mod neighbours;
 mod network;
@@ -65,5 +66,6 @@ fn main() -> ExitCode {
     trials.extend(heartbeats::trials());
     trials.extend(metrics::trials());
     trials.extend(witnesses::trials());
+    trials.extend(memory::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }
