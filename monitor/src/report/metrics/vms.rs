@@ -207,18 +207,18 @@ fn heartbeats(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {
 fn memory(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {
     let family =
         Family::gauge("vm_memory_total", "Memory that the guest has, by its own account.").bytes();
-    writer.each(family, |vm| vm.memory.total)?;
+    writer.each(family, |vm| vm.memory.total_bytes)?;
     let family = Family::gauge(
         "vm_memory_available",
         "What of it the guest could give to a program without swapping.",
     )
     .bytes();
-    writer.each(family, |vm| vm.memory.available)?;
+    writer.each(family, |vm| vm.memory.available_bytes)?;
     let family =
         Family::counter("vm_memory_swap_in", "Read back by the guest from its swap.").bytes();
-    writer.each(family, |vm| vm.memory.swap_in)?;
+    writer.each(family, |vm| vm.memory.swap_in_bytes)?;
     let family = Family::counter("vm_memory_swap_out", "Written by the guest to its swap.").bytes();
-    writer.each(family, |vm| vm.memory.swap_out)?;
+    writer.each(family, |vm| vm.memory.swap_out_bytes)?;
     let family = Family::counter(
         "vm_memory_major_faults",
         "Times that somebody in the guest waited for a page from its disk.",
@@ -226,11 +226,11 @@ fn memory(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {
     writer.each(family, |vm| vm.memory.major_faults)?;
     let family =
         Family::gauge("vm_qemu_memory_resident", "What QEMU has of the host's memory.").bytes();
-    writer.each(family, |vm| vm.memory.qemu_rss)?;
+    writer.each(family, |vm| vm.memory.qemu_rss_bytes)?;
     let family =
         Family::gauge("vm_qemu_memory_swapped", "What of QEMU's memory the host has swapped out.")
             .bytes();
-    writer.each(family, |vm| vm.memory.qemu_swap)
+    writer.each(family, |vm| vm.memory.qemu_swap_bytes)
 }
 
 fn storage(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {

@@ -17,7 +17,8 @@ use crate::{
     config::Mode,
     discover::{Ownership, Vm, VmId},
     qmp::RunState,
-    sample::{Memory, VcpuTime},
+    report::view::MemoryView,
+    sample::VcpuTime,
     verdict::{Cause, State},
 };
 use parse::{Family, Sample, open_metrics, sample};
@@ -63,15 +64,15 @@ fn vm(name: &str, pid: u32) -> VmFigures {
         }),
         oldest_in_flight: Some(Duration::from_secs(7)),
         heartbeats: Some(Beats { beats: 31, failures: 32, malformed: 33, last_seconds: Some(0.5) }),
-        memory: Memory {
-            total: Some(41),
-            available: Some(42),
-            swap_in: Some(43),
-            swap_out: Some(44),
+        memory: MemoryView {
+            total_bytes: Some(41),
+            available_bytes: Some(42),
+            swap_in_bytes: Some(43),
+            swap_out_bytes: Some(44),
             major_faults: Some(45),
-            told_at: Some(46),
-            qemu_rss: Some(47),
-            qemu_swap: Some(48),
+            qemu_rss_bytes: Some(47),
+            qemu_swap_bytes: Some(48),
+            ..MemoryView::default()
         },
         vcpus: Some(vec![vcpu(0), vcpu(1)]),
     }
@@ -273,7 +274,7 @@ fn what_could_not_be_read_has_no_series() {
         storage: None,
         oldest_in_flight: None,
         heartbeats: None,
-        memory: Memory::default(),
+        memory: MemoryView::default(),
         vcpus: None,
         ..vm("dark", 8)
     };
