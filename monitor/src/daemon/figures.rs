@@ -120,6 +120,7 @@ impl Engine {
                 .map(|ages| ages.oldest),
             heartbeats: sample.and_then(|sample| self.beats(sample)),
             memory: watched.memory.now,
+            is_thrashing: watched.memory.thrashing.is_some(),
             vcpus: sample.and_then(|sample| sample.vcpus.as_ref().ok().cloned()),
         }
     }

@@ -91,6 +91,8 @@ pub struct VmFigures {
     pub heartbeats: Option<Beats>,
     /// Its memory, as last told.
     pub memory: Memory,
+    /// The guest does little but wait for pages.
+    pub is_thrashing: bool,
     /// Its vCPU threads' times; `None` where they can't be read.
     pub vcpus: Option<Vec<VcpuTime>>,
 }

@@ -224,6 +224,16 @@ fn memory(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {
         "Times that somebody in the guest waited for a page from its disk.",
     );
     writer.each(family, |vm| vm.memory.major_faults)?;
+    let family = Family::gauge(
+        "vm_memory_told_timestamp",
+        "When the guest gave this account of its memory, since 1970.",
+    );
+    writer.each(family.seconds(), |vm| vm.memory.told_at)?;
+    let family = Family::gauge(
+        "vm_memory_thrashing",
+        "1 while the guest does little but wait for pages; no series for one that gives no account.",
+    );
+    writer.each(family, |vm| vm.memory.told_at.map(|_| vm.is_thrashing))?;
     let family =
         Family::gauge("vm_qemu_memory_resident", "What QEMU has of the host's memory.").bytes();
     writer.each(family, |vm| vm.memory.qemu_rss)?;

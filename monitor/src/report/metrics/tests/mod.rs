@@ -73,6 +73,7 @@ fn vm(name: &str, pid: u32) -> VmFigures {
             qemu_rss: Some(47),
             qemu_swap: Some(48),
         },
+        is_thrashing: true,
         vcpus: Some(vec![vcpu(0), vcpu(1)]),
     }
 }
@@ -209,6 +210,8 @@ fn figures_of_a_vm_are_served_as_they_are() {
         ("vm_memory_swap_in_bytes", 43.0),
         ("vm_memory_swap_out_bytes", 44.0),
         ("vm_memory_major_faults", 45.0),
+        ("vm_memory_told_timestamp_seconds", 46.0),
+        ("vm_memory_thrashing", 1.0),
         ("vm_qemu_memory_resident_bytes", 47.0),
         ("vm_qemu_memory_swapped_bytes", 48.0),
         ("vm_heartbeat_age_seconds", 0.5),
