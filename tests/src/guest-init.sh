@@ -180,8 +180,6 @@ while read -r command first second; do
         heartbeat) flatline-heartbeat $first $second & beater=$! ;;
         heartbeat-port) flatline-heartbeat --port "$(heart_port)" $first $second & beater=$! ;;
         heartbeat-by-hand) beat_by_hand & beater=$! ;;
-        # Nanoseconds that it ran, and kB that it has and had at most.
-        heartbeat-cost) echo "COST $(cut -d' ' -f1 /proc/$beater/schedstat)" $(awk '/^VmHWM|^VmRSS/ { print $2 }' /proc/$beater/status) ;;
         heartbeat-kill) kill -"$first" "$beater" ;;
         # Nanoseconds of a CPU, and KiB of memory: what `status` has of that is too old for a process that hardly runs.
         heartbeat-costs)
