@@ -182,12 +182,16 @@ pub(super) fn miss(
         format!("its agent's last beat was heard {seconds:.0} s ago, and its kernel lives")
     };
     let cause = if speaks { Cause::ServiceDead } else { Cause::UserlandDead };
-    let proved = speaks || missed.rounds >= ROUNDS_TO_CONVICT && away >= terms.policy.flat_for;
+    let restarts = terms.policy.restart_without_heartbeat && !missed.stormy;
+    // A service that is only restarted fails its check for a while, too.
+    let lasted = away >= terms.policy.flat_for;
+    let proved =
+        if speaks { lasted || !restarts } else { lasted && missed.rounds >= ROUNDS_TO_CONVICT };
     if stormy || tick.undecided || !proved {
         return Act::Ask(asks);
     }
     let reason = missed.reason.clone();
-    if terms.policy.restart_without_heartbeat && !missed.stormy {
+    if restarts {
         return convict(watch, cause, reason, now);
     }
     missed.told = Some(cause);

@@ -140,6 +140,14 @@ fn a_check_that_fails_is_named_though_the_guest_lives() {
     let (state, cause, reason) = rig.watch.standing();
     assert_eq!((state, cause), ("suspect", Some(Cause::ServiceDead)));
     assert!(reason.starts_with("its check web has failed for"), "{reason}");
+    // Nobody is restarted for a service that is restarted itself.
+    let mut rig = beating();
+    rig.terms.policy.restart_without_heartbeat = true;
+    rig.guest.activity.heartbeat = says(fails.clone());
+    rig.run(FLAT_TICKS - 1, |_, _| {});
+    assert_eq!(rig.conviction(), None);
+    rig.run(2, |_, _| {});
+    assert_eq!(rig.conviction().map(|(_, cause)| cause), Some(Cause::ServiceDead));
     // One that has not succeeded yet is still starting.
     let mut rig = Rig::calibrated();
     rig.guest.activity.heartbeat = says(fails);
