@@ -8,8 +8,10 @@
 //! of a look-up by key. User space alone hands slots out, and names in each row whose it is.
 #![no_std]
 
+pub mod heartbeat;
+
 /// The generation of this layout. Pins of another generation are never read: they are replaced.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// Sender address of flatline's ARP and NDP probes: locally administered, so that no vendor owns it.
 ///
@@ -66,7 +68,11 @@ pub struct NetworkCounters {
     pub arp_answers: u64,
     /// Of `probe_answers`, the answers to NDP probes themselves.
     pub ndp_answers: u64,
-    /// When the guest last sent anything but such an answer, in the kernel's ticks; 0: never.
+    /// The guest's heartbeats, which were taken out of its traffic as well.
+    pub heartbeats: u64,
+    /// Bytes of those.
+    pub heartbeat_bytes: u64,
+    /// When the guest last sent anything but such answers and beats, in the kernel's ticks; 0: never.
     pub guest_tx_last_jiffies: u64,
 }
 
@@ -315,11 +321,11 @@ pub struct ThreadTime {
 
 const _: () = {
     use core::mem::{offset_of, size_of};
-    assert!(size_of::<NetworkCounters>() == 72);
+    assert!(size_of::<NetworkCounters>() == 88);
     assert!(size_of::<StorageCounters>() == 120);
-    assert!(size_of::<VmRow>() == 208);
+    assert!(size_of::<VmRow>() == 224);
     assert!(offset_of!(VmRow, network) == 16);
-    assert!(offset_of!(VmRow, storage) == 88);
+    assert!(offset_of!(VmRow, storage) == 104);
     assert!(size_of::<KvmCounters>() == 88);
     assert!(size_of::<KvmRow>() == 104);
     assert!(offset_of!(KvmRow, counters) == 16);
@@ -341,13 +347,17 @@ const _: () = {
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{FileKey, InFlightSet, KvmRow, Layout, SlotSet, TapRow, VmRow};
+    use super::{
+        FileKey, InFlightSet, KvmRow, Layout, SlotSet, TapRow, VmRow, heartbeat::HeartbeatRow,
+    };
 
     // SAFETY: each type is `repr(C)`, made of integers only, and without padding (asserted above), so
     // that every bit pattern is a value of it.
     unsafe impl aya::Pod for VmRow {}
     // SAFETY: as for `VmRow`.
     unsafe impl aya::Pod for KvmRow {}
+    // SAFETY: as for `VmRow`.
+    unsafe impl aya::Pod for HeartbeatRow {}
     // SAFETY: as for `VmRow`.
     unsafe impl aya::Pod for TapRow {}
     // SAFETY: as for `VmRow`.

@@ -8,6 +8,7 @@
 //! compiles, with `std` in place of the panic handler, so that ordinary tools can check it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
+mod beat;
 mod block;
 mod freestanding;
 mod in_flight;

@@ -5,7 +5,10 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
-use monitor_ebpf::{FileKey, InFlightSet, KvmRow, Layout, ProcessEvent, SlotSet, TapRow, VmRow};
+use monitor_ebpf::{
+    FileKey, InFlightSet, KvmRow, Layout, ProcessEvent, SlotSet, TapRow, VmRow,
+    heartbeat::HeartbeatRow,
+};
 
 /// One row a VM, by its slot.
 #[btf_map]
@@ -14,6 +17,10 @@ pub(crate) static VMS: PerCpuArray<VmRow, 1024> = PerCpuArray::new();
 /// What a VM's vCPUs do under KVM, by its slot.
 #[btf_map]
 pub(crate) static KVM: PerCpuArray<KvmRow, 1024> = PerCpuArray::new();
+
+/// What its guest's agent says, by its slot.
+#[btf_map]
+pub(crate) static HEARTBEATS: PerCpuArray<HeartbeatRow, 1024> = PerCpuArray::new();
 
 /// The slot of each QEMU, by its pid; made and removed by user space alone, so that a look-up that fails
 /// means *not a VM of ours* and costs nothing more. See [`slot_of`](crate::slots::slot_of).

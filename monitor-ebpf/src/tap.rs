@@ -12,6 +12,7 @@ use aya_log_ebpf::debug;
 use monitor_ebpf::{NetworkCounters, TAP_PROBES, TapRow, tap_home};
 
 use crate::{
+    beat::{ETH_HEARTBEAT_BE, Heard, hear},
     kernel::global,
     maps::{TAPS, VMS},
     neighbour::{Answer, look},
@@ -29,10 +30,10 @@ static NETNS: u32 = 0;
 static TAPS_MASK: u32 = 0;
 
 /// Counts what the guest sent, learns its addresses from its ARP and NDP frames, and takes its answers to
-/// our probes out of the traffic, so that neither the bridge nor any neighbour ever sees one.
+/// our probes and its heartbeats out of the traffic, so that neither the bridge nor any neighbour ever sees one.
 ///
 /// Hook: tap ingress, tcx (6.6) or clsact (4.5); the clock needs 5.6. Always lets other programs on the
-/// tap go on. Cost: that of [`tap_to_guest`], and what [`look`] says.
+/// tap go on. Cost: that of [`tap_to_guest`], and what [`look`] and [`hear`] say.
 #[classifier]
 pub(crate) fn tap_from_guest(ctx: TcContext) -> i32 {
     let Some((tap, counters)) = row(&ctx) else {
@@ -48,10 +49,20 @@ pub(crate) fn tap_from_guest(ctx: TcContext) -> i32 {
         debug!(&ctx, "tap {}: an answer to a probe is taken out", tap.ifindex);
         return TC_ACT_SHOT;
     }
+    let heard = match sk_buff(&ctx).protocol {
+        ETH_HEARTBEAT_BE => hear(&ctx, tap.slot),
+        _ => None,
+    };
+    if heard == Some(Heard::Beat) {
+        counters.heartbeats += 1;
+        counters.heartbeat_bytes += u64::from(ctx.len());
+        return TC_ACT_SHOT;
+    }
     // Even the coarse one of the other clocks would be most of what a packet costs.
     // SAFETY: plain call.
     counters.guest_tx_last_jiffies = unsafe { bpf_jiffies64() };
-    TC_ACT_UNSPEC
+    // What only looks like a beat is a sign of life, and nobody else's business either.
+    if heard.is_some() { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
 }
 
 /// Counts what was sent to the guest.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::sample::{Missing, ProcessState, Reading, VcpuTime, VmSample};
+use crate::sample::{Heartbeats, Memory, Missing, ProcessState, Reading, VcpuTime, VmSample};
 
 /// What one VM did during the last tick.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,6 +22,10 @@ pub struct Activity {
     pub vcpus: Reading<Vec<VcpuActivity>>,
     /// Whether QEMU itself can run.
     pub process: ProcessState,
+    /// What its guest's agent said; `Ok(None)`: nothing.
+    pub heartbeat: Reading<Option<HeartbeatActivity>>,
+    /// Its memory, as last told; no part of any verdict.
+    pub memory: Memory,
 }
 
 /// Packets since the last sample.
@@ -33,6 +37,23 @@ pub struct NetworkActivity {
     pub packets_to_guest: u64,
     /// Answers to our own probes.
     pub probe_answers: u64,
+}
+
+/// What a guest's agent said since the last sample.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeartbeatActivity {
+    /// Beats.
+    pub beats: u64,
+    /// The last that it said: that its check failed.
+    pub failed: bool,
+    /// Or that its guest goes down in good order.
+    pub leaving: bool,
+    /// From one beat to the next, by its own account.
+    pub interval: Duration,
+    /// A number that another boot does not have.
+    pub boot: u64,
+    /// What it checks; empty: nothing.
+    pub check: String,
 }
 
 /// Requests since the last sample.
@@ -70,8 +91,9 @@ impl Activity {
                 (Some(before), Some(now)) => {
                     let answers = delta(before.probe_answers, now.probe_answers, "network")?;
                     let sent = delta(before.guest_tx_packets, now.guest_tx_packets, "network")?;
+                    let beats = delta(before.heartbeats, now.heartbeats, "network")?;
                     Ok(Some(NetworkActivity {
-                        guest_packets: sent.saturating_sub(answers),
+                        guest_packets: sent.saturating_sub(answers).saturating_sub(beats),
                         packets_to_guest: delta(
                             before.guest_rx_packets,
                             now.guest_rx_packets,
@@ -98,8 +120,29 @@ impl Activity {
                 now.iter().filter_map(|vcpu| vcpu_activity(before, vcpu, elapsed)).collect()
             }),
             process: current.process,
+            heartbeat: both(&previous.heartbeats, &current.heartbeats)
+                .and_then(|(before, now)| heartbeat(before, now))
+                .and_then(|on_cards| {
+                    let (before, now) = both(&previous.port, &current.port)?;
+                    Ok(heartbeat(before, now)?.or(on_cards))
+                }),
+            memory: current.memory,
         }
     }
+}
+
+fn heartbeat(before: &Heartbeats, now: &Heartbeats) -> Reading<Option<HeartbeatActivity>> {
+    let delta = |before, now| delta(before, now, "heartbeats");
+    let beats = delta(before.beats, now.beats)?;
+    let others = delta(before.failures, now.failures)?.max(delta(before.leavings, now.leavings)?);
+    Ok(now.last.as_ref().filter(|_| beats.max(others) > 0).map(|last| HeartbeatActivity {
+        beats,
+        failed: last.failed,
+        leaving: last.leaving,
+        interval: last.interval,
+        boot: last.boot,
+        check: last.check.clone(),
+    }))
 }
 
 fn both<'a, T>(previous: &'a Reading<T>, current: &'a Reading<T>) -> Reading<(&'a T, &'a T)> {
@@ -134,6 +177,7 @@ mod tests {
     use monitor_ebpf::{NetworkCounters, StorageCounters};
 
     use super::*;
+    use crate::sample::{Heard, LastBeat};
 
     fn sample() -> VmSample {
         VmSample {
@@ -142,7 +186,55 @@ mod tests {
             in_flight: None,
             vcpus: Ok(vec![VcpuTime { index: 0, tid: 7, run_ns: 0, wait_ns: 0 }]),
             process: ProcessState::Running,
+            heartbeats: Ok(Heartbeats::default()),
+            port: Ok(Heartbeats::default()),
+            memory: Memory::default(),
         }
+    }
+
+    fn beaten(beats: u64, leavings: u64) -> Heartbeats {
+        let last = LastBeat {
+            heard: Heard::Jiffies(9),
+            leaving: leavings > 0,
+            failed: false,
+            interval: Duration::from_secs(1),
+            boot: 5,
+            sequence: beats,
+            check: "web".to_owned(),
+        };
+        Heartbeats { beats, leavings, last: Some(last), ..Heartbeats::default() }
+    }
+
+    #[test]
+    fn what_an_agent_said_is_told_once_and_its_frames_are_no_traffic() {
+        let mut now = sample();
+        now.heartbeats = Ok(beaten(2, 0));
+        now.network = Ok(Some(NetworkCounters {
+            guest_tx_packets: 3,
+            heartbeats: 2,
+            ..NetworkCounters::default()
+        }));
+        let second = Duration::from_secs(1);
+        let activity = Activity::between(&sample(), &now, second);
+        let said = activity.heartbeat.unwrap().unwrap();
+        assert_eq!(
+            (said.beats, said.boot, said.leaving, said.check.as_str()),
+            (2, 5, false, "web")
+        );
+        assert_eq!(activity.network.unwrap().unwrap().guest_packets, 1);
+        assert_eq!(Activity::between(&now, &now, second).heartbeat, Ok(None));
+        let mut later = now.clone();
+        later.heartbeats = Ok(beaten(2, 3));
+        let activity = Activity::between(&now, &later, second);
+        assert!(activity.heartbeat.unwrap().unwrap().leaving);
+        // The other way round, counters were replaced.
+        assert!(Activity::between(&later, &now, second).heartbeat.is_err());
+        let mut by_port = now.clone();
+        by_port.port = Ok(beaten(5, 0));
+        let said = Activity::between(&now, &by_port, second).heartbeat.unwrap().unwrap();
+        assert_eq!(said.beats, 5);
+        by_port.port = Err(Missing::new("heartbeats", "its port is not connected"));
+        assert!(Activity::between(&now, &by_port, second).heartbeat.is_err());
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub const ENTRIES: &[Entry] = &[
     ("incident", incident),
     ("ledger", ledger),
     ("picture", picture),
+    ("port", port),
     ("proc", proc),
     ("qmp", qmp),
     ("recording", recording),
@@ -66,6 +67,11 @@ pub fn ledger(bytes: &[u8]) {
 /// What QEMU writes when it is asked for a picture of its console.
 pub fn picture(bytes: &[u8]) {
     crate::recover::evidence::fuzz(bytes);
+}
+
+/// What a guest writes to the port of flatline's agent: in one piece and byte by byte it says the same.
+pub fn port(bytes: &[u8]) {
+    crate::sample::port::fuzzing::port(bytes);
 }
 
 /// Files of `/proc/PID`.

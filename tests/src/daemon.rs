@@ -1,6 +1,7 @@
 //! The daemon under test, with every directory of its own: several may run on one machine.
 
 use std::fmt::Write as _;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -36,8 +37,20 @@ pub struct DaemonConfig {
     pub flat_for: Duration,
     /// Time given to a VM that starts.
     pub boot_grace: Duration,
+    /// Where it serves its metrics: `off`, since several may run on one machine.
+    pub metrics: String,
     /// More lines for the configuration; they come last: top-level keys have no place here.
     pub extra_toml: String,
+}
+
+/// An address of this host that nobody listens on now, and that nobody is handed out again soon.
+///
+/// # Errors
+///
+/// If no port is free.
+pub fn free_address() -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").context("no port is free")?;
+    Ok(listener.local_addr()?)
 }
 
 /// A running daemon, with its directories below one; dropping it ends it and unmounts its bpffs.
@@ -64,12 +77,13 @@ impl DaemonConfig {
             mode: "recover".to_owned(),
             flat_for: Duration::from_secs(5),
             boot_grace: Duration::from_secs(10),
+            metrics: "off".to_owned(),
             extra_toml: String::new(),
         }
     }
 
     fn toml(&self, dir: &Path) -> String {
-        let Self { binary: _, executables, mode, flat_for, boot_grace, extra_toml } = self;
+        let Self { binary: _, executables, mode, flat_for, boot_grace, metrics, extra_toml } = self;
         // JSON's strings and lists of strings are TOML's too.
         let path = |name: &str| json!(dir.join(name).display().to_string());
         let mut toml = String::new();
@@ -81,12 +95,14 @@ impl DaemonConfig {
             "mode = {}\n\n\
              [paths]\nstate_dir = {}\nruntime_dir = {}\nbpffs_dir = {}\n\n\
              [discovery]\nexecutables = {}\n\n\
-             [detection]\nflat_for = \"{flat_for}\"\nboot_grace = \"{boot_grace}\"\n\n{extra_toml}\n",
+             [detection]\nflat_for = \"{flat_for}\"\nboot_grace = \"{boot_grace}\"\n\n\
+             [metrics]\nlisten = {}\n\n{extra_toml}\n",
             json!(mode),
             path("state"),
             path("run"),
             path("bpf/flatline"),
             json!(executables),
+            json!(metrics),
         );
         toml
     }
@@ -327,6 +343,7 @@ mod tests {
         assert!(toml.contains("bpffs_dir = \"/d/bpf/flatline\"\n"));
         assert!(toml.contains(r#"executables = ["/tmp/a \"b\"/qemu"]"#));
         assert!(toml.contains("flat_for = \"1s 500ms\"\n"));
+        assert!(toml.contains("[metrics]\nlisten = \"off\"\n"));
         assert!(toml.ends_with("[recovery]\nmax_restarts = 1\n"));
     }
 }

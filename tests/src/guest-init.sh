@@ -83,6 +83,17 @@ for port in /sys/class/virtio-ports/*; do
     fi
 done
 
+# Where flatline's agent is heard without a network card.
+heart_port() {
+    for port in /sys/class/virtio-ports/*; do
+        [ "$(cat "$port/name" 2>/dev/null)" = org.flatline.heartbeat.0 ] && echo "/dev/${port##*/}"
+    done
+}
+# As docs/heartbeat.md has it, for guests in which nothing can be installed.
+beat_by_hand() {
+    while sleep 1; do echo "flatline 1000 $(cat /proc/sys/kernel/random/boot_id)"; done >"$(heart_port)"
+}
+
 load=
 # Runs one command that never ends by itself; `stop-load` ends it.
 in_background() {
@@ -113,6 +124,9 @@ fork_bomb() {
     mkdir /cgroup/bomb
     echo 100 >/cgroup/bomb/pids.max
     while :; do (echo 0 >/cgroup/bomb/cgroup.procs && breed) 2>/dev/null; done
+}
+thrash() {
+    while :; do yes "$(date)" | head -c "${1}m" | sort -r | tail -n 1 >/dev/null; done
 }
 # What a file in memory takes cannot be reclaimed: whoever is killed, it stays full, until nobody is left to be
 # killed but process 1, which the kernel spares. It panics instead.
@@ -147,6 +161,24 @@ while read -r command first second; do
             for _ in 1 2; do in_background net_flood; done
             ;;
         net-down) ip link set eth0 down ;;
+        up) ip link set "$first" up ;;
+        # flatline's agent, in place of the one before.
+        heartbeat) flatline-heartbeat $first $second & beater=$! ;;
+        heartbeat-port) flatline-heartbeat --port "$(heart_port)" $first $second & beater=$! ;;
+        heartbeat-by-hand) beat_by_hand & beater=$! ;;
+        # Nanoseconds that it ran, and kB that it has and had at most.
+        heartbeat-cost) echo "COST $(cut -d' ' -f1 /proc/$beater/schedstat)" $(awk '/^VmHWM|^VmRSS/ { print $2 }' /proc/$beater/status) ;;
+        heartbeat-kill) kill -"$first" "$beater" ;;
+        # Nanoseconds of a CPU, and KiB of memory: what `status` has of that is too old for a process that hardly runs.
+        heartbeat-costs)
+            echo "COSTS $(cut -d ' ' -f 1 "/proc/$beater/schedstat")" \
+                "$(awk '/^Rss:/ {print $2}' "/proc/$beater/smaps_rollup")"
+            ;;
+        # Everything but this shell, which is spared.
+        freeze) kill -STOP -1 ;;
+        httpd) ip link set lo up && mkdir -p /www && echo well >/www/index.html && httpd -h /www ;;
+        httpd-hangs) killall -STOP httpd ;;
+        httpd-goes-on) killall -CONT httpd ;;
         stop-load)
             for pid in $load; do kill "$pid"; done
             killall -q dd ping
@@ -154,6 +186,13 @@ while read -r command first second; do
             load=
             ;;
         fork-bomb) in_background fork_bomb ;;
+        # As /proc/meminfo has it, in kB.
+        meminfo) awk '/^MemTotal|^MemAvailable/ { line = line " " $2 } END { print "MEMINFO" line }' /proc/meminfo ;;
+        # More than there is memory for, in use all the time; the disk is its swap.
+        thrash)
+            mkswap /dev/vda >/dev/null && swapon /dev/vda
+            in_background thrash "$first"
+            ;;
         processes) set -- /proc/[0-9]* && echo "PROCESSES $#" ;;
         oom) (eat_memory) ;;
         # A signal to process 1 is ignored, also SIGKILL: it has to end by itself.

@@ -15,6 +15,9 @@ use kernel::{KERNEL_VARIABLE, UNPACKED};
 mod kernel;
 mod lockup;
 
+/// The name of flatline's agent in the directory of the images; without it, guests have none.
+pub const AGENT: &str = "flatline-heartbeat";
+
 /// What the guest runs as its first process.
 const INIT: &str = include_str!("guest-init.sh");
 
@@ -73,7 +76,8 @@ pub fn build(cache_dir: &Path, mut progress: impl FnMut(&str)) -> Result<Images>
         Images { kernel: cache_dir.join("kernel"), initramfs: cache_dir.join("initramfs") };
     let stamp_path = cache_dir.join("stamp");
     let busybox = find_busybox()?;
-    let recipe = recipe(&busybox)?;
+    let agent = std::fs::read(cache_dir.join(AGENT)).ok();
+    let recipe = recipe(&busybox, agent.as_deref())?;
     let stamp = std::fs::read_to_string(&stamp_path).unwrap_or_default();
     if stamp.lines().next() == Some(recipe.as_str())
         && images.kernel.exists()
@@ -102,8 +106,11 @@ pub fn build(cache_dir: &Path, mut progress: impl FnMut(&str)) -> Result<Images>
             None
         }
     };
-    let initramfs = initramfs(&busybox, &kernel.modules, lockup.as_deref())?;
-    std::fs::write(&images.initramfs, initramfs).context("cannot write the initramfs")?;
+    let mut archive = initramfs(&busybox, &kernel.modules, lockup.as_deref())?;
+    if let Some(agent) = &agent {
+        archive.file(&format!("bin/{AGENT}"), 0o755, agent);
+    }
+    std::fs::write(&images.initramfs, archive.finish()).context("cannot write the initramfs")?;
     // Last, so that an interrupted build is taken up again.
     std::fs::write(&stamp_path, format!("{recipe}\n{}\n", kernel.version))
         .context("cannot write the stamp")?;
@@ -119,11 +126,12 @@ pub fn build(cache_dir: &Path, mut progress: impl FnMut(&str)) -> Result<Images>
 
 /// Names everything that decides what is built, but for the version of the kernel: asking apt for
 /// that takes longer than the rest together.
-fn recipe(busybox: &Path) -> Result<String> {
+fn recipe(busybox: &Path, agent: Option<&[u8]>) -> Result<String> {
     let mut hasher = DefaultHasher::new();
     INIT.hash(&mut hasher);
     lockup::SOURCES.hash(&mut hasher);
     MODULES.hash(&mut hasher);
+    agent.hash(&mut hasher);
     std::env::var_os(KERNEL_VARIABLE).hash(&mut hasher);
     let metadata = std::fs::metadata(busybox)?;
     (metadata.len(), metadata.modified()?).hash(&mut hasher);
@@ -138,7 +146,7 @@ fn find_busybox() -> Result<PathBuf> {
         .ok_or_else(|| anyhow!("no busybox: install busybox-static"))
 }
 
-fn initramfs(busybox: &Path, modules: &Path, lockup: Option<&[u8]>) -> Result<Vec<u8>> {
+fn initramfs(busybox: &Path, modules: &Path, lockup: Option<&[u8]>) -> Result<Archive> {
     let mut archive = Archive::default();
     for directory in ["bin", "dev", "proc", "sys", "modules"] {
         archive.directory(directory);
@@ -157,7 +165,7 @@ fn initramfs(busybox: &Path, modules: &Path, lockup: Option<&[u8]>) -> Result<Ve
     if let Some(module) = lockup {
         archive.file("lockup.ko", 0o644, module);
     }
-    Ok(archive.finish())
+    Ok(archive)
 }
 
 /// Finds `NAME.ko` or `NAME.ko.xz` (or the like) anywhere below `directory`.

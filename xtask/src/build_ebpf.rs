@@ -175,7 +175,7 @@ fn is_llvm(path: &Path, major: &str) -> bool {
 }
 
 /// The compilers to try, best first, each once.
-fn compilers() -> Vec<PathBuf> {
+pub(crate) fn compilers() -> Vec<PathBuf> {
     let beside = process::cargo().parent().map(|directory| directory.join("rustc"));
     let active = beside.filter(|rustc| is_executable(rustc) && !is_proxy(rustc));
     let rustup = process::find_program("rustup");
@@ -211,7 +211,7 @@ fn nightlies(list: &str) -> Vec<PathBuf> {
     paths.map(|path| Path::new(path).join("bin/rustc")).collect()
 }
 
-fn holds_core(directory: &Path) -> bool {
+pub(crate) fn holds_core(directory: &Path) -> bool {
     directory.read_dir().is_ok_and(|entries| {
         entries.flatten().any(|entry| {
             let name = entry.file_name().to_string_lossy().into_owned();

@@ -38,6 +38,13 @@ pub(crate) fn check_all() -> Result<()> {
     heading("clippy");
     let host = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
     check("clippy", process::run(&mut cargo_command(host)));
+    // Without the standard library nobody catches a panic, which only this profile takes.
+    let agent = ["clippy", "--profile", "agent", "--package", "flatline-heartbeat"];
+    let its = ["--features", "program", "--bins", "--", "-D", "warnings"];
+    check(
+        "clippy for the guests' agent",
+        process::run(&mut cargo_command(agent.iter().chain(&its))),
+    );
     check("clippy for the eBPF programs", programs());
     if !failed.is_empty() {
         bail!("lint failed: {}", failed.join(", "));

@@ -11,6 +11,7 @@ mod apt;
 mod bench;
 mod btf_names;
 mod build_ebpf;
+mod build_heartbeat;
 mod demo;
 mod document;
 mod executable;
@@ -42,6 +43,8 @@ enum Task {
     },
     /// Compile the eBPF programs into target/ebpf/flatline-ebpf.o
     BuildEbpf,
+    /// Compile the guests' agent into target/heartbeat
+    BuildHeartbeat,
     /// Build the images of the tests' guests into target/guest
     Guest,
     /// Check the formatting, and run clippy on everything
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
             println!("{}", object.display());
             Ok(())
         }),
+        Task::BuildHeartbeat => setup::ensure().and_then(|()| build_heartbeat::build().map(|_| ())),
         Task::Guest => guest::task(),
         Task::Lint => lint::task(),
         Task::Demo => demo::task(),

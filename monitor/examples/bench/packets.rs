@@ -14,6 +14,9 @@ use anyhow::{Context as _, Result, ensure};
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions};
 use clap::Args;
 use flatline_tests::netns::open_tap;
+use monitor_ebpf::heartbeat::{
+    self, CHECK_NAME_BYTES, HEARTBEAT_MAGIC, HEARTBEAT_VERSION, Heartbeat,
+};
 
 use crate::{clock, kernel, print};
 
@@ -29,8 +32,20 @@ const TCP: u8 = 6;
 /// ICMPv6's neighbour solicitation and advertisement.
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
-/// IEEE 802's number for local experiments: nothing on the host takes such a frame any further.
-const EXPERIMENT: [u8; 2] = [0x88, 0xb5];
+/// IEEE 802's second number for local experiments: nothing on the host takes such a frame any further, and the first
+/// is that of heartbeats.
+const EXPERIMENT: [u8; 2] = [0x88, 0xb6];
+
+const BEAT: Heartbeat = Heartbeat {
+    magic: HEARTBEAT_MAGIC,
+    version: HEARTBEAT_VERSION,
+    flags: 0,
+    reserved: [0; 2],
+    interval_ms: 1000_u32.to_be_bytes(),
+    boot: [7; 8],
+    sequence: [0; 8],
+    check: [0; CHECK_NAME_BYTES],
+};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -86,6 +101,8 @@ fn runs(
     let ipv6 = ipv6_frame(TCP, 0, [0xff; 6]);
     let ndp = ipv6_frame(ICMPV6, SOLICITATION, [0xff; 6]);
     let ndp_answer = ipv6_frame(ICMPV6, ADVERTISEMENT, PROBE_MAC);
+    let beat = heartbeat::frame(GUEST_MAC, &BEAT);
+    let made_up = heartbeat::frame(GUEST_MAC, &Heartbeat { version: 0, ..BEAT });
     let cases = [
         ("empty", empty.as_fd(), data.as_slice(), tap, GO_ON),
         ("from_guest", from.as_fd(), &data, tap, GO_ON),
@@ -95,6 +112,8 @@ fn runs(
         ("from_guest_ipv6", from.as_fd(), &ipv6, tap, GO_ON),
         ("from_guest_ndp", from.as_fd(), &ndp, tap, GO_ON),
         ("from_guest_ndp_answer", from.as_fd(), &ndp_answer, tap, DROP),
+        ("from_guest_heartbeat", from.as_fd(), &beat, tap, DROP),
+        ("from_guest_malformed_heartbeat", from.as_fd(), &made_up, tap, DROP),
         ("unknown_tap", from.as_fd(), &data, stranger, GO_ON),
     ];
     let mut rounds = cases.map(|_| Vec::new());

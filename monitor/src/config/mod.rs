@@ -134,14 +134,11 @@ pub struct Probes {
     pub max_in_flight: u32,
 }
 
-/// Where figures are to be served to Prometheus.
-///
-/// Accepted and validated so that a configuration can be written once; this version serves no
-/// metrics, and nothing listens on the address.
+/// Where figures are served to Prometheus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Metrics {
-    /// Address and port.
-    pub listen: SocketAddr,
+    /// Address and port; `None`: nothing is served.
+    pub listen: Option<SocketAddr>,
 }
 
 /// Many VMs that fall silent at the same moment: the host is ill, and restarting guests won't mend it.
@@ -166,6 +163,9 @@ pub struct Policy {
     /// Time in which QEMU's monitor must not have answered, nor anything been seen of the guest, before QEMU itself
     /// counts as hung; zero: it never does.
     pub unresponsive_for: Duration,
+    /// How long the beats of a guest's agent may stay away before the guest is suspected; `None`: three of its
+    /// intervals and 2 s.
+    pub heartbeat_lost_after: Option<Duration>,
     /// After a start or reset, or until the first sign of life: no suspicion.
     pub boot_grace: Duration,
     /// Resets of the guest's own within `boot_loop_window` that make a boot loop, in which a person is called.
@@ -178,6 +178,9 @@ pub struct Policy {
     pub window: Duration,
     /// Time from one restart to the second within `window`; twice as long to the third, and so on.
     pub pause: Duration,
+    /// Whether a guest is restarted whose kernel lives, but whose agent no longer beats or says that what it checks has
+    /// failed; otherwise that is only told.
+    pub restart_without_heartbeat: bool,
 }
 
 /// What is kept of what each VM showed, so that a decision can be looked at afterwards.

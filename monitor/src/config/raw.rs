@@ -74,6 +74,7 @@ pub(super) struct Detection {
     pub(super) flat_for: Option<Spanned<String>>,
     pub(super) unconfirmed_flat_for: Option<Spanned<String>>,
     pub(super) unresponsive_for: Option<Spanned<String>>,
+    pub(super) heartbeat_lost_after: Option<Spanned<String>>,
     pub(super) boot_grace: Option<Spanned<String>>,
     pub(super) boot_loop_resets: Option<Spanned<i64>>,
     pub(super) boot_loop_window: Option<Spanned<String>>,
@@ -103,6 +104,7 @@ pub(super) struct Recovery {
     pub(super) memory_dump_dir: Option<Spanned<PathBuf>>,
     pub(super) memory_dump_quota_mib: Option<Spanned<i64>>,
     pub(super) pause: Option<Spanned<String>>,
+    pub(super) restart_without_heartbeat: Option<bool>,
     pub(super) max_restarts_per_minute: Option<Spanned<i64>>,
 }
 
@@ -140,6 +142,7 @@ pub(super) struct Vm {
     pub(super) flat_for: Option<Spanned<String>>,
     pub(super) unconfirmed_flat_for: Option<Spanned<String>>,
     pub(super) unresponsive_for: Option<Spanned<String>>,
+    pub(super) heartbeat_lost_after: Option<Spanned<String>>,
     pub(super) boot_grace: Option<Spanned<String>>,
     pub(super) boot_loop_resets: Option<Spanned<i64>>,
     pub(super) boot_loop_window: Option<Spanned<String>>,
@@ -155,6 +158,7 @@ pub(super) struct Vm {
     pub(super) memory_dump_dir: Option<Spanned<toml::Value>>,
     pub(super) memory_dump_quota_mib: Option<Spanned<toml::Value>>,
     pub(super) pause: Option<Spanned<String>>,
+    pub(super) restart_without_heartbeat: Option<bool>,
     // Known, so that it can be refused with its reason.
     pub(super) max_restarts_per_minute: Option<Spanned<toml::Value>>,
 }

@@ -1,7 +1,10 @@
 //! From the raw file to valid values: with `terms`, `means` and `evidence`, the only place that knows defaults and
 //! limits.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use glob::Pattern;
 use toml::Spanned;
@@ -21,6 +24,9 @@ const EXECUTABLES: [&str; 3] = ["/usr/bin/qemu-system-*", "/usr/bin/kvm", "/usr/
 const LEAST_SIZE: u32 = 16;
 const MOST_SIZE: u32 = 1 << 20;
 
+/// Where figures are served if nothing is said: to this host alone.
+const METRICS_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9477);
+
 /// The most that recordings may be told to take on disk: a TiB.
 const MOST_RECORDED_MIB: u32 = 1 << 20;
 
@@ -37,6 +43,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         flat_for,
         unconfirmed_flat_for,
         unresponsive_for,
+        heartbeat_lost_after,
         boot_grace,
         boot_loop_resets,
         boot_loop_window,
@@ -55,6 +62,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         memory_dump_dir,
         memory_dump_quota_mib,
         pause,
+        restart_without_heartbeat,
         max_restarts_per_minute,
         actuator,
         command,
@@ -84,24 +92,28 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         flat_for: 10 * SECOND,
         unconfirmed_flat_for: 120 * SECOND,
         unresponsive_for: Duration::ZERO,
+        heartbeat_lost_after: None,
         boot_grace: 60 * SECOND,
         boot_loop_resets: 5,
         boot_loop_window: 5 * MINUTE,
         max_restarts: 3,
         window: HOUR,
         pause: 10 * SECOND,
+        restart_without_heartbeat: false,
     };
     let host = Terms {
         mode,
         flat_for,
         unconfirmed_flat_for,
         unresponsive_for,
+        heartbeat_lost_after,
         boot_grace,
         boot_loop_resets,
         boot_loop_window,
         max_restarts,
         window,
         pause,
+        restart_without_heartbeat,
     };
     // A long interval alone may contradict the default of `flat_for`: then it is what is wrong.
     let policy = host.over(&defaults, sample_interval, place)?;
@@ -118,12 +130,6 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         &paths.state_dir,
     )?;
 
-    let raw::Metrics { listen } = metrics;
-    let listen = listen.map_or(Ok(([127, 0, 0, 1], 9477).into()), |listen| {
-        listen.get_ref().parse().map_err(|_| {
-            Problem::at(&listen, "not an address with a port, such as 127.0.0.1:9477 or [::1]:9477")
-        })
-    })?;
     Ok(Config {
         mode: policy.mode,
         paths,
@@ -133,7 +139,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         max_restarts_per_minute: count(max_restarts_per_minute.as_ref(), 10, 1..=MAX_RESTARTS)?,
         sample_interval,
         recorder: resolve_recorder(recorder)?,
-        metrics: Metrics { listen },
+        metrics: resolve_metrics(metrics)?,
         policy,
         gathering,
         keeping,
@@ -182,6 +188,24 @@ fn resolve_recorder(recorder: raw::Recorder) -> Result<Recorder, Problem> {
         disk: disk.unwrap_or(false),
         max_mib: count(max_mib.as_ref(), 256, 1..=MOST_RECORDED_MIB)?,
     })
+}
+
+fn resolve_metrics(metrics: raw::Metrics) -> Result<Metrics, Problem> {
+    let raw::Metrics { listen } = metrics;
+    let Some(listen) = listen else {
+        return Ok(Metrics { listen: Some(METRICS_ADDRESS) });
+    };
+    if matches!(listen.get_ref().as_str(), "" | "off") {
+        return Ok(Metrics { listen: None });
+    }
+    let address = listen.get_ref().parse().ok();
+    // Port 0 is any that is free, which nobody would find.
+    let address = address.filter(|address: &SocketAddr| address.port() != 0).ok_or_else(|| {
+        let message =
+            "not an address with a port, such as 127.0.0.1:9477 or [::1]:9477, nor \"off\"";
+        Problem::at(&listen, message)
+    })?;
+    Ok(Metrics { listen: Some(address) })
 }
 
 fn resolve_discovery(discovery: raw::Discovery) -> Result<Discovery, Problem> {

@@ -22,12 +22,14 @@ pub(super) struct Terms {
     pub(super) flat_for: Option<Spanned<String>>,
     pub(super) unconfirmed_flat_for: Option<Spanned<String>>,
     pub(super) unresponsive_for: Option<Spanned<String>>,
+    pub(super) heartbeat_lost_after: Option<Spanned<String>>,
     pub(super) boot_grace: Option<Spanned<String>>,
     pub(super) boot_loop_resets: Option<Spanned<i64>>,
     pub(super) boot_loop_window: Option<Spanned<String>>,
     pub(super) max_restarts: Option<Spanned<i64>>,
     pub(super) window: Option<Spanned<String>>,
     pub(super) pause: Option<Spanned<String>>,
+    pub(super) restart_without_heartbeat: Option<bool>,
 }
 
 impl Terms {
@@ -44,12 +46,14 @@ impl Terms {
             flat_for,
             unconfirmed_flat_for,
             unresponsive_for,
+            heartbeat_lost_after,
             boot_grace,
             boot_loop_resets,
             boot_loop_window,
             max_restarts,
             window,
             pause,
+            restart_without_heartbeat,
         } = self;
         let policy = Policy {
             mode: mode.unwrap_or(base.mode),
@@ -66,6 +70,10 @@ impl Terms {
                 Duration::ZERO,
                 DAY,
             )?,
+            heartbeat_lost_after: match &heartbeat_lost_after {
+                None => base.heartbeat_lost_after,
+                given => Some(duration(given.as_ref(), SECOND, 2 * SECOND, DAY)?),
+            },
             boot_grace: duration(boot_grace.as_ref(), base.boot_grace, SECOND, DAY)?,
             boot_loop_resets: count(
                 boot_loop_resets.as_ref(),
@@ -81,6 +89,8 @@ impl Terms {
             max_restarts: count(max_restarts.as_ref(), base.max_restarts, 0..=MAX_RESTARTS)?,
             window: duration(window.as_ref(), base.window, MINUTE, 30 * DAY)?,
             pause: duration(pause.as_ref(), base.pause, Duration::ZERO, HOUR)?,
+            restart_without_heartbeat: restart_without_heartbeat
+                .unwrap_or(base.restart_without_heartbeat),
         };
         let start = |value: &Option<Spanned<String>>| value.as_ref().map(|v| v.span().start);
         if policy.flat_for < 2 * sample_interval {
@@ -136,6 +146,7 @@ pub(super) fn vm_rule(
         flat_for,
         unconfirmed_flat_for,
         unresponsive_for,
+        heartbeat_lost_after,
         boot_grace,
         boot_loop_resets,
         boot_loop_window,
@@ -150,6 +161,7 @@ pub(super) fn vm_rule(
         memory_dump_dir,
         memory_dump_quota_mib,
         pause,
+        restart_without_heartbeat,
         max_restarts_per_minute,
         actuator,
         command,
@@ -199,12 +211,14 @@ pub(super) fn vm_rule(
         flat_for,
         unconfirmed_flat_for,
         unresponsive_for,
+        heartbeat_lost_after,
         boot_grace,
         boot_loop_resets,
         boot_loop_window,
         max_restarts,
         window,
         pause,
+        restart_without_heartbeat,
     };
     let policy = terms.over(host, sample_interval, place)?;
     let gathering = evidence::Keys { evidence_limit, memory_dump, memory_dump_limit, inject_nmi }

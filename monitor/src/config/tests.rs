@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::{Config, Gathering, Keeping, Mode, ProbeLog, Recorder, TapHook};
+use super::{Config, Gathering, Keeping, Mode, Policy, ProbeLog, Recorder, TapHook};
 
 fn parse(text: &str) -> Config {
     Config::parse(text, "test.toml").expect("valid")
@@ -26,7 +26,7 @@ fn an_empty_file_means_all_defaults() {
     assert_eq!((config.policy.max_restarts, config.policy.window.as_secs()), (3, 3600));
     assert_eq!(config.probes.tap_hook, TapHook::Auto);
     assert_eq!(config.probes.log, ProbeLog::Off);
-    assert_eq!(config.metrics.listen.to_string(), "127.0.0.1:9477");
+    assert_eq!(config.metrics.listen, Some(([127, 0, 0, 1], 9477).into()));
     let Recorder { keep, disk, max_mib } = config.recorder;
     assert_eq!((keep, disk, max_mib), (Duration::from_secs(300), false, 256));
     let Gathering { limit, memory, memory_limit, own_dump } = config.gathering;
@@ -60,10 +60,12 @@ sample_interval = "500ms"
 flat_for = "20s"
 unconfirmed_flat_for = "3m"
 unresponsive_for = "90s"
+heartbeat_lost_after = "4s"
 boot_grace = "90s"
 [recovery]
 max_restarts = 0
 window = "2h"
+restart_without_heartbeat = true
 evidence_limit = "0s"
 evidence_keep = "30d"
 evidence_max_mib = 64
@@ -83,6 +85,8 @@ mode = "recover"
 flat_for = "30s"
 unconfirmed_flat_for = "4m"
 unresponsive_for = "0s"
+heartbeat_lost_after = "40s"
+restart_without_heartbeat = false
 boot_grace = "5m"
 max_restarts = 9
 window = "1d"
@@ -98,12 +102,21 @@ memory_dump_limit = "10s"
     assert_eq!(config.probes.log, ProbeLog::Debug);
     assert_eq!(config.sample_interval, Duration::from_millis(500));
     assert_eq!(config.policy.max_restarts, 0);
+    assert_eq!(
+        config.metrics.listen.map(|address| address.to_string()).as_deref(),
+        Some("[::1]:9000")
+    );
     assert_eq!(config.recorder, Recorder { keep: Duration::ZERO, disk: true, max_mib: 1 });
     let policy = config.policy_for("db-1");
     assert_eq!(policy.mode, Mode::Recover);
     assert_eq!(policy.flat_for.as_secs(), 30);
     assert_eq!(policy.unconfirmed_flat_for.as_secs(), 240);
     assert_eq!(policy.boot_grace.as_secs(), 300);
+    let heart = |policy: &Policy| {
+        (policy.heartbeat_lost_after.map(|span| span.as_secs()), policy.restart_without_heartbeat)
+    };
+    assert_eq!((heart(&config.policy), heart(&policy)), ((Some(4), true), (Some(40), false)));
+    assert_eq!(heart(&parse("").policy), (None, false));
     assert_eq!((policy.max_restarts, policy.window.as_secs()), (9, 86400));
     let gathering = |name| {
         let Gathering { limit, memory, memory_limit, own_dump: _ } = config.gathering_for(name);
@@ -281,7 +294,17 @@ fn patterns_paths_users_counts_and_addresses_are_checked() {
         "test.toml:2: recovery.memory_dump_dir: ",
         "abs",
     );
-    assert_refused("[metrics]\nlisten = \"9477\"", "test.toml:2: metrics.listen: ", "port");
+    for wrong in ["9477", "127.0.0.1", "localhost:9477", "127.0.0.1:0", "[::1]:0", "Off", " "] {
+        let text = format!("[metrics]\nlisten = \"{wrong}\"");
+        assert_refused(&text, "test.toml:2: metrics.listen: ", "port");
+    }
+}
+
+#[test]
+fn metrics_can_be_turned_off() {
+    for off in ["", "off"] {
+        assert_eq!(parse(&format!("[metrics]\nlisten = \"{off}\"")).metrics.listen, None);
+    }
 }
 
 #[test]

@@ -144,6 +144,35 @@ impl Engine {
         }
     }
 
+    /// Something is wrong inside of a guest that is left alone all the same.
+    pub(super) fn told(&mut self, id: VmId, cause: Cause) {
+        let Some(watched) = self.vms.get(&id) else { return };
+        let reason = watched.watch.reason.clone();
+        warn!(vm = watched.vm.name, %cause, "{reason}");
+        let mut incident = Incident {
+            outcome: Some(Outcome::Observed),
+            ..self.new_incident(watched, cause, format!("{reason}; it is only told"))
+        };
+        let recording = watched.recorder.evidence(&mut incident);
+        self.scribe.write(&incident, Vec::new(), recording);
+        if let Some(watched) = self.vms.get_mut(&id) {
+            watched.told = Some(incident);
+        }
+    }
+
+    /// What was told of a guest is over.
+    pub(super) fn beats_again(&mut self, id: VmId) {
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        info!(vm = watched.vm.name, "its agent's heart beats again");
+        let Some(mut incident) = watched.told.take() else { return };
+        let now = SystemTime::now();
+        incident.recovered_at = Some(now);
+        incident.recover_seconds =
+            now.duration_since(incident.detected_at).ok().map(|took| took.as_secs_f64());
+        incident.reason = format!("{}; its heart beats again", incident.reason);
+        self.scribe.write(&incident, Vec::new(), None);
+    }
+
     /// When the VM was restarted, or its guest reset itself, as far as that counts towards its limit now.
     pub(super) fn restarts_in_window(&self, watched: &WatchedVm) -> Vec<SystemTime> {
         self.restarts_of(watched.key(), &watched.terms.policy)

@@ -13,6 +13,7 @@ use tracing::error;
 
 use super::{
     Message,
+    figures::Figures,
     finding::FirstReading,
     owners::Owners,
     scribe::Scribe,
@@ -32,7 +33,7 @@ use crate::{
         retention::{self, Keeper},
         store::IncidentStore,
     },
-    sample::{CounterMaps, DeviceWatch, KvmReader, ThreadReader},
+    sample::{CounterMaps, DeviceWatch, HeartbeatReader, KvmReader, ThreadReader},
     verdict::{Act, Input, Monitor, State, Tick},
     witness::ProbeSocket,
 };
@@ -64,6 +65,8 @@ pub(super) struct Engine {
     pub(super) counters: Arc<CounterMaps>,
     /// What the vCPUs of suspects do; `None` where the map can't be read.
     pub(super) kvm: Option<Arc<KvmReader>>,
+    /// What guests' agents say.
+    pub(super) heartbeats: HeartbeatReader,
     /// Reads all threads' times at once; `None` where no program could be had for it.
     pub(super) threads: Option<ThreadReader>,
     /// It can't be read, or there is none: each VM's threads have clocks of their own.
@@ -83,20 +86,34 @@ pub(super) struct Engine {
     pub(super) storm: Option<String>,
     /// What is still awaited before the first reading of all.
     pub(super) first_reading: FirstReading,
+    /// What is told to Prometheus.
+    pub(super) figures: Figures,
+}
+
+/// All that reads maps.
+pub(super) struct Readers {
+    pub(super) counters: CounterMaps,
+    pub(super) heartbeats: HeartbeatReader,
+    /// `None` where the map can't be read.
+    pub(super) kvm: Option<KvmReader>,
+    /// `None` where no program could be had for it.
+    pub(super) threads: Option<ThreadReader>,
 }
 
 impl Engine {
     pub(super) fn new(
         config: Config,
         store: IncidentStore,
-        (counters, kvm, threads): (CounterMaps, Option<KvmReader>, Option<ThreadReader>),
+        readers: Readers,
         probes: ProbeThread,
         health: Vec<ProgramHealth>,
         messages: UnboundedSender<Message>,
         notices: Sender<(VmId, QmpNotice)>,
     ) -> Self {
+        let Readers { counters, heartbeats, kvm, threads } = readers;
         let store = Arc::new(store);
-        let (scribe, scribe_thread) = Scribe::start(store.clone());
+        let figures = Figures::start(&config);
+        let (scribe, scribe_thread) = Scribe::start(store.clone(), figures.incidents.clone());
         let ledger = Ledger::open(&config.paths.state_dir);
         if let Some(why) = ledger.complaint() {
             error!("{why}");
@@ -127,6 +144,7 @@ impl Engine {
             messages,
             counters: Arc::new(counters),
             kvm: kvm.map(Arc::new),
+            heartbeats,
             has_clocks: threads.is_none(),
             threads,
             probes,
@@ -139,6 +157,7 @@ impl Engine {
             devices: DeviceWatch::default(),
             storm: None,
             first_reading: FirstReading::default(),
+            figures,
         }
     }
 
@@ -188,6 +207,7 @@ impl Engine {
                 let threads = cpus.iter().map(|cpu| (cpu.index, cpu.thread_id)).collect();
                 self.set_threads(vm, threads, true);
             }
+            Message::Memory(vm, stats) => self.memory_told(vm, stats),
             Message::RunState(vm, number, run_state) => {
                 let Some(watched) = self.vms.get_mut(&vm) else { return };
                 if number > watched.run_state_answered {
@@ -212,9 +232,13 @@ impl Engine {
         self.ticks += 1;
         let now = self.now();
         let slots = self.vms.values().filter_map(|watched| watched.slot.as_ref().ok());
-        let rows = self.counters.rows(slots.max().map_or(0, |highest| highest + 1));
+        let slots = slots.max().map_or(0, |highest| highest + 1);
+        let rows = self.counters.rows(slots);
         let threads = self.read_threads();
         self.jiffies = threads.as_ref().map(|threads| (now, threads.jiffies()));
+        // For the first guest whose agent said anything, for all.
+        let beats = std::cell::OnceCell::new();
+        let heartbeats = || beats.get_or_init(|| self.heartbeats.rows(slots)).as_ref();
         // For the first VM that seems to be stalled, for all.
         let ages = std::cell::OnceCell::new();
         let in_flight = |slot: u32| {
@@ -230,6 +254,7 @@ impl Engine {
         let host = HostSample {
             rows: &rows,
             threads: threads.as_ref(),
+            heartbeats: &heartbeats,
             in_flight: &in_flight,
             devices: &devices,
         };
@@ -243,6 +268,7 @@ impl Engine {
         self.watch_kvm();
         self.start_due();
         self.look_again(threads.as_ref());
+        self.ask_memory();
     }
 
     fn judge(&mut self, id: VmId, undecided: bool, now: Duration) {
@@ -272,6 +298,8 @@ impl Engine {
             Act::Recovered => self.recovered(id),
             Act::GuestReset(times) => self.guest_reset(id, times),
             Act::GiveUp(cause) => self.given_up(id, cause),
+            Act::Report(cause) => self.told(id, cause),
+            Act::BeatsAgain => self.beats_again(id),
         }
     }
 

@@ -10,6 +10,7 @@ use tracing::{debug, info};
 
 use super::{
     engine::Engine,
+    memory::Remembered,
     plugged::counted,
     resume::take_up,
     vm::WatchedVm,
@@ -18,7 +19,7 @@ use super::{
 use crate::{
     discover::{self, Vm, VmId},
     qmp::{self, QmpState},
-    sample::{LostCompletions, VcpuClocks},
+    sample::{LostCompletions, VcpuClocks, port::PortListener},
     verdict::{Terms, Watch},
     witness::Notes,
 };
@@ -118,6 +119,9 @@ impl Engine {
             notes: Some(Notes::default()),
             testimony: None,
             case,
+            port: vm.heartbeat_socket.clone().map(|socket| PortListener::start(vm.id, socket)),
+            told: None,
+            memory: Remembered::default(),
             restarts: 0,
             put_back,
             end: watchers::watch_end(&vm, self.messages.clone()),

@@ -9,9 +9,12 @@ mod cases;
 mod ended;
 mod engine;
 mod evidence;
+mod figures;
 mod finding;
 mod hearing;
+mod heart;
 mod hold;
+mod memory;
 mod owners;
 mod plugged;
 mod recordings;
@@ -46,11 +49,11 @@ use crate::{
         incident::Attempt,
         store::{IncidentStore, StoreError},
     },
-    sample::{CounterMaps, KvmReader, ThreadReader},
+    sample::{CounterMaps, HeartbeatReader, KvmReader, ThreadReader},
     verdict::Testimony,
     witness::Notes,
 };
-use engine::Engine;
+use engine::{Engine, Readers};
 
 /// Time between two sweeps of `/proc`, for what events don't tell: a QEMU that daemonized, a lost event.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -112,6 +115,8 @@ enum Message {
     Refreshed(VmId, watchers::Looked),
     /// Its vCPU threads, by QEMU's own account.
     Cpus(VmId, Vec<QmpCpu>),
+    /// What it says of its memory, where it says anything.
+    Memory(VmId, Option<serde_json::Value>),
     /// Its run state, asked for after an event; the number orders the questions.
     RunState(VmId, u64, RunState),
     /// Its witnesses answered, of the boot that began then.
@@ -174,8 +179,11 @@ async fn start(
     health: Vec<crate::probe::ProgramHealth>,
     attached: &mut mpsc::UnboundedReceiver<AttachReport>,
 ) -> (Result<(), StartError>, ProbeThread) {
-    let counters = match CounterMaps::open(&config.paths.bpffs_dir) {
-        Ok(counters) => counters,
+    let bpffs_dir = &config.paths.bpffs_dir;
+    let maps = CounterMaps::open(bpffs_dir)
+        .and_then(|counters| Ok((counters, HeartbeatReader::open(bpffs_dir)?)));
+    let (counters, heartbeats) = match maps {
+        Ok(maps) => maps,
         Err(error) => return (Err(error.into()), probes),
     };
     let (terminated, interrupted) =
@@ -199,8 +207,8 @@ async fn start(
     let kvm = KvmReader::open(&config.paths.bpffs_dir)
         .inspect_err(|error| warn!("KVM's counters can't be read: {error}"))
         .ok();
-    let mut engine =
-        Engine::new(config, store, (counters, kvm, threads), probes, health, messages, notices);
+    let readers = Readers { counters, heartbeats, kvm, threads };
+    let mut engine = Engine::new(config, store, readers, probes, health, messages, notices);
     engine.sweep();
     info!("watching");
 
@@ -214,7 +222,7 @@ async fn start(
             biased;
             _ = terminated.recv() => break,
             _ = interrupted.recv() => break,
-            _ = tick.tick() => engine.tick(),
+            due = tick.tick() => engine.timed_tick(due),
             Some((vm, notice)) = qmp.recv() => engine.on_qmp(vm, notice),
             Some(message) = inbox.recv() => engine.on_message(message),
             Some(report) = attached.recv() => engine.on_attached(report),

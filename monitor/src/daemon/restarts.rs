@@ -80,7 +80,9 @@ impl Engine {
             | Cause::Silent
             | Cause::BootLoop
             | Cause::QemuExited
-            | Cause::QemuUnresponsive => {
+            | Cause::QemuUnresponsive
+            | Cause::UserlandDead
+            | Cause::ServiceDead => {
                 let Some(watched) = self.vms.get_mut(&id) else { return };
                 watched.feed(&Input::Reexamine, now);
             }

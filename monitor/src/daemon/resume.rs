@@ -52,6 +52,8 @@ pub(super) fn take_up(
         (Some(Outcome::LimitReached), Some(cause)) if incident.detected_at >= released_at => {
             Some(TakenUp::Failed(incident, cause))
         }
+        // It was told, and that was all; a crash after it is another one.
+        (Some(Outcome::Observed), Some(cause)) if cause.is_of_user_space() => None,
         (None, Some(cause)) if !incident.attempts.is_empty() => {
             Some(TakenUp::Crashed(incident, cause))
         }
@@ -209,6 +211,7 @@ mod tests {
             let undone = incident("halted", outcome, attempts);
             assert_eq!(up(&undone), Some(TakenUp::Afresh(undone.clone())));
         }
+        assert_eq!(up(&incident("userland-dead", Some(Outcome::Observed), 0)), None);
         // A newer flatline may know more causes.
         let unknown = incident("bored", None, 1);
         assert_eq!(up(&unknown), Some(TakenUp::Afresh(unknown.clone())));

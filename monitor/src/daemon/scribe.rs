@@ -17,6 +17,7 @@ use crate::{
     report::{
         incident::{Attempt, Incident},
         ledger::Page,
+        metrics::IncidentCounts,
         recording::{Recording, file},
         rfc3339,
         store::IncidentStore,
@@ -48,11 +49,15 @@ type Order = (Job, Option<oneshot::Sender<Result<(), String>>>);
 #[derive(Clone)]
 pub(super) struct Scribe {
     orders: mpsc::Sender<Order>,
+    counts: IncidentCounts,
 }
 
 impl Scribe {
     /// The thread ends after [`Scribe::end`], and has written all by then.
-    pub(super) fn start(store: Arc<IncidentStore>) -> (Self, Option<JoinHandle<()>>) {
+    pub(super) fn start(
+        store: Arc<IncidentStore>,
+        counts: IncidentCounts,
+    ) -> (Self, Option<JoinHandle<()>>) {
         let (orders, inbox) = mpsc::channel::<Order>();
         let write = move || {
             for (job, done) in inbox {
@@ -74,7 +79,7 @@ impl Scribe {
         let thread = thread
             .inspect_err(|error| error!("incidents can't be written: no thread: {error}"))
             .ok();
-        (Self { orders }, thread)
+        (Self { orders, counts }, thread)
     }
 
     pub(super) fn write(&self, incident: &Incident, evidence: Files, recording: Option<Recording>) {
@@ -109,6 +114,9 @@ impl Scribe {
     }
 
     fn order(&self, job: Job, done: Option<oneshot::Sender<Result<(), String>>>) {
+        if let Job::Incident { incident, .. } = &job {
+            self.counts.note(incident);
+        }
         if self.orders.send((job, done)).is_err() {
             error!("an incident is not written: the writing thread has ended");
         }

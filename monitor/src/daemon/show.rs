@@ -110,10 +110,11 @@ impl Engine {
     }
 
     /// What of the host or of its VMs can't be seen as it should.
-    fn degraded(&self) -> Vec<String> {
+    pub(super) fn degraded(&self) -> Vec<String> {
         let lost = self.health.iter().filter(|program| program.failure.is_some());
         let lost: Vec<&str> = lost.map(|program| program.program).collect();
         let mut degraded: Vec<String> = self.storm.iter().cloned().collect();
+        degraded.extend(self.figures.complaint());
         if !lost.is_empty() {
             degraded.push(format!("not attached: {}", lost.join(", ")));
         }
@@ -150,6 +151,11 @@ impl Engine {
         let network = sample.and_then(|sample| sample.network.as_ref().ok().copied().flatten());
         let storage = sample.and_then(|sample| sample.storage.as_ref().ok());
         let in_flight = sample.and_then(|sample| sample.in_flight);
+        let (state, cause, reason) = watched.watch.standing();
+        let reason = match &watched.memory.thrashing {
+            Some(thrashing) if state == "alive" => format!("{reason}; {thrashing}"),
+            _ => reason.to_owned(),
+        };
         VmView {
             name: watched.vm.name.clone(),
             uuid: watched.vm.uuid.clone(),
@@ -157,9 +163,9 @@ impl Engine {
             accelerator: watched.vm.accelerator.to_string(),
             owner: self.owner_view(&watched.vm),
             run_state: watched.run_state.as_ref().map(ToString::to_string),
-            state: watched.watch.state.name().to_owned(),
-            cause: watched.watch.state.cause().map(|cause| cause.to_string()),
-            reason: watched.watch.reason.clone(),
+            state: state.to_owned(),
+            cause: cause.map(|cause| cause.to_string()),
+            reason,
             since: self.wall_clock(watched.watch.since),
             flat_seconds: match watched.watch.state {
                 State::Unobservable => None,
@@ -181,17 +187,19 @@ impl Engine {
                 ndp_answers: network.ndp_answers,
             }),
             storage: storage.map(|storage| storage_view(storage, in_flight)),
+            heartbeat: self.heartbeat_view(watched),
+            memory: Self::memory_view(watched),
         }
     }
 
-    fn guest_resets_in_window(&self, watched: &WatchedVm) -> usize {
+    pub(super) fn guest_resets_in_window(&self, watched: &WatchedVm) -> usize {
         let (now, window) = (self.now(), watched.terms.policy.boot_loop_window);
         watched.watch.resets.iter().filter(|at| now.saturating_sub(**at) < window).count()
     }
 
     /// Seconds since a moment in the kernel's ticks; `None` for the tick 0, which is never, and where nothing
     /// tells which tick it is.
-    fn since_jiffies(&self, moment: u64) -> Option<f64> {
+    pub(super) fn since_jiffies(&self, moment: u64) -> Option<f64> {
         let (read, jiffies) = self.jiffies.filter(|_| moment != 0)?;
         let age = ticks(jiffies.saturating_sub(moment)) + self.now().saturating_sub(read);
         Some(age.as_secs_f64())
@@ -274,6 +282,7 @@ impl Engine {
                 }),
             ));
         }
+        signals.extend(self.heartbeat_signal(watched));
         signals.push(self.level(watched, since(line.still_since.or(line.pinned_since))));
         signals.extend(witnesses(watched));
         signals

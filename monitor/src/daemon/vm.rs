@@ -9,7 +9,7 @@ use monitor_ebpf::{NetworkCounters, ThreadTime, VmRow};
 use tokio::task::JoinHandle;
 use tracing::{debug, info};
 
-use super::recordings::Recorder;
+use super::{memory::Remembered, recordings::Recorder};
 use crate::{
     activity::Activity,
     discover::{self, Vm},
@@ -17,8 +17,8 @@ use crate::{
     qmp::{QmpHandle, QmpState, RunState},
     report::incident::Incident,
     sample::{
-        Devices, InFlightAges, LostCompletions, Missing, ProcessState, Reading, ThreadTimes,
-        VcpuClocks, VmRows, VmSample,
+        Devices, HeartbeatRows, Heartbeats, InFlightAges, LostCompletions, Missing, ProcessState,
+        Reading, ThreadTimes, VcpuClocks, VmRows, VmSample, port::PortListener,
     },
     verdict::{Act, Input, Monitor, Terms, Testimony, Watch},
     witness::Notes,
@@ -29,6 +29,8 @@ pub(super) struct HostSample<'a> {
     pub(super) rows: &'a Reading<VmRows>,
     /// `None` where no iterator reads them.
     pub(super) threads: Option<&'a ThreadTimes>,
+    /// What all guests' agents said so far.
+    pub(super) heartbeats: &'a dyn Fn() -> Result<&'a HeartbeatRows, &'a Missing>,
     /// The ages of what is in flight for the VM in a slot.
     pub(super) in_flight: &'a dyn Fn(u32) -> Option<InFlightAges>,
     /// How its block devices do.
@@ -77,6 +79,11 @@ pub(super) struct WatchedVm {
     /// What the witnesses said last, for people to read.
     pub(super) testimony: Option<Arc<Testimony>>,
     pub(super) case: Option<Case>,
+    pub(super) memory: Remembered,
+    /// Its agent's port, if it has one.
+    pub(super) port: Option<PortListener>,
+    /// What was told of its agent, as long as that is so.
+    pub(super) told: Option<Incident>,
     /// Restarts that were begun.
     pub(super) restarts: u64,
     /// An earlier daemon restarted it, and may not have told QEMU again what to do at a reset.
@@ -191,7 +198,33 @@ impl WatchedVm {
             .clone()
             .map(|row| self.lost_completions.settle(row.storage, host.devices, now))
             .map_err(|missing| missing.of("storage"));
-        VmSample { network: self.network(&row), storage, in_flight: None, vcpus, process }
+        let network = self.network(&row);
+        let heartbeats = self.heartbeats(&network, host);
+        let port = self.port.as_ref();
+        let port = port.map_or_else(|| Ok(Heartbeats::default()), PortListener::heartbeats);
+        let memory = self.memory.now;
+        VmSample { network, heartbeats, port, storage, in_flight: None, vcpus, process, memory }
+    }
+
+    /// Read only where something was said since the last sample.
+    fn heartbeats(
+        &self,
+        network: &Reading<Option<NetworkCounters>>,
+        host: &HostSample<'_>,
+    ) -> Reading<Heartbeats> {
+        let network = network.as_ref().map_err(|missing| missing.clone().of("heartbeats"))?;
+        let heard = network.map_or(0, |network| network.heartbeats);
+        if heard == 0 {
+            return Ok(Heartbeats::default());
+        }
+        if let Some((_, VmSample { network: Ok(Some(before)), heartbeats: Ok(known), .. })) =
+            &self.sample
+            && before.heartbeats == heard
+        {
+            return Ok(known.clone());
+        }
+        let slot = self.slot.as_ref().map_err(|why| Missing::new("heartbeats", why.clone()))?;
+        (host.heartbeats)().map_err(Clone::clone)?.of(self.vm.id, *slot)
     }
 
     fn network(&self, row: &Reading<VmRow>) -> Reading<Option<NetworkCounters>> {
@@ -241,9 +274,9 @@ impl WatchedVm {
 
     /// Tells the verdict something, and says what is to be done.
     pub(super) fn feed(&mut self, input: &Input, now: Duration) -> Act {
-        let before = self.watch.state.name();
+        let before = self.watch.standing().0;
         let act = self.recorder.take(&mut self.watch, input, &self.terms, now);
-        let (after, reason) = (self.watch.state.name(), &self.watch.reason);
+        let (after, _, reason) = self.watch.standing();
         if before != after {
             let routine = |name| matches!(name, "alive" | "suspect" | "starting");
             if routine(before) && routine(after) {

@@ -8,6 +8,9 @@ use std::{
 
 use super::{options::Members, vm::AgentSocket};
 
+/// The name of the port that flatline's agent writes to.
+const HEARTBEAT_PORT: &str = "org.flatline.heartbeat.0";
+
 /// Devices whose characters are a kernel's console. (A `virtserialport` or a USB converter is not.)
 const CONSOLE_DEVICES: [&str; 9] = [
     "isa-serial",
@@ -27,6 +30,8 @@ pub(super) struct Chardevs {
     by_id: BTreeMap<String, Members>,
     /// The id of the first one that a guest agent is to be reached by.
     agent: Option<String>,
+    /// The id of the first one that flatline's agent writes to.
+    heartbeat: Option<String>,
     /// Those that a console is written to, by their id.
     consoles: BTreeSet<String>,
     /// Files that a console is written to, without a character device that has an id.
@@ -46,8 +51,11 @@ impl Chardevs {
         let Some(chardev) = members.get_any(&["chardev", "chardev0"]) else {
             return;
         };
-        if driver == "virtserialport" && members.get("name") == Some("org.qemu.guest_agent.0") {
+        let port = members.get("name").filter(|_| driver == "virtserialport");
+        if port == Some("org.qemu.guest_agent.0") {
             self.agent.get_or_insert_with(|| chardev.to_owned());
+        } else if port == Some(HEARTBEAT_PORT) {
+            self.heartbeat.get_or_insert_with(|| chardev.to_owned());
         } else if CONSOLE_DEVICES.contains(&driver) {
             self.consoles.insert(chardev.to_owned());
         }
@@ -73,9 +81,17 @@ impl Chardevs {
 
     /// Where the guest agent is reached, if QEMU listens there.
     pub(super) fn agent_socket(&self) -> Option<AgentSocket> {
-        let id = self.agent.as_ref()?;
+        self.socket(self.agent.as_ref()?)
+    }
+
+    /// Where flatline's agent is heard, if QEMU listens there.
+    pub(super) fn heartbeat_socket(&self) -> Option<AgentSocket> {
+        self.socket(self.heartbeat.as_ref()?)
+    }
+
+    fn socket(&self, id: &str) -> Option<AgentSocket> {
         let chardev = self.get(id).filter(|chardev| is_socket(chardev) && listens(chardev))?;
-        Some(AgentSocket { chardev: id.clone(), path: socket_path(chardev)? })
+        Some(AgentSocket { chardev: id.to_owned(), path: socket_path(chardev)? })
     }
 
     /// The files that a console is written to.

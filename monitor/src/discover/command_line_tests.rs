@@ -123,6 +123,14 @@ fn the_agents_socket_is_known_where_it_has_a_path() {
     assert_eq!(socket.chardev, "qga0");
     assert_eq!(socket.path, PathBuf::from("/var/run/qemu-server/100.qga"));
     assert_eq!(after_qemu(&LIBVIRT[1..]).agent_socket, None, "its descriptor was handed over");
+    let heart = [
+        "-chardev",
+        "socket,id=hb,path=/run/hb.sock,server=on,wait=off",
+        "-device",
+        "virtserialport,chardev=hb,name=org.flatline.heartbeat.0",
+    ];
+    let socket = after_qemu(&heart).heartbeat_socket.expect("a socket");
+    assert_eq!((socket.chardev.as_str(), socket.path.to_str()), ("hb", Some("/run/hb.sock")));
     let port = "virtserialport,chardev=a,name=org.qemu.guest_agent.0";
     let client = after_qemu(&["-chardev", "socket,id=a,path=/a", "-device", port]);
     assert!(client.has_agent_channel && client.agent_socket.is_none());

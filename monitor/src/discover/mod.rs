@@ -151,6 +151,7 @@ fn read_vm(pid: u32, scope: &Scope) -> Result<Option<Vm>, DiscoverError> {
         has_balloon: told.has_balloon,
         has_agent_channel: told.has_agent_channel,
         agent_socket: told.agent_socket,
+        heartbeat_socket: told.heartbeat_socket,
         console_logs: told.console_logs,
         notes: told.notes,
         pidfd: Arc::new(pidfd),

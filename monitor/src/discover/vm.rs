@@ -66,7 +66,7 @@ impl ResetAction {
     }
 }
 
-/// The character device of the guest agent's channel.
+/// The character device of an agent's channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentSocket {
     /// Its id, by which QMP's `query-chardev` names it.
@@ -115,6 +115,8 @@ pub struct Vm {
     pub has_agent_channel: bool,
     /// Where that is reached, if QEMU listens on a socket with a path.
     pub agent_socket: Option<AgentSocket>,
+    /// Where flatline's own agent is heard, likewise.
+    pub heartbeat_socket: Option<AgentSocket>,
     /// Files that QEMU writes a serial console to; to be resolved like the QMP sockets.
     pub console_logs: Vec<PathBuf>,
     /// What else the command line has that could not be made use of, for people to read.
@@ -160,6 +162,7 @@ impl Vm {
             has_balloon: false,
             has_agent_channel: false,
             agent_socket: None,
+            heartbeat_socket: None,
             console_logs: Vec::new(),
             notes: Vec::new(),
             pidfd: Arc::new(OwnedFd::from(devnull)),

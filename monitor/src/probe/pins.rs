@@ -1,7 +1,7 @@
 //! What is pinned below `bpffs_dir`, and what an earlier daemon left there.
 //!
 //! ```text
-//! vms kvm slots taps files in_flight process_events layout    maps
+//! vms kvm heartbeats slots taps files in_flight process_events layout    maps
 //! threads                                                 an iterator, read like a file
 //! links/GENERATION-PROGRAM                                tracepoints
 //! links/tap-NETNS-IFINDEX-{from,to}                       taps, through tcx
@@ -25,9 +25,10 @@ use super::{OBJECT, ProbeError};
 use crate::config::{ProbeLog, Probes};
 
 /// The maps that all copies of the programs share, and the names they are pinned under.
-pub(super) const SHARED_MAPS: [(&str, &str); 8] = [
+pub(super) const SHARED_MAPS: [(&str, &str); 9] = [
     ("VMS", "vms"),
     ("KVM", "kvm"),
+    ("HEARTBEATS", "heartbeats"),
     ("SLOTS", "slots"),
     ("TAPS", "taps"),
     ("FILES", "files"),

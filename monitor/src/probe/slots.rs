@@ -10,16 +10,17 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
     util::nr_cpus,
 };
-use monitor_ebpf::{FileKey, KvmRow, SlotRow, SlotSet, VmRow};
+use monitor_ebpf::{FileKey, KvmRow, SlotRow, SlotSet, VmRow, heartbeat::HeartbeatRow};
 use tracing::debug;
 
 use super::{ProbeError, pins::Pins};
 use crate::discover::VmId;
 
-/// Hands slots out, and keeps the maps in step: `vms`, `kvm`, `slots` and `files`.
+/// Hands slots out, and keeps the maps in step: `vms`, `kvm`, `heartbeats`, `slots` and `files`.
 pub(super) struct Slots {
     rows: PerCpuArray<MapData, VmRow>,
     kvm: PerCpuArray<MapData, KvmRow>,
+    heartbeats: PerCpuArray<MapData, HeartbeatRow>,
     by_pid: ByPid,
     owners: HashMap<MapData, FileKey, u32>,
     taken: StdHashMap<VmId, Taken>,
@@ -78,11 +79,14 @@ impl Slots {
         };
         let rows = PerCpuArray::try_from(Map::PerCpuArray(open("vms")?));
         let kvm = PerCpuArray::try_from(Map::PerCpuArray(open("kvm")?));
+        let heartbeats = PerCpuArray::try_from(Map::PerCpuArray(open("heartbeats")?));
         let by_pid = Array::try_from(Map::Array(open("slots")?));
         let owners = HashMap::try_from(Map::HashMap(open("files")?));
         let mut slots = Self {
             rows: rows.map_err(|source| ProbeError::Map { map: "vms", source })?,
             kvm: kvm.map_err(|source| ProbeError::Map { map: "kvm", source })?,
+            heartbeats: heartbeats
+                .map_err(|source| ProbeError::Map { map: "heartbeats", source })?,
             by_pid: ByPid(by_pid.map_err(|source| ProbeError::Map { map: "slots", source })?),
             owners: owners.map_err(|source| ProbeError::Map { map: "files", source })?,
             taken: StdHashMap::new(),
@@ -167,7 +171,9 @@ impl Slots {
     fn write(&mut self, slot: u32, vm: VmId) -> Result<(), MapError> {
         let VmId { pid, start_ticks } = vm;
         write(&mut self.rows, slot, VmRow { pid, start_ticks, ..VmRow::default() })?;
-        write(&mut self.kvm, slot, KvmRow { pid, start_ticks, ..KvmRow::default() })
+        write(&mut self.kvm, slot, KvmRow { pid, start_ticks, ..KvmRow::default() })?;
+        let silent = HeartbeatRow { pid, start_ticks, ..HeartbeatRow::default() };
+        write(&mut self.heartbeats, slot, silent)
     }
 
     /// Makes `files` the ones whose written back pages count for the VM. One that another VM has as well counts

@@ -1,4 +1,4 @@
-//! What leaves the daemon for people and scripts: views, incidents, and the control socket.
+//! What leaves the daemon for people and scripts: views, incidents, the control socket, and figures over HTTP.
 //!
 //! Everything here is a copy of what the daemon knows; nothing in it decides anything. The JSON
 //! shapes are a promise (dashboards hold on to them), so they are structs of their own rather
@@ -8,10 +8,12 @@ pub mod control;
 pub mod evidence;
 pub mod incident;
 pub mod ledger;
+pub mod metrics;
 pub mod recording;
 pub mod retention;
 pub mod store;
 pub mod view;
+pub mod web;
 
 /// Times in JSON: RFC 3339 in UTC with whole seconds, rounded down.
 ///

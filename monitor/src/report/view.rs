@@ -109,6 +109,12 @@ pub struct VmView {
     pub network: Option<NetworkView>,
     /// The disks' counters together; `None` if they can't be read.
     pub storage: Option<StorageView>,
+    /// What its guest's agent said; `None`: nothing so far.
+    #[serde(default)]
+    pub heartbeat: Option<HeartbeatView>,
+    /// Its memory.
+    #[serde(default)]
+    pub memory: MemoryView,
 }
 
 /// Who started a QEMU, and by what it would be restarted.
@@ -167,6 +173,55 @@ pub struct NetworkView {
     pub arp_answers: u64,
     /// Of those, the answers to NDP probes.
     pub ndp_answers: u64,
+}
+
+/// A VM's memory, in bytes; what isn't told is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MemoryView {
+    /// What the guest has, by its own account, which it gives through a balloon.
+    pub total_bytes: Option<u64>,
+    /// What of it is used and couldn't be given away.
+    pub used_bytes: Option<u64>,
+    /// The rest: what it could give to a program without swapping.
+    pub available_bytes: Option<u64>,
+    /// Read back from its swap since it booted.
+    pub swap_in_bytes: Option<u64>,
+    /// Written to its swap since it booted.
+    pub swap_out_bytes: Option<u64>,
+    /// Times since it booted that somebody waited for a page from its disk.
+    pub major_faults: Option<u64>,
+    /// When the guest said so.
+    #[serde(with = "rfc3339::option", default)]
+    pub as_of: Option<SystemTime>,
+    /// What its QEMU has of the host's memory.
+    pub qemu_rss_bytes: Option<u64>,
+    /// What of it the host has swapped out.
+    pub qemu_swap_bytes: Option<u64>,
+    /// That the guest does little but wait for pages, in words.
+    pub thrashing: Option<String>,
+}
+
+/// What a guest's agent said since flatline found the VM.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HeartbeatView {
+    /// Beats that came, each as often as the guest has network cards.
+    pub beats: u64,
+    /// Times that it said that its check failed.
+    pub failures: u64,
+    /// Frames that begin like a beat and are none.
+    pub malformed: u64,
+    /// Time since it last said anything.
+    pub last_seconds: Option<f64>,
+    /// From one beat to the next, by its own account.
+    pub interval_seconds: Option<f64>,
+    /// The boot's number, in hexadecimal digits.
+    pub boot: Option<String>,
+    /// The number of the last beat in that boot.
+    pub sequence: Option<u64>,
+    /// Whether it said that the guest goes down in good order.
+    pub leaving: bool,
+    /// What it checks; `None`: nothing.
+    pub check: Option<String>,
 }
 
 /// Requests of all disks, counted since flatline found the VM.

@@ -186,6 +186,8 @@ pub fn totals<'a>(lanes: impl Iterator<Item = &'a VmRow>) -> VmRow {
                 probe_answer_bytes: sum.network.probe_answer_bytes + n.probe_answer_bytes,
                 arp_answers: sum.network.arp_answers + n.arp_answers,
                 ndp_answers: sum.network.ndp_answers + n.ndp_answers,
+                heartbeats: sum.network.heartbeats + n.heartbeats,
+                heartbeat_bytes: sum.network.heartbeat_bytes + n.heartbeat_bytes,
                 guest_tx_last_jiffies: sum
                     .network
                     .guest_tx_last_jiffies
@@ -231,6 +233,8 @@ mod tests {
                 probe_answer_bytes: 6,
                 arp_answers: 24,
                 ndp_answers: 7,
+                heartbeats: 25,
+                heartbeat_bytes: 26,
                 guest_tx_last_jiffies: 8,
             },
             storage: StorageCounters {
@@ -269,6 +273,8 @@ mod tests {
                 probe_answer_bytes: 3 * once.probe_answer_bytes,
                 arp_answers: 3 * once.arp_answers,
                 ndp_answers: 3 * once.ndp_answers,
+                heartbeats: 3 * once.heartbeats,
+                heartbeat_bytes: 3 * once.heartbeat_bytes,
                 // The last, not a sum.
                 guest_tx_last_jiffies: 500,
             },

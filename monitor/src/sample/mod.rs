@@ -4,8 +4,11 @@ mod addresses;
 mod batch;
 mod counters;
 mod devices;
+mod heartbeats;
 mod kvm;
 mod lost_completions;
+pub mod memory;
+pub mod port;
 mod threads;
 mod vcpu_time;
 
@@ -18,8 +21,10 @@ use serde::{Deserialize, Serialize};
 pub use addresses::{TapAddress, TapAddresses};
 pub use counters::{CounterMaps, InFlightAges, VmRows, totals};
 pub use devices::{DeviceWatch, Devices};
+pub use heartbeats::{Heard, HeartbeatReader, HeartbeatRows, Heartbeats, LastBeat};
 pub use kvm::{KvmReader, interrupts_are_hidden};
 pub use lost_completions::LostCompletions;
+pub use memory::Memory;
 pub use threads::{ThreadReader, ThreadTimes};
 pub use vcpu_time::{VcpuClocks, VcpuTime};
 
@@ -114,6 +119,10 @@ impl ProcessState {
 pub struct VmSample {
     /// All taps together; `Ok(None)` where the VM has none.
     pub network: Reading<Option<NetworkCounters>>,
+    /// What its guest's agent said so far, on its network cards.
+    pub heartbeats: Reading<Heartbeats>,
+    /// And through its port, if it has one.
+    pub port: Reading<Heartbeats>,
     /// What was submitted to the block layer for it.
     pub storage: Reading<StorageCounters>,
     /// How long its requests have been in flight; looked at only where none completed during the last tick.
@@ -122,4 +131,6 @@ pub struct VmSample {
     pub vcpus: Reading<Vec<VcpuTime>>,
     /// The state of the process.
     pub process: ProcessState,
+    /// Its memory, as last told.
+    pub memory: Memory,
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::WitnessName;
+use super::{Pulse, WitnessName};
 
 /// What is known of a guest's present boot; all of it is forgotten when the guest is reset.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,6 +21,8 @@ pub struct Boot {
     pub calibrated: Option<Duration>,
     /// It writes a crash dump of its own.
     pub dump: Option<Dump>,
+    /// What its agent said, if it has one.
+    pub pulse: Option<Pulse>,
 }
 
 /// A crash dump that a guest is writing.
@@ -53,6 +55,7 @@ impl Boot {
             answered: BTreeSet::new(),
             calibrated: None,
             dump: None,
+            pulse: None,
         }
     }
 }

@@ -38,6 +38,8 @@
 //! - *Held* and *Unobservable* never convict a guest, whatever else is seen. Whoever is held by a witness' excuse is
 //!   asked on, until nobody excuses him. A QEMU whose monitor does not answer makes its guest *Unobservable*, and may
 //!   be convicted itself, of hanging: see `mute`.
+//! - A guest whose agent no longer beats, or says that what it checks has failed, is asked though its kernel lives, and
+//!   told of as a suspect while it stays where it is: see `pulse`.
 //! - *Failed* after resets of the guest's own ends when it has lived for [`LOOP_OVER_AFTER`] without one.
 
 mod blame;
@@ -47,6 +49,7 @@ mod hear;
 mod input;
 mod line;
 mod mute;
+mod pulse;
 mod state;
 mod step;
 mod storm;
@@ -61,6 +64,7 @@ use serde::{Deserialize, Serialize};
 pub use boot::{Boot, Dump};
 pub use input::{Input, Monitor, Terms, Tick};
 pub use line::{Line, PINNED_RATIO, STARVED_SHARE, STILL_BUSY_RATIO};
+pub use pulse::{LEAVING_PATIENCE, Missed, Pulse, lost_after};
 pub use state::{Cause, State};
 pub use storm::{Company, company, is_silent};
 pub use testimony::{Answer, Questions, Statement, Tally, Testimony, WitnessName};
@@ -150,11 +154,10 @@ impl Watch {
         match self.state {
             State::Suspect { .. } | State::Recovering { .. } => true,
             State::Held => self.excuse.is_some() || self.storm.is_some(),
-            State::Starting
-            | State::Alive
-            | State::Crashed { .. }
-            | State::Failed { .. }
-            | State::Unobservable => false,
+            State::Starting | State::Alive => {
+                self.missed_beats().is_some_and(|missed| missed.told.is_none())
+            }
+            State::Crashed { .. } | State::Failed { .. } | State::Unobservable => false,
         }
     }
 
@@ -211,6 +214,7 @@ impl Watch {
             }
             Input::Storm(storm) => {
                 self.storm.clone_from(storm);
+                pulse::weather(self);
                 Act::Nothing
             }
             Input::Released => {
@@ -274,4 +278,8 @@ pub enum Act {
     GuestReset(usize),
     /// Nothing that flatline may do helps: record it, and call a person.
     GiveUp(Cause),
+    /// Something is wrong with it that is only to be told.
+    Report(Cause),
+    /// What was told is over: its heart beats again.
+    BeatsAgain,
 }

@@ -27,10 +27,15 @@ pub enum Cause {
     QemuExited,
     /// Its QEMU hangs.
     QemuUnresponsive,
+    /// Its kernel lives, and its user space does not.
+    UserlandDead,
+    /// What its agent checks has failed, by the agent's account.
+    ServiceDead,
 }
 
 impl Cause {
-    const ALL: [Self; 9] = [
+    /// All of them.
+    pub const ALL: [Self; 11] = [
         Self::Panicked,
         Self::InternalError,
         Self::Watchdog,
@@ -40,6 +45,8 @@ impl Cause {
         Self::BootLoop,
         Self::QemuExited,
         Self::QemuUnresponsive,
+        Self::UserlandDead,
+        Self::ServiceDead,
     ];
 
     /// The name in `status --json`.
@@ -54,7 +61,14 @@ impl Cause {
             Self::BootLoop => "boot-loop",
             Self::QemuExited => "qemu-exited",
             Self::QemuUnresponsive => "qemu-unresponsive",
+            Self::UserlandDead => "userland-dead",
+            Self::ServiceDead => "service-dead",
         }
+    }
+
+    /// Whether its kernel lives all the same, so that no packet of it speaks against this.
+    pub fn is_of_user_space(self) -> bool {
+        matches!(self, Self::UserlandDead | Self::ServiceDead)
     }
 
     /// The cause of that name, if there is one.
@@ -109,6 +123,10 @@ pub enum State {
 }
 
 impl State {
+    /// All names in `status --json`.
+    pub const NAMES: [&str; 8] =
+        ["starting", "alive", "suspect", "crashed", "recovering", "held", "failed", "unobservable"];
+
     /// The name in `status --json`.
     pub fn name(&self) -> &'static str {
         match self {

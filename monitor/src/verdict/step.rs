@@ -9,7 +9,7 @@ use super::{
     examine::{
         calibrate, convict, examine, nothing_to_examine, past_grace, paused_maybe, questions,
     },
-    hear, mute,
+    hear, mute, pulse,
 };
 use crate::{activity::Activity, config::Policy};
 
@@ -23,6 +23,16 @@ fn longest_tick(terms: &Terms) -> Duration {
 
 /// A tick ended at `now`.
 pub(super) fn tick(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration) -> Act {
+    let stormy = watch.storm.is_some();
+    let held_up = tick.activity.elapsed > longest_tick(terms);
+    pulse::hear(watch, &tick.activity, now);
+    match judge(watch, tick, terms, now) {
+        Act::Nothing => pulse::miss(watch, tick, stormy, held_up, terms, now),
+        act => act,
+    }
+}
+
+fn judge(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration) -> Act {
     let Tick { activity, monitor, .. } = tick;
     if activity.elapsed > longest_tick(terms) {
         begin_anew(watch, HELD_UP, now);
@@ -47,6 +57,9 @@ pub(super) fn tick(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration)
     }
     if let Some(act) = blame::dumping(watch, tick, &terms.policy, now) {
         return act;
+    }
+    if let Some(reason) = pulse::leaving(watch, now) {
+        return hold(watch, reason, activity.elapsed, now);
     }
     if let Some(sign) = sign_of_life(activity) {
         return match lives(watch, sign, now) {
@@ -87,6 +100,12 @@ pub(super) fn tick(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration)
 
 /// A round of questions ended at `now`.
 pub(super) fn testimony(watch: &mut Watch, said: &Testimony, terms: &Terms, now: Duration) -> Act {
+    let act = weigh(watch, said, terms, now);
+    pulse::asked(watch, said);
+    act
+}
+
+fn weigh(watch: &mut Watch, said: &Testimony, terms: &Terms, now: Duration) -> Act {
     let Some((ticked, tick)) = watch.last.clone() else { return Act::Nothing };
     if let State::Recovering { cause, deadline, tally, was_up } = watch.state {
         let due = is_due(watch, deadline, &terms.policy, now);
@@ -180,7 +199,7 @@ fn sign_of_life(activity: &Activity) -> Option<String> {
         Ok(storage) if storage.completed > 0 => {
             Some(format!("guest completed {}", counted(storage.completed, "request")))
         }
-        _ => None,
+        _ => activity.heartbeat.as_ref().ok()?.as_ref().map(pulse::sign),
     }
 }
 
@@ -193,10 +212,18 @@ fn lives(watch: &mut Watch, sign: String, now: Duration) -> Act {
     watch.line.alive(now, sign.clone());
     (watch.excuse, watch.storm, watch.mute_since) = (None, None, None);
     match watch.state {
+        // Its user space runs.
+        State::Recovering { .. } if watch.agent_speaks(now) => is_up(watch, now),
         // A boot loader reads the disk, and a network boot sends packets.
         State::Recovering { was_up: true, .. } => Act::Ask(Questions::IsItUp),
         State::Recovering { was_up: false, .. } => is_up(watch, now),
         State::Failed { cause: Cause::BootLoop } if in_a_loop(watch, now) => Act::Nothing,
+        // That its kernel lives was known.
+        State::Crashed { cause } | State::Failed { cause }
+            if cause.is_of_user_space() && !watch.beats(now) =>
+        {
+            Act::Nothing
+        }
         State::Starting
         | State::Alive
         | State::Suspect { .. }
@@ -253,6 +280,8 @@ fn silent(
     terms: &Terms,
     now: Duration,
 ) -> Act {
+    let sooner = pulse::sooner(watch, terms, now);
+    let terms = sooner.as_ref().unwrap_or(terms);
     let policy = &terms.policy;
     // Ticks are never on the dot: what is a hair's breadth too short is long enough.
     let flat = watch.line.silence(now) + terms.tick / 2 >= policy.flat_for;

@@ -68,7 +68,11 @@ fn standing(watch: &Watch, now: Duration) -> Standing {
     match &watch.state {
         State::Held if watch.storm.is_some() => Standing::Silent,
         State::Held | State::Unobservable | State::Failed { .. } => Standing::Elsewhere,
-        State::Starting | State::Alive => Standing::Lives,
+        // Agents that fall silent together have one reason.
+        State::Starting | State::Alive => match watch.missed_beats() {
+            Some(missed) if now.saturating_sub(missed.since) < REMEMBERED => Standing::Silent,
+            _ => Standing::Lives,
+        },
         State::Suspect { tally } => match tally {
             Tally { rounds: 0, .. } => Standing::Unheard,
             // Guests that boot together do nothing that can be seen, either, and nothing speaks against them.
@@ -78,20 +82,27 @@ fn standing(watch: &Watch, now: Duration) -> Standing {
         State::Crashed { cause } | State::Recovering { cause, .. } => {
             let recent = now.saturating_sub(watch.since) < REMEMBERED;
             match cause {
-                Cause::Halted | Cause::Spinning | Cause::Silent | Cause::QemuUnresponsive
+                Cause::Halted
+                | Cause::Spinning
+                | Cause::Silent
+                | Cause::QemuUnresponsive
+                | Cause::UserlandDead
                     if recent =>
                 {
                     Standing::Silent
                 }
                 // Who said so himself did not fall silent.
-                Cause::Panicked | Cause::InternalError | Cause::Watchdog | Cause::BootLoop => {
-                    Standing::Elsewhere
-                }
+                Cause::Panicked
+                | Cause::InternalError
+                | Cause::Watchdog
+                | Cause::BootLoop
+                | Cause::ServiceDead => Standing::Elsewhere,
                 Cause::Halted
                 | Cause::Spinning
                 | Cause::Silent
                 | Cause::QemuExited
-                | Cause::QemuUnresponsive => Standing::Lives,
+                | Cause::QemuUnresponsive
+                | Cause::UserlandDead => Standing::Lives,
             }
         }
     }

@@ -66,14 +66,21 @@ pub enum Answer {
     Unresponsive(String),
     /// Somebody else is at fault, or at work on this VM: no verdict while that lasts.
     Excuse(String),
+    /// Only a living user space does this: it acquits, and says that more than the kernel lives.
+    UserSpaceLives(String),
 }
 
 impl Answer {
+    /// Whether only a living guest says this.
+    pub fn acquits(&self) -> bool {
+        matches!(self, Self::Lives(_) | Self::UserSpaceLives(_))
+    }
+
     /// A word for tables.
     pub fn word(&self) -> &'static str {
         match self {
             Self::NotAsked(_) => "not asked",
-            Self::Lives(_) => "lives",
+            Self::Lives(_) | Self::UserSpaceLives(_) => "lives",
             Self::Silent(_) => "silent",
             Self::Halted => "halted",
             Self::Stuck(_) => "stuck",
@@ -99,7 +106,8 @@ impl Answer {
             | Self::Nothing(text)
             | Self::NotUp(text)
             | Self::Unresponsive(text)
-            | Self::Excuse(text) => text,
+            | Self::Excuse(text)
+            | Self::UserSpaceLives(text) => text,
         }
     }
 }
@@ -113,9 +121,16 @@ impl Testimony {
     /// An answer that only a living guest gives.
     pub fn acquittal(&self) -> Option<String> {
         self.statements.iter().find_map(|said| match &said.answer {
-            Answer::Lives(text) => Some(format!("no I/O, but {}: {text}", said.witness)),
+            Answer::Lives(text) | Answer::UserSpaceLives(text) => {
+                Some(format!("no I/O, but {}: {text}", said.witness))
+            }
             _ => None,
         })
+    }
+
+    /// Whether more than its kernel lives.
+    pub fn user_space_lives(&self) -> bool {
+        self.any(|answer| matches!(answer, Answer::UserSpaceLives(_)))
     }
 
     /// Why the silence is not the guest's fault.
@@ -136,7 +151,7 @@ impl Testimony {
 
     /// The witnesses that answered, whose silence counts from now on.
     pub fn answered(&self) -> impl Iterator<Item = &WitnessName> {
-        let lives = |said: &&Statement| matches!(said.answer, Answer::Lives(_));
+        let lives = |said: &&Statement| said.answer.acquits();
         self.statements.iter().filter(lives).map(|said| &said.witness)
     }
 
@@ -187,8 +202,7 @@ impl Tally {
         let counts = |said: &Statement| {
             matches!(said.answer, Answer::Silent(_)) && calibrated.contains(&said.witness)
         };
-        let silent = testimony.statements.iter().any(counts)
-            && !testimony.any(|answer| matches!(answer, Answer::Lives(_)));
+        let silent = testimony.statements.iter().any(counts) && !testimony.any(Answer::acquits);
         let last_words = testimony.any(|answer| matches!(answer, Answer::LastWords(_)));
         Self {
             rounds: self.rounds.saturating_add(1),

@@ -7,6 +7,7 @@ mod healthy;
 mod holds;
 mod model;
 mod mute;
+mod pulse;
 mod random;
 mod recovery;
 mod resets;

@@ -162,7 +162,7 @@ async fn converse(mut stream: UnixStream, number: u64, limit: Duration) -> Resul
             Err(_) => break,
         }
         if is_answered(&reply, number) {
-            return Ok(Answer::Lives("its agent answers".to_owned()));
+            return Ok(Answer::UserSpaceLives("its agent answers".to_owned()));
         }
     }
     match unread(&stream) {
@@ -269,7 +269,7 @@ mod tests {
             assert_eq!(question["execute"], "guest-sync-delimited");
             format!("\u{fffd}\n\n{{\"return\": {}}}\n", question["arguments"]["id"]).into_bytes()
         });
-        assert!(matches!(answered.await, Ok(Answer::Lives(_))));
+        assert!(matches!(answered.await, Ok(Answer::UserSpaceLives(_))));
     }
 
     #[tokio::test]

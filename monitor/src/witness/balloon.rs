@@ -119,6 +119,22 @@ async fn question(
     Ok(answer)
 }
 
+/// What the guest says of its memory now, QEMU's `guest-stats`, for people to see: no witness. A guest that doesn't answer
+/// has said so before, or never.
+///
+/// # Errors
+/// If QEMU doesn't answer.
+pub(crate) async fn statistics(qmp: &QmpHandle) -> Result<Option<Value>, QmpError> {
+    let Some(path) = find(qmp).await? else { return Ok(None) };
+    if interval_seconds(qmp, &path).await? == 0 {
+        let last = last_update(qmp, &path).await?;
+        let asked = ask_now(qmp, &path, last).await;
+        put_back(qmp, &path).await;
+        asked?;
+    }
+    get(qmp, &path, "guest-stats").await.map(Some)
+}
+
 /// Turns the polling on, which asks the guest at once, and waits for an answer other than `last`.
 async fn ask_now(qmp: &QmpHandle, path: &str, last: u64) -> Result<u64, QmpError> {
     set_interval(qmp, path, 1).await?;

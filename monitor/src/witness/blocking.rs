@@ -8,11 +8,11 @@ use tokio::{
 };
 
 /// A read that is under way still, from this round or one before.
-pub(super) type UnderWay<T> = Option<JoinHandle<T>>;
+pub(crate) type UnderWay<T> = Option<JoinHandle<T>>;
 
 /// Does `work` on a thread for such, and waits at most `limit` for it. One that takes longer goes on, and its
 /// outcome is that of a later round; meanwhile no other is begun.
-pub(super) async fn within<T: Send + 'static>(
+pub(crate) async fn within<T: Send + 'static>(
     limit: Duration,
     under_way: &mut UnderWay<T>,
     work: impl FnOnce() -> T + Send + 'static,

@@ -8,7 +8,7 @@
 pub mod agent;
 pub mod arp;
 pub mod balloon;
-mod blocking;
+pub(crate) mod blocking;
 pub mod console;
 mod ethernet;
 pub mod host;
@@ -146,6 +146,7 @@ fn bounded(answer: Answer) -> Answer {
         Answer::Halted => Answer::Halted,
         Answer::NotAsked(said) => Answer::NotAsked(text(said)),
         Answer::Lives(said) => Answer::Lives(text(said)),
+        Answer::UserSpaceLives(said) => Answer::UserSpaceLives(text(said)),
         Answer::Silent(said) => Answer::Silent(text(said)),
         Answer::Stuck(said) => Answer::Stuck(text(said)),
         Answer::LastWords(said) => Answer::LastWords(text(said)),

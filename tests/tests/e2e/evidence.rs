@@ -288,11 +288,15 @@ fn own_dump() -> Result<()> {
     let guests = boot_all(&[
         machine("dumps", BootSector::NmiDump)?,
         machine("does-not", BootSector::CliHlt)?,
+        machine("by-command", BootSector::CliHlt)?,
     ])?;
-    let [dumps, does_not] = &guests[..] else { unreachable!() };
+    let [dumps, does_not, by_command] = &guests[..] else { unreachable!() };
     let mut config = rig.daemon_config()?;
     config.boot_grace = Duration::from_secs(2);
-    config.extra_toml = "[recovery]\ninject_nmi = \"5s\"\nmax_restarts = 1".to_owned();
+    config.extra_toml =
+        "[recovery]\ninject_nmi = \"5s\"\nmax_restarts = 1\n[[vm]]\nmatch = \"by-*\"\n\
+                         actuator = \"command\"\ncommand = [\"/bin/true\"]"
+            .to_owned();
     let daemon = rig.daemon(&config)?;
     let told = |incident: &Value| !incident["action_at"].is_null();
     let incident = wait_for_incident(&daemon, "does-not", "reset", RESTART_LIMIT, told)?;
@@ -300,6 +304,13 @@ fn own_dump() -> Result<()> {
     let reset = does_not.took_command_at("system_reset")?.context("it was not reset")?;
     let waited = reset.duration_since(sent).context("the NMI came after the reset")?;
     println!("reset {waited:.1?} after its NMI");
+    ensure!(waited >= Duration::from_secs(5), "{waited:?}: {incident}");
+    // Whatever restarts it.
+    let incident = wait_for_incident(&daemon, "by-command", "restarted", RESTART_LIMIT, told)?;
+    let sent = by_command.took_command_at("inject-nmi")?.context("no NMI was sent")?;
+    let at = humantime::parse_rfc3339(incident["action_at"].as_str().unwrap_or_default())?;
+    // That has whole seconds, rounded down.
+    let waited = (at + Duration::from_secs(1)).duration_since(sent)?;
     ensure!(waited >= Duration::from_secs(5), "{waited:?}: {incident}");
 
     let held = |row: &Value| {

@@ -8,11 +8,14 @@ mod brought_back;
 mod counts;
 mod evidence;
 mod foreign;
+mod heartbeats;
 mod hostile;
 mod killed;
 mod ladder;
 mod left_alone;
 mod lifecycle;
+mod memory;
+mod metrics;
 mod neighbours;
 mod network;
 mod owners;
@@ -60,6 +63,9 @@ fn main() -> ExitCode {
     trials.extend(owners::trials());
     trials.extend(hostile::trials());
     trials.extend(peers::trials());
+    trials.extend(heartbeats::trials());
+    trials.extend(memory::trials());
+    trials.extend(metrics::trials());
     trials.extend(witnesses::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }

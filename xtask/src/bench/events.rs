@@ -60,6 +60,8 @@ fn packets(stage: &Stage<'_>, netns: &Netns, report: &mut Report) -> Result<()> 
         ("from_guest_ipv6", "IPv6 packet from a guest", None),
         ("from_guest_ndp", "NDP frame from a guest", None),
         ("from_guest_ndp_answer", "a guest's answer to an NDP probe", None),
+        ("from_guest_heartbeat", "a guest's heartbeat", None),
+        ("from_guest_malformed_heartbeat", "a malformed heartbeat", None),
         ("unknown_tap", "on a tap that isn't a VM's (any more)", None),
     ] {
         let rounds = figures.rounds(&format!("packet/{name}"))?;

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use flatline_tests::daemon::{Daemon, DaemonConfig};
+use flatline_tests::daemon::{Daemon, DaemonConfig, free_address};
 use flatline_tests::interrupt;
 use flatline_tests::netns::Netns;
 use serde_json::Value;
@@ -110,6 +110,8 @@ impl<'a> Stage<'a> {
         config.mode = "observe".to_owned();
         config.flat_for = FLAT_FOR;
         config.boot_grace = boot_grace;
+        // As operators have it: what a tick leaves for Prometheus is part of what it costs.
+        config.metrics = free_address()?.to_string();
         config.extra_toml = "[probes]\nmax_vms = 2048\n".to_owned();
         Daemon::start(&config, self.dir)
     }

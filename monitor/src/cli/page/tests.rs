@@ -7,7 +7,7 @@ use flatline::qmp::RunState;
 use flatline::report::incident::{Attempt, Incident, Outcome};
 use flatline::report::recording::file::to_bytes;
 use flatline::report::recording::{Header, Limits, Recording, Ring};
-use flatline::sample::{Missing, ProcessState};
+use flatline::sample::{Memory, Missing, ProcessState};
 use flatline::verdict::{Cause, Input, Monitor, Terms, Tick, Watch};
 
 use super::recorded::Recorded;
@@ -175,8 +175,15 @@ fn tick(second: u64) -> Input {
         VcpuActivity { index: 0, tid: 1, busy: if lives { 0.2 } else { 0.99 }, waiting: 0.0 };
     let elapsed = Duration::from_secs(1);
     let process = ProcessState::Running;
-    let activity =
-        Activity { elapsed, network: Ok(Some(network)), storage, vcpus: Ok(vec![vcpu]), process };
+    let activity = Activity {
+        elapsed,
+        network: Ok(Some(network)),
+        storage,
+        vcpus: Ok(vec![vcpu]),
+        process,
+        heartbeat: Ok(None),
+        memory: Memory::default(),
+    };
     let monitor = Monitor::Answers(RunState::Running);
     Input::Tick(Arc::new(Tick { activity, monitor, calibratable: false, undecided: false }))
 }

@@ -10,7 +10,7 @@ use crate::{
     config::Actuator,
     discover::ResetAction,
     qmp::{RunState, is_up, parse_registers},
-    recover::{Journal, Refusal, Restart, RestartError, evidence, execute},
+    recover::{Journal, Refusal, Restart, RestartError, evidence, execute, nmi},
 };
 
 /// The name of the evidence that programs leave.
@@ -44,15 +44,17 @@ pub async fn restart(
         Err(None) => MonitorSays::IsNotThere,
     };
     let reboot_action = reboot_action(scene).await?;
-    let situation = Situation {
-        ownership: &scene.vm.ownership,
-        means: &scene.means,
-        monitor: says.clone(),
-        reboot_action,
-        pid: scene.vm.id.pid,
-        attempts: scene.attempts,
+    let planned = |monitor: MonitorSays| {
+        restart_plan(&Situation {
+            ownership: &scene.vm.ownership,
+            means: &scene.means,
+            monitor,
+            reboot_action,
+            pid: scene.vm.id.pid,
+            attempts: scene.attempts,
+        })
     };
-    let (steps, replaces_qemu) = match (restart_plan(&situation), &scene.monitor) {
+    let (mut steps, mut replaces_qemu) = match (planned(says.clone()), &scene.monitor) {
         (Ok(ActuatorPlan::Steps { steps, replaces_qemu }), _) => (steps, replaces_qemu),
         (Ok(ActuatorPlan::Qmp), Ok(qmp)) => {
             let configured = scene.vm.reboot_action;
@@ -89,6 +91,24 @@ pub async fn restart(
             return Err(RestartError::Refused(Refusal(why.to_owned())));
         }
         told = check_all(&steps).await?;
+    }
+    let begins_a_dump =
+        before == RunState::Running && !wanted.announced && !wanted.own_dump.is_zero();
+    if let (Ok(qmp), true) = (&scene.monitor, begins_a_dump) {
+        match nmi::own_dump(qmp, &wanted.vm.name, wanted.own_dump, &writes).await {
+            nmi::Came::Dump => return Err(RestartError::StillWriting),
+            nmi::Came::Nothing => {
+                let now = qmp.query_status().await.map_err(RestartError::Unknown)?;
+                match planned(MonitorSays::Is(now)).map_err(RestartError::Refused)? {
+                    ActuatorPlan::Steps { steps: now, replaces_qemu: replaces } => {
+                        (steps, replaces_qemu) = (now, replaces);
+                    }
+                    // Whoever's way it was to begin with, it still is.
+                    ActuatorPlan::Qmp => {}
+                }
+                told = check_all(&steps).await?;
+            }
+        }
     }
     let was_up = gathered
         .registers()

@@ -69,6 +69,7 @@ fn vm(id: VmId, console_logs: Vec<PathBuf>) -> Vm {
         has_balloon: false,
         has_agent_channel: false,
         agent_socket: None,
+        heartbeat_socket: None,
         console_logs,
         notes: Vec::new(),
         pidfd: Arc::new(tempfile::tempfile().unwrap().into()),

@@ -118,8 +118,10 @@ pub fn moments(segments: &[impl AsRef<Segment>]) -> Vec<Moment> {
 /// What a record marks, where it does.
 fn mark(record: &Record) -> Option<MarkKind> {
     match (&record.act, &record.input, &record.changed) {
-        (Act::Recovered, _, _) => Some(MarkKind::Life),
-        (Act::Convict(_) | Act::NotRecovered(_) | Act::GiveUp(_), _, _) => Some(MarkKind::Verdict),
+        (Act::Recovered | Act::BeatsAgain, _, _) => Some(MarkKind::Life),
+        (Act::Convict(_) | Act::NotRecovered(_) | Act::GiveUp(_) | Act::Report(_), _, _) => {
+            Some(MarkKind::Verdict)
+        }
         (_, Input::Restarted { .. }, _) => Some(MarkKind::Restart),
         (_, _, Some(changed)) => match changed.state {
             "suspect" => Some(MarkKind::Suspicion),

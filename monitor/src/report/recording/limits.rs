@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Malformed;
 use crate::{
     config::Policy,
-    verdict::{Boot, Dump, Input, Line, State, Terms, Tick, Watch},
+    verdict::{Boot, Dump, Input, Line, Missed, Pulse, State, Terms, Tick, Watch},
 };
 
 /// No host runs for so long: a hundred years.
@@ -38,14 +38,17 @@ pub(super) fn terms(terms: &Terms) -> Result<(), Malformed> {
         flat_for,
         unconfirmed_flat_for,
         unresponsive_for,
+        heartbeat_lost_after,
         boot_grace,
         boot_loop_resets: _,
         boot_loop_window,
         max_restarts: _,
         window,
         pause,
+        restart_without_heartbeat: _,
     } = policy;
     check([Some(*tick), Some(*flat_for), Some(*unconfirmed_flat_for), Some(*unresponsive_for)])?;
+    check([*heartbeat_lost_after])?;
     check([Some(*boot_grace), Some(*boot_loop_window), Some(*window), Some(*pause)])
 }
 
@@ -59,7 +62,8 @@ pub(super) fn input(input: &Input) -> Result<(), Malformed> {
 
 fn tick(tick: &Tick) -> Result<(), Malformed> {
     let oldest = tick.activity.storage.as_ref().ok().and_then(|storage| storage.oldest);
-    check([Some(tick.activity.elapsed), oldest])
+    let heartbeat = tick.activity.heartbeat.as_ref().ok().and_then(Option::as_ref);
+    check([Some(tick.activity.elapsed), oldest, heartbeat.map(|said| said.interval)])
 }
 
 /// Refuses a state that no live one can be in.
@@ -88,7 +92,7 @@ pub(super) fn watch(watch: &Watch) -> Result<(), Malformed> {
         wanted: _,
         ran: _,
     } = line;
-    let Boot { began, held, first_life, answered: _, calibrated, dump } = boot;
+    let Boot { began, held, first_life, answered: _, calibrated, dump, pulse } = boot;
     let dump = dump
         .map(|Dump { since, last_write, quiet_for, unheard: _ }| [since, last_write, quiet_for]);
     let deadline = match state {
@@ -99,6 +103,11 @@ pub(super) fn watch(watch: &Watch) -> Result<(), Malformed> {
     check([Some(*began), Some(*held), *first_life, *calibrated, deadline, *reset_from_outside])?;
     check(dump.into_iter().flatten().map(Some))?;
     check([*mute_since])?;
+    if let Some(pulse) = pulse {
+        let Pulse { boot: _, interval, check: _, beat, heard, leaving, missed } = pulse;
+        let missed = missed.as_ref().map(|Missed { since, .. }| *since);
+        check([Some(*interval), *beat, Some(*heard), *leaving, missed])?;
+    }
     if resets.len() > Watch::RESETS {
         return Err(Malformed::new("more resets than are ever remembered"));
     }

@@ -264,6 +264,11 @@ fn is_reset(input: &Input) -> bool {
 fn convicts(act: &Act) -> Option<Cause> {
     match act {
         Act::Convict(cause) | Act::NotRecovered(cause) | Act::GiveUp(cause) => Some(*cause),
-        Act::Nothing | Act::Ask(_) | Act::Recovered | Act::GuestReset(_) => None,
+        Act::Nothing
+        | Act::Ask(_)
+        | Act::Recovered
+        | Act::GuestReset(_)
+        | Act::Report(_)
+        | Act::BeatsAgain => None,
     }
 }

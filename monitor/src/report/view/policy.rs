@@ -17,6 +17,8 @@ pub struct PolicyView {
     pub unconfirmed_flat_for: Duration,
     #[serde(with = "humantime_serde")]
     pub unresponsive_for: Duration,
+    #[serde(with = "humantime_serde", default)]
+    pub heartbeat_lost_after: Option<Duration>,
     #[serde(with = "humantime_serde")]
     pub boot_grace: Duration,
     pub boot_loop_resets: u32,
@@ -27,6 +29,8 @@ pub struct PolicyView {
     pub window: Duration,
     #[serde(with = "humantime_serde")]
     pub pause: Duration,
+    #[serde(default)]
+    pub restart_without_heartbeat: bool,
 }
 
 impl From<&Policy> for PolicyView {
@@ -36,24 +40,28 @@ impl From<&Policy> for PolicyView {
             flat_for,
             unconfirmed_flat_for,
             unresponsive_for,
+            heartbeat_lost_after,
             boot_grace,
             boot_loop_resets,
             boot_loop_window,
             max_restarts,
             window,
             pause,
+            restart_without_heartbeat,
         } = *policy;
         Self {
             mode,
             flat_for,
             unconfirmed_flat_for,
             unresponsive_for,
+            heartbeat_lost_after,
             boot_grace,
             boot_loop_resets,
             boot_loop_window,
             max_restarts,
             window,
             pause,
+            restart_without_heartbeat,
         }
     }
 }

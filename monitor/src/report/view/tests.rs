@@ -19,7 +19,13 @@ fn vm() -> Value {
             "writeback_ops": 0, "writeback_bytes": 0, "flush_ops": 0, "discard_ops": 0,
             "discard_bytes": 0, "completed_ops": 2, "failed_ops": 0,
             "completion_seconds": 0.25, "in_flight": 0, "oldest_in_flight_seconds": null,
-            "mean_in_flight_seconds": null}})
+            "mean_in_flight_seconds": null},
+        "heartbeat": {"beats": 3, "failures": 0, "malformed": 0, "last_seconds": 0.5,
+            "interval_seconds": 1.0, "boot": "00000000000000ff", "sequence": 3, "leaving": false,
+            "check": "web"},
+        "memory": {"total_bytes": 5, "used_bytes": 2, "available_bytes": 3, "swap_in_bytes": 0,
+            "swap_out_bytes": 0, "major_faults": 7, "as_of": "2026-11-22T10:00:00Z",
+            "qemu_rss_bytes": 6, "qemu_swap_bytes": 0, "thrashing": null}})
 }
 
 #[test]

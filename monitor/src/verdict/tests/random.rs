@@ -338,7 +338,9 @@ impl Life {
                 | Act::Ask(_)
                 | Act::Recovered
                 | Act::GuestReset(_)
-                | Act::GiveUp(_) => {
+                | Act::GiveUp(_)
+                | Act::Report(_)
+                | Act::BeatsAgain => {
                     if let Some(cause) = self.model.must(policy, self.free_since, told.at)
                         && free
                     {

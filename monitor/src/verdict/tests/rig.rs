@@ -7,7 +7,7 @@ use crate::{
     activity::{Activity, NetworkActivity, StorageActivity, VcpuActivity},
     config::{Mode, Policy},
     qmp::{QmpEvent, RunState},
-    sample::{Missing, ProcessState},
+    sample::{Memory, Missing, ProcessState},
     verdict::{
         Act, Answer, Cause, Input, Monitor, Questions, State, Statement, Terms, Testimony, Tick,
         Watch,
@@ -27,12 +27,14 @@ pub(super) fn policy() -> Policy {
         flat_for: TICK * FLAT_TICKS,
         unconfirmed_flat_for: TICK * 120,
         unresponsive_for: Duration::ZERO,
+        heartbeat_lost_after: None,
         boot_grace: TICK * GRACE_TICKS,
         boot_loop_resets: 5,
         boot_loop_window: TICK * 300,
         max_restarts: 3,
         window: TICK * HOUR,
         pause: Duration::from_secs(10),
+        restart_without_heartbeat: false,
     }
 }
 
@@ -146,6 +148,8 @@ impl Guest {
                 storage: Ok(StorageActivity::default()),
                 vcpus: Ok(vcpus(&[(0.0024, 0.0)])),
                 process: ProcessState::Running,
+                heartbeat: Ok(None),
+                memory: Memory::default(),
             },
             monitor: running(),
             arp: answered(),

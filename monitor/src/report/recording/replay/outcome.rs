@@ -118,6 +118,8 @@ pub(super) fn decision(
         Act::NotRecovered(cause) => Some(format!("not recovered ({cause})")),
         Act::GuestReset(times) => Some(format!("the guest reset itself, number {times}")),
         Act::GiveUp(cause) => Some(format!("given up ({cause})")),
+        Act::Report(cause) => Some(format!("told ({cause})")),
+        Act::BeatsAgain => Some("its heart beats again".to_owned()),
     };
     let to = |standing: Standing| match standing.cause {
         None => standing.state.to_owned(),

@@ -17,7 +17,7 @@ use crate::{
     activity::{Activity, NetworkActivity, StorageActivity, VcpuActivity},
     config::Config,
     qmp::RunState,
-    sample::ProcessState,
+    sample::{Memory, ProcessState},
     verdict::{Act, Answer, Input, Monitor, Questions, Statement, Terms, Testimony, Tick, Watch},
 };
 
@@ -49,6 +49,8 @@ pub(super) fn tick(packets: u64, busy: f64) -> Input {
             storage: Ok(StorageActivity::default()),
             vcpus: Ok(vec![vcpu]),
             process: ProcessState::Running,
+            heartbeat: Ok(None),
+            memory: Memory::default(),
         },
         monitor: Monitor::Answers(RunState::Running),
         calibratable: false,

@@ -1,0 +1,142 @@
+//! The figures for Prometheus: the loop counts its ticks, and leaves what it saw in each for the web server.
+//!
+//! What is left is copied numbers, since 1,000 VMs are gone through once more a second for it, asked for or not: whoever
+//! asks is answered from the last tick, however late the next one is.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use tokio::{sync::watch, time::Instant};
+
+use super::{engine::Engine, vm::WatchedVm};
+use crate::{
+    config::Config,
+    report::{
+        metrics::{
+            Beats, Counts, Exposition, IncidentCounts, MapFill, ProgramFigures, Snapshot, VmFigures,
+        },
+        web,
+    },
+    sample::{Heartbeats, VmSample},
+    verdict::State,
+};
+
+/// What is counted, what is left, and who serves it.
+pub(super) struct Figures {
+    counts: Counts,
+    pub(super) incidents: IncidentCounts,
+    latest: watch::Sender<Option<Arc<Snapshot>>>,
+    /// `None` where nothing is to be served.
+    server: Option<web::Server>,
+}
+
+impl Figures {
+    /// Serves them from now on, if that is configured.
+    pub(super) fn start(config: &Config) -> Self {
+        let (counts, incidents) = (Counts::default(), IncidentCounts::new(SystemTime::now()));
+        let (latest, receiver) = watch::channel(None);
+        let exposition = || Exposition::new(receiver, &counts, &incidents);
+        let listen = config.metrics.listen;
+        let server = listen.map(|address| web::Server::start(address, exposition()));
+        Self { counts, incidents, latest, server }
+    }
+
+    /// Why they aren't served, where they should be.
+    pub(super) fn complaint(&self) -> Option<String> {
+        self.server.as_ref().and_then(web::Server::complaint)
+    }
+}
+
+impl Engine {
+    /// A tick that was due at `due`, and what it leaves.
+    pub(super) fn timed_tick(&mut self, due: Instant) {
+        let begun = Instant::now();
+        self.tick();
+        if self.figures.server.is_some() {
+            let snapshot = self.snapshot();
+            self.figures.latest.send_replace(Some(Arc::new(snapshot)));
+        }
+        let behind = begun.saturating_duration_since(due);
+        self.figures.counts.ticked(behind, begun.elapsed(), self.config.sample_interval);
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let programs = self.health.iter().map(|program| ProgramFigures {
+            name: program.program,
+            is_attached: program.failure.is_none(),
+        });
+        let now = self.now();
+        let vms: Vec<VmFigures> =
+            self.vms.values().map(|watched| self.figures_of(watched, now)).collect();
+        let all_taps = || self.vms.values().flat_map(|watched| &watched.taps);
+        let uncounted_taps = all_taps().filter(|tap| tap.hook.is_err()).count();
+        let taps = all_taps().count() - uncounted_taps;
+        let in_flight: u64 = vms.iter().filter_map(VmFigures::in_flight).sum();
+        let counted = vms.iter().filter(|figures| figures.is_counted).count();
+        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        let sizes = &self.config.probes;
+        let fill = |map, used, of: u32| MapFill { map, used, of: of.into() };
+        Snapshot {
+            at: SystemTime::now(),
+            mode: self.config.mode,
+            is_storm: self.storm.is_some(),
+            is_degraded: !self.degraded().is_empty(),
+            programs: programs.collect(),
+            maps: vec![
+                fill("vms", count(counted), sizes.max_vms),
+                fill("taps", count(taps), sizes.max_taps),
+                fill("in_flight", in_flight, sizes.max_in_flight),
+            ],
+            uncounted_taps,
+            most_vms: usize::try_from(sizes.max_vms).unwrap_or(usize::MAX),
+            vms,
+        }
+    }
+
+    fn figures_of(&self, watched: &WatchedVm, now: Duration) -> VmFigures {
+        let sample = watched.sample.as_ref().map(|(_, sample)| sample);
+        let (state, cause, _) = watched.watch.standing();
+        VmFigures {
+            vm: watched.vm.clone(),
+            mode: watched.terms.policy.mode,
+            state,
+            cause,
+            run_state: watched.run_state.clone(),
+            flat: match watched.watch.state {
+                State::Unobservable => None,
+                _ => Some(watched.watch.line.silence(now)),
+            },
+            is_held: self.ledger.held(watched.key(), SystemTime::now()).is_some(),
+            is_counted: watched.slot.is_ok(),
+            restarts: watched.restarts,
+            guest_resets_in_window: self.guest_resets_in_window(watched),
+            network: sample.and_then(|sample| sample.network.as_ref().ok().copied().flatten()),
+            storage: sample.and_then(|sample| sample.storage.as_ref().ok().copied()),
+            oldest_in_flight: sample
+                .and_then(|sample| sample.in_flight)
+                .filter(|ages| ages.requests > 0)
+                .map(|ages| ages.oldest),
+            heartbeats: sample.and_then(|sample| self.beats(sample)),
+            memory: watched.memory.now,
+            vcpus: sample.and_then(|sample| sample.vcpus.as_ref().ok().cloned()),
+        }
+    }
+
+    /// `None` for a guest whose agent never said anything.
+    fn beats(&self, sample: &VmSample) -> Option<Beats> {
+        let ways = [&sample.heartbeats, &sample.port];
+        let heard = || ways.into_iter().filter_map(|way| way.as_ref().ok());
+        let sum = |of: fn(&Heartbeats) -> u64| heard().map(of).sum::<u64>();
+        let last = heard().filter_map(|way| self.age_of(way.last.as_ref()?.heard));
+        let (beats, malformed) = (sum(|way| way.beats), sum(|way| way.malformed));
+        let failures = sum(|way| way.failures);
+        (beats | malformed | failures != 0).then(|| Beats {
+            beats,
+            failures,
+            malformed,
+            last_seconds: last.min_by(f64::total_cmp),
+        })
+    }
+}

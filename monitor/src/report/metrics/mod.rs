@@ -1,0 +1,140 @@
+//! The figures for Prometheus: what the last tick saw, as OpenMetrics text.
+//!
+//! The loop hands over a [`Snapshot`] a tick, which is copied numbers and nothing else; all text is made here, when
+//! somebody asks for it, and outside of the loop. What is asked for again before the next tick is not made again.
+//! Counters of the daemon itself live here between ticks ([`Counts`]).
+//!
+//! How many series there may be is bounded: by the VMs that are counted (`probes.max_vms`), by the vCPUs of each, by
+//! words that are this program's own (states, causes, programs), and by the length of names. A figure that couldn't be
+//! read has no series.
+
+mod counts;
+mod families;
+mod host;
+mod incidents;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+mod vms;
+
+use std::{fmt, sync::Arc};
+
+use bytes::Bytes;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, prometheus_text, text},
+    registry::Registry,
+};
+use tokio::sync::{Mutex, watch};
+
+pub use counts::Counts;
+pub use incidents::IncidentCounts;
+pub use snapshot::{Beats, MapFill, ProgramFigures, Snapshot, VmFigures};
+
+/// What the last tick saw; `None` before the first one.
+pub type Latest = watch::Receiver<Option<Arc<Snapshot>>>;
+
+/// How the figures are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+    /// Prometheus' own text format 0.0.4, for whoever knows nothing else.
+    PrometheusText,
+}
+
+impl Format {
+    /// The one for a client that accepts this: OpenMetrics, unless another one is named and it isn't.
+    pub fn accepted(accept: Option<&str>) -> Self {
+        let names = |media_type| accept.is_some_and(|accept| accept.contains(media_type));
+        if names("text/plain") && !names("application/openmetrics-text") {
+            Self::PrometheusText
+        } else {
+            Self::OpenMetrics
+        }
+    }
+
+    /// Its `Content-Type`.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::PrometheusText => prometheus_text::CONTENT_TYPE,
+        }
+    }
+}
+
+/// Makes the text, once for each snapshot and format.
+pub struct Exposition {
+    registry: Arc<Registry>,
+    latest: Latest,
+    open_metrics: Arc<Mutex<Made>>,
+    prometheus_text: Arc<Mutex<Made>>,
+}
+
+/// The text that was made last, and of what.
+type Made = Option<(Arc<Snapshot>, Bytes)>;
+
+impl Exposition {
+    /// Of the newest snapshot, and of what the daemon counted.
+    pub fn new(latest: Latest, counts: &Counts, incidents: &IncidentCounts) -> Self {
+        let mut registry = Registry::with_prefix("flatline");
+        counts.register(&mut registry);
+        incidents.register(&mut registry);
+        registry.register_collector(Box::new(LastTick(latest.clone())));
+        Self {
+            registry: Arc::new(registry),
+            latest,
+            open_metrics: Arc::default(),
+            prometheus_text: Arc::default(),
+        }
+    }
+
+    /// The text; `None` before the first tick.
+    pub async fn text(&self, format: Format) -> Option<Bytes> {
+        let snapshot = self.latest.borrow().clone()?;
+        let made = match format {
+            Format::OpenMetrics => &self.open_metrics,
+            Format::PrometheusText => &self.prometheus_text,
+        };
+        // Whoever comes meanwhile waits for this one: so much work and memory, however many ask.
+        let mut made = Arc::clone(made).lock_owned().await;
+        if let Some((of, text)) = &*made
+            && Arc::ptr_eq(of, &snapshot)
+        {
+            return Some(text.clone());
+        }
+        let registry = Arc::clone(&self.registry);
+        // It takes the lock along, since whoever asked may go away before it is done.
+        let make = move || {
+            let mut text = String::new();
+            // Writing to a string can't fail.
+            let _ = match format {
+                Format::OpenMetrics => text::encode(&mut text, &registry),
+                Format::PrometheusText => prometheus_text::encode(&mut text, &registry),
+            };
+            let text = Bytes::from(text);
+            *made = Some((snapshot, text.clone()));
+            text
+        };
+        tokio::task::spawn_blocking(make).await.ok()
+    }
+}
+
+impl fmt::Debug for Exposition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exposition").finish_non_exhaustive()
+    }
+}
+
+/// Reads the newest snapshot whenever the text is made.
+#[derive(Debug)]
+struct LastTick(Latest);
+
+impl Collector for LastTick {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let snapshot = self.0.borrow().clone();
+        let Some(snapshot) = snapshot else { return Ok(()) };
+        host::encode(&snapshot, &mut encoder)?;
+        vms::encode(&snapshot, &mut encoder)
+    }
+}

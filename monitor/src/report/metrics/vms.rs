@@ -1,0 +1,321 @@
+//! The families of single VMs.
+//!
+//! Each series has the labels `vm`, `uuid` and `pid`: names need not be unique, and a QEMU that takes another's place
+//! counts from zero. *Receive* and *transmit* are the guest's.
+
+use std::{borrow::Cow, cmp::Reverse, collections::BTreeMap, fmt, time::Duration};
+
+use prometheus_client::{
+    encoding::{DescriptorEncoder, EncodeLabel as _, EncodeLabelSet, LabelSetEncoder},
+    metrics::MetricType,
+};
+
+use super::{
+    families::{Family, Value, label_text},
+    snapshot::{Snapshot, VmFigures},
+};
+use crate::{qmp::RunState, verdict::State};
+
+/// vCPUs of one VM that have series of their own.
+const MOST_VCPUS: usize = 256;
+
+/// A VM with the values of its labels.
+struct Named<'a> {
+    figures: &'a VmFigures,
+    name: String,
+    uuid: Option<String>,
+    pid: String,
+}
+
+/// The labels of one series: the VM's, and up to one more.
+struct Labels<'a> {
+    vm: &'a Named<'a>,
+    more: Option<(&'static str, Cow<'static, str>)>,
+}
+
+impl EncodeLabelSet for Labels<'_> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        let Named { name, uuid, pid, .. } = self.vm;
+        ("vm", name.as_str()).encode(encoder.encode_label())?;
+        if let Some(uuid) = uuid {
+            ("uuid", uuid.as_str()).encode(encoder.encode_label())?;
+        }
+        ("pid", pid.as_str()).encode(encoder.encode_label())?;
+        match &self.more {
+            Some((name, value)) => (*name, value.as_ref()).encode(encoder.encode_label()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What a VM is, for `_info`.
+struct Identity<'a>(&'a Named<'a>);
+
+impl EncodeLabelSet for Identity<'_> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        Labels { vm: self.0, more: None }.encode(encoder)?;
+        let VmFigures { vm, mode, .. } = self.0.figures;
+        let accelerator = label_text(&vm.accelerator.to_string());
+        ("accelerator", accelerator.as_str()).encode(encoder.encode_label())?;
+        ("owner", vm.ownership.owner.kind()).encode(encoder.encode_label())?;
+        ("mode", mode.as_str()).encode(encoder.encode_label())
+    }
+}
+
+/// Those that have series of their own, the counted ones first, and each pid once: of two, the older one has ended.
+fn named(snapshot: &Snapshot) -> Vec<Named<'_>> {
+    let mut figures: Vec<&VmFigures> = snapshot.vms.iter().collect();
+    figures.sort_by_key(|figures| (figures.vm.id.pid, Reverse(figures.vm.id.start_ticks)));
+    figures.dedup_by_key(|figures| figures.vm.id.pid);
+    figures.sort_by_key(|figures| !figures.is_counted);
+    figures.truncate(snapshot.most_vms);
+    let named = figures.into_iter().map(|figures| Named {
+        figures,
+        name: label_text(&figures.vm.name),
+        uuid: figures.vm.uuid.as_deref().map(label_text),
+        pid: figures.vm.id.pid.to_string(),
+    });
+    named.collect()
+}
+
+/// Writes families of VMs.
+struct Writer<'a, 'e, 'w> {
+    vms: &'a [Named<'a>],
+    encoder: &'w mut DescriptorEncoder<'e>,
+}
+
+impl Writer<'_, '_, '_> {
+    /// One series for each VM that has the figure.
+    fn each<V: Into<Value>>(
+        &mut self,
+        family: Family,
+        value: impl Fn(&VmFigures) -> Option<V>,
+    ) -> fmt::Result {
+        let series = self.vms.iter().filter_map(|vm| {
+            let value = value(vm.figures)?.into();
+            Some((Labels { vm, more: None }, value))
+        });
+        family.encode(self.encoder, series)
+    }
+
+    /// Any number of series for each VM, which differ by `label`.
+    fn by<V: Into<Value>, T: Into<Cow<'static, str>>, I: IntoIterator<Item = (T, V)>>(
+        &mut self,
+        family: Family,
+        label: &'static str,
+        values: impl Fn(&VmFigures) -> I,
+    ) -> fmt::Result {
+        let series = self.vms.iter().flat_map(|vm| {
+            let all = values(vm.figures).into_iter();
+            all.map(move |(name, value)| {
+                (Labels { vm, more: Some((label, name.into())) }, value.into())
+            })
+        });
+        family.encode(self.encoder, series)
+    }
+}
+
+pub(super) fn encode(snapshot: &Snapshot, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let vms = named(snapshot);
+    if !vms.is_empty() {
+        let help = "A VM: what runs its guest's code, who started it, and its mode.";
+        let mut info = encoder.encode_descriptor("vm", help, None, MetricType::Info)?;
+        for vm in &vms {
+            info.encode_info(&Identity(vm))?;
+        }
+    }
+    let mut writer = Writer { vms: &vms, encoder };
+    standing(&mut writer)?;
+    network(&mut writer)?;
+    heartbeats(&mut writer)?;
+    memory(&mut writer)?;
+    storage(&mut writer)?;
+    vcpus(&mut writer)
+}
+
+fn standing(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {
+    let family = Family::gauge("vm_state", "1 for the VM's state, 0 for all others.");
+    writer.by(family, "state", |vm| State::NAMES.map(|name| (name, vm.state == name)))?;
+    let family = Family::gauge(
+        "vm_cause",
+        "1 with what the VM is convicted of, or what was told of it; no series without.",
+    );
+    writer.by(family, "cause", |vm| vm.cause.map(|cause| (cause.as_str(), true)))?;
+    let family =
+        Family::gauge("vm_run_state", "1 with QEMU's run state; no series while it isn't known.");
+    writer.by(family, "run_state", |vm| {
+        vm.run_state.as_ref().map(|run_state| match run_state {
+            // A QEMU that isn't what it should be could make up new ones for ever.
+            RunState::Other(_) => ("other".to_owned(), true),
+            known => (known.to_string(), true),
+        })
+    })?;
+    let family = Family::gauge("vm_flat", "Time since the last sign of life.").seconds();
+    writer.each(family, |vm| vm.flat.map(|flat| flat.as_secs_f64()))?;
+    let family =
+        Family::gauge("vm_held", "1 while somebody wants the VM left alone (`flatline hold`).");
+    writer.each(family, |vm| Some(vm.is_held))?;
+    let family =
+        Family::counter("vm_restarts", "Restarts that were begun since its QEMU was found.");
+    writer.each(family, |vm| Some(vm.restarts))?;
+    let family = Family::gauge(
+        "vm_guest_resets_in_window",
+        "Resets of the guest's own within detection.boot_loop_window.",
+    );
+    writer.each(family, |vm| Some(vm.guest_resets_in_window))
+}
+
+fn network(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {
+    let family = Family::counter("vm_network_receive_packets", "Packets sent to the guest.");
+    writer.each(family, |vm| Some(vm.network?.guest_rx_packets))?;
+    let family = Family::counter("vm_network_receive", "Bytes sent to the guest.").bytes();
+    writer.each(family, |vm| Some(vm.network?.guest_rx_bytes))?;
+    let family = Family::counter(
+        "vm_network_transmit_packets",
+        "Packets that the guest sent, answers to probes included.",
+    );
+    writer.each(family, |vm| Some(vm.network?.guest_tx_packets))?;
+    let family = Family::counter("vm_network_transmit", "Bytes that the guest sent.").bytes();
+    writer.each(family, |vm| Some(vm.network?.guest_tx_bytes))?;
+    let family =
+        Family::counter("vm_probe_answers", "What the guest sent because flatline had probed it.");
+    writer.each(family, |vm| Some(vm.network?.probe_answers))
+}
+
+fn heartbeats(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {
+    let family = Family::counter(
+        "vm_heartbeats",
+        "Beats of the guest's agent, each as often as the guest has network cards.",
+    );
+    writer.each(family, |vm| Some(vm.heartbeats?.beats))?;
+    let family = Family::counter(
+        "vm_heartbeat_check_failures",
+        "Times that the guest's agent said that its check failed.",
+    );
+    writer.each(family, |vm| Some(vm.heartbeats?.failures))?;
+    let family = Family::counter(
+        "vm_heartbeats_malformed",
+        "Frames of the guest that begin like a beat and are none.",
+    );
+    writer.each(family, |vm| Some(vm.heartbeats?.malformed))?;
+    let family =
+        Family::gauge("vm_heartbeat_age", "Time since the guest's agent last said anything.")
+            .seconds();
+    writer.each(family, |vm| vm.heartbeats?.last_seconds)
+}
+
+fn memory(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {
+    let family =
+        Family::gauge("vm_memory_total", "Memory that the guest has, by its own account.").bytes();
+    writer.each(family, |vm| vm.memory.total)?;
+    let family = Family::gauge(
+        "vm_memory_available",
+        "What of it the guest could give to a program without swapping.",
+    )
+    .bytes();
+    writer.each(family, |vm| vm.memory.available)?;
+    let family =
+        Family::counter("vm_memory_swap_in", "Read back by the guest from its swap.").bytes();
+    writer.each(family, |vm| vm.memory.swap_in)?;
+    let family = Family::counter("vm_memory_swap_out", "Written by the guest to its swap.").bytes();
+    writer.each(family, |vm| vm.memory.swap_out)?;
+    let family = Family::counter(
+        "vm_memory_major_faults",
+        "Times that somebody in the guest waited for a page from its disk.",
+    );
+    writer.each(family, |vm| vm.memory.major_faults)?;
+    let family =
+        Family::gauge("vm_qemu_memory_resident", "What QEMU has of the host's memory.").bytes();
+    writer.each(family, |vm| vm.memory.qemu_rss)?;
+    let family =
+        Family::gauge("vm_qemu_memory_swapped", "What of QEMU's memory the host has swapped out.")
+            .bytes();
+    writer.each(family, |vm| vm.memory.qemu_swap)
+}
+
+fn storage(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {
+    let family = Family::counter(
+        "vm_storage_operations",
+        "Requests that were submitted for the VM's disks; writes include pages that the host wrote back.",
+    );
+    writer.by(family, "operation", |vm| {
+        let each = vm.storage.map(|storage| {
+            [
+                ("read", storage.read_ops),
+                ("write", storage.write_ops),
+                ("flush", storage.flush_ops),
+                ("discard", storage.discard_ops),
+            ]
+        });
+        each.into_iter().flatten()
+    })?;
+    let family = Family::counter("vm_storage", "Bytes of those.").bytes();
+    writer.by(family, "operation", |vm| {
+        let each = vm.storage.map(|storage| {
+            [
+                ("read", storage.read_bytes),
+                ("write", storage.write_bytes),
+                ("discard", storage.discard_bytes),
+            ]
+        });
+        each.into_iter().flatten()
+    })?;
+    let family = Family::counter(
+        "vm_storage_writeback_operations",
+        "Of the writes, those by which the host wrote back pages of the VM's images.",
+    );
+    writer.each(family, |vm| Some(vm.storage?.writeback_ops))?;
+    let family = Family::counter("vm_storage_writeback", "Bytes of those.").bytes();
+    writer.each(family, |vm| Some(vm.storage?.writeback_bytes))?;
+    let family = Family::counter(
+        "vm_storage_completed_operations",
+        "Requests of any kind that completed, also with an error.",
+    );
+    writer.each(family, |vm| Some(vm.storage?.completed_ops))?;
+    let family =
+        Family::counter("vm_storage_failed_operations", "Of those, the ones with an error.");
+    writer.each(family, |vm| Some(vm.storage?.failed_ops))?;
+    let family =
+        Family::counter("vm_storage_completion", "Time that the completed ones took together.")
+            .seconds();
+    writer.each(family, |vm| {
+        Some(crate::sample::ticks(vm.storage?.completion_jiffies).as_secs_f64())
+    })?;
+    let family = Family::counter(
+        "vm_storage_untracked_operations",
+        "Requests that could not be followed to their completion, for want of room (probes.max_in_flight).",
+    );
+    writer.each(family, |vm| Some(vm.storage?.untracked_ops))?;
+    let family =
+        Family::gauge("vm_storage_in_flight", "Requests that are submitted and not completed.");
+    writer.each(family, |vm| vm.in_flight())?;
+    let family = Family::gauge(
+        "vm_storage_oldest_in_flight",
+        "Age of the oldest request in flight; no series while requests complete.",
+    )
+    .seconds();
+    writer.each(family, |vm| vm.oldest_in_flight.map(|age| age.as_secs_f64()))
+}
+
+fn vcpus(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {
+    let times = |vm: &VmFigures, of: fn(&crate::sample::VcpuTime) -> u64| {
+        // A QEMU that isn't what it should be could give two of them one number.
+        let all: BTreeMap<u32, u64> =
+            vm.vcpus.iter().flatten().map(|vcpu| (vcpu.index, of(vcpu))).collect();
+        let seconds = |ns| Duration::from_nanos(ns).as_secs_f64();
+        let each = all.into_iter().take(MOST_VCPUS);
+        each.map(move |(index, ns)| (index.to_string(), seconds(ns)))
+    };
+    let family = Family::counter(
+        "vm_vcpu",
+        "CPU time of the vCPU's thread; its rate is the share of the time in which it ran.",
+    )
+    .seconds();
+    writer.by(family, "vcpu", |vm| times(vm, |vcpu| vcpu.run_ns))?;
+    let family = Family::counter(
+        "vm_vcpu_wait",
+        "Time in which the vCPU's thread could have run, and waited for a CPU of the host.",
+    )
+    .seconds();
+    writer.by(family, "vcpu", |vm| times(vm, |vcpu| vcpu.wait_ns))
+}

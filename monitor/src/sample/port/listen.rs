@@ -1,0 +1,132 @@
+//! Listens at a port: connects to its socket, and reads what the agent says. Whatever hangs or floods there holds up
+//! nobody else.
+
+use std::{
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rustix::time::{ClockId, clock_gettime};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::UnixStream,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+
+use super::{
+    super::{Heartbeats, Missing, Reading},
+    PortStream,
+};
+use crate::{
+    discover::{AgentSocket, VmId},
+    error_text::in_full,
+    qmp::peer::{self, PeerError},
+    witness::blocking::{UnderWay, within},
+};
+
+/// How long it may take to find the socket, and to connect to it. Not measured: both are local.
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+/// From one try to the next, where nobody listens, or hung up.
+const TRY_EVERY: Duration = Duration::from_secs(5);
+/// As much is read at once, and nothing more for a while: thousands of beats a second are none.
+const READ_BYTES: usize = 4096;
+const READ_EVERY: Duration = Duration::from_millis(50);
+
+/// A port that is listened at; dropping it ends that.
+#[derive(Debug)]
+pub struct PortListener {
+    said: Arc<Mutex<Said>>,
+    task: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Said {
+    stream: PortStream,
+    /// Why nothing can be heard now.
+    deaf: Option<String>,
+}
+
+impl PortListener {
+    /// Begins to listen at the port that leads to `socket`.
+    pub fn start(vm: VmId, socket: AgentSocket) -> Self {
+        let deaf = Some("it is being connected to".to_owned());
+        let said = Arc::new(Mutex::new(Said { stream: PortStream::default(), deaf }));
+        let task = tokio::spawn(listen(vm, socket, said.clone()));
+        Self { said, task }
+    }
+
+    /// What was said so far; missing where something was, and nothing can be heard now.
+    pub fn heartbeats(&self) -> Reading<Heartbeats> {
+        let said = lock(&self.said);
+        let beats = said.stream.heartbeats();
+        match &said.deaf {
+            Some(why) if beats.last.is_some() => {
+                Err(Missing::new("heartbeats", format!("its port: {why}")))
+            }
+            _ => Ok(beats.clone()),
+        }
+    }
+}
+
+impl Drop for PortListener {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn lock(said: &Mutex<Said>) -> MutexGuard<'_, Said> {
+    said.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn listen(vm: VmId, socket: AgentSocket, said: Arc<Mutex<Said>>) {
+    let mut lookup = None;
+    loop {
+        let why = match connect(vm, &socket, &mut lookup).await {
+            Ok(stream) => {
+                {
+                    let mut said = lock(&said);
+                    said.stream.reconnected();
+                    said.deaf = None;
+                }
+                read(stream, &said).await
+            }
+            Err(why) => why,
+        };
+        lock(&said).deaf = Some(why);
+        sleep(TRY_EVERY).await;
+    }
+}
+
+async fn connect(
+    vm: VmId,
+    socket: &AgentSocket,
+    lookup: &mut UnderWay<Result<OwnedFd, PeerError>>,
+) -> Result<UnixStream, String> {
+    let path = socket.path.clone();
+    let found = within(CONNECT_WITHIN, lookup, move || peer::resolve(vm.pid, &path)).await;
+    let found = found
+        .ok_or_else(|| "looking up its path takes too long".to_owned())?
+        .map_err(|error| in_full(&error))?;
+    timeout(CONNECT_WITHIN, peer::connect(vm, found, &socket.path))
+        .await
+        .map_err(|_| "it can't be connected to in time".to_owned())?
+        .map_err(|error| in_full(&error))
+}
+
+/// Reads until QEMU hangs up, and says why that was.
+async fn read(mut stream: UnixStream, said: &Mutex<Said>) -> String {
+    let mut bytes = [0; READ_BYTES];
+    loop {
+        match stream.read(&mut bytes).await {
+            Ok(0) => return "QEMU closed it".to_owned(),
+            Ok(length) => {
+                let now = Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default();
+                lock(said).stream.take(&bytes[..length], now);
+            }
+            Err(error) => return error.to_string(),
+        }
+        sleep(READ_EVERY).await;
+    }
+}
