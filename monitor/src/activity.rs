@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::sample::{Heartbeats, Memory, Missing, ProcessState, Reading, VcpuTime, VmSample};
+use crate::sample::{Heartbeats, Missing, ProcessState, Reading, VcpuTime, VmSample};
 
 /// What one VM did during the last tick.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,8 +24,6 @@ pub struct Activity {
     pub process: ProcessState,
     /// What its guest's agent said; `Ok(None)`: nothing.
     pub heartbeat: Reading<Option<HeartbeatActivity>>,
-    /// Its memory, as last told; no part of any verdict.
-    pub memory: Memory,
 }
 
 /// Packets since the last sample.
@@ -126,7 +124,6 @@ impl Activity {
                     let (before, now) = both(&previous.port, &current.port)?;
                     Ok(heartbeat(before, now)?.or(on_cards))
                 }),
-            memory: current.memory,
         }
     }
 }
@@ -188,7 +185,6 @@ mod tests {
             process: ProcessState::Running,
             heartbeats: Ok(Heartbeats::default()),
             port: Ok(Heartbeats::default()),
-            memory: Memory::default(),
         }
     }
 

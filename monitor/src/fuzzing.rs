@@ -14,6 +14,7 @@ use crate::{
         codec::{CodecError, Message, QmpCodec},
         parse_lapic, parse_registers,
     },
+    sample::{GuestMemory, Strain},
 };
 
 /// A name, and what takes the bytes.
@@ -89,9 +90,24 @@ pub fn qmp(bytes: &[u8]) {
     assert_eq!(whole.0, pieces.0, "whole and in pieces of {piece}");
     for message in whole.0 {
         crate::qmp::fuzzing::replies(&message);
+        if let Message::Return { value, .. } = &message {
+            statistics(value);
+        }
         if let Message::Event { name, data, .. } = &message {
             check_event(&QmpEvent::parse(name, data));
         }
+    }
+}
+
+/// A balloon's statistics.
+fn statistics(value: &serde_json::Value) {
+    const NOW: u64 = 1 << 32;
+    let Some(told) = GuestMemory::parse(value, NOW) else { return };
+    assert!(told.told_at <= NOW && told.used() <= told.total, "{told:?}");
+    let before = GuestMemory { told_at: 0, major_faults: Some(0), ..told };
+    if let Some(strain) = Strain::between(&before, &told) {
+        assert!((0.0..=1.0).contains(&strain.available), "{strain:?}");
+        assert!(strain.major_faults.is_finite(), "{strain:?}");
     }
 }
 

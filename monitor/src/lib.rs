@@ -8,6 +8,8 @@ pub mod discover;
 pub mod program;
 pub mod qmp;
 
+pub mod balloon;
+
 pub mod probe;
 pub mod sample;
 

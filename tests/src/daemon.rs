@@ -39,7 +39,7 @@ pub struct DaemonConfig {
     pub boot_grace: Duration,
     /// Where it serves its metrics: `off`, since several may run on one machine.
     pub metrics: String,
-    /// More lines for the configuration; they come last: top-level keys have no place here.
+    /// More lines for the configuration; they come last, in `[detection]` until they name another table.
     pub extra_toml: String,
 }
 
@@ -95,8 +95,8 @@ impl DaemonConfig {
             "mode = {}\n\n\
              [paths]\nstate_dir = {}\nruntime_dir = {}\nbpffs_dir = {}\n\n\
              [discovery]\nexecutables = {}\n\n\
-             [detection]\nflat_for = \"{flat_for}\"\nboot_grace = \"{boot_grace}\"\n\n\
-             [metrics]\nlisten = {}\n\n{extra_toml}\n",
+             [metrics]\nlisten = {}\n\n\
+             [detection]\nflat_for = \"{flat_for}\"\nboot_grace = \"{boot_grace}\"\n\n{extra_toml}\n",
             json!(mode),
             path("state"),
             path("run"),

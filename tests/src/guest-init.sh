@@ -125,9 +125,6 @@ fork_bomb() {
     echo 100 >/cgroup/bomb/pids.max
     while :; do (echo 0 >/cgroup/bomb/cgroup.procs && breed) 2>/dev/null; done
 }
-thrash() {
-    while :; do yes "$(date)" | head -c "${1}m" | sort -r | tail -n 1 >/dev/null; done
-}
 # What a file in memory takes cannot be reclaimed: whoever is killed, it stays full, until nobody is left to be
 # killed but process 1, which the kernel spares. It panics instead.
 eat_memory() {
@@ -135,6 +132,23 @@ eat_memory() {
     mount -t ramfs none /ballast
     echo -1000 >/proc/self/oom_score_adj
     exec dd if=/dev/zero of=/ballast/file bs=64k
+}
+# What the kernel says of its memory, read by the shell itself: a program more would take some.
+meminfo() {
+    while read -r name figure _; do
+        case $name in MemTotal: | MemAvailable:) echo "MEMINFO ${name%:} $figure" ;; esac
+    done </proc/meminfo
+    while read -r name figure; do
+        case $name in pgmajfault | pswpin | pswpout) echo "MEMINFO $name $figure" ;; esac
+    done </proc/vmstat
+}
+# Uses more memory than there is, at random, for ever.
+thrash() {
+    exec awk -v n="$1" 'BEGIN {
+        text = sprintf("%1000s", "x")
+        for (i = 0; i < n; i++) page[i] = text i
+        for (;;) used += length(page[int(rand() * n)])
+    }'
 }
 
 echo "FLATLINE-GUEST READY $(nproc)"
@@ -166,8 +180,6 @@ while read -r command first second; do
         heartbeat) flatline-heartbeat $first $second & beater=$! ;;
         heartbeat-port) flatline-heartbeat --port "$(heart_port)" $first $second & beater=$! ;;
         heartbeat-by-hand) beat_by_hand & beater=$! ;;
-        # Nanoseconds that it ran, and kB that it has and had at most.
-        heartbeat-cost) echo "COST $(cut -d' ' -f1 /proc/$beater/schedstat)" $(awk '/^VmHWM|^VmRSS/ { print $2 }' /proc/$beater/status) ;;
         heartbeat-kill) kill -"$first" "$beater" ;;
         # Nanoseconds of a CPU, and KiB of memory: what `status` has of that is too old for a process that hardly runs.
         heartbeat-costs)
@@ -186,15 +198,11 @@ while read -r command first second; do
             load=
             ;;
         fork-bomb) in_background fork_bomb ;;
-        # As /proc/meminfo has it, in kB.
-        meminfo) awk '/^MemTotal|^MemAvailable/ { line = line " " $2 } END { print "MEMINFO" line }' /proc/meminfo ;;
-        # More than there is memory for, in use all the time; the disk is its swap.
-        thrash)
-            mkswap /dev/vda >/dev/null && swapon /dev/vda
-            in_background thrash "$first"
-            ;;
         processes) set -- /proc/[0-9]* && echo "PROCESSES $#" ;;
         oom) (eat_memory) ;;
+        meminfo) meminfo ;;
+        # Takes so many KiB, most of them on the disk.
+        thrash) mkswap /dev/vda >/dev/null && swapon /dev/vda && in_background thrash "$first" ;;
         # A signal to process 1 is ignored, also SIGKILL: it has to end by itself.
         init-killed) exit 9 ;;
         lockup)

@@ -1,10 +1,10 @@
 //! `flatline show VM`: all that is known of one VM, and why its verdict is what it is.
 
+mod memory;
+
 use flatline::config::Config;
 use flatline::report::control::Request;
-use flatline::report::view::{
-    DumpView, MemoryView, NetworkView, OwnerView, ShowView, StorageView, VcpuView,
-};
+use flatline::report::view::{DumpView, NetworkView, OwnerView, ShowView, StorageView, VcpuView};
 
 use super::ask::ask;
 use super::ecg::{self, Style};
@@ -54,8 +54,9 @@ fn text(view: &ShowView, style: Style) -> String {
         ("unseen networks", or_dash(view.unseen_networks.as_ref())),
         ("unseen storage", or_dash(view.unseen_storage.as_ref())),
         ("storage", vm.storage.as_ref().map_or_else(unreadable, storage)),
+        ("memory", memory::guest(&vm.memory)),
+        ("QEMU memory", memory::qemu(&vm.memory)),
         ("disks", view.disks.join(", ")),
-        ("memory", memory(&vm.memory)),
         (
             "restarts",
             format!(
@@ -161,45 +162,6 @@ fn network(network: &NetworkView) -> String {
         "guest sent {guest_tx_packets} packets, {guest_tx_bytes} bytes ({last}; {probe_answers} answers to \
          probes, {arp_answers} by ARP, {ndp_answers} by NDP); was sent {guest_rx_packets} packets, {guest_rx_bytes} bytes"
     )
-}
-
-/// What the guest tells of its memory, and what its QEMU has of the host's.
-fn memory(memory: &MemoryView) -> String {
-    let MemoryView {
-        total_bytes,
-        used_bytes,
-        available_bytes: _,
-        swap_in_bytes,
-        swap_out_bytes,
-        major_faults,
-        as_of,
-        qemu_rss_bytes,
-        qemu_swap_bytes,
-        thrashing,
-    } = memory;
-    let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
-    let mut parts = Vec::new();
-    match (total_bytes, used_bytes) {
-        (Some(total), Some(used)) => {
-            parts.push(format!("guest uses {} of {}", mib(*used), mib(*total)));
-        }
-        (Some(total), None) => parts.push(format!("guest has {}", mib(*total))),
-        (None, _) => parts.push("guest tells nothing".to_owned()),
-    }
-    if let (Some(read), Some(written)) = (swap_in_bytes, swap_out_bytes)
-        && read | written != 0
-    {
-        parts.push(format!("swapped {} out, {} in", mib(*written), mib(*read)));
-    }
-    parts.extend(major_faults.map(|faults| format!("{faults} major faults")));
-    parts.extend(as_of.map(|at| format!("as of {}", time(Some(at)))));
-    if let Some(rss) = qemu_rss_bytes {
-        let swap = qemu_swap_bytes.filter(|swap| *swap != 0);
-        let swap = swap.map_or_else(String::new, |swap| format!(", and {} swapped out", mib(swap)));
-        parts.push(format!("QEMU has {} of the host's{swap}", mib(*rss)));
-    }
-    parts.extend(thrashing.clone());
-    parts.join("; ")
 }
 
 fn storage(storage: &StorageView) -> String {

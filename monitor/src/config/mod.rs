@@ -205,6 +205,8 @@ pub struct VmRule {
     pub gathering: Gathering,
     /// The means for these VMs, put together in the same way.
     pub means: Means,
+    /// Time between two readings of these VMs' memory; zero: none.
+    pub memory_every: Duration,
 }
 
 /// A complete, valid configuration.
@@ -224,6 +226,8 @@ pub struct Config {
     pub max_restarts_per_minute: u32,
     /// Time between two samples, the same for all VMs of the host.
     pub sample_interval: Duration,
+    /// Time between two readings of the memory of a VM that no rule names; zero: none.
+    pub memory_every: Duration,
     /// What is recorded.
     pub recorder: Recorder,
     /// Address for metrics.
@@ -308,6 +312,11 @@ impl Config {
     /// The means for the VM called `vm_name`, in the same way.
     pub fn means_for(&self, vm_name: &str) -> Means {
         self.rule_for(vm_name).map_or(&self.means, |rule| &rule.means).clone()
+    }
+
+    /// How often the memory of the VM called `vm_name` is read, in the same way; zero: never.
+    pub fn memory_every_for(&self, vm_name: &str) -> Duration {
+        self.rule_for(vm_name).map_or(self.memory_every, |rule| rule.memory_every)
     }
 
     fn rule_for(&self, vm_name: &str) -> Option<&VmRule> {

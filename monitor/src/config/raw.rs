@@ -80,6 +80,7 @@ pub(super) struct Detection {
     pub(super) boot_loop_window: Option<Spanned<String>>,
     pub(super) storm_vms: Option<Spanned<i64>>,
     pub(super) storm_share: Option<Spanned<f64>>,
+    pub(super) memory_every: Option<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -146,6 +147,7 @@ pub(super) struct Vm {
     pub(super) boot_grace: Option<Spanned<String>>,
     pub(super) boot_loop_resets: Option<Spanned<i64>>,
     pub(super) boot_loop_window: Option<Spanned<String>>,
+    pub(super) memory_every: Option<Spanned<String>>,
     pub(super) max_restarts: Option<Spanned<i64>>,
     pub(super) window: Option<Spanned<String>>,
     pub(super) evidence_limit: Option<Spanned<String>>,

@@ -14,7 +14,7 @@ use super::{
     Config, Discovery, Metrics, Mode, Paths, Policy, ProbeLog, Probes, Recorder, Storm, TapHook,
     means::{Given, Means},
     passwd, raw,
-    terms::{MAX_RESTARTS, Terms, vm_rule},
+    terms::{MAX_RESTARTS, Terms, every, vm_rule},
     values::{HOUR, MINUTE, MS, Problem, SECOND, count, directory, duration, pattern},
 };
 
@@ -49,6 +49,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         boot_loop_window,
         storm_vms,
         storm_share,
+        memory_every,
     } = detection;
     let raw::Recovery {
         max_restarts,
@@ -119,7 +120,9 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
     let policy = host.over(&defaults, sample_interval, place)?;
     let gathering = evidence::Keys { evidence_limit, memory_dump, memory_dump_limit, inject_nmi }
         .over(Gathering::DEFAULT)?;
-    let vms = vm.into_iter().map(|rule| vm_rule(rule, &policy, gathering, &means, sample_interval));
+    let memory_every = every(memory_every.as_ref(), 30 * SECOND)?;
+    let rule = |rule| vm_rule(rule, &policy, gathering, &means, memory_every, sample_interval);
+    let vms = vm.into_iter().map(rule);
     let vms = vms.collect::<Result<Vec<_>, _>>()?;
     let paths = resolve_paths(paths)?;
     let keeping = evidence::keeping(
@@ -138,6 +141,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         storm: resolve_storm(storm_vms.as_ref(), storm_share.as_ref())?,
         max_restarts_per_minute: count(max_restarts_per_minute.as_ref(), 10, 1..=MAX_RESTARTS)?,
         sample_interval,
+        memory_every,
         recorder: resolve_recorder(recorder)?,
         metrics: resolve_metrics(metrics)?,
         policy,

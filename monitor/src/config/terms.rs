@@ -128,12 +128,31 @@ impl Terms {
     }
 }
 
+/// How often memory is read: `given`, or the default.
+pub(super) fn every(
+    given: Option<&Spanned<String>>,
+    default: Duration,
+) -> Result<Duration, Problem> {
+    let every = duration(given, default, Duration::ZERO, HOUR)?;
+    match given {
+        Some(value) if !every.is_zero() && every < SECOND => {
+            let text = value.get_ref();
+            Err(Problem::at(
+                value,
+                format!("{text} is neither \"0s\", which is never, nor 1s or more"),
+            ))
+        }
+        _ => Ok(every),
+    }
+}
+
 /// A rule's terms, put over the host's.
 pub(super) fn vm_rule(
     rule: Spanned<raw::Vm>,
     host: &Policy,
     gathering: Gathering,
     host_means: &Means,
+    host_memory_every: Duration,
     sample_interval: Duration,
 ) -> Result<VmRule, Problem> {
     let place = rule.span().start;
@@ -150,6 +169,7 @@ pub(super) fn vm_rule(
         boot_grace,
         boot_loop_resets,
         boot_loop_window,
+        memory_every,
         max_restarts,
         window,
         evidence_limit,
@@ -223,5 +243,6 @@ pub(super) fn vm_rule(
     let policy = terms.over(host, sample_interval, place)?;
     let gathering = evidence::Keys { evidence_limit, memory_dump, memory_dump_limit, inject_nmi }
         .over(gathering)?;
-    Ok(VmRule { pattern: pattern(&names)?, policy, gathering, means })
+    let memory_every = every(memory_every.as_ref(), host_memory_every)?;
+    Ok(VmRule { pattern: pattern(&names)?, policy, gathering, means, memory_every })
 }

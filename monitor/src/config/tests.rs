@@ -62,6 +62,7 @@ unconfirmed_flat_for = "3m"
 unresponsive_for = "90s"
 heartbeat_lost_after = "4s"
 boot_grace = "90s"
+memory_every = "10s"
 [recovery]
 max_restarts = 0
 window = "2h"
@@ -88,6 +89,7 @@ unresponsive_for = "0s"
 heartbeat_lost_after = "40s"
 restart_without_heartbeat = false
 boot_grace = "5m"
+memory_every = "0s"
 max_restarts = 9
 window = "1d"
 evidence_limit = "500ms"
@@ -118,6 +120,8 @@ memory_dump_limit = "10s"
     assert_eq!((heart(&config.policy), heart(&policy)), ((Some(4), true), (Some(40), false)));
     assert_eq!(heart(&parse("").policy), (None, false));
     assert_eq!((policy.max_restarts, policy.window.as_secs()), (9, 86400));
+    let every = |name| config.memory_every_for(name).as_secs();
+    assert_eq!((every("web"), every("db-1")), (10, 0));
     let gathering = |name| {
         let Gathering { limit, memory, memory_limit, own_dump: _ } = config.gathering_for(name);
         (limit.as_millis(), memory, memory_limit.as_secs())
@@ -189,6 +193,8 @@ fn durations_out_of_bounds_are_refused_by_the_name_of_their_key() {
         ("detection.flat_for", "2d"),
         ("detection.unconfirmed_flat_for", "1y"),
         ("detection.boot_grace", "0s"),
+        ("detection.memory_every", "999ms"),
+        ("detection.memory_every", "2h"),
         ("recovery.window", "1s"),
         ("recovery.window", "soon"),
         ("recovery.evidence_limit", "31s"),

@@ -26,6 +26,7 @@ impl Engine {
         let now = self.now();
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let Some(notes) = watched.notes.take() else { return };
+        watched.memory.give_up();
         let scene = Scene {
             questions,
             vm: watched.vm.clone(),
@@ -36,6 +37,7 @@ impl Engine {
             kvm: self.kvm.clone(),
             kvm_hooks: self.probes.kvm_hooks(),
             qmp,
+            balloon: watched.memory.turns.clone(),
             targets,
             unseen_storage,
         };
@@ -128,9 +130,11 @@ impl Engine {
         Ok(self.probe_sockets.entry(tap.netns).or_insert(Arc::new(socket)).clone())
     }
 
-    /// The guest boots anew: whatever address it used before, it has to test first.
+    /// The guest boots anew: whatever address it used before, it has to test first. What it told of its memory is
+    /// forgotten as well.
     pub(super) fn forget_addresses(&mut self, id: VmId) {
-        let Some(watched) = self.vms.get(&id) else { return };
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        watched.memory.forget_guest();
         for probe in &watched.taps {
             if let Err(error) = self.counters.forget_addresses(&probe.tap) {
                 debug!(vm = watched.vm.name, "its addresses could not be forgotten: {error}");

@@ -207,7 +207,6 @@ impl Engine {
                 let threads = cpus.iter().map(|cpu| (cpu.index, cpu.thread_id)).collect();
                 self.set_threads(vm, threads, true);
             }
-            Message::Memory(vm, stats) => self.memory_told(vm, stats),
             Message::RunState(vm, number, run_state) => {
                 let Some(watched) = self.vms.get_mut(&vm) else { return };
                 if number > watched.run_state_answered {
@@ -218,6 +217,7 @@ impl Engine {
             Message::Round { id, boot_began, testimony, notes } => {
                 self.answered(id, boot_began, testimony, notes);
             }
+            Message::Memory(vm, read) => self.memory_read(vm, *read),
             Message::Restarted(vm, attempts, result) if self.vms.contains_key(&vm) => {
                 self.restarted(vm, attempts, result);
             }
@@ -267,8 +267,8 @@ impl Engine {
         }
         self.watch_kvm();
         self.start_due();
+        self.read_memory(now);
         self.look_again(threads.as_ref());
-        self.ask_memory();
     }
 
     fn judge(&mut self, id: VmId, undecided: bool, now: Duration) {

@@ -119,7 +119,7 @@ impl Engine {
                 .filter(|ages| ages.requests > 0)
                 .map(|ages| ages.oldest),
             heartbeats: sample.and_then(|sample| self.beats(sample)),
-            memory: watched.memory.now,
+            memory: watched.memory.view(),
             vcpus: sample.and_then(|sample| sample.vcpus.as_ref().ok().cloned()),
         }
     }

@@ -10,7 +10,7 @@ use tracing::{debug, info};
 
 use super::{
     engine::Engine,
-    memory::Remembered,
+    memory::MemoryWatch,
     plugged::counted,
     resume::take_up,
     vm::WatchedVm,
@@ -70,7 +70,9 @@ impl Engine {
             info!(vm = vm.name, "{note}");
         }
         let age = watchers::age(id).unwrap_or_default();
-        let qmp = self.transport_to(&vm).map(|way| qmp::spawn(way, self.notices.clone()));
+        let way = self.transport_to(&vm);
+        let memory = MemoryWatch::new(self.config.memory_every_for(&vm.name), way.as_ref(), now);
+        let qmp = way.map(|way| qmp::spawn(way, self.notices.clone()));
         if let FirstReading::Awaits { vms, .. } = &mut self.first_reading {
             vms.insert(id);
         }
@@ -116,12 +118,12 @@ impl Engine {
             lost_completions: LostCompletions::default(),
             sample: None,
             activity: None,
+            memory,
             notes: Some(Notes::default()),
             testimony: None,
             case,
             port: vm.heartbeat_socket.clone().map(|socket| PortListener::start(vm.id, socket)),
             told: None,
-            memory: Remembered::default(),
             restarts: 0,
             put_back,
             end: watchers::watch_end(&vm, self.messages.clone()),

@@ -1,104 +1,324 @@
-//! Memory: guests are asked for theirs now and then, and their QEMUs looked at.
+//! Reads each VM's memory every so often: what its QEMU takes, and what its guest tells through its balloon.
+//!
+//! A reading is a task of its own, one a VM at a time, so that a hung one delays nobody. It sends QEMU one command
+//! after the other, none of which waits for the guest; between two it holds nothing, so that a session which others
+//! need the socket of lets go of it meanwhile. A round of questions and a restart end it, and none begins while a guest
+//! is suspected or restarted: what is at stake then is not worth a figure.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use serde_json::Value;
-use tracing::debug;
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
 
 use super::{Message, engine::Engine, vm::WatchedVm};
 use crate::{
+    balloon::{Balloon, Turns, Wait, last_update},
     discover::VmId,
+    qmp::{QmpError, QmpHandle, RunState, Transport},
     report::view::MemoryView,
-    sample::memory::{ASKED_EVERY, Memory, ProcessMemory},
-    witness::balloon,
+    sample::{GuestMemory, Memory, Missing, QemuMemory, Reading, Strain},
+    verdict::{Input, Monitor, State},
 };
 
-/// What is kept of a VM's memory.
-#[derive(Debug, Default)]
-pub(super) struct Remembered {
-    /// As last told.
-    pub(super) now: Memory,
-    /// That it is thrashing, in words.
-    pub(super) thrashing: Option<String>,
-    /// It is being asked.
-    asking: bool,
+/// How an answer is waited for. Looks are further apart than a brief session keeps its connection (100 ms), and a guest
+/// that thrashes may take longer than the 25 ms of one that is well.
+const WAIT: Wait = Wait { within: Duration::from_secs(1), look_every: Duration::from_millis(250) };
+/// Readings that a tick begins at most: a thousand VMs that were found together take turns.
+const MOST_A_TICK: usize = 64;
+/// Where a guest can't be asked yet, it is tried again after this, or sooner where it is read more often.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// A guest that hasn't told anything for so many readings isn't said to thrash any more.
+const FRESH_READINGS: u32 = 2;
+/// And for so much longer: a telling may have come late.
+const FRESH_MARGIN: Duration = Duration::from_secs(10);
+
+const WHAT: &str = "its memory";
+
+/// The memory of one VM.
+#[derive(Debug)]
+pub(super) struct MemoryWatch {
+    /// Time between two readings; zero: none.
+    every: Duration,
+    /// Whether the balloon may be polled where nobody does. Not through libvirt, where each command is a program's
+    /// start, and which polls it itself if its domain is configured so.
+    polls: bool,
+    due: Duration,
+    /// Ends the reading that is under way.
+    reading: Option<CancellationToken>,
+    balloon: Option<Balloon>,
+    /// Shared with the witness.
+    pub(super) turns: Turns,
+    /// The last reading, and when it was taken.
+    latest: Option<(SystemTime, Arc<Memory>)>,
+    /// When the last reading was recorded.
+    recorded: Option<Duration>,
+    was_thrashing: bool,
+}
+
+/// What a reading brought.
+#[derive(Debug)]
+pub(super) struct MemoryRead {
+    /// When the guest's boot began that was read.
+    boot_began: Duration,
+    balloon: Option<Balloon>,
+    guest: Result<GuestMemory, Unread>,
+    qemu: Reading<QemuMemory>,
+}
+
+/// Why a guest's memory wasn't read.
+#[derive(Debug)]
+enum Unread {
+    /// It will not be, as long as the VM is as it is.
+    Untold(String),
+    /// It may be soon.
+    NotNow(String),
+}
+
+/// What it takes to read a guest's memory.
+struct Errand {
+    qmp: QmpHandle,
+    balloon: Option<Balloon>,
+    polls: bool,
+    turns: Turns,
+    stop: CancellationToken,
+}
+
+impl MemoryWatch {
+    pub(super) fn new(every: Duration, transport: Option<&Transport>, now: Duration) -> Self {
+        Self {
+            every,
+            polls: !matches!(transport, Some(Transport::Libvirt(_))),
+            due: now,
+            reading: None,
+            balloon: None,
+            turns: Turns::default(),
+            latest: None,
+            recorded: None,
+            was_thrashing: false,
+        }
+    }
+
+    /// Ends a reading that is under way: QEMU has something else to do.
+    pub(super) fn give_up(&self) {
+        if let Some(stop) = &self.reading {
+            stop.cancel();
+        }
+    }
+
+    /// The guest boots anew: what it told before says nothing of this boot.
+    pub(super) fn forget_guest(&mut self) {
+        self.was_thrashing = false;
+        if let Some((_, memory)) = &mut self.latest {
+            let memory = Arc::make_mut(memory);
+            (memory.guest, memory.strain) = (missing("it told nothing in this boot"), None);
+        }
+    }
+
+    fn is_due(&self, now: Duration) -> bool {
+        !self.every.is_zero() && self.reading.is_none() && now >= self.due
+    }
+
+    /// For people and scripts.
+    pub(super) fn view(&self) -> MemoryView {
+        match &self.latest {
+            Some((read, memory)) => MemoryView::new(memory, *read),
+            None => MemoryView {
+                guest_missing: Some(
+                    if self.every.is_zero() { "it is not read" } else { "it was not read yet" }
+                        .to_owned(),
+                ),
+                ..MemoryView::default()
+            },
+        }
+    }
+
+    /// That the guest thrashes, in words, where it does.
+    pub(super) fn thrashing(&self) -> Option<String> {
+        let age = Duration::from_secs(unix_now().saturating_sub(self.told_at()?));
+        let (_, memory) = self.latest.as_ref()?;
+        let strain = memory.strain.filter(Strain::is_thrashing)?;
+        let fresh = self.every.saturating_mul(FRESH_READINGS).saturating_add(FRESH_MARGIN);
+        (age <= fresh).then(|| strain.describe())
+    }
+
+    /// Takes in what a reading brought; returns it as one with what is known from before.
+    fn take(&mut self, read: MemoryRead, same_boot: bool) -> Arc<Memory> {
+        let MemoryRead { boot_began: _, balloon, guest, qemu } = read;
+        self.balloon = balloon;
+        let before = self.latest.as_ref().map(|(_, memory)| memory);
+        let known = before.and_then(|memory| Some((memory.guest.as_ref().ok()?, memory.strain)));
+        let guest = match guest {
+            Ok(_) if !same_boot => Err(Unread::NotNow("it booted meanwhile".to_owned())),
+            guest => guest,
+        };
+        let (guest, strain) = match (guest, known) {
+            // Nothing new was told.
+            (Ok(guest), Some((known, strain))) if known.told_at == guest.told_at => {
+                (Ok(guest), strain)
+            }
+            (Ok(guest), known) => {
+                let strain = known.and_then(|(known, _)| Strain::between(known, &guest));
+                (Ok(guest), strain)
+            }
+            // What it told last says when that was.
+            (Err(Unread::NotNow(_)), Some((known, strain))) => (Ok(*known), strain),
+            (Err(Unread::NotNow(why) | Unread::Untold(why)), _) => (missing(&why), None),
+        };
+        let memory = Arc::new(Memory { guest, strain, qemu });
+        self.latest = Some((SystemTime::now(), memory.clone()));
+        memory
+    }
+
+    /// When the guest told what is known; `None` where nothing is.
+    fn told_at(&self) -> Option<u64> {
+        let (_, memory) = self.latest.as_ref()?;
+        Some(memory.guest.as_ref().ok()?.told_at)
+    }
 }
 
 impl Engine {
-    /// Asks those guests whose turn it is, and nobody whose QEMU has something else to do.
-    pub(super) fn ask_memory(&mut self) {
-        let interval = self.config.sample_interval.as_millis().max(1);
-        let every = u64::try_from(ASKED_EVERY.as_millis() / interval).unwrap_or(u64::MAX).max(1);
-        let turn = self.ticks % every;
-        let is_due = |(id, watched): &(&VmId, &WatchedVm)| {
-            u64::from(id.pid) % every == turn && may_be_asked(watched)
-        };
-        let due: Vec<VmId> = self.vms.iter().filter(is_due).map(|(id, _)| *id).collect();
+    /// Begins the readings that are due.
+    pub(super) fn read_memory(&mut self, now: Duration) {
+        let due = self.vms.iter().filter(|(_, watched)| watched.memory.is_due(now));
+        let due: Vec<VmId> = due.map(|(id, _)| *id).take(MOST_A_TICK).collect();
         for id in due {
-            // A socket that others need as well is not used for what nobody judges.
-            if self.owners.hears_late(id) {
-                continue;
-            }
-            let Ok(qmp) = self.monitor_of(id) else { continue };
             let Some(watched) = self.vms.get_mut(&id) else { continue };
-            watched.memory.asking = true;
-            let messages = self.messages.clone();
+            let stop = CancellationToken::new();
+            watched.memory.reading = Some(stop.clone());
+            watched.memory.due = now + watched.memory.every;
+            let known = watched.memory.balloon.clone();
+            let errand = errand(watched, stop);
+            let (boot_began, messages) = (watched.watch.boot.began, self.messages.clone());
             tokio::spawn(async move {
-                let stats = balloon::statistics(&qmp).await.unwrap_or_else(|error| {
-                    debug!("VM {id}: no statistics of its memory: {error}");
-                    None
-                });
-                let _ = messages.send(Message::Memory(id, stats));
+                let qemu = spawn_blocking(move || QemuMemory::read(id));
+                let (guest, balloon) = match errand {
+                    Ok(errand) => errand.run().await,
+                    Err(why) => (Err(why), known),
+                };
+                let qemu = qemu.await.unwrap_or_else(|error| missing(&error.to_string()));
+                let read = MemoryRead { boot_began, balloon, guest, qemu };
+                let _ = messages.send(Message::Memory(id, Box::new(read)));
             });
         }
     }
 
-    /// A guest was asked.
-    pub(super) fn memory_told(&mut self, id: VmId, stats: Option<Value>) {
+    /// A VM's memory was read.
+    pub(super) fn memory_read(&mut self, id: VmId, read: MemoryRead) {
+        let now = self.now();
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        let Remembered { now, thrashing, asking } = &mut watched.memory;
-        *asking = false;
-        let before = *now;
-        match stats {
-            Some(stats) => now.take_guest(&stats),
-            None => now.forget_guest(),
+        watched.memory.reading = None;
+        let before = watched.memory.told_at();
+        if before.is_none() && matches!(read.guest, Err(Unread::NotNow(_))) {
+            watched.memory.due = watched.memory.due.min(now + AGAIN_AFTER);
         }
-        // One that said nothing new is as it was.
-        if now.told_at != before.told_at {
-            *thrashing = now.thrashing(&before);
+        let same_boot = read.boot_began == watched.watch.boot.began;
+        let memory = watched.memory.take(read, same_boot);
+        let thrashes = memory.strain.filter(Strain::is_thrashing);
+        if thrashes.is_some() != watched.memory.was_thrashing {
+            watched.memory.was_thrashing = thrashes.is_some();
+            let strain = memory.strain.map_or("nothing is told".to_owned(), |it| it.describe());
+            let change = if thrashes.is_some() { "" } else { "no longer thrashing: " };
+            info!(vm = watched.vm.name, "{change}{strain}");
         }
-    }
-
-    /// Its QEMU was looked at.
-    pub(super) fn memory_taken(&mut self, id: VmId, process: Option<ProcessMemory>) {
-        if let Some(watched) = self.vms.get_mut(&id) {
-            watched.memory.now.take_qemu(process);
-        }
-    }
-
-    pub(super) fn memory_view(watched: &WatchedVm) -> MemoryView {
-        let Remembered { now, thrashing, asking: _ } = &watched.memory;
-        let told_at = now.told_at.map(Duration::from_secs);
-        MemoryView {
-            total_bytes: now.total,
-            used_bytes: now.used(),
-            available_bytes: now.available,
-            swap_in_bytes: now.swap_in,
-            swap_out_bytes: now.swap_out,
-            major_faults: now.major_faults,
-            as_of: told_at.and_then(|at| UNIX_EPOCH.checked_add(at)),
-            qemu_rss_bytes: now.qemu_rss,
-            qemu_swap_bytes: now.qemu_swap,
-            thrashing: thrashing.clone(),
+        let due = |recorded: Duration| now.saturating_sub(recorded) >= watched.memory.every;
+        if watched.memory.told_at() != before || watched.memory.recorded.is_none_or(due) {
+            watched.memory.recorded = Some(now);
+            watched.feed(&Input::Memory(memory), now);
         }
     }
 }
 
-fn may_be_asked(watched: &WatchedVm) -> bool {
-    watched.vm.has_balloon
-        && !watched.memory.asking
-        && watched.notes.is_some()
-        && !watched.is_restarting()
-        && !watched.watch.is_being_asked()
-        && watched.watch.state.cause().is_none()
+/// What it takes to read its guest's memory just now, or why that isn't done.
+fn errand(watched: &WatchedVm, stop: CancellationToken) -> Result<Errand, Unread> {
+    if !watched.vm.has_balloon {
+        return Err(Unread::Untold("it has no balloon".to_owned()));
+    }
+    let not_now = |why: &str| Err(Unread::NotNow(why.to_owned()));
+    let is_calm = matches!(watched.watch.state, State::Alive | State::Unobservable);
+    if !is_calm || watched.notes.is_none() || watched.is_restarting() {
+        return not_now("it is asked only while nothing else is going on with it");
+    }
+    let MemoryWatch { balloon, polls, turns, .. } = &watched.memory;
+    match (watched.monitor(), &watched.qmp) {
+        (Monitor::Answers(RunState::Running), Some(qmp)) => Ok(Errand {
+            qmp: qmp.clone(),
+            balloon: balloon.clone(),
+            polls: *polls,
+            turns: turns.clone(),
+            stop,
+        }),
+        (_, None) => Err(Unread::Untold("no QMP socket is known".to_owned())),
+        (Monitor::Answers(_), _) => not_now("it isn't running"),
+        (Monitor::Unknown(why) | Monitor::Unresponsive(why), _) => not_now(&why),
+    }
 }
+
+impl Errand {
+    /// What the guest tells, and its balloon, for the next time.
+    async fn run(mut self) -> (Result<GuestMemory, Unread>, Option<Balloon>) {
+        let told = self.told().await;
+        if matches!(told, Err(Unread::Untold(_))) {
+            // Another one may have been plugged in by then.
+            self.balloon = None;
+        }
+        (told, self.balloon)
+    }
+
+    async fn told(&mut self) -> Result<GuestMemory, Unread> {
+        let Some(turn) = self.turns.try_take() else {
+            return Err(Unread::NotNow("it is being asked by a witness".to_owned()));
+        };
+        let balloon = match &self.balloon {
+            Some(balloon) => balloon.clone(),
+            None => {
+                let found = Balloon::find(&self.qmp).await.map_err(Unread::from)?;
+                found.ok_or_else(|| Unread::Untold("QEMU names no balloon".to_owned()))?
+            }
+        };
+        self.balloon = Some(balloon.clone());
+        let mut told = balloon.statistics(&self.qmp).await?;
+        let is_polled = balloon.interval_seconds(&self.qmp).await? != 0;
+        if self.stop.is_cancelled() {
+            return Err(Unread::NotNow("it was given up".to_owned()));
+        }
+        if !is_polled && self.polls {
+            let last = last_update(&told)?;
+            told = balloon.renew(&self.qmp, last, WAIT, Some(turn), self.stop.clone()).await?;
+        }
+        GuestMemory::parse(&told, unix_now()).ok_or_else(|| {
+            Unread::Untold(
+                if is_polled || self.polls {
+                    "its guest tells nothing: has it a driver for its balloon?"
+                } else {
+                    "libvirt polls its balloon only if its <memballoon> has <stats period='10'/>"
+                }
+                .to_owned(),
+            )
+        })
+    }
+}
+
+impl From<QmpError> for Unread {
+    fn from(error: QmpError) -> Self {
+        match error {
+            // A balloon without the property, or one that was plugged out.
+            QmpError::Command { .. } => Self::Untold(error.to_string()),
+            _ => Self::NotNow(error.to_string()),
+        }
+    }
+}
+
+fn missing<T>(why: &str) -> Reading<T> {
+    Err(Missing::new(WHAT, why))
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests;

@@ -115,12 +115,12 @@ enum Message {
     Refreshed(VmId, watchers::Looked),
     /// Its vCPU threads, by QEMU's own account.
     Cpus(VmId, Vec<QmpCpu>),
-    /// What it says of its memory, where it says anything.
-    Memory(VmId, Option<serde_json::Value>),
     /// Its run state, asked for after an event; the number orders the questions.
     RunState(VmId, u64, RunState),
     /// Its witnesses answered, of the boot that began then.
     Round { id: VmId, boot_began: Duration, testimony: Testimony, notes: Notes },
+    /// Its memory was read.
+    Memory(VmId, Box<memory::MemoryRead>),
     /// Its restart ended; these are all restarts of its incident so far.
     Restarted(VmId, Vec<Attempt>, Result<Restart, RestartError>),
     /// QEMU is to be told again what to do at a reset, after the restart with this number.

@@ -43,7 +43,7 @@ impl Engine {
 
     pub(super) fn refreshed(&mut self, id: VmId, looked: Looked) {
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        let Looked { plugged, descriptors, threads, memory } = looked;
+        let Looked { plugged, descriptors, threads } = looked;
         watched.looking = false;
         watched.descriptors = descriptors;
         if let Some(plugged) = plugged {
@@ -58,7 +58,6 @@ impl Engine {
         }
         // Also where nothing changed: somebody may have detached a program.
         self.probes.attach(id, counted(&watched.vm.plugged));
-        self.memory_taken(id, memory);
         let Some(threads) = threads else { return };
         let by_name = self.vms.get(&id).is_some_and(|watched| !watched.threads_from_qmp);
         if !threads.is_empty() && by_name {

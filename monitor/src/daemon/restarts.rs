@@ -28,6 +28,7 @@ impl Engine {
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let Some(case) = &mut watched.case else { return };
         case.stage = Stage::Restarting;
+        watched.memory.give_up();
         case.incident.outcome = None;
         watched.restarts += 1;
         let mut log = Log {

@@ -152,10 +152,6 @@ impl Engine {
         let storage = sample.and_then(|sample| sample.storage.as_ref().ok());
         let in_flight = sample.and_then(|sample| sample.in_flight);
         let (state, cause, reason) = watched.watch.standing();
-        let reason = match &watched.memory.thrashing {
-            Some(thrashing) if state == "alive" => format!("{reason}; {thrashing}"),
-            _ => reason.to_owned(),
-        };
         VmView {
             name: watched.vm.name.clone(),
             uuid: watched.vm.uuid.clone(),
@@ -165,7 +161,7 @@ impl Engine {
             run_state: watched.run_state.as_ref().map(ToString::to_string),
             state: state.to_owned(),
             cause: cause.map(|cause| cause.to_string()),
-            reason,
+            reason: said(watched, state, reason),
             since: self.wall_clock(watched.watch.since),
             flat_seconds: match watched.watch.state {
                 State::Unobservable => None,
@@ -188,7 +184,7 @@ impl Engine {
             }),
             storage: storage.map(|storage| storage_view(storage, in_flight)),
             heartbeat: self.heartbeat_view(watched),
-            memory: Self::memory_view(watched),
+            memory: watched.memory.view(),
         }
     }
 
@@ -323,6 +319,15 @@ impl Engine {
             since,
             verdict: verdict.to_owned(),
         }
+    }
+}
+
+/// Why a VM stands where it does. That its guest thrashes is no verdict, but worth to know of one that is neither well
+/// nor dead.
+fn said(watched: &WatchedVm, state: &str, reason: &str) -> String {
+    match (state, watched.memory.thrashing()) {
+        ("alive" | "suspect" | "unobservable", Some(thrashing)) => format!("{reason}; {thrashing}"),
+        _ => reason.to_owned(),
     }
 }
 

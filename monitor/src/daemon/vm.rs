@@ -9,7 +9,7 @@ use monitor_ebpf::{NetworkCounters, ThreadTime, VmRow};
 use tokio::task::JoinHandle;
 use tracing::{debug, info};
 
-use super::{memory::Remembered, recordings::Recorder};
+use super::{memory::MemoryWatch, recordings::Recorder};
 use crate::{
     activity::Activity,
     discover::{self, Vm},
@@ -74,12 +74,12 @@ pub(super) struct WatchedVm {
     /// Its last sample, and when it was taken.
     pub(super) sample: Option<(Duration, VmSample)>,
     pub(super) activity: Option<Activity>,
+    pub(super) memory: MemoryWatch,
     /// The witnesses' notes; `None` while a round of questions is under way, which has them.
     pub(super) notes: Option<Notes>,
     /// What the witnesses said last, for people to read.
     pub(super) testimony: Option<Arc<Testimony>>,
     pub(super) case: Option<Case>,
-    pub(super) memory: Remembered,
     /// Its agent's port, if it has one.
     pub(super) port: Option<PortListener>,
     /// What was told of its agent, as long as that is so.
@@ -202,8 +202,7 @@ impl WatchedVm {
         let heartbeats = self.heartbeats(&network, host);
         let port = self.port.as_ref();
         let port = port.map_or_else(|| Ok(Heartbeats::default()), PortListener::heartbeats);
-        let memory = self.memory.now;
-        VmSample { network, heartbeats, port, storage, in_flight: None, vcpus, process, memory }
+        VmSample { network, heartbeats, port, storage, in_flight: None, vcpus, process }
     }
 
     /// Read only where something was said since the last sample.

@@ -18,7 +18,6 @@ use super::Message;
 use crate::{
     discover::{self, Plugged, Scope, VcpuThreads, Vm, VmId},
     probe::{ProcessEvents, parse_process_event},
-    sample::memory::{ProcessMemory, process_memory},
 };
 
 /// Time for the exit status of a process that is gone to arrive.
@@ -116,8 +115,6 @@ pub(super) struct Looked {
     pub(super) descriptors: Option<u64>,
     /// Its vCPU threads by their names, where those were looked at.
     pub(super) threads: Option<Vec<(u32, u32)>>,
-    /// What it has of the host's memory.
-    pub(super) memory: Option<ProcessMemory>,
 }
 
 /// Looks again at what may have changed since QEMUs were found.
@@ -139,8 +136,7 @@ pub(super) fn refresh(vms: &[Look], messages: &UnboundedSender<Message>) {
                     }
                 }
                 let threads = names.then(|| named_vcpus(vm));
-                let memory = process_memory(vm);
-                let looked = Looked { plugged, descriptors, threads, memory };
+                let looked = Looked { plugged, descriptors, threads };
                 let _ = messages.send(Message::Refreshed(vm, looked));
             }
         });

@@ -41,7 +41,7 @@ pub use origin::{Origin, is_there};
 pub use owner::{LibvirtScope, Owner, Ownership};
 pub use proc::{
     VcpuThread, VcpuThreads, cgroup_lines, has_thread, open_descriptors, process_state,
-    start_ticks, vcpu_threads,
+    start_ticks, status, vcpu_threads,
 };
 pub use taps::{Tap, TapKind};
 pub use vm::{Accelerator, AgentSocket, ResetAction, Scope, Vm, VmId};

@@ -156,7 +156,10 @@ pub(super) fn stat(pid: u32) -> Result<Stat, DiscoverError> {
 }
 
 /// The text of `/proc/PID/status`.
-pub(super) fn status(pid: u32) -> Result<String, DiscoverError> {
+///
+/// # Errors
+/// [`DiscoverError::Gone`] if there is no such process; otherwise if it cannot be read.
+pub fn status(pid: u32) -> Result<String, DiscoverError> {
     // Of a process in very many groups, the line with them is the longest by far.
     let text = read_bounded(pid, "status", STATUS_BYTES)?;
     Ok(String::from_utf8_lossy(&text).into_owned())

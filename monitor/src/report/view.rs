@@ -3,12 +3,14 @@
 //! States and causes are strings here, so that a client shows a newer daemon's words instead of
 //! failing on them. `null` always means *not known*, never zero.
 
+mod memory;
 mod policy;
 
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+pub use memory::{MemoryMomentView, MemoryView};
 pub use policy::PolicyView;
 
 use super::rfc3339;
@@ -175,32 +177,6 @@ pub struct NetworkView {
     pub ndp_answers: u64,
 }
 
-/// A VM's memory, in bytes; what isn't told is `None`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct MemoryView {
-    /// What the guest has, by its own account, which it gives through a balloon.
-    pub total_bytes: Option<u64>,
-    /// What of it is used and couldn't be given away.
-    pub used_bytes: Option<u64>,
-    /// The rest: what it could give to a program without swapping.
-    pub available_bytes: Option<u64>,
-    /// Read back from its swap since it booted.
-    pub swap_in_bytes: Option<u64>,
-    /// Written to its swap since it booted.
-    pub swap_out_bytes: Option<u64>,
-    /// Times since it booted that somebody waited for a page from its disk.
-    pub major_faults: Option<u64>,
-    /// When the guest said so.
-    #[serde(with = "rfc3339::option", default)]
-    pub as_of: Option<SystemTime>,
-    /// What its QEMU has of the host's memory.
-    pub qemu_rss_bytes: Option<u64>,
-    /// What of it the host has swapped out.
-    pub qemu_swap_bytes: Option<u64>,
-    /// That the guest does little but wait for pages, in words.
-    pub thrashing: Option<String>,
-}
-
 /// What a guest's agent said since flatline found the VM.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct HeartbeatView {
@@ -353,6 +329,9 @@ pub struct HistoryView {
     pub in_flight: Vec<Option<f64>>,
     /// Answers to flatline's own probes.
     pub probe_answers: Vec<Option<f64>>,
+    /// Its memory, whenever that was read, the oldest first.
+    #[serde(default)]
+    pub memory: Vec<MemoryMomentView>,
     /// What was decided meanwhile, the oldest first.
     pub marks: Vec<MarkView>,
 }

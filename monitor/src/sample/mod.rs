@@ -7,7 +7,7 @@ mod devices;
 mod heartbeats;
 mod kvm;
 mod lost_completions;
-pub mod memory;
+mod memory;
 pub mod port;
 mod threads;
 mod vcpu_time;
@@ -24,7 +24,7 @@ pub use devices::{DeviceWatch, Devices};
 pub use heartbeats::{Heard, HeartbeatReader, HeartbeatRows, Heartbeats, LastBeat};
 pub use kvm::{KvmReader, interrupts_are_hidden};
 pub use lost_completions::LostCompletions;
-pub use memory::Memory;
+pub use memory::{GuestMemory, Memory, QemuMemory, SCARCE_SHARE, Strain, THRASHING_FAULTS};
 pub use threads::{ThreadReader, ThreadTimes};
 pub use vcpu_time::{VcpuClocks, VcpuTime};
 
@@ -131,6 +131,4 @@ pub struct VmSample {
     pub vcpus: Reading<Vec<VcpuTime>>,
     /// The state of the process.
     pub process: ProcessState,
-    /// Its memory, as last told.
-    pub memory: Memory,
 }

@@ -9,6 +9,7 @@ use super::{Cause, Testimony};
 use crate::{
     activity::Activity,
     qmp::{QmpEvent, RunState},
+    sample::Memory,
 };
 
 /// What QEMU's monitor has to say about a VM.
@@ -78,6 +79,8 @@ pub enum Input {
     Storm(Option<String>),
     /// Somebody gave it a new start: what it was convicted of is to be judged anew.
     Released,
+    /// What is known of its memory: for people who read the recording. It changes nothing.
+    Memory(Arc<Memory>),
 }
 
 /// The terms on which inputs are judged.

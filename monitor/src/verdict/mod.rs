@@ -227,6 +227,7 @@ impl Watch {
                 }
                 Act::Nothing
             }
+            Input::Memory(_) => Act::Nothing,
         }
     }
 

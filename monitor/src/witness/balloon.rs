@@ -1,23 +1,17 @@
-//! The balloon's statistics: the guest's kernel hands them over whenever QEMU asks for them.
-//!
-//! QEMU asks as soon as `guest-stats-polling-interval` leaves 0, and every so many seconds from then on; when it
-//! got the last answer stands in `guest-stats`, in whole seconds. Measured with QEMU 7.2 and Linux 6.1: an
-//! answer takes 1 to 25 ms, and after a panic there is none.
-//!
-//! So where nobody polls, a round turns the polling on, waits for the answer, and turns it off again within the
-//! same round: between rounds QEMU is as it was, and nothing has to be remembered to be put back. That is a task
-//! of its own, which goes on where a round is given up. Only a daemon that is killed within these 300 ms, or a
-//! QEMU that answers nothing for a minute from then on, leaves it on, which costs the guest an interrupt a
-//! second; the latter is logged. An interval that somebody else set is left alone, and his answers are looked at.
+//! The balloon's statistics: the guest's kernel hands them over whenever QEMU asks for them (see
+//! [`crate::balloon`]). Where nobody polls, a round has it asked once, and looks whether it answers.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
-use tracing::warn;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::{Asked, Note, Scene, Witness, note, noted, of_calibrated};
 use crate::{
+    balloon::{Balloon, Wait, last_update},
     qmp::{QmpError, QmpHandle},
     verdict::Answer,
 };
@@ -31,28 +25,19 @@ pub const WITNESS: Witness = Witness {
 };
 
 /// How long a round waits for an answer: ten times what was measured. A later one counts in the next round.
-const ANSWER_WITHIN: Duration = Duration::from_millis(300);
-/// Time between two looks for it.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const WAIT: Wait =
+    Wait { within: Duration::from_millis(300), look_every: Duration::from_millis(50) };
+/// How long it waits for its turn. Who has it gives it up as soon as a round begins, if QEMU answers him.
+const TURN_WITHIN: Duration = WAIT.within;
 /// A guest is silent that answered nothing for so long, and for one more interval where others poll. Not
 /// measured: a hundred times what an answer took.
 const SILENT_AFTER: Duration = Duration::from_millis(2500);
 /// An older look belongs to another suspicion.
 const RECENT: Duration = Duration::from_secs(10);
-/// How often the polling is tried to be turned off, where QEMU doesn't answer.
-const PUT_BACK_TRIES: u32 = 12;
-/// Time between two tries.
-const PUT_BACK_EVERY: Duration = Duration::from_secs(5);
-/// Where QEMU keeps devices, with ids of the operator's and without.
-const CONTAINERS: [&str; 2] = ["/machine/peripheral", "/machine/peripheral-anon"];
-/// The most devices that are looked through: a q35 machine with all its bridges has some hundreds.
-const MOST_DEVICES: usize = 4096;
-const INTERVAL: &str = "guest-stats-polling-interval";
 
 /// What is kept from round to round.
 struct Record {
-    /// The balloon's path in QEMU's object model.
-    path: String,
+    balloon: Balloon,
     look: Option<Look>,
 }
 
@@ -76,97 +61,53 @@ async fn ask(scene: Arc<Scene>, before: Note) -> (Answer, Note) {
         Err(why) => return (Answer::NotAsked(why.clone()), before),
     };
     let mut record = noted::<Record>(before);
-    let answer = question(qmp, scene.boot_age, &mut record).await;
+    let answer = question(qmp, &scene, &mut record).await;
     (answer.unwrap_or_else(|error| Answer::NotAsked(error.to_string())), record.and_then(note))
 }
 
 async fn question(
     qmp: &QmpHandle,
-    boot_age: Duration,
+    scene: &Scene,
     record: &mut Option<Record>,
 ) -> Result<Answer, QmpError> {
     let known = record.take();
-    let Record { path, look } = match known {
+    let Record { balloon, look } = match known {
         Some(known) => known,
-        None => match find(qmp).await? {
-            Some(path) => Record { path, look: None },
+        None => match Balloon::find(qmp).await? {
+            Some(balloon) => Record { balloon, look: None },
             None => return Ok(Answer::NotAsked("QEMU names no balloon".to_owned())),
         },
     };
+    // What its holder has set is not somebody else's interval. Without it, a round goes on all the same.
+    let turn = scene.balloon.take_within(TURN_WITHIN).await;
     let now = Instant::now();
-    let interval = interval_seconds(qmp, &path).await?;
-    let last_update = last_update(qmp, &path).await?;
+    let interval = balloon.interval_seconds(qmp).await?;
+    let told = last_update(&balloon.statistics(qmp).await?)?;
     // An answer of another boot says nothing of this one.
-    let within = RECENT.min(boot_age);
+    let within = RECENT.min(scene.boot_age);
     let before = look.filter(|look| now.saturating_duration_since(look.at) <= within);
-    let before = before.unwrap_or(Look { since: now, at: now, last_update });
-    let mut seen = Look { at: now, last_update, ..before };
+    let before = before.unwrap_or(Look { since: now, at: now, last_update: told });
+    let mut seen = Look { at: now, last_update: told, ..before };
     if interval == 0 && seen.last_update == before.last_update {
-        let (qmp, balloon) = (qmp.clone(), path.clone());
-        let asked = tokio::spawn(async move {
-            let asked = ask_now(&qmp, &balloon, last_update).await;
-            put_back(&qmp, &balloon).await;
-            asked
-        });
-        seen.last_update = asked.await.map_err(|_| QmpError::SessionClosed)??;
+        let wait = wait(told, SystemTime::now());
+        let renewed = balloon.renew(qmp, told, wait, turn, CancellationToken::new()).await?;
+        seen.last_update = last_update(&renewed)?;
         seen.at = Instant::now();
     }
     let answer = compare(before, seen, Duration::from_secs(interval));
     if matches!(answer, Answer::Lives(_)) {
         seen.since = seen.at;
     }
-    *record = Some(Record { path, look: Some(seen) });
+    *record = Some(Record { balloon, look: Some(seen) });
     Ok(answer)
 }
 
-/// What the guest says of its memory now, QEMU's `guest-stats`, for people to see: no witness. A guest that doesn't answer
-/// has said so before, or never.
-///
-/// # Errors
-/// If QEMU doesn't answer.
-pub(crate) async fn statistics(qmp: &QmpHandle) -> Result<Option<Value>, QmpError> {
-    let Some(path) = find(qmp).await? else { return Ok(None) };
-    if interval_seconds(qmp, &path).await? == 0 {
-        let last = last_update(qmp, &path).await?;
-        let asked = ask_now(qmp, &path, last).await;
-        put_back(qmp, &path).await;
-        asked?;
-    }
-    get(qmp, &path, "guest-stats").await.map(Some)
-}
-
-/// Turns the polling on, which asks the guest at once, and waits for an answer other than `last`.
-async fn ask_now(qmp: &QmpHandle, path: &str, last: u64) -> Result<u64, QmpError> {
-    set_interval(qmp, path, 1).await?;
-    let began = Instant::now();
-    loop {
-        let now = last_update(qmp, path).await?;
-        if now != last || began.elapsed() >= ANSWER_WITHIN {
-            return Ok(now);
-        }
-        sleep(LOOK_EVERY).await;
-    }
-}
-
-/// Turns the polling off, unless somebody changed it meanwhile: what he set stays.
-async fn put_back(qmp: &QmpHandle, path: &str) {
-    for _ in 0..PUT_BACK_TRIES {
-        let put_back = async {
-            match interval_seconds(qmp, path).await? {
-                1 => set_interval(qmp, path, 0).await,
-                _ => Ok(()),
-            }
-        };
-        match put_back.await {
-            Ok(()) => return,
-            // QEMU is gone, or its VM is no longer watched.
-            Err(QmpError::SessionClosed) => break,
-            Err(_) => sleep(PUT_BACK_EVERY).await,
-        }
-    }
-    warn!(
-        "the polling of the statistics of {path} could not be turned off: it is on, every second"
-    );
+/// How an answer after `told` is waited for. Times have whole seconds: one in the second of the last can't be told from
+/// that, but QEMU asks once more a second later.
+fn wait(told: u64, now: SystemTime) -> Wait {
+    let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let longer = if told >= now { Duration::from_secs(1) } else { Duration::ZERO };
+    Wait { within: WAIT.within + longer, ..WAIT }
 }
 
 /// What two looks say. `interval` is that of somebody who polls as well, or zero.
@@ -182,61 +123,15 @@ fn compare(before: Look, now: Look, interval: Duration) -> Answer {
     Answer::Nothing("its balloon's statistics are not renewed so far".to_owned())
 }
 
-/// The path of the first balloon.
-async fn find(qmp: &QmpHandle) -> Result<Option<String>, QmpError> {
-    for container in CONTAINERS {
-        let listed = qmp.reply("qom-list", Some(json!({ "path": container }))).await?;
-        if let Some(name) = balloon(&listed) {
-            return Ok(Some(format!("{container}/{name}")));
-        }
-    }
-    Ok(None)
-}
-
-/// The name of the balloon in a reply of `qom-list`.
-fn balloon(listed: &Value) -> Option<&str> {
-    let is_balloon = |device: &&Value| {
-        let kind = device.get("type").and_then(Value::as_str);
-        kind.is_some_and(|kind| kind.starts_with("child<virtio-balloon-"))
-    };
-    listed.as_array()?.iter().take(MOST_DEVICES).find(is_balloon)?.get("name")?.as_str()
-}
-
-async fn get(qmp: &QmpHandle, path: &str, property: &str) -> Result<Value, QmpError> {
-    qmp.reply("qom-get", Some(json!({ "path": path, "property": property }))).await
-}
-
-async fn last_update(qmp: &QmpHandle, path: &str) -> Result<u64, QmpError> {
-    let stats = get(qmp, path, "guest-stats").await?;
-    let last = stats.get("last-update").and_then(Value::as_u64);
-    last.ok_or_else(|| QmpError::Malformed { command: "qom-get guest-stats".to_owned() })
-}
-
-async fn interval_seconds(qmp: &QmpHandle, path: &str) -> Result<u64, QmpError> {
-    let interval = get(qmp, path, INTERVAL).await?.as_u64();
-    interval.ok_or_else(|| QmpError::Malformed { command: format!("qom-get {INTERVAL}") })
-}
-
-async fn set_interval(qmp: &QmpHandle, path: &str, seconds: u64) -> Result<(), QmpError> {
-    let arguments = json!({ "path": path, "property": INTERVAL, "value": seconds });
-    qmp.reply("qom-set", Some(arguments)).await.map(|_| ())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_balloon_is_found_among_a_machines_devices() {
-        // As QEMU 7.2 lists /machine/peripheral-anon.
-        let listed = json!([
-            {"name": "type", "type": "string"},
-            {"name": "device[0]", "type": "child<virtio-serial-pci>"},
-            {"name": "device[2]", "type": "child<virtio-balloon-pci>"}
-        ]);
-        assert_eq!(balloon(&listed), Some("device[2]"));
-        assert_eq!(balloon(&json!([{"name": "balloon", "type": "string"}, {"type": 7}, 7])), None);
-        assert_eq!(balloon(&json!({})), None);
+    fn an_answer_in_the_second_of_the_last_one_is_given_time_to_be_told_from_it() {
+        let now = UNIX_EPOCH + Duration::from_millis(5900);
+        assert_eq!(wait(4, now).within, WAIT.within);
+        assert_eq!(wait(5, now).within, WAIT.within + Duration::from_secs(1));
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub use socket::ProbeSocket;
 use tokio::time::timeout;
 
 use crate::{
+    balloon::Turns,
     discover::Vm,
     probe::KvmHooks,
     qmp::{QmpHandle, printable},
@@ -70,6 +71,8 @@ pub struct Scene {
     pub kvm_hooks: KvmHooks,
     /// QEMU's monitor, where it takes commands, or why it doesn't.
     pub qmp: Result<QmpHandle, String>,
+    /// Whose turn it is with its balloon.
+    pub balloon: Turns,
     /// Taps to probe, of whose guest an address is known, or why there is none.
     pub targets: Result<Vec<TapTarget>, String>,
     /// Whether some of its requests can't be seen by the host.

@@ -64,8 +64,8 @@ fn main() -> ExitCode {
     trials.extend(hostile::trials());
     trials.extend(peers::trials());
     trials.extend(heartbeats::trials());
-    trials.extend(memory::trials());
     trials.extend(metrics::trials());
     trials.extend(witnesses::trials());
+    trials.extend(memory::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }

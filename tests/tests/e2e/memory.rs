@@ -1,93 +1,237 @@
-//! What is told of a VM's memory is what its guest and its host say of it.
+//! Figures of memory, against what the guest's own kernel and the host's say of it.
 
-use std::time::Duration;
+use std::{
+    os::unix::net::UnixStream,
+    time::{Duration, Instant, SystemTime},
+};
 
 use anyhow::{Context as _, Result, ensure};
-use flatline_tests::{daemon::Daemon, guest::Guest, interrupt::wait_until};
+use flatline_tests::boot_sector::BootSector;
+use flatline_tests::{
+    daemon::{Daemon, DaemonConfig},
+    guest::{Accelerator, Guest},
+    interrupt,
+    qmp::Qmp,
+};
 use libtest_mimic::Trial;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::rig::{BOOT_LIMIT, Rig, boot_all, incidents_of, outer_resets, trial, wait_for_vm};
-
-/// A guest is asked every 30 s, and its QEMU looked at every 10 s.
-const TOLD_WITHIN: Duration = Duration::from_secs(45);
-/// Of two figures that are taken at moments a little apart.
-const SHARE: f64 = 0.01;
+use crate::rig::{Rig, boot_all, incidents_of, trial, vm, wait_for_vm};
 
 pub(crate) fn trials() -> Vec<Trial> {
-    vec![trial("memory_is_told_as_the_guest_and_the_host_have_it", told)]
+    vec![
+        trial("memory_is_what_the_guest_and_the_host_say_and_nulls_without_a_balloon", figures),
+        trial("a_guest_that_thrashes_is_alive_and_named_as_that", thrashing),
+        trial("reading_memory_leaves_a_qmp_socket_and_others_polling_alone", left_alone),
+    ]
 }
 
-fn number(value: &Value) -> Result<f64> {
-    value.as_f64().with_context(|| format!("{value} is no number"))
+/// A figure may differ by so much of what it is held against.
+const TOLERANCE: f64 = 0.01;
+/// Time for a reading, and for a guest that is asked for its own figures.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Memory is read every second; guests are given time to do nothing.
+fn config(rig: &Rig, more: &str) -> Result<DaemonConfig> {
+    let mut config = rig.daemon_config()?;
+    config.flat_for = Duration::from_secs(60);
+    // In the table that stands last before it, `detection`.
+    config.extra_toml = format!("memory_every = \"1s\"\n{more}");
+    Ok(config)
 }
 
-fn is_close(a: f64, b: f64) -> bool {
-    (a - b).abs() <= SHARE * a.max(b)
+fn figures() -> Result<()> {
+    let rig = Rig::new()?;
+    let mut with = rig.linux("with-balloon", 1)?;
+    (with.balloon, with.memory_mib) = (true, 256);
+    let without = rig.boot_sector("without-balloon", BootSector::StiHlt, Accelerator::Tcg);
+    let guests = boot_all(&[with, without])?;
+    let daemon = rig.daemon(&config(&rig, "")?)?;
+
+    let told = wait_for_vm(&daemon, "with-balloon", "memory", LIMIT, |vm| {
+        vm["memory"]["major_faults_per_second"].is_number()
+    })?;
+    ensure!(told["memory"]["thrashing"] == false, "{told}");
+    interrupt::wait_until("figures as the guest's own", LIMIT, || {
+        let own = own_figures(&guests[0])?;
+        let memory = &read_after(&daemon, "with-balloon", "as_of")?["memory"];
+        let of = |name: &str| memory[name].as_f64().unwrap_or(-1.0);
+        let used = own.total - own.available;
+        let pairs = [
+            (of("total_bytes"), own.total),
+            (of("available_bytes"), own.available),
+            (of("used_bytes"), used),
+            (of("major_faults"), own.major_faults),
+        ];
+        println!("told {memory}, of its own {own:?}");
+        Ok(pairs.iter().all(|(told, own)| is_close(*told, *own)).then_some(()))
+    })?;
+    for guest in &guests {
+        interrupt::wait_until("QEMU's memory as the host says", LIMIT, || {
+            let rss = resident_bytes(guest.pid())?;
+            let memory = &read_after(&daemon, guest.name(), "qemu_as_of")?["memory"];
+            println!("{}: {} resident, told {memory}", guest.name(), rss);
+            Ok(memory["qemu_rss_bytes"].as_f64().filter(|told| is_close(*told, rss)))
+        })?;
+    }
+
+    let bare = vm(&daemon, "without-balloon")?;
+    let memory = &bare["memory"];
+    for name in ["total_bytes", "used_bytes", "available_bytes", "major_faults", "as_of"] {
+        ensure!(memory[name].is_null(), "{name}: {memory}");
+    }
+    ensure!(memory["guest_missing"] == "it has no balloon", "{memory}");
+    let history = &daemon.show("with-balloon")?["history"]["memory"];
+    let recorded = history.as_array().context("no history of memory")?;
+    let is_told = |moment: &Value| moment["available_bytes"].as_u64() > Some(50 << 20);
+    ensure!(recorded.iter().any(is_told), "{history}");
+    let shown = daemon.client(&["show", "with-balloon"])?;
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    ensure!(shown.contains("MiB used, ") && shown.contains("MiB resident"), "{shown}");
+    check_nobody_polls(&guests[0])
 }
 
-/// What the guest says of itself: all that it has, and what of it is available.
-fn meminfo(guest: &Guest) -> Result<[f64; 2]> {
-    guest.run("meminfo", BOOT_LIMIT)?;
-    let text = guest.log().text();
-    let line =
-        text.lines().rev().find_map(|line| line.split_once("MEMINFO ")).context("no MEMINFO")?;
-    let kib = line.1.split_ascii_whitespace().map(str::parse::<f64>);
-    let kib = kib.collect::<Result<Vec<_>, _>>()?;
-    let [total, available] = kib[..] else { anyhow::bail!("{line:?}") };
-    Ok([total * 1024.0, available * 1024.0])
-}
+/// It takes twice the memory that it has, the rest of which is on its disk.
+fn thrashing() -> Result<()> {
+    let rig = Rig::new()?;
+    let mut config = config(&rig, "")?;
+    config.flat_for = Duration::from_secs(5);
+    let mut guest = rig.linux("thrashes", 1)?;
+    (guest.balloon, guest.memory_mib) = (true, 256);
+    guest.disk.as_mut().context("it has a disk")?.size = 512 << 20;
+    let guests = boot_all(&[guest])?;
+    let daemon = rig.daemon(&config)?;
+    wait_for_vm(&daemon, "thrashes", "well", LIMIT, |vm| vm["memory"]["thrashing"] == false)?;
 
-fn host_has(guest: &Guest) -> Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", guest.pid()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches("kB").trim().parse::<f64>()? * 1024.0)
-}
+    guests[0].run("thrash 300000", LIMIT)?;
+    let thrashes = wait_for_vm(&daemon, "thrashes", "thrashing", Duration::from_secs(120), |vm| {
+        vm["memory"]["thrashing"] == true
+    })?;
+    let reason = thrashes["reason"].as_str().unwrap_or_default();
+    println!("{reason}: {}", thrashes["memory"]);
+    ensure!(thrashes["state"] == "alive", "{thrashes}");
+    ensure!(reason.contains("; thrashing: ") && reason.contains(" major faults/s"), "{reason}");
+    // For longer than it takes to suspect, and to convict, a guest that does nothing.
+    let until = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < until {
+        let now = vm(&daemon, "thrashes")?;
+        ensure!(now["state"] == "alive", "{now}");
+        interrupt::sleep(Duration::from_millis(500))?;
+    }
+    ensure!(incidents_of(&daemon, "thrashes")?.is_empty(), "{:?}", daemon.incidents());
 
-fn check_host(daemon: &Daemon, guest: &Guest) -> Result<()> {
-    wait_until(&format!("{}: its QEMU's memory", guest.name()), TOLD_WITHIN, || {
-        let shown = number(&daemon.show(guest.name())?["memory"]["qemu_rss_bytes"])?;
-        Ok(is_close(shown, host_has(guest)?).then_some(()))
+    guests[0].send("stop-load")?;
+    wait_for_vm(&daemon, "thrashes", "well again", Duration::from_secs(120), |vm| {
+        vm["memory"]["thrashing"] == false
+            && !vm["reason"].as_str().unwrap_or_default().contains("thrashing")
+    })?;
+    interrupt::wait_until("figures as the guest's own", LIMIT, || {
+        let own = own_figures(&guests[0])?;
+        let memory = &read_after(&daemon, "thrashes", "as_of")?["memory"];
+        let of = |name: &str| memory[name].as_f64().unwrap_or(-1.0);
+        println!("told {memory}, of its own {own:?}");
+        let pairs = [
+            (of("swap_in_bytes"), own.swap_in),
+            (of("swap_out_bytes"), own.swap_out),
+            (of("major_faults"), own.major_faults),
+        ];
+        let close = pairs.iter().all(|(told, own)| *own > 0.0 && is_close(*told, *own));
+        Ok(close.then_some(()))
     })
 }
 
-fn told() -> Result<()> {
+/// The daemon opens a socket that others need for moments only, and sets nothing where somebody else polls.
+fn left_alone() -> Result<()> {
     let rig = Rig::new()?;
-    let mut tells = rig.linux("tells", 1)?;
-    tells.balloon = true;
-    let silent = rig.linux("has-no-balloon", 2)?;
-    let mut thrashes = rig.linux("thrashes", 3)?;
-    thrashes.balloon = true;
-    thrashes.disk =
-        Some(flatline_tests::guest::DiskConfig::new(rig.dir().join("swap.img"), 512 << 20));
-    let daemon = rig.daemon(&rig.daemon_config()?)?;
-    let guests = boot_all(&[tells, silent, thrashes])?;
-    let [tells, silent, thrashes] = &guests[..] else { unreachable!() };
-    thrashes.run("thrash 96", BOOT_LIMIT)?;
-    let row = wait_for_vm(&daemon, "tells", "its memory", TOLD_WITHIN, |row| {
-        row["memory"]["used_bytes"].is_u64() && row["memory"]["qemu_rss_bytes"].is_u64()
-    })?;
-    let (memory, own) = (&row["memory"], meminfo(tells)?);
-    let shown = [number(&memory["total_bytes"])?, number(&memory["available_bytes"])?];
-    println!("{memory}; by the guest: {own:?}");
-    ensure!(shown[0] == own[0] && is_close(shown[1], own[1]), "{memory}, and not {own:?}");
-    ensure!(number(&memory["used_bytes"])? == shown[0] - shown[1], "{memory}");
-    ensure!(memory["thrashing"].is_null(), "{memory}");
-    for guest in [tells, silent] {
-        check_host(&daemon, guest)?;
-    }
-    let row = crate::rig::vm(&daemon, "has-no-balloon")?;
-    ensure!(row["memory"]["total_bytes"].is_null() && row["memory"]["as_of"].is_null(), "{row}");
+    let mut guest = rig.linux("shared", 1)?;
+    guest.balloon = true;
+    let guests = boot_all(&[guest])?;
+    let daemon = rig.daemon(&config(&rig, "[recovery]\nqmp = \"brief\"\n")?)?;
+    let is_told = |vm: &Value| vm["memory"]["available_bytes"].is_number();
+    wait_for_vm(&daemon, "shared", "memory", LIMIT, is_told)?;
 
-    let row = wait_for_vm(&daemon, "thrashes", "thrashing", TOLD_WITHIN * 3, |row| {
-        row["memory"]["thrashing"].is_string()
-    })?;
-    println!("{}", row["memory"]);
-    let named = row["reason"].as_str().is_some_and(|why| why.contains("it is thrashing"));
-    ensure!(row["state"] == "alive" && named, "{row}");
-    for guest in &guests {
-        ensure!(incidents_of(&daemon, guest.name())?.is_empty(), "{}", daemon.log().text());
-        ensure!(outer_resets(guest)?.is_empty(), "{} was reset", guest.name());
+    let mut longest = Duration::ZERO;
+    for _ in 0..40 {
+        let began = Instant::now();
+        Qmp::new(UnixStream::connect(guests[0].qmp_path())?)?;
+        longest = longest.max(began.elapsed());
+        interrupt::sleep(Duration::from_millis(130))?;
     }
+    println!("another client was greeted within {longest:?}");
+    ensure!(longest < Duration::from_secs(1), "another client waited for {longest:?}");
+
+    let interval = json!({
+        "path": "/machine/peripheral/balloon0", "property": "guest-stats-polling-interval"
+    });
+    let mut set = interval.clone();
+    set["value"] = json!(2);
+    check_nobody_polls(&guests[0])?;
+    guests[0].qmp("qom-set", &set)?;
+    let mut seen = Vec::new();
+    for _ in 0..20 {
+        seen.push(vm(&daemon, "shared")?["memory"]["as_of"].clone());
+        ensure!(guests[0].qmp("qom-get", &interval)? == 2, "somebody else's polling was changed");
+        interrupt::sleep(Duration::from_millis(400))?;
+    }
+    seen.dedup();
+    ensure!(seen.len() >= 3, "his polling brings no figures: {seen:?}");
     Ok(())
+}
+
+/// The daemon has left QEMU as it was.
+fn check_nobody_polls(guest: &Guest) -> Result<()> {
+    let question = json!({
+        "path": "/machine/peripheral/balloon0", "property": "guest-stats-polling-interval"
+    });
+    interrupt::wait_until("polling off", Duration::from_secs(5), || {
+        Ok((guest.qmp("qom-get", &question)? == 0).then_some(()))
+    })
+}
+
+/// A guest's own figures, in bytes and numbers.
+#[derive(Debug)]
+struct Own {
+    total: f64,
+    available: f64,
+    major_faults: f64,
+    swap_in: f64,
+    swap_out: f64,
+}
+
+fn own_figures(guest: &Guest) -> Result<Own> {
+    guest.run("meminfo", LIMIT)?;
+    let text = guest.log().text();
+    let figure = |name: &str| -> Result<f64> {
+        let wanted = format!("MEMINFO {name} ");
+        let line = text.lines().rev().find_map(|line| line.split_once(&wanted));
+        let (_, figure) = line.with_context(|| format!("no {name} in {text}"))?;
+        Ok(figure.trim().parse()?)
+    };
+    Ok(Own {
+        total: figure("MemTotal")? * 1024.0,
+        available: figure("MemAvailable")? * 1024.0,
+        major_faults: figure("pgmajfault")?,
+        swap_in: figure("pswpin")? * 4096.0,
+        swap_out: figure("pswpout")? * 4096.0,
+    })
+}
+
+fn is_close(told: f64, own: f64) -> bool {
+    (told - own).abs() <= own * TOLERANCE
+}
+
+/// The VM's row with a reading of after now. Times in it have whole seconds, rounded down.
+fn read_after(daemon: &Daemon, name: &str, time: &str) -> Result<Value> {
+    let now = SystemTime::now();
+    wait_for_vm(daemon, name, "a later reading", LIMIT, |vm| {
+        let text = vm["memory"][time].as_str().unwrap_or_default();
+        humantime::parse_rfc3339(text).is_ok_and(|at| at > now)
+    })
+}
+
+fn resident_bytes(pid: u32) -> Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).context("no VmRSS")?;
+    Ok(kib.parse::<f64>()? * 1024.0)
 }

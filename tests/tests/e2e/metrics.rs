@@ -1,6 +1,7 @@
 //! What is served to Prometheus is what `status` says, whoever else asks, and of those VMs alone that there are.
 
 use std::{
+    env,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
@@ -11,6 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use flatline_tests::{
     boot_sector::BootSector,
+    command,
     daemon::{Daemon, free_address},
     guest::{Accelerator, Guest},
     interrupt::{sleep, wait_until},
@@ -286,10 +288,14 @@ fn taken() -> Result<()> {
 }
 
 fn promtool() -> Result<Option<String>> {
-    let promtool = Path::new("/usr/bin/promtool");
-    if !promtool.exists() {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let promtool = env::split_paths(&path).map(|folder| folder.join("promtool"));
+    let Some(promtool) = promtool.into_iter().find(|promtool| promtool.is_file()) else {
         return Ok(Some("there is no promtool (Debian's package `prometheus`)".to_owned()));
-    }
+    };
+    let rules = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../monitor/packaging/prometheus/flatline.rules.yml");
+    command::run_command(Command::new(&promtool).args(["check", "rules"]).arg(rules))?;
     let rig = Rig::new()?;
     let guests = boot_all(&[rig.linux("checked", 1)?])?;
     let mut config = rig.daemon_config()?;
@@ -300,7 +306,7 @@ fn promtool() -> Result<Option<String>> {
     let answer = get(address, "/metrics", "text/plain;version=0.0.4")?;
     let (head, body) = answer.split_once("\r\n\r\n").context("no head")?;
     ensure!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
-    let mut check = Command::new(promtool)
+    let mut check = Command::new(&promtool)
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

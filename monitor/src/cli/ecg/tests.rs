@@ -118,6 +118,7 @@ fn what_is_never_known_is_drawn_as_that_and_not_as_a_flat_line() {
         vcpu_wanted: none.clone(),
         in_flight: none.clone(),
         probe_answers: none,
+        memory: Vec::new(),
         marks: Vec::new(),
     };
     let drawn = draw(&history, FLAT_FOR, Style { columns: 80, unicode: true });

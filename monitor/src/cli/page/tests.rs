@@ -7,7 +7,7 @@ use flatline::qmp::RunState;
 use flatline::report::incident::{Attempt, Incident, Outcome};
 use flatline::report::recording::file::to_bytes;
 use flatline::report::recording::{Header, Limits, Recording, Ring};
-use flatline::sample::{Memory, Missing, ProcessState};
+use flatline::sample::{Missing, ProcessState};
 use flatline::verdict::{Cause, Input, Monitor, Terms, Tick, Watch};
 
 use super::recorded::Recorded;
@@ -182,7 +182,6 @@ fn tick(second: u64) -> Input {
         vcpus: Ok(vec![vcpu]),
         process,
         heartbeat: Ok(None),
-        memory: Memory::default(),
     };
     let monitor = Monitor::Answers(RunState::Running);
     Input::Tick(Arc::new(Tick { activity, monitor, calibratable: false, undecided: false }))

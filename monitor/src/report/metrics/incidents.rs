@@ -72,6 +72,11 @@ impl IncidentCounts {
         }
     }
 
+    /// When the daemon started.
+    pub(super) fn since(&self) -> SystemTime {
+        self.since
+    }
+
     /// The incident is written down as it is now: for the first time, or anew.
     pub fn note(&self, incident: &Incident) {
         let cause = match incident.cause.as_str() {

@@ -12,6 +12,7 @@ mod counts;
 mod families;
 mod host;
 mod incidents;
+mod process;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -77,10 +78,12 @@ type Made = Option<(Arc<Snapshot>, Bytes)>;
 impl Exposition {
     /// Of the newest snapshot, and of what the daemon counted.
     pub fn new(latest: Latest, counts: &Counts, incidents: &IncidentCounts) -> Self {
-        let mut registry = Registry::with_prefix("flatline");
-        counts.register(&mut registry);
-        incidents.register(&mut registry);
-        registry.register_collector(Box::new(LastTick(latest.clone())));
+        let mut registry = Registry::default();
+        process::register(&mut registry, incidents.since());
+        let own = registry.sub_registry_with_prefix("flatline");
+        counts.register(own);
+        incidents.register(own);
+        own.register_collector(Box::new(LastTick(latest.clone())));
         Self {
             registry: Arc::new(registry),
             latest,

@@ -8,10 +8,7 @@ use std::{
 use monitor_ebpf::{NetworkCounters, StorageCounters};
 
 use crate::{
-    config::Mode,
-    discover::Vm,
-    qmp::RunState,
-    sample::{Memory, VcpuTime},
+    config::Mode, discover::Vm, qmp::RunState, report::view::MemoryView, sample::VcpuTime,
     verdict::Cause,
 };
 
@@ -90,7 +87,7 @@ pub struct VmFigures {
     /// What its guest's agent said, where it ever said anything.
     pub heartbeats: Option<Beats>,
     /// Its memory, as last told.
-    pub memory: Memory,
+    pub memory: MemoryView,
     /// Its vCPU threads' times; `None` where they can't be read.
     pub vcpus: Option<Vec<VcpuTime>>,
 }

@@ -3,7 +3,13 @@
 //! Each series has the labels `vm`, `uuid` and `pid`: names need not be unique, and a QEMU that takes another's place
 //! counts from zero. *Receive* and *transmit* are the guest's.
 
-use std::{borrow::Cow, cmp::Reverse, collections::BTreeMap, fmt, time::Duration};
+use std::{
+    borrow::Cow,
+    cmp::Reverse,
+    collections::BTreeMap,
+    fmt,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeLabel as _, EncodeLabelSet, LabelSetEncoder},
@@ -207,30 +213,43 @@ fn heartbeats(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {
 fn memory(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {
     let family =
         Family::gauge("vm_memory_total", "Memory that the guest has, by its own account.").bytes();
-    writer.each(family, |vm| vm.memory.total)?;
+    writer.each(family, |vm| vm.memory.total_bytes)?;
     let family = Family::gauge(
         "vm_memory_available",
         "What of it the guest could give to a program without swapping.",
     )
     .bytes();
-    writer.each(family, |vm| vm.memory.available)?;
+    writer.each(family, |vm| vm.memory.available_bytes)?;
     let family =
         Family::counter("vm_memory_swap_in", "Read back by the guest from its swap.").bytes();
-    writer.each(family, |vm| vm.memory.swap_in)?;
+    writer.each(family, |vm| vm.memory.swap_in_bytes)?;
     let family = Family::counter("vm_memory_swap_out", "Written by the guest to its swap.").bytes();
-    writer.each(family, |vm| vm.memory.swap_out)?;
+    writer.each(family, |vm| vm.memory.swap_out_bytes)?;
     let family = Family::counter(
         "vm_memory_major_faults",
         "Times that somebody in the guest waited for a page from its disk.",
     );
     writer.each(family, |vm| vm.memory.major_faults)?;
+    let family = Family::gauge(
+        "vm_memory_told_timestamp",
+        "When the guest gave this account of its memory, since 1970.",
+    );
+    writer.each(family.seconds(), |vm| {
+        let told = vm.memory.as_of?.duration_since(UNIX_EPOCH).ok()?;
+        Some(told.as_secs())
+    })?;
+    let family = Family::gauge(
+        "vm_memory_thrashing",
+        "1 while the guest does little but wait for pages; no series for one that gives no account.",
+    );
+    writer.each(family, |vm| vm.memory.thrashing)?;
     let family =
         Family::gauge("vm_qemu_memory_resident", "What QEMU has of the host's memory.").bytes();
-    writer.each(family, |vm| vm.memory.qemu_rss)?;
+    writer.each(family, |vm| vm.memory.qemu_rss_bytes)?;
     let family =
         Family::gauge("vm_qemu_memory_swapped", "What of QEMU's memory the host has swapped out.")
             .bytes();
-    writer.each(family, |vm| vm.memory.qemu_swap)
+    writer.each(family, |vm| vm.memory.qemu_swap_bytes)
 }
 
 fn storage(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {

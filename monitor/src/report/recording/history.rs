@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{Decoded, Segment, record::Record};
 use crate::{
     activity::Activity,
-    report::view::{HistoryView, MarkKind, MarkView},
+    report::view::{HistoryView, MarkKind, MarkView, MemoryMomentView},
     verdict::{Act, Input},
 };
 
@@ -58,14 +58,18 @@ pub fn history(segments: &[impl AsRef<Segment>], now: Duration, keep: Duration) 
     // Seconds are counted back from now.
     let zero = now.as_secs_f64() - span.as_secs_f64().floor();
     let mut cells = vec![Second::default(); seconds];
-    let mut marks = Vec::new();
+    let (mut marks, mut memory) = (Vec::new(), Vec::new());
     for segment in segments {
         let Ok(Decoded { records, .. }) = segment.as_ref().decode() else { continue };
         for record in records {
-            if let Input::Tick(tick) = &record.input {
-                add(&mut cells, zero, record.at, &tick.activity);
-            }
             let second = index(record.at.as_secs_f64() - zero).filter(|second| *second < seconds);
+            match (&record.input, second) {
+                (Input::Tick(tick), _) => add(&mut cells, zero, record.at, &tick.activity),
+                (Input::Memory(read), Some(second)) => {
+                    memory.push(MemoryMomentView::new(read, second));
+                }
+                _ => {}
+            }
             if let (Some(kind), Some(second)) = (mark(&record), second) {
                 let text = record.changed.map(|changed| changed.reason).unwrap_or_default();
                 marks.push(MarkView { second, kind, text });
@@ -89,6 +93,7 @@ pub fn history(segments: &[impl AsRef<Segment>], now: Duration, keep: Duration) 
         in_flight: row(4),
         probe_answers: row(5),
         packets_to_guest: row(6),
+        memory,
         marks,
     }
 }

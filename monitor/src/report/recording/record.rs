@@ -154,12 +154,12 @@ fn write_tick(
     delta: i64,
 ) -> Result<(), Malformed> {
     let Tick { activity, monitor, calibratable, undecided } = tick;
-    let Activity { elapsed, network, storage, vcpus, process, heartbeat, memory } = activity;
+    let Activity { elapsed, network, storage, vcpus, process, heartbeat } = activity;
     let was = |same: fn(&Tick, &Tick) -> bool| before.is_some_and(|before| same(before, tick));
     let same = [
         (ELAPSED_IS_DELTA, nanos(*elapsed) == delta),
         (SAME_NETWORK, was(same_network)),
-        (SAME_STORAGE, was(same_storage)),
+        (SAME_STORAGE, was(|a, b| a.activity.storage == b.activity.storage)),
         (SAME_THREADS, was(same_threads)),
         (SAME_MONITOR, was(|a, b| a.monitor == b.monitor)),
         (SAME_PROCESS, was(|a, b| a.activity.process == b.activity.process)),
@@ -178,7 +178,6 @@ fn write_tick(
     }
     if differs(SAME_STORAGE) {
         put(out, storage)?;
-        put(out, memory)?;
     }
     if differs(SAME_MONITOR) {
         put(out, monitor)?;
@@ -219,12 +218,7 @@ fn read_tick(bytes: &mut &[u8], before: Option<&Tick>, delta: i64) -> Result<Tic
     } else {
         (take(bytes)?, take(bytes)?)
     };
-    let (storage, memory) = if same(SAME_STORAGE) {
-        let Activity { storage, memory, .. } = &known()?.activity;
-        (storage.clone(), *memory)
-    } else {
-        (take(bytes)?, take(bytes)?)
-    };
+    let storage = if same(SAME_STORAGE) { known()?.activity.storage.clone() } else { take(bytes)? };
     let monitor = if same(SAME_MONITOR) { known()?.monitor.clone() } else { take(bytes)? };
     let process = if same(SAME_PROCESS) { known()?.activity.process } else { take(bytes)? };
     let shares = |bytes: &mut &[u8], index, tid| {
@@ -250,7 +244,7 @@ fn read_tick(bytes: &mut &[u8], before: Option<&Tick>, delta: i64) -> Result<Tic
             }
         }
     };
-    let activity = Activity { elapsed, network, storage, vcpus, process, heartbeat, memory };
+    let activity = Activity { elapsed, network, storage, vcpus, process, heartbeat };
     Ok(Tick { activity, monitor, calibratable: same(CALIBRATABLE), undecided: same(UNDECIDED) })
 }
 
@@ -258,12 +252,6 @@ fn read_tick(bytes: &mut &[u8], before: Option<&Tick>, delta: i64) -> Result<Tic
 fn same_network(before: &Tick, now: &Tick) -> bool {
     let (before, now) = (&before.activity, &now.activity);
     before.network == now.network && before.heartbeat == now.heartbeat
-}
-
-/// Whether both tell of the same requests, and of the same memory.
-fn same_storage(before: &Tick, now: &Tick) -> bool {
-    let (before, now) = (&before.activity, &now.activity);
-    before.storage == now.storage && before.memory == now.memory
 }
 
 /// Whether both tell of the same threads in the same order.

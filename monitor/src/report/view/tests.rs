@@ -1,9 +1,14 @@
 //! What scripts hold on to.
 
+use std::time::{Duration, SystemTime};
+
 use serde_json::{Value, json};
 
-use super::{PolicyView, ShowView, StatusView};
-use crate::config::Config;
+use super::{MemoryView, PolicyView, ShowView, StatusView, VmView};
+use crate::{
+    config::Config,
+    sample::{GuestMemory, Memory, Missing, QemuMemory, Strain},
+};
 
 fn vm() -> Value {
     json!({"name": "web-1", "uuid": null, "pid": 4711, "accelerator": "kvm",
@@ -23,9 +28,12 @@ fn vm() -> Value {
         "heartbeat": {"beats": 3, "failures": 0, "malformed": 0, "last_seconds": 0.5,
             "interval_seconds": 1.0, "boot": "00000000000000ff", "sequence": 3, "leaving": false,
             "check": "web"},
-        "memory": {"total_bytes": 5, "used_bytes": 2, "available_bytes": 3, "swap_in_bytes": 0,
-            "swap_out_bytes": 0, "major_faults": 7, "as_of": "2026-11-22T10:00:00Z",
-            "qemu_rss_bytes": 6, "qemu_swap_bytes": 0, "thrashing": null}})
+        "memory": {"total_bytes": 1000, "used_bytes": 900, "available_bytes": 100,
+            "free_bytes": 50, "disk_cache_bytes": 50, "swap_in_bytes": 0, "swap_out_bytes": null,
+            "major_faults": 7, "minor_faults": 8, "major_faults_per_second": 0.5,
+            "thrashing": false, "as_of": "2026-11-22T10:00:00Z", "guest_missing": null,
+            "qemu_rss_bytes": 5000, "qemu_swap_bytes": null, "qemu_hugetlb_bytes": 0,
+            "qemu_as_of": "2026-11-22T10:00:01Z"}})
 }
 
 #[test]
@@ -68,6 +76,8 @@ fn show_is_one_flat_object_with_the_fields_of_status_and_more() {
             "packets_to_guest": [7.0, null], "completed": [1.5, 0.0],
             "vcpu": [0.002, 1.0], "vcpu_wanted": [0.002, 1.0],
             "in_flight": [0.0, 0.0], "probe_answers": [null, null],
+            "memory": [{"second": 1, "total_bytes": 1000, "available_bytes": null,
+                "major_faults_per_second": 0.5, "qemu_rss_bytes": 5000}],
             "marks": [{"second": 1, "kind": "suspicion", "text": "t"}]}),
         ),
         (
@@ -82,4 +92,52 @@ fn show_is_one_flat_object_with_the_fields_of_status_and_more() {
     assert_eq!(text["policy"]["unconfirmed_flat_for"], "2m");
     let view: ShowView = serde_json::from_value(text.clone()).expect("documented");
     assert_eq!(serde_json::to_value(view).expect("serialisable"), text);
+}
+
+#[test]
+fn a_memory_of_which_nothing_is_known_has_nulls_and_says_why() {
+    let missing = |why: &str| Missing::new("its memory", why);
+    let memory = Memory {
+        guest: Err(missing("it has no balloon")),
+        strain: None,
+        qemu: Err(missing("gone")),
+    };
+    let view = serde_json::to_value(MemoryView::new(&memory, SystemTime::now())).expect("JSON");
+    let known: Vec<_> = view.as_object().expect("an object").iter().collect();
+    let known: Vec<_> = known.into_iter().filter(|(_, value)| !value.is_null()).collect();
+    assert_eq!(known, [(&"guest_missing".to_owned(), &json!("it has no balloon"))]);
+    // A daemon that tells no memory yet is understood.
+    let mut older = vm();
+    older.as_object_mut().expect("an object").remove("memory");
+    let older: VmView = serde_json::from_value(older).expect("an older VM");
+    assert_eq!(older.memory, MemoryView::default());
+}
+
+#[test]
+fn a_thrashing_guests_memory_keeps_every_figure_and_is_named_as_that() {
+    let guest = GuestMemory {
+        told_at: 1_795_564_036,
+        total: Some(1000),
+        available: Some(20),
+        swap_in: Some(7),
+        ..GuestMemory::default()
+    };
+    let strain = Strain { available: 0.02, major_faults: 123.456 };
+    let qemu = QemuMemory { rss: 5000, swap: Some(0), hugetlb: None };
+    let memory = Memory { guest: Ok(guest), strain: Some(strain), qemu: Ok(qemu) };
+    let view = MemoryView::new(&memory, SystemTime::UNIX_EPOCH);
+    let expected = MemoryView {
+        total_bytes: Some(1000),
+        used_bytes: Some(980),
+        available_bytes: Some(20),
+        swap_in_bytes: Some(7),
+        major_faults_per_second: Some(123.5),
+        thrashing: Some(true),
+        as_of: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_564_036)),
+        qemu_rss_bytes: Some(5000),
+        qemu_swap_bytes: Some(0),
+        qemu_as_of: Some(SystemTime::UNIX_EPOCH),
+        ..MemoryView::default()
+    };
+    assert_eq!(view, expected);
 }

@@ -122,7 +122,8 @@ impl Model {
             Input::Event { .. }
             | Input::RunState(_)
             | Input::LimitReached { .. }
-            | Input::Reexamine => return,
+            | Input::Reexamine
+            | Input::Memory(_) => return,
         };
         self.facts.push((now, fact));
     }

@@ -2,7 +2,7 @@
 //!
 //! `PROPTEST_CASES` sets how many; a sequence that fails is made small, and its seed is kept.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use proptest::{
     collection::vec,
@@ -23,7 +23,7 @@ use super::{
 use crate::{
     activity::StorageActivity,
     qmp::{QmpEvent, RunState},
-    sample::ProcessState,
+    sample::{Memory, Missing, ProcessState, Strain},
     verdict::{Act, Answer, Cause, Input, Monitor, Questions, State, Watch},
 };
 
@@ -176,6 +176,13 @@ fn guest() -> impl Strategy<Value = Guest> {
     ]
 }
 
+/// What no verdict rests on.
+fn thrashing() -> Input {
+    let strain = Some(Strain { available: 0.001, major_faults: 5000.0 });
+    let missing = || Missing::new("memory", "a test");
+    Input::Memory(Arc::new(Memory { guest: Err(missing()), strain, qemu: Err(missing()) }))
+}
+
 fn happening() -> impl Strategy<Value = Happening> {
     let reports = vec![
         Input::StillWriting,
@@ -187,6 +194,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         Input::Reexamine,
         Input::Released,
         Input::Unseen("its tap was plugged in just now".to_owned()),
+        thrashing(),
         Input::RunState(RunState::Running),
         Input::RunState(RunState::Paused),
         Input::RunState(RunState::GuestPanicked),

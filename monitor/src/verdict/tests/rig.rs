@@ -7,7 +7,7 @@ use crate::{
     activity::{Activity, NetworkActivity, StorageActivity, VcpuActivity},
     config::{Mode, Policy},
     qmp::{QmpEvent, RunState},
-    sample::{Memory, Missing, ProcessState},
+    sample::{Missing, ProcessState},
     verdict::{
         Act, Answer, Cause, Input, Monitor, Questions, State, Statement, Terms, Testimony, Tick,
         Watch,
@@ -149,7 +149,6 @@ impl Guest {
                 vcpus: Ok(vcpus(&[(0.0024, 0.0)])),
                 process: ProcessState::Running,
                 heartbeat: Ok(None),
-                memory: Memory::default(),
             },
             monitor: running(),
             arp: answered(),

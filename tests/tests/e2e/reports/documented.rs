@@ -66,6 +66,7 @@ const VM: Shape = Object(&[
     ("vcpus", List(&VCPU)),
     ("network", OrNull(&NETWORK)),
     ("storage", OrNull(&STORAGE)),
+    ("memory", MEMORY),
 ]);
 
 // A vCPU that ran for a whole second shows as a little more where a sample came late.
@@ -107,6 +108,26 @@ const STORAGE: Shape = Object(&[
     ("in_flight", Unsigned),
     ("oldest_in_flight_seconds", OrNull(&SECONDS)),
     ("mean_in_flight_seconds", OrNull(&SECONDS)),
+]);
+
+const MEMORY: Shape = Object(&[
+    ("total_bytes", OrNull(&Unsigned)),
+    ("used_bytes", OrNull(&Unsigned)),
+    ("available_bytes", OrNull(&Unsigned)),
+    ("free_bytes", OrNull(&Unsigned)),
+    ("disk_cache_bytes", OrNull(&Unsigned)),
+    ("swap_in_bytes", OrNull(&Unsigned)),
+    ("swap_out_bytes", OrNull(&Unsigned)),
+    ("major_faults", OrNull(&Unsigned)),
+    ("minor_faults", OrNull(&Unsigned)),
+    ("major_faults_per_second", OrNull(&SECONDS)),
+    ("thrashing", OrNull(&Bool)),
+    ("as_of", OrNull(&Time)),
+    ("guest_missing", OrNull(&Text)),
+    ("qemu_rss_bytes", OrNull(&Unsigned)),
+    ("qemu_swap_bytes", OrNull(&Unsigned)),
+    ("qemu_hugetlb_bytes", OrNull(&Unsigned)),
+    ("qemu_as_of", OrNull(&Time)),
 ]);
 
 pub(super) const SHOW: Shape = Both(
@@ -153,7 +174,16 @@ const HISTORY: Shape = Object(&[
     ("vcpu_wanted", List(&OrNull(&SECONDS))),
     ("in_flight", List(&OrNull(&SECONDS))),
     ("probe_answers", List(&OrNull(&SECONDS))),
+    ("memory", List(&MEMORY_MOMENT)),
     ("marks", List(&MARK)),
+]);
+
+const MEMORY_MOMENT: Shape = Object(&[
+    ("second", Unsigned),
+    ("total_bytes", OrNull(&Unsigned)),
+    ("available_bytes", OrNull(&Unsigned)),
+    ("major_faults_per_second", OrNull(&SECONDS)),
+    ("qemu_rss_bytes", OrNull(&Unsigned)),
 ]);
 
 const MARK: Shape = Object(&[("second", Unsigned), ("kind", Text), ("text", Text)]);

@@ -3,7 +3,7 @@ use super::{
     *,
 };
 use crate::{
-    report::view::{MarkKind, MarkView},
+    report::view::{MarkKind, MarkView, MemoryMomentView},
     sample::Missing,
 };
 
@@ -40,6 +40,30 @@ fn a_figure_that_is_missing_is_none_and_not_zero() {
     let (zero, one) = (Some(0.0), Some(1.0));
     assert_eq!(of(&view.completed)[..5], [zero, None, zero, zero, zero]);
     assert_eq!(of(&view.packets_from_guest)[10..], [zero, None, None, one]);
+}
+
+#[test]
+fn memory_stands_in_the_second_in_which_it_was_read_and_decides_nothing() {
+    let mut live = Live::new(limits());
+    for second in 0..20_u64 {
+        live.second(1, 0.25);
+        if second == 15 {
+            let before = live.watch.clone();
+            live.tell(&Input::Memory(Arc::new(memory(1_800_000_015, 5))));
+            assert_eq!(live.watch, before);
+        }
+    }
+    let view = history(&live.ring.segments(), live.now, 300 * SECOND);
+    let expected = MemoryMomentView {
+        second: 15,
+        total_bytes: Some(100),
+        available_bytes: Some(5),
+        major_faults_per_second: Some(0.5),
+        qemu_rss_bytes: Some(4096),
+    };
+    assert_eq!(view.memory, [expected]);
+    assert!(view.marks.is_empty(), "{:?}", view.marks);
+    assert!(history(&live.ring.segments(), live.now, 3 * SECOND).memory.is_empty());
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::{
     activity::{Activity, NetworkActivity, StorageActivity, VcpuActivity},
     config::Config,
     qmp::RunState,
-    sample::{Memory, ProcessState},
+    sample::{GuestMemory, Memory, ProcessState, QemuMemory, Strain},
     verdict::{Act, Answer, Input, Monitor, Questions, Statement, Terms, Testimony, Tick, Watch},
 };
 
@@ -50,12 +50,24 @@ pub(super) fn tick(packets: u64, busy: f64) -> Input {
             vcpus: Ok(vec![vcpu]),
             process: ProcessState::Running,
             heartbeat: Ok(None),
-            memory: Memory::default(),
         },
         monitor: Monitor::Answers(RunState::Running),
         calibratable: false,
         undecided: false,
     }))
+}
+
+/// What a guest told at that moment, with so many bytes available of 100.
+pub(super) fn memory(told_at: u64, available: u64) -> Memory {
+    let guest = GuestMemory {
+        told_at,
+        total: Some(100),
+        available: Some(available),
+        ..GuestMemory::default()
+    };
+    let strain = Strain { available: 0.05, major_faults: 0.5 };
+    let qemu = QemuMemory { rss: 4096, swap: Some(0), hugetlb: None };
+    Memory { guest: Ok(guest), strain: Some(strain), qemu: Ok(qemu) }
 }
 
 fn stuck() -> Input {
