@@ -48,17 +48,18 @@ pub(crate) struct Options {
     list: bool,
 }
 
-/// What the tests play of it: one of each kind that no other end-to-end test has, in three minutes.
+/// What the tests play of it: one of each kind that no other end-to-end test has, in two minutes; what takes longest
+/// comes first.
 const CHOICE: [&str; 10] = [
+    "qemu-stopped",
+    "disk-hangs",
+    "agent-and-balloon",
     "panic-busy",
     "hard-lockup-2-of-2",
     "pvpanic-none",
     "boot-loop",
     "compute-unasked",
     "network-down",
-    "agent-and-balloon",
-    "qemu-stopped",
-    "disk-hangs",
     "kvm-internal-error",
 ];
 
@@ -185,7 +186,10 @@ fn chosen(names: &[String]) -> Result<Vec<Scenario>> {
         }
     }
     if !names.is_empty() {
-        scenarios.retain(|scenario| names.iter().any(|name| scenario.name == name));
+        let place = |scenario: &Scenario| names.iter().position(|name| scenario.name == name);
+        scenarios.retain(|scenario| place(scenario).is_some());
+        // In the order in which they were named.
+        scenarios.sort_by_key(place);
     }
     Ok(scenarios)
 }

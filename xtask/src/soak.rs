@@ -34,7 +34,7 @@ pub(crate) struct Options {
 impl Options {
     /// What the tests have time for.
     pub(crate) fn short() -> Self {
-        Self { minutes: 2, guests: 20, seed: None, dry_run: true }
+        Self { minutes: 1, guests: 16, seed: None, dry_run: true }
     }
 }
 
