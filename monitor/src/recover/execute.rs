@@ -177,15 +177,12 @@ pub async fn restart(
         // It took its time, and somebody may have laid hands on the guest meanwhile.
         Plan { steps } = planned(&qmp.query_status().await.map_err(RestartError::Unknown)?)?;
     }
-    // Whoever said that he panicked has had his chance.
-    let told = before == RunState::Running && !wanted.announced && !wanted.own_dump.is_zero();
-    if told {
-        match nmi::own_dump(qmp, &wanted.vm.name, wanted.own_dump, &writes).await {
-            nmi::Came::Dump => return Err(RestartError::StillWriting),
-            nmi::Came::Nothing => {
-                let now = qmp.query_status().await.map_err(RestartError::Unknown)?;
-                Plan { steps } = planned(&now)?;
-            }
+    match nmi::own_dump(qmp, &before, wanted, &writes).await {
+        nmi::Came::NotSent => {}
+        nmi::Came::Dump => return Err(RestartError::StillWriting),
+        nmi::Came::Nothing => {
+            let now = qmp.query_status().await.map_err(RestartError::Unknown)?;
+            Plan { steps } = planned(&now)?;
         }
     }
     let was_up = evidence

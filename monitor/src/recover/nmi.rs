@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use super::evidence::Wanted;
 use crate::{
     error_text::in_full,
     qmp::{QmpHandle, RunState},
@@ -20,15 +21,23 @@ pub(super) enum Came {
     Dump,
     /// It did not, within its time, or can't be sent one.
     Nothing,
+    /// None was sent: nobody wants that, or the guest has had its chance.
+    NotSent,
 }
 
-/// Sends the guest an NMI, and waits for so long for it to write. `writes` tells how many writes it has submitted.
+/// Sends a guest that runs an NMI where that is `wanted`, and waits for so long for it to write. `writes` tells how many
+/// writes it has submitted.
 pub(super) async fn own_dump(
     qmp: &QmpHandle,
-    vm: &str,
-    patience: Duration,
+    run_state: &RunState,
+    wanted: &Wanted,
     writes: impl Fn() -> Option<u64>,
 ) -> Came {
+    let (vm, patience) = (&wanted.vm.name, wanted.own_dump);
+    // Whoever said that he panicked has had his chance.
+    if *run_state != RunState::Running || wanted.announced || patience.is_zero() {
+        return Came::NotSent;
+    }
     let before = writes();
     if let Err(error) = qmp.execute("inject-nmi", None, super::execute::STEP_LIMIT).await {
         warn!(vm, "no NMI: {}", in_full(&error));

@@ -92,10 +92,9 @@ pub async fn restart(
         }
         told = check_all(&steps).await?;
     }
-    let begins_a_dump =
-        before == RunState::Running && !wanted.announced && !wanted.own_dump.is_zero();
-    if let (Ok(qmp), true) = (&scene.monitor, begins_a_dump) {
-        match nmi::own_dump(qmp, &wanted.vm.name, wanted.own_dump, &writes).await {
+    if let Ok(qmp) = &scene.monitor {
+        match nmi::own_dump(qmp, &before, wanted, &writes).await {
+            nmi::Came::NotSent => {}
             nmi::Came::Dump => return Err(RestartError::StillWriting),
             nmi::Came::Nothing => {
                 let now = qmp.query_status().await.map_err(RestartError::Unknown)?;
