@@ -67,6 +67,19 @@ pub fn lost_after(interval: Duration, policy: &Policy, tick: Duration) -> Durati
     }
 }
 
+impl Pulse {
+    fn patience(&self, terms: &Terms) -> Duration {
+        lost_after(self.interval, &terms.policy, terms.tick)
+    }
+
+    /// For how long beats have stayed away, where that is too long. Ticks are never on the dot: a hair's breadth too short
+    /// is long enough.
+    fn away(&self, terms: &Terms, now: Duration) -> Option<Duration> {
+        let away = now.saturating_sub(self.beat?);
+        (self.leaving.is_none() && away + terms.tick / 2 >= self.patience(terms)).then_some(away)
+    }
+}
+
 /// What an agent said, as a sign of life.
 pub(super) fn sign(said: &HeartbeatActivity) -> String {
     match (said.leaving, said.failed) {
@@ -116,12 +129,11 @@ pub(super) fn leaving(watch: &mut Watch, now: Duration) -> Option<String> {
 /// The terms of a guest whose beats stay away: it is suspected as soon as that is known.
 pub(super) fn sooner(watch: &Watch, terms: &Terms, now: Duration) -> Option<Terms> {
     let pulse = watch.boot.pulse.as_ref()?;
-    let patience = lost_after(pulse.interval, &terms.policy, terms.tick);
+    let patience = pulse.patience(terms);
     let lost = patience < terms.policy.flat_for
-        && pulse.leaving.is_none()
+        && pulse.away(terms, now).is_some()
         // From then on it is judged as if it had no agent.
-        && pulse.missed.as_ref().is_none_or(|missed| missed.told.is_none())
-        && pulse.beat.is_some_and(|beat| now.saturating_sub(beat) + terms.tick / 2 >= patience);
+        && pulse.missed.as_ref().is_none_or(|missed| missed.told.is_none());
     lost.then(|| {
         let policy = Policy { flat_for: patience, ..terms.policy.clone() };
         Terms { policy, tick: terms.tick }
@@ -138,6 +150,9 @@ pub(super) fn miss(
     terms: &Terms,
     now: Duration,
 ) -> Act {
+    if watch.boot.pulse.is_none() {
+        return Act::Nothing;
+    }
     let excused = held_up
         || tick.activity.heartbeat.is_err()
         || not_the_guests_fault(watch, tick).is_some()
@@ -153,21 +168,21 @@ pub(super) fn miss(
     let is_tried = matches!(watch.state, State::Suspect { .. });
     let asks = questions(watch, &terms.policy, now);
     let Some(pulse) = &mut watch.boot.pulse else { return Act::Nothing };
-    let (None, Some(beat)) = (pulse.leaving, pulse.beat) else { return Act::Nothing };
+    if pulse.leaving.is_some() || pulse.beat.is_none() {
+        return Act::Nothing;
+    }
     let told = pulse.missed.as_ref().is_some_and(|missed| missed.told.is_some());
     if excused && !told {
         (pulse.beat, pulse.heard, pulse.missed) = (Some(now), now, None);
     }
-    let away = now.saturating_sub(beat);
-    let patience = lost_after(pulse.interval, &terms.policy, terms.tick);
-    if away + terms.tick / 2 < patience {
+    let Some(away) = pulse.away(terms, now) else {
         pulse.missed = None;
         return if told { Act::BeatsAgain } else { Act::Nothing };
-    }
+    };
     if excused || is_tried || told {
         return Act::Nothing;
     }
-    let speaks = now.saturating_sub(pulse.heard) < patience;
+    let speaks = now.saturating_sub(pulse.heard) < pulse.patience(terms);
     let missed = pulse.missed.get_or_insert_with(|| Missed {
         since: now,
         rounds: 0,
