@@ -10,6 +10,7 @@ use anyhow::Result;
 use crate::daemon::{Daemon, DaemonConfig};
 use crate::interrupt;
 use crate::scenario::{BOOT_GRACE, FLAT_FOR, Place, Programs, kvm_runs};
+pub use fleet::LEAST_GUESTS;
 pub use summary::{Summary, Verdict};
 
 use faults::Schedule;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Result, bail};
 use clap::Args;
 use flatline_tests::scenario::{BOOT_GRACE, FLAT_FOR, Programs};
-use flatline_tests::soak::{self, LATE_AFTER, MISSED_AFTER, Plan, Summary, Verdict};
+use flatline_tests::soak::{self, LATE_AFTER, LEAST_GUESTS, MISSED_AFTER, Plan, Summary, Verdict};
 use flatline_tests::{image, interrupt};
 
 use crate::document::{machine, spread, table, wrapped};
@@ -34,7 +34,7 @@ pub(crate) struct Options {
 impl Options {
     /// What the tests have time for.
     pub(crate) fn short() -> Self {
-        Self { minutes: 1, guests: 16, seed: None, dry_run: true }
+        Self { minutes: 1, guests: LEAST_GUESTS, seed: None, dry_run: true }
     }
 }
 

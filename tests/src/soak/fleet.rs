@@ -18,6 +18,8 @@ const COMPUTES_FOR: Duration = Duration::from_secs(60);
 const SPECIAL: usize = 13;
 /// At least so many idle: faults come to them.
 const LEAST_IDLE: usize = 7;
+/// The smallest fleet that has some of each kind.
+pub const LEAST_GUESTS: usize = SPECIAL + LEAST_IDLE;
 
 /// All guests.
 #[derive(Debug)]
@@ -37,9 +39,8 @@ impl Fleet {
         mut look: impl FnMut(&mut Self, &str) -> Result<()>,
     ) -> Result<Self> {
         ensure!(
-            count >= SPECIAL + LEAST_IDLE,
-            "a soak takes {} guests at least: some of each kind",
-            SPECIAL + LEAST_IDLE
+            count >= LEAST_GUESTS,
+            "a soak takes {LEAST_GUESTS} guests at least: some of each kind"
         );
         let now = Instant::now();
         let mut fleet = Self { members: Vec::new(), trickled: now, turned: now, computing: false };
