@@ -29,6 +29,7 @@ use crate::{
     report::{
         incident::Incident,
         ledger::Ledger,
+        lines::Lines,
         recording::archive::{Archive, Writing},
         retention::{self, Keeper},
         store::IncidentStore,
@@ -86,6 +87,8 @@ pub(super) struct Engine {
     pub(super) storm: Option<String>,
     /// What is still awaited before the first reading of all.
     pub(super) first_reading: FirstReading,
+    /// Their last ticks, for whoever looks on.
+    pub(super) lines: Lines,
     /// What is told to Prometheus.
     pub(super) figures: Figures,
 }
@@ -125,6 +128,7 @@ impl Engine {
             most_bytes: u64::from(config.keeping.max_mib) << 20,
         };
         let keeper = Keeper::start(&config.paths.state_dir, keeping);
+        let lines = Lines::new(config.sample_interval);
         Self {
             config,
             started: Instant::now(),
@@ -157,6 +161,7 @@ impl Engine {
             devices: DeviceWatch::default(),
             storm: None,
             first_reading: FirstReading::default(),
+            lines,
             figures,
         }
     }
@@ -261,6 +266,9 @@ impl Engine {
         for watched in self.vms.values_mut() {
             watched.observe(&host, now);
         }
+        self.lines.append(self.vms.values().map(|watched| {
+            (&watched.vm, watched.activity.as_ref().filter(|_| watched.is_counted))
+        }));
         let undecided = self.weather(now);
         for id in self.vms.keys().copied().collect::<Vec<_>>() {
             self.judge(id, undecided, now);

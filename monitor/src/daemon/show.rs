@@ -30,6 +30,18 @@ impl Engine {
                 Ok(watched) => Reply::ok(&self.show(watched, self.history(watched))),
                 Err(reply) => reply,
             },
+            Request::Lines { vm } => {
+                if let Some(Err(reply)) = vm.as_deref().map(|vm| self.find(vm)) {
+                    let _ = request.reply.send(reply);
+                    return;
+                }
+                let lines = self.lines.clone();
+                // The text of 1,000 VMs takes longer than a tick has.
+                spawn_blocking(move || {
+                    let _ = request.reply.send(Reply::ok(&lines.view(vm.as_deref())));
+                });
+                return;
+            }
             Request::Evidence { id, file, offset } => {
                 return self.evidence(id, file, offset, request.reply);
             }
@@ -62,15 +74,8 @@ impl Engine {
     }
 
     pub(super) fn find(&self, wanted: &str) -> Result<&WatchedVm, Reply> {
-        let matches: Vec<&WatchedVm> = self
-            .vms
-            .values()
-            .filter(|watched| {
-                watched.vm.name == wanted
-                    || watched.vm.uuid.as_deref() == Some(wanted)
-                    || watched.vm.id.pid.to_string() == wanted
-            })
-            .collect();
+        let matches: Vec<&WatchedVm> =
+            self.vms.values().filter(|watched| watched.vm.is_called(wanted)).collect();
         match matches[..] {
             [only] => Ok(only),
             [] => Err(Reply::error(RefusalKind::NoSuchVm, format!("no VM {wanted}"))),

@@ -8,6 +8,7 @@ pub mod control;
 pub mod evidence;
 pub mod incident;
 pub mod ledger;
+pub mod lines;
 pub mod metrics;
 pub mod recording;
 pub mod retention;

@@ -3,6 +3,7 @@
 //! States and causes are strings here, so that a client shows a newer daemon's words instead of
 //! failing on them. `null` always means *not known*, never zero.
 
+mod lines;
 mod memory;
 mod policy;
 
@@ -10,6 +11,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+pub use lines::{LineView, LinesView};
 pub use memory::{MemoryMomentView, MemoryView};
 pub use policy::PolicyView;
 

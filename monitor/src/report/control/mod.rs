@@ -44,6 +44,12 @@ pub enum Request {
         /// The VM's name, UUID or process id.
         vm: String,
     },
+    /// A [`super::view::LinesView`]: the last ticks in figures, for a live picture.
+    Lines {
+        /// Of this VM; `None`: of all.
+        #[serde(default)]
+        vm: Option<String>,
+    },
     /// An [`super::incident::IncidentsView`].
     Incidents {
         /// Only those of this VM.
