@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal};
 
 use anyhow::Context;
-use flatline::config::Config;
+use flatline::config::Source;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -19,7 +19,8 @@ const ARENAS: libc::c_int = 2;
 /// QEMUs that hang has other troubles.
 const BLOCKING_THREADS: usize = 64;
 
-pub(super) fn run(config: Config, observe: bool) -> Result<Answer, Failure> {
+pub(super) fn run(source: Source) -> Result<Answer, Failure> {
+    let config = source.load().map_err(|error| Failure::Usage(error.into()))?;
     init_log().map_err(Failure::BadNews)?;
     // SAFETY: a plain call. Of the allocator's arenas, each thread would else have one of its own, and keep
     // what it needed once.
@@ -34,7 +35,7 @@ pub(super) fn run(config: Config, observe: bool) -> Result<Answer, Failure> {
         .build()
         .context("can't start the runtime")
         .map_err(Failure::BadNews)?;
-    runtime.block_on(flatline::daemon::run(config, observe)).map_err(Failure::Start)?;
+    runtime.block_on(flatline::daemon::run(config, source)).map_err(Failure::Start)?;
     Ok(Answer::good(String::new()))
 }
 

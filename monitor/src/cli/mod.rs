@@ -24,7 +24,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use flatline::config::Config;
+use flatline::config::{Config, Source};
 use flatline::daemon::StartError;
 
 /// Notices from outside that a QEMU guest's operating system has crashed, and brings it back
@@ -221,7 +221,10 @@ fn run(arguments: Arguments) -> Result<Answer, Failure> {
     let Arguments { config, command } = arguments;
     let config = config.as_deref();
     match command {
-        Command::Run { observe } => daemon::run(load(config)?, observe),
+        Command::Run { observe } => {
+            let source = Source { file: config.map(Path::to_owned), observe };
+            daemon::run(source)
+        }
         Command::Status { json } => status::run(&load(config)?, json),
         Command::Show { vm, json } => show::run(&load(config)?, vm, json),
         Command::Incidents { command: Some(IncidentsCommand::Show { id, json, html }), .. } => {

@@ -10,6 +10,7 @@ mod evidence;
 mod means;
 mod passwd;
 mod raw;
+mod reload;
 mod resolve;
 mod terms;
 #[cfg(test)]
@@ -26,6 +27,7 @@ use glob::Pattern;
 use serde::{Deserialize, Serialize};
 
 pub use means::{Actuator, CommandUser, Means, QmpTransport};
+pub use reload::Source;
 
 use crate::discover::Scope;
 

@@ -16,12 +16,13 @@ use super::{
     figures::Figures,
     finding::FirstReading,
     owners::Owners,
+    reload::Reloading,
     scribe::Scribe,
     vm::{HostSample, WatchedVm},
     watchers,
 };
 use crate::{
-    config::Config,
+    config::{Config, Source},
     discover::VmId,
     probe::{ProbeThread, ProgramHealth},
     qmp::{QmpHandle, QmpNotice},
@@ -42,6 +43,7 @@ use crate::{
 /// The daemon's state.
 pub(super) struct Engine {
     pub(super) config: Config,
+    pub(super) reloading: Reloading,
     pub(super) started: Instant,
     /// How long the host had been up by then.
     host_up: Duration,
@@ -50,7 +52,7 @@ pub(super) struct Engine {
     pub(super) store: Arc<IncidentStore>,
     pub(super) scribe: Scribe,
     /// Removes evidence that was kept for long enough.
-    keeper: Keeper,
+    pub(super) keeper: Keeper,
     /// Memory dumps that are under way.
     pub(super) dumps: UnderWay,
     scribe_thread: Option<JoinHandle<()>>,
@@ -103,16 +105,23 @@ pub(super) struct Readers {
     pub(super) threads: Option<ThreadReader>,
 }
 
+/// By which others report to the loop.
+pub(super) struct WaysIn {
+    pub(super) messages: UnboundedSender<Message>,
+    pub(super) notices: Sender<(VmId, QmpNotice)>,
+}
+
 impl Engine {
     pub(super) fn new(
         config: Config,
+        source: Source,
         store: IncidentStore,
         readers: Readers,
         probes: ProbeThread,
         health: Vec<ProgramHealth>,
-        messages: UnboundedSender<Message>,
-        notices: Sender<(VmId, QmpNotice)>,
+        ways: WaysIn,
     ) -> Self {
+        let WaysIn { messages, notices } = ways;
         let Readers { counters, heartbeats, kvm, threads } = readers;
         let store = Arc::new(store);
         let figures = Figures::start(&config);
@@ -123,14 +132,12 @@ impl Engine {
         }
         let (archive, archive_thread) =
             Archive::start(&config.paths.state_dir, config.recorder.max_mib);
-        let keeping = retention::Terms {
-            keep: config.keeping.keep,
-            most_bytes: u64::from(config.keeping.max_mib) << 20,
-        };
+        let keeping = retention::Terms::from(&config.keeping);
         let keeper = Keeper::start(&config.paths.state_dir, keeping);
         let lines = Lines::new(config.sample_interval);
         Self {
             config,
+            reloading: Reloading::new(source),
             started: Instant::now(),
             host_up: host_up(),
             vms: BTreeMap::new(),
@@ -228,6 +235,7 @@ impl Engine {
             }
             Message::Restarted(vm, attempts, result) => self.started(vm, attempts, result),
             Message::PutBack(vm, number, configured) => self.put_back(vm, number, configured),
+            Message::Configured(read) => self.configured(read),
             Message::Finished(vm, attempts, result) => self.rest_is_done(vm, attempts, result),
         }
     }

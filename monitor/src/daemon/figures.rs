@@ -25,7 +25,7 @@ use crate::{
 
 /// What is counted, what is left, and who serves it.
 pub(super) struct Figures {
-    counts: Counts,
+    pub(super) counts: Counts,
     pub(super) incidents: IncidentCounts,
     latest: watch::Sender<Option<Arc<Snapshot>>>,
     /// `None` where nothing is to be served.
@@ -36,11 +36,20 @@ impl Figures {
     /// Serves them from now on, if that is configured.
     pub(super) fn start(config: &Config) -> Self {
         let (counts, incidents) = (Counts::default(), IncidentCounts::new(SystemTime::now()));
-        let (latest, receiver) = watch::channel(None);
-        let exposition = || Exposition::new(receiver, &counts, &incidents);
-        let listen = config.metrics.listen;
-        let server = listen.map(|address| web::Server::start(address, exposition()));
-        Self { counts, incidents, latest, server }
+        let latest = watch::Sender::new(None);
+        let mut figures = Self { counts, incidents, latest, server: None };
+        figures.serve(config);
+        figures
+    }
+
+    /// Serves them where `config` has it, and nowhere else.
+    pub(super) fn serve(&mut self, config: &Config) {
+        let Self { counts, incidents, latest, server } = self;
+        // First of all, the old address is free again.
+        *server = None;
+        *server = config.metrics.listen.map(|address| {
+            web::Server::start(address, Exposition::new(latest.subscribe(), counts, incidents))
+        });
     }
 
     /// Why they aren't served, where they should be.

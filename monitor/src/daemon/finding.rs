@@ -172,20 +172,29 @@ impl Engine {
     }
 
     pub(super) fn gone(&mut self, id: VmId) {
-        let Some(mut watched) = self.vms.remove(&id) else { return };
-        self.no_longer_awaited(id);
+        let Some(mut watched) = self.no_longer_watched(id) else { return };
         let status = self.statuses.remove(&id.pid);
         debug!(vm = watched.vm.name, pid = id.pid, ?status, "the process has ended");
         self.qemu_ended(&mut watched, status);
         self.owners.forget(id);
+    }
+
+    /// Lets go of a VM, whatever has become of it.
+    pub(super) fn no_longer_watched(&mut self, id: VmId) -> Option<WatchedVm> {
+        let mut watched = self.vms.remove(&id)?;
+        self.no_longer_awaited(id);
         watched.recorder.end();
-        if let Some(qmp) = watched.qmp {
+        if let Some(end) = watched.end.take() {
+            end.abort();
+        }
+        if let Some(qmp) = watched.qmp.take() {
             qmp.close();
         }
         self.probes.forget(id);
         if self.vms.values().all(|other| other.vm.netns != watched.vm.netns) {
             self.probe_sockets.remove(&watched.vm.netns);
         }
+        Some(watched)
     }
 
     pub(super) fn no_longer_awaited(&mut self, id: VmId) {

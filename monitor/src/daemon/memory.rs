@@ -102,6 +102,12 @@ impl MemoryWatch {
         }
     }
 
+    /// It is read so often from now on.
+    pub(super) fn set_every(&mut self, every: Duration) {
+        self.due = self.due.saturating_sub(self.every.saturating_sub(every));
+        self.every = every;
+    }
+
     /// Ends a reading that is under way: QEMU has something else to do.
     pub(super) fn give_up(&self) {
         if let Some(stop) = &self.reading {

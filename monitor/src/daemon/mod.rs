@@ -18,6 +18,7 @@ mod memory;
 mod owners;
 mod plugged;
 mod recordings;
+mod reload;
 mod restarts;
 mod resume;
 mod scribe;
@@ -31,15 +32,15 @@ use std::{collections::HashSet, time::Duration};
 
 use thiserror::Error;
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval, interval_at},
+    time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 use tracing::{info, warn};
 
 use crate::{
     check,
-    config::{Config, Mode},
+    config::{Config, ConfigError, Source},
     discover::{ResetAction, Vm, VmId},
     probe::{AttachReport, DirectoryLock, ProbeError, ProbeThread, THREADS},
     qmp::{QmpCpu, RunState},
@@ -53,7 +54,7 @@ use crate::{
     verdict::Testimony,
     witness::Notes,
 };
-use engine::{Engine, Readers};
+use engine::{Engine, Readers, WaysIn};
 
 /// Time between two sweeps of `/proc`, for what events don't tell: a QEMU that daemonized, a lost event.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -125,20 +126,20 @@ enum Message {
     Restarted(VmId, Vec<Attempt>, Result<Restart, RestartError>),
     /// QEMU is to be told again what to do at a reset, after the restart with this number.
     PutBack(VmId, u64, ResetAction),
+    /// The configuration was read again.
+    Configured(Result<Box<Config>, ConfigError>),
     /// What was left of an earlier daemon's restart is done, in QEMU's words.
     Finished(VmId, Vec<Attempt>, Result<String, RestartError>),
 }
 
-/// Runs until SIGTERM or SIGINT, and leaves nothing attached or pinned, unless that is configured.
+/// Runs on the terms of `config` until SIGTERM or SIGINT, and leaves nothing attached or pinned, unless that is
+/// configured. On SIGHUP, `source` is read again.
 ///
 /// # Errors
 /// Whatever keeps it from starting; once it runs, it goes on.
-pub async fn run(mut config: Config, observe: bool) -> Result<(), StartError> {
-    if observe {
-        config.mode = Mode::Observe;
-        config.policy.mode = Mode::Observe;
-        config.vms.iter_mut().for_each(|rule| rule.policy.mode = Mode::Observe);
-    }
+pub async fn run(config: Config, source: Source) -> Result<(), StartError> {
+    let signals = Signals::listen()
+        .map_err(|source| StartError::Host { what: "listen for signals", source })?;
     if let Some(gap) = check::first_gap(&check::check(&config)) {
         return Err(StartError::Unfit(gap));
     }
@@ -160,8 +161,8 @@ pub async fn run(mut config: Config, observe: bool) -> Result<(), StartError> {
         }
     }
     let keep = config.probes.keep;
-    let started =
-        start(config, store, listener, probes, process_events, health, &mut attached).await;
+    let ground = Ground { config, source, signals, store, listener };
+    let started = start(ground, probes, process_events, health, &mut attached).await;
     let (result, probes) = started;
     if let Err(error) = probes.stop(keep && result.is_ok()).await {
         warn!("something is left pinned: {error}");
@@ -169,16 +170,24 @@ pub async fn run(mut config: Config, observe: bool) -> Result<(), StartError> {
     result
 }
 
-/// Everything after the programs are in place, which are handed back to be taken down.
-async fn start(
+/// What a daemon has before its programs are in place.
+struct Ground {
     config: Config,
+    source: Source,
+    signals: Signals,
     store: IncidentStore,
     listener: tokio::net::UnixListener,
+}
+
+/// Everything after the programs are in place, which are handed back to be taken down.
+async fn start(
+    ground: Ground,
     probes: ProbeThread,
     process_events: crate::probe::ProcessEvents,
     health: Vec<crate::probe::ProgramHealth>,
     attached: &mut mpsc::UnboundedReceiver<AttachReport>,
 ) -> (Result<(), StartError>, ProbeThread) {
+    let Ground { config, source, mut signals, store, listener } = ground;
     let bpffs_dir = &config.paths.bpffs_dir;
     let maps = CounterMaps::open(bpffs_dir)
         .and_then(|counters| Ok((counters, HeartbeatReader::open(bpffs_dir)?)));
@@ -186,42 +195,32 @@ async fn start(
         Ok(maps) => maps,
         Err(error) => return (Err(error.into()), probes),
     };
-    let (terminated, interrupted) =
-        match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-            (Ok(terminated), Ok(interrupted)) => (terminated, interrupted),
-            (Err(source), _) | (_, Err(source)) => {
-                let what = "listen for signals";
-                return (Err(StartError::Host { what, source }), probes);
-            }
-        };
     let (control_sender, mut requests) = mpsc::channel(CONTROL_REQUESTS);
     let control = tokio::spawn(control::serve(listener, control_sender));
     let (messages, mut inbox) = mpsc::unbounded_channel();
     let (notices, mut qmp) = mpsc::channel(QMP_NOTICES);
     let processes = watchers::watch_processes(process_events, messages.clone());
     let runtime_dir = config.paths.runtime_dir.clone();
-    let sample_interval = config.sample_interval;
     let reads_threads =
         health.iter().any(|program| program.program == THREADS && program.failure.is_none());
     let threads = reads_threads.then(|| ThreadReader::new(config.paths.bpffs_dir.join(THREADS)));
     let kvm = KvmReader::open(&config.paths.bpffs_dir)
         .inspect_err(|error| warn!("KVM's counters can't be read: {error}"))
         .ok();
+    let ways = WaysIn { messages, notices };
     let readers = Readers { counters, heartbeats, kvm, threads };
-    let mut engine = Engine::new(config, store, readers, probes, health, messages, notices);
+    let mut engine = Engine::new(config, source, store, readers, probes, health, ways);
     engine.sweep();
     info!("watching");
 
-    let mut tick = interval(sample_interval);
-    // After a delay the next tick is a whole interval away: two at once would measure nothing.
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut tick = ticks(Instant::now(), engine.config.sample_interval);
     let mut sweep = interval_at(Instant::now() + SWEEP_EVERY, SWEEP_EVERY);
-    let (mut terminated, mut interrupted) = (terminated, interrupted);
     loop {
         tokio::select! {
             biased;
-            _ = terminated.recv() => break,
-            _ = interrupted.recv() => break,
+            _ = signals.terminated.recv() => break,
+            _ = signals.interrupted.recv() => break,
+            _ = signals.hangup.recv() => engine.reload(),
             due = tick.tick() => engine.timed_tick(due),
             Some((vm, notice)) = qmp.recv() => engine.on_qmp(vm, notice),
             Some(message) = inbox.recv() => engine.on_message(message),
@@ -232,6 +231,10 @@ async fn start(
         if engine.first_reading_is_due() {
             tick.reset_immediately();
         }
+        let interval = engine.config.sample_interval;
+        if tick.period() != interval {
+            tick = ticks(Instant::now() + interval, interval);
+        }
     }
     info!("stopping");
     control.abort();
@@ -241,4 +244,29 @@ async fn start(
     let probes = engine.stop();
     let _ = std::fs::remove_file(control::socket_path(&runtime_dir));
     (Ok(()), probes)
+}
+
+/// What the daemon is told by signals.
+struct Signals {
+    terminated: Signal,
+    interrupted: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminated: signal(SignalKind::terminate())?,
+            interrupted: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// Ticks, the first of them at `first`.
+fn ticks(first: Instant, interval: Duration) -> Interval {
+    let mut ticks = interval_at(first, interval);
+    // After a delay the next tick is a whole interval away: two at once would measure nothing.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }

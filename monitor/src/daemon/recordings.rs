@@ -34,6 +34,8 @@ struct Tape {
     header: Arc<Header>,
     ring: Ring,
     keep: Duration,
+    /// What was recorded on other terms: only to be looked at.
+    earlier: Vec<Arc<Segment>>,
     /// Where everything is written to, where it is.
     archive: Option<Archive>,
     /// Records since the last ones that there was room for on the way to the disk.
@@ -48,6 +50,7 @@ impl Recorder {
             ring: Ring::new(limits, header.pid),
             header: Arc::new(header),
             keep,
+            earlier: Vec::new(),
             archive: disk.then(|| archive.clone()),
             unsent: 0,
         };
@@ -65,6 +68,7 @@ impl Recorder {
         let Some(tape) = &mut self.0 else { return watch.take(input, terms, now) };
         if let Some(closed) = tape.ring.prepare(watch, now) {
             tape.send(&closed);
+            tape.forget_earlier(now);
         }
         let before = Standing::of(watch);
         let act = watch.take(input, terms, now);
@@ -84,7 +88,8 @@ impl Recorder {
     /// The same for people to look at.
     fn history(&self, now: Duration) -> Option<HistoryView> {
         let tape = self.0.as_ref()?;
-        Some(history::history(&tape.ring.segments(), now, tape.keep))
+        let segments = [&tape.earlier[..], &tape.ring.segments()].concat();
+        Some(history::history(&segments, now, tape.keep))
     }
 
     /// The recording that belongs to `incident`, which notes it among its evidence; `None` where an earlier one
@@ -104,6 +109,16 @@ impl Recorder {
         Some(recording)
     }
 
+    /// Goes on where `before` ends, which recorded the same VM on other terms.
+    pub(super) fn follows(&mut self, mut before: Self, now: Duration) {
+        before.end();
+        if let (Some(tape), Some(Tape { earlier, ring, .. })) = (&mut self.0, before.0) {
+            tape.earlier = earlier;
+            tape.earlier.extend(ring.segments());
+            tape.forget_earlier(now);
+        }
+    }
+
     /// The VM is gone, or the daemon ends: nothing more comes.
     pub(super) fn end(&mut self) {
         let Some(tape) = &mut self.0 else { return };
@@ -117,6 +132,15 @@ impl Recorder {
 }
 
 impl Tape {
+    /// Lets go of what is too old to be looked at: whatever ends where a segment begins that is.
+    fn forget_earlier(&mut self, now: Duration) {
+        let begins = now.saturating_sub(self.keep);
+        let later = self.earlier.iter().skip(1).map(|segment| segment.began);
+        let ends = later.chain(self.ring.begins());
+        let old = ends.take_while(|end| *end <= begins).count();
+        self.earlier.drain(..old.min(self.earlier.len()));
+    }
+
     /// Has a segment written down, where everything is.
     fn send(&mut self, segment: &Arc<Segment>) {
         let Some(archive) = &self.archive else { return };

@@ -119,6 +119,7 @@ impl Engine {
         let lost = self.health.iter().filter(|program| program.failure.is_some());
         let lost: Vec<&str> = lost.map(|program| program.program).collect();
         let mut degraded: Vec<String> = self.storm.iter().cloned().collect();
+        degraded.extend(self.reloading.complaint().map(ToOwned::to_owned));
         degraded.extend(self.figures.complaint());
         if !lost.is_empty() {
             degraded.push(format!("not attached: {}", lost.join(", ")));

@@ -187,6 +187,11 @@ pub struct Scope {
 }
 
 impl Scope {
+    /// Whether a VM is in scope.
+    pub fn has(&self, vm: &Vm) -> bool {
+        self.has_executable(&vm.executable) && self.has_user(vm.origin.uid)
+    }
+
     /// Whether a process that runs `path` is in scope.
     pub(crate) fn has_executable(&self, path: &Path) -> bool {
         let options = glob::MatchOptions {

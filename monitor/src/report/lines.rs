@@ -58,24 +58,35 @@ struct Line {
     moments: VecDeque<Moment>,
 }
 
+#[derive(Debug)]
+struct All {
+    interval: Duration,
+    lines: BTreeMap<VmId, Line>,
+}
+
 /// All VMs' last ticks; clones are of the same ones.
 #[derive(Clone, Debug)]
 pub struct Lines {
-    interval: Duration,
-    lines: Arc<Mutex<BTreeMap<VmId, Line>>>,
+    all: Arc<Mutex<All>>,
 }
 
 impl Lines {
     /// Of nobody so far; a tick is due each `interval`.
     pub fn new(interval: Duration) -> Self {
-        Self { interval, lines: Arc::default() }
+        let all = All { interval, lines: BTreeMap::new() };
+        Self { all: Arc::new(Mutex::new(all)) }
+    }
+
+    /// Ticks are due at another interval from now on: the figures are per second whatever it is.
+    pub fn set_interval(&self, interval: Duration) {
+        self.all().interval = interval;
     }
 
     /// Appends a tick: what each VM did; `None` where nothing was read of it. Whoever isn't among them is forgotten.
     pub fn append<'a>(&self, vms: impl Iterator<Item = (&'a Arc<Vm>, Option<&'a Activity>)>) {
-        let mut lines = self.lines();
-        let mut before = std::mem::take(&mut *lines);
-        *lines = vms
+        let mut all = self.all();
+        let mut before = std::mem::take(&mut all.lines);
+        all.lines = vms
             .map(|(vm, activity)| {
                 let begin = || VecDeque::with_capacity(LINE_TICKS);
                 let moments = before.remove(&vm.id).map_or_else(begin, |line| line.moments);
@@ -93,16 +104,16 @@ impl Lines {
     /// The lines of those whose name, UUID or process id this is; `None`: of all.
     pub fn view(&self, vm: Option<&str>) -> LinesView {
         let is_wanted = |line: &&Line| vm.is_none_or(|vm| line.vm.is_called(vm));
-        let copies: Vec<Line> = self.lines().values().filter(is_wanted).cloned().collect();
-        LinesView {
-            interval_seconds: self.interval.as_secs_f64(),
-            vms: copies.iter().map(view).collect(),
-        }
+        let all = self.all();
+        let interval_seconds = all.interval.as_secs_f64();
+        let copies: Vec<Line> = all.lines.values().filter(is_wanted).cloned().collect();
+        drop(all);
+        LinesView { interval_seconds, vms: copies.iter().map(view).collect() }
     }
 
     /// A reader that panicked has changed nothing.
-    fn lines(&self) -> MutexGuard<'_, BTreeMap<VmId, Line>> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    fn all(&self) -> MutexGuard<'_, All> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

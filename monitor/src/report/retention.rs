@@ -20,6 +20,7 @@ use rustix::{
 use tracing::{error, info, warn};
 
 use super::store::RECORD;
+use crate::config::Keeping;
 
 /// Time between two looks. An incident's evidence is bounded, and so are the restarts: no disk fills in between.
 const LOOK_EVERY: Duration = Duration::from_secs(600);
@@ -31,6 +32,12 @@ pub struct Terms {
     pub keep: Duration,
     /// What all together is above that goes, the oldest first; in bytes.
     pub most_bytes: u64,
+}
+
+impl From<&Keeping> for Terms {
+    fn from(keeping: &Keeping) -> Self {
+        Self { keep: keeping.keep, most_bytes: u64::from(keeping.max_mib) << 20 }
+    }
 }
 
 /// A file of evidence.
@@ -60,7 +67,7 @@ fn expired(mut files: Vec<Kept>, terms: Terms, now: SystemTime) -> Vec<Kept> {
 
 /// The thread that looks now and then.
 pub struct Keeper {
-    ending: mpsc::Sender<()>,
+    terms: mpsc::Sender<Terms>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -68,12 +75,15 @@ impl Keeper {
     /// Looks at once, and then every few minutes, at the incidents below `state_dir`.
     pub fn start(state_dir: &Path, terms: Terms) -> Self {
         let directory = state_dir.join("incidents");
-        let (ending, ended) = mpsc::channel();
+        let (others, new_terms) = mpsc::channel();
+        let mut terms = terms;
         let look = move || {
             loop {
                 sweep(&directory, terms, SystemTime::now());
-                if ended.recv_timeout(LOOK_EVERY) != Err(RecvTimeoutError::Timeout) {
-                    return;
+                match new_terms.recv_timeout(LOOK_EVERY) {
+                    Ok(others) => terms = others,
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
         };
@@ -81,12 +91,18 @@ impl Keeper {
         let thread = thread
             .inspect_err(|error| error!("evidence is kept for good: no thread: {error}"))
             .ok();
-        Self { ending, thread }
+        Self { terms: others, thread }
+    }
+
+    /// Keeps on other terms from now on.
+    pub fn set_terms(&self, terms: Terms) {
+        // Without a thread, all is kept.
+        let _ = self.terms.send(terms);
     }
 
     /// Waits until a look that is under way has ended.
     pub fn finish(self) {
-        drop(self.ending);
+        drop(self.terms);
         if let Some(thread) = self.thread {
             let _ = thread.join();
         }

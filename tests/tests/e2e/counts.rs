@@ -134,7 +134,7 @@ fn grown(now: [u64; 4], before: [u64; 4]) -> [u64; 4] {
 }
 
 /// The daemon's figures and the oracle's, of one moment: nothing moved for longer than a sample's age.
-fn quiet<T: Copy + PartialEq + std::fmt::Debug>(
+pub(crate) fn quiet<T: Copy + PartialEq + std::fmt::Debug>(
     what: &str,
     oracle: impl Fn() -> Result<T>,
     daemon: impl Fn() -> Result<T>,

@@ -22,6 +22,7 @@ mod owners;
 mod peers;
 mod programs;
 mod recordings;
+mod reload;
 mod reports;
 mod rig;
 mod run_states;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
     trials.extend(recordings::trials());
     trials.extend(evidence::trials());
     trials.extend(lifecycle::trials());
+    trials.extend(reload::trials());
     trials.extend(upgrade::trials());
     trials.extend(ladder::trials());
     trials.extend(state_dir::trials());

@@ -55,7 +55,7 @@ fn get(address: SocketAddr, path: &str, accept: &str) -> Result<String> {
 }
 
 /// All figures as OpenMetrics.
-fn scrape(address: SocketAddr) -> Result<String> {
+pub(crate) fn scrape(address: SocketAddr) -> Result<String> {
     let answer = get(address, "/metrics", "application/openmetrics-text;version=1.0.0")?;
     let (head, body) = answer.split_once("\r\n\r\n").context("no head")?;
     ensure!(head.starts_with("HTTP/1.1 200 "), "{head}");
@@ -65,7 +65,7 @@ fn scrape(address: SocketAddr) -> Result<String> {
 }
 
 /// The value of the one series of that name with all these labels; `None`: there is none.
-fn figure(text: &str, name: &str, labels: &[(&str, &str)]) -> Result<Option<f64>> {
+pub(crate) fn figure(text: &str, name: &str, labels: &[(&str, &str)]) -> Result<Option<f64>> {
     let labels: Vec<_> = labels.iter().map(|(name, value)| format!("{name}=\"{value}\"")).collect();
     let mut found = text.lines().filter(|line| {
         let rest = line.strip_prefix(name);

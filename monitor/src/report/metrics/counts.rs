@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use prometheus_client::{
-    metrics::{counter::Counter, histogram::Histogram, info::Info},
+    metrics::{counter::Counter, gauge::Gauge, histogram::Histogram, info::Info},
     registry::{Registry, Unit},
 };
 
@@ -17,12 +17,15 @@ pub struct Counts {
     ticks: Counter,
     late: Counter,
     took: Histogram,
+    reload_succeeded: Gauge,
 }
 
 impl Default for Counts {
     fn default() -> Self {
         let took = Histogram::new(TICK_SECONDS);
-        Self { ticks: Counter::default(), late: Counter::default(), took }
+        let reload_succeeded = Gauge::default();
+        reload_succeeded.set(1);
+        Self { ticks: Counter::default(), late: Counter::default(), took, reload_succeeded }
     }
 }
 
@@ -34,6 +37,11 @@ impl Counts {
             self.late.inc();
         }
         self.took.observe(took.as_secs_f64());
+    }
+
+    /// The configuration was read again, or could not be.
+    pub fn reloaded(&self, succeeded: bool) {
+        self.reload_succeeded.set(succeeded.into());
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {
@@ -52,6 +60,8 @@ impl Counts {
         );
         let help = "Ticks that began more than half of detection.sample_interval after their time";
         registry.register("ticks_late", help, self.late.clone());
+        let help = "Whether the configuration could be read when it last was: 1, or 0 for one that stays in force instead";
+        registry.register("config_last_reload_successful", help, self.reload_succeeded.clone());
         let help = "What ticks took";
         registry.register_with_unit("tick_duration", help, Unit::Seconds, self.took.clone());
     }

@@ -58,6 +58,8 @@ enum Job {
     Append(Arc<Header>, Arc<Segment>, u64),
     /// That VM is gone.
     End(Key),
+    /// All files together may take so many bytes from now on.
+    Bound(u64),
     /// Recordings that somebody asked for.
     Save(Vec<Recording>, oneshot::Sender<Reply>),
 }
@@ -93,6 +95,7 @@ impl Archive {
                         queue.fetch_sub(segment.size(), Ordering::Relaxed);
                     }
                     Job::End(vm) => directory.end(vm),
+                    Job::Bound(most_bytes) => directory.most_bytes = most_bytes,
                     Job::Save(recordings, reply) => {
                         // The client may have gone, and then wants no file.
                         if !reply.is_closed() {
@@ -124,6 +127,11 @@ impl Archive {
     /// A VM is gone, and with it the file that it was written to.
     pub fn end(&self, header: &Header) {
         let _ = self.jobs.send(Job::End(key(header)));
+    }
+
+    /// All files together may take so much from now on.
+    pub fn set_most_mib(&self, max_mib: u32) {
+        let _ = self.jobs.send(Job::Bound(u64::from(max_mib) << 20));
     }
 
     /// Has recordings written to files of their own, and answers with their names.
