@@ -26,4 +26,5 @@ pub mod scenario;
 pub mod soak;
 pub mod stopped;
 pub mod store;
+pub mod tools;
 pub mod traced;

@@ -1,6 +1,7 @@
-//! Installs Debian's packages: never at another package's cost, and without renewing apt's lists
+//! Installs Debian's packages, or only unpacks them: never at another package's cost, and without renewing apt's lists
 //! unless it has to.
 
+use std::path::Path;
 use std::process::Command;
 use std::sync::Once;
 
@@ -28,7 +29,8 @@ pub(crate) fn install(packages: &[&'static str]) -> Result<()> {
     run_quietly(&label(&arguments), &mut apt_install(&arguments))
 }
 
-fn renew_lists() -> Result<()> {
+/// What apt knows of may be gone from its mirrors.
+pub(crate) fn renew_lists() -> Result<()> {
     run_quietly("renewing apt's lists", Command::new("apt-get").arg("update"))
 }
 
@@ -82,6 +84,33 @@ pub(crate) fn offered(packages: &[&str], may_renew: bool) -> bool {
         });
     }
     known(packages)
+}
+
+/// Downloads a package and unpacks it into `directory`, which is there as a whole afterwards or not at all.
+/// Nothing is installed: none of the package's scripts run.
+pub(crate) fn unpack(package: &str, directory: &Path) -> Result<()> {
+    let parent = directory.parent().context("a package is unpacked below a directory")?;
+    std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    let place = tempfile::Builder::new().prefix(".unpacking-").tempdir_in(parent)?;
+    let mut download = Command::new("apt-get");
+    // Where there is no network, that shouldn't take minutes.
+    download.args(["download", "-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=20"]);
+    download.arg(package).current_dir(place.path());
+    run_quietly(&format!("downloading {package}"), &mut download)?;
+    let archive = std::fs::read_dir(place.path())?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .with_context(|| format!("apt-get downloaded no {package}"))?;
+    let whole = place.path().join(package);
+    let mut unpack = Command::new("dpkg-deb");
+    unpack.arg("--extract").args([archive.as_path(), &whole]);
+    run_quietly(&format!("unpacking {package}"), &mut unpack)?;
+    if directory.exists() {
+        std::fs::remove_dir_all(directory)
+            .with_context(|| format!("cannot remove {}", directory.display()))?;
+    }
+    std::fs::rename(&whole, directory)
+        .with_context(|| format!("cannot make {}", directory.display()))
 }
 
 fn known(packages: &[&str]) -> bool {

@@ -23,6 +23,7 @@ mod process;
 mod setup;
 mod soak;
 mod test;
+mod tools;
 mod verdicts;
 
 /// Sets up, builds and tests flatline.

@@ -13,8 +13,8 @@ use anyhow::{Result, bail};
 
 use crate::apt::{self, QEMU, QEMU_UTILS};
 use crate::build_ebpf::Toolchain;
-use crate::lint;
 use crate::process::{self, capture, find_program, heading, run_quietly};
+use crate::{lint, tools};
 
 /// A program, the package that it comes in, and what it is for.
 struct Program {
@@ -276,12 +276,16 @@ pub(crate) fn ensure_with_optional() -> Result<()> {
 pub(crate) fn task(dry_run: bool) -> Result<()> {
     let facts = Facts::gather();
     let lacks = missing(&facts);
-    if lacks.is_empty() {
+    let packages = tools::missing();
+    if lacks.is_empty() && packages.is_empty() {
         eprintln!("nothing is missing");
     }
     bring(&lacks, dry_run)?;
     if !dry_run {
         ensure_with_optional()?;
+        tools::fetch();
+    } else if !packages.is_empty() {
+        eprintln!("would unpack without installing: {}", packages.join(" "));
     }
     if let Ok(toolchain) = facts.toolchain.or_else(|_| Toolchain::find()) {
         eprintln!("for BPF: {}", toolchain.describe());

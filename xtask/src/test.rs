@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::process::{self, capture, cargo_command, heading, workspace_root};
-use crate::{build_ebpf, guest, lint, matrix, setup, soak};
+use crate::{build_ebpf, guest, lint, matrix, setup, soak, tools};
 
 /// What to run.
 #[derive(Args, Debug)]
@@ -74,6 +74,7 @@ fn end_to_end_tests(options: &Options) -> Result<()> {
     process::run(&mut cargo_command(["build", "--release", "--package", "flatline"]))?;
     let binary = target_directory()?.join("release/flatline");
     let images = guest::build()?;
+    tools::fetch();
     heading("end-to-end tests");
     let mut command = cargo_command(["test", "--package", "flatline-tests", "--no-fail-fast"]);
     command.args(&options.filter);

@@ -1,7 +1,6 @@
 //! What is served to Prometheus is what `status` says, whoever else asks, and of those VMs alone that there are.
 
 use std::{
-    env,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
@@ -16,6 +15,7 @@ use flatline_tests::{
     daemon::{Daemon, free_address},
     guest::{Accelerator, Guest},
     interrupt::{sleep, wait_until},
+    tools,
 };
 use libtest_mimic::Trial;
 use serde_json::Value;
@@ -288,10 +288,9 @@ fn taken() -> Result<()> {
 }
 
 fn promtool() -> Result<Option<String>> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let promtool = env::split_paths(&path).map(|folder| folder.join("promtool"));
-    let Some(promtool) = promtool.into_iter().find(|promtool| promtool.is_file()) else {
-        return Ok(Some("there is no promtool (Debian's package `prometheus`)".to_owned()));
+    let promtool = match tools::PROMTOOL.needed() {
+        Ok(promtool) => promtool,
+        Err(why) => return Ok(Some(why)),
     };
     let rules = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../monitor/packaging/prometheus/flatline.rules.yml");

@@ -1,0 +1,61 @@
+//! Programs that single tests need, from packages that start services when they are installed: these are
+//! unpacked below `target/tools`, once, where [`flatline_tests::tools`] finds them.
+
+use anyhow::{Result, bail};
+use flatline_tests::tools::{self, Tool};
+
+use crate::apt;
+use crate::process::{find_program, heading};
+
+/// Packages of which a program is neither unpacked nor installed.
+pub(crate) fn missing() -> Vec<&'static str> {
+    missing_of(&tools::ALL, |tool| tool.find().is_some())
+}
+
+fn missing_of(all: &[Tool], there: impl Fn(Tool) -> bool) -> Vec<&'static str> {
+    let mut packages: Vec<_> =
+        all.iter().filter(|tool| !there(**tool)).map(|tool| tool.package).collect();
+    packages.dedup();
+    packages
+}
+
+/// Fetches what is missing. What can't be had is said, and is no error: its tests say *ignored*.
+pub(crate) fn fetch() {
+    let packages = missing();
+    if packages.is_empty() {
+        return;
+    }
+    heading("programs that tests need, without installing them");
+    if let Err(error) = fetch_all(&packages) {
+        eprintln!("going on without {}: {error:#}", packages.join(" "));
+    }
+}
+
+fn fetch_all(packages: &[&str]) -> Result<()> {
+    for program in ["apt-get", "dpkg-deb"] {
+        if find_program(program).is_none() {
+            bail!("there is no {program}");
+        }
+    }
+    // A fresh machine's lists are empty, and an old one's name packages that are gone.
+    if apt::offered(packages, false) && unpack_all(packages).is_ok() {
+        return Ok(());
+    }
+    apt::renew_lists()?;
+    unpack_all(packages)
+}
+
+fn unpack_all(packages: &[&str]) -> Result<()> {
+    packages.iter().try_for_each(|package| apt::unpack(package, &tools::directory().join(package)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_is_fetched_once_for_all_its_programs() {
+        assert_eq!(missing_of(&tools::ALL, |_| true), [""; 0]);
+        assert_eq!(missing_of(&tools::ALL, |_| false), ["prometheus", "prometheus-alertmanager"]);
+    }
+}
