@@ -134,9 +134,16 @@ impl Given {
             qmp,
             libvirt_uri,
         } = self;
+        let place = actuator.as_ref().map(|given| given.span().start);
+        let place = place.or(command.as_ref().map(|given| given.span().start));
         let means = Means {
             actuator: actuator.as_ref().map_or(base.actuator, |actuator| *actuator.get_ref()),
-            command: command.map_or(Ok(base.command.clone()), |command| words(&command))?,
+            command: match command {
+                None => base.command.clone(),
+                // A rule's VMs can do without the host's.
+                Some(none) if none.get_ref().is_empty() => Vec::new(),
+                Some(command) => words(&command)?,
+            },
             command_user: command_user.unwrap_or(base.command_user),
             command_limit: duration(
                 command_limit.as_ref(),
@@ -156,9 +163,10 @@ impl Given {
                 None => base.libvirt_uri.clone(),
             },
         };
-        match actuator {
-            Some(place) if means.actuator == Actuator::Command && means.command.is_empty() => {
-                Err(Problem::at(&place, "there is no recovery.command that could be run"))
+        match place {
+            Some(offset) if means.actuator == Actuator::Command && means.command.is_empty() => {
+                let message = "there is no recovery.command that could be run".to_owned();
+                Err(Problem { offset, message })
             }
             _ => Ok(means),
         }
@@ -273,7 +281,6 @@ mod tests {
             "no recovery.command",
         );
         for (command, part) in [
-            ("[]", "is empty"),
             ("[\"again\"]", "absolute"),
             ("[\"/bin/a\", \"b\\u0000\"]", "null"),
             ("\"/bin/a b\"", "expected a sequence"),
@@ -281,6 +288,10 @@ mod tests {
             let text = format!("[[vm]]\nmatch = \"a\"\ncommand = {command}\n");
             assert_refused(&text, "test.toml:3: vm[0].command", part);
         }
+        let rule = "[recovery]\ncommand = [\"/bin/again\"]\n[[vm]]\nmatch = \"a\"\ncommand = []\n";
+        assert_eq!(parse(rule).means_for("a").command, Vec::<String>::new());
+        let rule = rule.replace("\n[[", "\nactuator = \"command\"\n[[");
+        assert_refused(&rule, "test.toml:6: vm[0].command: ", "no recovery.command");
         let many = format!("[recovery]\ncommand = [\"/a\"{}]\n", ", \"b\"".repeat(64));
         assert_refused(&many, "test.toml:2: recovery.command: ", "more than 64");
         assert_refused("[recovery]\ncommand_limit = \"1h\"\n", "test.toml:2: ", "10m");

@@ -6,6 +6,7 @@
 
 mod brought_back;
 mod counts;
+mod documents;
 mod evidence;
 mod foreign;
 mod heartbeats;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
     trials.extend(storage::trials());
     trials.extend(reports::trials());
     trials.extend(recordings::trials());
+    trials.extend(documents::trials());
     trials.extend(evidence::trials());
     trials.extend(lifecycle::trials());
     trials.extend(reload::trials());

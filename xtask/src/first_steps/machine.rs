@@ -1,0 +1,161 @@
+//! A fresh Debian with systemd and QEMU, in a QEMU of its own without a network.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::process::{find_program, heading, run_quietly, workspace_root};
+
+const RELEASE: &str = "bookworm";
+const MIRROR: &str = "http://deb.debian.org/debian";
+/// What of it a host of virtual machines has, beyond Debian's smallest form; libraries, but no recommendations.
+const INCLUDED: &str = "systemd-sysv,udev,dbus,procps,iproute2,linux-image-cloud-amd64,initramfs-tools,\
+                        qemu-system-x86";
+/// Where the commands run: what the README calls by a relative path is there.
+const PLACE: &str = "root/flatline";
+const DISK_BYTES: &str = "4G";
+/// Emulated, on cores that others may use.
+const LIMIT: &str = "900";
+/// What begins the line before a command's output: seconds since the machine's start follow.
+const MARK: &str = "@@ ";
+
+/// A command, what it printed, and how long it took.
+#[derive(Debug)]
+pub(super) struct Played {
+    pub(super) command: String,
+    pub(super) output: String,
+    pub(super) took: Duration,
+}
+
+fn directory() -> PathBuf {
+    workspace_root().join("target/first-steps")
+}
+
+/// Makes that Debian, where it isn't there from before: as a directory.
+pub(super) fn debian() -> Result<PathBuf> {
+    let (root, done) = (directory().join("debian"), directory().join("debian.done"));
+    if done.exists() {
+        return Ok(root);
+    }
+    for (program, package) in [("debootstrap", "debootstrap"), ("mke2fs", "e2fsprogs")] {
+        ensure!(find_program(program).is_some(), "{program} is missing: apt-get install {package}");
+    }
+    heading(&format!("a fresh Debian ({RELEASE})"));
+    if root.exists() {
+        std::fs::remove_dir_all(&root).context("cannot remove an unfinished Debian")?;
+    }
+    std::fs::create_dir_all(&root)?;
+    let mut command = Command::new("debootstrap");
+    command.args(["--variant=minbase", &format!("--include={INCLUDED}"), RELEASE]);
+    run_quietly("debootstrap", command.arg(&root).arg(MIRROR))?;
+    std::fs::write(done, "")?;
+    Ok(root)
+}
+
+/// Boots a copy of it that has the `packages`, and has it run the `commands` one after the other.
+pub(super) fn play(debian: &Path, packages: &[PathBuf], commands: &[String]) -> Result<Vec<Played>> {
+    let place = debian.join(PLACE).join("target/dist");
+    std::fs::create_dir_all(&place)?;
+    for package in packages {
+        std::fs::copy(package, place.join(package.file_name().context("a nameless package")?))?;
+    }
+    std::fs::write(debian.join("root/steps"), script(commands))?;
+    let wants = debian.join("etc/systemd/system/multi-user.target.wants");
+    std::fs::create_dir_all(&wants)?;
+    std::fs::write(wants.join("first-steps.service"), UNIT)?;
+    let disk = directory().join("debian.ext4");
+    let _ = std::fs::remove_file(&disk);
+    let mut command = Command::new("mke2fs");
+    command.args(["-q", "-t", "ext4", "-d"]).arg(debian).arg(&disk).arg(DISK_BYTES);
+    run_quietly("its disk", &mut command)?;
+    let mut machine = boot(debian, &disk)?;
+    let played = watch(&mut machine);
+    let _ = machine.kill();
+    let _ = machine.wait();
+    played
+}
+
+/// Not `Type=oneshot`: the boot is complete while it runs.
+const UNIT: &str = "[Unit]
+Description=The README's first steps
+[Service]
+Type=idle
+ExecStart=/bin/bash /root/steps
+ExecStopPost=/bin/systemctl poweroff --force
+StandardOutput=tty
+StandardError=tty
+TTYPath=/dev/ttyS0
+";
+
+/// Each command as it stands, each after a line that says when it began.
+fn script(commands: &[String]) -> String {
+    let mark = |text: &str| {
+        let text = text.replace('\'', r"'\''");
+        format!("echo '{MARK}'\"$(cut -d ' ' -f 1 /proc/uptime)\"' {text}'\n")
+    };
+    let mut script = format!("set -e\nexport COLUMNS=116\ncd /{PLACE}\n");
+    script.push_str("trap 'journalctl --no-pager -b -u flatline | tail -n 30' ERR\n");
+    for command in commands {
+        script.push_str(&mark(command));
+        script.push_str(command);
+        script.push('\n');
+    }
+    script.push_str(&mark("done"));
+    script
+}
+
+fn boot(debian: &Path, disk: &Path) -> Result<Child> {
+    let file = |prefix: &str| {
+        let files = std::fs::read_dir(debian.join("boot"))?.filter_map(Result::ok);
+        let mut paths = files.map(|file| file.path());
+        let named = |path: &PathBuf| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+        };
+        paths.find(named).with_context(|| format!("Debian has no {prefix}"))
+    };
+    let mut command = Command::new("timeout");
+    command.args([LIMIT, "qemu-system-x86_64", "-name", "first-steps", "-nodefaults"]);
+    command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048"]);
+    command.args(["-display", "none", "-no-reboot", "-nic", "none", "-serial", "stdio"]);
+    command.arg("-kernel").arg(file("vmlinuz-")?).arg("-initrd").arg(file("initrd.img-")?);
+    command.args(["-append", "root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0"]);
+    let drive = format!("file={},format=raw,if=virtio,cache=unsafe", disk.display());
+    command.args(["-drive", &drive]).stdin(Stdio::null()).stdout(Stdio::piped());
+    command.spawn().context("cannot start QEMU")
+}
+
+/// Reads its console until all is played, and shows it.
+fn watch(machine: &mut Child) -> Result<Vec<Played>> {
+    let console = machine.stdout.take().context("the pipe was asked for")?;
+    let mut played: Vec<(f64, Played)> = Vec::new();
+    for line in BufReader::new(console).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).trim_end_matches('\r').to_owned();
+        println!("    {line}");
+        let mark = line.find(MARK).and_then(|at| line[at + MARK.len()..].split_once(' '));
+        match mark.and_then(|(when, rest)| Some((when.parse::<f64>().ok()?, rest))) {
+            Some((now, rest)) => {
+                if let Some((began, last)) = played.last_mut() {
+                    last.took = Duration::from_secs_f64((now - *began).max(0.0));
+                }
+                if rest == "done" {
+                    return Ok(played.into_iter().map(|(_, one)| one).collect());
+                }
+                let (command, output) = (rest.to_owned(), String::new());
+                played.push((now, Played { command, output, took: Duration::ZERO }));
+            }
+            None => {
+                if let Some((_, last)) = played.last_mut() {
+                    last.output.push_str(&line);
+                    last.output.push('\n');
+                }
+            }
+        }
+    }
+    match played.last() {
+        Some((_, Played { command, output, .. })) => bail!("`{command}` went wrong:\n{output}"),
+        None => bail!("it did not come up within {LIMIT} s"),
+    }
+}
