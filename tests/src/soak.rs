@@ -40,6 +40,8 @@ pub struct Plan {
     pub lasts: Duration,
     /// How many guests there are; a few at least have a kind of their own.
     pub guests: usize,
+    /// The mean time from one fault to the next.
+    pub gap: Duration,
     /// The same seed makes the same choices, as long as the guests answer alike.
     pub seed: u64,
 }
@@ -64,7 +66,7 @@ pub fn run(plan: Plan, programs: &Programs, say: impl Fn(&str)) -> Result<Summar
         judge.look(&daemon, fleet, &say)
     })?;
     let begin = Instant::now();
-    let mut schedule = Schedule::new(plan.seed);
+    let mut schedule = Schedule::new(plan.seed, plan.gap);
     while begin.elapsed() < plan.lasts || schedule.is_busy() {
         interrupt::sleep(TICK)?;
         if begin.elapsed() < plan.lasts {

@@ -23,6 +23,9 @@ pub(crate) struct Options {
     /// How many guests there are
     #[arg(long, default_value_t = 30)]
     guests: usize,
+    /// The mean time from one fault to the next, in seconds
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u64).range(1..))]
+    gap: u64,
     /// Makes the same choices again [default: the time]
     #[arg(long)]
     seed: Option<u64>,
@@ -32,9 +35,9 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// What the tests have time for.
+    /// What the tests have time for: as many faults as fit.
     pub(crate) fn short() -> Self {
-        Self { minutes: 1, guests: LEAST_GUESTS, seed: None, dry_run: true }
+        Self { minutes: 1, guests: LEAST_GUESTS, gap: 10, seed: None, dry_run: true }
     }
 }
 
@@ -56,6 +59,7 @@ pub(crate) fn task(options: &Options) -> Result<()> {
     let plan = Plan {
         lasts: Duration::from_secs(options.minutes * 60),
         guests: options.guests,
+        gap: Duration::from_secs(options.gap),
         seed: options.seed.unwrap_or(now.as_secs()),
     };
     heading(&format!(
@@ -68,7 +72,7 @@ pub(crate) fn task(options: &Options) -> Result<()> {
     println!("\n{}", figures(&summary));
     if !options.dry_run {
         let path = workspace_root().join("docs/verdicts.md");
-        verdicts::put(&path, Section::Soak, &text(&summary, options.minutes)?)?;
+        verdicts::put(&path, Section::Soak, &text(&summary, options)?)?;
         heading(&format!("{} has it", path.display()));
     }
     if summary.missed > 0 || !summary.failures.is_empty() {
@@ -79,10 +83,11 @@ pub(crate) fn task(options: &Options) -> Result<()> {
 }
 
 /// The section.
-fn text(summary: &Summary, minutes: u64) -> Result<String> {
+fn text(summary: &Summary, options: &Options) -> Result<String> {
+    let Options { minutes, gap, .. } = options;
     let introduction = format!(
         "Written by `cargo xtask soak`: {} guests under one daemon (`flat_for` {} s, `boot_grace` {} s) for {minutes} \
-         minutes, on {}. Random faults came to random guests, with an exponential gap of 40 s; the seed was {}. A \
+         minutes, on {}. Random faults came to random guests, with an exponential gap of {gap} s; the seed was {}. A \
          verdict later than `flat_for` by more than {} s counts as missed.",
         summary.guests,
         FLAT_FOR.as_secs(),

@@ -130,9 +130,9 @@ impl Engine {
         Ok(self.probe_sockets.entry(tap.netns).or_insert(Arc::new(socket)).clone())
     }
 
-    /// The guest boots anew: whatever address it used before, it has to test first. What it told of its memory is
-    /// forgotten as well.
-    pub(super) fn forget_addresses(&mut self, id: VmId) {
+    /// The guest boots anew: whatever address it used before, it has to test first, and what it told of its memory
+    /// was another boot's.
+    pub(super) fn forget_boot(&mut self, id: VmId) {
         let Some(watched) = self.vms.get_mut(&id) else { return };
         watched.memory.forget_guest();
         for probe in &watched.taps {

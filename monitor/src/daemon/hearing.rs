@@ -72,7 +72,7 @@ impl Engine {
         let before = watched.watch.boot.began;
         let act = watched.feed(&Input::Event { monitor, event: event.clone() }, now);
         if watched.watch.boot.began != before {
-            self.forget_addresses(id);
+            self.forget_boot(id);
         }
         self.act(id, act);
     }

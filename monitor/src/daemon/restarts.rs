@@ -119,7 +119,7 @@ impl Engine {
                 // Whatever was asked before belongs to the time before.
                 watched.run_state_answered = watched.run_state_asked;
                 watched.feed(&Input::Restarted { cause, was_up: done.was_up }, now);
-                self.forget_addresses(id);
+                self.forget_boot(id);
                 self.put_back_later(id, done.put_back);
             }
             Err(RestartError::StillWriting) => {
@@ -152,7 +152,7 @@ impl Engine {
                 self.scribe.write(&case.incident, evidence, recording);
                 let configured = watched.vm.reboot_action;
                 watched.feed(&Input::Restarted { cause, was_up: false }, now);
-                self.forget_addresses(id);
+                self.forget_boot(id);
                 self.put_back_later(id, configured);
             }
         }

@@ -150,7 +150,7 @@ impl Engine {
         let (was_up, configured) = (case.incident.was_up, watched.vm.reboot_action);
         self.scribe.write(&case.incident, Vec::new(), None);
         watched.feed(&Input::Restarted { cause, was_up }, now);
-        self.forget_addresses(id);
+        self.forget_boot(id);
         self.put_back_later(id, configured);
     }
 

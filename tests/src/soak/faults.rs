@@ -16,8 +16,6 @@ use crate::daemon::Daemon;
 use crate::interrupt;
 use crate::stopped::Stopped;
 
-/// The mean time between faults.
-const GAP: Duration = Duration::from_secs(40);
 /// How long the daemon is stopped.
 const DAEMON_STOPS_FOR: Duration = Duration::from_secs(15);
 /// For a console to say what is wrong, or a host that is busy otherwise.
@@ -70,6 +68,8 @@ const DISTURBANCES: [Fault; 10] = [
 #[derive(Debug)]
 pub(super) struct Schedule {
     gaps: Random,
+    /// The mean time between faults.
+    gap: Duration,
     due: Instant,
     /// Chosen already, and did not fit beside what is under way.
     waits: Option<Fault>,
@@ -181,10 +181,10 @@ impl Fault {
 }
 
 impl Schedule {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64, gap: Duration) -> Self {
         // The first comes soon, when all have been asked once.
         let due = Instant::now() + Duration::from_secs(25);
-        Self { gaps: Random::new(seed ^ 0x5eed), due, waits: None, ongoing: Vec::new() }
+        Self { gaps: Random::new(seed ^ 0x5eed), gap, due, waits: None, ongoing: Vec::new() }
     }
 
     /// Whether any fault is under way.
@@ -228,7 +228,7 @@ impl Schedule {
             return Ok(());
         }
         if fault.is_of_daemon() {
-            self.due = Instant::now() + self.gaps.gap(GAP);
+            self.due = Instant::now() + self.gaps.gap(self.gap);
             say(&format!("{} (load {:.1})", fault.name(), load()));
             judge.disturbed(fault.name());
             return disturb_daemon(fault, daemon, judge);
@@ -238,7 +238,7 @@ impl Schedule {
             members.filter_map(|(at, member)| fault.befits(member).then_some(at)).collect();
         // All that it befits may have had their share: another fault is chosen next time.
         let Some(&at) = random.choice(&fitting) else { return Ok(()) };
-        self.due = Instant::now() + self.gaps.gap(GAP);
+        self.due = Instant::now() + self.gaps.gap(self.gap);
         let member = &mut fleet.members[at];
         say(&format!("{}: {} (load {:.1})", member.name(), fault.name(), load()));
         member.is_at_fault = true;
