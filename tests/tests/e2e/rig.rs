@@ -3,7 +3,7 @@
 use std::{
     env,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -185,12 +185,24 @@ fn seconds_until(incident: &Value, field: &str, from: SystemTime) -> Result<f64>
 
 /// A test that runs `test`, whose error is its failure.
 pub(crate) fn trial(name: &str, test: fn() -> Result<()>) -> Trial {
-    Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}"))))
+    let called = name.to_owned();
+    Trial::test(name, move || {
+        timed(&called, test).map_err(|error| Failed::from(format!("{error:#}")))
+    })
+}
+
+/// Says what a test took: all together take as long as a person can wait.
+fn timed<T>(name: &str, test: fn() -> Result<T>) -> Result<T> {
+    let begun = Instant::now();
+    let result = test();
+    println!("{:>6.1} s  {name}", begun.elapsed().as_secs_f64());
+    result
 }
 
 /// A test that may find that it can't run here: then it says why.
 pub(crate) fn trial_that_may_skip(name: &str, test: fn() -> Result<Option<String>>) -> Trial {
-    Trial::ignorable_test(name, move || match test() {
+    let called = name.to_owned();
+    Trial::ignorable_test(name, move || match timed(&called, test) {
         Ok(None) => Ok(Completion::Completed),
         Ok(Some(why)) => Ok(Completion::ignored_with(format!("skipped: {why}"))),
         Err(error) => Err(Failed::from(format!("{error:#}"))),
