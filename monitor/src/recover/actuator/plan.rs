@@ -99,7 +99,7 @@ pub enum ActuatorPlan {
 pub fn chosen(ownership: &Ownership, means: &Means) -> Result<Actuator, Refusal> {
     let owner = &ownership.owner;
     let fits = match means.actuator {
-        Actuator::Auto => return by_owner(owner, means),
+        Actuator::Auto => return by_owner(ownership, means),
         Actuator::None => {
             return Err(Refusal("recovery.actuator is \"none\": nothing is touched".to_owned()));
         }
@@ -121,14 +121,17 @@ pub fn chosen(ownership: &Ownership, means: &Means) -> Result<Actuator, Refusal>
     }
 }
 
-fn by_owner(owner: &Owner, means: &Means) -> Result<Actuator, Refusal> {
+fn by_owner(ownership: &Ownership, means: &Means) -> Result<Actuator, Refusal> {
+    let owner = &ownership.owner;
     match owner {
         Owner::Bare | Owner::SystemdUnit { .. } => Ok(Actuator::Qmp),
         Owner::Libvirt { scope, .. } => match libvirt_uri(*scope, means) {
             Err(_) if !means.command.is_empty() => Ok(Actuator::Command),
             uri => uri.map(|_| Actuator::Libvirt),
         },
-        Owner::Proxmox { .. } => Ok(Actuator::Proxmox),
+        Owner::Proxmox { .. } if ownership.is_certain => Ok(Actuator::Proxmox),
+        // A number that a QEMU gave itself may be somebody else's, who would be reset; its own monitor is its own.
+        Owner::Proxmox { .. } => Ok(Actuator::Qmp),
         _ if !means.command.is_empty() => Ok(Actuator::Command),
         _ => Err(Refusal(what_to_configure(owner))),
     }
@@ -291,15 +294,10 @@ fn power_cycle(
                 ActuatorStep::Run(virsh.on_domain("start")),
             ])
         }
-        // Nothing can be checked first, and a number that a QEMU gave itself may be somebody else's.
-        (Actuator::Proxmox, Owner::Proxmox { vmid })
-            if ownership.is_certain || means.actuator != Actuator::Auto =>
-        {
-            Some(vec![
-                ActuatorStep::Run(programs::qm("stop", *vmid)),
-                ActuatorStep::Run(programs::qm("start", *vmid)),
-            ])
-        }
+        (Actuator::Proxmox, Owner::Proxmox { vmid }) => Some(vec![
+            ActuatorStep::Run(programs::qm("stop", *vmid)),
+            ActuatorStep::Run(programs::qm("start", *vmid)),
+        ]),
         (Actuator::Qmp, _) if !means.command.is_empty() => Some(vec![by_command(means)]),
         _ => None,
     }
@@ -364,6 +362,7 @@ pub fn start_plan(ownership: &Ownership, means: &Means) -> Result<Vec<ActuatorSt
     let actuator = match (chosen(ownership, means)?, &ownership.owner) {
         (Actuator::Qmp, Owner::SystemdUnit { .. }) if is_auto => Actuator::Systemd,
         (Actuator::Qmp, _) if is_auto && !means.command.is_empty() => Actuator::Command,
+        (Actuator::Qmp, Owner::Proxmox { .. }) if is_auto => Actuator::Proxmox,
         (Actuator::Qmp, owner) if is_auto => return Err(Refusal(what_to_configure(owner))),
         (Actuator::Qmp, _) => {
             return refuse("QMP starts no QEMU: set recovery.actuator or recovery.command");

@@ -89,6 +89,24 @@ fn without_a_word_each_owner_has_its_own_way() {
 }
 
 #[test]
+fn a_number_that_a_qemu_gave_itself_resets_and_ends_nobody_but_itself() {
+    let owner = Owner::Proxmox { vmid: 100 };
+    let ownership = Ownership { owner, is_certain: false, evidence: Vec::new() };
+    let plan = |means: &Means| {
+        again(&ownership, means, MonitorSays::Is(RunState::Running), ResetAction::Reset, 1)
+    };
+    let cycled = Means { power_cycle_after: 1, ..Means::default() };
+    for means in [Means::default(), cycled] {
+        assert_eq!(plan(&means), Ok(ActuatorPlan::Qmp));
+    }
+    // The operator knows better.
+    let named = means(Actuator::Proxmox);
+    assert_eq!(steps(plan(&named)), ["qm reset 100"]);
+    let cycled = Means { power_cycle_after: 1, ..named };
+    assert_eq!(steps(plan(&cycled)), ["qm stop 100", "qm start 100"]);
+}
+
+#[test]
 fn an_owner_without_a_way_is_refused_with_what_to_configure_and_done_by_a_command() {
     for (owner, part) in [
         (
