@@ -1,6 +1,7 @@
 //! `flatline run`: logging and the runtime around the daemon.
 
 use std::io::{self, IsTerminal};
+use std::path::Path;
 
 use anyhow::Context;
 use flatline::config::Source;
@@ -8,7 +9,10 @@ use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::{Answer, Failure};
+use super::{
+    Answer, Failure,
+    journal::{self, Journal},
+};
 
 /// Enough that a slow write of evidence doesn't hold up sampling.
 const WORKERS: usize = 2;
@@ -45,16 +49,10 @@ fn init_log() -> anyhow::Result<()> {
     let filter =
         EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
     let registry = tracing_subscriber::registry().with(filter);
-    let journal = if is_journal() { tracing_journald::layer().ok() } else { None };
+    let journal =
+        if is_journal() { Journal::connect(Path::new(journal::SOCKET)).ok() } else { None };
     match journal {
-        // The prefix keeps fields apart from the journal's own, such as UNIT.
-        Some(journal) => registry
-            .with(
-                journal
-                    .with_field_prefix(Some("FLATLINE".to_owned()))
-                    .with_syslog_identifier("flatline".to_owned()),
-            )
-            .try_init(),
+        Some(journal) => registry.with(journal).try_init(),
         None => {
             let colour = io::stderr().is_terminal();
             let layer = tracing_subscriber::fmt::layer().compact().with_ansi(colour);

@@ -9,6 +9,7 @@ mod daemon;
 mod ecg;
 mod hold;
 mod incidents;
+mod journal;
 mod page;
 mod record;
 mod replay;

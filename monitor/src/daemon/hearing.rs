@@ -14,7 +14,8 @@ impl Engine {
         let Some(watched) = self.vms.get_mut(&id) else { return };
         match notice {
             QmpNotice::State(state) => {
-                match &state {
+                let is_news = watched.qmp_state != state;
+                let can_be_used = match &state {
                     QmpState::Ready => {
                         debug!(vm = watched.vm.name, "QMP is connected");
                         if std::mem::take(&mut watched.put_back) {
@@ -22,23 +23,29 @@ impl Engine {
                             self.put_back_later(id, configured);
                         }
                         self.ask_cpus(id);
+                        true
                     }
                     QmpState::Connecting | QmpState::Closed { .. } => {
                         debug!(vm = watched.vm.name, ?state, "QMP");
+                        true
                     }
                     QmpState::Busy | QmpState::Unresponsive { .. } | QmpState::Refused { .. } => {
-                        // A session tries again and again; only a change is news.
-                        if watched.qmp_state != state {
-                            warn!(vm = watched.vm.name, ?state, "QMP can't be used");
-                        }
+                        false
                     }
-                }
+                };
                 let Some(watched) = self.vms.get_mut(&id) else { return };
                 if state != QmpState::Ready {
                     // What it was says nothing about what it is.
                     watched.run_state = None;
                 }
                 watched.qmp_state = state;
+                // A session tries again and again; only a change is news.
+                if is_news
+                    && !can_be_used
+                    && let Monitor::Unknown(why) | Monitor::Unresponsive(why) = watched.monitor()
+                {
+                    warn!(vm = watched.vm.name, "QMP can't be used: {why}");
+                }
             }
             QmpNotice::RunState(run_state) => self.learn_run_state(id, run_state),
             QmpNotice::Event(event) => self.on_event(id, &event),

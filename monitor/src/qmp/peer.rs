@@ -24,7 +24,9 @@ use crate::discover::{self, VmId};
 pub(crate) enum PeerError {
     #[error("process {pid} has no {what}")]
     NoBase { pid: u32, what: &'static str, source: io::Error },
-    #[error("this kernel lacks openat2 (Linux 5.6), which finds {path:?} safely")]
+    #[error(
+        "openat2, which finds {path:?} safely, is not to be had: a kernel before Linux 5.6, or RestrictSUIDSGID= in flatline's unit, keeps it away"
+    )]
     NoOpenat2 { path: PathBuf },
     #[error("{path:?} leads out of the working directory of process {pid}")]
     Escapes { path: PathBuf, pid: u32 },

@@ -94,7 +94,7 @@ fn commands() -> Result<()> {
                 words.truncate(1);
                 words.push("FILE");
             }
-            if words.iter().any(|word| *word == "run") || !tried.insert(words.join(" ")) {
+            if words.contains(&"run") || !tried.insert(words.join(" ")) {
                 continue;
             }
             try_out(&rig, &daemon, &words, id, &recording)
