@@ -69,6 +69,21 @@ pub fn read(
     file: &str,
     offset: u64,
 ) -> Result<EvidenceView, ReadError> {
+    let (bytes, part) = read_part(state_dir, id, file, offset, PART_MAX_BYTES)?;
+    Ok(EvidenceView { bytes, data: STANDARD.encode(part) })
+}
+
+/// The length of a file of the incident `id` in bytes, and at most `most` of them from `offset` on.
+///
+/// # Errors
+/// [`ReadError`].
+pub fn read_part(
+    state_dir: &Path,
+    id: &str,
+    file: &str,
+    offset: u64,
+    most: usize,
+) -> Result<(u64, Vec<u8>), ReadError> {
     let nothing = || ReadError::Nothing { id: id.to_owned(), file: file.to_owned() };
     if !is_plain(id) || !is_plain(file) {
         return Err(nothing());
@@ -83,8 +98,8 @@ pub fn read(
     let bytes = opened.metadata().map_err(failed)?.len();
     opened.seek(SeekFrom::Start(offset.min(bytes))).map_err(failed)?;
     let mut part = Vec::new();
-    opened.take(PART_MAX_BYTES as u64).read_to_end(&mut part).map_err(failed)?;
-    Ok(EvidenceView { bytes, data: STANDARD.encode(part) })
+    opened.take(most as u64).read_to_end(&mut part).map_err(failed)?;
+    Ok((bytes, part))
 }
 
 /// A regular file that is reached without following a link at its end, or in place of the incident's directory.

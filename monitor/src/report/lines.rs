@@ -61,6 +61,8 @@ struct Line {
 #[derive(Debug)]
 struct All {
     interval: Duration,
+    /// How many there were.
+    ticks: u64,
     lines: BTreeMap<VmId, Line>,
 }
 
@@ -73,7 +75,7 @@ pub struct Lines {
 impl Lines {
     /// Of nobody so far; a tick is due each `interval`.
     pub fn new(interval: Duration) -> Self {
-        let all = All { interval, lines: BTreeMap::new() };
+        let all = All { interval, ticks: 0, lines: BTreeMap::new() };
         Self { all: Arc::new(Mutex::new(all)) }
     }
 
@@ -85,6 +87,7 @@ impl Lines {
     /// Appends a tick: what each VM did; `None` where nothing was read of it. Whoever isn't among them is forgotten.
     pub fn append<'a>(&self, vms: impl Iterator<Item = (&'a Arc<Vm>, Option<&'a Activity>)>) {
         let mut all = self.all();
+        all.ticks += 1;
         let mut before = std::mem::take(&mut all.lines);
         all.lines = vms
             .map(|(vm, activity)| {
@@ -103,17 +106,39 @@ impl Lines {
 
     /// The lines of those whose name, UUID or process id this is; `None`: of all.
     pub fn view(&self, vm: Option<&str>) -> LinesView {
-        let is_wanted = |line: &&Line| vm.is_none_or(|vm| line.vm.is_called(vm));
+        self.copy(|line| vm.is_none_or(|vm| line.vm.is_called(vm)), LINE_TICKS).1
+    }
+
+    /// The line of the VM with this pid; `None` where there is none.
+    pub fn of(&self, pid: u32) -> Option<LineView> {
+        self.copy(|line| line.vm.id.pid == pid, LINE_TICKS).1.vms.pop()
+    }
+
+    /// All lines' last `most` ticks, and how many ticks there were, by which a reader goes on from what he has.
+    pub fn last(&self, most: usize) -> (u64, LinesView) {
+        self.copy(|_| true, most)
+    }
+
+    /// The text is made of copies, so that the loop isn't kept waiting for it.
+    fn copy(&self, is_wanted: impl Fn(&Line) -> bool, most: usize) -> (u64, LinesView) {
         let all = self.all();
-        let interval_seconds = all.interval.as_secs_f64();
-        let copies: Vec<Line> = all.lines.values().filter(is_wanted).cloned().collect();
+        let wanted = all.lines.values().filter(|line| is_wanted(line));
+        let copies: Vec<Line> = wanted.map(|line| line.last(most)).collect();
+        let (ticks, interval_seconds) = (all.ticks, all.interval.as_secs_f64());
         drop(all);
-        LinesView { interval_seconds, vms: copies.iter().map(view).collect() }
+        (ticks, LinesView { interval_seconds, vms: copies.iter().map(view).collect() })
     }
 
     /// A reader that panicked has changed nothing.
     fn all(&self) -> MutexGuard<'_, All> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Line {
+    fn last(&self, most: usize) -> Self {
+        let before = self.moments.len().saturating_sub(most);
+        Self { vm: Arc::clone(&self.vm), moments: self.moments.range(before..).copied().collect() }
     }
 }
 
@@ -194,5 +219,18 @@ mod tests {
         assert_eq!(view.vms.len(), 1, "{view:?}");
         assert_eq!((view.vms[0].start_ticks, view.vms[0].vcpu.len()), (2, 1));
         assert_eq!(lines.view(Some("mail")).vms, []);
+        assert_eq!((lines.of(7), lines.of(8)), (view.vms.first().cloned(), None));
+    }
+
+    #[test]
+    fn who_has_the_lines_goes_on_from_the_last_ticks_and_their_number() {
+        let lines = Lines::new(Duration::from_secs(1));
+        assert_eq!(lines.last(2).0, 0);
+        for tick in 1..=5 {
+            lines.append([(&web(A), Some(&activity(tick * 2)))].into_iter());
+        }
+        let (ticks, view) = lines.last(2);
+        assert_eq!((ticks, &view.vms[0].packets_from_guest), (5, &vec![Some(4.0), Some(5.0)]));
+        assert_eq!(lines.last(9).1, lines.view(None));
     }
 }

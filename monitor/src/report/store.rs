@@ -82,7 +82,19 @@ struct Format {
     format: u32,
 }
 
+/// The newest incidents of a store.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Newest {
+    /// The newest first.
+    pub incidents: Vec<Incident>,
+    /// Records that can't be read, one sentence each.
+    pub complaints: Vec<String>,
+    /// How many older ones there are.
+    pub older: usize,
+}
+
 /// The restarts of one incident, which count towards limits.
+#[derive(Debug)]
 struct Restarts {
     id: String,
     vm: String,
@@ -91,6 +103,7 @@ struct Restarts {
 }
 
 /// The incidents of a state directory. One process writes it at a time.
+#[derive(Debug)]
 pub struct IncidentStore {
     directory: PathBuf,
     restarts: Mutex<Vec<Restarts>>,
@@ -199,6 +212,32 @@ impl IncidentStore {
         incidents.sort_by(|a, b| (a.detected_at, &a.id).cmp(&(b.detected_at, &b.id)));
         complaints.sort();
         (incidents, complaints)
+    }
+
+    /// The newest records, at most so many, the newest first, and how many older ones there are: an id begins with its
+    /// time. Otherwise as [`Self::all`].
+    pub fn newest(&self, most: usize) -> Newest {
+        let mut newest = Newest::default();
+        let unlisted = |error| format!("can't list {}: {error}", self.directory.display());
+        let entries = std::fs::read_dir(&self.directory)
+            .and_then(Iterator::collect::<io::Result<Vec<_>>>)
+            .map_err(unlisted);
+        let mut paths: Vec<PathBuf> = match entries {
+            Ok(entries) => entries.into_iter().map(|entry| entry.path()).collect(),
+            Err(complaint) => {
+                newest.complaints.push(complaint);
+                return newest;
+            }
+        };
+        paths.sort_unstable_by(|one, other| other.cmp(one));
+        newest.older = paths.len().saturating_sub(most);
+        for path in paths.into_iter().take(most).map(|path| path.join(RECORD)) {
+            match read_record(&path) {
+                Ok(incident) => newest.incidents.push(incident),
+                Err(why) => newest.complaints.push(format!("{}: {why}", path.display())),
+            }
+        }
+        newest
     }
 
     /// When the VM was restarted at `since` or later, the earliest first. `vm_key` is the VM's UUID, or the name of one
