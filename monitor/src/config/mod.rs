@@ -136,11 +136,29 @@ pub struct Probes {
     pub max_in_flight: u32,
 }
 
-/// Where figures are served to Prometheus.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where figures are served to Prometheus, and the web page to people.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metrics {
     /// Address and port; `None`: nothing is served.
     pub listen: Option<SocketAddr>,
+    /// Whether the page is served there as well.
+    pub page: bool,
+    /// Names by which browsers may ask for the page, besides IP addresses and `localhost`.
+    pub hosts: Vec<String>,
+    /// Who is served the evidence of incidents there.
+    pub evidence: EvidenceReaders,
+}
+
+/// Who is served the evidence of incidents over HTTP: pictures of consoles, and what else was kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EvidenceReaders {
+    /// Connections of root, or of the daemon's own user, on a loopback address.
+    Root,
+    /// Whoever reaches the address.
+    All,
+    /// Nobody.
+    Off,
 }
 
 /// Many VMs that fall silent at the same moment: the host is ill, and restarting guests won't mend it.
@@ -232,7 +250,7 @@ pub struct Config {
     pub memory_every: Duration,
     /// What is recorded.
     pub recorder: Recorder,
-    /// Address for metrics.
+    /// What is served over HTTP.
     pub metrics: Metrics,
     /// The terms of VMs that no rule names.
     pub policy: Policy,

@@ -10,7 +10,9 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Actuator, CommandUser, MemoryDump, Mode, ProbeLog, QmpTransport, TapHook};
+use super::{
+    Actuator, CommandUser, EvidenceReaders, MemoryDump, Mode, ProbeLog, QmpTransport, TapHook,
+};
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -121,6 +123,9 @@ pub(super) struct Recorder {
 #[serde(deny_unknown_fields)]
 pub(super) struct Metrics {
     pub(super) listen: Option<Spanned<String>>,
+    pub(super) page: Option<bool>,
+    pub(super) hosts: Option<Vec<Spanned<String>>>,
+    pub(super) evidence: Option<EvidenceReaders>,
 }
 
 #[derive(Deserialize)]

@@ -11,7 +11,8 @@ use toml::Spanned;
 
 use super::evidence::{self, Gathering};
 use super::{
-    Config, Discovery, Metrics, Mode, Paths, Policy, ProbeLog, Probes, Recorder, Storm, TapHook,
+    Config, Discovery, EvidenceReaders, Metrics, Mode, Paths, Policy, ProbeLog, Probes, Recorder,
+    Storm, TapHook,
     means::{Given, Means},
     passwd, raw,
     terms::{MAX_RESTARTS, Terms, every, vm_rule},
@@ -195,12 +196,21 @@ fn resolve_recorder(recorder: raw::Recorder) -> Result<Recorder, Problem> {
 }
 
 fn resolve_metrics(metrics: raw::Metrics) -> Result<Metrics, Problem> {
-    let raw::Metrics { listen } = metrics;
+    let raw::Metrics { listen, page, hosts, evidence } = metrics;
+    Ok(Metrics {
+        listen: resolve_listen(listen)?,
+        page: page.unwrap_or(true),
+        hosts: hosts.unwrap_or_default().into_iter().map(host).collect::<Result<_, _>>()?,
+        evidence: evidence.unwrap_or(EvidenceReaders::Root),
+    })
+}
+
+fn resolve_listen(listen: Option<Spanned<String>>) -> Result<Option<SocketAddr>, Problem> {
     let Some(listen) = listen else {
-        return Ok(Metrics { listen: Some(METRICS_ADDRESS) });
+        return Ok(Some(METRICS_ADDRESS));
     };
     if matches!(listen.get_ref().as_str(), "" | "off") {
-        return Ok(Metrics { listen: None });
+        return Ok(None);
     }
     let address = listen.get_ref().parse().ok();
     // Port 0 is any that is free, which nobody would find.
@@ -209,7 +219,17 @@ fn resolve_metrics(metrics: raw::Metrics) -> Result<Metrics, Problem> {
             "not an address with a port, such as 127.0.0.1:9477 or [::1]:9477, nor \"off\"";
         Problem::at(&listen, message)
     })?;
-    Ok(Metrics { listen: Some(address) })
+    Ok(Some(address))
+}
+
+/// A host's name alone, as it stands in a browser's address bar before the port.
+fn host(name: Spanned<String>) -> Result<String, Problem> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if name.get_ref().is_empty() || !name.get_ref().chars().all(plain) {
+        let message = "not a host's name, such as \"hypervisor-1.example.org\", without a port";
+        return Err(Problem::at(&name, message));
+    }
+    Ok(name.into_inner())
 }
 
 fn resolve_discovery(discovery: raw::Discovery) -> Result<Discovery, Problem> {

@@ -1,6 +1,8 @@
 use std::time::Duration;
 
-use super::{Config, Gathering, Keeping, Mode, Policy, ProbeLog, Recorder, TapHook};
+use super::{
+    Config, EvidenceReaders, Gathering, Keeping, Mode, Policy, ProbeLog, Recorder, TapHook,
+};
 
 fn parse(text: &str) -> Config {
     Config::parse(text, "test.toml").expect("valid")
@@ -27,6 +29,8 @@ fn an_empty_file_means_all_defaults() {
     assert_eq!(config.probes.tap_hook, TapHook::Auto);
     assert_eq!(config.probes.log, ProbeLog::Off);
     assert_eq!(config.metrics.listen, Some(([127, 0, 0, 1], 9477).into()));
+    assert_eq!((config.metrics.page, config.metrics.evidence), (true, EvidenceReaders::Root));
+    assert!(config.metrics.hosts.is_empty());
     let Recorder { keep, disk, max_mib } = config.recorder;
     assert_eq!((keep, disk, max_mib), (Duration::from_secs(300), false, 256));
     let Gathering { limit, memory, memory_limit, own_dump } = config.gathering;
@@ -80,6 +84,9 @@ disk = true
 max_mib = 1
 [metrics]
 listen = "[::1]:9000"
+page = false
+hosts = ["hypervisor-1.example.org"]
+evidence = "all"
 [[vm]]
 match = "db-*"
 mode = "recover"
@@ -108,6 +115,8 @@ memory_dump_limit = "10s"
         config.metrics.listen.map(|address| address.to_string()).as_deref(),
         Some("[::1]:9000")
     );
+    assert_eq!((config.metrics.page, config.metrics.evidence), (false, EvidenceReaders::All));
+    assert_eq!(config.metrics.hosts, ["hypervisor-1.example.org"]);
     assert_eq!(config.recorder, Recorder { keep: Duration::ZERO, disk: true, max_mib: 1 });
     let policy = config.policy_for("db-1");
     assert_eq!(policy.mode, Mode::Recover);
@@ -304,6 +313,11 @@ fn patterns_paths_users_counts_and_addresses_are_checked() {
         let text = format!("[metrics]\nlisten = \"{wrong}\"");
         assert_refused(&text, "test.toml:2: metrics.listen: ", "port");
     }
+    for wrong in ["", "hypervisor:9477", "http://hypervisor", "*", "a b"] {
+        let text = format!("[metrics]\nhosts = [\"ok\", \"{wrong}\"]");
+        assert_refused(&text, "test.toml:2: metrics.hosts[1]: ", "without a port");
+    }
+    assert_refused("[metrics]\nevidence = true", "test.toml:2: metrics.evidence: ", "");
 }
 
 #[test]

@@ -124,7 +124,8 @@ impl Engine {
         let WaysIn { messages, notices } = ways;
         let Readers { counters, heartbeats, kvm, threads } = readers;
         let store = Arc::new(store);
-        let figures = Figures::start(&config);
+        let lines = Lines::new(config.sample_interval);
+        let figures = Figures::start(&config, &lines, &store);
         let (scribe, scribe_thread) = Scribe::start(store.clone(), figures.incidents.clone());
         let ledger = Ledger::open(&config.paths.state_dir);
         if let Some(why) = ledger.complaint() {
@@ -134,7 +135,6 @@ impl Engine {
             Archive::start(&config.paths.state_dir, config.recorder.max_mib);
         let keeping = retention::Terms::from(&config.keeping);
         let keeper = Keeper::start(&config.paths.state_dir, keeping);
-        let lines = Lines::new(config.sample_interval);
         Self {
             config,
             reloading: Reloading::new(source),

@@ -1,7 +1,8 @@
-//! The figures for Prometheus: the loop counts its ticks, and leaves what it saw in each for the web server.
+//! What is served over HTTP: the loop counts its ticks, and leaves what it saw in each for the web server.
 //!
 //! What is left is copied numbers, since 1,000 VMs are gone through once more a second for it, asked for or not: whoever
-//! asks is answered from the last tick, however late the next one is.
+//! asks is answered from the last tick, however late the next one is. For the page, which shows more, a tick leaves
+//! something only while somebody looks at it.
 
 use std::{
     sync::Arc,
@@ -14,10 +15,15 @@ use super::{engine::Engine, vm::WatchedVm};
 use crate::{
     config::Config,
     report::{
+        lines::Lines,
         metrics::{
             Beats, Counts, Exposition, IncidentCounts, MapFill, ProgramFigures, Snapshot, VmFigures,
         },
-        web,
+        store::IncidentStore,
+        web::{
+            self, Pages, Site, Sources,
+            left::{self, Giver, Left},
+        },
     },
     sample::{Heartbeats, VmSample},
     verdict::State,
@@ -28,28 +34,53 @@ pub(super) struct Figures {
     pub(super) counts: Counts,
     pub(super) incidents: IncidentCounts,
     latest: watch::Sender<Option<Arc<Snapshot>>>,
+    /// What the page is made of, beside what ticks leave.
+    lines: Lines,
+    store: Arc<IncidentStore>,
+    /// For the page; `None` where there is none.
+    giver: Option<Giver>,
     /// `None` where nothing is to be served.
     server: Option<web::Server>,
 }
 
 impl Figures {
-    /// Serves them from now on, if that is configured.
-    pub(super) fn start(config: &Config) -> Self {
+    /// Serves them from now on, if that is configured, and the page.
+    pub(super) fn start(config: &Config, lines: &Lines, store: &Arc<IncidentStore>) -> Self {
         let (counts, incidents) = (Counts::default(), IncidentCounts::new(SystemTime::now()));
-        let latest = watch::Sender::new(None);
-        let mut figures = Self { counts, incidents, latest, server: None };
+        let mut figures = Self {
+            counts,
+            incidents,
+            latest: watch::Sender::new(None),
+            lines: lines.clone(),
+            store: store.clone(),
+            giver: None,
+            server: None,
+        };
         figures.serve(config);
         figures
     }
 
     /// Serves them where `config` has it, and nowhere else.
     pub(super) fn serve(&mut self, config: &Config) {
-        let Self { counts, incidents, latest, server } = self;
         // First of all, the old address is free again.
-        *server = None;
-        *server = config.metrics.listen.map(|address| {
-            web::Server::start(address, Exposition::new(latest.subscribe(), counts, incidents))
+        self.server = None;
+        self.giver = None;
+        let metrics = &config.metrics;
+        let Some(address) = metrics.listen else { return };
+        let exposition = Exposition::new(self.latest.subscribe(), &self.counts, &self.incidents);
+        let pages = metrics.page.then(|| {
+            let (giver, taker) = left::pair();
+            self.giver = Some(giver);
+            Pages::new(Sources {
+                taker,
+                lines: self.lines.clone(),
+                store: self.store.clone(),
+                state_dir: config.paths.state_dir.clone(),
+                evidence: metrics.evidence,
+                hosts: metrics.hosts.clone(),
+            })
         });
+        self.server = Some(web::Server::start(address, Site { exposition, pages }));
     }
 
     /// Why they aren't served, where they should be.
@@ -67,8 +98,27 @@ impl Engine {
             let snapshot = self.snapshot();
             self.figures.latest.send_replace(Some(Arc::new(snapshot)));
         }
+        self.leave_for_the_page();
         let behind = begun.saturating_duration_since(due);
         self.figures.counts.ticked(behind, begun.elapsed(), self.config.sample_interval);
+    }
+
+    /// Leaves what is looked at.
+    fn leave_for_the_page(&self) {
+        let now = std::time::Instant::now();
+        let Some(giver) = &self.figures.giver else { return };
+        let interval = self.config.sample_interval;
+        let Some(wanted) = giver.wanted(now, interval) else { return };
+        let of = |pid: &u32| self.vms.values().find(|watched| watched.vm.id.pid == *pid);
+        let shown = wanted.iter().filter_map(of);
+        giver.leave(Left {
+            tick: self.ticks,
+            at: SystemTime::now(),
+            left: now,
+            interval,
+            status: self.status(),
+            shown: shown.map(|watched| (watched.vm.id.pid, self.show(watched, None))).collect(),
+        });
     }
 
     fn snapshot(&self) -> Snapshot {

@@ -86,7 +86,7 @@ impl Engine {
         }
     }
 
-    fn status(&self) -> StatusView {
+    pub(super) fn status(&self) -> StatusView {
         let probes = self.health.iter().map(|program| ProbeView {
             name: program.program.to_owned(),
             required: program.required,

@@ -191,7 +191,7 @@ fn figures() -> Result<()> {
     })?;
     let status = daemon.status()?;
     ensure!(status["vms"].as_array().map(Vec::len) == Some(1), "{status}");
-    let other = get(address, "/", "*/*")?;
+    let other = get(address, "/metric", "*/*")?;
     ensure!(other.starts_with("HTTP/1.1 404 ") && other.contains("/metrics"), "{other}");
     Ok(())
 }

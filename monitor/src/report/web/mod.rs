@@ -4,6 +4,13 @@
 //! [`CONNECTIONS_MAX`], the oldest one makes room for the next. An address that can't be listened on (yet) is tried
 //! again; nothing else waits for it.
 
+mod api;
+mod evidence;
+mod hosts;
+pub mod left;
+mod page;
+mod peer;
+mod reply;
 mod routes;
 #[cfg(test)]
 mod tests;
@@ -12,6 +19,7 @@ use std::{
     collections::VecDeque,
     io,
     net::{SocketAddr, TcpListener as BlockingListener},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -26,7 +34,9 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::metrics::Exposition;
+use super::{lines::Lines, metrics::Exposition, store::IncidentStore};
+use crate::config::EvidenceReaders;
+use api::Api;
 
 /// Connections at a time; the oldest one is cut off for one more.
 pub const CONNECTIONS_MAX: usize = 16;
@@ -43,6 +53,55 @@ const AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// After a failed accept, which is a lack of file descriptors and fails again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What is served.
+#[derive(Debug)]
+pub struct Site {
+    /// The figures.
+    pub exposition: Exposition,
+    /// The page, and what it asks for; `None`: there is none.
+    pub pages: Option<Pages>,
+}
+
+/// The page, and what it asks for.
+#[derive(Debug)]
+pub struct Pages {
+    hosts: Vec<String>,
+    api: Api,
+}
+
+/// Where the page has what it shows from, and whom it is for.
+#[derive(Debug)]
+pub struct Sources {
+    /// What a tick leaves.
+    pub taker: left::Taker,
+    /// The VMs' lines.
+    pub lines: Lines,
+    /// The incidents.
+    pub store: Arc<IncidentStore>,
+    /// Where their evidence is.
+    pub state_dir: PathBuf,
+    /// Who may have that.
+    pub evidence: EvidenceReaders,
+    /// Names by which browsers may ask.
+    pub hosts: Vec<String>,
+}
+
+impl Pages {
+    /// Of these sources.
+    pub fn new(sources: Sources) -> Self {
+        let Sources { taker, lines, store, state_dir, evidence, hosts } = sources;
+        let evidence = evidence::Evidence::new(state_dir, evidence);
+        Self { hosts, api: Api::new(taker, lines, store, evidence) }
+    }
+}
+
+/// Both ends of a client's connection.
+#[derive(Clone, Copy, Debug)]
+struct Visitor {
+    peer: SocketAddr,
+    own: SocketAddr,
+}
+
 /// The listener, which ends with it.
 #[derive(Debug)]
 pub struct Server {
@@ -52,7 +111,7 @@ pub struct Server {
 
 impl Server {
     /// Listens on `address` and answers from now on. Call it within a tokio runtime.
-    pub fn start(address: SocketAddr, exposition: Exposition) -> Self {
+    pub fn start(address: SocketAddr, site: Site) -> Self {
         let (complain, complaint) = watch::channel(None);
         let listener = listen(address, &complain);
         let task = async move {
@@ -64,7 +123,7 @@ impl Server {
                 }
                 listener = listen(address, &complain);
             };
-            serve(listener, Arc::new(exposition)).await;
+            serve(listener, Arc::new(site)).await;
         };
         Self { task: tokio::spawn(task), complaint }
     }
@@ -107,11 +166,11 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Accepts clients until it is dropped, and cuts them all off then.
-async fn serve(listener: TcpListener, exposition: Arc<Exposition>) {
+async fn serve(listener: TcpListener, site: Arc<Site>) {
     let mut connections: VecDeque<Connection> = VecDeque::with_capacity(CONNECTIONS_MAX);
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 warn!("can't accept an HTTP client: {error}");
                 sleep(ACCEPT_PAUSE).await;
@@ -122,7 +181,10 @@ async fn serve(listener: TcpListener, exposition: Arc<Exposition>) {
         if connections.len() == CONNECTIONS_MAX {
             connections.pop_front();
         }
-        connections.push_back(Connection(tokio::spawn(converse(stream, exposition.clone()))));
+        // A client that is gone has no address any more.
+        let Ok(own) = stream.local_addr() else { continue };
+        let visitor = Visitor { peer, own };
+        connections.push_back(Connection(tokio::spawn(converse(stream, visitor, site.clone()))));
     }
 }
 
@@ -135,10 +197,10 @@ impl Drop for Connection {
     }
 }
 
-async fn converse(stream: TcpStream, exposition: Arc<Exposition>) {
+async fn converse(stream: TcpStream, visitor: Visitor, site: Arc<Site>) {
     let service = service_fn(move |request| {
-        let exposition = exposition.clone();
-        async move { routes::answer(&request, &exposition).await }
+        let site = site.clone();
+        async move { routes::answer(&request, &site, visitor).await }
     });
     let connection = http1::Builder::new()
         .keep_alive(false)

@@ -4,47 +4,60 @@ use std::convert::Infallible;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::{
-    Method, Request, Response, StatusCode,
-    header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS},
-};
+use hyper::{Method, Request, Response, StatusCode, header::ACCEPT};
 
+use super::{
+    Site, Visitor, hosts, page,
+    reply::{only_reading, response, text},
+};
 use crate::report::metrics::{Exposition, Format};
 
 /// Where the figures are.
 const METRICS: &str = "/metrics";
+/// Where all that the page asks for is.
+const API: &str = "/api/";
 
 /// The answer to `request`, whose body nobody reads. hyper leaves the body of an answer to HEAD away.
 pub(super) async fn answer<B>(
     request: &Request<B>,
-    exposition: &Exposition,
+    site: &Site,
+    visitor: Visitor,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
-    if request.uri().path() != METRICS {
-        return Ok(text(StatusCode::NOT_FOUND, "flatline's figures are at /metrics\n"));
+    let path = request.uri().path();
+    let is_reading = matches!(*request.method(), Method::GET | Method::HEAD);
+    if path == METRICS {
+        return Ok(if is_reading {
+            metrics(request, &site.exposition).await
+        } else {
+            only_reading()
+        });
     }
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut refusal = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
-        refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-        return Ok(refusal);
-    }
+    let Some(pages) = &site.pages else {
+        return Ok(text(StatusCode::NOT_FOUND, "flatline's figures are at /metrics"));
+    };
+    let mut answer = if !is_reading {
+        only_reading()
+    } else if !hosts::is_ours(request, &pages.hosts) {
+        let advice =
+            "ask for this host's address or for localhost; names of its own go into metrics.hosts";
+        text(StatusCode::MISDIRECTED_REQUEST, advice)
+    } else {
+        let found = match path.strip_prefix(API) {
+            Some(path) => pages.api.answer(path, request, visitor).await,
+            None => page::file(path),
+        };
+        let nothing = "flatline's page is at /, and its figures are at /metrics";
+        found.unwrap_or_else(|| text(StatusCode::NOT_FOUND, nothing))
+    };
+    page::confine(&mut answer);
+    Ok(answer)
+}
+
+async fn metrics<B>(request: &Request<B>, exposition: &Exposition) -> Response<Full<Bytes>> {
     let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
     let format = Format::accepted(accept);
-    let Some(body) = exposition.text(format).await else {
-        return Ok(text(StatusCode::SERVICE_UNAVAILABLE, "nothing was sampled so far\n"));
-    };
-    Ok(response(StatusCode::OK, format.content_type(), body))
-}
-
-fn text(status: StatusCode, words: &'static str) -> Response<Full<Bytes>> {
-    response(status, "text/plain; charset=utf-8", Bytes::from_static(words.as_bytes()))
-}
-
-fn response(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response
+    match exposition.text(format).await {
+        Some(body) => response(StatusCode::OK, format.content_type(), body),
+        None => text(StatusCode::SERVICE_UNAVAILABLE, "nothing was sampled so far"),
+    }
 }

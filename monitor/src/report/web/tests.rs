@@ -1,3 +1,5 @@
+mod pages;
+
 use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -7,7 +9,7 @@ use std::{
 
 use tokio::{runtime::Runtime, sync::watch};
 
-use super::{AGAIN_AFTER, CONNECTIONS_MAX, HEAD_LIMIT, HEAD_MAX_BYTES, Server, TIME_LIMIT};
+use super::{AGAIN_AFTER, CONNECTIONS_MAX, HEAD_LIMIT, HEAD_MAX_BYTES, Pages, Server, TIME_LIMIT};
 use crate::{
     config::Mode,
     report::metrics::{Counts, Exposition, IncidentCounts, Snapshot},
@@ -24,24 +26,29 @@ struct Site {
     _runtime: Runtime,
 }
 
-fn site_at(address: SocketAddr, snapshot: Option<Snapshot>) -> Site {
+fn site_at(address: SocketAddr, snapshot: Option<Snapshot>, pages: Option<Pages>) -> Site {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("a runtime");
     let entered = runtime.enter();
     let (latest, receiver) = watch::channel(snapshot.map(Arc::new));
     let incidents = IncidentCounts::new(UNIX_EPOCH);
-    let server = Server::start(address, Exposition::new(receiver, &Counts::default(), &incidents));
+    let exposition = Exposition::new(receiver, &Counts::default(), &incidents);
+    let server = Server::start(address, super::Site { exposition, pages });
     drop(entered);
     Site { server, address, _latest: latest, _runtime: runtime }
 }
 
 fn site(snapshot: Option<Snapshot>) -> Site {
+    site_with(snapshot, None)
+}
+
+fn site_with(snapshot: Option<Snapshot>, pages: Option<Pages>) -> Site {
     // Given back at once, and handed out again by nobody so soon.
     let free = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = free.local_addr().expect("an address");
     drop(free);
-    let site = site_at(address, snapshot);
+    let site = site_at(address, snapshot, pages);
     assert_eq!(site.server.complaint(), None);
     site
 }
@@ -91,7 +98,7 @@ fn figures_are_at_metrics_in_the_format_that_was_asked_for() {
 }
 
 #[test]
-fn nothing_else_is_served_and_the_answer_says_where_figures_are() {
+fn without_the_page_nothing_else_is_served_and_the_answer_says_where_figures_are() {
     let site = site(Some(empty()));
     for path in ["/", "/metric", "/metrics/", "//metrics", "/../metrics", "/etc/passwd", "*"] {
         let answer = get(&site, path);
@@ -161,7 +168,7 @@ fn a_silent_client_is_cut_off() {
 #[test]
 fn an_address_that_is_taken_is_said_and_served_once_it_is_free() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let site = site_at(taken.local_addr().expect("an address"), Some(empty()));
+    let site = site_at(taken.local_addr().expect("an address"), Some(empty()), None);
     let complaint = site.server.complaint().expect("it is taken");
     assert!(complaint.starts_with(&format!("no metrics: {}: ", site.address)), "{complaint}");
     drop(taken);

@@ -1,0 +1,194 @@
+//! What the page asks for: JSON of what the last tick left, and of what is on disk.
+//!
+//! `/api/status` and `/api/show?pid=PID` say what the commands of these names say, `/api/lines` and what stands beside
+//! them under `lines` draw them. All that is made for everybody is made once a tick, however many ask.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Request, Response, StatusCode, header::HeaderName};
+use serde::Serialize;
+use tracing::debug;
+
+use super::{
+    evidence::Evidence,
+    left::{Left, Taker},
+    reply::{Body, Made, text},
+};
+use crate::report::{
+    lines::{LINE_TICKS, Lines},
+    rfc3339,
+    store::IncidentStore,
+    view::{LineView, LinesView, ShowView, StatusView},
+};
+
+/// The newest incidents, so many; `flatline incidents` has all.
+const INCIDENTS_MAX: usize = 200;
+/// They are read from disk so often at most.
+const INCIDENTS_EVERY: Duration = Duration::from_secs(2);
+/// So many ticks stand beside a status: who missed more asks for all lines.
+const LAST_TICKS: usize = 5;
+/// Says why this visitor is served no evidence, where he isn't.
+const NO_EVIDENCE: HeaderName = HeaderName::from_static("flatline-no-evidence");
+
+/// What the API serves from.
+#[derive(Debug)]
+pub(super) struct Api {
+    taker: Taker,
+    lines: Lines,
+    store: Arc<IncidentStore>,
+    pub(super) evidence: Evidence,
+    begun: Instant,
+    status: Made,
+    all_lines: Made,
+    incidents: Made,
+}
+
+/// The answer to `/api/status`.
+#[derive(Serialize)]
+struct StatusPage<'a> {
+    #[serde(flatten)]
+    as_of: AsOf,
+    #[serde(flatten)]
+    status: &'a StatusView,
+    lines: LinesPage,
+}
+
+/// The answer to `/api/lines`.
+#[derive(Serialize)]
+struct LinesPage {
+    /// How many ticks there were.
+    tick: u64,
+    #[serde(flatten)]
+    lines: LinesView,
+}
+
+/// The answer to `/api/show`.
+#[derive(Serialize)]
+struct ShowPage<'a> {
+    #[serde(flatten)]
+    as_of: AsOf,
+    interval_seconds: f64,
+    /// `None` where there is none, or no longer.
+    vm: Option<&'a ShowView>,
+    line: Option<LineView>,
+}
+
+/// Which tick an answer is of.
+#[derive(Clone, Copy, Serialize)]
+struct AsOf {
+    tick: u64,
+    #[serde(with = "rfc3339")]
+    as_of: std::time::SystemTime,
+}
+
+impl From<&Left> for AsOf {
+    fn from(left: &Left) -> Self {
+        Self { tick: left.tick, as_of: left.at }
+    }
+}
+
+impl Api {
+    pub(super) fn new(
+        taker: Taker,
+        lines: Lines,
+        store: Arc<IncidentStore>,
+        evidence: Evidence,
+    ) -> Self {
+        Self {
+            taker,
+            lines,
+            store,
+            evidence,
+            begun: Instant::now(),
+            status: Made::default(),
+            all_lines: Made::default(),
+            incidents: Made::default(),
+        }
+    }
+
+    /// The answer to a request for `path`, which is all after `/api/`; `None`: there is nothing of that name.
+    pub(super) async fn answer<B>(
+        &self,
+        path: &str,
+        request: &Request<B>,
+        visitor: super::Visitor,
+    ) -> Option<Response<Full<Bytes>>> {
+        if let Some(file) = path.strip_prefix("evidence/") {
+            return Some(self.evidence.answer(file, visitor).await);
+        }
+        let body = match path {
+            "status" => self.status().await,
+            "lines" => self.all_lines().await,
+            "incidents" => self.incidents().await,
+            "show" => match pid(request) {
+                Some(pid) => self.show(pid).await,
+                None => Err(text(StatusCode::BAD_REQUEST, "say which VM: /api/show?pid=PID")),
+            },
+            _ => return None,
+        };
+        let mut answer = body.map_or_else(|refusal| refusal, |body| body.answer(request));
+        if path == "incidents"
+            && let Err(why) = self.evidence.is_for(visitor).await
+        {
+            answer.headers_mut().insert(NO_EVIDENCE, why.header());
+        }
+        Some(answer)
+    }
+
+    async fn status(&self) -> Answer {
+        let left = self.taker.list().await.ok_or_else(no_tick)?;
+        let (tick, lines) = (left.tick, self.lines.clone());
+        let make = move || {
+            let (tick, lines) = lines.last(LAST_TICKS);
+            let lines = LinesPage { tick, lines };
+            Body::json(&StatusPage { as_of: AsOf::from(&*left), status: &left.status, lines })
+        };
+        self.status.get(tick, make).await.map_err(failed)
+    }
+
+    async fn all_lines(&self) -> Answer {
+        let left = self.taker.list().await.ok_or_else(no_tick)?;
+        let lines = self.lines.clone();
+        let make = move || {
+            let (tick, lines) = lines.last(LINE_TICKS);
+            Body::json(&LinesPage { tick, lines })
+        };
+        self.all_lines.get(left.tick, make).await.map_err(failed)
+    }
+
+    async fn show(&self, pid: u32) -> Answer {
+        let left = self.taker.vm(pid).await.ok_or_else(no_tick)?;
+        let line = self.lines.of(pid);
+        let interval_seconds = left.interval.as_secs_f64();
+        let vm = left.shown.get(&pid);
+        Body::json(&ShowPage { as_of: AsOf::from(&*left), interval_seconds, vm, line })
+            .map_err(failed)
+    }
+
+    async fn incidents(&self) -> Answer {
+        let store = self.store.clone();
+        let number = self.begun.elapsed().as_secs() / INCIDENTS_EVERY.as_secs();
+        let make = move || Body::json(&store.newest(INCIDENTS_MAX));
+        self.incidents.get(number, make).await.map_err(failed)
+    }
+}
+
+type Answer = Result<Body, Response<Full<Bytes>>>;
+
+fn no_tick() -> Response<Full<Bytes>> {
+    text(StatusCode::SERVICE_UNAVAILABLE, "nothing was sampled so far, or for a while")
+}
+
+fn failed(error: std::io::Error) -> Response<Full<Bytes>> {
+    debug!("no answer for the page: {error}");
+    text(StatusCode::INTERNAL_SERVER_ERROR, "the answer can't be made")
+}
+
+fn pid<B>(request: &Request<B>) -> Option<u32> {
+    request.uri().query()?.strip_prefix("pid=")?.parse().ok()
+}

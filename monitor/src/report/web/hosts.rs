@@ -1,0 +1,98 @@
+//! Whom a browser believes to be speaking to.
+//!
+//! A page of anybody's may name this host by a name of its own (DNS rebinding), and would then be of one origin with
+//! ours, and could read it. So the page is served to whoever asks for an address, for `localhost`, or for a name
+//! that is configured: none of those is in anybody else's hands.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use hyper::{Request, header::HOST};
+
+/// Whether `request` asks for this host by an address or by a name of its own.
+pub(super) fn is_ours<B>(request: &Request<B>, names: &[String]) -> bool {
+    let mut given = request.headers().get_all(HOST).iter();
+    let (Some(host), None) = (given.next(), given.next()) else { return false };
+    let is_ours = |authority: &str| is_known(authority, names);
+    // A target with a host of its own outweighs the header; no browser asks so.
+    let target = request.uri().authority().is_none_or(|authority| is_ours(authority.as_str()));
+    target && host.to_str().is_ok_and(is_ours)
+}
+
+fn is_known(authority: &str, names: &[String]) -> bool {
+    let is_port = |port: &str| port.parse::<u16>().is_ok();
+    if let Some(rest) = authority.strip_prefix('[') {
+        let Some((address, rest)) = rest.split_once(']') else { return false };
+        let port = rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port);
+        return port && address.parse::<Ipv6Addr>().is_ok();
+    }
+    let (host, port) = authority.split_once(':').unwrap_or((authority, "0"));
+    let is_name = |name: &String| name.eq_ignore_ascii_case(host);
+    is_port(port)
+        && (host.parse::<Ipv4Addr>().is_ok()
+            || host.eq_ignore_ascii_case("localhost")
+            || names.iter().any(is_name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_localhost_and_configured_names_are_ours_with_any_port_and_nothing_else_is() {
+        let names = ["Hypervisor-1.example.org".to_owned()];
+        for ours in [
+            "127.0.0.1",
+            "127.0.0.1:9477",
+            "10.1.2.3:80",
+            "[::1]:9477",
+            "[fe80::1]",
+            "localhost:9477",
+            "LocalHost",
+            "hypervisor-1.example.org:9477",
+        ] {
+            assert!(is_known(ours, &names), "{ours}");
+        }
+        for other in [
+            "",
+            ":",
+            ":9477",
+            "evil.example",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "127.0.0.1:",
+            "127.0.0.1:x",
+            "127.0.0.1:80:80",
+            "127.0.0.1:99999",
+            "user@127.0.0.1",
+            "127.1",
+            "0x7f.0.0.1",
+            "2130706433",
+            "::1",
+            "[::1",
+            "[::1]x",
+            "[::1]:",
+            "[localhost]",
+            "example.org",
+            "hypervisor-1.example.org.",
+        ] {
+            assert!(!is_known(other, &names), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_request_names_one_host_and_its_target_names_no_other() {
+        let request = |target: &str, hosts: &[&str]| {
+            let mut request = Request::builder().uri(target);
+            for host in hosts {
+                request = request.header(HOST, *host);
+            }
+            is_ours(&request.body(()).expect("a request"), &[])
+        };
+        assert!(request("/", &["localhost"]));
+        assert!(request("http://localhost/", &["localhost"]));
+        assert!(!request("/", &[]));
+        assert!(!request("/", &["localhost", "localhost"]));
+        assert!(!request("/", &["localhost", "evil.example"]));
+        assert!(!request("http://evil.example/", &["localhost"]));
+    }
+}

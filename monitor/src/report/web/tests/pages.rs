@@ -1,0 +1,349 @@
+//! The page and what it asks for, over a real connection.
+
+use std::{
+    collections::BTreeMap,
+    io::Read as _,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant, UNIX_EPOCH},
+};
+
+use flate2::read::GzDecoder;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{AT_ONCE, Site, empty, exchange, get, site_with};
+use crate::{
+    config::EvidenceReaders,
+    report::{
+        incident::Incident,
+        lines::Lines,
+        store::IncidentStore,
+        view::{ShowView, StatusView},
+        web::{
+            Pages, Sources,
+            left::{self, Giver, Left, SHOWN_MAX, Taker},
+        },
+    },
+};
+
+const INTERVAL: Duration = Duration::from_millis(100);
+/// Everything that a browser is told about each answer.
+const HEADERS: [&str; 5] = [
+    "content-security-policy: default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
+     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'\r\n",
+    "x-content-type-options: nosniff\r\n",
+    "referrer-policy: no-referrer\r\n",
+    "cross-origin-resource-policy: same-origin\r\n",
+    "cache-control: no-store\r\n",
+];
+
+fn pages(state: &TempDir, taker: Taker, evidence: EvidenceReaders) -> Pages {
+    let store = Arc::new(IncidentStore::open(state.path()).expect("a store"));
+    let mut incident = Incident::new(
+        "20261122T100001Z-web".to_owned(),
+        "web".to_owned(),
+        "halted".to_owned(),
+        "<img src=x onerror=alert(1)>".to_owned(),
+        UNIX_EPOCH,
+    );
+    let png: &[u8] = b"\x89PNG\r\n\x1a\nrest";
+    for (name, content) in [
+        ("screen.png", png),
+        ("registers.txt", b"<script>"),
+        ("recording.flr", b"r"),
+        ("other.txt", b"o"),
+    ] {
+        store.add_evidence(&incident.id, name, content).expect("kept");
+        incident.evidence.push(name.to_owned());
+    }
+    store.put(&incident).expect("kept");
+    Pages::new(Sources {
+        taker,
+        lines: Lines::new(INTERVAL),
+        store,
+        state_dir: state.path().to_owned(),
+        evidence,
+        hosts: vec!["hypervisor".to_owned()],
+    })
+}
+
+fn page_site(evidence: EvidenceReaders) -> (Site, Giver, TempDir) {
+    let state = tempfile::tempdir().expect("a directory");
+    let (giver, taker) = left::pair();
+    (site_with(Some(empty()), Some(pages(&state, taker, evidence))), giver, state)
+}
+
+fn local(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")
+}
+
+fn body(answer: &str) -> &str {
+    answer.split_once("\r\n\r\n").map_or("", |(_, body)| body)
+}
+
+/// What is left of VMs with these pids, the first of which are shown.
+fn left(tick: u64, pids: &[u32], shown: &[u32]) -> Left {
+    let vm = |pid: &u32| {
+        json!({"name": "web", "uuid": null, "pid": pid, "accelerator": "kvm", "run_state": null,
+            "state": "alive", "cause": null, "reason": "r", "since": "2026-11-22T10:00:00Z",
+            "flat_seconds": 1.0, "restarts_in_window": 0, "guest_resets_in_window": 0,
+            "vcpus": [], "network": null, "storage": null})
+    };
+    let show = |pid: &u32| -> ShowView {
+        let mut view = vm(pid);
+        let policy = crate::config::Config::parse("", "").expect("defaults").policy;
+        let more = json!({"executable": "", "uid": 0, "start_ticks": 1, "qmp": "", "taps": [],
+            "disks": [], "unseen_networks": null, "unseen_storage": null, "signals": [],
+            "policy": crate::report::view::PolicyView::from(&policy), "notes": []});
+        for (name, value) in more.as_object().expect("an object") {
+            view[name] = value.clone();
+        }
+        serde_json::from_value(view).expect("a view")
+    };
+    let status: StatusView = serde_json::from_value(json!({
+        "host": {"version": "1", "hostname": "h", "kernel": "k", "uptime_seconds": 1,
+            "mode": "observe", "vms": pids.len(), "probes": [], "degraded": null},
+        "vms": pids.iter().map(vm).collect::<Vec<_>>()}))
+    .expect("a view");
+    Left {
+        tick,
+        at: UNIX_EPOCH,
+        left: Instant::now(),
+        interval: INTERVAL,
+        status,
+        shown: shown.iter().map(|pid| (*pid, show(pid))).collect::<BTreeMap<_, _>>(),
+    }
+}
+
+/// Ticks as the loop does, until it is dropped.
+struct Loop(Arc<()>, Option<thread::JoinHandle<()>>);
+
+impl Loop {
+    fn start(giver: Giver) -> Self {
+        let alive = Arc::new(());
+        let watched = Arc::downgrade(&alive);
+        let thread = thread::spawn(move || {
+            let mut tick = 0;
+            while watched.strong_count() > 0 {
+                tick += 1;
+                if let Some(wanted) = giver.wanted(Instant::now(), INTERVAL) {
+                    let shown: Vec<u32> = wanted.into_iter().filter(|pid| *pid == 7).collect();
+                    giver.leave(left(tick, &[7, 8], &shown));
+                }
+                thread::sleep(INTERVAL);
+            }
+        });
+        Self(alive, Some(thread))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        self.0 = Arc::new(());
+        if let Some(thread) = self.1.take() {
+            thread.join().expect("it ends");
+        }
+    }
+}
+
+#[test]
+fn the_page_and_its_files_are_served_with_all_that_confines_them() {
+    let (site, _giver, _state) = page_site(EvidenceReaders::Root);
+    for (path, kind) in [
+        ("/", "text/html; charset=utf-8"),
+        ("/page/main.js", "text/javascript; charset=utf-8"),
+        ("/page/style.css", "text/css; charset=utf-8"),
+        ("/page/icon.svg", "image/svg+xml"),
+        ("/api/incidents", "application/json"),
+    ] {
+        let answer = exchange(&site, &local(path));
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{path}: {answer}");
+        assert!(answer.contains(&format!("content-type: {kind}\r\n")), "{path}: {answer}");
+        for header in HEADERS {
+            assert!(answer.contains(header), "{path}: {header}: {answer}");
+        }
+        assert!(!answer.contains("access-control-"), "{answer}");
+    }
+    for path in
+        ["/page/", "/page/../main.js", "/page/main.js/", "/api/", "/api/hold", "//", "/index.html"]
+    {
+        let answer = exchange(&site, &local(path));
+        assert!(
+            answer.starts_with("HTTP/1.1 404 ") && answer.contains(HEADERS[0]),
+            "{path}: {answer}"
+        );
+    }
+}
+
+#[test]
+fn who_asks_for_a_host_that_is_not_ours_is_served_nothing_but_figures() {
+    let (site, _giver, _state) = page_site(EvidenceReaders::All);
+    let ask = |path: &str, host: &str| {
+        exchange(&site, &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"))
+    };
+    for path in
+        ["/", "/api/incidents", "/api/status", "/api/evidence/20261122T100001Z-web/screen.png"]
+    {
+        let answer = ask(path, "rebound.example:9477");
+        assert!(answer.starts_with("HTTP/1.1 421 "), "{path}: {answer}");
+        assert!(body(&answer).contains("metrics.hosts"), "{answer}");
+        let answer = exchange(&site, &format!("GET {path} HTTP/1.0\r\n\r\n"));
+        assert!(answer.starts_with("HTTP/1.0 421 "), "{path}: {answer}");
+    }
+    assert!(ask("/metrics", "rebound.example:9477").ends_with("# EOF\n"));
+    for host in ["hypervisor:1", "127.0.0.1", "[::1]:9477"] {
+        assert!(ask("/", host).starts_with("HTTP/1.1 200 "), "{host}");
+    }
+}
+
+#[test]
+fn nothing_can_be_done_but_to_read() {
+    let (site, _giver, _state) = page_site(EvidenceReaders::All);
+    for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"] {
+        for path in ["/", "/api/status", "/api/hold"] {
+            let answer =
+                exchange(&site, &format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+            assert!(answer.starts_with("HTTP/1.1 405 "), "{method} {path}: {answer}");
+        }
+    }
+    let answer = exchange(&site, "HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 200 ") && body(&answer).is_empty(), "{answer}");
+}
+
+#[test]
+fn whoever_looks_is_answered_from_the_next_tick_with_what_he_looks_at() {
+    let (site, giver, _state) = page_site(EvidenceReaders::All);
+    let ticking = Loop::start(giver);
+    let begun = Instant::now();
+    let json = |path: &str| -> Value {
+        let answer = exchange(&site, &local(path));
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{path}: {answer}");
+        serde_json::from_str(body(&answer)).expect("JSON")
+    };
+    let status = json("/api/status");
+    assert_eq!(status["vms"][1]["pid"], 8, "{status}");
+    assert_eq!((&status["host"]["hostname"], &status["lines"]["tick"]), (&json!("h"), &json!(0)));
+    assert_eq!(json("/api/show?pid=7")["vm"]["pid"], 7);
+    assert_eq!(json("/api/show?pid=9")["vm"], Value::Null);
+    assert_eq!(json("/api/lines")["interval_seconds"], 0.1);
+    assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+    for wrong in
+        ["/api/show", "/api/show?pid=", "/api/show?pid=x", "/api/show?pid=-1", "/api/show?vm=7"]
+    {
+        let answer = exchange(&site, &local(wrong));
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{wrong}: {answer}");
+    }
+    drop(ticking);
+}
+
+#[test]
+fn a_status_is_compressed_for_those_who_take_that() {
+    let (site, giver, _state) = page_site(EvidenceReaders::All);
+    let ticking = Loop::start(giver);
+    let ask = |accept: &str| {
+        use std::io::Write as _;
+        let mut stream = std::net::TcpStream::connect(site.address).expect("connected");
+        let head = format!("GET /api/status HTTP/1.1\r\nHost: localhost\r\n{accept}\r\n");
+        stream.write_all(head.as_bytes()).expect("written");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("read");
+        let end = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("a head") + 4;
+        let body = answer.split_off(end);
+        (String::from_utf8(answer).expect("text"), body)
+    };
+    let (head, body) = ask("Accept-Encoding: br, gzip\r\n");
+    assert!(head.contains("content-encoding: gzip\r\n") && head.contains("vary: accept-encoding"));
+    let mut text = String::new();
+    GzDecoder::new(&body[..]).read_to_string(&mut text).expect("compressed");
+    assert!(text.starts_with("{\"tick\":"), "{text}");
+    let (head, body) = ask("");
+    assert!(!head.contains("content-encoding") && body.starts_with(b"{\"tick\":"), "{head}");
+    drop(ticking);
+}
+
+#[test]
+fn a_tick_leaves_something_only_while_somebody_looks_and_of_so_many_vms_at_most() {
+    let (giver, taker) = left::pair();
+    assert_eq!(giver.wanted(Instant::now(), INTERVAL), None);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("one");
+    let pids: Vec<u32> = (0..).take(SHOWN_MAX + 3).collect();
+    runtime.block_on(async {
+        for pid in &pids {
+            // What was left before somebody asked is as good, while it is new.
+            giver.leave(left(1, &[], &[]));
+            assert!(taker.vm(*pid).await.is_some_and(|left| left.shown.is_empty()));
+        }
+    });
+    assert_eq!(giver.wanted(Instant::now(), INTERVAL), Some(pids[3..].to_vec()));
+    let later = Instant::now() + Duration::from_secs(11);
+    assert_eq!(giver.wanted(later, INTERVAL), None, "nobody has looked for 11 s");
+    let list = async { tokio::time::timeout(INTERVAL, taker.list()).await };
+    assert!(runtime.block_on(list).is_err(), "what was left is given up");
+}
+
+#[test]
+fn incidents_are_served_as_they_were_recorded() {
+    let (site, _giver, _state) = page_site(EvidenceReaders::All);
+    let answer = exchange(&site, &local("/api/incidents"));
+    let incidents: Value = serde_json::from_str(body(&answer)).expect("JSON");
+    assert_eq!(incidents["incidents"][0]["reason"], "<img src=x onerror=alert(1)>");
+    assert_eq!(incidents["older"], 0);
+    assert!(!answer.contains("flatline-no-evidence"), "{answer}");
+}
+
+#[test]
+fn evidence_is_a_picture_or_text_of_a_known_name_and_nothing_else() {
+    let (site, _giver, state) = page_site(EvidenceReaders::All);
+    let ask = |path: &str| {
+        use std::io::Write as _;
+        let mut stream = std::net::TcpStream::connect(site.address).expect("connected");
+        stream.write_all(local(&format!("/api/evidence/{path}")).as_bytes()).expect("written");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("read");
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    let picture = ask("20261122T100001Z-web/screen.png");
+    assert!(picture.contains("content-type: image/png\r\n") && picture.ends_with("rest"));
+    let text = ask("20261122T100001Z-web/registers.txt");
+    assert!(text.contains("content-type: text/plain; charset=utf-8\r\n"), "{text}");
+    assert!(text.contains("x-content-type-options: nosniff") && text.ends_with("<script>"));
+    std::fs::write(state.path().join("secret"), "s").expect("written");
+    for path in [
+        "",
+        "20261122T100001Z-web",
+        "20261122T100001Z-web/",
+        "20261122T100001Z-web/recording.flr",
+        "20261122T100001Z-web/incident.json",
+        "20261122T100001Z-web/other.txt",
+        "20261122T100001Z-web/console.txt",
+        "20261122T100001Z-web/../20261122T100001Z-web/screen.png",
+        "../incidents/20261122T100001Z-web/screen.png",
+        "../secret",
+        "%2e%2e/secret",
+        "20261122T100001Z-web/screen%2epng",
+        "none/screen.png",
+    ] {
+        let answer = ask(path);
+        assert!(answer.starts_with("HTTP/1.1 404 "), "{path}: {answer}");
+    }
+    let directory = state.path().join("incidents/20261122T100001Z-web");
+    std::fs::write(directory.join("screen.png"), "<svg onload=alert(1)>").expect("written");
+    assert!(ask("20261122T100001Z-web/screen.png").starts_with("HTTP/1.1 404 "), "no picture");
+    std::fs::write(directory.join("console.txt"), vec![b'a'; (4 << 20) + 1]).expect("written");
+    assert!(ask("20261122T100001Z-web/console.txt").starts_with("HTTP/1.1 413 "), "too large");
+}
+
+#[test]
+fn evidence_is_served_to_whom_it_is_for() {
+    let path = "/api/evidence/20261122T100001Z-web/registers.txt";
+    let (site, _giver, _state) = page_site(EvidenceReaders::Root);
+    // Whoever runs the tests is whom the daemon runs as here.
+    assert!(get(&site, path).starts_with("HTTP/1.1 421 "));
+    assert!(exchange(&site, &local(path)).starts_with("HTTP/1.1 200 "));
+    let (site, _giver, _state) = page_site(EvidenceReaders::Off);
+    let answer = exchange(&site, &local(path));
+    assert!(answer.starts_with("HTTP/1.1 403 ") && body(&answer).contains("metrics.evidence"));
+    let answer = exchange(&site, &local("/api/incidents"));
+    assert!(answer.contains("flatline-no-evidence: no evidence is served here"), "{answer}");
+}
