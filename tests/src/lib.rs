@@ -8,6 +8,7 @@
 pub mod aio;
 pub mod boot_sector;
 pub mod broadcast;
+pub mod browser;
 pub mod capture;
 pub mod cgroup;
 pub mod command;

@@ -20,6 +20,7 @@ mod metrics;
 mod neighbours;
 mod network;
 mod owners;
+mod page;
 mod peers;
 mod programs;
 mod recordings;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
     trials.extend(peers::trials());
     trials.extend(heartbeats::trials());
     trials.extend(metrics::trials());
+    trials.extend(page::trials());
     trials.extend(witnesses::trials());
     trials.extend(memory::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
