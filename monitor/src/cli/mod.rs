@@ -6,6 +6,7 @@
 mod ask;
 mod check;
 mod daemon;
+mod documents;
 mod ecg;
 mod hold;
 mod incidents;
@@ -128,6 +129,12 @@ enum Command {
         /// The file
         file: PathBuf,
     },
+    /// Write the man pages and the shells' completions, for packages
+    #[command(hide = true)]
+    Documents {
+        /// Where to; it is made
+        directory: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -249,6 +256,7 @@ fn run(arguments: Arguments) -> Result<Answer, Failure> {
             load(Some(&file))?;
             Ok(Answer::good(format!("{}: no mistakes\n", table::safe(&file.to_string_lossy()))))
         }
+        Command::Documents { directory } => documents::write(&directory),
     }
 }
 
