@@ -44,6 +44,30 @@ fn an_empty_file_means_all_defaults() {
     assert_eq!(config.paths.bpffs_dir.to_str(), Some("/sys/fs/bpf/flatline"));
 }
 
+/// What the package brings to `/etc/flatline`.
+const PACKAGED: &str = include_str!("../../packaging/flatline.toml");
+
+#[test]
+fn the_packaged_file_observes_and_leaves_all_else_as_it_is_by_default() {
+    let packaged = format!("{:?}", parse(PACKAGED));
+    assert_eq!(packaged, format!("{:?}", parse("mode = \"observe\"")));
+}
+
+#[test]
+fn the_packaged_file_has_each_line_of_the_documented_defaults() {
+    let documented = include_str!("../../../docs/configuration.md");
+    let defaults = documented.split("```toml\n").nth(1).expect("a block");
+    let defaults = defaults.split("```").next().expect("its end");
+    // Comments continue on lines of their own.
+    let words = |line: &str| {
+        line.split_whitespace().filter(|word| *word != "#").collect::<Vec<_>>().join(" ")
+    };
+    let packaged: Vec<String> = PACKAGED.lines().map(words).collect();
+    for line in defaults.lines().map(words).filter(|line| !line.starts_with("mode = ")) {
+        assert!(packaged.contains(&line), "monitor/packaging/flatline.toml lacks: {line}");
+    }
+}
+
 #[test]
 fn every_key_of_the_documented_example_is_taken() {
     let config = parse(
