@@ -3,9 +3,12 @@
 //! Each question has three answers: yes, no, and *couldn't tell*; only a definite no of something
 //! that is required keeps the daemon from starting. What files say is judged by functions of
 //! their text, so that hosts other than the one at hand can be tested. A gap says what is missing
-//! and what to do about it in one line.
+//! and what to do about it in one line; each answer says what is lost where it is no.
 
+mod capabilities;
 mod facts;
+mod guests;
+mod owners;
 
 use std::path::{Path, PathBuf};
 
@@ -70,6 +73,26 @@ pub struct Item {
     pub detail: String,
     /// What it is needed for.
     pub needed_for: String,
+    /// What is lost without it.
+    pub without: String,
+    /// What to do about it; empty where nothing has to be done.
+    pub remedy: String,
+}
+
+impl Item {
+    /// Says what is lost without it, and what to do where it isn't known to be there.
+    fn or_else(mut self, without: &str, remedy: &str) -> Self {
+        without.clone_into(&mut self.without);
+        if self.verdict != Verdict::Ok {
+            remedy.clone_into(&mut self.remedy);
+        }
+        self
+    }
+
+    /// The same of what is required.
+    fn or_none(self, remedy: &str) -> Self {
+        self.or_else("flatline does not start", remedy)
+    }
 }
 
 /// All answers.
@@ -93,14 +116,34 @@ pub fn first_gap(report: &Report) -> Option<String> {
     report.items.iter().find(gap).map(|item| format!("{}: {}", item.name, item.detail))
 }
 
-/// Asks everything. Reads only; takes some milliseconds, most of them for the kernel's BTF.
+/// Asks everything, also what the daemon does without where it has to. Looks at every process.
+pub fn survey(config: &Config) -> Report {
+    let mut report = check(config);
+    report.items.push(guests::kvm());
+    report.items.push(guests::qmp(config));
+    report.items.extend(owners::programs());
+    report.items.push(owners::bounds(config));
+    report
+}
+
+/// What keeps programs that the configuration has from doing as they would elsewhere, in one line.
+pub fn lack_of_room(config: &Config) -> Option<String> {
+    let item = owners::bounds(config);
+    let Item { needed_for, detail, without, remedy, .. } = &item;
+    let text = format!("{needed_for}: {detail}; {without}; {remedy}");
+    (item.verdict == Verdict::Gap).then_some(text)
+}
+
+/// Asks what the daemon has to know before it starts. Reads only; takes some milliseconds, most of them for the
+/// kernel's BTF.
 pub fn check(config: &Config) -> Report {
     let release = read(OSRELEASE);
     let version = release.as_deref().ok().and_then(facts::kernel_version);
     let btf = std::fs::read(BTF);
     let btf = btf.as_deref();
 
-    let mut items = vec![kernel(version, &release), capabilities()];
+    let mut items = vec![kernel(version, &release)];
+    items.extend(capabilities::look());
     items.push(match btf {
         Ok(btf) => judge_btf(btf),
         Err(error) => {
@@ -110,6 +153,7 @@ pub fn check(config: &Config) -> Report {
             };
             let detail = format!("can't read {BTF}: {error}; {remedy}");
             item("BTF", true, Verdict::Gap, detail, "fitting the programs to this kernel")
+                .or_none(remedy)
         }
     });
     items.push(bpffs(&config.paths.bpffs_dir));
@@ -129,7 +173,8 @@ fn item(
     needed_for: &str,
 ) -> Item {
     let (name, detail, needed_for) = (name.into(), detail.into(), needed_for.to_owned());
-    Item { name, required, verdict, detail, needed_for }
+    let (without, remedy) = (String::new(), String::new());
+    Item { name, required, verdict, detail, needed_for, without, remedy }
 }
 
 fn read(path: impl AsRef<Path>) -> Result<String, String> {
@@ -150,31 +195,7 @@ fn kernel(version: Option<(u32, u32)>, release: &Result<String, String>) -> Item
         (_, Err(error)) => (Verdict::Unknown, error.clone()),
     };
     item("kernel", true, verdict, detail, "the block tracepoints as of 5.11, BPF ring buffers")
-}
-
-fn capabilities() -> Item {
-    let needed_for = facts::CAPABILITIES.map(|(_, name, why)| format!("{name}: {why}")).join("; ");
-    let status = read("/proc/self/status");
-    let (verdict, detail) = match status.as_deref().map(facts::effective_capabilities) {
-        Ok(Some(effective)) => {
-            let missing = facts::missing_capabilities(effective);
-            let initial =
-                read("/proc/self/uid_map").ok().map(|map| facts::is_initial_uid_map(&map));
-            if !missing.is_empty() {
-                let names = missing.join(", ");
-                (Verdict::Gap, format!("missing {names}; run as root or grant them to the service"))
-            } else if initial == Some(false) {
-                let detail = "held in a user namespace only, where the kernel doesn't honour them \
-                              for BPF; run in the host's own";
-                (Verdict::Gap, detail.to_owned())
-            } else {
-                (Verdict::Ok, "all held".to_owned())
-            }
-        }
-        Ok(None) => (Verdict::Unknown, "/proc/self/status has no CapEff".to_owned()),
-        Err(error) => (Verdict::Unknown, error.clone()),
-    };
-    item("capabilities", true, verdict, detail, &needed_for)
+        .or_none("use Linux 5.11 or newer")
 }
 
 fn judge_btf(btf: &[u8]) -> Item {
@@ -184,6 +205,7 @@ fn judge_btf(btf: &[u8]) -> Item {
         (Verdict::Gap, format!("{BTF} has no BTF magic; use a kernel that provides its BTF"))
     };
     item("BTF", true, verdict, detail, "fitting the programs to this kernel")
+        .or_none("use a kernel with CONFIG_DEBUG_INFO_BTF=y")
 }
 
 fn bpffs(directory: &Path) -> Item {
@@ -203,7 +225,7 @@ fn bpffs(directory: &Path) -> Item {
             (Verdict::Unknown, format!("can't look at {}: {error}", path.display()))
         }
     };
-    item("bpffs", true, verdict, detail, needed_for)
+    item("bpffs", true, verdict, detail, needed_for).or_none("mount -t bpf bpf /sys/fs/bpf")
 }
 
 /// The nearest ancestor of `directory`, itself included, that exists, and its file system's magic.
@@ -233,6 +255,7 @@ fn tracepoint(btf: Option<&[u8]>, name: &str, needed_for: &str) -> Item {
         None => (Verdict::Unknown, format!("can't read {BTF}")),
     };
     item(format!("tracepoint {name}"), true, verdict, detail, needed_for)
+        .or_none("use a kernel with CONFIG_BLOCK and tracepoints")
 }
 
 fn tap_hook(
@@ -253,6 +276,7 @@ fn tap_hook(
     };
     let (verdict, detail) = facts::judge_tap_hook(wanted, tcx, clsact);
     item("tap hook", true, verdict, detail, "counting what guests send and receive")
+        .or_none("use Linux 6.6 or newer, or one with sch_ingress and cls_bpf")
 }
 
 /// A function of that name stands for the hook; without it, `schedstat` files do.
@@ -265,6 +289,10 @@ fn thread_iterator(btf: Option<&[u8]>) -> Item {
         None => (Verdict::Unknown, "the kernel's BTF can't be read"),
     };
     item("iterator over threads", false, verdict, detail, "reading all vCPUs' time at once")
+        .or_else(
+            "a tick takes some 3 times as long for its vCPUs; nothing else is lost",
+            "use a kernel with CONFIG_BPF_SYSCALL and CONFIG_PROC_FS, if a thousand vCPUs run here",
+        )
 }
 
 fn schedstat() -> Item {
@@ -277,6 +305,7 @@ fn schedstat() -> Item {
         Err(error) => (Verdict::Gap, format!("{error}; use a kernel with CONFIG_SCHED_INFO")),
     };
     item("schedstat", true, verdict, detail, "the vCPUs' time")
+        .or_none("use a kernel with CONFIG_SCHED_INFO")
 }
 
 fn executables(config: &Config) -> Item {
@@ -299,7 +328,10 @@ fn executables(config: &Config) -> Item {
     } else {
         (Verdict::Ok, found.join(", "))
     };
-    item("QEMU", false, verdict, detail, "having something to watch")
+    item("QEMU", false, verdict, detail, "having something to watch").or_else(
+        "there is nothing to watch, but for QEMUs in containers",
+        "install QEMU, or set discovery.executables",
+    )
 }
 
 #[cfg(test)]

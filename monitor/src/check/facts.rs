@@ -3,17 +3,96 @@
 use super::Verdict;
 use crate::config::TapHook;
 
-/// Number (`include/uapi/linux/capability.h`), name and purpose of each capability that the
-/// daemon cannot do without.
-pub(super) const CAPABILITIES: [(u32, &str, &str); 7] = [
-    (39, "CAP_BPF", "loading programs"),
-    (38, "CAP_PERFMON", "programs on tracepoints"),
-    (12, "CAP_NET_ADMIN", "programs on taps"),
-    (13, "CAP_NET_RAW", "ARP and NDP probes"),
-    (19, "CAP_SYS_PTRACE", "files, namespaces and threads of other users' QEMUs"),
-    (21, "CAP_SYS_ADMIN", "entering network namespaces"),
-    (2, "CAP_DAC_READ_SEARCH", "QMP sockets in other users' directories"),
+/// A capability, and what it is for.
+#[derive(Debug)]
+pub(super) struct Capability {
+    /// Its number (`include/uapi/linux/capability.h`).
+    bit: u32,
+    pub(super) name: &'static str,
+    /// Whether the daemon cannot do without it.
+    pub(super) required: bool,
+    pub(super) purpose: &'static str,
+    /// What is lost, by measurement.
+    pub(super) without: &'static str,
+}
+
+/// Those that the daemon uses; its unit bounds it to them.
+pub(super) const CAPABILITIES: [Capability; 11] = [
+    required(
+        39,
+        "CAP_BPF",
+        "loading programs",
+        "nothing, as long as CAP_SYS_ADMIN is held, which the kernel takes for it",
+    ),
+    required(
+        38,
+        "CAP_PERFMON",
+        "programs on tracepoints",
+        "nothing, as long as CAP_SYS_ADMIN is held, which the kernel takes for it",
+    ),
+    required(
+        12,
+        "CAP_NET_ADMIN",
+        "programs on taps",
+        "with clsact (before Linux 6.6), no tap is counted; with tcx, CAP_SYS_ADMIN is taken for it",
+    ),
+    required(
+        13,
+        "CAP_NET_RAW",
+        "ARP and NDP probes",
+        "no guest is asked by ARP or NDP, its best witnesses",
+    ),
+    required(
+        19,
+        "CAP_SYS_PTRACE",
+        "files, namespaces and threads of other users' QEMUs",
+        "VMs of other users are not found",
+    ),
+    required(
+        21,
+        "CAP_SYS_ADMIN",
+        "entering network namespaces",
+        "VMs with a tap in another network namespace are not found",
+    ),
+    required(
+        2,
+        "CAP_DAC_READ_SEARCH",
+        "files in other users' directories",
+        "nothing, as long as CAP_DAC_OVERRIDE is held, which is more",
+    ),
+    optional(
+        1,
+        "CAP_DAC_OVERRIDE",
+        "QMP sockets of other users",
+        "VMs of other users are not restarted, and without QMP hardly judged",
+    ),
+    optional(
+        5,
+        "CAP_KILL",
+        "ending a command that runs as the VM's user, or a QEMU that hangs",
+        "a command of command_user = \"vm\" that hangs goes on after its time",
+    ),
+    optional(6, "CAP_SETGID", "command_user = \"vm\"", "no command is run as the VM's user"),
+    optional(7, "CAP_SETUID", "command_user = \"vm\"", "no command is run as the VM's user"),
 ];
+
+const fn required(
+    bit: u32,
+    name: &'static str,
+    purpose: &'static str,
+    without: &'static str,
+) -> Capability {
+    Capability { bit, name, required: true, purpose, without }
+}
+
+const fn optional(
+    bit: u32,
+    name: &'static str,
+    purpose: &'static str,
+    without: &'static str,
+) -> Capability {
+    Capability { bit, name, required: false, purpose, without }
+}
 
 /// Major and minor number of a kernel's release such as `6.1.0-13-amd64`; `None` if it has none.
 pub(super) fn kernel_version(release: &str) -> Option<(u32, u32)> {
@@ -27,12 +106,18 @@ pub(super) fn effective_capabilities(status: &str) -> Option<u64> {
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
-/// Names of the needed capabilities that `effective` lacks. The kernel takes CAP_SYS_ADMIN for
-/// CAP_BPF and CAP_PERFMON too (`bpf_capable` and `perfmon_capable` in `capability.h`).
-pub(super) fn missing_capabilities(effective: u64) -> Vec<&'static str> {
+/// Whether `effective` has it. The kernel takes CAP_SYS_ADMIN for CAP_BPF and CAP_PERFMON too (`bpf_capable` and
+/// `perfmon_capable` in `capability.h`).
+pub(super) fn is_granted(capability: &Capability, effective: u64) -> bool {
     let has = |bit: u32| effective >> bit & 1 == 1;
-    let granted = |bit: u32| has(bit) || (matches!(bit, 38 | 39) && has(21));
-    CAPABILITIES.iter().filter(|(bit, ..)| !granted(*bit)).map(|(_, name, _)| *name).collect()
+    has(capability.bit) || (matches!(capability.bit, 38 | 39) && has(21))
+}
+
+/// Names of those that the daemon cannot do without, and that `effective` lacks.
+pub(super) fn missing_capabilities(effective: u64) -> Vec<&'static str> {
+    let missing =
+        CAPABILITIES.iter().filter(|wanted| wanted.required && !is_granted(wanted, effective));
+    missing.map(|capability| capability.name).collect()
 }
 
 /// Whether `/proc/self/uid_map` is that of the initial user namespace, which maps all ids.

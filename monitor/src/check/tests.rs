@@ -1,8 +1,10 @@
 use super::facts::{
-    effective_capabilities, has_btf_magic, has_btf_name, has_clsact, has_run_time,
+    CAPABILITIES, effective_capabilities, has_btf_magic, has_btf_name, has_clsact, has_run_time,
     is_initial_uid_map, judge_tap_hook, kernel_version, missing_capabilities,
 };
-use super::{Report, Verdict, bpffs, check, first_gap, item, kernel};
+use super::guests::judge_qmp;
+use super::owners::{judge_bounds, judge_program};
+use super::{Report, Verdict, bpffs, first_gap, item, kernel, survey};
 use crate::config::{Config, TapHook};
 
 fn btf(strings: &[u8]) -> Vec<u8> {
@@ -38,6 +40,42 @@ fn missing_capabilities_are_named() {
     let without_admin = missing_capabilities(!(1 << 21 | 1 << 38));
     assert_eq!(without_admin, ["CAP_PERFMON", "CAP_SYS_ADMIN"]);
     assert_eq!(effective_capabilities("Name:\tx\n"), None);
+}
+
+#[test]
+fn the_unit_has_exactly_the_capabilities_that_are_checked() {
+    let unit = include_str!("../../packaging/systemd/flatline.service");
+    let lines = unit.lines().filter_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    let mut bounded: Vec<_> = lines.flat_map(str::split_whitespace).collect();
+    let mut checked = CAPABILITIES.map(|capability| capability.name).to_vec();
+    bounded.sort_unstable();
+    checked.sort_unstable();
+    assert_eq!(bounded, checked);
+}
+
+#[test]
+fn an_owners_program_is_missed_only_where_there_is_such_an_owner() {
+    assert_eq!(judge_program(Some("/usr/bin/virsh".to_owned()), false).0, Verdict::Ok);
+    assert_eq!(judge_program(None, false).0, Verdict::Ok);
+    assert_eq!(judge_program(None, true).0, Verdict::Gap);
+}
+
+#[test]
+fn bounds_are_a_gap_only_for_programs_that_start_qemus() {
+    let judge = |needed, own, host| judge_bounds(needed, own, host).0;
+    assert_eq!(judge(false, Some(1), Some(3)), Verdict::Ok);
+    assert_eq!(judge(true, Some(1), Some(3)), Verdict::Gap);
+    assert_eq!(judge(true, Some(7), Some(3)), Verdict::Ok);
+    assert_eq!(judge(true, None, Some(3)), Verdict::Unknown);
+}
+
+#[test]
+fn vms_without_a_qmp_socket_are_named_but_not_all_of_many() {
+    assert_eq!(judge_qmp(0, &[]).0, Verdict::Unknown);
+    assert_eq!(judge_qmp(2, &[]).0, Verdict::Ok);
+    let (verdict, detail) = judge_qmp(9, &["a", "b", "c", "d", "e", "f"]);
+    assert_eq!(verdict, Verdict::Gap);
+    assert_eq!(detail, "6 of 9 QEMUs have no socket: a, b, c, d, e and more");
 }
 
 #[test]
@@ -106,9 +144,11 @@ fn only_a_required_gap_makes_a_host_unfit() {
 
 #[test]
 fn every_answer_of_this_host_is_one_line() {
-    let report = check(&Config::parse("", "").expect("defaults"));
-    assert!(report.items.len() >= 10);
+    let report = survey(&Config::parse("", "").expect("defaults"));
+    assert!(report.items.len() >= 25);
     for item in report.items {
         assert!(!item.detail.is_empty() && !item.detail.contains('\n'), "{item:?}");
+        assert!(!item.without.is_empty() && !item.needed_for.is_empty(), "{item:?}");
+        assert_eq!(item.remedy.is_empty(), item.verdict == Verdict::Ok, "{item:?}");
     }
 }

@@ -1,17 +1,20 @@
 //! `flatline check`: is this host fit.
 
-use flatline::check::{Item, Report, check};
+use std::fmt::Write;
+
+use flatline::check::{Item, Report, Verdict, survey};
 use flatline::config::Config;
 
-use super::table::table;
+use super::table::{safe, table};
 use super::{Answer, Failure, json};
 
 pub(super) fn run(config: &Config, as_json: bool) -> Result<Answer, Failure> {
-    let report = check(config);
+    let report = survey(config);
     let text = if as_json { json(&report)? } else { text(&report) };
     Ok(Answer { text, remark: String::new(), bad_news: !report.is_fit() })
 }
 
+/// A row for each item, and then, for what isn't there, what is lost and what to do.
 fn text(report: &Report) -> String {
     let row = |item: &Item| {
         let required = if item.required { "required" } else { "optional" };
@@ -23,5 +26,13 @@ fn text(report: &Report) -> String {
         ]
     };
     let rows = report.items.iter().map(row).collect::<Vec<_>>();
-    table(["ITEM", "ANSWER", "", "DETAIL"], &rows)
+    let mut text = table(["ITEM", "ANSWER", "", "DETAIL"], &rows);
+    for item in report.items.iter().filter(|item| item.verdict != Verdict::Ok) {
+        let Item { name, needed_for, without, remedy, .. } = item;
+        // Writing to a string cannot fail.
+        let _ = write!(text, "\n{}: for {}\n", safe(name), safe(needed_for));
+        let _ = writeln!(text, "  without it: {}", safe(without));
+        let _ = writeln!(text, "  what to do: {}", safe(remedy));
+    }
+    text
 }

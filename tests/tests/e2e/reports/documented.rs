@@ -239,5 +239,7 @@ pub(super) const CHECK: Shape = Object(&[(
         ("verdict", OneOf(&["ok", "gap", "unknown"])),
         ("detail", Text),
         ("needed_for", Text),
+        ("without", Text),
+        ("remedy", Text),
     ])),
 )]);

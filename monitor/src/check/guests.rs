@@ -1,0 +1,57 @@
+//! What guests have that are there now: KVM, and a QMP socket.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use super::{Item, Verdict, item};
+use crate::config::Config;
+use crate::discover::{self, Owner};
+
+/// The module's directory, also where it is built in.
+const KVM: &str = "/sys/module/kvm";
+
+/// Names that are listed at most.
+const NAMED: usize = 5;
+
+/// The tracepoints of a suspect's vCPUs come with it.
+pub(super) fn kvm() -> Item {
+    let (verdict, detail) = if Path::new(KVM).is_dir() {
+        (Verdict::Ok, "loaded")
+    } else {
+        (Verdict::Gap, "not loaded; load kvm_intel or kvm_amd")
+    };
+    item("KVM", false, verdict, detail, "seeing which interrupts a suspect's vCPUs take").or_else(
+        "guests run under TCG, and are judged without what their vCPUs take",
+        "load kvm_intel or kvm_amd; in a VM, have its host allow nested virtualization",
+    )
+}
+
+/// Whether the QEMUs that run have a QMP socket.
+pub(super) fn qmp(config: &Config) -> Item {
+    let found = discover::sweep(&config.discovery.scope(), &HashSet::new());
+    let vms: Vec<_> = found.into_iter().flatten().collect();
+    // libvirt's are reached through virsh.
+    let reached = |vm: &&discover::Vm| {
+        !vm.qmp_sockets.is_empty() || matches!(vm.ownership.owner, Owner::Libvirt { .. })
+    };
+    let lacking: Vec<_> = vms.iter().filter(|vm| !reached(vm)).map(|vm| vm.name.as_str()).collect();
+    let (verdict, detail) = judge_qmp(vms.len(), &lacking);
+    item("QMP", false, verdict, detail, "restarting guests, and asking for their registers")
+        .or_else(
+            "such a guest is watched, and restarted by its owner's means alone",
+            "start it with -qmp unix:/run/vm/NAME.flatline.qmp,server=on,wait=off",
+        )
+}
+
+/// The verdict, from how many VMs there are and the names of those that have none.
+pub(super) fn judge_qmp(vms: usize, lacking: &[&str]) -> (Verdict, String) {
+    match (vms, lacking.len()) {
+        (0, _) => (Verdict::Unknown, "no QEMU runs now that could be looked at".to_owned()),
+        (vms, 0) => (Verdict::Ok, format!("{vms} of {vms} QEMUs have a socket")),
+        (vms, count) => {
+            let names = lacking.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
+            let more = if count > NAMED { " and more" } else { "" };
+            (Verdict::Gap, format!("{count} of {vms} QEMUs have no socket: {names}{more}"))
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! The programs of VMs' owners, and how much room they have here.
+
+use std::path::Path;
+
+use super::{Item, Verdict, item, read};
+use crate::{
+    config::{Config, Means},
+    program,
+};
+
+/// A program, what of this host says that it is in use, and what for.
+const PROGRAMS: [(&str, &str, &str, &str); 3] = [
+    ("systemctl", "/run/systemd/system", "QEMUs that are systemd units", "install systemd"),
+    ("virsh", "/run/libvirt", "libvirt's guests", "install libvirt-clients"),
+    ("qm", "/etc/pve", "Proxmox VE's guests", "install qemu-server"),
+];
+
+pub(super) fn programs() -> Vec<Item> {
+    PROGRAMS
+        .map(|(name, trace, whose, remedy)| {
+            let (verdict, detail) = judge_program(
+                program::find(name).map(|path| path.display().to_string()),
+                Path::new(trace).exists(),
+            );
+            item(name, false, verdict, detail, &format!("restarting and starting {whose}"))
+                .or_else(&format!("{whose} are watched, and not restarted by their owner"), remedy)
+        })
+        .into()
+}
+
+/// The verdict on a program, from its path, and whether this host has what it is for.
+pub(super) fn judge_program(found: Option<String>, is_in_use: bool) -> (Verdict, String) {
+    match (found, is_in_use) {
+        (Some(path), _) => (Verdict::Ok, path),
+        (None, false) => (Verdict::Ok, "not there, and nothing here needs it".to_owned()),
+        (None, true) => (Verdict::Gap, "not there".to_owned()),
+    }
+}
+
+/// Programs that start QEMUs by themselves inherit what this process may not.
+pub(super) fn bounds(config: &Config) -> Item {
+    let starts = |means: &Means| means.start_exited || !means.command.is_empty();
+    let is_needed = starts(&config.means) || config.vms.iter().any(|rule| starts(&rule.means));
+    let bound = |path: &str| read(path).ok().and_then(|status| bounding_set(&status));
+    let (verdict, detail) =
+        judge_bounds(is_needed, bound("/proc/self/status"), bound("/proc/1/status"));
+    let needed_for = "commands and `qm start`, which start QEMUs by themselves";
+    item("room for owners' programs", false, verdict, detail, needed_for).or_else(
+        "they, and the QEMUs that they start, have no more rights than flatline",
+        "install examples/unbounded.conf, or have the command use systemd-run (docs/packages.md)",
+    )
+}
+
+/// `CapBnd` of `/proc/PID/status`.
+fn bounding_set(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapBnd:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+/// The verdict, from whether the configuration has such programs, and the bounds of this process and of the host's first.
+pub(super) fn judge_bounds(
+    is_needed: bool,
+    own: Option<u64>,
+    host: Option<u64>,
+) -> (Verdict, String) {
+    let detail = |text: &str| text.to_owned();
+    match (is_needed, own, host) {
+        (false, ..) => (Verdict::Ok, detail("no such program is configured")),
+        (true, Some(own), Some(host)) if own & host == host => {
+            (Verdict::Ok, detail("all capabilities of this host"))
+        }
+        (true, Some(own), Some(host)) => {
+            let lacking = (host & !own).count_ones();
+            (Verdict::Gap, format!("{lacking} of the host's capabilities are out of their reach"))
+        }
+        (true, ..) => (Verdict::Unknown, detail("the bounds can't be read")),
+    }
+}
