@@ -15,6 +15,7 @@ mod hearing;
 mod heart;
 mod hold;
 mod memory;
+mod notify;
 mod owners;
 mod plugged;
 mod recordings;
@@ -55,6 +56,7 @@ use crate::{
     witness::Notes,
 };
 use engine::{Engine, Readers, WaysIn};
+use notify::Notifier;
 
 /// Time between two sweeps of `/proc`, for what events don't tell: a QEMU that daemonized, a lost event.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -143,6 +145,9 @@ pub async fn run(config: Config, source: Source) -> Result<(), StartError> {
     if let Some(gap) = check::first_gap(&check::check(&config)) {
         return Err(StartError::Unfit(gap));
     }
+    if let Some(lack) = check::lack_of_room(&config) {
+        warn!("{lack}");
+    }
     // The state directory first: it is the one that two differently configured daemons would share.
     let _state = DirectoryLock::take(&config.paths.state_dir)?;
     let _runtime = DirectoryLock::take(&config.paths.runtime_dir)?;
@@ -201,6 +206,7 @@ async fn start(
     let (notices, mut qmp) = mpsc::channel(QMP_NOTICES);
     let processes = watchers::watch_processes(process_events, messages.clone());
     let runtime_dir = config.paths.runtime_dir.clone();
+    let mut notifier = Notifier::from_environment(config.sample_interval);
     let reads_threads =
         health.iter().any(|program| program.program == THREADS && program.failure.is_none());
     let threads = reads_threads.then(|| ThreadReader::new(config.paths.bpffs_dir.join(THREADS)));
@@ -220,8 +226,14 @@ async fn start(
             biased;
             _ = signals.terminated.recv() => break,
             _ = signals.interrupted.recv() => break,
-            _ = signals.hangup.recv() => engine.reload(),
-            due = tick.tick() => engine.timed_tick(due),
+            _ = signals.hangup.recv() => {
+                notifier.reloading();
+                engine.reload();
+            }
+            due = tick.tick() => {
+                engine.timed_tick(due);
+                notifier.ticked(&engine);
+            }
             Some((vm, notice)) = qmp.recv() => engine.on_qmp(vm, notice),
             Some(message) = inbox.recv() => engine.on_message(message),
             Some(report) = attached.recv() => engine.on_attached(report),
@@ -234,9 +246,12 @@ async fn start(
         let interval = engine.config.sample_interval;
         if tick.period() != interval {
             tick = ticks(Instant::now() + interval, interval);
+            notifier.outlast(interval);
         }
+        notifier.reloaded(&engine);
     }
     info!("stopping");
+    notifier.stopping();
     control.abort();
     if let Some(processes) = processes {
         processes.abort();

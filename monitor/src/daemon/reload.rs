@@ -29,6 +29,11 @@ impl Reloading {
         Self { source, is_reading: false, again: false, complaint: None }
     }
 
+    /// Whether the file is being read.
+    pub(super) fn is_reading(&self) -> bool {
+        self.is_reading
+    }
+
     /// Why the configuration in force is not what was to be.
     pub(super) fn complaint(&self) -> Option<&str> {
         self.complaint.as_deref()
