@@ -146,7 +146,7 @@ fn put(from: &Path, to: &Path) -> std::io::Result<()> {
 
 /// Whether an ELF file of 64 bits, with its numbers in little-endian order, names no loader: it has no program header of
 /// the type `PT_INTERP` (elf(5)).
-fn is_static(elf: &[u8]) -> bool {
+pub(crate) fn is_static(elf: &[u8]) -> bool {
     const PT_INTERP: u32 = 3;
     let number = |at: usize, bytes: usize| {
         let mut value = [0; 8];

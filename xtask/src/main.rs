@@ -13,8 +13,10 @@ mod btf_names;
 mod build_ebpf;
 mod build_heartbeat;
 mod demo;
+mod dist;
 mod document;
 mod executable;
+mod first_steps;
 mod fuzz;
 mod guest;
 mod lint;
@@ -52,6 +54,10 @@ enum Task {
     Lint,
     /// Show three real guests, crash one, and watch flatline bring it back
     Demo,
+    /// Make Debian packages, and a tarball with a static program, in target/dist
+    Dist(dist::Options),
+    /// Play the README's first steps on a fresh Debian in a VM, and write docs/first-steps.md
+    FirstSteps,
     /// Measure what flatline costs, and write docs/costs.md
     Bench,
     /// Look for bytes that break a parser
@@ -76,6 +82,8 @@ fn main() -> ExitCode {
         Task::Guest => guest::task(),
         Task::Lint => lint::task(),
         Task::Demo => demo::task(),
+        Task::Dist(options) => dist::task(&options),
+        Task::FirstSteps => first_steps::task(),
         Task::Bench => bench::task(),
         Task::Fuzz(options) => fuzz::task(&options),
         Task::Matrix(options) => matrix::task(&options),

@@ -56,7 +56,11 @@ pub(super) fn debian() -> Result<PathBuf> {
 }
 
 /// Boots a copy of it that has the `packages`, and has it run the `commands` one after the other.
-pub(super) fn play(debian: &Path, packages: &[PathBuf], commands: &[String]) -> Result<Vec<Played>> {
+pub(super) fn play(
+    debian: &Path,
+    packages: &[PathBuf],
+    commands: &[String],
+) -> Result<Vec<Played>> {
     let place = debian.join(PLACE).join("target/dist");
     std::fs::create_dir_all(&place)?;
     for package in packages {

@@ -45,6 +45,9 @@ mod tests {
     fn the_readme_has_what_is_played() {
         let readme = std::fs::read_to_string(crate::process::workspace_root().join("README.md"));
         let commands = commands(&readme.unwrap()).unwrap();
-        assert!(commands.iter().any(|command| command == "systemctl reload flatline"), "{commands:?}");
+        assert!(
+            commands.iter().any(|command| command == "systemctl reload flatline"),
+            "{commands:?}"
+        );
     }
 }

@@ -1,0 +1,121 @@
+//! `cargo xtask dist`: what others install, in `target/dist`: Debian packages of the daemon and of the guests' agent, and a
+//! tarball with a static program for everybody else.
+//!
+//! What a package has in it stands in its `Cargo.toml`, in the table that cargo-deb reads, so that `cargo deb --no-build` makes
+//! the same. It is not used here because the tests install these packages: building cargo-deb takes a fresh machine longer than
+//! all other packaging together, and what is needed of it is to copy files.
+
+mod deb;
+mod stage;
+mod table;
+mod tarball;
+mod verify;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use flatline_tests::boot_sector::BootSector;
+
+use crate::process::{self, heading, workspace_root};
+use crate::{build_ebpf, build_heartbeat, executable, setup};
+use table::Package;
+
+/// What to make.
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    /// Only the Debian packages: no second build of the daemon as a static program
+    #[arg(long)]
+    debian: bool,
+    /// Also install the packages in a fresh Debian, as root, and have lintian and systemd look at them
+    #[arg(long)]
+    verify: bool,
+}
+
+/// Makes what the options ask for, and says where it is.
+pub(crate) fn task(options: &Options) -> Result<()> {
+    setup::ensure()?;
+    let debs = packages()?;
+    for deb in &debs {
+        told(deb)?;
+    }
+    if !options.debian {
+        told(&tarball::build()?)?;
+    }
+    verify::unit(&staged("flatline"))?;
+    if options.verify { verify::packages(&debs) } else { Ok(()) }
+}
+
+/// Builds the programs, and the Debian packages with them.
+///
+/// # Errors
+///
+/// As [`debian`], and if one of them can't be built.
+pub(crate) fn packages() -> Result<Vec<PathBuf>> {
+    build_ebpf::build()?;
+    let daemon = executable::build("the daemon", &["--package", "flatline"])?;
+    debian(&daemon, &build_heartbeat::build()?)
+}
+
+/// The Debian packages, from programs that are there: the daemon's is asked for its pages, so it must run here.
+///
+/// # Errors
+///
+/// If a file of a package's table is missing, or the tools of dpkg-dev are.
+pub(crate) fn debian(daemon: &Path, agent: &Path) -> Result<Vec<PathBuf>> {
+    heading("Debian packages");
+    documents(daemon)?;
+    let mut debs = Vec::new();
+    for (name, program) in [("flatline", daemon), ("flatline-heartbeat", agent)] {
+        let package = Package::read(name)?;
+        let root = staged(name);
+        stage::stage(&package, program, &root)?;
+        debs.push(deb::build(&package, &root)?);
+    }
+    Ok(debs)
+}
+
+/// Where all of it goes.
+fn directory() -> PathBuf {
+    workspace_root().join("target/dist")
+}
+
+/// The files of a package, as they are installed.
+fn staged(name: &str) -> PathBuf {
+    directory().join("stage").join(name)
+}
+
+/// Man pages, completions, the practice guest, and the agent's unit as it is for packages.
+fn documents(daemon: &Path) -> Result<()> {
+    let documents = directory().join("documents");
+    afresh(&documents)?;
+    process::run(Command::new(daemon).arg("documents").arg(&documents))?;
+    // It reads its disk until something comes over its serial line, and then halts for good.
+    BootSector::OnCommand.write(&documents.join("practice.img"))?;
+    let unit = "heartbeat/flatline-heartbeat.service";
+    let text = std::fs::read_to_string(workspace_root().join(unit)).context(unit)?;
+    // Its first lines tell how to install it by hand.
+    let text = text.split_once("\n\n").map_or(&*text, |(_, rest)| rest);
+    let path = documents.join("flatline-heartbeat.service");
+    std::fs::write(&path, text.replace("/usr/local/bin/", "/usr/bin/"))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Makes the directory, without what an earlier run left in it.
+fn afresh(directory: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot remove {}", directory.display()));
+        }
+        Ok(()) | Err(_) => {}
+    }
+    std::fs::create_dir_all(directory)
+        .with_context(|| format!("cannot make {}", directory.display()))
+}
+
+fn told(file: &Path) -> Result<()> {
+    let bytes = file.metadata().with_context(|| format!("no {}", file.display()))?.len();
+    println!("{} ({} KiB)", file.display(), bytes.div_ceil(1024));
+    Ok(())
+}

@@ -1,0 +1,93 @@
+//! What others say of the packages: systemd of the unit, lintian of the files, and a fresh Debian of their installation.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::directory;
+use crate::process::{self, capture, find_program, heading};
+
+/// Debian's release in which the packages are installed, and from where it comes.
+const RELEASE: &str = "bookworm";
+const MIRROR: &str = "http://deb.debian.org/debian";
+/// What of it the packages need beyond its smallest form.
+const INCLUDED: &str = "systemd,init-system-helpers";
+
+/// Has systemd look at the daemon's unit below `root`, and prints how exposed it finds it.
+pub(super) fn unit(root: &Path) -> Result<()> {
+    if find_program("systemd-analyze").is_none() {
+        println!("systemd-analyze is not there: the unit is not looked at");
+        return Ok(());
+    }
+    let unit = root.join("usr/lib/systemd/system/flatline.service");
+    let mut command = Command::new("systemd-analyze");
+    command.args(["security", "--offline=true", "--no-pager"]).arg(&unit);
+    let answer = capture(&mut command).context("systemd-analyze security failed")?;
+    let score = answer.lines().find(|line| line.contains("exposure level"));
+    println!("{}", score.context("systemd-analyze names no score")?.trim());
+    Ok(())
+}
+
+/// Has lintian look at the packages, and installs and removes them in a Debian that was made for that.
+pub(super) fn packages(debs: &[PathBuf]) -> Result<()> {
+    for (program, package) in [("lintian", "lintian"), ("debootstrap", "debootstrap")] {
+        ensure!(find_program(program).is_some(), "{program} is missing: apt-get install {package}");
+    }
+    heading("lintian");
+    let mut command = Command::new("lintian");
+    process::run(command.args(["--fail-on", "error", "--tag-display-limit=0"]).args(debs))?;
+    heading(&format!("a fresh {RELEASE}"));
+    let root = tempfile::Builder::new().prefix("flatline-dist-").tempdir()?;
+    let mut command = Command::new("debootstrap");
+    command.args(["--variant=minbase", &format!("--include={INCLUDED}"), RELEASE]);
+    process::run_quietly("debootstrap", command.arg(root.path()).arg(MIRROR))?;
+    install(debs, root.path())
+}
+
+fn install(debs: &[PathBuf], root: &Path) -> Result<()> {
+    let mut names = Vec::new();
+    for deb in debs {
+        let name = deb.file_name().and_then(|name| name.to_str()).context("a nameless package")?;
+        std::fs::copy(deb, root.join(name))?;
+        names.push(format!("/{name}"));
+    }
+    let inside = |words: &[&str]| {
+        let mut command = Command::new("chroot");
+        command.arg(root).args(words).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command.env("DEBIAN_FRONTEND", "noninteractive");
+        command
+    };
+    heading("installing");
+    let mut words = vec!["dpkg", "--install"];
+    words.extend(names.iter().map(String::as_str));
+    process::run(&mut inside(&words))?;
+    for (what, words) in [
+        ("the program runs", vec!["flatline", "--version"]),
+        (
+            "its configuration is sound",
+            vec!["flatline", "check-config", "/etc/flatline/flatline.toml"],
+        ),
+        ("the group is there", vec!["getent", "group", "flatline"]),
+        ("the unit is sound", vec!["systemd-analyze", "verify", "--man=no", "flatline.service"]),
+        ("it is enabled", vec!["systemctl", "is-enabled", "flatline.service"]),
+        ("all files are as they were packed", vec!["dpkg", "--verify", "flatline"]),
+        ("it can be installed again", words.clone()),
+        ("it can be removed", vec!["dpkg", "--remove", "flatline", "flatline-heartbeat"]),
+        ("and purged", vec!["dpkg", "--purge", "flatline", "flatline-heartbeat"]),
+    ] {
+        println!("{what}:");
+        process::run(&mut inside(&words))?;
+    }
+    let left = [
+        "usr/bin/flatline",
+        "etc/flatline",
+        "var/lib/flatline",
+        "etc/systemd/system/multi-user.target.wants/flatline.service",
+    ];
+    if let Some(left) = left.iter().find(|path| root.join(path).symlink_metadata().is_ok()) {
+        bail!("/{left} is left behind, below {}", directory().display());
+    }
+    println!("nothing is left of it");
+    Ok(())
+}
