@@ -1,5 +1,6 @@
 //! The daemon under test, with every directory of its own: several may run on one machine.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt as _;
@@ -29,6 +30,8 @@ const CLIENT_TIMEOUT: &str = "20";
 pub struct DaemonConfig {
     /// The program.
     pub binary: PathBuf,
+    /// A program, and its arguments, that runs the daemon in its own place: `env`, `setpriv`.
+    pub prefix: Vec<String>,
     /// Which executables' VMs it manages: globs.
     pub executables: Vec<String>,
     /// `recover` or `observe`.
@@ -73,6 +76,7 @@ impl DaemonConfig {
     pub fn new(binary: &Path, executable: &Path) -> Self {
         Self {
             binary: binary.to_owned(),
+            prefix: Vec::new(),
             executables: vec![executable.display().to_string()],
             mode: "recover".to_owned(),
             flat_for: Duration::from_secs(5),
@@ -83,7 +87,7 @@ impl DaemonConfig {
     }
 
     fn toml(&self, dir: &Path) -> String {
-        let Self { binary: _, executables, mode, flat_for, boot_grace, metrics, extra_toml } = self;
+        let Self { executables, mode, flat_for, boot_grace, metrics, extra_toml, .. } = self;
         // JSON's strings and lists of strings are TOML's too.
         let path = |name: &str| json!(dir.join(name).display().to_string());
         let mut toml = String::new();
@@ -146,8 +150,10 @@ impl Daemon {
         if self.child.is_some() {
             bail!("the daemon runs already");
         }
-        let mut command = Command::new(&self.config.binary);
-        command.args(["run", "--config"]).arg(&self.config_path);
+        let mut words = self.config.prefix.iter().map(OsStr::new).collect::<Vec<_>>();
+        words.push(self.config.binary.as_os_str());
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).args(["run", "--config"]).arg(&self.config_path);
         // It is to log to its stderr, whoever started the tests.
         command.env_remove("JOURNAL_STREAM").env_remove("NOTIFY_SOCKET");
         // A process group of its own: Ctrl-C is for the harness.

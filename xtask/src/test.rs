@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::process::{self, capture, cargo_command, heading, workspace_root};
-use crate::{build_ebpf, guest, lint, matrix, setup, soak, tools};
+use crate::{build_ebpf, build_heartbeat, dist, guest, lint, matrix, setup, soak, tools};
 
 /// What to run.
 #[derive(Args, Debug)]
@@ -75,6 +75,8 @@ fn end_to_end_tests(options: &Options) -> Result<()> {
     let binary = target_directory()?.join("release/flatline");
     let images = guest::build()?;
     tools::fetch();
+    let packages = dist::debian(&binary, &build_heartbeat::build()?)?;
+    let packages = std::env::join_paths(packages).context("a package's path has a colon")?;
     heading("end-to-end tests");
     let mut command = cargo_command(["test", "--package", "flatline-tests", "--no-fail-fast"]);
     command.args(&options.filter);
@@ -83,6 +85,7 @@ fn end_to_end_tests(options: &Options) -> Result<()> {
         command.args(["--test", "*", "--"]).args(&options.runner);
     }
     command.env("FLATLINE_BINARY", binary).env("FLATLINE_GUEST_DIR", images);
+    command.env("FLATLINE_PACKAGES", packages);
     process::run(&mut command)
 }
 

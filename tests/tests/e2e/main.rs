@@ -21,6 +21,7 @@ mod neighbours;
 mod network;
 mod owners;
 mod page;
+mod packages;
 mod peers;
 mod programs;
 mod recordings;
@@ -73,5 +74,6 @@ fn main() -> ExitCode {
     trials.extend(page::trials());
     trials.extend(witnesses::trials());
     trials.extend(memory::trials());
+    trials.extend(packages::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }
