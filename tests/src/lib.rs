@@ -22,6 +22,7 @@ pub mod interrupt;
 mod machine;
 pub mod netns;
 pub mod owners;
+pub mod prometheus;
 pub mod qmp;
 pub mod scenario;
 pub mod soak;

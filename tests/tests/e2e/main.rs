@@ -4,6 +4,7 @@
 //! its own network namespace, directory and name for QEMU's executable, by which its daemon knows its
 //! guests from those of the other tests. `cargo xtask test` builds what they need.
 
+mod alerts;
 mod brought_back;
 mod counts;
 mod documents;
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
     trials.extend(heartbeats::trials());
     trials.extend(metrics::trials());
     trials.extend(page::trials());
+    trials.extend(alerts::trials());
     trials.extend(witnesses::trials());
     trials.extend(memory::trials());
     trials.extend(packages::trials());

@@ -3,7 +3,6 @@
 use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -11,7 +10,6 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use flatline_tests::{
     boot_sector::BootSector,
-    command,
     daemon::{Daemon, free_address},
     guest::{Accelerator, Guest},
     interrupt::{sleep, wait_until},
@@ -292,9 +290,6 @@ fn promtool() -> Result<Option<String>> {
         Ok(promtool) => promtool,
         Err(why) => return Ok(Some(why)),
     };
-    let rules = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../monitor/packaging/prometheus/flatline.rules.yml");
-    command::run_command(Command::new(&promtool).args(["check", "rules"]).arg(rules))?;
     let rig = Rig::new()?;
     let guests = boot_all(&[rig.linux("checked", 1)?])?;
     let mut config = rig.daemon_config()?;
