@@ -16,6 +16,7 @@ pub mod console;
 mod cpio;
 pub mod cpu;
 pub mod daemon;
+pub mod dashboard;
 pub mod guest;
 pub mod image;
 pub mod interrupt;

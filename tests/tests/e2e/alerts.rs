@@ -22,6 +22,7 @@ use flatline_tests::{
     boot_sector::BootSector,
     command,
     daemon::{Daemon, free_address},
+    dashboard::questions,
     guest::{Guest, GuestConfig},
     interrupt::{sleep, wait_until},
     netns::Tap,
@@ -101,7 +102,7 @@ struct Scene {
     /// Ends first: what it detaches is the daemon's.
     detacher: Option<Detacher>,
     daemon: Daemon,
-    _prometheus: Prometheus,
+    prometheus: Prometheus,
     alertmanager: Alertmanager,
     guests: Vec<Guest>,
     _stand_ins: Vec<StandIn>,
@@ -204,7 +205,7 @@ fn scene(prometheus: &Path, alertmanager: &Path, rules: &str) -> Result<Scene> {
     config.executables.push(StandIn::put(&rig)?.display().to_string());
     let daemon = rig.daemon(&config)?;
     let alertmanager = Alertmanager::start(alertmanager, rig.dir())?;
-    let _prometheus = Prometheus::start(prometheus, rig.dir(), address, rules, &alertmanager)?;
+    let prometheus = Prometheus::start(prometheus, rig.dir(), address, rules, &alertmanager)?;
     let guests = configs.iter().map(GuestConfig::start).collect::<Result<Vec<_>>>()?;
     for guest in &guests {
         wait_for_vm(&daemon, guest.name(), "counted", BOOT_LIMIT, |row| {
@@ -314,6 +315,7 @@ fn alerts() -> Result<Option<String>> {
     wait_for_vm(&scene.daemon, "agent", "its heart is heard", COMMAND_LIMIT, |row| {
         row["heartbeat"]["beats"].as_u64() > Some(1)
     })?;
+    look_at_dashboard(&scene.prometheus)?;
     agent.run("heartbeat-kill KILL", COMMAND_LIMIT)?;
     scene.guest("killed")?.kill()?;
     let links = scene.rig.dir().join("bpf/flatline/links");
@@ -355,6 +357,25 @@ fn alerts() -> Result<Option<String>> {
     ensure!(fired == all, "fired: {fired:?}, of {all:?}");
     ensure!(!scene.seen.iter().any(|(_, vm)| vm == "healthy"), "{:?}", scene.seen);
     Ok(None)
+}
+
+/// Asks Prometheus all that the dashboard would, of a host where everything is to be seen.
+fn look_at_dashboard(prometheus: &Prometheus) -> Result<()> {
+    let questions = questions(&fs::read_to_string(packaged("../grafana/flatline.json"))?)?;
+    // It takes two scrapes for the rate of what came last.
+    wait_until("the agent's series", ALERT_LIMIT, || {
+        let beats = prometheus.query("rate(flatline_vm_heartbeats_total[5s])")?;
+        Ok((!beats.is_empty()).then_some(()))
+    })?;
+    for question in &questions {
+        let series = prometheus.query(&question.of_all("1m", "2m")?);
+        let series = series.with_context(|| question.panel.clone())?;
+        // Nothing stalls here.
+        let may_be_empty = question.expression.contains("oldest_in_flight");
+        ensure!(may_be_empty || !series.is_empty(), "nothing to be seen: {question:?}");
+    }
+    println!("{} questions of the dashboard were answered", questions.len());
+    Ok(())
 }
 
 fn interface_index(tap: &Tap) -> Result<u32> {

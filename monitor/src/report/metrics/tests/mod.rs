@@ -192,6 +192,16 @@ fn every_figure_that_an_alert_rests_on_is_served() {
 }
 
 #[test]
+fn every_figure_that_the_dashboard_shows_is_served() {
+    let dashboard = include_str!("../../../../packaging/grafana/flatline.json");
+    let expressions = dashboard.lines().filter(|line| {
+        ["\"expr\": ", "\"query\": "].iter().any(|key| line.trim().starts_with(key))
+    });
+    let names = assert_served(expressions);
+    assert!(names > 40, "{names}");
+}
+
+#[test]
 fn every_alert_is_documented_where_its_runbook_says() {
     let rules = include_str!("../../../../packaging/prometheus/flatline.rules.yml");
     let documented = include_str!("../../../../../docs/metrics.md");
