@@ -293,6 +293,11 @@ fn alerts() -> Result<Option<String>> {
     let shipped = fs::read_to_string(packaged("flatline.rules.yml"))?;
     let mut scene = scene(&prometheus, &alertmanager, &hastened(&shipped)?)?;
 
+    // One is restarted before Prometheus first hears of it, and one after that.
+    wait_until("a scrape", ALERT_LIMIT, || {
+        let before = scene.prometheus.query("flatline_vm_restarts_total{vm=\"restarted\"} == 0")?;
+        Ok((!before.is_empty()).then_some(()))
+    })?;
     for name in ["restarted", "observed"] {
         scene.guest(name)?.send("p")?;
     }
@@ -362,17 +367,15 @@ fn alerts() -> Result<Option<String>> {
 /// Asks Prometheus all that the dashboard would, of a host where everything is to be seen.
 fn look_at_dashboard(prometheus: &Prometheus) -> Result<()> {
     let questions = questions(&fs::read_to_string(packaged("../grafana/flatline.json"))?)?;
-    // It takes two scrapes for the rate of what came last.
-    wait_until("the agent's series", ALERT_LIMIT, || {
-        let beats = prometheus.query("rate(flatline_vm_heartbeats_total[5s])")?;
-        Ok((!beats.is_empty()).then_some(()))
-    })?;
     for question in &questions {
-        let series = prometheus.query(&question.of_all("1m", "2m")?);
-        let series = series.with_context(|| question.panel.clone())?;
+        let asked = question.of_all("1m", "2m")?;
         // Nothing stalls here.
         let may_be_empty = question.expression.contains("oldest_in_flight");
-        ensure!(may_be_empty || !series.is_empty(), "nothing to be seen: {question:?}");
+        // A rate takes two scrapes, and a guest that booted just now may not have told of its memory yet.
+        wait_until(&format!("something to be seen: {question:?}"), ALERT_LIMIT, || {
+            let series = prometheus.query(&asked)?;
+            Ok((may_be_empty || !series.is_empty()).then_some(()))
+        })?;
     }
     println!("{} questions of the dashboard were answered", questions.len());
     Ok(())
