@@ -40,6 +40,9 @@ use crate::{
     witness::ProbeSocket,
 };
 
+/// Ticks between two readings of what all guests' agents said, whoever said something meanwhile.
+const ALL_HEARTBEATS_EVERY: u64 = 10;
+
 /// The daemon's state.
 pub(super) struct Engine {
     pub(super) config: Config,
@@ -268,6 +271,7 @@ impl Engine {
             rows: &rows,
             threads: threads.as_ref(),
             heartbeats: &heartbeats,
+            reads_all_heartbeats: self.ticks.is_multiple_of(ALL_HEARTBEATS_EVERY),
             in_flight: &in_flight,
             devices: &devices,
         };

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{engine::Engine, vm::WatchedVm};
+use super::{engine::Engine, heart::Heart, vm::WatchedVm};
 use crate::{
     config::Config,
     report::{
@@ -25,7 +25,7 @@ use crate::{
             left::{self, Giver, Left},
         },
     },
-    sample::{Heartbeats, VmSample},
+    sample::VmSample,
     verdict::State,
 };
 
@@ -186,16 +186,8 @@ impl Engine {
     /// `None` for a guest whose agent never said anything.
     fn beats(&self, sample: &VmSample) -> Option<Beats> {
         let ways = [&sample.heartbeats, &sample.port];
-        let heard = || ways.into_iter().filter_map(|way| way.as_ref().ok());
-        let sum = |of: fn(&Heartbeats) -> u64| heard().map(of).sum::<u64>();
-        let last = heard().filter_map(|way| self.age_of(way.last.as_ref()?.heard));
-        let (beats, malformed) = (sum(|way| way.beats), sum(|way| way.malformed));
-        let failures = sum(|way| way.failures);
-        (beats | malformed | failures != 0).then(|| Beats {
-            beats,
-            failures,
-            malformed,
-            last_seconds: last.min_by(f64::total_cmp),
-        })
+        let heard = ways.into_iter().filter_map(|way| way.as_ref().ok());
+        let Heart { beats, failures, malformed, last } = self.heart(heard)?;
+        Some(Beats { beats, failures, malformed, last_seconds: last.and_then(|(_, age)| age) })
     }
 }

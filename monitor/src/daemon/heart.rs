@@ -7,30 +7,52 @@ use crate::{
     verdict::lost_after,
 };
 
+/// What an agent said on all ways together.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Heart<'a> {
+    pub(super) beats: u64,
+    pub(super) failures: u64,
+    pub(super) malformed: u64,
+    /// What it said last, and how many seconds ago, where that is known.
+    pub(super) last: Option<(&'a LastBeat, Option<f64>)>,
+}
+
 impl Engine {
-    /// What the VM's agent said, read anew: malformed frames are counted where nobody looks every second.
+    /// Puts together what was heard on all ways, such as cards and port; `None` where nothing was.
+    pub(super) fn heart<'a>(
+        &self,
+        ways: impl IntoIterator<Item = &'a Heartbeats>,
+    ) -> Option<Heart<'a>> {
+        let mut heart = Heart { beats: 0, failures: 0, malformed: 0, last: None };
+        for way in ways {
+            let Heartbeats { beats, failures, leavings: _, malformed, last } = way;
+            heart.beats += beats;
+            heart.failures += failures;
+            heart.malformed += malformed;
+            let Some(last) = last else { continue };
+            let age = self.age_of(last.heard);
+            // Whoever's age isn't known spoke before whoever's is.
+            let rank = |age: Option<f64>| age.unwrap_or(f64::INFINITY);
+            if heart.last.is_none_or(|(_, least)| rank(age) < rank(least)) {
+                heart.last = Some((last, age));
+            }
+        }
+        (heart.last.is_some() || heart.malformed > 0).then_some(heart)
+    }
+
+    /// What the VM's agent said, read anew.
     pub(super) fn heartbeat_view(&self, watched: &WatchedVm) -> Option<HeartbeatView> {
         let slot = watched.slot.as_ref().ok();
         let on_cards = slot.and_then(|slot| self.heartbeats.of(watched.vm.id, *slot).ok());
         let by_port = watched.port.as_ref().and_then(|port| port.heartbeats().ok());
-        let all = [on_cards, by_port].map(Option::unwrap_or_default);
-        let sum = |of: fn(&Heartbeats) -> u64| all.iter().map(of).sum::<u64>();
-        let age = |last: &LastBeat| self.age_of(last.heard);
-        let last = all.iter().filter_map(|one| one.last.as_ref());
-        // Whoever's age isn't known spoke before whoever's is.
-        let last = last.min_by(|a, b| {
-            let age = |last| age(last).unwrap_or(f64::INFINITY);
-            age(a).total_cmp(&age(b))
-        });
-        let malformed = sum(|one| one.malformed);
-        if last.is_none() && malformed == 0 {
-            return None;
-        }
+        let Heart { beats, failures, malformed, last } =
+            self.heart(on_cards.iter().chain(&by_port))?;
+        let (last, last_seconds) = last.unzip();
         Some(HeartbeatView {
-            beats: sum(|one| one.beats),
-            failures: sum(|one| one.failures),
+            beats,
+            failures,
             malformed,
-            last_seconds: last.and_then(age),
+            last_seconds: last_seconds.flatten(),
             interval_seconds: last.map(|last| last.interval.as_secs_f64()),
             boot: last.map(|last| format!("{:016x}", last.boot)),
             sequence: last.map(|last| last.sequence),

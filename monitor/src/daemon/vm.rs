@@ -31,6 +31,8 @@ pub(super) struct HostSample<'a> {
     pub(super) threads: Option<&'a ThreadTimes>,
     /// What all guests' agents said so far.
     pub(super) heartbeats: &'a dyn Fn() -> Result<&'a HeartbeatRows, &'a Missing>,
+    /// They are read for all guests this time.
+    pub(super) reads_all_heartbeats: bool,
     /// The ages of what is in flight for the VM in a slot.
     pub(super) in_flight: &'a dyn Fn(u32) -> Option<InFlightAges>,
     /// How its block devices do.
@@ -205,25 +207,37 @@ impl WatchedVm {
         VmSample { network, heartbeats, port, storage, in_flight: None, vcpus, process }
     }
 
-    /// Read only where something was said since the last sample.
+    /// Read only where something was said since the last sample, and now and then for what isn't counted with the
+    /// packets: malformed frames.
     fn heartbeats(
         &self,
         network: &Reading<Option<NetworkCounters>>,
         host: &HostSample<'_>,
     ) -> Reading<Heartbeats> {
         let network = network.as_ref().map_err(|missing| missing.clone().of("heartbeats"))?;
-        let heard = network.map_or(0, |network| network.heartbeats);
-        if heard == 0 {
+        let Some(heard) = network.map(|network| network.heartbeats) else {
             return Ok(Heartbeats::default());
-        }
-        if let Some((_, VmSample { network: Ok(Some(before)), heartbeats: Ok(known), .. })) =
-            &self.sample
-            && before.heartbeats == heard
-        {
-            return Ok(known.clone());
-        }
+        };
         let slot = self.slot.as_ref().map_err(|why| Missing::new("heartbeats", why.clone()))?;
-        (host.heartbeats)().map_err(Clone::clone)?.of(self.vm.id, *slot)
+        let read = || (host.heartbeats)().map_err(Clone::clone)?.of(self.vm.id, *slot);
+        let known = match &self.sample {
+            Some((_, VmSample { network: Ok(Some(before)), heartbeats: Ok(known), .. }))
+                if before.heartbeats == heard =>
+            {
+                Some(known.clone())
+            }
+            _ if heard == 0 => Some(Heartbeats::default()),
+            _ => None,
+        };
+        match known {
+            // Nobody is judged by those, and by the others only when they are counted.
+            Some(known) if host.reads_all_heartbeats => Ok(match read() {
+                Ok(Heartbeats { malformed, .. }) => Heartbeats { malformed, ..known },
+                Err(_) => known,
+            }),
+            Some(known) => Ok(known),
+            None => read(),
+        }
     }
 
     fn network(&self, row: &Reading<VmRow>) -> Reading<Option<NetworkCounters>> {

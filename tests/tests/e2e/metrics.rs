@@ -76,7 +76,13 @@ pub(crate) fn figure(text: &str, name: &str, labels: &[(&str, &str)]) -> Result<
     Ok(Some(value.parse().with_context(|| format!("no number: {line}"))?))
 }
 
-fn of_vm(text: &str, name: &str, vm: &str, more: &[(&str, &str)]) -> Result<Option<f64>> {
+/// A figure of a VM, by its name without `flatline_vm_`.
+pub(crate) fn of_vm(
+    text: &str,
+    name: &str,
+    vm: &str,
+    more: &[(&str, &str)],
+) -> Result<Option<f64>> {
     let labels: Vec<_> = [("vm", vm)].into_iter().chain(more.iter().copied()).collect();
     figure(text, &format!("flatline_vm_{name}"), &labels)
 }

@@ -8,7 +8,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use flatline_tests::{capture::Capture, guest::GuestConfig, interrupt::sleep, netns::Tap};
+use flatline_tests::{
+    capture::Capture,
+    daemon::free_address,
+    guest::GuestConfig,
+    interrupt::{sleep, wait_until},
+    netns::Tap,
+};
 use libtest_mimic::Trial;
 use monitor_ebpf::heartbeat::{
     CHECK_NAME_BYTES, FLAG_LEAVING, HEARTBEAT_ETHERTYPE, HEARTBEAT_FRAME_BYTES, HEARTBEAT_MAGIC,
@@ -19,6 +25,7 @@ use serde_json::Value;
 use super::{COMMAND_LIMIT, start_agent, wait_for_beats};
 use crate::{
     counts::map_total,
+    metrics::{of_vm, scrape},
     network::{hub, hub_arguments, tap_of, wait_until_attached},
     rig::{BOOT_LIMIT, MARGIN, Rig, incidents_of, outer_resets, trial, vm, wait_for_vm},
 };
@@ -74,7 +81,10 @@ fn hostile() -> Result<()> {
     healthy.tap.as_ref().context("it has a tap")?.set(&["master", "bridge"])?;
     healthy.name = "healthy".to_owned();
     let configs = [taken_over, healthy];
-    let daemon = rig.daemon(&rig.daemon_config()?)?;
+    let mut config = rig.daemon_config()?;
+    let address = free_address()?;
+    config.metrics = address.to_string();
+    let daemon = rig.daemon(&config)?;
     let guests = configs.iter().map(GuestConfig::start).collect::<Result<Vec<_>>>()?;
     guests[1].wait_until_booted(BOOT_LIMIT)?;
     start_agent(&guests[1], "")?;
@@ -118,7 +128,14 @@ fn hostile() -> Result<()> {
     let begin = Instant::now();
     daemon.status()?;
     println!("status took {:.1?} after it", begin.elapsed());
-    sleep(Duration::from_secs(2))?;
+    // No beat comes after these, which alone would have them looked at.
+    send(&rig, malformed())?;
+    sleep(Duration::from_secs(1))?;
+    let told = vm(&daemon, "taken-over")?["heartbeat"]["malformed"].as_f64();
+    wait_until("the last malformed frames to be served", MARGIN * 2, || {
+        let served = of_vm(&scrape(address)?, "heartbeats_malformed_total", "taken-over", &[])?;
+        Ok((served == told).then_some(()))
+    })?;
     ensure!(incidents_of(&daemon, "healthy")?.is_empty(), "{}", daemon.log().text());
     ensure!(outer_resets(&guests[1])?.is_empty(), "it was reset");
     guests[1].run("idle", COMMAND_LIMIT)?;
