@@ -178,7 +178,7 @@ impl Engine {
                 .filter(|ages| ages.requests > 0)
                 .map(|ages| ages.oldest),
             heartbeats: sample.and_then(|sample| self.beats(sample)),
-            memory: watched.memory.view(),
+            memory: watched.memory.latest(),
             vcpus: sample.and_then(|sample| sample.vcpus.as_ref().ok().cloned()),
         }
     }

@@ -142,6 +142,11 @@ impl MemoryWatch {
         }
     }
 
+    /// What was read last; `None` before that.
+    pub(super) fn latest(&self) -> Option<Arc<Memory>> {
+        self.latest.as_ref().map(|(_, memory)| memory.clone())
+    }
+
     /// That the guest thrashes, in words, where it does.
     pub(super) fn thrashing(&self) -> Option<String> {
         let age = Duration::from_secs(unix_now().saturating_sub(self.told_at()?));

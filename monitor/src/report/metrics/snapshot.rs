@@ -8,7 +8,10 @@ use std::{
 use monitor_ebpf::{NetworkCounters, StorageCounters};
 
 use crate::{
-    config::Mode, discover::Vm, qmp::RunState, report::view::MemoryView, sample::VcpuTime,
+    config::Mode,
+    discover::Vm,
+    qmp::RunState,
+    sample::{Memory, VcpuTime},
     verdict::Cause,
 };
 
@@ -86,8 +89,8 @@ pub struct VmFigures {
     pub oldest_in_flight: Option<Duration>,
     /// What its guest's agent said, where it ever said anything.
     pub heartbeats: Option<Beats>,
-    /// Its memory, as last told.
-    pub memory: MemoryView,
+    /// Its memory, as last told; `None` before that.
+    pub memory: Option<Arc<Memory>>,
     /// Its vCPU threads' times; `None` where they can't be read.
     pub vcpus: Option<Vec<VcpuTime>>,
 }

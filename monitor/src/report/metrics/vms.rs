@@ -3,13 +3,7 @@
 //! Each series has the labels `vm`, `uuid` and `pid`: names need not be unique, and a QEMU that takes another's place
 //! counts from zero. *Receive* and *transmit* are the guest's.
 
-use std::{
-    borrow::Cow,
-    cmp::Reverse,
-    collections::BTreeMap,
-    fmt,
-    time::{Duration, UNIX_EPOCH},
-};
+use std::{borrow::Cow, cmp::Reverse, collections::BTreeMap, fmt, time::Duration};
 
 use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeLabel as _, EncodeLabelSet, LabelSetEncoder},
@@ -211,45 +205,44 @@ fn heartbeats(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {
 }
 
 fn memory(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {
+    let guest = |vm: &VmFigures| vm.memory.as_ref()?.guest.as_ref().ok().copied();
+    let qemu = |vm: &VmFigures| vm.memory.as_ref()?.qemu.as_ref().ok().copied();
     let family =
         Family::gauge("vm_memory_total", "Memory that the guest has, by its own account.").bytes();
-    writer.each(family, |vm| vm.memory.total_bytes)?;
+    writer.each(family, |vm| guest(vm)?.total)?;
     let family = Family::gauge(
         "vm_memory_available",
         "What of it the guest could give to a program without swapping.",
     )
     .bytes();
-    writer.each(family, |vm| vm.memory.available_bytes)?;
+    writer.each(family, |vm| guest(vm)?.available)?;
     let family =
         Family::counter("vm_memory_swap_in", "Read back by the guest from its swap.").bytes();
-    writer.each(family, |vm| vm.memory.swap_in_bytes)?;
+    writer.each(family, |vm| guest(vm)?.swap_in)?;
     let family = Family::counter("vm_memory_swap_out", "Written by the guest to its swap.").bytes();
-    writer.each(family, |vm| vm.memory.swap_out_bytes)?;
+    writer.each(family, |vm| guest(vm)?.swap_out)?;
     let family = Family::counter(
         "vm_memory_major_faults",
         "Times that somebody in the guest waited for a page from its disk.",
     );
-    writer.each(family, |vm| vm.memory.major_faults)?;
+    writer.each(family, |vm| guest(vm)?.major_faults)?;
     let family = Family::gauge(
         "vm_memory_told_timestamp",
         "When the guest gave this account of its memory, since 1970.",
     );
-    writer.each(family.seconds(), |vm| {
-        let told = vm.memory.as_of?.duration_since(UNIX_EPOCH).ok()?;
-        Some(told.as_secs())
-    })?;
+    writer.each(family.seconds(), |vm| Some(guest(vm)?.told_at))?;
     let family = Family::gauge(
         "vm_memory_thrashing",
         "1 while the guest does little but wait for pages; no series for one that gives no account.",
     );
-    writer.each(family, |vm| vm.memory.thrashing)?;
+    writer.each(family, |vm| Some(vm.memory.as_ref()?.strain.as_ref()?.is_thrashing()))?;
     let family =
         Family::gauge("vm_qemu_memory_resident", "What QEMU has of the host's memory.").bytes();
-    writer.each(family, |vm| vm.memory.qemu_rss_bytes)?;
+    writer.each(family, |vm| Some(qemu(vm)?.rss))?;
     let family =
         Family::gauge("vm_qemu_memory_swapped", "What of QEMU's memory the host has swapped out.")
             .bytes();
-    writer.each(family, |vm| vm.memory.qemu_swap_bytes)
+    writer.each(family, |vm| qemu(vm)?.swap)
 }
 
 fn storage(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {

@@ -17,8 +17,7 @@ use crate::{
     config::Mode,
     discover::{Ownership, Vm, VmId},
     qmp::RunState,
-    report::view::MemoryView,
-    sample::VcpuTime,
+    sample::{GuestMemory, Memory, QemuMemory, Strain, VcpuTime},
     verdict::{Cause, State},
 };
 use parse::{Family, Sample, open_metrics, sample};
@@ -64,18 +63,19 @@ fn vm(name: &str, pid: u32) -> VmFigures {
         }),
         oldest_in_flight: Some(Duration::from_secs(7)),
         heartbeats: Some(Beats { beats: 31, failures: 32, malformed: 33, last_seconds: Some(0.5) }),
-        memory: MemoryView {
-            total_bytes: Some(41),
-            available_bytes: Some(42),
-            swap_in_bytes: Some(43),
-            swap_out_bytes: Some(44),
-            major_faults: Some(45),
-            qemu_rss_bytes: Some(47),
-            qemu_swap_bytes: Some(48),
-            as_of: Some(UNIX_EPOCH + Duration::from_secs(46)),
-            thrashing: Some(true),
-            ..MemoryView::default()
-        },
+        memory: Some(Arc::new(Memory {
+            guest: Ok(GuestMemory {
+                told_at: 46,
+                total: Some(41),
+                available: Some(42),
+                swap_in: Some(43),
+                swap_out: Some(44),
+                major_faults: Some(45),
+                ..GuestMemory::default()
+            }),
+            strain: Some(Strain { available: 0.01, major_faults: 1000.0 }),
+            qemu: Ok(QemuMemory { rss: 47, swap: Some(48), hugetlb: None }),
+        })),
         vcpus: Some(vec![vcpu(0), vcpu(1)]),
     }
 }
@@ -318,7 +318,7 @@ fn what_could_not_be_read_has_no_series() {
         storage: None,
         oldest_in_flight: None,
         heartbeats: None,
-        memory: MemoryView::default(),
+        memory: None,
         vcpus: None,
         ..vm("dark", 8)
     };
