@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 
-use super::{Refusal, Reply, Request, TIME_LIMIT};
+use super::{Refusal, Request, TIME_LIMIT};
 
 /// Longest reply in bytes: tens of thousands of incidents fit.
 const REPLY_MAX_BYTES: usize = 64 << 20;
@@ -50,9 +50,17 @@ pub fn ask<T: DeserializeOwned>(runtime_dir: &Path, request: &Request) -> Result
     let reply = exchange(&path, &line, TIME_LIMIT)
         .map_err(|source| ClientError::Unreachable { path: path.clone(), source })?;
     match serde_json::from_slice(&reply).map_err(not_understood)? {
-        Reply::Ok(value) => serde_json::from_value(value).map_err(not_understood),
-        Reply::Error(refusal) => Err(ClientError::Refused(refusal)),
+        Answer::Ok(view) => Ok(view),
+        Answer::Error(refusal) => Err(ClientError::Refused(refusal)),
     }
+}
+
+/// A [`super::Reply`] whose view is read at once: by way of a `Value`, 1,000 VMs take twice as long.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Answer<T> {
+    Ok(T),
+    Error(Refusal),
 }
 
 pub(super) fn exchange(path: &Path, line: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
