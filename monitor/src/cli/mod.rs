@@ -14,9 +14,13 @@ mod journal;
 mod page;
 mod record;
 mod replay;
+#[cfg(test)]
+mod samples;
 mod show;
+mod standing;
 mod status;
 mod table;
+mod terminal;
 #[cfg(test)]
 mod tests;
 
@@ -48,7 +52,7 @@ enum Command {
         #[arg(long)]
         observe: bool,
     },
-    /// A row for each VM
+    /// A row for each VM, those first that need somebody
     Status {
         /// Print JSON
         #[arg(long)]

@@ -9,32 +9,57 @@ use flatline::report::view::{DumpView, NetworkView, OwnerView, ShowView, Storage
 use super::ask::ask;
 use super::ecg::{self, Style};
 use super::table::{duration, fields, or_dash, safe, seconds, table, time};
-use super::{Answer, Failure, json};
+use super::{Answer, Failure, json, terminal};
 
 pub(super) fn run(config: &Config, vm: String, as_json: bool) -> Result<Answer, Failure> {
     let view: ShowView = ask(config, &Request::Show { vm })?;
     Ok(Answer::good(if as_json { json(&view)? } else { text(&view, style()) }))
 }
 
-/// What the terminal can show. Where the answer goes to a file, the locale still says what is read there.
 fn style() -> Style {
-    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let columns = rustix::termios::tcgetwinsize(std::io::stdout())
-        .ok()
-        .map(|size| usize::from(size.ws_col))
-        .filter(|columns| *columns > 0)
-        .unwrap_or(80);
-    let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(set).unwrap_or_default();
-    let locale = locale.to_ascii_lowercase();
-    let unicode =
-        set("NO_UNICODE").is_none() && (locale.contains("utf-8") || locale.contains("utf8"));
-    Style { columns, unicode }
+    Style { columns: terminal::columns().unwrap_or(80), unicode: terminal::unicode() }
 }
 
 fn text(view: &ShowView, style: Style) -> String {
+    let mut out = fields(&facts(view));
+    if !view.taps.is_empty() {
+        let rows = view.taps.iter().map(|tap| {
+            let hook = if tap.attached { tap.hook.clone() } else { "not attached".to_owned() };
+            [tap.name.clone(), tap.netns.clone(), tap.ifindex.to_string(), hook, tap.detail.clone()]
+        });
+        let rows = rows.collect::<Vec<_>>();
+        out = out + "\n" + &table(["TAP", "NETNS", "IFINDEX", "HOOK", "DETAIL"], &rows);
+    }
+    if !view.signals.is_empty() {
+        let rows = view.signals.iter().map(|signal| {
+            [
+                signal.name.clone(),
+                signal.value.clone(),
+                signal.threshold.clone(),
+                or_dash(signal.since.as_ref()),
+                signal.verdict.clone(),
+            ]
+        });
+        let rows = rows.collect::<Vec<_>>();
+        out = out + "\n" + &table(["SIGNAL", "VALUE", "THRESHOLD", "SINCE", "VERDICT"], &rows);
+    }
+    if let Some(history) = &view.history {
+        out = out + "\n" + &ecg::draw(history, view.policy.flat_for, style);
+    }
+    if let Some(dump) = &view.memory_dump {
+        out = out + "\n" + &memory_dump(dump) + "\n";
+    }
+    for note in &view.notes {
+        out = out + "\nnote: " + &safe(note) + "\n";
+    }
+    out
+}
+
+/// What is known of it besides its signals, by name.
+pub(super) fn facts(view: &ShowView) -> Vec<(&'static str, String)> {
     let vm = &view.vm;
     let policy = &view.policy;
-    let mut out = fields(&[
+    vec![
         ("name", vm.name.clone()),
         ("uuid", or_dash(vm.uuid.as_ref())),
         ("state", vm.state.clone()),
@@ -78,45 +103,14 @@ fn text(view: &ShowView, style: Style) -> String {
                 duration(policy.boot_grace)
             ),
         ),
-    ]);
-    if !view.taps.is_empty() {
-        let rows = view.taps.iter().map(|tap| {
-            let hook = if tap.attached { tap.hook.clone() } else { "not attached".to_owned() };
-            [tap.name.clone(), tap.netns.clone(), tap.ifindex.to_string(), hook, tap.detail.clone()]
-        });
-        let rows = rows.collect::<Vec<_>>();
-        out = out + "\n" + &table(["TAP", "NETNS", "IFINDEX", "HOOK", "DETAIL"], &rows);
-    }
-    if !view.signals.is_empty() {
-        let rows = view.signals.iter().map(|signal| {
-            [
-                signal.name.clone(),
-                signal.value.clone(),
-                signal.threshold.clone(),
-                or_dash(signal.since.as_ref()),
-                signal.verdict.clone(),
-            ]
-        });
-        let rows = rows.collect::<Vec<_>>();
-        out = out + "\n" + &table(["SIGNAL", "VALUE", "THRESHOLD", "SINCE", "VERDICT"], &rows);
-    }
-    if let Some(history) = &view.history {
-        out = out + "\n" + &ecg::draw(history, policy.flat_for, style);
-    }
-    if let Some(dump) = &view.memory_dump {
-        out = out + "\n" + &memory_dump(dump) + "\n";
-    }
-    for note in &view.notes {
-        out = out + "\nnote: " + &safe(note) + "\n";
-    }
-    out
+    ]
 }
 
 fn unreadable() -> String {
     "unreadable".to_owned()
 }
 
-fn memory_dump(dump: &DumpView) -> String {
+pub(super) fn memory_dump(dump: &DumpView) -> String {
     let DumpView { since, completed_bytes, total_bytes, written_bytes } = dump;
     let mib = |bytes: u64| bytes >> 20;
     let of = total_bytes.map_or_else(String::new, |total| format!(" of {}", mib(total)));
