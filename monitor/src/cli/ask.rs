@@ -8,7 +8,12 @@ use super::Failure;
 
 /// The daemon's answer to `request`.
 pub(super) fn ask<T: DeserializeOwned>(config: &Config, request: &Request) -> Result<T, Failure> {
-    control::ask(&config.paths.runtime_dir, request).map_err(|error| match &error {
+    control::ask(&config.paths.runtime_dir, request).map_err(failure)
+}
+
+/// What it means for a command that there is no answer.
+pub(super) fn failure(error: ClientError) -> Failure {
+    match &error {
         ClientError::Unreachable { .. } | ClientError::NotUnderstood { .. } => {
             Failure::Unreachable(error.into())
         }
@@ -21,5 +26,5 @@ pub(super) fn ask<T: DeserializeOwned>(config: &Config, request: &Request) -> Re
             | RefusalKind::Internal
             | RefusalKind::Other => Failure::Unreachable(error.into()),
         },
-    })
+    }
 }

@@ -23,6 +23,7 @@ mod table;
 mod terminal;
 #[cfg(test)]
 mod tests;
+mod top;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -57,6 +58,12 @@ enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+    /// The live view: every VM with its line drawn; ? or F1 shows the keys
+    Top {
+        /// Without colours, as with NO_COLOR in the environment
+        #[arg(long)]
+        no_color: bool,
     },
     /// All that is known of one VM, why its verdict is what it is, and its last minutes as lines
     Show {
@@ -238,6 +245,7 @@ fn run(arguments: Arguments) -> Result<Answer, Failure> {
             daemon::run(source)
         }
         Command::Status { json } => status::run(&load(config)?, json),
+        Command::Top { no_color } => top::run(&load(config)?, no_color),
         Command::Show { vm, json } => show::run(&load(config)?, vm, json),
         Command::Incidents { command: Some(IncidentsCommand::Show { id, json, html }), .. } => {
             let config = load(config)?;

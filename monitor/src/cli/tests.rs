@@ -37,6 +37,7 @@ fn wrong_arguments_are_wrong_usage() {
         &[],
         &["show"],
         &["status", "--verbose"],
+        &["top", "web-1"],
         &["check-config"],
         &["record"],
         &["record", "a", "--all"],

@@ -1,22 +1,23 @@
 //! The characters that are drawn with.
 
 /// The characters that are drawn with.
-pub(super) struct Ink {
-    pub(super) unknown: char,
-    pub(super) flat: char,
-    pub(super) too_flat: char,
-    pub(super) levels: &'static [char],
-    pub(super) at_least: char,
+#[derive(Debug)]
+pub(in crate::cli) struct Ink {
+    pub(in crate::cli) unknown: char,
+    pub(in crate::cli) flat: char,
+    pub(in crate::cli) too_flat: char,
+    pub(in crate::cli) levels: &'static [char],
+    pub(in crate::cli) at_least: char,
 }
 
-pub(super) const UNICODE: Ink = Ink {
+pub(in crate::cli) const UNICODE: Ink = Ink {
     unknown: '·',
     flat: '─',
     too_flat: '━',
     levels: &['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'],
     at_least: '≥',
 };
-pub(super) const ASCII: Ink = Ink {
+pub(in crate::cli) const ASCII: Ink = Ink {
     unknown: '?',
     flat: '_',
     too_flat: '=',
@@ -25,7 +26,7 @@ pub(super) const ASCII: Ink = Ink {
 };
 
 /// The character for a share of the highest.
-pub(super) fn level(share: f64, ink: &Ink) -> char {
+pub(in crate::cli) fn level(share: f64, ink: &Ink) -> char {
     let steps = u32::try_from(ink.levels.len()).unwrap_or(1);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is bounded")]
     let index = (share * f64::from(steps)).ceil().clamp(1.0, f64::from(steps)) as usize - 1;

@@ -5,7 +5,7 @@
 
 mod columns;
 mod figures;
-mod ink;
+pub(super) mod ink;
 #[cfg(test)]
 mod tests;
 

@@ -1,0 +1,62 @@
+//! What the daemon is asked for a picture, in one go.
+
+use std::path::Path;
+
+use flatline::report::control::{ClientError, RefusalKind, Request, ask};
+use flatline::report::incident::IncidentsView;
+use flatline::report::view::{LinesView, ShowView, StatusView};
+
+use super::model::{Key, PageAnswer};
+
+/// What is to be asked.
+#[derive(Clone, Debug)]
+pub(super) struct Question {
+    /// How all VMs stand.
+    pub(super) status: bool,
+    /// All of this VM, and its incidents if that is set.
+    pub(super) page: Option<(Key, bool)>,
+}
+
+/// What came back.
+#[derive(Debug)]
+pub(super) struct Answers {
+    /// Or why there is none.
+    pub(super) status: Option<Result<StatusView, String>>,
+    pub(super) page: Option<PageAnswer>,
+}
+
+/// The first question, whose failure is the caller's: the lines of before, where the daemon has any to tell of.
+pub(super) fn begin(runtime_dir: &Path) -> Result<(StatusView, Option<LinesView>), ClientError> {
+    let status = ask(runtime_dir, &Request::Status)?;
+    // An older daemon doesn't know the question; the lines begin now then.
+    Ok((status, ask(runtime_dir, &Request::Lines { vm: None }).ok()))
+}
+
+/// Asks, and waits for the answers.
+pub(super) fn answers(runtime_dir: &Path, question: Question) -> Answers {
+    let Question { status, page } = question;
+    let status = status.then(|| ask(runtime_dir, &Request::Status).map_err(in_words));
+    // Whoever doesn't answer one question is not asked another.
+    let page = page.filter(|_| !matches!(status, Some(Err(_))));
+    Answers { status, page: page.map(|(key, incidents)| page_answer(runtime_dir, key, incidents)) }
+}
+
+fn page_answer(runtime_dir: &Path, key: Key, incidents: bool) -> PageAnswer {
+    // By its process id, since several VMs may have one name.
+    let show = ask::<ShowView>(runtime_dir, &Request::Show { vm: key.pid.to_string() });
+    let show = show.map(Box::new).map_err(|error| match error {
+        ClientError::Refused(refusal) if refusal.kind == RefusalKind::NoSuchVm => None,
+        error => Some(in_words(error)),
+    });
+    let incidents = incidents.then(|| {
+        let request = Request::Incidents { vm: Some(key.name.clone()) };
+        ask::<IncidentsView>(runtime_dir, &request).map(|view| view.incidents)
+    });
+    let incidents = incidents.and_then(Result::ok);
+    PageAnswer { key, show, incidents }
+}
+
+fn in_words(error: ClientError) -> String {
+    // The alternate form joins the chain of causes by ": ".
+    format!("{:#}", anyhow::Error::from(error))
+}
