@@ -95,6 +95,12 @@ const PROGRAMS: &[Program] = &[
         required: false,
     },
     Program {
+        name: "tmux",
+        packages: &["tmux"],
+        purpose: "the terminal of a test; optional",
+        required: false,
+    },
+    Program {
         name: "mkfs.btrfs",
         packages: &["btrfs-progs"],
         purpose: "makes a test's disks; optional",

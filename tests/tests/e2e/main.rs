@@ -32,6 +32,7 @@ mod rig;
 mod run_states;
 mod state_dir;
 mod storage;
+mod top;
 mod upgrade;
 mod witnesses;
 
@@ -77,5 +78,6 @@ fn main() -> ExitCode {
     trials.extend(witnesses::trials());
     trials.extend(memory::trials());
     trials.extend(packages::trials());
+    trials.extend(top::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }
