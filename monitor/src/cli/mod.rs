@@ -265,7 +265,7 @@ fn run(arguments: Arguments) -> Result<Answer, Failure> {
         }
         Command::Check { json } => check::run(&load(config)?, json),
         Command::CheckConfig { file } => {
-            load(Some(&file))?;
+            Config::load(Some(&file)).map_err(|error| Failure::Usage(error.into()))?;
             Ok(Answer::good(format!("{}: no mistakes\n", table::safe(&file.to_string_lossy()))))
         }
         Command::Documents { directory } => documents::write(&directory),
@@ -273,7 +273,7 @@ fn run(arguments: Arguments) -> Result<Answer, Failure> {
 }
 
 fn load(path: Option<&Path>) -> Result<Config, Failure> {
-    Config::load(path).map_err(|error| Failure::Usage(error.into()))
+    Config::load_without_secrets(path).map_err(|error| Failure::Usage(error.into()))
 }
 
 /// `value` as indented JSON and a newline.

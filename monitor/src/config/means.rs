@@ -174,7 +174,7 @@ impl Given {
 }
 
 /// A command: a program with an absolute path, and its arguments.
-fn words(given: &Spanned<Vec<Spanned<String>>>) -> Result<Vec<String>, Problem> {
+pub(super) fn words(given: &Spanned<Vec<Spanned<String>>>) -> Result<Vec<String>, Problem> {
     let Some(program) = given.get_ref().first() else {
         return Err(Problem::at(given, "is empty: a program and its arguments are wanted"));
     };

@@ -12,6 +12,7 @@ mod passwd;
 mod raw;
 mod reload;
 mod resolve;
+mod telling;
 mod terms;
 #[cfg(test)]
 mod tests;
@@ -28,8 +29,10 @@ use serde::{Deserialize, Serialize};
 
 pub use means::{Actuator, CommandUser, Means, QmpTransport};
 pub use reload::Source;
+pub use telling::{Target, To};
 
 use crate::discover::Scope;
+use telling::Secrets;
 
 /// The file that is read when none is named; it need not exist.
 pub const DEFAULT_FILE: &str = "/etc/flatline/flatline.toml";
@@ -252,6 +255,8 @@ pub struct Config {
     pub recorder: Recorder,
     /// What is served over HTTP.
     pub metrics: Metrics,
+    /// Who is told of what happens: `[[tell]]` tables in the file's order.
+    pub tell: Vec<Target>,
     /// The terms of VMs that no rule names.
     pub policy: Policy,
     /// What is gathered of those.
@@ -295,6 +300,15 @@ impl Config {
     /// Reads the configuration from `path`, which must exist, or from [`DEFAULT_FILE`]: if that
     /// is missing, everything has its default.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::read(path, Secrets::Read)
+    }
+
+    /// The same for a client of the daemon, who may read the file, and has neither need nor right to read secrets.
+    pub fn load_without_secrets(path: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::read(path, Secrets::Leave)
+    }
+
+    fn read(path: Option<&Path>, secrets: Secrets) -> Result<Self, ConfigError> {
         let file = path.unwrap_or(Path::new(DEFAULT_FILE));
         let text = match std::fs::read_to_string(file) {
             Ok(text) => text,
@@ -305,12 +319,16 @@ impl Config {
                 return Err(ConfigError::Read { path: file.to_owned(), source });
             }
         };
-        Self::parse(&text, &file.to_string_lossy())
+        Self::parse_with(&text, &file.to_string_lossy(), secrets)
     }
 
     /// Parses `text`; `file_name` is only for messages.
     pub fn parse(text: &str, file_name: &str) -> Result<Self, ConfigError> {
-        resolve::parse(text).map_err(|problem| ConfigError::Invalid {
+        Self::parse_with(text, file_name, Secrets::Read)
+    }
+
+    fn parse_with(text: &str, file_name: &str, secrets: Secrets) -> Result<Self, ConfigError> {
+        resolve::parse(text, secrets).map_err(|problem| ConfigError::Invalid {
             file: file_name.to_owned(),
             line: raw::line_of(text, problem.offset),
             key: raw::key_at(text, problem.offset),

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::telling::Tell;
 use super::{
     Actuator, CommandUser, EvidenceReaders, MemoryDump, Mode, ProbeLog, QmpTransport, TapHook,
 };
@@ -32,6 +33,8 @@ pub(super) struct File {
     pub(super) recorder: Recorder,
     #[serde(default)]
     pub(super) metrics: Metrics,
+    #[serde(default)]
+    pub(super) tell: Vec<Spanned<Tell>>,
     #[serde(default)]
     pub(super) vm: Vec<Spanned<Vm>>,
 }

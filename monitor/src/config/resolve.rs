@@ -15,6 +15,7 @@ use super::{
     Storm, TapHook,
     means::{Given, Means},
     passwd, raw,
+    telling::{self, Secrets},
     terms::{MAX_RESTARTS, Terms, every, vm_rule},
     values::{HOUR, MINUTE, MS, Problem, SECOND, count, directory, duration, pattern},
 };
@@ -31,14 +32,24 @@ const METRICS_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHO
 /// The most that recordings may be told to take on disk: a TiB.
 const MOST_RECORDED_MIB: u32 = 1 << 20;
 
-pub(super) fn parse(text: &str) -> Result<Config, Problem> {
+pub(super) fn parse(text: &str, secrets: Secrets) -> Result<Config, Problem> {
     let file: raw::File = toml::from_str(text).map_err(|error| Problem {
         offset: error.span().map_or(0, |span| span.start),
         message: error.message().to_owned(),
     })?;
     // Destructured in full: a new key must be handled here.
-    let raw::File { mode, paths, discovery, probes, detection, recovery, recorder, metrics, vm } =
-        file;
+    let raw::File {
+        mode,
+        paths,
+        discovery,
+        probes,
+        detection,
+        recovery,
+        recorder,
+        metrics,
+        tell,
+        vm,
+    } = file;
     let raw::Detection {
         sample_interval,
         flat_for,
@@ -145,6 +156,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Problem> {
         memory_every,
         recorder: resolve_recorder(recorder)?,
         metrics: resolve_metrics(metrics)?,
+        tell: telling::resolve(tell, secrets)?,
         policy,
         gathering,
         keeping,

@@ -186,8 +186,7 @@ impl Engine {
     }
 
     fn conclude(&mut self, awaited: Awaited, outcome: Outcome) {
-        let Awaited { vm, mut incident, .. } = awaited;
-        warn!(vm = vm.name, "{}: {}", outcome.as_str(), incident.reason);
+        let Awaited { mut incident, .. } = awaited;
         incident.outcome = Some(outcome);
         self.scribe.write(&incident, Vec::new(), None);
     }

@@ -6,7 +6,7 @@
 
 use std::time::SystemTime;
 
-use tracing::{info, warn};
+use tracing::info;
 
 use super::{
     engine::Engine,
@@ -25,7 +25,6 @@ impl Engine {
     pub(super) fn convicted(&mut self, id: VmId, cause: Cause) {
         let now = self.now();
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        warn!(vm = watched.vm.name, %cause, "crashed: {}", watched.watch.reason);
         let (reason, silence) = (watched.watch.reason.clone(), watched.watch.line.silence(now));
         let earlier = watched.case.take();
         // One that was not restarted, or showed no life since, crashed once and not twice.
@@ -37,6 +36,8 @@ impl Engine {
                 Incident { detect_seconds: Some(silence.as_secs_f64()), ..incident }
             }
         };
+        // At once, and not only when its restart is written down.
+        self.telling.follow(|follower, now| follower.incident(&incident, now));
         let Some(watched) = self.vms.get_mut(&id) else { return };
         watched.case = Some(Case { incident, stage: Stage::WaitingForMonitor, since: now });
         self.proceed(id, cause);
@@ -58,7 +59,8 @@ impl Engine {
                     let left = humantime::format_duration(std::time::Duration::from_secs(
                         left.as_secs().saturating_add(1),
                     ));
-                    info!(vm = watched.vm.name, "restarted in {left} and not now: {why}");
+                    let incident = &case.incident.id;
+                    info!(vm = watched.vm.name, incident, "restarted in {left} and not now: {why}");
                     watched.watch.reason =
                         format!("{}; restarted in {left}: {why}", case.incident.reason);
                     self.scribe.write(&case.incident, Vec::new(), None);
@@ -132,7 +134,6 @@ impl Engine {
         self.close(id, Outcome::NotRecovered, None);
         let now = self.now();
         let Some(watched) = self.vms.get(&id) else { return };
-        warn!(vm = watched.vm.name, %cause, "{}", watched.watch.reason);
         let mut incident = Incident {
             outcome: Some(Outcome::LimitReached),
             ..self.new_incident(watched, cause, watched.watch.reason.clone())
@@ -148,7 +149,6 @@ impl Engine {
     pub(super) fn told(&mut self, id: VmId, cause: Cause) {
         let Some(watched) = self.vms.get(&id) else { return };
         let reason = watched.watch.reason.clone();
-        warn!(vm = watched.vm.name, %cause, "{reason}");
         let mut incident = Incident {
             outcome: Some(Outcome::Observed),
             ..self.new_incident(watched, cause, format!("{reason}; it is only told"))
@@ -163,7 +163,6 @@ impl Engine {
     /// What was told of a guest is over.
     pub(super) fn beats_again(&mut self, id: VmId) {
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        info!(vm = watched.vm.name, "its agent's heart beats again");
         let Some(mut incident) = watched.told.take() else { return };
         let now = SystemTime::now();
         incident.recovered_at = Some(now);
@@ -207,6 +206,7 @@ impl Engine {
                 now.duration_since(at).ok().map(|took| took.as_secs_f64());
             self.close(id, Outcome::Recovered, None);
         } else if case.incident.outcome.is_none() {
+            self.telling.follow(|follower, now| [follower.alive_again(&case.incident, now)]);
             case.incident.reason = format!("{}; it lives after all", case.incident.reason);
             self.close(id, Outcome::Refused, None);
         } else {
@@ -231,7 +231,6 @@ impl Engine {
         case.stage = Stage::Closed;
         case.incident.outcome = Some(outcome);
         if let Some(why) = why {
-            warn!(vm = watched.vm.name, "{}: {why}", outcome.as_str());
             case.incident.reason = format!("{}; {why}", watched.watch.reason);
             // What the operator sees says both what it died of and why nothing was done.
             if matches!(watched.watch.state, State::Crashed { .. }) {

@@ -3,11 +3,12 @@
 //! A QEMU that ended without having been asked to is started again by its owner's means, where that is configured and
 //! its budget allows it: see [`awaited`](super::awaited).
 
-use tracing::{info, warn};
+use tracing::info;
 
 use super::{
     awaited::{Awaited, FOUND_WITHIN, Progress},
     engine::Engine,
+    telling::subject,
     vm::{Case, Stage, WatchedVm},
 };
 use crate::{
@@ -64,7 +65,6 @@ impl Engine {
                 incident
             }
             None if why.is_crash() => {
-                warn!(vm = watched.vm.name, "its QEMU ended without being asked to: {words}");
                 let reason = format!("QEMU is gone: {words}");
                 Incident {
                     outcome: Some(Outcome::Refused),
@@ -73,6 +73,8 @@ impl Engine {
             }
             None => {
                 info!(vm = watched.vm.name, "QEMU has ended: {words}");
+                let who = subject(&watched.vm);
+                self.telling.follow(|follower, now| follower.ended(who, &words, now));
                 return;
             }
         };

@@ -34,6 +34,7 @@ use crate::{
         recording::archive::{Archive, Writing},
         retention::{self, Keeper},
         store::IncidentStore,
+        telling::Telling,
     },
     sample::{CounterMaps, DeviceWatch, HeartbeatReader, KvmReader, ThreadReader},
     verdict::{Act, Input, Monitor, State, Tick},
@@ -96,6 +97,8 @@ pub(super) struct Engine {
     pub(super) lines: Lines,
     /// What is told to Prometheus.
     pub(super) figures: Figures,
+    /// Tells what happens to whoever is configured.
+    pub(super) telling: Telling,
 }
 
 /// All that reads maps.
@@ -129,7 +132,10 @@ impl Engine {
         let store = Arc::new(store);
         let lines = Lines::new(config.sample_interval);
         let figures = Figures::start(&config, &lines, &store);
-        let (scribe, scribe_thread) = Scribe::start(store.clone(), figures.incidents.clone());
+        let telling =
+            Telling::start(&config.tell, &config.paths.state_dir, figures.notifications.clone());
+        let (scribe, scribe_thread) =
+            Scribe::start(store.clone(), figures.incidents.clone(), telling.clone());
         let ledger = Ledger::open(&config.paths.state_dir);
         if let Some(why) = ledger.complaint() {
             error!("{why}");
@@ -173,6 +179,7 @@ impl Engine {
             first_reading: FirstReading::default(),
             lines,
             figures,
+            telling,
         }
     }
 
@@ -289,6 +296,7 @@ impl Engine {
         self.start_due();
         self.read_memory(now);
         self.look_again(threads.as_ref());
+        self.tell_changes(now);
     }
 
     fn judge(&mut self, id: VmId, undecided: bool, now: Duration) {

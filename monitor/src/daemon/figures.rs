@@ -17,7 +17,8 @@ use crate::{
     report::{
         lines::Lines,
         metrics::{
-            Beats, Counts, Exposition, IncidentCounts, MapFill, ProgramFigures, Snapshot, VmFigures,
+            Beats, Counts, Exposition, IncidentCounts, MapFill, NotificationCounts, ProgramFigures,
+            Snapshot, VmFigures,
         },
         store::IncidentStore,
         web::{
@@ -33,6 +34,7 @@ use crate::{
 pub(super) struct Figures {
     pub(super) counts: Counts,
     pub(super) incidents: IncidentCounts,
+    pub(super) notifications: NotificationCounts,
     latest: watch::Sender<Option<Arc<Snapshot>>>,
     /// What the page is made of, beside what ticks leave.
     lines: Lines,
@@ -50,6 +52,7 @@ impl Figures {
         let mut figures = Self {
             counts,
             incidents,
+            notifications: NotificationCounts::default(),
             latest: watch::Sender::new(None),
             lines: lines.clone(),
             store: store.clone(),
@@ -67,7 +70,9 @@ impl Figures {
         self.giver = None;
         let metrics = &config.metrics;
         let Some(address) = metrics.listen else { return };
-        let exposition = Exposition::new(self.latest.subscribe(), &self.counts, &self.incidents);
+        let latest = self.latest.subscribe();
+        let (counts, incidents) = (&self.counts, &self.incidents);
+        let exposition = Exposition::new(latest, counts, incidents, &self.notifications);
         let pages = metrics.page.then(|| {
             let (giver, taker) = left::pair();
             self.giver = Some(giver);

@@ -84,6 +84,10 @@ impl Engine {
             let started_at = SystemTime::now() - age;
             take_up(incident, started_at, self.ledger.counts_from(key))
         });
+        if let Some(taken_up) = &left {
+            let incident = taken_up.incident();
+            self.telling.take_up(|follower, now| follower.taken_up(incident, now));
+        }
         let terms = Terms { policy, tick: self.config.sample_interval };
         let (state, case) = match left {
             Some(taken_up) => {
@@ -183,6 +187,7 @@ impl Engine {
     pub(super) fn no_longer_watched(&mut self, id: VmId) -> Option<WatchedVm> {
         let mut watched = self.vms.remove(&id)?;
         self.no_longer_awaited(id);
+        self.tell_of_end(&watched);
         watched.recorder.end();
         if let Some(end) = watched.end.take() {
             end.abort();

@@ -24,6 +24,7 @@ mod restarts;
 mod resume;
 mod scribe;
 mod show;
+mod telling;
 mod transport;
 mod vm;
 mod watchers;
@@ -218,6 +219,7 @@ async fn start(
     let mut engine = Engine::new(config, source, store, readers, probes, health, ways);
     engine.sweep();
     info!("watching");
+    engine.tell_of_start();
 
     let mut tick = ticks(Instant::now(), engine.config.sample_interval);
     let mut sweep = interval_at(Instant::now() + SWEEP_EVERY, SWEEP_EVERY);
@@ -256,6 +258,7 @@ async fn start(
     if let Some(processes) = processes {
         processes.abort();
     }
+    engine.telling.finish().await;
     let probes = engine.stop();
     let _ = std::fs::remove_file(control::socket_path(&runtime_dir));
     (Ok(()), probes)

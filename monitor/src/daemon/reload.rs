@@ -4,7 +4,7 @@
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
-use super::{Message, engine::Engine};
+use super::{Message, engine::Engine, telling::subject};
 use crate::{
     config::{Config, ConfigError, Source},
     discover::VmId,
@@ -88,6 +88,9 @@ impl Engine {
         self.lines.set_interval(self.config.sample_interval);
         self.archive.set_most_mib(self.config.recorder.max_mib);
         self.keeper.set_terms(retention::Terms::from(&self.config.keeping));
+        if old.tell != self.config.tell {
+            self.telling.reconfigure(&self.config.tell);
+        }
         if old.metrics != self.config.metrics {
             self.figures.serve(&self.config);
         }
@@ -142,6 +145,9 @@ impl Engine {
             if let Some(watched) = self.no_longer_watched(id) {
                 self.owners.forget(id);
                 info!(vm = watched.vm.name, pid = id.pid, "is not to be managed any more");
+                let who = subject(&watched.vm);
+                let why = "it is not to be managed any more";
+                self.telling.follow(|follower, now| follower.ended(who, why, now));
             }
         }
     }

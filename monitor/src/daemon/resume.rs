@@ -62,6 +62,15 @@ pub(super) fn take_up(
 }
 
 impl TakenUp {
+    /// Its incident.
+    pub(super) fn incident(&self) -> &Incident {
+        match self {
+            Self::Afresh(incident) | Self::Crashed(incident, _) | Self::Failed(incident, _) => {
+                incident
+            }
+        }
+    }
+
     /// The state to begin in, with its reason, if it is not that of any VM; and the case.
     pub(super) fn begin(self, now: Duration) -> (Option<(State, String)>, Case) {
         let case = |incident, stage| Case { incident, stage, since: now };
@@ -165,7 +174,6 @@ impl Engine {
             let outcome =
                 if incident.attempts.is_empty() { Outcome::Refused } else { Outcome::NotRecovered };
             let reason = format!("{}; its QEMU ended while no daemon watched", incident.reason);
-            warn!(vm = incident.vm, "{}: {reason}", outcome.as_str());
             let incident = Incident { outcome: Some(outcome), reason, ..incident };
             self.scribe.write(&incident, Vec::new(), None);
         }

@@ -21,6 +21,7 @@ use crate::{
         recording::{Recording, file},
         rfc3339,
         store::IncidentStore,
+        telling::Telling,
     },
 };
 
@@ -50,6 +51,7 @@ type Order = (Job, Option<oneshot::Sender<Result<(), String>>>);
 pub(super) struct Scribe {
     orders: mpsc::Sender<Order>,
     counts: IncidentCounts,
+    telling: Telling,
 }
 
 impl Scribe {
@@ -57,6 +59,7 @@ impl Scribe {
     pub(super) fn start(
         store: Arc<IncidentStore>,
         counts: IncidentCounts,
+        telling: Telling,
     ) -> (Self, Option<JoinHandle<()>>) {
         let (orders, inbox) = mpsc::channel::<Order>();
         let write = move || {
@@ -69,7 +72,9 @@ impl Scribe {
                     Job::End => break,
                 };
                 if let Err(why) = &written {
-                    error!("{why}");
+                    error!(
+                        "{why}; mend the disk under paths.state_dir, what follows is written there again"
+                    );
                 }
                 // Nobody may wait any more.
                 done.map(|done| done.send(written));
@@ -77,9 +82,13 @@ impl Scribe {
         };
         let thread = std::thread::Builder::new().name("incidents".to_owned()).spawn(write);
         let thread = thread
-            .inspect_err(|error| error!("incidents can't be written: no thread: {error}"))
+            .inspect_err(|error| {
+                error!(
+                    "incidents can't be written: no thread: {error}; raise the limit of tasks and restart the daemon"
+                );
+            })
             .ok();
-        (Self { orders, counts }, thread)
+        (Self { orders, counts, telling }, thread)
     }
 
     pub(super) fn write(&self, incident: &Incident, evidence: Files, recording: Option<Recording>) {
@@ -116,9 +125,10 @@ impl Scribe {
     fn order(&self, job: Job, done: Option<oneshot::Sender<Result<(), String>>>) {
         if let Job::Incident { incident, .. } = &job {
             self.counts.note(incident);
+            self.telling.follow(|follower, now| follower.incident(incident, now));
         }
         if self.orders.send((job, done)).is_err() {
-            error!("an incident is not written: the writing thread has ended");
+            error!("an incident is not written: the writing thread has ended; restart the daemon");
         }
     }
 }

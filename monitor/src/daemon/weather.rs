@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use tracing::{info, warn};
-
 use super::engine::Engine;
 use crate::{
-    report::incident::{Incident, Outcome},
+    report::{
+        incident::{Incident, Outcome},
+        telling::event::EventKind,
+    },
     verdict::{Company, Input, company, is_silent},
 };
 
@@ -25,7 +26,10 @@ impl Engine {
         };
         match (&self.storm, &storm) {
             (None, Some(seen)) => self.storm_begins(seen.clone(), now),
-            (Some(_), None) => info!("the storm is over"),
+            (Some(_), None) => self.tell_of_host(
+                EventKind::HostIncidentOver,
+                "no longer are many VMs silent together".to_owned(),
+            ),
             (Some(_), Some(_)) | (None, None) => {}
         }
         for watched in self.vms.values_mut() {
@@ -46,7 +50,6 @@ impl Engine {
         let silent = self.vms.values().filter(|watched| is_silent(&watched.watch, now));
         let names: Vec<&str> = silent.map(|watched| watched.vm.name.as_str()).collect();
         let reason = format!("{seen}: {}", names.join(", "));
-        warn!("{reason}");
         let detected_at = std::time::SystemTime::now();
         let id = self.store.new_id(detected_at, "host");
         let (vm, cause) = (WHOLE_HOST.to_owned(), "storm".to_owned());

@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod recording;
 pub mod retention;
 pub mod store;
+pub mod telling;
 pub mod view;
 pub mod web;
 

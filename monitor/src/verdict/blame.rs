@@ -69,6 +69,21 @@ pub(super) fn not_the_guests_fault(watch: &Watch, tick: &Tick) -> Option<String>
         .then(|| "its vCPUs want to run, and the host hardly lets them".to_owned())
 }
 
+impl Watch {
+    /// Whether it is held, by what the last tick saw, because of its host: storage that stalls or failed, or CPU time that
+    /// it doesn't get. A storm is told of as one.
+    pub fn is_held_by_host(&self) -> bool {
+        let Some((_, tick)) = &self.last else { return false };
+        let hangs_in_kernel = tick.activity.process == ProcessState::Uninterruptible
+            && matches!(tick.monitor, Monitor::Unresponsive(_));
+        let failed_storage = tick.monitor == Monitor::Answers(RunState::IoError);
+        let is_hosts = hangs_in_kernel
+            || failed_storage
+            || suspended(tick).is_none() && not_the_guests_fault(self, tick).is_some();
+        self.state == State::Held && self.storm.is_none() && is_hosts
+    }
+}
+
 /// A guest that writes its own crash dump is waited for, as long as it does write; `None` for any other.
 pub(super) fn dumping(
     watch: &mut Watch,

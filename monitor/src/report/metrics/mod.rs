@@ -5,13 +5,14 @@
 //! Counters of the daemon itself live here between ticks ([`Counts`]).
 //!
 //! How many series there may be is bounded: by the VMs that are counted (`probes.max_vms`), by the vCPUs of each, by
-//! words that are this program's own (states, causes, programs), and by the length of names. A figure that couldn't be
+//! words that are this program's own (states, causes, programs), by the number of targets that are told, and by the length of names. A figure that couldn't be
 //! read has no series.
 
 mod counts;
 mod families;
 mod host;
 mod incidents;
+mod notifications;
 mod process;
 mod snapshot;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use tokio::sync::{Mutex, watch};
 
 pub use counts::Counts;
 pub use incidents::IncidentCounts;
+pub use notifications::{NotificationCounts, Told};
 pub use snapshot::{Beats, MapFill, ProgramFigures, Snapshot, VmFigures};
 
 /// What the last tick saw; `None` before the first one.
@@ -77,12 +79,18 @@ type Made = Option<(Arc<Snapshot>, Bytes)>;
 
 impl Exposition {
     /// Of the newest snapshot, and of what the daemon counted.
-    pub fn new(latest: Latest, counts: &Counts, incidents: &IncidentCounts) -> Self {
+    pub fn new(
+        latest: Latest,
+        counts: &Counts,
+        incidents: &IncidentCounts,
+        notifications: &NotificationCounts,
+    ) -> Self {
         let mut registry = Registry::default();
         process::register(&mut registry, incidents.since());
         let own = registry.sub_registry_with_prefix("flatline");
         counts.register(own);
         incidents.register(own);
+        notifications.register(own);
         own.register_collector(Box::new(LastTick(latest.clone())));
         Self {
             registry: Arc::new(registry),

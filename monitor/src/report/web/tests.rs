@@ -12,7 +12,7 @@ use tokio::{runtime::Runtime, sync::watch};
 use super::{AGAIN_AFTER, CONNECTIONS_MAX, HEAD_LIMIT, HEAD_MAX_BYTES, Pages, Server, TIME_LIMIT};
 use crate::{
     config::Mode,
-    report::metrics::{Counts, Exposition, IncidentCounts, Snapshot},
+    report::metrics::{Counts, Exposition, IncidentCounts, NotificationCounts, Snapshot},
 };
 
 /// Longer than whatever is to come at once, and shorter than any limit.
@@ -33,7 +33,8 @@ fn site_at(address: SocketAddr, snapshot: Option<Snapshot>, pages: Option<Pages>
     let entered = runtime.enter();
     let (latest, receiver) = watch::channel(snapshot.map(Arc::new));
     let incidents = IncidentCounts::new(UNIX_EPOCH);
-    let exposition = Exposition::new(receiver, &Counts::default(), &incidents);
+    let (counts, told) = (Counts::default(), NotificationCounts::default());
+    let exposition = Exposition::new(receiver, &counts, &incidents, &told);
     let server = Server::start(address, super::Site { exposition, pages });
     drop(entered);
     Site { server, address, _latest: latest, _runtime: runtime }

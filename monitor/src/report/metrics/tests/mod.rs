@@ -11,7 +11,8 @@ use monitor_ebpf::{NetworkCounters, StorageCounters};
 use tokio::sync::watch;
 
 use super::{
-    Beats, Counts, Exposition, Format, IncidentCounts, MapFill, ProgramFigures, Snapshot, VmFigures,
+    Beats, Counts, Exposition, Format, IncidentCounts, MapFill, NotificationCounts, ProgramFigures,
+    Snapshot, Told, VmFigures,
 };
 use crate::{
     config::Mode,
@@ -109,7 +110,11 @@ fn text(snapshot: Snapshot, format: Format) -> String {
     counts.ticked(Duration::from_millis(501), Duration::from_secs(3), Duration::from_secs(1));
     let incidents = IncidentCounts::new(UNIX_EPOCH);
     incidents.note(&incidents::recovered("a", "silent", UNIX_EPOCH));
-    let exposition = Exposition::new(latest, &counts, &incidents);
+    let notifications = NotificationCounts::default();
+    notifications.begin("pager");
+    notifications.note("pager", Told::Delivered, 2);
+    notifications.waiting("pager", 5);
+    let exposition = Exposition::new(latest, &counts, &incidents, &notifications);
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let text = runtime.block_on(exposition.text(format)).expect("there was a tick");
     String::from_utf8(text.to_vec()).expect("UTF-8")
@@ -372,7 +377,12 @@ fn vms_of_one_name_have_series_of_their_own_and_a_pid_that_was_reused_only_one()
 #[test]
 fn a_vm_that_vanished_has_no_series_in_the_next_snapshot() {
     let (sender, latest) = watch::channel(None);
-    let exposition = Exposition::new(latest, &Counts::default(), &IncidentCounts::new(UNIX_EPOCH));
+    let exposition = Exposition::new(
+        latest,
+        &Counts::default(),
+        &IncidentCounts::new(UNIX_EPOCH),
+        &NotificationCounts::default(),
+    );
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let text = || runtime.block_on(exposition.text(Format::OpenMetrics));
     assert_eq!(text(), None, "before the first tick");

@@ -1,0 +1,107 @@
+//! What the loop sees of its VMs and its sensors, handed to whoever tells it.
+//!
+//! Incidents are told where they are written down (`scribe`); here is how VMs stand, compared from tick to tick.
+
+use std::time::{Duration, SystemTime};
+
+use super::{engine::Engine, vm::WatchedVm};
+use crate::{
+    discover::Vm,
+    report::telling::{
+        event::{EventKind, Subject},
+        follow::Standing,
+    },
+    verdict::State,
+};
+
+/// A VM as it is told of.
+pub(super) fn subject(vm: &Vm) -> Subject {
+    Subject { vm: vm.name.clone(), uuid: vm.uuid.clone(), pid: vm.id.pid }
+}
+
+fn standing(watched: &WatchedVm) -> Standing {
+    match watched.watch.state {
+        // Before it is counted there is nothing to be read, and nothing was lost.
+        State::Unobservable if watched.is_counted => {
+            Standing::Unobservable(watched.watch.reason.clone())
+        }
+        State::Held if watched.watch.is_held_by_host() => {
+            Standing::HostFault(watched.watch.reason.clone())
+        }
+        _ => Standing::Fine,
+    }
+}
+
+impl Engine {
+    /// A tick ended: tells what changed with it.
+    pub(super) fn tell_changes(&mut self, now: Duration) {
+        self.end_what_a_boot_ended();
+        let lost = self.lost_sensors();
+        self.telling.follow(|follower, wall_clock| {
+            let mut events = follower.sensors(lost, now, wall_clock);
+            for (id, watched) in &self.vms {
+                let who = || subject(&watched.vm);
+                events.extend(follower.standing(*id, who, standing(watched), (now, wall_clock)));
+            }
+            if follower.any_is_down() {
+                for watched in self.vms.values() {
+                    let heard = self.heard_unawaited(watched);
+                    events
+                        .extend(heard.and_then(|at| follower.alive(watched.key(), at, wall_clock)));
+                }
+            }
+            events
+        });
+    }
+
+    /// What was told of a guest's agent is over with the boot in which it was so.
+    fn end_what_a_boot_ended(&mut self) {
+        for watched in self.vms.values_mut() {
+            if watched.watch.state == State::Alive
+                && watched.watch.missed_beats().is_none()
+                && let Some(told) = watched.told.take()
+            {
+                self.telling.follow(|follower, now| [follower.alive_again(&told, now)]);
+            }
+        }
+    }
+
+    /// When a VM that is alive, and whose life nobody waits for, was heard last.
+    fn heard_unawaited(&self, watched: &WatchedVm) -> Option<SystemTime> {
+        let is_awaited = watched.case.as_ref().is_some_and(|case| case.stage.is_open());
+        let heard = watched.watch.line.heard.filter(|_| !is_awaited)?;
+        (watched.watch.state == State::Alive).then(|| self.wall_clock(heard))
+    }
+
+    /// What flatline sees by, and that is out of order.
+    fn lost_sensors(&self) -> Vec<(String, String)> {
+        let programs = self.health.iter().filter_map(|program| {
+            let why = program.failure.clone()?;
+            Some((format!("program {}", program.program), why))
+        });
+        let uncounted = self.vms.values().filter(|watched| watched.is_counted);
+        let uncounted = uncounted.filter_map(|watched| {
+            let why = watched.slot.as_ref().err()?.clone();
+            Some((format!("counters of {}", watched.vm.name), why))
+        });
+        programs.chain(uncounted).collect()
+    }
+
+    /// The daemon watches from now on.
+    pub(super) fn tell_of_start(&self) {
+        let what =
+            format!("version {}, mode {}", env!("CARGO_PKG_VERSION"), self.config.mode.as_str());
+        self.tell_of_host(EventKind::DaemonStarted, what);
+    }
+
+    /// Something of the whole host that is told as it is.
+    pub(super) fn tell_of_host(&self, kind: EventKind, reason: String) {
+        self.telling.follow(|follower, now| [follower.of_host(kind, reason, now)]);
+    }
+
+    /// A VM is no longer watched.
+    pub(super) fn tell_of_end(&self, watched: &WatchedVm) {
+        let (id, who) = (watched.vm.id, subject(&watched.vm));
+        self.telling.follow(|follower, now| follower.gone(id, who, now));
+    }
+}

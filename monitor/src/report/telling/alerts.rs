@@ -1,0 +1,300 @@
+//! What is wrong now, as Alertmanager has it: alerts that fire until they are over. Pure: times come in.
+//!
+//! Alertmanager forgets an alert whose end has passed, and is told of each again and again with an end that moves on; one
+//! whose daemon is gone ends by itself. What is over is sent with its end until Alertmanager has taken it once.
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
+
+use serde_json::{Map, Value, json};
+
+use super::{
+    event::{Event, EventKind},
+    payload::fit,
+    queue::Pacing,
+};
+
+/// How often an alert that fires is sent again.
+pub const AGAIN_EVERY: Duration = Duration::from_secs(60);
+/// For how long it fires without that.
+pub const FIRES_FOR: Duration = Duration::from_secs(240);
+/// An alert that nothing ends, as of a VM that never comes back, ends after so long.
+pub const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
+/// The names of the alerts that events begin.
+fn begins(kind: EventKind) -> Option<&'static str> {
+    match kind {
+        EventKind::Crashed | EventKind::Observed => Some("FlatlineGuestCrashed"),
+        EventKind::NotRecovered | EventKind::Refused | EventKind::Failed => {
+            Some("FlatlineGuestDown")
+        }
+        EventKind::UserlandDead | EventKind::ServiceDead => Some("FlatlineGuestUnhealthy"),
+        EventKind::Unobservable => Some("FlatlineGuestUnobservable"),
+        EventKind::HostFault => Some("FlatlineHostFault"),
+        EventKind::HostIncident => Some("FlatlineHostIncident"),
+        EventKind::SensorLost => Some("FlatlineSensorLost"),
+        _ => None,
+    }
+}
+
+/// The names of those that they end.
+fn ends(kind: EventKind) -> &'static [&'static str] {
+    match kind {
+        EventKind::Recovered | EventKind::AliveAgain | EventKind::Ended => {
+            &["FlatlineGuestCrashed", "FlatlineGuestDown", "FlatlineGuestUnhealthy"]
+        }
+        EventKind::BeatsAgain => &["FlatlineGuestUnhealthy"],
+        EventKind::ObservableAgain => &["FlatlineGuestUnobservable"],
+        EventKind::HostFaultOver => &["FlatlineHostFault"],
+        EventKind::HostIncidentOver => &["FlatlineHostIncident"],
+        EventKind::SensorBack => &["FlatlineSensorLost"],
+        _ => &[],
+    }
+}
+
+/// An alert's name, and whose it is.
+type Key = (&'static str, String);
+
+#[derive(Clone, Debug)]
+struct Alert {
+    labels: Map<String, Value>,
+    annotations: Map<String, Value>,
+    begun: SystemTime,
+    ended: Option<SystemTime>,
+    /// It changed since it was sent last.
+    is_news: bool,
+}
+
+/// What is to be done next.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Next {
+    /// Send all of these.
+    Send(Vec<Value>),
+    /// Nothing before this moment.
+    Wait(Duration),
+    /// Nothing.
+    Nothing,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Alerts {
+    host: String,
+    known: BTreeMap<Key, Alert>,
+    most: usize,
+    /// Those that had to go for want of room, and were not told of since.
+    lost: u64,
+    sent: Option<Duration>,
+    pacing: Pacing,
+    is_under_way: bool,
+}
+
+fn whose(event: &Event) -> String {
+    match &event.subject {
+        Some(subject) => subject.key().to_owned(),
+        None => event.sensor.clone(),
+    }
+}
+
+impl Alerts {
+    /// None, and room for `most`.
+    pub fn new(host: String, most: usize) -> Self {
+        Self {
+            host,
+            known: BTreeMap::new(),
+            most,
+            lost: 0,
+            sent: None,
+            pacing: Pacing::default(),
+            is_under_way: false,
+        }
+    }
+
+    /// Has room for `most` from now on; returns how many alerts had to go for it.
+    pub fn set_bound(&mut self, most: usize) -> u64 {
+        self.most = most;
+        let mut gone = 0;
+        while self.known.len() > self.most && self.drop_oldest() {
+            gone += 1;
+        }
+        self.lost += gone;
+        gone
+    }
+
+    /// Whether the event begins an alert, or ends any that there may be.
+    pub fn concerns(kind: EventKind) -> bool {
+        begins(kind).is_some() || !ends(kind).is_empty()
+    }
+
+    /// Takes an event in, and whether those that begin an alert are wanted; what ends one always is.
+    /// Returns how many alerts had to go for it.
+    pub fn take(&mut self, event: &Event, is_wanted: bool) -> u64 {
+        let whose = whose(event);
+        for name in ends(event.kind) {
+            if let Some(alert) = self.known.get_mut(&(*name, whose.clone()))
+                && alert.ended.is_none()
+            {
+                alert.ended = Some(event.at);
+                alert.is_news = true;
+            }
+        }
+        let Some(name) = begins(event.kind).filter(|_| is_wanted) else { return 0 };
+        let key = (name, whose);
+        let known = self.known.get(&key).filter(|alert| alert.ended.is_none());
+        // Who it is stays as it was told first: Alertmanager knows an alert by its labels.
+        let (labels, begun) = match known {
+            Some(alert) => (alert.labels.clone(), alert.begun),
+            None => (
+                self.labels(name, event),
+                event.incident.as_ref().map_or(event.at, |i| i.detected_at),
+            ),
+        };
+        let mut gone = 0;
+        while self.known.len() >= self.most && !self.known.contains_key(&key) && self.drop_oldest()
+        {
+            gone += 1;
+        }
+        self.lost += gone;
+        let annotations = annotations(event);
+        let alert = Alert { labels, annotations, begun, ended: None, is_news: true };
+        self.known.insert(key, alert);
+        gone
+    }
+
+    fn labels(&self, name: &str, event: &Event) -> Map<String, Value> {
+        let mut labels = Map::new();
+        let mut put = |name: &str, value: &str| {
+            labels.insert(name.to_owned(), fit(value).into());
+        };
+        put("alertname", name);
+        put("host", &self.host);
+        put("severity", event.kind.severity().as_str());
+        if let Some(subject) = &event.subject {
+            put("vm", &subject.vm);
+            subject.uuid.iter().for_each(|uuid| put("uuid", uuid));
+        }
+        event.cause.iter().for_each(|cause| put("cause", cause));
+        if !event.sensor.is_empty() {
+            put("sensor", &event.sensor);
+        }
+        labels
+    }
+
+    /// Whoever is over goes first, then who began first.
+    fn drop_oldest(&mut self) -> bool {
+        let oldest =
+            self.known.iter().min_by_key(|(_, alert)| (alert.ended.is_none(), alert.begun));
+        let oldest = oldest.map(|(key, _)| key.clone());
+        oldest.is_some_and(|key| self.known.remove(&key).is_some())
+    }
+
+    /// What is to be done at `moment`, which is `now`.
+    pub fn next(&mut self, moment: Duration, now: SystemTime) -> Next {
+        for alert in self.known.values_mut() {
+            let is_old = now.duration_since(alert.begun).is_ok_and(|age| age >= LONGEST);
+            if is_old && alert.ended.is_none() {
+                (alert.ended, alert.is_news) = (Some(now), true);
+            }
+        }
+        if self.is_under_way || self.known.is_empty() {
+            return Next::Nothing;
+        }
+        let is_news = self.known.values().any(|alert| alert.is_news);
+        let due = self.sent.filter(|_| !is_news).map(|sent| sent + AGAIN_EVERY);
+        // Failures ask for a pause; what is no news is not due before its time either.
+        match due.max(self.pacing.not_before()).filter(|due| *due > moment) {
+            Some(due) => Next::Wait(due),
+            None => {
+                self.is_under_way = true;
+                Next::Send(self.batch(now))
+            }
+        }
+    }
+
+    fn batch(&mut self, now: SystemTime) -> Vec<Value> {
+        let lost = self.lost;
+        let send = |alert: &mut Alert| {
+            alert.is_news = false;
+            let mut annotations = alert.annotations.clone();
+            if lost > 0 {
+                annotations.insert("dropped".to_owned(), lost.to_string().into());
+            }
+            json!({
+                "labels": alert.labels,
+                "annotations": annotations,
+                "startsAt": time(alert.begun),
+                "endsAt": time(alert.ended.unwrap_or(now + FIRES_FOR).max(alert.begun)),
+            })
+        };
+        self.known.values_mut().map(send).collect()
+    }
+
+    /// Alertmanager has them.
+    pub fn delivered(&mut self, moment: Duration) {
+        (self.is_under_way, self.sent, self.lost) = (false, Some(moment), 0);
+        self.pacing.succeeded();
+        // One that changed meanwhile is sent once more.
+        self.known.retain(|_, alert| alert.ended.is_none() || alert.is_news);
+    }
+
+    /// It doesn't, and may have asked for a pause. Returns the pause.
+    pub fn failed(&mut self, asked: Option<Duration>, moment: Duration) -> Duration {
+        self.is_under_way = false;
+        self.known.values_mut().for_each(|alert| alert.is_news = true);
+        self.pacing.failed(asked, moment)
+    }
+
+    /// Tries at once, once, if there is any news.
+    pub fn hurry(&mut self) {
+        self.pacing.hurry();
+    }
+
+    /// Whether nothing can be done now: all news is taken, or has to wait.
+    pub fn is_settled(&self, moment: Duration) -> bool {
+        let waits = self.pacing.not_before().is_some_and(|until| until > moment);
+        !self.is_under_way && (waits || self.known.values().all(|alert| !alert.is_news))
+    }
+
+    /// How many changed, and were not taken so far.
+    pub fn news(&self) -> usize {
+        let under_way = self.known.values().filter(|_| self.is_under_way).count();
+        under_way.max(self.known.values().filter(|alert| alert.is_news).count())
+    }
+
+    /// How many had to go for want of room, of which nothing was told so far.
+    pub fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// Failures since the last delivery.
+    pub fn failures(&self) -> u32 {
+        self.pacing.failures()
+    }
+}
+
+fn time(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
+}
+
+fn annotations(event: &Event) -> Map<String, Value> {
+    let mut annotations = Map::new();
+    let mut put = |name: &str, value: &str| {
+        annotations.insert(name.to_owned(), fit(value).into());
+    };
+    put("summary", &event.line());
+    put("event", event.kind.as_str());
+    put("reason", &event.reason);
+    if let Some(subject) = &event.subject {
+        put("pid", &subject.pid.to_string());
+    }
+    if let Some(incident) = &event.incident {
+        put("incident", &incident.id);
+        put("restarts", &event.attempt.to_string());
+    }
+    annotations
+}

@@ -1,0 +1,301 @@
+//! What there is to be told: one event, with all that a receiver may want to know of it.
+
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use crate::report::{incident::Incident, rfc3339};
+
+/// How much an event matters, for whoever sorts by that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Good news, or none.
+    Info,
+    /// Something is wrong, and is being seen to, or only told.
+    Warning,
+    /// A person is needed.
+    Critical,
+}
+
+impl Severity {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Critical => "critical",
+        }
+    }
+}
+
+/// What happened. The names are a promise: `docs/telling.md` has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EventKind {
+    /// A guest was convicted.
+    Crashed,
+    /// QEMU, or its owner, was told to restart it.
+    Restarted,
+    /// A restarted guest showed life.
+    Recovered,
+    /// It did not.
+    NotRecovered,
+    /// It is not restarted, and the reason says why.
+    Refused,
+    /// The restart limit is reached, or it resets itself again and again.
+    Failed,
+    /// It is only watched: observe mode, or hold.
+    Observed,
+    /// A guest that was not brought back lives all the same.
+    AliveAgain,
+    /// The QEMU of a guest of which something bad was told has ended, as somebody wanted.
+    Ended,
+    /// A guest's kernel lives, and its agent's heart does not beat.
+    UserlandDead,
+    /// A guest's agent says that what it checks has failed.
+    ServiceDead,
+    /// The agent's heart beats again.
+    BeatsAgain,
+    /// A figure that a VM's verdict needs can't be read.
+    Unobservable,
+    /// It can be read again.
+    ObservableAgain,
+    /// A VM is silent because of its host, and is left alone for that.
+    HostFault,
+    /// It no longer is.
+    HostFaultOver,
+    /// Many VMs are silent together.
+    HostIncident,
+    /// They no longer are.
+    HostIncidentOver,
+    /// Something that flatline sees by is out of order.
+    SensorLost,
+    /// It works again.
+    SensorBack,
+    /// The daemon watches.
+    DaemonStarted,
+    /// It was told to end.
+    DaemonStopped,
+}
+
+impl EventKind {
+    /// All of them.
+    pub const ALL: [Self; 22] = [
+        Self::Crashed,
+        Self::Restarted,
+        Self::Recovered,
+        Self::NotRecovered,
+        Self::Refused,
+        Self::Failed,
+        Self::Observed,
+        Self::AliveAgain,
+        Self::Ended,
+        Self::UserlandDead,
+        Self::ServiceDead,
+        Self::BeatsAgain,
+        Self::Unobservable,
+        Self::ObservableAgain,
+        Self::HostFault,
+        Self::HostFaultOver,
+        Self::HostIncident,
+        Self::HostIncidentOver,
+        Self::SensorLost,
+        Self::SensorBack,
+        Self::DaemonStarted,
+        Self::DaemonStopped,
+    ];
+
+    /// Its name in the configuration and in what is told.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Crashed => "crashed",
+            Self::Restarted => "restarted",
+            Self::Recovered => "recovered",
+            Self::NotRecovered => "not-recovered",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Observed => "observed",
+            Self::AliveAgain => "alive-again",
+            Self::Ended => "ended",
+            Self::UserlandDead => "userland-dead",
+            Self::ServiceDead => "service-dead",
+            Self::BeatsAgain => "beats-again",
+            Self::Unobservable => "unobservable",
+            Self::ObservableAgain => "observable-again",
+            Self::HostFault => "host-fault",
+            Self::HostFaultOver => "host-fault-over",
+            Self::HostIncident => "host-incident",
+            Self::HostIncidentOver => "host-incident-over",
+            Self::SensorLost => "sensor-lost",
+            Self::SensorBack => "sensor-back",
+            Self::DaemonStarted => "daemon-started",
+            Self::DaemonStopped => "daemon-stopped",
+        }
+    }
+
+    /// The one of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+    }
+
+    /// How much it matters.
+    pub fn severity(self) -> Severity {
+        match self {
+            Self::NotRecovered | Self::Refused | Self::Failed | Self::HostIncident => {
+                Severity::Critical
+            }
+            Self::Crashed
+            | Self::Observed
+            | Self::UserlandDead
+            | Self::ServiceDead
+            | Self::Unobservable
+            | Self::HostFault
+            | Self::SensorLost => Severity::Warning,
+            Self::Restarted
+            | Self::Recovered
+            | Self::AliveAgain
+            | Self::Ended
+            | Self::BeatsAgain
+            | Self::ObservableAgain
+            | Self::HostFaultOver
+            | Self::HostIncidentOver
+            | Self::SensorBack
+            | Self::DaemonStarted
+            | Self::DaemonStopped => Severity::Info,
+        }
+    }
+
+    /// The VM's state after it, as `status` names it, where the event says so.
+    pub fn state(self) -> Option<&'static str> {
+        match self {
+            Self::Crashed | Self::Refused | Self::Observed => Some("crashed"),
+            Self::Restarted => Some("recovering"),
+            Self::Recovered | Self::AliveAgain => Some("alive"),
+            Self::Failed => Some("failed"),
+            Self::Unobservable => Some("unobservable"),
+            Self::HostFault => Some("held"),
+            Self::NotRecovered
+            | Self::Ended
+            | Self::UserlandDead
+            | Self::ServiceDead
+            | Self::BeatsAgain
+            | Self::ObservableAgain
+            | Self::HostFaultOver
+            | Self::HostIncident
+            | Self::HostIncidentOver
+            | Self::SensorLost
+            | Self::SensorBack
+            | Self::DaemonStarted
+            | Self::DaemonStopped => None,
+        }
+    }
+}
+
+/// The VM that an event is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subject {
+    /// Its name.
+    pub vm: String,
+    /// Its UUID, where it has one.
+    pub uuid: Option<String>,
+    /// Its QEMU's process id.
+    pub pid: u32,
+}
+
+impl Subject {
+    /// What it is known by beyond its QEMU's end: its UUID, or its name without one.
+    pub fn key(&self) -> &str {
+        self.uuid.as_deref().unwrap_or(&self.vm)
+    }
+}
+
+/// One event.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// What happened.
+    pub kind: EventKind,
+    /// When.
+    #[serde(with = "rfc3339")]
+    pub at: SystemTime,
+    /// What tells it from every other event of this host, so that a receiver knows one that comes twice.
+    pub id: String,
+    /// Whom it is about; `None`: the host.
+    pub subject: Option<Subject>,
+    /// Of a sensor, which one; else empty.
+    #[serde(default)]
+    pub sensor: String,
+    /// What the guest was convicted of.
+    pub cause: Option<String>,
+    /// Why, in words.
+    pub reason: String,
+    /// Restarts for this crash so far.
+    pub attempt: usize,
+    /// The incident as it stood then.
+    pub incident: Option<Box<Incident>>,
+}
+
+impl Event {
+    /// One of the host.
+    pub fn of_host(kind: EventKind, at: SystemTime, reason: String) -> Self {
+        Self {
+            kind,
+            at,
+            id: String::new(),
+            subject: None,
+            sensor: String::new(),
+            cause: None,
+            reason,
+            attempt: 0,
+            incident: None,
+        }
+    }
+
+    /// One of a VM.
+    pub fn of_vm(kind: EventKind, at: SystemTime, subject: Subject, reason: String) -> Self {
+        Self { subject: Some(subject), ..Self::of_host(kind, at, reason) }
+    }
+
+    /// One line for people.
+    pub fn line(&self) -> String {
+        let Self { kind, reason, subject, cause, .. } = self;
+        let who = subject.as_ref().map_or("this host", |subject| &subject.vm);
+        let cause = cause.as_ref().map(|cause| format!(" ({cause})")).unwrap_or_default();
+        let what = kind.as_str().replace('-', " ");
+        if reason.is_empty() {
+            format!("{who}: {what}{cause}")
+        } else {
+            format!("{who}: {what}{cause}: {reason}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::{Event, EventKind, Subject};
+
+    #[test]
+    fn every_event_has_one_name_and_is_documented() {
+        let documented = include_str!("../../../../docs/telling.md");
+        for kind in EventKind::ALL {
+            assert_eq!(EventKind::parse(kind.as_str()), Some(kind));
+            assert_eq!(serde_json::to_value(kind).expect("a word"), kind.as_str());
+            let row = format!("| `{}` | {} |", kind.as_str(), kind.severity().as_str());
+            assert!(documented.contains(&row), "docs/telling.md lacks {row}");
+        }
+        assert_eq!(EventKind::parse("Crashed"), None);
+    }
+
+    #[test]
+    fn its_line_says_who_what_and_why() {
+        let subject = Subject { vm: "web-1".to_owned(), uuid: None, pid: 7 };
+        let mut event =
+            Event::of_vm(EventKind::NotRecovered, UNIX_EPOCH, subject, "it is silent".to_owned());
+        event.cause = Some("halted".to_owned());
+        assert_eq!(event.line(), "web-1: not recovered (halted): it is silent");
+        let host = Event::of_host(EventKind::DaemonStarted, UNIX_EPOCH, String::new());
+        assert_eq!(host.line(), "this host: daemon started");
+    }
+}

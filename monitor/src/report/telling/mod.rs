@@ -1,0 +1,261 @@
+//! Tells what happens to whoever is configured (`[[tell]]`): webhooks, Alertmanagers, commands, and always the log.
+//!
+//! ```text
+//!   the loop, the scribe ──▶ follow (what of it is news) ──▶ Event ──▶ log
+//!                                                             ├──▶ queue ──▶ worker ──▶ webhook
+//!                                                             ├──▶ queue ──▶ worker ──▶ command
+//!                                                             └──▶ alerts ─▶ worker ──▶ Alertmanager
+//! ```
+//!
+//! Whoever tells something waits for nothing: an event is put into each target's bounded queue, and a task a target takes
+//! it from there. What waits is on disk as well, a few seconds later, as long as a target can't be told.
+
+pub mod alerts;
+pub mod event;
+pub mod follow;
+pub mod http;
+pub mod payload;
+pub mod queue;
+pub mod signature;
+mod spool;
+#[cfg(test)]
+mod tests;
+pub mod url;
+mod worker;
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use tokio::{task::JoinHandle, time::sleep};
+use tracing::{info, warn};
+
+use crate::{config::Target, qmp::printable, report::metrics::NotificationCounts};
+use event::{Event, EventKind, Severity};
+use follow::Follower;
+use spool::{All, Left, Spool};
+use worker::Worker;
+
+/// The time that is left for telling once the daemon was told to end.
+pub const END_LIMIT: Duration = Duration::from_secs(3);
+/// How often what waits is written down, if it has changed and can't be told.
+const KEEP_EVERY: Duration = Duration::from_secs(5);
+/// Characters of a host's name.
+const HOST_CHARS: usize = 255;
+
+/// Tells; a clone tells the same.
+#[derive(Clone, Debug)]
+pub struct Telling(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    host: String,
+    began: Instant,
+    counts: NotificationCounts,
+    follower: Mutex<Follower>,
+    workers: Mutex<Vec<Worker>>,
+    spool: Spool,
+    keeper: Mutex<Option<JoinHandle<()>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Telling {
+    /// Tells these targets from now on, beginning with what an earlier daemon left in `state_dir`. Call it within a tokio
+    /// runtime.
+    pub fn start(targets: &[Target], state_dir: &Path, counts: NotificationCounts) -> Self {
+        let uname = rustix::system::uname();
+        let host = printable(&uname.nodename().to_string_lossy(), HOST_CHARS);
+        let telling = Self(Arc::new(Inner {
+            follower: Mutex::new(Follower::new(host.clone(), SystemTime::now())),
+            host,
+            began: Instant::now(),
+            counts,
+            workers: Mutex::default(),
+            spool: Spool::new(state_dir),
+            keeper: Mutex::default(),
+        }));
+        telling.reconfigure(targets);
+        telling.take_up_what_was_left();
+        telling
+    }
+
+    /// Tells these from now on. A target that keeps its name and its kind keeps what waits for it; what waits for one
+    /// that is gone is given up.
+    pub fn reconfigure(&self, targets: &[Target]) {
+        let mut workers = lock(&self.0.workers);
+        let mut before = std::mem::take(&mut *workers);
+        for target in targets {
+            let known = before.iter().position(|worker| worker.can_go_on_as(target));
+            let worker = match known.map(|index| before.swap_remove(index)) {
+                Some(worker) => {
+                    worker.go_on_as(target.clone());
+                    worker
+                }
+                None => Worker::start(target.clone(), &self.0.host, self.0.began, &self.0.counts),
+            };
+            workers.push(worker);
+        }
+        for gone in before {
+            let name = gone.name();
+            let (left, _) = gone.left();
+            if !left.is_empty() {
+                let left = left.len();
+                warn!(receiver = name, "{left} events that waited for {name} are given up");
+            }
+            if targets.iter().all(|target| target.name != name) {
+                self.0.counts.end(&name);
+            }
+        }
+        let mut keeper = lock(&self.0.keeper);
+        if workers.is_empty() {
+            keeper.take().iter().for_each(JoinHandle::abort);
+        } else if keeper.is_none() {
+            *keeper = Some(tokio::spawn(keep(Arc::downgrade(&self.0))));
+        }
+    }
+
+    fn take_up_what_was_left(&self) {
+        let spool = &self.0.spool;
+        let mut left = match spool.read() {
+            Ok(left) => left,
+            Err(error) => {
+                let path = spool.path().display();
+                return warn!(
+                    "what was to be told before is lost: {path}: {error}; `flatline incidents` has what happened"
+                );
+            }
+        };
+        for worker in lock(&self.0.workers).iter() {
+            if let Some(Left { lost, events }) = left.remove(&worker.name()) {
+                let (name, waiting) = (worker.name(), events.len());
+                info!(receiver = name, waiting, "what {name} was not told before is told now");
+                worker.restore(events, lost);
+            }
+        }
+        for (name, Left { events, .. }) in left {
+            let name = printable(&name, HOST_CHARS);
+            let waiting = events.len();
+            warn!(
+                receiver = name,
+                "{waiting} events that waited for {name} are given up: no [[tell]] has this name"
+            );
+        }
+    }
+
+    /// Has the follower see something, and tells what of it is news.
+    pub fn follow<E>(&self, see: impl FnOnce(&mut Follower, SystemTime) -> E)
+    where
+        E: IntoIterator<Item = Event>,
+    {
+        // Held until all of it waits in its order.
+        let mut follower = lock(&self.0.follower);
+        for event in see(&mut follower, SystemTime::now()) {
+            log(&event);
+            self.0.hand_out(event, true);
+        }
+    }
+
+    /// Has the follower see what an earlier daemon told: what is wrong still goes on being so.
+    pub fn take_up(&self, see: impl FnOnce(&mut Follower, SystemTime) -> Vec<Event>) {
+        let mut follower = lock(&self.0.follower);
+        for event in see(&mut follower, SystemTime::now()) {
+            self.0.hand_out(event, false);
+        }
+    }
+
+    /// Targets that can't be told, or that lost something, each in a sentence.
+    pub fn complaints(&self) -> Vec<String> {
+        lock(&self.0.workers).iter().filter_map(Worker::complaint).collect()
+    }
+
+    /// Tells that the daemon ends, waits a little for what can be told still, and keeps the rest.
+    pub async fn finish(&self) {
+        self.follow(|follower, now| {
+            [follower.of_host(EventKind::DaemonStopped, String::new(), now)]
+        });
+        lock(&self.0.keeper).take().iter().for_each(JoinHandle::abort);
+        lock(&self.0.workers).iter().for_each(Worker::hurry);
+        let are_settled = || lock(&self.0.workers).iter().all(Worker::is_settled);
+        worker::settle(are_settled, END_LIMIT).await;
+        let left = self.0.left();
+        lock(&self.0.workers).clear();
+        for (name, Left { events, .. }) in &left {
+            let waiting = events.len();
+            info!(receiver = name, waiting, "{name} is told the rest by the next daemon");
+        }
+        if let Err(error) = self.0.spool.write(&left) {
+            let path = self.0.spool.path().display();
+            warn!("what was to be told is lost: {path}: {error}");
+        }
+    }
+}
+
+impl Inner {
+    fn hand_out(&self, event: Event, is_news: bool) {
+        let event = Arc::new(event);
+        lock(&self.workers).iter().for_each(|worker| worker.tell(&event, is_news));
+    }
+
+    /// What waits, of those for whom anything does.
+    fn left(&self) -> All<Arc<Event>> {
+        let workers = lock(&self.workers);
+        let all = workers.iter().map(|worker| (worker.name(), worker.left()));
+        all.filter(|(_, (events, _))| !events.is_empty())
+            .map(|(name, (events, lost))| (name, Left { lost, events }))
+            .collect()
+    }
+}
+
+/// Writes down what waits, and removes it once it was told.
+async fn keep(of: std::sync::Weak<Inner>) {
+    let mut kept: Vec<String> = Vec::new();
+    let mut is_first = true;
+    loop {
+        sleep(KEEP_EVERY).await;
+        let Some(inner) = of.upgrade() else { return };
+        let left = inner.left();
+        let ids: Vec<String> = left
+            .values()
+            .flat_map(|left| left.events.iter().map(|event| event.id.clone()))
+            .collect();
+        // What an earlier daemon left is there until it was told.
+        if ids == kept && !is_first {
+            continue;
+        }
+        let spool = inner.spool.clone();
+        drop(inner);
+        let written = tokio::task::spawn_blocking(move || spool.write(&left)).await;
+        match written {
+            Ok(Ok(())) => (kept, is_first) = (ids, false),
+            Ok(Err(error)) => {
+                warn!("what is to be told would be lost with the daemon: {error}; tried again");
+            }
+            Err(_) => return,
+        }
+    }
+}
+
+/// One line a person can read, with fields for programs: in the journal they are `FLATLINE_EVENT`, `FLATLINE_VM`, ….
+fn log(event: &Event) {
+    let kind = event.kind.as_str();
+    let (vm, uuid, pid) = match &event.subject {
+        Some(subject) => (Some(&*subject.vm), subject.uuid.as_deref(), Some(subject.pid)),
+        None => (None, None, None),
+    };
+    let (state, cause) = (event.kind.state(), event.cause.as_deref());
+    let incident = event.incident.as_ref().map(|incident| &*incident.id);
+    let attempt = incident.map(|_| event.attempt);
+    let reason = &event.reason;
+    let what = kind.replace('-', " ");
+    let text = if reason.is_empty() { what } else { format!("{what}: {reason}") };
+    if event.kind.severity() == Severity::Info {
+        info!(event = kind, vm, uuid, pid, state, cause, incident, attempt, "{text}");
+    } else {
+        warn!(event = kind, vm, uuid, pid, state, cause, incident, attempt, "{text}");
+    }
+}
