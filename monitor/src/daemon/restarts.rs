@@ -106,7 +106,12 @@ impl Engine {
             Ok(done) => {
                 info!(
                     vm = watched.vm.name,
-                    "{}: {} -> {}", done.action, done.run_states.0, done.run_states.1
+                    pid = id.pid,
+                    incident = case.incident.id,
+                    "{}: {} -> {}",
+                    done.action,
+                    done.run_states.0,
+                    done.run_states.1
                 );
                 case.stage = Stage::AwaitingLife { since: done.at };
                 case.incident.action = Some(done.action);
@@ -137,7 +142,8 @@ impl Engine {
                 // It may have been reset all the same: it gets its time to show life.
                 let evidence = error.take_evidence();
                 let why = in_full(&error);
-                warn!(vm = watched.vm.name, "restart: {why}");
+                let incident = &case.incident.id;
+                warn!(vm = watched.vm.name, pid = id.pid, incident, "restart: {why}");
                 let (at, told) = match error {
                     RestartError::Step { reset_at, .. } => (reset_at, "system_reset"),
                     RestartError::Owner { reset_at, step, .. } => (reset_at, step),
@@ -199,7 +205,6 @@ impl Engine {
             incident.recover_seconds =
                 now.duration_since(*since).ok().map(|took| took.as_secs_f64());
         }
-        info!(vm = watched.vm.name, "recovered: {}", watched.watch.reason);
         self.close(id, Outcome::Recovered, None);
     }
 }

@@ -20,7 +20,7 @@ use crate::{
         Devices, HeartbeatRows, Heartbeats, InFlightAges, LostCompletions, Missing, ProcessState,
         Reading, ThreadTimes, VcpuClocks, VmRows, VmSample, port::PortListener,
     },
-    verdict::{Act, Input, Monitor, Terms, Testimony, Watch},
+    verdict::{Act, Cause, Input, Monitor, Terms, Testimony, Watch},
     witness::Notes,
 };
 
@@ -289,13 +289,22 @@ impl WatchedVm {
     pub(super) fn feed(&mut self, input: &Input, now: Duration) -> Act {
         let before = self.watch.standing().0;
         let act = self.recorder.take(&mut self.watch, input, &self.terms, now);
-        let (after, _, reason) = self.watch.standing();
+        let (after, cause, reason) = self.watch.standing();
         if before != after {
             let routine = |name| matches!(name, "alive" | "suspect" | "starting");
             if routine(before) && routine(after) {
                 debug!(vm = self.vm.name, "{before} -> {after}: {reason}");
             } else {
-                info!(vm = self.vm.name, "{before} -> {after}: {reason}");
+                let (uuid, pid) = (self.vm.uuid.as_deref(), self.vm.id.pid);
+                let cause = cause.map(Cause::as_str);
+                info!(
+                    vm = self.vm.name,
+                    uuid,
+                    pid,
+                    state = after,
+                    cause,
+                    "{before} -> {after}: {reason}"
+                );
             }
         }
         act

@@ -163,7 +163,9 @@ impl ProbeThread {
 
     fn send(&self, request: Request) {
         if self.requests.send(request).is_err() {
-            error!("the probe thread is gone; VMs that start now are not counted");
+            error!(
+                "the probe thread is gone; VMs that start now are not counted: restart the daemon"
+            );
         }
     }
 

@@ -212,7 +212,10 @@ impl Directory {
                 self.lost.insert(vm, lost.saturating_add(segment.records));
                 // Once, and not with every block.
                 if !std::mem::replace(&mut self.failing, true) {
-                    error!("can't record to {}: {error}", self.path.display());
+                    error!(
+                        "can't record to {}: {error}; free space there, it is tried again",
+                        self.path.display()
+                    );
                 }
             }
         }
