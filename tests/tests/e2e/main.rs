@@ -33,6 +33,7 @@ mod run_states;
 mod state_dir;
 mod storage;
 mod top;
+mod telling;
 mod upgrade;
 mod witnesses;
 
@@ -79,5 +80,6 @@ fn main() -> ExitCode {
     trials.extend(memory::trials());
     trials.extend(packages::trials());
     trials.extend(top::trials());
+    trials.extend(telling::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }
