@@ -4,12 +4,12 @@
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
-use super::{Message, engine::Engine, telling::subject};
+use super::{Message, engine::Engine, telling::subject, vm::Stage};
 use crate::{
-    config::{Config, ConfigError, Source},
+    config::{Config, ConfigError, Mode, Source},
     discover::VmId,
-    report::retention,
-    verdict::Terms,
+    report::{incident::Outcome, retention},
+    verdict::{State, Terms},
 };
 
 /// How far the reading of a file has come.
@@ -126,7 +126,16 @@ impl Engine {
                 let before = std::mem::replace(&mut watched.recorder, recorder);
                 watched.recorder.follows(before, now);
             }
+            let may_be_touched =
+                watched.terms.policy.mode == Mode::Observe && terms.policy.mode == Mode::Recover;
             watched.terms = terms;
+            if let Some(case) = watched.case.as_mut().filter(|_| may_be_touched)
+                && case.incident.outcome == Some(Outcome::Observed)
+                && matches!(watched.watch.state, State::Crashed { .. })
+            {
+                // It is dead still: it is judged anew, as after a hold.
+                case.stage = Stage::OnHold;
+            }
             watched.memory.set_every(memory_every);
             changed += usize::from(is_judged_anew);
         }

@@ -61,6 +61,7 @@ fn reloads() -> Result<()> {
     let mut config = rig.daemon_config()?;
     config.flat_for = Duration::from_secs(100);
     config.boot_grace = Duration::from_secs(1);
+    config.mode = "observe".to_owned();
     let daemon = rig.daemon(&config)?;
     for guest in &guests {
         wait_for_vm(&daemon, guest.name(), "it is judged", SOON, |row| row["state"] == "alive")?;
@@ -107,7 +108,7 @@ fn reloads() -> Result<()> {
 
 /// A file that somebody is about to write.
 fn torn(good: &str) -> String {
-    good.replace("mode = \"recover\"", "mode = \"reco")
+    good.replace("mode = \"observe\"", "mode = \"obs")
 }
 
 /// It was silent for longer than the new terms ask for: it is found at once, and not after as long once more.
@@ -122,13 +123,20 @@ fn convicted_on_new_terms(rig: &Rig, daemon: &Daemon, halted: &Guest, good: &str
         .replace("listen = \"off\"", &format!("listen = \"{address}\""));
     let begun = Instant::now();
     reload(daemon, &hasty)?;
+    let observed = wait_for_incident(daemon, halted.name(), "observed", SOON, |incident| {
+        incident["outcome"] == "observed"
+    })?;
+    let took = begun.elapsed().as_secs_f64();
+    println!("convicted {took:.1} s after the reload");
+    ensure!(took < flat_for, "as if its silence had begun anew: {took} s");
+    ensure!(degraded(daemon)?.is_null(), "a good file ends the complaint");
+    ensure!(observed["action_at"].is_null(), "it was to be observed only: {observed}");
+    // What is dead still when it may be restarted is restarted, and is the same crash.
+    reload(daemon, &hasty.replace("mode = \"observe\"", "mode = \"recover\""))?;
     let incident = wait_for_incident(daemon, halted.name(), "restarted", SOON, |incident| {
         incident["action_at"].is_string()
     })?;
-    let took = begun.elapsed().as_secs_f64();
-    println!("convicted and reset {took:.1} s after the reload");
-    ensure!(took < flat_for, "as if its silence had begun anew: {took} s");
-    ensure!(degraded(daemon)?.is_null(), "a good file ends the complaint");
+    ensure!(incident["id"] == observed["id"], "one crash, two incidents: {observed} {incident}");
     let text = scrape(address)?;
     ensure!(figure(&text, "flatline_config_last_reload_successful", &[])? == Some(1.0), "{text}");
 
