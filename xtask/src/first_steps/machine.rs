@@ -67,9 +67,13 @@ pub(super) fn play(
         std::fs::copy(package, place.join(package.file_name().context("a nameless package")?))?;
     }
     std::fs::write(debian.join("root/steps"), script(commands))?;
-    let wants = debian.join("etc/systemd/system/multi-user.target.wants");
+    let units = debian.join("etc/systemd/system");
+    let wants = units.join("multi-user.target.wants");
     std::fs::create_dir_all(&wants)?;
-    std::fs::write(wants.join("first-steps.service"), UNIT)?;
+    std::fs::write(units.join(UNIT_NAME), UNIT)?;
+    let link = wants.join(UNIT_NAME);
+    let _ = std::fs::remove_file(&link);
+    std::os::unix::fs::symlink(Path::new("..").join(UNIT_NAME), &link)?;
     let disk = directory().join("debian.ext4");
     let _ = std::fs::remove_file(&disk);
     let mut command = Command::new("mke2fs");
@@ -82,6 +86,7 @@ pub(super) fn play(
     played
 }
 
+const UNIT_NAME: &str = "first-steps.service";
 /// Not `Type=oneshot`: the boot is complete while it runs.
 const UNIT: &str = "[Unit]
 Description=The README's first steps
@@ -101,7 +106,7 @@ fn script(commands: &[String]) -> String {
         format!("echo '{MARK}'\"$(cut -d ' ' -f 1 /proc/uptime)\"' {text}'\n")
     };
     let mut script = format!("set -e\nexport COLUMNS=116\ncd /{PLACE}\n");
-    script.push_str("trap 'journalctl --no-pager -b -u flatline | tail -n 30' ERR\n");
+    script.push_str("trap 'journalctl --no-pager -b -u flatline -o json --output-fields=MESSAGE,FLATLINE_STATE,FLATLINE_ERROR,F_STATE | tail -n 14; flatline show practice' ERR\n");
     for command in commands {
         script.push_str(&mark(command));
         script.push_str(command);
@@ -125,7 +130,10 @@ fn boot(debian: &Path, disk: &Path) -> Result<Child> {
     command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048"]);
     command.args(["-display", "none", "-no-reboot", "-nic", "none", "-serial", "stdio"]);
     command.arg("-kernel").arg(file("vmlinuz-")?).arg("-initrd").arg(file("initrd.img-")?);
-    command.args(["-append", "root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0"]);
+    // A login on the console would hang up on whoever writes there.
+    let kernel = "root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0 \
+                  systemd.mask=serial-getty@ttyS0.service";
+    command.args(["-append", kernel]);
     let drive = format!("file={},format=raw,if=virtio,cache=unsafe", disk.display());
     command.args(["-drive", &drive]).stdin(Stdio::null()).stdout(Stdio::piped());
     command.spawn().context("cannot start QEMU")
@@ -136,7 +144,9 @@ fn watch(machine: &mut Child) -> Result<Vec<Played>> {
     let console = machine.stdout.take().context("the pipe was asked for")?;
     let mut played: Vec<(f64, Played)> = Vec::new();
     for line in BufReader::new(console).split(b'\n') {
-        let line = String::from_utf8_lossy(&line?).trim_end_matches('\r').to_owned();
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        // What a progress bar leaves in the end.
+        let line = line.trim_end_matches('\r').rsplit('\r').next().unwrap_or_default().to_owned();
         println!("    {line}");
         let mark = line.find(MARK).and_then(|at| line[at + MARK.len()..].split_once(' '));
         match mark.and_then(|(when, rest)| Some((when.parse::<f64>().ok()?, rest))) {
