@@ -17,7 +17,6 @@ mod dist;
 mod document;
 mod executable;
 mod first_steps;
-mod first_steps;
 mod fuzz;
 mod guest;
 mod lint;
@@ -59,8 +58,6 @@ enum Task {
     Dist(dist::Options),
     /// Play the README's first steps on a fresh Debian in a VM, and write docs/first-steps.md
     FirstSteps,
-    /// Play the README's first steps on a fresh Debian in a VM, and write docs/first-steps.md
-    FirstSteps,
     /// Measure what flatline costs, and write docs/costs.md
     Bench,
     /// Look for bytes that break a parser
@@ -85,7 +82,6 @@ fn main() -> ExitCode {
         Task::Guest => guest::task(),
         Task::Lint => lint::task(),
         Task::Demo => demo::task(),
-        Task::FirstSteps => first_steps::task(),
         Task::Dist(options) => dist::task(&options),
         Task::FirstSteps => first_steps::task(),
         Task::Bench => bench::task(),

@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{dist, setup};
 use crate::document::machine as this_machine;
 use crate::process::{heading, workspace_root};
+use crate::{dist, setup};
 use machine::Played;
 
 /// Where what was seen is written to.
