@@ -25,7 +25,15 @@ impl Engine {
     /// Answers a client's request.
     pub(super) fn on_request(&mut self, request: ControlRequest) {
         let reply = match request.request {
-            Request::Status => Reply::ok(&self.status()),
+            Request::Status => {
+                let status = self.status();
+                // To put 1,000 VMs as JSON takes as long as a tick does.
+                spawn_blocking(move || {
+                    // The client may have gone, here and below.
+                    let _ = request.reply.send(Reply::ok(&status));
+                });
+                return;
+            }
             Request::Show { vm } => match self.find(&vm) {
                 Ok(watched) => Reply::ok(&self.show(watched, self.history(watched))),
                 Err(reply) => reply,
@@ -64,7 +72,6 @@ impl Engine {
                             incident.vm == name || uuid.is_some() && incident.uuid == uuid
                         });
                     }
-                    // The client may have gone.
                     let _ = request.reply.send(Reply::ok(&IncidentsView { incidents, complaints }));
                 });
                 return;
