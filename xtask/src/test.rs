@@ -63,9 +63,9 @@ pub(crate) fn task(options: &Options) -> Result<()> {
 
 fn unit_tests(options: &Options) -> Result<()> {
     heading("unit tests");
-    let mut command = cargo_command(["test", "--workspace", "--exclude", "flatline-tests"]);
     // `--no-fail-fast`: every package's tests, also after one has failed.
-    command.arg("--no-fail-fast").args(&options.filter);
+    let mut command = cargo_command(["test", "--workspace", "--no-fail-fast"]);
+    command.args(&options.filter);
     process::run(&mut command)
 }
 
@@ -78,12 +78,9 @@ fn end_to_end_tests(options: &Options) -> Result<()> {
     let packages = dist::debian(&binary, &build_heartbeat::build()?)?;
     let packages = std::env::join_paths(packages).context("a package's path has a colon")?;
     heading("end-to-end tests");
-    let mut command = cargo_command(["test", "--package", "flatline-tests", "--no-fail-fast"]);
-    command.args(&options.filter);
-    if !options.runner.is_empty() {
-        // Only the runner knows these: the package's own unit tests would refuse them.
-        command.args(["--test", "*", "--"]).args(&options.runner);
-    }
+    // Of the whole workspace, as before: one package alone has other features, and all is built once more.
+    let mut command = cargo_command(["test", "--workspace", "--test", "e2e"]);
+    command.args(&options.filter).arg("--").args(&options.runner);
     command.env("FLATLINE_BINARY", binary).env("FLATLINE_GUEST_DIR", images);
     command.env("FLATLINE_PACKAGES", packages);
     process::run(&mut command)

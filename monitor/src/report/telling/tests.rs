@@ -216,10 +216,10 @@ fn who_is_down_and_comes_back_gets_all_that_waited_and_hears_how_many_did_not() 
     let requests = receiver(listener, say(OK));
     let told: Vec<Value> = (0..3).map(|_| body(&requests)).collect();
     let reasons: Vec<_> = told.iter().filter_map(|told| told["reason"].as_str()).collect();
-    // The first one may have been under way when there was no room any more.
-    assert!([["2", "3", "4"], ["0", "3", "4"]].iter().any(|all| reasons == *all), "{reasons:?}");
-    let dropped: Vec<_> = told.iter().filter_map(|told| told["dropped"].as_u64()).collect();
-    assert_eq!(dropped, [2, 0, 0]);
+    // Whichever was under way when there was no room any more stays.
+    assert!(matches!(reasons[..], ["0" | "1" | "2", "3", "4"]), "{reasons:?}");
+    let dropped: u64 = told.iter().filter_map(|told| told["dropped"].as_u64()).sum();
+    assert_eq!(dropped, 2, "{told:?}");
     wait_for(|| stage.complaint().is_empty(), || stage.complaint());
 }
 
