@@ -37,7 +37,7 @@ pub(crate) struct Options {
 impl Options {
     /// What the tests have time for: as many faults as fit.
     pub(crate) fn short() -> Self {
-        Self { minutes: 1, guests: LEAST_GUESTS, gap: 5, seed: None, dry_run: true }
+        Self { minutes: 1, guests: LEAST_GUESTS, gap: 10, seed: None, dry_run: true }
     }
 }
 
