@@ -150,15 +150,17 @@ impl Prometheus {
 }
 
 impl Alertmanager {
-    /// Starts `program`, which keeps everything in `dir`.
+    /// For whoever asks for the alerts himself.
+    pub const TELLS_NOBODY: &str = "route: {receiver: nobody}\nreceivers: [{name: nobody}]\n";
+
+    /// Starts `program`, which keeps everything in `dir`, with this `alertmanager.yml`, such as [`Self::TELLS_NOBODY`].
     ///
     /// # Errors
     ///
     /// As [`Prometheus::start`]; root is needed.
-    pub fn start(program: &Path, dir: &Path) -> Result<Self> {
+    pub fn start(program: &Path, dir: &Path, config: &str) -> Result<Self> {
         let root = dir.join("alertmanager");
         root_of_its_own(program, &root)?;
-        let config = "route: {receiver: nobody}\nreceivers: [{name: nobody}]\n";
         fs::write(root.join("alertmanager.yml"), config)?;
         let address = free_address()?;
         let mut command = Command::new("chroot");

@@ -204,7 +204,7 @@ fn scene(prometheus: &Path, alertmanager: &Path, rules: &str) -> Result<Scene> {
     );
     config.executables.push(StandIn::put(&rig)?.display().to_string());
     let daemon = rig.daemon(&config)?;
-    let alertmanager = Alertmanager::start(alertmanager, rig.dir())?;
+    let alertmanager = Alertmanager::start(alertmanager, rig.dir(), Alertmanager::TELLS_NOBODY)?;
     let prometheus = Prometheus::start(prometheus, rig.dir(), address, rules, &alertmanager)?;
     let guests = configs.iter().map(GuestConfig::start).collect::<Result<Vec<_>>>()?;
     for guest in &guests {

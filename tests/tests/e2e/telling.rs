@@ -6,7 +6,6 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt as _,
     path::Path,
-    process::{Child, Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant, SystemTime},
@@ -16,10 +15,10 @@ use anyhow::{Context as _, Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use flatline_tests::{
     boot_sector::BootSector,
-    command,
     daemon::{Daemon, free_address},
     guest::Guest,
     interrupt::wait_until,
+    prometheus::Alertmanager,
     tools,
 };
 use libtest_mimic::Trial;
@@ -29,8 +28,7 @@ use serde_json::Value;
 use crate::{
     metrics::{figure, scrape},
     rig::{
-        Rig, boot_all, incidents_of, put, trial, trial_that_may_skip, wait_for_incident,
-        wait_for_vm,
+        Rig, boot_all, incidents_of, trial, trial_that_may_skip, wait_for_incident, wait_for_vm,
     },
 };
 
@@ -304,81 +302,20 @@ fn check_end(daemon: &mut Daemon, good: &Receiver, slow: &TcpListener) -> Result
     Ok(())
 }
 
-/// A program that ends with this.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A root directory with what an Alertmanager needs: Debian's looks for its templates below `/usr/share`, where they are
-/// only if it was installed.
-fn root_of_its_own(program: &Path, root: &Path) -> Result<()> {
-    let put = |from: &Path, to: &str| -> Result<()> {
-        let to = root.join(to.trim_start_matches('/'));
-        fs::create_dir_all(to.parent().context("it is below the root")?)?;
-        put(from, &to)
-    };
-    put(program, "alertmanager")?;
-    // One that needs no libraries makes this fail.
-    let libraries = command::run("ldd", [program]).unwrap_or_default();
-    let libraries = String::from_utf8_lossy(&libraries).into_owned();
-    for library in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
-        put(&Path::new(library).canonicalize()?, library)?;
-    }
-    for template in ["default.tmpl", "email.tmpl"] {
-        let path = format!("share/prometheus/alertmanager/{template}");
-        let unpacked = program.ancestors().nth(2).map(|usr| usr.join(&path));
-        if let Some(file) = unpacked.filter(|file| file.exists()) {
-            put(&file, &format!("usr/{path}"))?;
-        }
-    }
-    Ok(())
-}
-
-/// The body of the answer to a GET.
-fn get(address: SocketAddr, path: &str) -> Result<Value> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(SOON))?;
-    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (_, body) = answer.split_once("\r\n\r\n").context("no head")?;
-    serde_json::from_str(body).with_context(|| answer.clone())
-}
-
 fn alertmanager() -> Result<Option<String>> {
     let program = match tools::ALERTMANAGER.needed() {
         Ok(program) => program,
         Err(why) => return Ok(Some(why)),
     };
     let rig = Rig::new()?;
-    let root = rig.dir().join("alertmanager");
-    root_of_its_own(&program, &root)?;
     // What Alertmanager makes of it goes to somebody, as it would to a pager.
     let pager = Receiver::start(([127, 0, 0, 1], 0).into(), NO_CONTENT)?;
-    let (address, file) = (free_address()?, root.join("alertmanager.yml"));
     let route = "{receiver: pager, group_by: ['...'], group_wait: 100ms, group_interval: 1s}";
     let hook = format!("{{url: 'http://{}/', send_resolved: true}}", pager.address);
     let receiver = format!("{{name: pager, webhook_configs: [{hook}]}}");
-    fs::write(&file, format!("route: {route}\nreceivers: [{receiver}]\n"))?;
-    let log = fs::File::create(rig.dir().join("alertmanager.log"))?;
-    let _running = Running(
-        Command::new("chroot")
-            .arg(&root)
-            .args(["/alertmanager", "--config.file=/alertmanager.yml", "--storage.path=/data"])
-            .arg(format!("--web.listen-address={address}"))
-            // Alone: no gossip.
-            .arg("--cluster.listen-address=")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()?,
-    );
+    let config = format!("route: {route}\nreceivers: [{receiver}]\n");
+    let alertmanager = Alertmanager::start(&program, rig.dir(), &config)?;
+    let address = alertmanager.address();
     let guests = guest(&rig)?;
     let mut config = rig.daemon_config()?;
     config.extra_toml = format!(
@@ -386,7 +323,6 @@ fn alertmanager() -> Result<Option<String>> {
     );
     let daemon = rig.daemon(&config)?;
     wait_for_vm(&daemon, NAME, "alive", SOON, |row| row["state"] == "alive")?;
-    wait_until("Alertmanager", SOON, || Ok(get(address, "/api/v2/alerts").ok()))?;
     let said = |arguments: &[&str]| -> Result<()> {
         let output = daemon.client(arguments)?;
         ensure!(output.status.success(), "{arguments:?}: {output:?}");
@@ -395,9 +331,7 @@ fn alertmanager() -> Result<Option<String>> {
     // On hold, it stays down until it is seen to be.
     said(&["hold", NAME])?;
     guests[0].send("p")?;
-    let firing = || -> Result<Vec<Value>> {
-        Ok(get(address, "/api/v2/alerts")?.as_array().context("a list")?.clone())
-    };
+    let firing = || alertmanager.alerts();
     let alert = wait_until("an alert", SOON, || Ok(firing()?.pop()))
         .with_context(|| format!("{:?}\n{}", daemon.status(), daemon.log().text()))?;
     let labels = &alert["labels"];
