@@ -13,14 +13,14 @@ use super::{
     memory::MemoryWatch,
     plugged::counted,
     resume::take_up,
-    vm::WatchedVm,
+    vm::{WatchedVm, terms_for},
     watchers::{self, Look},
 };
 use crate::{
     discover::{self, Vm, VmId},
     qmp::{self, QmpState},
     sample::{LostCompletions, VcpuClocks, port::PortListener},
-    verdict::{Terms, Watch},
+    verdict::Watch,
     witness::Notes,
 };
 
@@ -63,7 +63,6 @@ impl Engine {
         let id = vm.id;
         // A status that nobody asked for belongs to an earlier process with this pid.
         self.statuses.remove(&id.pid);
-        let policy = self.config.policy_for(&vm.name);
         let owner = vm.ownership.owner.kind();
         info!(vm = vm.name, pid = id.pid, accelerator = %vm.accelerator, owner, "found");
         for note in &vm.notes {
@@ -88,7 +87,7 @@ impl Engine {
             let incident = taken_up.incident();
             self.telling.take_up(|follower, now| follower.taken_up(incident, now));
         }
-        let terms = Terms { policy, tick: self.config.sample_interval };
+        let terms = terms_for(&self.config, &vm.name);
         let (state, case) = match left {
             Some(taken_up) => {
                 let (state, case) = taken_up.begin(now);

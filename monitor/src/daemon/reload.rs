@@ -4,12 +4,17 @@
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
-use super::{Message, engine::Engine, telling::subject, vm::Stage};
+use super::{
+    Message,
+    engine::Engine,
+    telling::subject,
+    vm::{Stage, terms_for},
+};
 use crate::{
     config::{Config, ConfigError, Mode, Source},
     discover::VmId,
     report::{incident::Outcome, retention},
-    verdict::{State, Terms},
+    verdict::State,
 };
 
 /// How far the reading of a file has come.
@@ -113,8 +118,7 @@ impl Engine {
         for id in self.vms.keys().copied().collect::<Vec<VmId>>() {
             let Some(watched) = self.vms.get(&id) else { continue };
             let name = &watched.vm.name;
-            let policy = self.config.policy_for(name);
-            let terms = Terms { policy, tick: self.config.sample_interval };
+            let terms = terms_for(&self.config, name);
             let memory_every = self.config.memory_every_for(name);
             let is_judged_anew = terms != watched.terms;
             // A recording is judged again on one set of terms.
@@ -140,8 +144,7 @@ impl Engine {
             changed += usize::from(is_judged_anew);
         }
         for awaited in &mut self.owners.awaited {
-            let policy = self.config.policy_for(&awaited.vm.name);
-            awaited.terms = Terms { policy, tick: self.config.sample_interval };
+            awaited.terms = terms_for(&self.config, &awaited.vm.name);
         }
         changed
     }

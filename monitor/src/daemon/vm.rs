@@ -12,6 +12,7 @@ use tracing::{debug, info};
 use super::{memory::MemoryWatch, recordings::Recorder};
 use crate::{
     activity::Activity,
+    config::Config,
     discover::{self, Vm},
     probe::TapProbe,
     qmp::{QmpHandle, QmpState, RunState},
@@ -23,6 +24,11 @@ use crate::{
     verdict::{Act, Cause, Input, Monitor, Terms, Testimony, Watch},
     witness::Notes,
 };
+
+/// The terms on which the VM called `name` is judged.
+pub(super) fn terms_for(config: &Config, name: &str) -> Terms {
+    Terms { policy: config.policy_for(name), tick: config.sample_interval }
+}
 
 /// What one tick reads of the whole host.
 pub(super) struct HostSample<'a> {
