@@ -9,6 +9,7 @@ pub mod evidence;
 pub mod incident;
 pub mod ledger;
 pub mod lines;
+mod made;
 pub mod metrics;
 pub mod recording;
 pub mod retention;

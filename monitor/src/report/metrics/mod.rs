@@ -27,8 +27,9 @@ use prometheus_client::{
     encoding::{DescriptorEncoder, prometheus_text, text},
     registry::Registry,
 };
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 
+use super::made::Made;
 pub use counts::Counts;
 pub use incidents::IncidentCounts;
 pub use notifications::{NotificationCounts, Told};
@@ -70,12 +71,18 @@ impl Format {
 pub struct Exposition {
     registry: Arc<Registry>,
     latest: Latest,
-    open_metrics: Arc<Mutex<Made>>,
-    prometheus_text: Arc<Mutex<Made>>,
+    open_metrics: Made<Of, Bytes>,
+    prometheus_text: Made<Of, Bytes>,
 }
 
-/// The text that was made last, and of what.
-type Made = Option<(Arc<Snapshot>, Bytes)>;
+/// Which snapshot a text is of; as long as one is kept, no other is in its place.
+struct Of(Arc<Snapshot>);
+
+impl PartialEq for Of {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
 
 impl Exposition {
     /// Of the newest snapshot, and of what the daemon counted.
@@ -95,8 +102,8 @@ impl Exposition {
         Self {
             registry: Arc::new(registry),
             latest,
-            open_metrics: Arc::default(),
-            prometheus_text: Arc::default(),
+            open_metrics: Made::default(),
+            prometheus_text: Made::default(),
         }
     }
 
@@ -107,15 +114,7 @@ impl Exposition {
             Format::OpenMetrics => &self.open_metrics,
             Format::PrometheusText => &self.prometheus_text,
         };
-        // Whoever comes meanwhile waits for this one: so much work and memory, however many ask.
-        let mut made = Arc::clone(made).lock_owned().await;
-        if let Some((of, text)) = &*made
-            && Arc::ptr_eq(of, &snapshot)
-        {
-            return Some(text.clone());
-        }
         let registry = Arc::clone(&self.registry);
-        // It takes the lock along, since whoever asked may go away before it is done.
         let make = move || {
             let mut text = String::new();
             // Writing to a string can't fail.
@@ -123,11 +122,9 @@ impl Exposition {
                 Format::OpenMetrics => text::encode(&mut text, &registry),
                 Format::PrometheusText => prometheus_text::encode(&mut text, &registry),
             };
-            let text = Bytes::from(text);
-            *made = Some((snapshot, text.clone()));
-            text
+            Ok(Bytes::from(text))
         };
-        tokio::task::spawn_blocking(make).await.ok()
+        made.get(Of(snapshot), make).await.ok()
     }
 }
 

@@ -17,10 +17,11 @@ use tracing::debug;
 use super::{
     evidence::Evidence,
     left::{Left, Taker},
-    reply::{Body, Made, text},
+    reply::{Body, text},
 };
 use crate::report::{
     lines::{LINE_TICKS, Lines},
+    made::Made,
     rfc3339,
     store::IncidentStore,
     view::{LineView, LinesView, ShowView, StatusView},
@@ -43,9 +44,11 @@ pub(super) struct Api {
     store: Arc<IncidentStore>,
     pub(super) evidence: Evidence,
     begun: Instant,
-    status: Made,
-    all_lines: Made,
-    incidents: Made,
+    /// By the tick that they are of.
+    status: Made<u64, Body>,
+    all_lines: Made<u64, Body>,
+    /// By the time.
+    incidents: Made<u64, Body>,
 }
 
 /// The answer to `/api/status`.

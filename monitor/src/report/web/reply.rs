@@ -1,9 +1,6 @@
 //! Answers: what stands in all of their heads, and bodies that are made once for however many ask.
 
-use std::{
-    io::{self, Write as _},
-    sync::Arc,
-};
+use std::io::{self, Write as _};
 
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
@@ -16,7 +13,6 @@ use hyper::{
     },
 };
 use serde::Serialize;
-use tokio::sync::Mutex;
 
 pub(super) const TEXT: &str = "text/plain; charset=utf-8";
 pub(super) const JSON: &str = "application/json";
@@ -81,33 +77,5 @@ impl Body {
         };
         answer.headers_mut().insert(VARY, HeaderValue::from_static("accept-encoding"));
         answer
-    }
-}
-
-/// A body that is made once for each number of what it is made of.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Made(Arc<Mutex<Option<(u64, Body)>>>);
-
-impl Made {
-    /// The body for `number`, which `make` makes on a thread that may take its time.
-    pub(super) async fn get(
-        &self,
-        number: u64,
-        make: impl FnOnce() -> io::Result<Body> + Send + 'static,
-    ) -> io::Result<Body> {
-        // Whoever comes meanwhile waits for this one: so much work and memory, however many ask.
-        let mut made = Arc::clone(&self.0).lock_owned().await;
-        if let Some((of, body)) = &*made
-            && *of == number
-        {
-            return Ok(body.clone());
-        }
-        // It takes the lock along, since whoever asked may go away before it is done.
-        let task = tokio::task::spawn_blocking(move || {
-            let body = make()?;
-            *made = Some((number, body.clone()));
-            Ok(body)
-        });
-        task.await.map_err(io::Error::other)?
     }
 }
