@@ -17,6 +17,7 @@ mod cpio;
 pub mod cpu;
 pub mod daemon;
 pub mod dashboard;
+pub mod deb;
 pub mod guest;
 pub mod image;
 pub mod interrupt;

@@ -6,8 +6,9 @@ use std::process::Command;
 use std::sync::Once;
 
 use anyhow::{Context, Result};
+use flatline_tests::deb;
 
-use crate::process::{capture, run_quietly};
+use crate::process::{capture, heading, run_quietly};
 
 /// The package of the guests' QEMU, and its tools, which break with a QEMU of another version: a newer
 /// one from elsewhere is left alone where that's possible, and else brought to QEMU's own version.
@@ -92,19 +93,11 @@ pub(crate) fn unpack(package: &str, directory: &Path) -> Result<()> {
     let parent = directory.parent().context("a package is unpacked below a directory")?;
     std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
     let place = tempfile::Builder::new().prefix(".unpacking-").tempdir_in(parent)?;
-    let mut download = Command::new("apt-get");
-    // Where there is no network, that shouldn't take minutes.
-    download.args(["download", "-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=20"]);
-    download.arg(package).current_dir(place.path());
-    run_quietly(&format!("downloading {package}"), &mut download)?;
-    let archive = std::fs::read_dir(place.path())?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .with_context(|| format!("apt-get downloaded no {package}"))?;
     let whole = place.path().join(package);
-    let mut unpack = Command::new("dpkg-deb");
-    unpack.arg("--extract").args([archive.as_path(), &whole]);
-    run_quietly(&format!("unpacking {package}"), &mut unpack)?;
+    heading(&format!("downloading {package}"));
+    // Where there is no network, that shouldn't take minutes.
+    let soon = ["-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=20"];
+    deb::unpack(package, &whole, &soon)?;
     if directory.exists() {
         std::fs::remove_dir_all(directory)
             .with_context(|| format!("cannot remove {}", directory.display()))?;

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use crate::command;
+use crate::{command, deb};
 
 /// A kernel to boot instead of Debian's; its modules are looked for in `/lib/modules`.
 pub(super) const KERNEL_VARIABLE: &str = "FLATLINE_GUEST_KERNEL";
@@ -88,7 +88,7 @@ fn try_to_download(cache_dir: &Path, progress: &mut impl FnMut(&str)) -> Result<
     let unpacked = cache_dir.join(UNPACKED);
     let mut fetch = |package: &str| {
         progress(&format!("downloading {package}"));
-        unpack_package(package, &cache_dir.join("download"), &unpacked)
+        deb::unpack(package, &unpacked, &[])
     };
     fetch(&package)?;
     let headers = ["amd64", "common"]
@@ -103,24 +103,6 @@ fn try_to_download(cache_dir: &Path, progress: &mut impl FnMut(&str)) -> Result<
         headers: headers.map_err(|error| progress(&format!("no headers: {error:#}"))).ok(),
         version,
     })
-}
-
-/// Downloads a package into an empty `download` and unpacks it, without installing it.
-fn unpack_package(package: &str, download: &Path, unpacked: &Path) -> Result<()> {
-    std::fs::create_dir_all(download)?;
-    command::run_command(
-        Command::new("apt-get").args(["download", "--quiet", package]).current_dir(download),
-    )?;
-    let archive = std::fs::read_dir(download)?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with(&format!("{package}_"))
-        })
-        .ok_or_else(|| anyhow!("apt-get downloaded no {package}"))?;
-    command::run("dpkg", ["-x".as_ref(), archive.as_os_str(), unpacked.as_os_str()])?;
-    std::fs::remove_dir_all(download)?;
-    Ok(())
 }
 
 /// Makes the unpacked headers usable where they are, below `sources`. All of their links are relative, and
