@@ -21,7 +21,10 @@ use serde_json::Value;
 use crate::{
     counts::{Traffic, quiet},
     metrics::{figure, scrape},
-    rig::{Rig, binary, boot_all, trial, vm, wait_for_incident, wait_for_vm},
+    rig::{
+        Rig, binary, boot_all, incidents_of, outer_resets, trial, vm, wait_for_incident,
+        wait_for_vm,
+    },
 };
 
 /// Until a daemon on a busy machine has read a file.
@@ -97,6 +100,9 @@ fn reloads() -> Result<()> {
     let silent = |row: &Value| row["flat_seconds"].as_f64().context("no flat_seconds");
     ensure!(silent(&now)? > silent(&began)?, "it began anew: {began}, then {now}");
     convicted_on_new_terms(&rig, &daemon, halted, &good)?;
+    // It idles, on terms that became ten times as hasty.
+    let wrong = incidents_of(&daemon, busy.name())?;
+    ensure!(wrong.is_empty() && outer_resets(busy)?.is_empty(), "healthy: {wrong:?}");
 
     let nobody = good.replace(&config.executables[0], "/nobody");
     reload(&daemon, &nobody)?;
