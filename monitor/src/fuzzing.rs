@@ -12,7 +12,7 @@ use crate::{
     qmp::{
         MAX_TEXT_CHARS, QmpEvent,
         codec::{CodecError, Message, QmpCodec},
-        parse_lapic, parse_registers,
+        parse_lapic, parse_pic, parse_registers,
     },
     sample::{GuestMemory, Strain},
 };
@@ -158,7 +158,7 @@ pub fn recording(bytes: &[u8]) {
     crate::report::recording::fuzzing::recording(bytes);
 }
 
-/// The text of `info registers -a`, and of `info lapic`.
+/// The text of `info registers -a`, of `info lapic`, and of `info pic`.
 pub fn registers(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     if let Ok(vcpus) = parse_registers(&text) {
@@ -166,6 +166,7 @@ pub fn registers(bytes: &[u8]) {
     }
     // Whatever it says, it is of that text alone.
     assert_eq!(parse_lapic(&text), parse_lapic(&text));
+    assert_eq!(parse_pic(&text), parse_pic(&text));
 }
 
 #[cfg(test)]

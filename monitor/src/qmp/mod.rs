@@ -42,7 +42,8 @@ pub mod session;
 pub use commands::QmpCpu;
 pub use event::QmpEvent;
 pub use registers::{
-    Lapic, RegistersError, TimerMode, VcpuRegisters, is_up, parse_lapic, parse_registers,
+    Lapic, Pic, RegistersError, TimerMode, VcpuRegisters, Vectors, has_no_lapic, is_up,
+    parse_lapic, parse_pic, parse_registers,
 };
 pub use run_state::RunState;
 pub use session::{

@@ -1,4 +1,4 @@
-//! Reads the text of the human monitor's `info registers -a` and `info lapic N` of an x86 QEMU.
+//! Reads the text of the human monitor's `info registers -a`, `info lapic N` and `info pic` of an x86 QEMU.
 //! Pure: does no I/O and knows no clock.
 //!
 //! The formats are those of QEMU's target/i386/cpu-dump.c (5.0 to 10.0; before 7.0 it stood in
@@ -21,7 +21,13 @@
 //! that burns no time and whose APIC never was seen enabled is the one not to count; see also
 //! [`VcpuRegisters::is_at_reset_vector`].
 
+mod lapic;
+mod pic;
+
 use std::hash::{DefaultHasher, Hash, Hasher};
+
+pub use lapic::{Lapic, TimerMode, Vectors, has_no_lapic, parse_lapic};
+pub use pic::{Pic, parse_pic};
 
 /// The registers of a vCPU that say whether it can ever run again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,37 +69,6 @@ pub fn is_up(vcpus: &[VcpuRegisters]) -> bool {
     vcpus.iter().any(|vcpu| vcpu.paging && (vcpu.cpl == 3 || vcpu.in_upper_half))
 }
 
-/// How a local APIC's timer works (SDM volume 3, 10.5.4).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TimerMode {
-    /// Counts down to zero once.
-    OneShot,
-    /// Counts down to zero again and again.
-    Periodic,
-    /// Fires when the time stamp counter reaches a value; has no count.
-    TscDeadline,
-}
-
-/// What a vCPU's local APIC lets through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lapic {
-    /// Spurious interrupt vector, bit 8. Disabled, it takes no interrupts but NMI, INIT, start-up.
-    pub software_enabled: bool,
-    /// Whether its timer cannot interrupt.
-    pub timer_masked: bool,
-    /// How its timer works.
-    pub timer_mode: TimerMode,
-    /// What the timer counts down from; 0: it is not running.
-    pub timer_initial_count: u64,
-    /// What is left of the count. `None`: old QEMUs (4.0) don't print it, or the timer has none
-    /// (TSC deadline). Under KVM's own irqchip QEMU computes it anew at each look, so that it stays
-    /// at the initial count: there a count that stands still says nothing.
-    pub timer_count: Option<u64>,
-    /// Whether LINT0 passes on the legacy interrupt controller's interrupts: unmasked, delivery mode
-    /// `ExtINT`. Firmware leaves the first vCPU so, and a guest on the PIT stays so.
-    pub lint0_accepts_external: bool,
-}
-
 /// Why the text could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RegistersError {
@@ -123,6 +98,12 @@ pub enum RegistersError {
     /// A line of the local APIC is missing, or is not understood.
     #[error("the local APIC has no readable {field}")]
     LapicField {
+        /// QEMU's name of the field.
+        field: &'static str,
+    },
+    /// The legacy interrupt controller's line is missing, or is not understood.
+    #[error("the interrupt controller has no readable {field}")]
+    PicField {
         /// QEMU's name of the field.
         field: &'static str,
     },
@@ -208,63 +189,6 @@ const EFLAGS_IF: u64 = 1 << 9;
 /// The value of `key=value` among the words of a line.
 fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     line.split_ascii_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
-}
-
-// Bits of the local vector table and of the spurious vector register (SDM volume 3, 10.5.1, 10.9).
-const LVT_MASKED: u32 = 1 << 16;
-const LVT_DELIVERY_MODE: u32 = 7 << 8;
-const LVT_DELIVERY_EXTINT: u32 = 7 << 8;
-const LVT_TIMER_PERIODIC: u32 = 1 << 17;
-const LVT_TIMER_TSC_DEADLINE: u32 = 1 << 18;
-const SPIV_ENABLED: u32 = 1 << 8;
-
-/// Reads `info lapic N`. The register values are taken, not the words that explain them.
-///
-/// # Errors
-/// [`RegistersError::LapicField`] with the first line that is missing: also if there is no such
-/// vCPU, or no local APIC.
-pub fn parse_lapic(text: &str) -> Result<Lapic, RegistersError> {
-    let line = |field: &'static str| {
-        text.lines()
-            .find_map(|line| {
-                let rest = line.strip_prefix(field)?;
-                rest.starts_with(['\t', ' ']).then_some(rest)
-            })
-            .ok_or(RegistersError::LapicField { field })
-    };
-    let register = |field: &'static str| {
-        line(field)?
-            .split_ascii_whitespace()
-            .next()
-            .and_then(|word| u32::from_str_radix(word.strip_prefix("0x")?, 16).ok())
-            .ok_or(RegistersError::LapicField { field })
-    };
-    let lint0 = register("LVT0")?;
-    let timer = register("LVTT")?;
-    let spurious = register("SPIV")?;
-    let timer_mode = if timer & LVT_TIMER_TSC_DEADLINE != 0 {
-        TimerMode::TscDeadline
-    } else if timer & LVT_TIMER_PERIODIC != 0 {
-        TimerMode::Periodic
-    } else {
-        TimerMode::OneShot
-    };
-    let counts = line("Timer")?;
-    let count = |field: &'static str| {
-        let after = counts.split_once(field)?.1.strip_prefix(" = ")?;
-        after.split_ascii_whitespace().next()?.parse::<u64>().ok()
-    };
-    let timer_initial_count =
-        count("initial_count").ok_or(RegistersError::LapicField { field: "initial_count" })?;
-    Ok(Lapic {
-        software_enabled: spurious & SPIV_ENABLED != 0,
-        timer_masked: timer & LVT_MASKED != 0,
-        timer_mode,
-        timer_initial_count,
-        timer_count: count("current_count").filter(|_| timer_mode != TimerMode::TscDeadline),
-        lint0_accepts_external: lint0 & LVT_MASKED == 0
-            && lint0 & LVT_DELIVERY_MODE == LVT_DELIVERY_EXTINT,
-    })
 }
 
 #[cfg(test)]

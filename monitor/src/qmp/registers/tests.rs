@@ -1,5 +1,7 @@
 //! The texts are what QEMU 7.2.22 printed for boot sectors, line ends aside: it sends `\r\n`.
 
+use std::time::Duration;
+
 use super::*;
 
 /// KVM, two vCPUs: the first in an endless loop in long mode, after it sent an INIT to the second.
@@ -360,8 +362,12 @@ fn the_first_vcpus_lapic_takes_external_interrupts_and_a_parked_ones_is_off() {
         timer_masked: true,
         timer_mode: TimerMode::OneShot,
         timer_initial_count: 0,
+        timer_divider: Some(2),
         timer_count: Some(0),
+        timer_vector: 0,
         lint0_accepts_external: true,
+        requested: Vectors::default(),
+        priority_class: 0,
     };
     assert_eq!(parse_lapic(&sent_by_qemu(FIRST_LAPIC)), Ok(first));
     let parked = Lapic { software_enabled: false, lint0_accepts_external: false, ..first };
@@ -384,6 +390,9 @@ fn a_running_timer_is_read_with_its_mode_and_count() {
     assert_eq!(lapic.timer_mode, TimerMode::Periodic);
     assert_eq!(lapic.timer_initial_count, 0x1000_0000);
     assert_eq!(lapic.timer_count, Some(PERIODIC_COUNT));
+    assert_eq!(lapic.timer_period(), Some(Duration::from_nanos(0x1000_0000 * 16)));
+    let untold = parse_lapic(&text.replace("divide by 16", "")).unwrap();
+    assert_eq!(untold.timer_period(), None);
 }
 
 #[test]
@@ -391,7 +400,7 @@ fn a_tsc_deadline_timer_has_no_count() {
     let lapic = parse_lapic(&with_line("LVTT", TSC_DEADLINE_LVTT)).unwrap();
     assert!(!lapic.timer_masked);
     assert_eq!(lapic.timer_mode, TimerMode::TscDeadline);
-    assert_eq!(lapic.timer_count, None);
+    assert_eq!((lapic.timer_count, lapic.timer_period()), (None, None));
 }
 
 #[test]
@@ -410,12 +419,36 @@ fn lint0_masked_or_with_another_delivery_mode_takes_no_external_interrupts() {
 
 #[test]
 fn a_lapic_that_lacks_a_line_is_an_error_that_names_it() {
-    for field in ["LVT0", "LVTT", "SPIV", "Timer"] {
+    for field in ["LVT0", "LVTT", "SPIV", "Timer", "IRR"] {
         let expected = RegistersError::LapicField { field };
         assert_eq!(parse_lapic(&with_line(field, "")), Err(expected));
     }
     for text in ["No CPU available\r\n", "local apic state not available\r\n", ""] {
         let expected = RegistersError::LapicField { field: "LVT0" };
         assert_eq!(parse_lapic(text), Err(expected));
+    }
+}
+
+#[test]
+fn what_waits_in_a_lapic_is_pending_where_its_priority_lets_it_in() {
+    let text = with_line("IRR", "IRR\t 49(level) 236 ").replace("TPR 0x00", "TPR 0x30");
+    let lapic = parse_lapic(&sent_by_qemu(&text)).unwrap();
+    assert_eq!(lapic.requested, Vectors::from_iter([49, 236]));
+    assert_eq!(lapic.pending(), Vectors::from_iter([236]));
+    assert_eq!(lapic.requested.to_string(), "49, 236");
+    let disabled = text.replace("SPIV\t 0x000001ff", "SPIV\t 0x000000ff");
+    assert_eq!(parse_lapic(&disabled).unwrap().pending(), Vectors::default());
+}
+
+#[test]
+fn a_mangled_request_or_priority_is_an_error_and_not_none_pending() {
+    for line in ["IRR\t ", "IRR\t 256", "IRR\t none", "IRR\t 3 x"] {
+        let expected = RegistersError::LapicField { field: "IRR" };
+        assert_eq!(parse_lapic(&with_line("IRR", line)), Err(expected), "{line}");
+    }
+    for tpr in ["TPR", "TPR x", "TPR 0x100"] {
+        let text = FIRST_LAPIC.replace("TPR 0x00", tpr);
+        let expected = RegistersError::LapicField { field: "TPR" };
+        assert_eq!(parse_lapic(&text), Err(expected), "{tpr}");
     }
 }
