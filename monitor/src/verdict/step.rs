@@ -37,7 +37,8 @@ fn judge(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration) -> Act {
     if activity.elapsed > longest_tick(terms) {
         begin_anew(watch, HELD_UP, now);
     }
-    watch.line.level(activity, now);
+    let asked = watch.is_being_asked();
+    watch.line.level(activity, asked, now);
     let mute_since = watch.mute_since.take();
     match hear::announcement(watch, monitor, now) {
         Some(act) => return act,
