@@ -11,18 +11,23 @@ const TITLE: &str = "# Verdicts\n";
 pub(crate) enum Section {
     /// Each scenario.
     Matrix,
+    /// What registers may convict, which no task measures: it is kept beside the tasks.
+    Registers,
     /// Sensors taken away.
     Sensors,
     /// Many guests for long.
     Soak,
 }
 
-const SECTIONS: [Section; 3] = [Section::Matrix, Section::Sensors, Section::Soak];
+const SECTIONS: [Section; 4] =
+    [Section::Matrix, Section::Registers, Section::Sensors, Section::Soak];
+const REGISTERS: &str = include_str!("verdicts/registers.md");
 
 impl Section {
     fn name(self) -> &'static str {
         match self {
             Self::Matrix => "matrix",
+            Self::Registers => "registers",
             Self::Sensors => "sensors",
             Self::Soak => "soak",
         }
@@ -53,7 +58,11 @@ fn with(before: &str, section: Section, text: &str) -> String {
     let mut all = TITLE.to_owned();
     for each in SECTIONS {
         let [begin, end] = each.markers();
-        let content = if each == section { Some(text) } else { between(before, &begin, &end) };
+        let content = match each {
+            Section::Registers => Some(REGISTERS),
+            _ if each == section => Some(text),
+            _ => between(before, &begin, &end),
+        };
         if let Some(content) = content {
             all.push_str(&format!("\n{begin}{}\n{end}", content.trim_end()));
         }
@@ -69,6 +78,14 @@ fn between<'a>(text: &'a str, begin: &str, end: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_document_has_the_table_of_what_registers_may_convict() {
+        let path = crate::process::workspace_root().join("docs/verdicts.md");
+        let document = std::fs::read_to_string(path).unwrap();
+        let [begin, end] = Section::Registers.markers();
+        assert_eq!(between(&document, &begin, &end), Some(REGISTERS));
+    }
 
     #[test]
     fn a_section_is_replaced_and_the_others_are_kept_in_their_order() {

@@ -26,7 +26,7 @@ pub use kvm::{KvmReader, interrupts_are_hidden};
 pub use lost_completions::LostCompletions;
 pub use memory::{GuestMemory, Memory, QemuMemory, SCARCE_SHARE, Strain, THRASHING_FAULTS};
 pub use threads::{ThreadReader, ThreadTimes};
-pub use vcpu_time::{VcpuClocks, VcpuTime};
+pub use vcpu_time::{VcpuClocks, VcpuTime, thread_run_ns};
 
 /// So many of the kernel's ticks, in which the programs tell the time.
 pub fn ticks(jiffies: u64) -> Duration {

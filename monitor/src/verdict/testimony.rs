@@ -52,7 +52,8 @@ pub enum Answer {
     Silent(String),
     /// Every vCPU was halted with interrupts off in every look.
     Halted,
-    /// A vCPU runs on in kernel mode where no timer can reach it, and none is healthy.
+    /// A vCPU runs on in kernel mode where no interrupt can reach it, or leaves one alone that it has let in itself; and no
+    /// other may live.
     Stuck(String),
     /// The guest's kernel said that it dies.
     LastWords(String),
@@ -68,6 +69,9 @@ pub enum Answer {
     Excuse(String),
     /// Only a living user space does this: it acquits, and says that more than the kernel lives.
     UserSpaceLives(String),
+    /// A vCPU stands at one spot with interrupts off, and nothing waits for it: a dead guest does so, and a healthy one
+    /// that waits. Says nothing by itself.
+    Motionless(String),
 }
 
 impl Answer {
@@ -84,6 +88,7 @@ impl Answer {
             Self::Silent(_) => "silent",
             Self::Halted => "halted",
             Self::Stuck(_) => "stuck",
+            Self::Motionless(_) => "motionless",
             Self::LastWords(_) => "last words",
             Self::Neither(_) => "neither",
             Self::Nothing(_) => "nothing",
@@ -101,6 +106,7 @@ impl Answer {
             | Self::Lives(text)
             | Self::Silent(text)
             | Self::Stuck(text)
+            | Self::Motionless(text)
             | Self::LastWords(text)
             | Self::Neither(text)
             | Self::Nothing(text)
@@ -176,7 +182,7 @@ pub struct Tally {
     pub halted: u32,
     /// Rounds in a row in which a vCPU was stuck.
     pub stuck: u32,
-    /// Rounds in a row in which nobody could be asked.
+    /// Rounds in a row in which nobody could be asked, or all that could be said is that it doesn't move.
     pub unseen: u32,
     /// Rounds in a row in which every witness that had answered in this boot, and could be asked, did not.
     pub silent: u32,

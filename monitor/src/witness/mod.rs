@@ -56,6 +56,8 @@ pub struct Scene {
     pub questions: Questions,
     /// The VM, as it was found.
     pub vm: Arc<Vm>,
+    /// Its vCPUs' threads, as (vCPU index, thread id).
+    pub vcpu_threads: Vec<(u32, u32)>,
     /// How long this boot lasts already, as far as it was watched. Time in which the VM was held is left out,
     /// so that it may be less, and never more.
     pub boot_age: Duration,
@@ -152,6 +154,7 @@ fn bounded(answer: Answer) -> Answer {
         Answer::UserSpaceLives(said) => Answer::UserSpaceLives(text(said)),
         Answer::Silent(said) => Answer::Silent(text(said)),
         Answer::Stuck(said) => Answer::Stuck(text(said)),
+        Answer::Motionless(said) => Answer::Motionless(text(said)),
         Answer::LastWords(said) => Answer::LastWords(text(said)),
         Answer::Neither(said) => Answer::Neither(text(said)),
         Answer::Nothing(said) => Answer::Nothing(text(said)),
