@@ -10,12 +10,24 @@ use crate::{
     probe::namespace_of,
     sample::TapAddresses,
     verdict::{Input, Questions, Testimony},
-    witness::{self, Notes, ProbeSocket, Scene, TapTarget},
+    witness::{self, Notes, ProbeSocket, Scene, TapTarget, of_suspects},
 };
 
 impl Engine {
-    /// Starts a round of questions, unless one is under way.
+    /// Starts a round of questions, unless one is under way or began just now: a later tick asks again.
     pub(super) fn ask(&mut self, id: VmId, questions: Questions) {
+        let now = self.now();
+        if of_suspects(questions) {
+            let Some(watched) = self.vms.get_mut(&id) else { return };
+            let apart = watched.watch.rounds_apart(now);
+            let began = watched.suspected_at;
+            if watched.notes.is_none()
+                || began.is_some_and(|began| now.saturating_sub(began) < apart)
+            {
+                return;
+            }
+            watched.suspected_at = Some(now);
+        }
         let targets = self.targets(id);
         let unseen_storage =
             self.vms.get(&id).is_some_and(|watched| !self.unseen_storage(watched).is_empty());
@@ -23,13 +35,13 @@ impl Engine {
         if !matches!(questions, Questions::Calibrate) && self.owners.hears_late(id) {
             self.ask_run_state(id);
         }
-        let now = self.now();
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let Some(notes) = watched.notes.take() else { return };
         watched.memory.give_up();
         let scene = Scene {
             questions,
             vm: watched.vm.clone(),
+            vcpu_threads: watched.threads.clone(),
             boot_age: now.saturating_sub(watched.watch.boot.began),
             silence: watched.watch.line.silence(now),
             slot: watched.slot.clone(),

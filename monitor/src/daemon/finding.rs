@@ -123,6 +123,7 @@ impl Engine {
             activity: None,
             memory,
             notes: Some(Notes::default()),
+            suspected_at: None,
             testimony: None,
             case,
             port: vm.heartbeat_socket.clone().map(|socket| PortListener::start(vm.id, socket)),

@@ -85,6 +85,8 @@ pub(super) struct WatchedVm {
     pub(super) memory: MemoryWatch,
     /// The witnesses' notes; `None` while a round of questions is under way, which has them.
     pub(super) notes: Option<Notes>,
+    /// When the last round began of questions that are only asked of suspects.
+    pub(super) suspected_at: Option<Duration>,
     /// What the witnesses said last, for people to read.
     pub(super) testimony: Option<Arc<Testimony>>,
     pub(super) case: Option<Case>,

@@ -74,6 +74,13 @@ pub const ROUNDS_TO_CONVICT: u32 = 2;
 /// Rounds in a row in which every witness that had answered before must be silent where nothing else speaks
 /// against the guest: a host under load may delay an answer, and an interface may be taken down on purpose.
 pub const SILENT_ROUNDS_TO_CONVICT: u32 = 3;
+/// Rounds of questions are at least so far apart at first, ..
+pub const HURRIED_ROUNDS_APART: Duration = Duration::from_millis(500);
+/// .. for so long after the state was entered in which it is asked, or for so many rounds after a restart, ..
+const HURRIED_FOR: Duration = Duration::from_secs(5);
+const HURRIED_ROUNDS: u32 = 6;
+/// .. and then so far: five minutes of a suspect's recording fit into its ring, and QEMU is asked 3 to 5 things a second.
+pub const ROUNDS_APART: Duration = Duration::from_secs(3);
 /// The least time that a restarted guest has to show life: a firmware's menu and a file system check
 /// take longer than a short boot grace.
 pub const LEAST_RECOVERY_PATIENCE: Duration = Duration::from_secs(60);
@@ -159,6 +166,23 @@ impl Watch {
             }
             State::Crashed { .. } | State::Failed { .. } | State::Unobservable => false,
         }
+    }
+
+    /// The shortest time from the begin of one round of questions to the next: witnesses that answer at once must not make
+    /// a loop, and one that stays in doubt is not asked the same for ever. What is convicted at all mostly is in the first
+    /// rounds.
+    pub fn rounds_apart(&self, now: Duration) -> Duration {
+        let is_new = match &self.state {
+            State::Recovering { tally, .. } => tally.rounds < HURRIED_ROUNDS,
+            State::Starting
+            | State::Alive
+            | State::Suspect { .. }
+            | State::Crashed { .. }
+            | State::Held
+            | State::Failed { .. }
+            | State::Unobservable => now.saturating_sub(self.since) < HURRIED_FOR,
+        };
+        if is_new { HURRIED_ROUNDS_APART } else { ROUNDS_APART }
     }
 
     /// Takes one input in, at `now`, and says what is to be done.

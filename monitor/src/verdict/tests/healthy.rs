@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use super::rig::{
     FLAT_TICKS, GRACE_TICKS, Guest, HOUR, Rig, TICK, busy_monitor, healthy, inconclusive, missing,
-    no_address, packets, running, stuck, unanswered, unavailable, unresponsive, vcpus,
+    motionless, no_address, packets, running, stuck, unanswered, unavailable, unresponsive, vcpus,
 };
 use crate::{
     activity::StorageActivity,
     qmp::RunState,
     sample::ProcessState,
-    verdict::{Act, Answer, Monitor, Questions},
+    verdict::{Act, Answer, Cause, HURRIED_ROUNDS_APART, Monitor, Questions, ROUNDS_APART},
 };
 
 /// Runs it for an hour. `states`: those it may be in, each of which it must have been in.
@@ -70,6 +70,58 @@ fn a_pinned_guest_whose_registers_say_neither_stays_suspect() {
         guest.registers = inconclusive();
     });
     assert_eq!(rig.state(), "suspect");
+}
+
+#[test]
+fn a_guest_that_only_stands_still_at_one_spot_with_interrupts_off_has_the_long_time() {
+    let mut rig = Rig::without_address();
+    let dead = |guest: &mut Guest| {
+        guest.level(&[(1.0, 0.0)]);
+        guest.registers = motionless();
+    };
+    rig.run(119, |_, guest| dead(guest));
+    assert_eq!((rig.state(), rig.conviction()), ("suspect", None));
+    rig.run(5, |_, guest| dead(guest));
+    assert!(matches!(rig.conviction(), Some((_, Cause::Spinning))), "{:?}", rig.watch);
+    // One interrupt that it was seen to take, or one step, is enough for it.
+    for other in [healthy(), inconclusive()] {
+        let rig = an_hour(Rig::without_address(), &["alive", "suspect"], |n, guest| {
+            dead(guest);
+            if n % 100 == 50 {
+                guest.registers = other.clone();
+            }
+        });
+        assert_eq!(rig.conviction(), None);
+    }
+}
+
+#[test]
+fn what_our_own_questions_cost_a_halted_guest_keeps_no_conviction_away() {
+    // 32 vCPUs, of which each look wakes every one: without it, each uses next to nothing.
+    let level = |share: f64| vec![(share, share); 32];
+    let mut rig = Rig::without_address();
+    rig.run(FLAT_TICKS, |_, guest| {
+        guest.halt();
+        guest.level(&level(0.000_01));
+    });
+    assert_eq!(rig.state(), "suspect");
+    rig.run(3, |_, guest| guest.level(&level(0.002)));
+    assert!(matches!(rig.conviction(), Some((_, Cause::Halted))), "{:?}", rig.watch);
+    // One that did as much before it was asked has not stood still.
+    an_hour(Rig::without_address(), &["alive", "suspect"], |_, guest| {
+        guest.halt();
+        guest.level(&level(0.002));
+    });
+}
+
+#[test]
+fn rounds_have_a_shortest_time_which_grows_for_a_guest_that_stays_in_doubt() {
+    let mut rig = Rig::suspect();
+    assert_eq!(rig.watch.rounds_apart(rig.now), HURRIED_ROUNDS_APART);
+    rig.guest.registers = inconclusive();
+    rig.run(10, |_, _| {});
+    assert_eq!(rig.state(), "suspect");
+    assert_eq!(rig.watch.rounds_apart(rig.now), ROUNDS_APART);
 }
 
 #[test]

@@ -81,6 +81,8 @@ pub(super) struct Model {
     deaf: bool,
     /// When the host last let it wait for a CPU.
     starved: Option<Duration>,
+    /// Its vCPUs stood still in the last tick, but for what our questions cost.
+    still: bool,
 }
 
 impl Model {
@@ -96,7 +98,7 @@ impl Model {
             Input::Restarted { .. } | Input::StillWriting | Input::SetAside(_) if !convicted => {
                 return;
             }
-            Input::Tick(tick) => self.of_tick(tick, now),
+            Input::Tick(tick) => self.of_tick(tick, before, now),
             Input::Testimony(said) => self.of_testimony(said, before),
             Input::Event { event: QmpEvent::Reset { .. }, .. } | Input::Restarted { .. } => {
                 (self.answered, self.dump, self.boot) = (Vec::new(), None, (now, Duration::ZERO));
@@ -128,7 +130,7 @@ impl Model {
         self.facts.push((now, fact));
     }
 
-    fn of_tick(&mut self, tick: &Tick, now: Duration) -> Fact {
+    fn of_tick(&mut self, tick: &Tick, before: &State, now: Duration) -> Fact {
         let Tick { activity, monitor, .. } = tick;
         let moved = activity
             .network
@@ -152,6 +154,15 @@ impl Model {
         if vcpus.iter().any(|vcpu| vcpu.waiting >= 0.5) {
             self.starved = Some(now);
         }
+        let sum =
+            |share: fn(&crate::activity::VcpuActivity) -> f64| vcpus.iter().map(share).sum::<f64>();
+        let calm = !vcpus.is_empty() && sum(|vcpu| vcpu.waiting) < 0.5;
+        // What it does to answer our own questions is none of its doing.
+        let asked = matches!(before, State::Suspect { .. } | State::Recovering { .. });
+        let only_answers = vcpus.iter().all(|vcpu| vcpu.busy + vcpu.waiting < 0.1);
+        let still = calm && sum(|vcpu| vcpu.busy) < 0.010
+            || asked && self.still && activity.vcpus.is_ok() && only_answers;
+        self.still = still;
         self.deaf = unknown || stalled || paused || stopped;
         if moved && !paused && !stopped {
             self.storm = false;
@@ -159,10 +170,6 @@ impl Model {
         if moved || unknown || stalled || paused || stopped || late || self.storm {
             return Fact::Clears;
         }
-        let sum =
-            |share: fn(&crate::activity::VcpuActivity) -> f64| vcpus.iter().map(share).sum::<f64>();
-        let calm = !vcpus.is_empty() && sum(|vcpu| vcpu.waiting) < 0.5;
-        let still = calm && sum(|vcpu| vcpu.busy) < 0.010;
         let judgeable = !vcpus.is_empty()
             && !tick.undecided
             && match monitor {

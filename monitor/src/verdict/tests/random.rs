@@ -16,8 +16,8 @@ use super::{
     model::Model,
     rig::{
         Guest, Rig, TICK, answered, busy_monitor, excused, healthy, in_its_firmware, inconclusive,
-        missing, no_address, nothing_to_excuse, packets, panicked_event, stuck, unanswered,
-        unavailable, unresponsive, up, vcpus,
+        missing, motionless, no_address, nothing_to_excuse, packets, panicked_event, stuck,
+        unanswered, unavailable, unresponsive, up, vcpus,
     },
 };
 use crate::{
@@ -77,6 +77,7 @@ fn answer() -> impl Strategy<Value = Answer> {
         stuck(),
         stuck(),
         inconclusive(),
+        motionless(),
         unavailable(),
         unresponsive(),
         healthy(),

@@ -58,6 +58,10 @@ pub(super) fn stuck() -> Answer {
     Answer::Stuck("vCPU 0 runs with interrupts off at 0x7c01".to_owned())
 }
 
+pub(super) fn motionless() -> Answer {
+    Answer::Motionless("vCPU 0 runs with interrupts off at 0x7c01, with nothing pending".to_owned())
+}
+
 pub(super) fn inconclusive() -> Answer {
     Answer::Neither("vCPU 0 runs kernel code".to_owned())
 }
