@@ -34,6 +34,7 @@ mod state_dir;
 mod storage;
 mod telling;
 mod top;
+mod turns;
 mod upgrade;
 mod witnesses;
 
@@ -44,8 +45,7 @@ use libtest_mimic::{Arguments, Trial};
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     if arguments.test_threads.is_none() {
-        // A guest that spins takes a whole core: more tests at a time would only starve each other.
-        arguments.test_threads = Some(2);
+        arguments.test_threads = Some(turns::most());
     }
     if let Err(error) = flatline_tests::interrupt::install() {
         eprintln!("signals can't be handled: {error:#}");

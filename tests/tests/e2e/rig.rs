@@ -19,6 +19,8 @@ use libtest_mimic::{Completion, Failed, Trial};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::turns;
+
 /// `flat_for` of the daemons whose restarts are waited for, and what is granted on top of it: guests that spin share
 /// the cores with those of the test beside, and one that gets less than half of a core is given more time.
 pub(crate) const FLAT_FOR: Duration = Duration::from_secs(5);
@@ -193,6 +195,7 @@ pub(crate) fn trial(name: &str, test: fn() -> Result<()>) -> Trial {
 
 /// Says what a test took: all together take as long as a person can wait.
 fn timed<T>(name: &str, test: fn() -> Result<T>) -> Result<T> {
+    let _turn = turns::wait();
     let begun = Instant::now();
     let result = test();
     println!("{:>6.1} s  {name}", begun.elapsed().as_secs_f64());
