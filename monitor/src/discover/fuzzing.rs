@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{command_line, files, options, origin, owner, proc, taps};
+use super::{command_line, files, options, origin, owner, proc, rights, taps, written};
 
 pub(crate) fn command_line(bytes: &[u8]) {
     let arguments = options::split_arguments(bytes);
@@ -31,6 +31,8 @@ pub(crate) fn proc(bytes: &[u8]) {
         assert!(threads.windows(2).all(|pair| pair[0].index < pair[1].index));
     }
     files::writable(&text);
+    rights::fuzz(&text);
+    written::fuzz(&text);
     files::parse_mountinfo(&text);
     taps::macvtap_index(Path::new(text.as_ref()));
     assert!(taps::interface_name(&text).is_none_or(|name| !name.is_empty()));

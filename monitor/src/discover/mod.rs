@@ -23,8 +23,10 @@ mod options;
 mod origin;
 mod owner;
 mod proc;
+mod rights;
 mod taps;
 mod vm;
+mod written;
 
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
@@ -43,8 +45,10 @@ pub use proc::{
     VcpuThread, VcpuThreads, cgroup_lines, has_thread, open_descriptors, process_state,
     start_ticks, status, vcpu_threads,
 };
+pub use rights::{Rights, RightsError};
 pub use taps::{Tap, TapKind};
 pub use vm::{Accelerator, AgentSocket, ResetAction, Scope, Vm, VmId};
+pub use written::{Descriptor, Inode, Written, descriptors};
 
 use vm::display_text;
 

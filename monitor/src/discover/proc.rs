@@ -173,7 +173,7 @@ pub(super) fn executable(pid: u32) -> Result<PathBuf, DiscoverError> {
     Ok(without_deleted(path))
 }
 
-fn without_deleted(path: PathBuf) -> PathBuf {
+pub(super) fn without_deleted(path: PathBuf) -> PathBuf {
     match path.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
         Some(kept) => PathBuf::from(OsStr::from_bytes(kept)),
         None => path,
