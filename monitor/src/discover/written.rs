@@ -141,8 +141,7 @@ fn status(file: impl AsFd) -> io::Result<(Inode, FileType, Option<u64>)> {
     let wanted = StatxFlags::INO | StatxFlags::TYPE | StatxFlags::MNT_ID;
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let found = statx(file, "", flags, wanted)?;
-    let inode =
-        Inode { device: (found.stx_dev_major, found.stx_dev_minor), number: found.stx_ino };
+    let inode = Inode { device: (found.stx_dev_major, found.stx_dev_minor), number: found.stx_ino };
     let tells_mount = found.stx_mask & StatxFlags::MNT_ID.bits() != 0;
     let kind = FileType::from_raw_mode(found.stx_mode.into());
     Ok((inode, kind, tells_mount.then_some(found.stx_mnt_id)))
@@ -172,7 +171,8 @@ mod tests {
 
     #[test]
     fn an_access_is_read_from_the_flags_and_an_old_kernel_tells_no_inode() {
-        let info = |flags: &str| parse(&format!("pos:\t0\nflags:\t{flags}\nmnt_id:\t29\nino:\t7\n"));
+        let info =
+            |flags: &str| parse(&format!("pos:\t0\nflags:\t{flags}\nmnt_id:\t29\nino:\t7\n"));
         let access = |flags| info(flags).unwrap().access;
         assert_eq!(access("0100000"), 0);
         assert_eq!(access("02102001"), O_WRONLY);

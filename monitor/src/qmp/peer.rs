@@ -1,5 +1,6 @@
 //! Finds a file of a QEMU's as that QEMU sees it; if it is a socket, connects, and makes sure who is at the
-//! other end. So it is with the sockets of QMP and of the guest agent, and with console logs.
+//! other end. So it is with the sockets of QMP and of the guest agent. Console logs are found by QEMU's descriptors
+//! instead, and looked up here only to tell which of these is meant.
 //!
 //! A path on a QEMU's command line means something in its mount namespace and root only, and the
 //! links on the way may be the work of a hostile QEMU. So the path is resolved by the kernel with the
@@ -59,20 +60,22 @@ pub(crate) fn resolve(pid: u32, path: &Path) -> Result<OwnedFd, PeerError> {
 /// A descriptor (`O_PATH`) of what process `pid` knows as `path`. Blocks on the file systems that the path
 /// leads through, for as long as these like.
 pub(crate) fn find(pid: u32, path: &Path) -> Result<OwnedFd, PeerError> {
+    below(base(pid, path)?, pid, path)
+}
+
+/// A descriptor (`O_PATH`) of where process `pid` begins to look for `path`: its root, or its working directory.
+pub(crate) fn base(pid: u32, path: &Path) -> Result<OwnedFd, PeerError> {
+    let what = if path.is_absolute() { "root" } else { "cwd" };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(CWD, format!("/proc/{pid}/{what}"), flags, Mode::empty())
+        .map_err(|errno| PeerError::NoBase { pid, what, source: errno.into() })
+}
+
+/// As [`find`], from that base on.
+pub(crate) fn below(base: OwnedFd, pid: u32, path: &Path) -> Result<OwnedFd, PeerError> {
     // RESOLVE_IN_ROOT would turn `..` and absolute links below a working directory into other paths
     // than the QEMU means; RESOLVE_BENEATH reports them.
-    let (what, wall) = if path.is_absolute() {
-        ("root", ResolveFlags::IN_ROOT)
-    } else {
-        ("cwd", ResolveFlags::BENEATH)
-    };
-    let base = openat(
-        CWD,
-        format!("/proc/{pid}/{what}"),
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(|errno| PeerError::NoBase { pid, what, source: errno.into() })?;
+    let wall = if path.is_absolute() { ResolveFlags::IN_ROOT } else { ResolveFlags::BENEATH };
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let resolve = wall | ResolveFlags::NO_MAGICLINKS;
     openat2(base, path, flags, Mode::empty(), resolve).map_err(|errno| {

@@ -22,20 +22,15 @@
 //! has to be silent as well for as long as any suspect, no witness may acquit it, and what comes of it is its
 //! own restart. Such a user can stop his guest without that.
 
+mod file;
+
 use std::{
     borrow::Cow,
-    fs::File,
-    io,
-    os::{
-        fd::{AsRawFd as _, OwnedFd},
-        unix::fs::{FileExt as _, MetadataExt as _},
-    },
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use tokio::time::Instant;
 
 use super::{
@@ -44,10 +39,11 @@ use super::{
     note, noted, of_suspects,
 };
 use crate::{
-    error_text::in_full,
-    qmp::{peer, printable},
+    discover::Vm,
+    qmp::printable,
     verdict::{Answer, Questions},
 };
+use file::{End, Tail};
 
 /// The row in the table.
 pub const WITNESS: Witness = Witness {
@@ -57,8 +53,6 @@ pub const WITNESS: Witness = Witness {
     ask: |scene, note| -> Asked { Box::pin(ask(scene, note)) },
 };
 
-/// So much of a log's end is read. A panic with its registers and traces takes some 5 KiB.
-const TAIL_BYTES: u64 = 64 << 10;
 /// More logs of one VM are not read: a machine has four serial ports.
 const MOST_LOGS: usize = 4;
 /// How long a round waits for the files.
@@ -73,22 +67,6 @@ const LINE_CHARS: usize = 160;
 const LAST_WORDS: &str = "---[ end Kernel panic - not syncing";
 /// What a boot begins with: a kernel that isn't told to be quiet, and firmware that writes to the console.
 const BANNERS: [&str; 4] = ["Linux version ", "SeaBIOS (", "BdsDxe: ", "UEFI firmware "];
-
-/// The end of a log, and when it was written.
-#[derive(Debug)]
-struct Tail {
-    end: End,
-    bytes: Vec<u8>,
-    written: SystemTime,
-}
-
-/// How far a log went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct End {
-    /// Device and inode number.
-    file: (u64, u64),
-    length: u64,
-}
 
 /// All that could be read, or why nothing could.
 type Read = Result<Vec<Tail>, String>;
@@ -115,13 +93,13 @@ impl Record {
 
 async fn ask(scene: Arc<Scene>, before: Note) -> (Answer, Note) {
     let mut record: Record = noted(before).unwrap_or_default();
-    let (pid, paths) = (scene.vm.id.pid, scene.vm.console_logs.clone());
-    if paths.is_empty() {
+    let vm = scene.vm.clone();
+    if vm.console_logs.is_empty() {
         return (Answer::NotAsked("no file has its console".to_owned()), None);
     }
     record.forget_earlier_boots(Instant::now(), scene.boot_age);
     let since = counts_since(SystemTime::now(), scene.boot_age, scene.silence);
-    let read = within(READ_WITHIN, &mut record.under_way, move || read_all(pid, paths)).await;
+    let read = within(READ_WITHIN, &mut record.under_way, move || read_all(&vm)).await;
     let answer = match (read, since) {
         (Some(Ok(tails)), Some(since)) => {
             let ends: Vec<End> = tails.iter().map(|tail| tail.end).collect();
@@ -217,12 +195,12 @@ impl<'a> Line<'a> {
     }
 }
 
-/// Blocks for as long as the file system likes.
-fn read_all(pid: u32, paths: Vec<PathBuf>) -> Read {
+/// Blocks for as long as the file systems like.
+fn read_all(vm: &Vm) -> Read {
     let mut why = None;
     let mut tails = Vec::new();
-    for path in paths.iter().take(MOST_LOGS) {
-        match read_one(pid, path) {
+    for path in vm.console_logs.iter().take(MOST_LOGS) {
+        match file::read(vm, path) {
             Ok(tail) => tails.push(tail),
             Err(error) => why = Some(error),
         }
@@ -233,64 +211,28 @@ fn read_all(pid: u32, paths: Vec<PathBuf>) -> Read {
     }
 }
 
-fn read_one(pid: u32, path: &Path) -> Result<Tail, String> {
-    peer::find(pid, path)
-        .map_err(|error| in_full(&error))
-        .and_then(|found| read_tail(&found).map_err(|error| format!("{path:?}: {error}")))
-}
-
 /// The end of each log that can be read, as it stands there: to be cleared of what a guest may have put into it.
-/// Blocks for as long as the file system likes.
+/// Blocks for as long as the file systems like.
 ///
 /// # Errors
 /// Where none can be read: why the first can't.
-pub(crate) fn tails(pid: u32, paths: &[PathBuf]) -> Result<Vec<(PathBuf, String)>, String> {
+pub(crate) fn tails(vm: &Vm) -> Result<Vec<(PathBuf, String)>, String> {
     let read = |path: &PathBuf| {
-        let tail = read_one(pid, path)?;
+        let tail = file::read(vm, path)?;
         Ok((path.clone(), String::from_utf8_lossy(&tail.bytes).into_owned()))
     };
     let (tails, errors): (Vec<_>, Vec<_>) =
-        paths.iter().take(MOST_LOGS).map(read).partition(Result::is_ok);
+        vm.console_logs.iter().take(MOST_LOGS).map(read).partition(Result::is_ok);
     match errors.into_iter().next() {
         Some(Err(why)) if tails.is_empty() => Err(why),
         _ => Ok(tails.into_iter().flatten().collect()),
     }
 }
 
-/// The end of a regular file that was found. Anything else is not even opened, since some devices and pipes do
-/// something when they are.
-fn read_tail(found: &OwnedFd) -> io::Result<Tail> {
-    let stat = fstat(found)?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(io::Error::other("not a regular file"));
-    }
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file =
-        File::from(open(format!("/proc/self/fd/{}", found.as_raw_fd()), flags, Mode::empty())?);
-    let written = file.metadata()?;
-    let from = written.len().saturating_sub(TAIL_BYTES);
-    let mut bytes = vec![0; usize::try_from(TAIL_BYTES).map_err(io::Error::other)?];
-    let mut length = 0;
-    while let Some(space) = bytes.get_mut(length..).filter(|space| !space.is_empty()) {
-        match file.read_at(space, from + u64::try_from(length).map_err(io::Error::other)?)? {
-            0 => break,
-            read => length += read,
-        }
-    }
-    bytes.truncate(length);
-    if from > 0 {
-        // A line that was cut is none.
-        let whole = bytes.iter().position(|byte| *byte == b'\n').map_or(length, |end| end + 1);
-        bytes.drain(..whole);
-    }
-    // It may have grown, or been cut, since its length was asked for.
-    let length = from + u64::try_from(length).map_err(io::Error::other)?;
-    let end = End { file: (written.dev(), written.ino()), length };
-    Ok(Tail { end, bytes, written: written.modified()? })
-}
-
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{FileType, Mode};
+
     use super::*;
 
     /// The end of a panic of Linux 6.1, as it came out of a serial port.
@@ -399,15 +341,21 @@ mod tests {
     fn only_the_end_of_a_long_log_is_read_and_a_pipe_is_not_opened() {
         let dir = tempfile::tempdir().unwrap();
         let (log, fifo) = (dir.path().join("log"), dir.path().join("fifo"));
-        std::fs::write(&log, format!("{}\n{PANIC}", "y".repeat(200_000))).unwrap();
-        let pid = std::process::id();
-        let read = read_all(pid, vec![log.clone()]).unwrap();
-        assert_eq!(read[0].text(&[]), PANIC);
-        assert_eq!(read[0].end.length, std::fs::metadata(&log).unwrap().len());
-        let mode = Mode::RUSR | Mode::WUSR;
-        rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, mode, 0).unwrap();
-        assert!(read_all(pid, vec![fifo.clone()]).unwrap_err().contains("not a regular file"));
-        assert_eq!(read_all(pid, vec![fifo, log]).unwrap().len(), 1);
-        assert!(read_all(pid, vec![dir.path().join("none")]).is_err());
+        let mut written = std::fs::File::create(&log).unwrap();
+        let text = format!("{}\n{PANIC}", "y".repeat(200_000));
+        std::io::Write::write_all(&mut written, text.as_bytes()).unwrap();
+        let read = |paths: &[&PathBuf]| {
+            let console_logs = paths.iter().map(|path| (*path).clone()).collect();
+            read_all(&Vm { console_logs, ..file::tests::own() })
+        };
+        let tails = read(&[&log]).unwrap();
+        assert_eq!(tails[0].text(&[]), PANIC);
+        assert_eq!(tails[0].end.length, std::fs::metadata(&log).unwrap().len());
+        let (mode, kind) = (Mode::RUSR | Mode::WUSR, FileType::Fifo);
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, kind, mode, 0).unwrap();
+        let _pipe = std::fs::File::options().read(true).write(true).open(&fifo).unwrap();
+        assert!(read(&[&fifo]).unwrap_err().contains("not a regular file"));
+        assert_eq!(read(&[&fifo, &log]).unwrap().len(), 1);
+        assert!(read(&[&dir.path().join("none")]).is_err());
     }
 }

@@ -134,9 +134,9 @@ pub async fn gather(qmp: &QmpHandle, run_state: &RunState, wanted: &Wanted) -> E
     let screen = piece("screen.png", "what the console showed", each, async {
         picture::take(qmp).await.map(Content::Picture)
     });
-    let (pid, logs) = (wanted.vm.id.pid, wanted.vm.console_logs.clone());
+    let vm = wanted.vm.clone();
     let console = piece("console.txt", "the last lines of the serial console", each, async {
-        console_text(pid, logs).await.map(Content::Text)
+        console_text(vm).await.map(Content::Text)
     });
     let answers = answers::ask(qmp, wanted.announced, each, begun + wanted.limit);
     let (registers, answers, screen, console) = tokio::join!(registers, answers, screen, console);
@@ -173,12 +173,12 @@ async fn piece(
 }
 
 /// The end of the files that have the guest's serial consoles.
-async fn console_text(pid: u32, logs: Vec<PathBuf>) -> Result<String, String> {
-    if logs.is_empty() {
+async fn console_text(vm: Arc<Vm>) -> Result<String, String> {
+    if vm.console_logs.is_empty() {
         return Err("QEMU writes no serial console to a file".to_owned());
     }
     // On a thread of its own, which a file system that hangs keeps for as long as it likes.
-    let tails = spawn_blocking(move || console::tails(pid, &logs)).await;
+    let tails = spawn_blocking(move || console::tails(&vm)).await;
     let tails = tails.map_err(|error| in_full(&error))??;
     let several = tails.len() > 1;
     let tail = |(path, text): &(PathBuf, String)| {

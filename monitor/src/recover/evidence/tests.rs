@@ -55,7 +55,7 @@ fn vm(id: VmId, console_logs: Vec<PathBuf>) -> Vm {
         name: "g".to_owned(),
         uuid: None,
         accelerator: discover::Accelerator::Tcg,
-        executable: PathBuf::from("/qemu"),
+        executable: std::env::current_exe().unwrap(),
         origin: discover::Origin::default(),
         netns: 0,
         qmp_sockets: Vec::new(),
@@ -299,7 +299,8 @@ async fn what_a_guest_said_of_its_panic_is_kept() {
 async fn the_last_lines_of_the_console_are_cleared_of_what_moves_a_cursor() {
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("console.log");
-    std::fs::write(&log, "Kernel panic\r\n\u{1b}[31mred\n").unwrap();
+    let mut written = File::create(&log).unwrap();
+    written.write_all(b"Kernel panic\r\n\x1b[31mred\n").unwrap();
     let mut qemu = qemu(healthy).await;
     qemu.vm = Arc::new(vm(qemu.vm.id, vec![log]));
     let files = files(&qemu, Duration::from_secs(20)).await;
