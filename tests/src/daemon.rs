@@ -32,7 +32,7 @@ pub struct DaemonConfig {
     pub binary: PathBuf,
     /// A program, and its arguments, that runs the daemon in its own place: `env`, `setpriv`.
     pub prefix: Vec<String>,
-    /// Which executables' VMs it manages: globs.
+    /// Which executables' VMs it manages: globs; none: its own defaults.
     pub executables: Vec<String>,
     /// `recover` or `observe`.
     pub mode: String,
@@ -93,19 +93,22 @@ impl DaemonConfig {
         let mut toml = String::new();
         let flat_for = humantime::format_duration(*flat_for);
         let boot_grace = humantime::format_duration(*boot_grace);
+        let executables = match executables.as_slice() {
+            [] => String::new(),
+            some => format!("executables = {}\n", json!(some)),
+        };
         // Writing to a String cannot fail.
         let _ = write!(
             toml,
             "mode = {}\n\n\
              [paths]\nstate_dir = {}\nruntime_dir = {}\nbpffs_dir = {}\n\n\
-             [discovery]\nexecutables = {}\n\n\
+             [discovery]\n{executables}\n\
              [metrics]\nlisten = {}\n\n\
              [detection]\nflat_for = \"{flat_for}\"\nboot_grace = \"{boot_grace}\"\n\n{extra_toml}\n",
             json!(mode),
             path("state"),
             path("run"),
             path("bpf/flatline"),
-            json!(executables),
             json!(metrics),
         );
         toml
@@ -350,6 +353,8 @@ mod tests {
         assert!(toml.contains(r#"executables = ["/tmp/a \"b\"/qemu"]"#));
         assert!(toml.contains("flat_for = \"1s 500ms\"\n"));
         assert!(toml.contains("[metrics]\nlisten = \"off\"\n"));
+        config.executables.clear();
+        assert!(!config.toml(Path::new("/d")).contains("executables"));
         assert!(toml.ends_with("[recovery]\nmax_restarts = 1\n"));
     }
 }

@@ -16,6 +16,11 @@ pub(super) struct Capability {
     pub(super) without: &'static str,
 }
 
+const AS_THE_USER: &str =
+    "command_user = \"vm\", and reading other users' console logs with no more than their rights";
+const NOT_AS_THE_USER: &str =
+    "no command is run as the VM's user, and no console log of another user's VM is read";
+
 /// Those that the daemon uses; its unit bounds it to them.
 pub(super) const CAPABILITIES: [Capability; 11] = [
     required(
@@ -72,8 +77,8 @@ pub(super) const CAPABILITIES: [Capability; 11] = [
         "ending a command that runs as the VM's user, or a QEMU that hangs",
         "a command of command_user = \"vm\" that hangs goes on after its time",
     ),
-    optional(6, "CAP_SETGID", "command_user = \"vm\"", "no command is run as the VM's user"),
-    optional(7, "CAP_SETUID", "command_user = \"vm\"", "no command is run as the VM's user"),
+    optional(6, "CAP_SETGID", AS_THE_USER, NOT_AS_THE_USER),
+    optional(7, "CAP_SETUID", AS_THE_USER, NOT_AS_THE_USER),
 ];
 
 const fn required(

@@ -7,6 +7,7 @@
 //! `[[vm]]` rule, since a rule may change only one of two values that depend on each other.
 
 mod evidence;
+mod executables;
 mod means;
 mod passwd;
 mod raw;

@@ -12,15 +12,13 @@ use toml::Spanned;
 use super::evidence::{self, Gathering};
 use super::{
     Config, Discovery, EvidenceReaders, Metrics, Mode, Paths, Policy, ProbeLog, Probes, Recorder,
-    Storm, TapHook,
+    Storm, TapHook, executables,
     means::{Given, Means},
     passwd, raw,
     telling::{self, Secrets},
     terms::{MAX_RESTARTS, Terms, every, vm_rule},
     values::{HOUR, MINUTE, MS, Problem, SECOND, count, directory, duration, pattern},
 };
-
-const EXECUTABLES: [&str; 3] = ["/usr/bin/qemu-system-*", "/usr/bin/kvm", "/usr/libexec/qemu-kvm"];
 
 /// Sizes of maps. Below the least, nothing would be saved.
 const LEAST_SIZE: u32 = 16;
@@ -251,7 +249,7 @@ fn resolve_discovery(discovery: raw::Discovery) -> Result<Discovery, Problem> {
             return Err(Problem::at(&list, "is empty: no VM would ever be found"));
         }
         Some(list) => list.into_inner().iter().map(executable).collect::<Result<_, _>>()?,
-        None => EXECUTABLES.iter().filter_map(|text| Pattern::new(text).ok()).collect(),
+        None => executables::default(),
     };
     let users = users.unwrap_or_default().iter().map(user).collect::<Result<_, _>>()?;
     Ok(Discovery { executables, users })

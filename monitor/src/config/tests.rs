@@ -39,7 +39,7 @@ fn an_empty_file_means_all_defaults() {
     let Keeping { keep, max_mib, memory_dir, memory_quota_mib } = config.keeping;
     assert_eq!((keep.as_secs(), max_mib, memory_quota_mib), (90 * 24 * 3600, 1024, 16384));
     assert_eq!(memory_dir.to_str(), Some("/var/lib/flatline/memory"));
-    assert_eq!(config.discovery.executables.len(), 3);
+    assert_eq!(config.discovery.executables.len(), 10);
     assert!(config.discovery.users.is_empty() && config.vms.is_empty());
     assert_eq!(config.paths.bpffs_dir.to_str(), Some("/sys/fs/bpf/flatline"));
 }
@@ -66,6 +66,15 @@ fn the_packaged_file_has_each_line_of_the_documented_defaults() {
     for line in defaults.lines().map(words).filter(|line| !line.starts_with("mode = ")) {
         assert!(packaged.contains(&line), "monitor/packaging/flatline.toml lacks: {line}");
     }
+}
+
+#[test]
+fn the_documented_executables_are_the_defaults() {
+    let documented = include_str!("../../../docs/configuration.md");
+    let (_, list) = documented.split_once("\nexecutables = [").expect("the list");
+    let (list, _) = list.split_once("\n]").expect("its end");
+    let said = parse(&format!("[discovery]\nexecutables = [{list}\n]"));
+    assert_eq!(said.discovery, parse("").discovery);
 }
 
 #[test]
