@@ -34,6 +34,8 @@ pub struct DaemonConfig {
     pub prefix: Vec<String>,
     /// Which executables' VMs it manages: globs; none: its own defaults.
     pub executables: Vec<String>,
+    /// Whose VMs it manages, by user id; none: anybody's.
+    pub users: Vec<u32>,
     /// `recover` or `observe`.
     pub mode: String,
     /// Silence before a VM is suspected.
@@ -78,6 +80,7 @@ impl DaemonConfig {
             binary: binary.to_owned(),
             prefix: Vec::new(),
             executables: vec![executable.display().to_string()],
+            users: Vec::new(),
             mode: "recover".to_owned(),
             flat_for: Duration::from_secs(5),
             boot_grace: Duration::from_secs(10),
@@ -87,7 +90,7 @@ impl DaemonConfig {
     }
 
     fn toml(&self, dir: &Path) -> String {
-        let Self { executables, mode, flat_for, boot_grace, metrics, extra_toml, .. } = self;
+        let Self { executables, users, mode, flat_for, boot_grace, metrics, extra_toml, .. } = self;
         // JSON's strings and lists of strings are TOML's too.
         let path = |name: &str| json!(dir.join(name).display().to_string());
         let mut toml = String::new();
@@ -97,12 +100,13 @@ impl DaemonConfig {
             [] => String::new(),
             some => format!("executables = {}\n", json!(some)),
         };
+        let users = json!(users);
         // Writing to a String cannot fail.
         let _ = write!(
             toml,
             "mode = {}\n\n\
              [paths]\nstate_dir = {}\nruntime_dir = {}\nbpffs_dir = {}\n\n\
-             [discovery]\n{executables}\n\
+             [discovery]\n{executables}users = {users}\n\n\
              [metrics]\nlisten = {}\n\n\
              [detection]\nflat_for = \"{flat_for}\"\nboot_grace = \"{boot_grace}\"\n\n{extra_toml}\n",
             json!(mode),

@@ -133,6 +133,9 @@ pub struct GuestConfig {
     pub kernel_args: Vec<String>,
     /// More arguments for QEMU; they come last.
     pub extra_args: Vec<String>,
+    /// The user, and group, that QEMU runs as from its first instruction, who becomes the owner of `dir`. Without it,
+    /// it runs as the tests do.
+    pub user: Option<u32>,
 }
 
 impl GuestConfig {
@@ -169,6 +172,7 @@ impl GuestConfig {
             traces_commands: false,
             kernel_args: Vec::new(),
             extra_args: Vec::new(),
+            user: None,
         }
     }
 
@@ -204,22 +208,45 @@ impl GuestConfig {
     ///
     /// If an image cannot be made, or a path is no UTF-8.
     pub(crate) fn command(&self) -> Result<Command> {
-        let mut command = match &self.tap {
-            Some(tap) => {
-                let [program, option] = tap.enter_prefix();
-                let mut command = Command::new(program);
-                command.arg(option).arg("--").arg(&self.executable);
-                command
-            }
-            None => Command::new(&self.executable),
-        };
-        command.args(self.arguments()?);
+        let arguments = self.arguments()?;
+        let mut words: Vec<OsString> = Vec::new();
+        if let Some(tap) = &self.tap {
+            words.extend(tap.enter_prefix().map(OsString::from));
+            words.push("--".into());
+        }
+        if let Some(user) = self.user {
+            self.hand_over(user)?;
+            let id = user.to_string();
+            words.extend(["setpriv", "--reuid", &id, "--regid", &id].map(OsString::from));
+            words.push("--clear-groups".into());
+        }
+        words.push(self.executable.clone().into());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).args(arguments);
         if let Some(directory) =
             MODULE_DIRECTORIES.into_iter().find(|path| Path::new(path).is_dir())
         {
             command.env("QEMU_MODULE_DIR", directory);
         }
         Ok(command)
+    }
+
+    /// Makes the directory, and what was made in it for this machine, the user's.
+    fn hand_over(&self, user: u32) -> Result<()> {
+        for path in [self.dir.clone(), self.image_path()] {
+            match std::os::unix::fs::chown(&path, Some(user), Some(user)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| path.display().to_string());
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The image of a machine that boots a sector.
+    fn image_path(&self) -> PathBuf {
+        self.dir.join(format!("{}.img", self.name))
     }
 
     fn arguments(&self) -> Result<Vec<OsString>> {
@@ -256,7 +283,7 @@ impl GuestConfig {
                 add(&["-append", &self.kernel_command_line()]);
             }
             GuestKind::BootSector(sector) => {
-                let path = self.dir.join(format!("{}.img", self.name));
+                let path = self.image_path();
                 sector.write(&path)?;
                 let path = utf8(&path)?;
                 add(&["-drive", &format!("file={path},format=raw,if=ide,file.locking=off")]);

@@ -31,7 +31,7 @@ const WITHIN: Duration = Duration::from_secs(40);
 /// Some time in which what must not happen would be seen.
 const A_WHILE: Duration = Duration::from_secs(5);
 /// Where QEMU finds its modules, which it looks for beside its executable otherwise.
-const MODULES: [&str; 2] = ["/usr/lib/x86_64-linux-gnu/qemu", "/usr/lib64/qemu"];
+pub(crate) const MODULES: [&str; 2] = ["/usr/lib/x86_64-linux-gnu/qemu", "/usr/lib64/qemu"];
 const FAKE_OWNER: &str = env!("CARGO_BIN_EXE_fake-owner");
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -116,7 +116,7 @@ fn orphan(rig: &Rig, name: &str, sector: BootSector) -> Result<u32> {
 }
 
 /// The arguments of a machine with this on its disk, whose files are all in `dir`: `NAME.img`, `NAME.qmp` and `NAME.pid`.
-fn small_machine(dir: &Path, name: &str, sector: BootSector) -> Result<Vec<String>> {
+pub(crate) fn small_machine(dir: &Path, name: &str, sector: BootSector) -> Result<Vec<String>> {
     let file = |end: &str| dir.join(format!("{name}.{end}")).display().to_string();
     sector.write(Path::new(&file("img")))?;
     let name = format!("{name},debug-threads=on");
@@ -131,7 +131,7 @@ fn small_machine(dir: &Path, name: &str, sector: BootSector) -> Result<Vec<Strin
 }
 
 /// Ends a process that is no child of ours, when it is dropped.
-struct Ends(u32);
+pub(crate) struct Ends(pub(crate) u32);
 
 impl Drop for Ends {
     fn drop(&mut self) {
