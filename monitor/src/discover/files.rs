@@ -7,11 +7,10 @@
 //! another device than the kernel's own; `fdinfo` and `mountinfo` tell that one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use monitor_ebpf::FileKey;
+use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
 
 use super::{DiscoverError, display_text, proc};
 
@@ -88,17 +87,18 @@ pub(super) fn files_among(
     Ok(OpenFiles { keys: keys.into_iter().collect(), unseen: unseen.into_iter().collect() })
 }
 
-/// To `stat` a file of the device file system waits for nobody.
+/// To `stat` a file of the device file system waits for nobody. Something else may stand there in a mount namespace of
+/// QEMU's own: it is not asked, and what the kernel knows of it is taken.
 fn block_device(pid: u32, fd: u32, below_dev: &Path) -> Option<FileKey> {
     let name = below_dev.to_string_lossy();
     if NO_DISKS.iter().any(|prefix| name.starts_with(prefix)) {
         return None;
     }
-    let metadata = fs::metadata(format!("/proc/{pid}/fd/{fd}")).ok()?;
-    metadata.file_type().is_block_device().then(|| {
-        let number = metadata.rdev();
-        let (major, minor) = (libc::major(number), libc::minor(number));
-        FileKey { inode: 0, device: major << 20 | minor, reserved: 0 }
+    let flags = AtFlags::STATX_DONT_SYNC;
+    let found = statx(CWD, format!("/proc/{pid}/fd/{fd}"), flags, StatxFlags::TYPE).ok()?;
+    (FileType::from_raw_mode(found.stx_mode.into()) == FileType::BlockDevice).then(|| {
+        let device = found.stx_rdev_major << 20 | found.stx_rdev_minor;
+        FileKey { inode: 0, device, reserved: 0 }
     })
 }
 
