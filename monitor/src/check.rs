@@ -119,6 +119,7 @@ pub fn first_gap(report: &Report) -> Option<String> {
 /// Asks everything, also what the daemon does without where it has to. Looks at every process.
 pub fn survey(config: &Config) -> Report {
     let mut report = check(config);
+    report.items.push(guests::elsewhere(config));
     report.items.push(guests::kvm());
     report.items.push(guests::qmp(config));
     report.items.extend(owners::programs());

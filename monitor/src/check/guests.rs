@@ -26,6 +26,23 @@ pub(super) fn kvm() -> Item {
     )
 }
 
+/// Whether QEMUs run that no pattern of the configuration is about.
+pub(super) fn elsewhere(config: &Config) -> Item {
+    let found = discover::strangers(&config.discovery.scope());
+    let verdict = if found.is_empty() { Verdict::Ok } else { Verdict::Gap };
+    let names = found.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let detail = match found.len() {
+        0 => "none runs".to_owned(),
+        count if count > NAMED => format!("{names} and more run, and are not looked at"),
+        1 => format!("{names} runs, and is not looked at"),
+        _ => format!("{names} run, and are not looked at"),
+    };
+    item("QEMU elsewhere", false, verdict, detail, "missing no VM").or_else(
+        "its guests are not seen at all",
+        "if it is one of yours, add it to the list: discovery.executables",
+    )
+}
+
 /// Whether the QEMUs that run have a QMP socket.
 pub(super) fn qmp(config: &Config) -> Item {
     let found = discover::sweep(&config.discovery.scope(), &HashSet::new());

@@ -24,6 +24,7 @@ mod origin;
 mod owner;
 mod proc;
 mod rights;
+mod strangers;
 mod taps;
 mod vm;
 mod written;
@@ -46,6 +47,7 @@ pub use proc::{
     start_ticks, status, vcpu_threads,
 };
 pub use rights::{Rights, RightsError};
+pub use strangers::strangers;
 pub use taps::{Tap, TapKind};
 pub use vm::{Accelerator, AgentSocket, ResetAction, Scope, Vm, VmId};
 pub use written::{Descriptor, Inode, Written, descriptors};

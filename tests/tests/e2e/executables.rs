@@ -126,5 +126,10 @@ fn found() -> Result<()> {
     let status = daemon.status()?;
     let vms = status["vms"].as_array().context("no vms")?;
     ensure!(vms.len() == TAKEN.len() && vms.iter().all(|vm| vm["name"] != stranger), "{status}");
+    let check = daemon.client(&["check", "--json"])?;
+    let report: serde_json::Value = serde_json::from_slice(&check.stdout)?;
+    let items = report["items"].as_array().context("no items")?;
+    let item = items.iter().find(|item| item["name"] == "QEMU elsewhere").context("no item")?;
+    ensure!(item["detail"] == format!("{executable} runs, and is not looked at"), "{item}");
     Ok(())
 }
