@@ -43,7 +43,7 @@ impl Engine {
             vm: watched.vm.clone(),
             vcpu_threads: watched.threads.clone(),
             boot_age: now.saturating_sub(watched.watch.boot.began),
-            silence: watched.watch.line.silence(now),
+            silence: watched.watch.quiet.since_life(now),
             slot: watched.slot.clone(),
             counters: self.counters.clone(),
             kvm: self.kvm.clone(),

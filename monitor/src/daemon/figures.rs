@@ -170,7 +170,7 @@ impl Engine {
             run_state: watched.run_state.clone(),
             flat: match watched.watch.state {
                 State::Unobservable => None,
-                _ => Some(watched.watch.line.silence(now)),
+                _ => Some(watched.watch.quiet.silence(now)),
             },
             is_held: self.ledger.held(watched.key(), SystemTime::now()).is_some(),
             is_counted: watched.slot.is_ok(),

@@ -98,7 +98,8 @@ impl Engine {
             case.stage = Stage::Reopened;
             case.since = now;
         }
-        watched.feed(&Input::Released, now);
+        let why = "it may be restarted now".to_owned();
+        watched.feed(&Input::MayBeTouched(why), now);
     }
 
     fn chosen(&self, vm: Option<&str>) -> Result<Vec<(VmId, String, String)>, Reply> {

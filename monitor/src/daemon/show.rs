@@ -17,7 +17,7 @@ use crate::{
         },
     },
     sample::{InFlightAges, Missing, ticks},
-    verdict::{Monitor, PINNED_RATIO, STILL_BUSY_RATIO, State, Statement},
+    verdict::{Monitor, PINNED_RATIO, STILL_BUSY_RATIO, State, Statement, Watch},
     witness::WITNESSES,
 };
 
@@ -179,7 +179,7 @@ impl Engine {
             since: self.wall_clock(watched.watch.since),
             flat_seconds: match watched.watch.state {
                 State::Unobservable => None,
-                _ => Some(watched.watch.line.silence(self.now()).as_secs_f64()),
+                _ => Some(watched.watch.quiet.silence(self.now()).as_secs_f64()),
             },
             restarts_in_window: u32::try_from(self.restarts_in_window(watched).len())
                 .unwrap_or(u32::MAX),
@@ -253,18 +253,21 @@ impl Engine {
     }
 
     fn signals(&self, watched: &WatchedVm) -> Vec<SignalView> {
-        let line = &watched.watch.line;
+        let Watch { line, quiet, .. } = &watched.watch;
         let policy = &watched.terms.policy;
         let since = |moment: Option<Duration>| {
             moment.map(|moment| crate::report::rfc3339::format(self.wall_clock(moment)))
         };
-        let silence = line.silence(self.now());
+        let ago = quiet.since_life(self.now()).as_secs_f64();
+        // What the window began anew for is no sign of life.
+        let mark = if line.last_life == quiet.life { ":" } else { ";" };
+        let is_silent = quiet.suspected || quiet.silence(self.now()) >= policy.flat_for;
         let mut signals = vec![SignalView {
             name: "sign of life".to_owned(),
-            value: format!("{:.1} s ago: {}", silence.as_secs_f64(), line.last_sign),
+            value: format!("{ago:.1} s ago{mark} {}", line.last_sign),
             threshold: format!("suspect after {}", humantime::format_duration(policy.flat_for)),
-            since: since(Some(line.last_life)),
-            verdict: if silence < policy.flat_for { "lives" } else { "silent" }.to_owned(),
+            since: since(Some(quiet.life)),
+            verdict: if is_silent { "silent" } else { "lives" }.to_owned(),
         }];
         if let Some(activity) = &watched.activity {
             signals.push(moved(

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     Act, Cause, DUMP_PATIENCE, Dump, Line, Monitor, STALLED_AFTER, State, Tally, Tick, Watch,
-    examine::convict, step::counted,
+    examine::convict, hear, step::counted,
 };
 use crate::{
     activity::Activity,
@@ -49,8 +49,30 @@ pub(super) fn suspended(tick: &Tick) -> Option<String> {
     }
 }
 
+/// What is wrong with the host, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum HostFault {
+    /// Its storage is stalled.
+    Storage(String),
+    /// It hardly lets the guest run. Whoever says itself that it dies is as dead for that.
+    Starved(String),
+}
+
+impl HostFault {
+    fn into_words(self) -> String {
+        match self {
+            Self::Storage(words) | Self::Starved(words) => words,
+        }
+    }
+}
+
 /// Why this VM's silence says nothing about its guest, if so.
 pub(super) fn not_the_guests_fault(watch: &Watch, tick: &Tick) -> Option<String> {
+    host_fault(watch, tick).map(HostFault::into_words)
+}
+
+/// The same, by its kind.
+pub(super) fn host_fault(watch: &Watch, tick: &Tick) -> Option<HostFault> {
     if let Ok(storage) = tick.activity.storage
         && storage.in_flight > 0
         && storage.oldest.is_none_or(|oldest| oldest >= STALLED_AFTER)
@@ -59,14 +81,13 @@ pub(super) fn not_the_guests_fault(watch: &Watch, tick: &Tick) -> Option<String>
         let oldest = storage.oldest.map_or_else(String::new, |oldest| {
             format!(", the oldest for {:.1} s", oldest.as_secs_f64())
         });
-        return Some(format!(
+        return Some(HostFault::Storage(format!(
             "{requests} in flight and none completes{oldest}: the host's storage is stalled"
-        ));
+        )));
     }
-    watch
-        .line
-        .is_starved()
-        .then(|| "its vCPUs want to run, and the host hardly lets them".to_owned())
+    watch.line.is_starved().then(|| {
+        HostFault::Starved("its vCPUs want to run, and the host hardly lets them".to_owned())
+    })
 }
 
 impl Watch {
@@ -151,9 +172,19 @@ pub(super) fn blind(activity: &Activity) -> Option<&Missing> {
     activity.network.as_ref().err().or(activity.storage.as_ref().err())
 }
 
-/// No verdict while `reason` holds; afterwards its window begins anew.
+/// No verdict while `reason` holds; afterwards its window begins anew. Its silence goes on.
 pub(super) fn hold(watch: &mut Watch, reason: String, elapsed: Duration, now: Duration) -> Act {
     watch.line.begin_anew(now, format!("none since it was held: {reason}"));
+    held(watch, reason, elapsed, now)
+}
+
+/// The same while somebody has stopped it, so that it can show no life: that is no silence, either.
+pub(super) fn pause(watch: &mut Watch, reason: String, elapsed: Duration, now: Duration) -> Act {
+    watch.quiet.pause(now);
+    hold(watch, reason, elapsed, now)
+}
+
+pub(super) fn held(watch: &mut Watch, reason: String, elapsed: Duration, now: Duration) -> Act {
     // A guest that waits to be started, or that was paused while it booted, has its grace before it.
     watch.boot.held = watch.boot.held.saturating_add(elapsed);
     no_verdict(watch, State::Held, reason, elapsed, now)
@@ -167,6 +198,7 @@ pub(super) fn unobservable(
     now: Duration,
 ) -> Act {
     watch.line.begin_anew(now, "none since a figure was missing".to_owned());
+    watch.quiet.pause(now);
     no_verdict(watch, State::Unobservable, reason, elapsed, now)
 }
 
@@ -177,6 +209,9 @@ fn no_verdict(
     elapsed: Duration,
     now: Duration,
 ) -> Act {
+    if !hear::convicted(&watch.state) {
+        watch.quiet.held = watch.quiet.held.saturating_add(elapsed);
+    }
     match &mut watch.state {
         // A conviction outlasts the pause that QEMU itself makes of it.
         State::Crashed { .. } | State::Failed { .. } => {}

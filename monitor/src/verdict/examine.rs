@@ -59,17 +59,17 @@ pub(super) fn examine(
     let Some(said) = said else {
         // Between two rounds the last answers stay in view.
         if tally.rounds == 0 {
-            let reason = suspicion(&watch.line, None, now);
+            let reason = suspicion(watch, None, now);
             watch.enter(undecided(tally), reason, now);
         }
         return Act::Ask(questions);
     };
     let tally = tally.count(said, &watch.boot.answered, now);
-    let convicted = conviction(&watch.line, tick, said, tally, terms, now);
+    let convicted = conviction(watch, tick, said, tally, terms, now);
     if let Some((cause, reason)) = convicted.filter(|_| !tick.undecided) {
         return convict(watch, cause, reason, now);
     }
-    let reason = suspicion(&watch.line, Some(said), now);
+    let reason = suspicion(watch, Some(said), now);
     watch.enter(undecided(tally), reason, now);
     Act::Ask(questions)
 }
@@ -95,30 +95,41 @@ pub(super) fn paused_maybe(line: &Line, tick: &Tick) -> Option<String> {
     }
 }
 
-fn suspicion(line: &Line, said: Option<&Testimony>, now: Duration) -> String {
-    let silence = line.silence(now).as_secs_f64();
+fn suspicion(watch: &Watch, said: Option<&Testimony>, now: Duration) -> String {
+    let Watch { line, quiet, .. } = watch;
+    let silence = quiet.silence(now).as_secs_f64();
+    let held = quiet.held_in_words().unwrap_or_default();
     match said {
-        None => format!("silent for {silence:.1} s; asking its witnesses"),
+        None => format!("silent for {silence:.1} s; asking its witnesses{held}"),
         Some(said) => {
             let held_back = line.held_back(now).unwrap_or_default();
-            format!("silent for {silence:.1} s; {}{held_back}", said.summary())
+            format!("silent for {silence:.1} s; {}{held_back}{held}", said.summary())
         }
     }
 }
 
 /// Whether the evidence is complete, as the rows of the verdict's table have it.
 fn conviction(
-    line: &Line,
+    watch: &Watch,
     tick: &Tick,
     said: &Testimony,
     tally: Tally,
     terms: &Terms,
     now: Duration,
 ) -> Option<(Cause, String)> {
+    let Watch { line, quiet, .. } = watch;
     let policy = &terms.policy;
     // Ticks are never on the dot: what is a hair's breadth too short is long enough.
     let all_along =
         |since, span: Duration| Line::held_for(since, span.saturating_sub(terms.tick / 2), now);
+    let seen = suspicion(watch, Some(said), now);
+    // A kernel that ended its panic has nothing left to do by itself, however little the host lets it run.
+    if tally.last_words >= ROUNDS_TO_CONVICT
+        && all_along(Some(quiet.since), policy.flat_for)
+        && all_along(line.pinned_since, policy.flat_for)
+    {
+        return Some((Cause::Panicked, format!("{seen}; a vCPU was pinned all along")));
+    }
     if !all_along(Some(line.last_life), policy.flat_for) {
         // One that is asked because its time is up may have been unseen a moment ago.
         return None;
@@ -126,7 +137,6 @@ fn conviction(
     if line.wants_more_time(policy.flat_for.saturating_sub(terms.tick / 2), now) {
         return None;
     }
-    let seen = suspicion(line, Some(said), now);
     if tally.halted >= ROUNDS_TO_CONVICT && all_along(line.still_since, policy.flat_for) {
         return Some((
             Cause::Halted,
@@ -137,9 +147,6 @@ fn conviction(
     }
     if tally.stuck >= ROUNDS_TO_CONVICT && all_along(line.pinned_since, policy.flat_for) {
         return Some((Cause::Spinning, format!("{seen}; a vCPU was pinned all along")));
-    }
-    if tally.last_words >= ROUNDS_TO_CONVICT {
-        return Some((Cause::Panicked, seen));
     }
     // A QEMU that stopped answering may be frozen with its guest in it.
     let frozen_maybe = said.any(|answer| matches!(answer, Answer::Unresponsive(_)))

@@ -81,6 +81,9 @@ pub enum Input {
     Released,
     /// What is known of its memory: for people who read the recording. It changes nothing.
     Memory(Arc<Memory>),
+    /// Nothing keeps a VM that crashed from being restarted any more, and why: what it was convicted of is to be judged
+    /// anew.
+    MayBeTouched(String),
 }
 
 /// The terms on which inputs are judged.

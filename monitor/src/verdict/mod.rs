@@ -17,10 +17,11 @@
 //!   (any) ───────────────────────────▶ Failed ◀── limit reached (Crashed)    │
 //!                                        └───────────────────────────────────┘
 //!
-//!   Starting, Alive,  ──paused, migrating, host at fault,──▶ Held ───────── when that ends: Alive,
-//!   Suspect             a storm, a witness' excuse                          or Starting, afresh
+//!   Starting, Alive,  ──paused, migrating, host at fault,──▶ Held ───────── when that ends, as it was:
+//!   Suspect             a storm, a witness' excuse                          Alive, Suspect or Starting
 //!                     ──a figure that is needed is missing─▶ Unobservable ─ sign of life: Alive,
 //!   Crashed           ──it writes its own dump─────────────▶ Held           none for flat_for: Suspect
+//!   Crashed, Failed   ──it may be restarted now────────────▶ Suspect
 //! ```
 //!
 //! - *Starting* ends with the first sign of life or with the boot grace, whichever comes first.
@@ -36,7 +37,17 @@
 //! - *Unobservable* lasts on when all figures are there again, until the guest is heard or has been silent for
 //!   `flat_for`: a sensor that comes and goes must not make a dead guest look alive.
 //! - *Held* and *Unobservable* never convict a guest, whatever else is seen. Whoever is held by a witness' excuse is
-//!   asked on, until nobody excuses him. A QEMU whose monitor does not answer makes its guest *Unobservable*, and may
+//!   asked on, until nobody excuses him.
+//! - The end of *Held* is no sign of life. Who was suspected or convicted before, or has been silent for `flat_for` though
+//!   it could show life, is a *Suspect* then: time in which the host was at fault is silence, a pause is none (`quiet`).
+//!   What speaks against it has to last for `flat_for` once more.
+//! - A guest that the host starves is asked, too, once it has been silent for `flat_for`. What it says or shows itself (last
+//!   words, vCPUs that no interrupt can reach) makes a *Suspect* of it, which is tried on however it is starved; how late it
+//!   answers does not. Last words end all that a kernel does by itself; one that is only unreachable may be about to
+//!   reboot, and must have had the time for that.
+//! - What a guest was convicted of while it was not to be touched stands: once it may be, it is a *Suspect*, and two rounds
+//!   convict it, without a silence anew. The same goes for one that an earlier daemon found dead, after its window.
+//! - A QEMU whose monitor does not answer makes its guest *Unobservable*, and may
 //!   be convicted itself, of hanging: see `mute`.
 //! - A guest whose agent no longer beats, or says that what it checks has failed, is asked though its kernel lives, and
 //!   told of as a suspect while it stays where it is: see `pulse`.
@@ -45,11 +56,13 @@
 mod blame;
 mod boot;
 mod examine;
+mod famine;
 mod hear;
 mod input;
 mod line;
 mod mute;
 mod pulse;
+mod quiet;
 mod state;
 mod step;
 mod storm;
@@ -65,6 +78,7 @@ pub use boot::{Boot, Dump};
 pub use input::{Input, Monitor, Terms, Tick};
 pub use line::{Line, PINNED_RATIO, STARVED_SHARE, STILL_BUSY_RATIO};
 pub use pulse::{LEAVING_PATIENCE, Missed, Pulse, lost_after};
+pub use quiet::Quiet;
 pub use state::{Cause, State};
 pub use storm::{Company, company, is_silent};
 pub use testimony::{Answer, Questions, Statement, Tally, Testimony, WitnessName};
@@ -122,6 +136,9 @@ pub struct Watch {
     pub mute_since: Option<Duration>,
     /// When the last tick ended, and what it showed.
     pub last: Option<(Duration, Arc<Tick>)>,
+    /// Its silence as it was observed. Recordings have it after all else, since format 2.
+    #[serde(skip)]
+    pub quiet: Quiet,
 }
 
 impl Watch {
@@ -148,19 +165,25 @@ impl Watch {
             storm: None,
             mute_since: None,
             last: None,
+            quiet: Quiet::begin(now),
         }
     }
 
     /// Takes a VM up in the state in which an earlier daemon left it.
     pub fn resume(now: Duration, age: Duration, state: State, reason: String) -> Self {
-        Self { state, reason, ..Self::begin(now, age, Duration::ZERO) }
+        let begun = Self::begin(now, age, Duration::ZERO);
+        let quiet = Quiet { suspected: quiet::is_accused(&state), ..begun.quiet };
+        Self { state, reason, quiet, ..begun }
     }
 
     /// Whether witnesses are asked of it, but for their calibration.
     pub fn is_being_asked(&self) -> bool {
         match self.state {
             State::Suspect { .. } | State::Recovering { .. } => true,
-            State::Held => self.excuse.is_some() || self.storm.is_some(),
+            State::Held => {
+                let starved = self.quiet.suspected && self.line.is_starved();
+                self.excuse.is_some() || self.storm.is_some() || starved
+            }
             State::Starting | State::Alive => {
                 self.missed_beats().is_some_and(|missed| missed.told.is_none())
             }
@@ -243,12 +266,11 @@ impl Watch {
             }
             Input::Released => {
                 self.resets.clear();
-                self.mute_since = None;
-                if hear::convicted(&self.state) {
-                    let why = "it was released";
-                    self.line.begin_anew(now, format!("none since {why}"));
-                    self.enter(State::Alive, format!("{why}, and is judged anew"), now);
-                }
+                self.judge_anew("it was released", now);
+                Act::Nothing
+            }
+            Input::MayBeTouched(why) => {
+                self.judge_anew(why, now);
                 Act::Nothing
             }
             Input::Memory(_) => Act::Nothing,
@@ -260,8 +282,24 @@ impl Watch {
         if std::mem::discriminant(&self.state) != std::mem::discriminant(&state) {
             self.since = now;
         }
+        self.quiet.suspected |= quiet::is_accused(&state);
         self.state = state;
         self.reason = reason;
+    }
+
+    /// What it was convicted of no longer stands for good; nothing was seen to undo it, either.
+    fn judge_anew(&mut self, why: &str, now: Duration) {
+        self.mute_since = None;
+        if hear::convicted(&self.state) {
+            let reason = format!("{why}, and is judged anew");
+            self.enter(State::Suspect { tally: Tally::default() }, reason, now);
+        }
+    }
+
+    /// The guest was seen or heard to live.
+    fn lived(&mut self, now: Duration, sign: String) {
+        self.line.alive(now, sign);
+        self.quiet = Quiet::begin(now);
     }
 
     /// The guest begins a new boot: whatever was learned of the last one says nothing about it.
@@ -269,6 +307,7 @@ impl Watch {
         self.boot = Boot::new(now);
         (self.excuse, self.mute_since) = (None, None);
         self.line = Line::begin(now, &format!("none since {why}"));
+        self.quiet = Quiet::begin(now);
     }
 
     /// Whether it is time to ask while all is well, so that its silence later means something.

@@ -5,11 +5,11 @@ use std::time::Duration;
 use super::{
     Act, Cause, LOOP_OVER_AFTER, Questions, ROUNDS_TO_CONVICT, State, Tally, Terms, Testimony,
     Tick, Watch,
-    blame::{self, hold, unobservable},
+    blame::{self, HostFault, hold, pause, unobservable},
     examine::{
         calibrate, convict, examine, nothing_to_examine, past_grace, paused_maybe, questions,
     },
-    hear, mute, pulse,
+    famine, hear, mute, pulse,
 };
 use crate::{activity::Activity, config::Policy};
 
@@ -34,11 +34,11 @@ pub(super) fn tick(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration)
 
 fn judge(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration) -> Act {
     let Tick { activity, monitor, .. } = tick;
+    let asked = watch.is_being_asked();
+    watch.line.level(activity, asked, now);
     if activity.elapsed > longest_tick(terms) {
         begin_anew(watch, HELD_UP, now);
     }
-    let asked = watch.is_being_asked();
-    watch.line.level(activity, asked, now);
     let mute_since = watch.mute_since.take();
     match hear::announcement(watch, monitor, now) {
         Some(act) => return act,
@@ -54,13 +54,13 @@ fn judge(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration) -> Act {
     if let Some(reason) = blame::suspended(tick) {
         watch.excuse = None;
         blame::pause_dump(watch, activity.elapsed, now);
-        return hold(watch, reason, activity.elapsed, now);
+        return pause(watch, reason, activity.elapsed, now);
     }
     if let Some(act) = blame::dumping(watch, tick, &terms.policy, now) {
         return act;
     }
     if let Some(reason) = pulse::leaving(watch, now) {
-        return hold(watch, reason, activity.elapsed, now);
+        return pause(watch, reason, activity.elapsed, now);
     }
     if let Some(sign) = sign_of_life(activity) {
         return match lives(watch, sign, now) {
@@ -68,28 +68,20 @@ fn judge(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration) -> Act {
             act => act,
         };
     }
-    if let Some(reason) = blame::not_the_guests_fault(watch, tick) {
-        return hold(watch, reason, activity.elapsed, now);
+    match blame::host_fault(watch, tick) {
+        Some(HostFault::Storage(reason)) => return hold(watch, reason, activity.elapsed, now),
+        Some(HostFault::Starved(reason)) if !famine::is_passed(watch) => {
+            famine::hold(watch, reason, activity.elapsed, now);
+            return famine::ask(watch, terms, now);
+        }
+        Some(HostFault::Starved(_)) | None => {}
     }
     if let Some(missing) = blame::blind(activity) {
         return unobservable(watch, missing.to_string(), activity.elapsed, now);
     }
     if let Some(excuse) = watch.storm.clone().or_else(|| watch.excuse.clone()) {
         hold(watch, excuse, activity.elapsed, now);
-        return match watch.state {
-            // Nobody is asked about a guest that has time yet.
-            State::Recovering { deadline, .. } if !is_due(watch, deadline, &terms.policy, now) => {
-                Act::Nothing
-            }
-            State::Crashed { .. } | State::Failed { .. } => Act::Nothing,
-            // Whether it still holds, only the witnesses know.
-            State::Starting
-            | State::Alive
-            | State::Suspect { .. }
-            | State::Recovering { .. }
-            | State::Held
-            | State::Unobservable => Act::Ask(questions(watch, &terms.policy, now)),
-        };
+        return ask_on(watch, &terms.policy, now);
     }
     mute::note(watch, tick, mute_since, now);
     let hangs = mute::hangs(watch, tick, &terms.policy, now);
@@ -97,6 +89,45 @@ fn judge(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration) -> Act {
         Act::Nothing if hangs => Act::Ask(questions(watch, &terms.policy, now)),
         act => act,
     }
+}
+
+/// Asks on, of a guest that is held: whether that still holds, only the witnesses know.
+pub(super) fn ask_on(watch: &Watch, policy: &Policy, now: Duration) -> Act {
+    match watch.state {
+        // Nobody is asked about a guest that has time yet.
+        State::Recovering { deadline, .. } if !is_due(watch, deadline, policy, now) => Act::Nothing,
+        State::Crashed { .. } | State::Failed { .. } => Act::Nothing,
+        State::Starting
+        | State::Alive
+        | State::Suspect { .. }
+        | State::Recovering { .. }
+        | State::Held
+        | State::Unobservable => Act::Ask(questions(watch, policy, now)),
+    }
+}
+
+/// What was answered so far of a guest that is asked.
+pub(super) fn tally_of(watch: &Watch) -> Option<Tally> {
+    match watch.state {
+        State::Suspect { tally } | State::Recovering { tally, .. } => Some(tally),
+        State::Starting
+        | State::Alive
+        | State::Crashed { .. }
+        | State::Held
+        | State::Failed { .. }
+        | State::Unobservable => None,
+    }
+}
+
+/// Whether it has shown nothing for as long as a guest may that isn't suspected, or was suspected before. Ticks are never
+/// on the dot: what is a hair's breadth too short is long enough.
+pub(super) fn is_flat(watch: &Watch, terms: &Terms, now: Duration) -> bool {
+    watch.quiet.suspected || watch.quiet.silence(now) + terms.tick / 2 >= terms.policy.flat_for
+}
+
+/// Whether it may still be booting, and has shown no life so far.
+pub(super) fn has_grace(watch: &Watch, policy: &Policy, now: Duration) -> bool {
+    watch.boot.first_life.is_none() && !past_grace(&watch.boot, policy, now)
 }
 
 /// A round of questions ended at `now`.
@@ -113,7 +144,7 @@ fn weigh(watch: &mut Watch, said: &Testimony, terms: &Terms, now: Duration) -> A
         if let (true, Some(why)) = (was_up, said.not_up()) {
             if let Some(sign) = said.acquittal() {
                 // Firmware answers probes, too, and isn't dead then.
-                watch.line.alive(now, sign);
+                watch.lived(now, sign);
             }
             return not_up(watch, why, due, now);
         }
@@ -141,9 +172,19 @@ fn weigh(watch: &mut Watch, said: &Testimony, terms: &Terms, now: Duration) -> A
     {
         return Act::Nothing;
     }
-    if blame::not_the_guests_fault(watch, &tick).is_some() || blame::blind(&tick.activity).is_some()
-    {
+    if blame::blind(&tick.activity).is_some() {
         return Act::Nothing;
+    }
+    let proven = said.proves() || tally_of(watch).is_some_and(|tally| tally.last_words > 0);
+    match blame::host_fault(watch, &tick) {
+        Some(HostFault::Storage(_)) => return Act::Nothing,
+        Some(HostFault::Starved(reason)) => {
+            let passes = proven && is_flat(watch, terms, now);
+            if let Some(act) = famine::weigh(watch, said, passes, reason, now) {
+                return act;
+            }
+        }
+        None => {}
     }
     if let Some(sign) = said.acquittal() {
         return lives(watch, sign, now);
@@ -155,13 +196,13 @@ fn weigh(watch: &mut Watch, said: &Testimony, terms: &Terms, now: Duration) -> A
     let hangs = mute::hangs(watch, &tick, &terms.policy, now);
     if suspected || hangs || watch.excuse.is_some() {
         let excuse =
-            said.excuse().map(ToOwned::to_owned).or_else(|| paused_maybe(&watch.line, &tick));
+            said.excuse(proven).map(ToOwned::to_owned).or_else(|| paused_maybe(&watch.line, &tick));
         if let Some(excuse) = excuse {
             watch.excuse = Some(excuse.clone());
             hold(watch, excuse, Duration::ZERO, now);
             return Act::Ask(questions(watch, &terms.policy, now));
         }
-        if watch.excuse.take().is_some() {
+        if watch.excuse.take().is_some() && !proven {
             begin_anew(watch, "what excused it is over", now);
             return Act::Nothing;
         }
@@ -172,13 +213,15 @@ fn weigh(watch: &mut Watch, said: &Testimony, terms: &Terms, now: Duration) -> A
     silent(watch, &tick, Some(said), terms, now)
 }
 
-/// Nobody watched meanwhile: what was seen before says nothing about a silence now.
+/// Nobody watched meanwhile: what was seen before says nothing about a silence now, and undoes nothing that was known.
 pub(super) fn begin_anew(watch: &mut Watch, why: &str, now: Duration) {
     watch.line.begin_anew(now, format!("none since the window began anew: {why}"));
+    watch.quiet.pause(now);
     watch.mute_since = None;
     match &mut watch.state {
         State::Suspect { .. } => {
-            watch.enter(State::Alive, format!("its window began anew: {why}"), now);
+            let tally = Tally::default();
+            watch.enter(State::Suspect { tally }, format!("its window began anew: {why}"), now);
         }
         State::Recovering { tally, .. } => *tally = Tally::default(),
         State::Starting
@@ -210,7 +253,7 @@ pub(super) fn counted(number: u64, what: &str) -> String {
 
 fn lives(watch: &mut Watch, sign: String, now: Duration) -> Act {
     watch.boot.first_life.get_or_insert(now);
-    watch.line.alive(now, sign.clone());
+    watch.lived(now, sign.clone());
     (watch.excuse, watch.storm, watch.mute_since) = (None, None, None);
     match watch.state {
         // Its user space runs.
@@ -284,8 +327,10 @@ fn silent(
     let sooner = pulse::sooner(watch, terms, now);
     let terms = sooner.as_ref().unwrap_or(terms);
     let policy = &terms.policy;
-    // Ticks are never on the dot: what is a hair's breadth too short is long enough.
-    let flat = watch.line.silence(now) + terms.tick / 2 >= policy.flat_for;
+    let flat = is_flat(watch, terms, now);
+    // A sensor that comes and goes says nothing new of a suspect, either.
+    let seen_for = watch.line.silence(now) + terms.tick / 2;
+    let is_seen = watch.quiet.suspected && seen_for >= terms.tick * 2;
     if watch.state == State::Unobservable
         && let Some(reason) = nothing_to_examine(tick)
     {
@@ -303,13 +348,13 @@ fn silent(
         }
         State::Starting if !past_grace(&watch.boot, policy, now) => Act::Nothing,
         State::Held | State::Unobservable
-            if watch.boot.first_life.is_none() && !past_grace(&watch.boot, policy, now) =>
+            if has_grace(watch, policy, now) && !watch.quiet.suspected =>
         {
             watch.enter(State::Starting, "within the boot grace".to_owned(), now);
             Act::Nothing
         }
         State::Alive if !flat => calibrate(watch, tick, policy, now),
-        State::Unobservable if !flat => {
+        State::Unobservable if seen_for < policy.flat_for && !is_seen => {
             watch.reason = "not heard since a figure was missing".to_owned();
             Act::Nothing
         }

@@ -72,6 +72,8 @@ pub enum Answer {
     /// A vCPU stands at one spot with interrupts off, and nothing waits for it: a dead guest does so, and a healthy one
     /// that waits. Says nothing by itself.
     Motionless(String),
+    /// The host withholds its CPU time: an excuse, but for a guest that says itself that it dies.
+    Starved(String),
 }
 
 impl Answer {
@@ -94,7 +96,7 @@ impl Answer {
             Self::Nothing(_) => "nothing",
             Self::NotUp(_) => "not up",
             Self::Unresponsive(_) => "no answer",
-            Self::Excuse(_) => "excuse",
+            Self::Excuse(_) | Self::Starved(_) => "excuse",
         }
     }
 
@@ -113,7 +115,8 @@ impl Answer {
             | Self::NotUp(text)
             | Self::Unresponsive(text)
             | Self::Excuse(text)
-            | Self::UserSpaceLives(text) => text,
+            | Self::UserSpaceLives(text)
+            | Self::Starved(text) => text,
         }
     }
 }
@@ -139,12 +142,19 @@ impl Testimony {
         self.any(|answer| matches!(answer, Answer::UserSpaceLives(_)))
     }
 
-    /// Why the silence is not the guest's fault.
-    pub fn excuse(&self) -> Option<&str> {
+    /// Why the silence is not the guest's fault. That the host starves it is no excuse where it speaks against itself.
+    pub fn excuse(&self, speaks_against_itself: bool) -> Option<&str> {
         self.statements.iter().find_map(|said| match &said.answer {
             Answer::Excuse(why) => Some(why.as_str()),
+            Answer::Starved(why) if !speaks_against_itself => Some(why.as_str()),
             _ => None,
         })
+    }
+
+    /// Whether what the guest said or shows speaks against it, and not how late it is: its last words, or vCPUs that no
+    /// interrupt can reach.
+    pub fn proves(&self) -> bool {
+        self.any(|answer| matches!(answer, Answer::LastWords(_) | Answer::Stuck(_)))
     }
 
     /// Why a guest that shows life isn't up for all that.

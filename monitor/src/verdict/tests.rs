@@ -7,6 +7,7 @@ mod healthy;
 mod holds;
 mod model;
 mod mute;
+mod proof;
 mod pulse;
 mod random;
 mod recovery;

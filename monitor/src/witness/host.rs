@@ -4,8 +4,8 @@
 //! |---|---|---|
 //! | a thread of QEMU in uninterruptible sleep, in four looks of two rounds | `task/*/stat`, `wchan` | yes: its storage hangs, or the kernel |
 //! | a frozen cgroup | `freezer.state`, `cgroup.events` | yes |
-//! | a CPU quota that withholds `QUOTA_SHARE` of what was demanded | `cpu.stat` | yes |
-//! | CPUs that the host's own hypervisor withholds | `/proc/stat` | above `STEAL_SHARE` |
+//! | a CPU quota that withholds `QUOTA_SHARE` of what was demanded | `cpu.stat` | yes, as starved |
+//! | CPUs that the host's own hypervisor withholds | `/proc/stat` | above `STEAL_SHARE`, as starved |
 //! | stalls for memory or I/O | `memory.pressure`, `io.pressure` of its cgroup | `full avg10` above `PRESSURE_PERCENT` |
 //!
 //! A thread that waits for its disk is in D as well, for a moment; a suspect completes no request, so that one
@@ -158,7 +158,7 @@ fn judge(before: Option<&Look>, now: &Look) -> Answer {
     });
     if let Some(share) = throttled {
         let percent = share * 100.0;
-        return Answer::Excuse(format!(
+        return Answer::Starved(format!(
             "it is throttled by its CPU quota, for {percent:.0} % of what it wants"
         ));
     }
@@ -166,7 +166,7 @@ fn judge(before: Option<&Look>, now: &Look) -> Answer {
         before.cpu.zip(now.cpu).and_then(|(before, now)| now.stolen_since(before, seconds));
     if let Some(share) = stolen.filter(|share| *share > STEAL_SHARE) {
         let percent = share * 100.0;
-        return Answer::Excuse(format!(
+        return Answer::Starved(format!(
             "the host is itself a guest that is starved ({percent:.0} % stolen)"
         ));
     }

@@ -61,7 +61,8 @@ pub struct Scene {
     /// How long this boot lasts already, as far as it was watched. Time in which the VM was held is left out,
     /// so that it may be less, and never more.
     pub boot_age: Duration,
-    /// Time since the guest's last sign of life; what acquitted it is one, too.
+    /// Time since the guest was last seen or heard to live, whatever held it since; what acquitted it is a sign of life,
+    /// too. Where it never was: since it is watched.
     pub silence: Duration,
     /// The slot it is counted in, or why it isn't.
     pub slot: Result<u32, String>,
@@ -161,6 +162,7 @@ fn bounded(answer: Answer) -> Answer {
         Answer::NotUp(said) => Answer::NotUp(text(said)),
         Answer::Unresponsive(said) => Answer::Unresponsive(text(said)),
         Answer::Excuse(said) => Answer::Excuse(text(said)),
+        Answer::Starved(said) => Answer::Starved(text(said)),
     }
 }
 

@@ -17,7 +17,7 @@ use std::{
 use flate2::{Compression, read::DeflateDecoder, write::DeflateEncoder};
 
 use super::{
-    FORMAT, Header, Malformed, limits,
+    FORMAT, Header, Malformed, OLDEST_FORMAT, limits,
     record::{put, take},
     ring::{Decoded, Recording, Segment},
 };
@@ -47,7 +47,7 @@ pub enum ReadError {
     #[error("{}: not a recording of flatline's", .0.display())]
     NotARecording(PathBuf),
     /// Written by a version that records in another way.
-    #[error("{}: recorded in format {format}; this flatline reads format {FORMAT}", path.display())]
+    #[error("{}: recorded in format {format}; this flatline reads formats {OLDEST_FORMAT} to {FORMAT}", path.display())]
     OtherFormat {
         /// The file.
         path: PathBuf,
@@ -130,6 +130,7 @@ pub struct Reader<R> {
     from: R,
     path: PathBuf,
     offset: u64,
+    format: u32,
     header: Header,
 }
 
@@ -162,7 +163,7 @@ impl<R: Read> Reader<R> {
             return Err(ReadError::Torn { path, offset: 0 });
         };
         let format = u32::from_le_bytes(format);
-        if format != FORMAT {
+        if !(OLDEST_FORMAT..=FORMAT).contains(&format) {
             return Err(ReadError::OtherFormat { path, format });
         }
         let mut offset = PREAMBLE_BYTES as u64;
@@ -175,7 +176,7 @@ impl<R: Read> Reader<R> {
         };
         let header: Header = take(&mut &bytes[..]).map_err(damaged)?;
         limits::terms(&header.terms).map_err(damaged)?;
-        Ok(Self { from, path, offset, header })
+        Ok(Self { from, path, offset, format, header })
     }
 
     /// Whose recording it is.
@@ -192,7 +193,7 @@ impl<R: Read> Reader<R> {
         let Some(bytes) = read_block(&mut self.from, &self.path, &mut self.offset)? else {
             return Ok(None);
         };
-        let decoded = Segment::from_bytes(&bytes)
+        let decoded = Segment::from_bytes(&bytes, self.format)
             .and_then(|segment| segment.decode().map(|decoded| (segment, decoded)));
         let decoded = decoded.map_err(|source| ReadError::Damaged {
             path: self.path.clone(),

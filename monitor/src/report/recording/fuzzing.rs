@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{
-    Header, Segment,
+    FORMAT, Header, OLDEST_FORMAT, Segment,
     file::{PREAMBLE_BYTES, Reader},
     record::take,
     replay::Replayer,
@@ -22,9 +22,11 @@ pub(crate) fn recording(mut bytes: &[u8]) {
     if super::limits::terms(&header.terms).is_err() {
         return;
     }
-    let Ok(segment) = Segment::from_bytes(bytes) else { return };
-    if let Ok(decoded) = segment.decode() {
-        judge(&header, &segment, decoded);
+    for format in OLDEST_FORMAT..=FORMAT {
+        let Ok(segment) = Segment::from_bytes(bytes, format) else { return };
+        if let Ok(decoded) = segment.decode() {
+            judge(&header, &segment, decoded);
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Malformed;
 use crate::{
     config::Policy,
-    verdict::{Boot, Dump, Input, Line, Missed, Pulse, State, Terms, Tick, Watch},
+    verdict::{Boot, Dump, Input, Line, Missed, Pulse, Quiet, State, Terms, Tick, Watch},
 };
 
 /// No host runs for so long: a hundred years.
@@ -80,7 +80,9 @@ pub(super) fn watch(watch: &Watch) -> Result<(), Malformed> {
         storm: _,
         mute_since,
         last,
+        quiet,
     } = watch;
+    let Quiet { life, since: quiet_since, held: quiet_held, suspected: _ } = quiet;
     let Line {
         last_life,
         last_sign: _,
@@ -102,7 +104,7 @@ pub(super) fn watch(watch: &Watch) -> Result<(), Malformed> {
     check([Some(*since), Some(*last_life), *heard, *still_since, *zero_since, *pinned_since])?;
     check([Some(*began), Some(*held), *first_life, *calibrated, deadline, *reset_from_outside])?;
     check(dump.into_iter().flatten().map(Some))?;
-    check([*mute_since])?;
+    check([*mute_since, Some(*life), Some(*quiet_since), Some(*quiet_held)])?;
     if let Some(pulse) = pulse {
         let Pulse { boot: _, interval, check: _, beat, heard, leaving, missed } = pulse;
         let missed = missed.as_ref().map(|Missed { since, .. }| *since);

@@ -35,7 +35,14 @@ use crate::verdict::{Cause, Terms, Watch};
 
 /// The form of what is recorded. It counts up with every change to [`crate::verdict::Input`], to what a
 /// [`Watch`] holds, or to the form of records or files, but for a variant that is added at an enum's end.
-pub const FORMAT: u32 = 1;
+///
+/// | format | has besides |
+/// |---|---|
+/// | 1 | |
+/// | 2 | [`Quiet`](crate::verdict::Quiet) behind each checkpoint |
+pub const FORMAT: u32 = 2;
+/// The oldest format that is still read.
+pub const OLDEST_FORMAT: u32 = 1;
 
 /// Whose recording it is, and on which terms it was judged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -89,7 +89,7 @@ impl Replayer {
 
     /// Judges what a segment holds.
     pub fn segment(&mut self, segment: &Segment, decoded: Decoded) {
-        let Decoded { watch: checkpoint, records } = decoded;
+        let Decoded { watch: mut checkpoint, is_whole, records } = decoded;
         let at = segment.began;
         match &mut self.watch {
             Some(_) if segment.lost > 0 => {
@@ -106,6 +106,9 @@ impl Replayer {
             Some(watch) => {
                 // What a person was told on top of the reason is no part of the decision.
                 watch.reason.clone_from(&checkpoint.reason);
+                if !is_whole {
+                    checkpoint.quiet = watch.quiet;
+                }
                 if self.exact && *watch != checkpoint {
                     self.differs();
                     self.note(at, "the state itself differs from the recorded one".to_owned());

@@ -3,10 +3,10 @@
 use std::{collections::VecDeque, mem, sync::Arc, time::Duration};
 
 use super::{
-    Header, Malformed, limits,
+    FORMAT, Header, Malformed, limits,
     record::{Before, Record, put, take},
 };
-use crate::verdict::{Act, Input, State, Watch};
+use crate::verdict::{Act, Input, Quiet, State, Watch};
 
 /// A segment is closed when it is as old as this, or earlier where less is to be kept.
 const SEGMENT: Duration = Duration::from_secs(60);
@@ -37,6 +37,8 @@ pub struct Segment {
     pub lost: u64,
     /// How many records it holds.
     pub records: u64,
+    /// In which form it is.
+    format: u32,
     /// The checkpoint, then the records.
     bytes: Vec<u8>,
 }
@@ -46,6 +48,8 @@ pub struct Segment {
 pub struct Decoded {
     /// The complete state when it began.
     pub watch: Watch,
+    /// Whether it is that: format 1 had no [`Quiet`], which is told from the rest then.
+    pub is_whole: bool,
     /// What came then.
     pub records: Vec<Record>,
 }
@@ -54,7 +58,8 @@ impl Segment {
     fn begin(watch: &Watch, now: Duration, lost: u64) -> Result<Self, Malformed> {
         let mut bytes = Vec::new();
         put(&mut bytes, watch)?;
-        Ok(Self { began: now, lost, records: 0, bytes })
+        put(&mut bytes, &watch.quiet)?;
+        Ok(Self { began: now, lost, records: 0, format: FORMAT, bytes })
     }
 
     /// Bytes that it takes.
@@ -70,20 +75,25 @@ impl Segment {
         Ok(out)
     }
 
-    /// From such bytes; what stands in them is looked at by [`Segment::decode`].
-    pub(super) fn from_bytes(mut bytes: &[u8]) -> Result<Self, Malformed> {
+    /// From such bytes, of that format; what stands in them is looked at by [`Segment::decode`].
+    pub(super) fn from_bytes(mut bytes: &[u8], format: u32) -> Result<Self, Malformed> {
         let (began, lost, records) = take(&mut bytes)?;
         limits::moment(began)?;
-        Ok(Self { began, lost, records, bytes: bytes.to_vec() })
+        Ok(Self { began, lost, records, format, bytes: bytes.to_vec() })
     }
 
     /// What stands in it.
     ///
     /// # Errors
-    /// Whatever isn't what this version writes.
+    /// Whatever isn't what its format has.
     pub fn decode(&self) -> Result<Decoded, Malformed> {
         let mut bytes = &self.bytes[..];
-        let watch = take(&mut bytes)?;
+        let mut watch: Watch = take(&mut bytes)?;
+        let is_whole = self.format >= 2;
+        watch.quiet = match is_whole {
+            true => take(&mut bytes)?,
+            false => Quiet::of_old(&watch.line, &watch.state),
+        };
         limits::watch(&watch)?;
         let mut before = Before::new(self.began);
         let mut records = Vec::new();
@@ -94,7 +104,7 @@ impl Segment {
             let (found, said) = (records.len(), self.records);
             return Err(Malformed::new(format!("{found} records, and not {said} as it says")));
         }
-        Ok(Decoded { watch, records })
+        Ok(Decoded { watch, is_whole, records })
     }
 }
 

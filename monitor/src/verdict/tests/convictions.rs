@@ -281,6 +281,7 @@ fn figures_that_were_missing_while_qemu_said_that_it_crashed_are_no_silence() {
 fn last_words_convict_a_silent_guest_in_the_second_round_and_nobody_who_answers() {
     let dies = || Answer::LastWords("Kernel panic - not syncing: Fatal exception".to_owned());
     let (after, cause) = convicted(Rig::without_address(), |guest| {
+        guest.level(&[(0.95, 0.0)]);
         guest.registers = inconclusive();
         guest.requests = dies();
     });
@@ -290,8 +291,15 @@ fn last_words_convict_a_silent_guest_in_the_second_round_and_nobody_who_answers(
     rig.guest.requests = dies();
     rig.run(HOUR, |_, _| {});
     assert_eq!(rig.conviction(), None);
+    // A kernel that ended its panic spins; one that doesn't did not say this.
+    let mut rig = Rig::without_address();
+    (rig.guest.registers, rig.guest.requests) = (inconclusive(), dies());
+    rig.run(HOUR, |_, _| {});
+    assert_eq!((rig.state(), rig.conviction()), ("suspect", None));
     // Said once is said; but an answer in between makes it a thing of the past.
-    let mut rig = Rig::suspect();
+    let mut rig = Rig::without_address();
+    rig.guest.level(&[(0.95, 0.0)]);
+    rig.run(FLAT_TICKS, |_, _| {});
     (rig.guest.registers, rig.guest.requests) = (inconclusive(), dies());
     rig.next_round();
     rig.guest.requests = Answer::Nothing("nothing new on its console".to_owned());

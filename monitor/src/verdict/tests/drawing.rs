@@ -26,8 +26,12 @@ pub(super) fn arrows() -> BTreeSet<Arrow> {
         ("crashed", "held"),
         // Its monitor answers again, and its registers can be asked.
         ("crashed", "suspect"),
+        // It may be restarted now, and nothing was seen to undo what it was convicted of.
+        ("failed", "suspect"),
         // When that ends.
         ("held", "alive"),
+        // It was suspected before, or has been silent for so long.
+        ("held", "suspect"),
         ("held", "starting"),
         ("held", "unobservable"),
         ("unobservable", "alive"),

@@ -83,6 +83,8 @@ pub(super) struct Model {
     starved: Option<Duration>,
     /// Its vCPUs stood still in the last tick, but for what our questions cost.
     still: bool,
+    /// Something was held against it, and it has shown no life since, nor begun a new boot.
+    pub(super) is_accused: bool,
 }
 
 impl Model {
@@ -102,6 +104,7 @@ impl Model {
             Input::Testimony(said) => self.of_testimony(said, before),
             Input::Event { event: QmpEvent::Reset { .. }, .. } | Input::Restarted { .. } => {
                 (self.answered, self.dump, self.boot) = (Vec::new(), None, (now, Duration::ZERO));
+                self.is_accused = false;
                 Fact::Clears
             }
             Input::Event { event: QmpEvent::GuestCrashloaded, .. } => {
@@ -117,17 +120,21 @@ impl Model {
                 return;
             }
             Input::SetAside(_) | Input::Unseen(_) => Fact::Clears,
-            Input::Released if !matches!(before, State::Crashed { .. } | State::Failed { .. }) => {
-                return;
-            }
-            Input::Released => Fact::Clears,
-            Input::Event { .. }
+            Input::Released
+            | Input::MayBeTouched(_)
+            | Input::Event { .. }
             | Input::RunState(_)
             | Input::LimitReached { .. }
             | Input::Reexamine
             | Input::Memory(_) => return,
         };
         self.facts.push((now, fact));
+    }
+
+    /// Takes down in which state it is after the input that was noted last.
+    pub(super) fn stands(&mut self, after: &State) {
+        self.is_accused |=
+            matches!(after, State::Suspect { .. } | State::Crashed { .. } | State::Failed { .. });
     }
 
     fn of_tick(&mut self, tick: &Tick, before: &State, now: Duration) -> Fact {
@@ -165,7 +172,7 @@ impl Model {
         self.still = still;
         self.deaf = unknown || stalled || paused || stopped;
         if moved && !paused && !stopped {
-            self.storm = false;
+            (self.storm, self.is_accused) = (false, false);
         }
         if moved || unknown || stalled || paused || stopped || late || self.storm {
             return Fact::Clears;
@@ -204,9 +211,9 @@ impl Model {
         // Whoever isn't suspected needs no excuse.
         let needs_excuse = matches!(before, State::Suspect { .. } | State::Held);
         if said.any(lives) && !self.deaf {
-            self.storm = false;
+            (self.storm, self.is_accused) = (false, false);
         }
-        if said.any(lives) || (needs_excuse && said.excuse().is_some()) {
+        if said.any(lives) || (needs_excuse && said.excuse(false).is_some()) {
             return Fact::Clears;
         }
         let any = |wanted: fn(&Answer) -> bool| said.any(wanted);
@@ -326,7 +333,7 @@ impl Model {
         let by_level = match cause {
             Cause::Halted => still && last(2, |said| said.halted),
             Cause::Spinning => pinned && last(2, |said| said.stuck),
-            Cause::Panicked => self.last_said(2).is_some() && self.had_last_words(),
+            Cause::Panicked => pinned && self.last_said(2).is_some() && self.had_last_words(),
             _ => false,
         };
         let lasted = still || pinned || self.silent_since().is_some_and(|at| now - at >= window);

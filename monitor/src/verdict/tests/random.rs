@@ -194,6 +194,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         },
         Input::Reexamine,
         Input::Released,
+        Input::MayBeTouched("its hold is over".to_owned()),
         Input::Unseen("its tap was plugged in just now".to_owned()),
         thrashing(),
         Input::RunState(RunState::Running),
@@ -326,6 +327,10 @@ impl Life {
                 TestCaseError::fail(format!("{what} at {:?}: {state:?}: {reason}", told.at))
             };
             self.model.note(&told.input, &told.before, told.at);
+            if told.after == State::Alive && self.model.is_accused {
+                return Err(fail("shown as alive, and nothing was seen to live".to_owned()));
+            }
+            self.model.stands(&told.after);
             let free = told.after.cause().is_none();
             if told.before.cause().is_some() && free {
                 self.free_since = told.at;

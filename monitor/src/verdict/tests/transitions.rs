@@ -61,7 +61,7 @@ fn limit_reached() -> Input {
 type Told = fn(&mut Rig);
 
 /// What may happen in any state, and where that leads from each of [`STATES`].
-const INPUTS: [(&str, Told, [&str; 8]); 35] = [
+const INPUTS: [(&str, Told, [&str; 8]); 36] = [
     (
         "a sign of life",
         |rig| {
@@ -235,7 +235,16 @@ const INPUTS: [(&str, Told, [&str; 8]); 35] = [
             rig.asked = None;
             rig.tick();
         },
-        ["starting", "alive", "alive", "crashed", "recovering", "alive", "failed", "unobservable"],
+        [
+            "starting",
+            "alive",
+            "suspect",
+            "crashed",
+            "recovering",
+            "alive",
+            "failed",
+            "unobservable",
+        ],
     ),
     ("QEMU stopped by a signal", |rig| in_process_state(rig, ProcessState::Stopped), HELD),
     ("QEMU frozen", |rig| in_process_state(rig, ProcessState::Frozen), HELD),
@@ -298,7 +307,14 @@ const INPUTS: [(&str, Told, [&str; 8]); 35] = [
         |rig| {
             rig.feed(&Input::Released);
         },
-        ["starting", "alive", "suspect", "alive", "recovering", "held", "alive", "unobservable"],
+        JUDGED_ANEW,
+    ),
+    (
+        "it may be restarted now",
+        |rig| {
+            rig.feed(&Input::MayBeTouched("its hold is over".to_owned()));
+        },
+        JUDGED_ANEW,
     ),
     (
         "its monitor answers again",
@@ -311,6 +327,9 @@ const INPUTS: [(&str, Told, [&str; 8]); 35] = [
 
 /// A conviction outlasts the pause that QEMU makes of it.
 const HELD: [&str; 8] = ["held", "held", "held", "crashed", "recovering", "held", "failed", "held"];
+/// Nobody has seen it live since.
+const JUDGED_ANEW: [&str; 8] =
+    ["starting", "alive", "suspect", "suspect", "recovering", "held", "suspect", "unobservable"];
 const UNOBSERVABLE: [&str; 8] = [
     "unobservable",
     "unobservable",
@@ -383,6 +402,12 @@ fn after_time_and_recovery() -> BTreeSet<(&'static str, &'static str)> {
     go("starting", "alive", FLAT_TICKS / 2, |rig| *rig = Rig::new(TICK * (GRACE_TICKS - 5)));
     go("alive", "suspect", FLAT_TICKS, |_| {});
     go("unobservable", "suspect", FLAT_TICKS, |_| {});
+    go("suspect", "suspect", 1, |rig| {
+        rig.asked = None;
+        told(rig, RunState::Paused);
+        rig.guest.monitor = Monitor::Answers(RunState::Running);
+        rig.asked = None;
+    });
     go("suspect", "crashed", 2, |rig| rig.guest.halt());
     go("suspect", "alive", 1, |_| {});
     go("crashed", "recovering", 1, Rig::restarted);

@@ -2,6 +2,7 @@
 
 mod archive;
 mod file;
+mod format_one;
 mod history;
 mod replay;
 mod ring;
