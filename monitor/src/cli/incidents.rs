@@ -36,6 +36,7 @@ pub(super) fn show(config: &Config, id: &str, as_json: bool) -> Result<Answer, F
         ("last sign of life", time(incident.last_sign_of_life)),
         ("detected", time(Some(incident.detected_at))),
         ("detected after", seconds(incident.detect_seconds)),
+        ("held meanwhile", seconds(incident.held_seconds)),
         ("action", or_dash(incident.action.as_ref())),
         ("action at", time(incident.action_at)),
         ("outcome", outcome(incident)),

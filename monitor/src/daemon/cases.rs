@@ -25,7 +25,8 @@ impl Engine {
     pub(super) fn convicted(&mut self, id: VmId, cause: Cause) {
         let now = self.now();
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        let (reason, silence) = (watched.watch.reason.clone(), watched.watch.line.silence(now));
+        let reason = watched.watch.reason.clone();
+        let silence = watched.watch.quiet.since_life(now);
         let earlier = watched.case.take();
         // One that was not restarted, or showed no life since, crashed once and not twice.
         let incident = match earlier.filter(|case| case.stage.is_open()) {
@@ -113,7 +114,8 @@ impl Engine {
             uuid: watched.vm.uuid.clone(),
             pid: watched.vm.id.pid,
             start_ticks: watched.vm.id.start_ticks,
-            last_sign_of_life: Some(self.wall_clock(watched.watch.line.last_life)),
+            last_sign_of_life: Some(self.wall_clock(watched.watch.quiet.life)),
+            held_seconds: Some(watched.watch.quiet.held.as_secs_f64()),
             ..Incident::new(id, name.clone(), cause.to_string(), reason, detected_at)
         }
     }
@@ -196,21 +198,25 @@ impl Engine {
         if !(waits && heard && watched.watch.state == State::Alive) {
             return;
         }
-        // A later crash is another one.
+        // A later crash is another one, for a later daemon as well.
+        let lived_at = SystemTime::now();
         if let (Some(last), None) = (case.incident.attempts.last(), case.incident.outcome) {
-            let (now, at) = (SystemTime::now(), last.reset_at.unwrap_or(last.begun_at));
+            let at = last.reset_at.unwrap_or(last.begun_at);
             case.incident.action.get_or_insert_with(|| "system_reset".to_owned());
             case.incident.action_at = Some(at);
-            case.incident.recovered_at = Some(now);
+            case.incident.recovered_at = Some(lived_at);
             case.incident.recover_seconds =
-                now.duration_since(at).ok().map(|took| took.as_secs_f64());
+                lived_at.duration_since(at).ok().map(|took| took.as_secs_f64());
             self.close(id, Outcome::Recovered, None);
         } else if case.incident.outcome.is_none() {
             self.telling.follow(|follower, now| [follower.alive_again(&case.incident, now)]);
             case.incident.reason = format!("{}; it lives after all", case.incident.reason);
+            case.incident.recovered_at = Some(lived_at);
             self.close(id, Outcome::Refused, None);
         } else {
             case.stage = Stage::Closed;
+            case.incident.recovered_at = Some(lived_at);
+            self.scribe.write(&case.incident, Vec::new(), None);
         }
     }
 

@@ -92,6 +92,9 @@ pub struct Incident {
     pub recovered_at: Option<SystemTime>,
     /// Seconds from the last sign of life to the verdict.
     pub detect_seconds: Option<f64>,
+    /// Seconds of those in which no verdict could be given: it was paused, the host was at fault, or a figure was missing.
+    #[serde(default)]
+    pub held_seconds: Option<f64>,
     /// Seconds from the action to the next sign of life.
     pub recover_seconds: Option<f64>,
     /// Names of the evidence files beside the record.
@@ -128,6 +131,7 @@ impl Incident {
             outcome: None,
             recovered_at: None,
             detect_seconds: None,
+            held_seconds: None,
             recover_seconds: None,
             evidence: Vec::new(),
             attempts: Vec::new(),
@@ -214,7 +218,7 @@ mod tests {
             "last_sign_of_life": "2026-11-22T09:59:51Z", "detected_at": "2026-11-22T10:00:01Z",
             "action": "system_reset", "action_at": "2026-11-22T10:00:02Z",
             "outcome": "not-recovered", "recovered_at": null, "detect_seconds": 10.2,
-            "recover_seconds": null, "evidence": ["screen.png"]});
+            "held_seconds": 0.0, "recover_seconds": null, "evidence": ["screen.png"]});
         let incident: Incident = serde_json::from_value(text.clone()).expect("documented");
         assert_eq!(incident.outcome, Some(Outcome::NotRecovered));
         let again = serde_json::to_value(incident).expect("serialisable");

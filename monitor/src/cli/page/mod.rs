@@ -192,6 +192,7 @@ fn facts(out: &mut String, incident: &Incident) {
         ("UUID", incident.uuid.clone().unwrap_or_else(dash)),
         ("QEMU's process", incident.pid.to_string()),
         ("detected after", seconds(incident.detect_seconds)),
+        ("held meanwhile", seconds(incident.held_seconds)),
         ("recovered after", seconds(incident.recover_seconds)),
     ];
     out.push_str("<h2>The record</h2>\n<table>\n");

@@ -216,6 +216,7 @@ pub(super) const INCIDENT: Shape = Object(&[
     ),
     ("recovered_at", OrNull(&Time)),
     ("detect_seconds", OrNull(&SECONDS)),
+    ("held_seconds", OrNull(&SECONDS)),
     ("recover_seconds", OrNull(&SECONDS)),
     ("evidence", List(&Text)),
     ("start_ticks", Unsigned),
