@@ -21,13 +21,14 @@ use crate::{
     error_text::in_full,
     recover::{Clearance, Remainder, RestartError, finish, remainder},
     report::incident::{Attempt, Incident, Outcome},
-    verdict::{Cause, Input, Monitor, State},
+    verdict::{Cause, Input, Monitor, State, Tally},
 };
 
 /// How a VM is taken up that has an incident.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum TakenUp {
-    /// It is watched like any other; should it be convicted before it shows life, it is of the same crash.
+    /// It is a suspect, of which no life was seen since; should it be convicted before it shows any, it is of the same
+    /// crash.
     Afresh(Incident),
     /// Its restart was begun: as one that crashed.
     Crashed(Incident, Cause),
@@ -44,6 +45,10 @@ pub(super) fn take_up(
 ) -> Option<TakenUp> {
     // Times in records have whole seconds, rounded down.
     if incident.detected_at + Duration::from_secs(1) < started_at {
+        return None;
+    }
+    // It lived after all, though nothing was done.
+    if incident.recovered_at.is_some() {
         return None;
     }
     let cause = Cause::parse(&incident.cause);
@@ -75,7 +80,17 @@ impl TakenUp {
     pub(super) fn begin(self, now: Duration) -> (Option<(State, String)>, Case) {
         let case = |incident, stage| Case { incident, stage, since: now };
         match self {
-            Self::Afresh(incident) => (None, case(incident, Stage::Reopened)),
+            Self::Afresh(incident) => {
+                // Only of a guest whose kernel died it is known that it shows no life.
+                let died = Cause::parse(&incident.cause).filter(|cause| !cause.is_of_user_space());
+                let suspect = died.map(|cause| {
+                    let reason = format!(
+                        "an earlier daemon found that it was {cause}, and saw no life of it since"
+                    );
+                    (State::Suspect { tally: Tally::default() }, reason)
+                });
+                (suspect, case(incident, Stage::Reopened))
+            }
             Self::Crashed(incident, cause) => {
                 let reason =
                     format!("{}; its restart was begun by an earlier daemon", incident.reason);

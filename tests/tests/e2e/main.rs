@@ -14,6 +14,7 @@ mod foreign;
 mod heartbeats;
 mod hostile;
 mod killed;
+mod known_dead;
 mod ladder;
 mod left_alone;
 mod lifecycle;
@@ -81,6 +82,7 @@ fn main() -> ExitCode {
     trials.extend(page::trials());
     trials.extend(alerts::trials());
     trials.extend(witnesses::trials());
+    trials.extend(known_dead::trials());
     trials.extend(memory::trials());
     trials.extend(packages::trials());
     trials.extend(top::trials());
