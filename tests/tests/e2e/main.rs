@@ -23,6 +23,7 @@ mod metrics;
 mod named_files;
 mod neighbours;
 mod network;
+mod overcommitted;
 mod owners;
 mod packages;
 mod page;
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
     trials.extend(page::trials());
     trials.extend(alerts::trials());
     trials.extend(witnesses::trials());
+    trials.extend(overcommitted::trials());
     trials.extend(known_dead::trials());
     trials.extend(memory::trials());
     trials.extend(packages::trials());
