@@ -10,8 +10,9 @@
 //!
 //! - the file ends with them, but for what a dying kernel prints on: no prompt for a login follows, no other
 //!   boot's banner or clock, and no more than `MOST_LINES_AFTER` lines;
-//! - it was last written in this boot, and not before the guest's last sign of life (but for `SLACK`: requests
-//!   of a dead guest still complete). So the words of a guest that went on don't count;
+//! - it was last written in this boot, and not before the guest's last sign of life that was seen (but for `SLACK`:
+//!   requests of a dead guest still complete). So the words of a guest that went on don't count, and no hold since then
+//!   makes them too old;
 //! - they were not there yet when the witnesses were last asked while all was well, nor in a round of an earlier
 //!   boot: a quiet kernel may add a line to the last boot's words, which makes the file new.
 //!
@@ -19,8 +20,10 @@
 //! a witness and nothing else.
 //!
 //! Anybody in the guest who may write to its console can write such words. That harms nobody but the guest: it
-//! has to be silent as well for as long as any suspect, no witness may acquit it, and what comes of it is its
-//! own restart. Such a user can stop his guest without that.
+//! has to be silent as well for as long as any suspect, with a vCPU that spins all along, no witness may acquit it, and
+//! what comes of it is its own restart. Such a user can stop his guest without that. The healthy guest that looks most
+//! like it is a hypervisor with one vCPU, which shows its inner guest's console on its own, and that one panics: an
+//! interrupt that it takes, its address or its agent acquit it.
 
 mod file;
 
