@@ -11,7 +11,7 @@ use crate::{
     config::{Config, ConfigError},
     qmp::{
         MAX_TEXT_CHARS, QmpEvent,
-        codec::{CodecError, Message, QmpCodec},
+        codec::{CodecError, Message, QmpCodec, SkippedKind},
         parse_lapic, parse_pic, parse_registers,
     },
     sample::{GuestMemory, Strain},
@@ -95,6 +95,9 @@ pub fn qmp(bytes: &[u8]) {
         }
         if let Message::Event { name, data, .. } = &message {
             check_event(&QmpEvent::parse(name, data));
+        }
+        if let Message::Skipped { kind: SkippedKind::Event(name), .. } = message {
+            check_event(&QmpEvent::Other(name));
         }
     }
 }

@@ -4,6 +4,8 @@
 //! `select!`, so a QEMU that neither reads nor writes delays nobody. What it can make us hold is
 //! bounded: one message being read, and the unanswered commands.
 
+mod replies;
+
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -15,11 +17,12 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::codec::{Decoder, Encoder};
 
+use replies::NoResult;
 use serde_json::Value;
 
 use super::flood::Flood;
 use super::limits::Limits;
-use super::notice::{QmpError, QmpNotice, QmpState};
+use super::notice::{QmpError, QmpNotice};
 use super::outbox::Outbox;
 use super::outgoing::Outgoing;
 use super::parting::Parting;
@@ -27,7 +30,6 @@ use super::requests::{Ended, Inbox, Request};
 use crate::error_text::in_full;
 use crate::qmp::QmpEvent;
 use crate::qmp::codec::{Command, Message, QmpCodec};
-use crate::qmp::commands::run_state;
 
 /// What is read at a time, and the most room that is kept between messages: that is kept for each VM of the
 /// host, and most messages are shorter.
@@ -278,7 +280,10 @@ impl Conversation {
             }
             (Message::Return { id, value }, _) => self.reply(id, Ok(value), outbox).await,
             (Message::Error { id, class, desc }, _) => {
-                self.reply(id, Err((class, desc)), outbox).await
+                self.reply(id, Err(NoResult::Error { class, desc }), outbox).await
+            }
+            (Message::Skipped { kind, id, excess }, _) => {
+                self.skipped(kind, id, excess, outbox).await
             }
             (Message::Event { name, data, timestamp: _ }, _) => {
                 let event = QmpEvent::parse(&name, &data);
@@ -288,66 +293,6 @@ impl Conversation {
                 Ok(())
             }
             (Message::Unknown, _) => Ok(()),
-        }
-    }
-
-    async fn reply(
-        &mut self,
-        id: Option<u64>,
-        result: Result<Value, (String, String)>,
-        outbox: &mut Outbox,
-    ) -> Result<(), Parting> {
-        let Some((id, answered)) =
-            id.and_then(|id| self.unanswered.remove(&id).map(|one| (id, one)))
-        else {
-            return Ok(());
-        };
-        // QEMU answers in order, so what timed out before this one is never answered any more.
-        self.unanswered.retain(|other, one| *other > id || !one.expired);
-        let is_first = matches!(answered.waiting, Waiting::Negotiation);
-        match answered.waiting {
-            Waiting::Negotiation => match result {
-                Ok(_) => self.phase = Phase::Open,
-                Err((class, desc)) => {
-                    return Err(Parting::Refused(format!("no negotiation: {class}: {desc}")));
-                }
-            },
-            Waiting::Status => {
-                let Some(state) = result.ok().as_ref().and_then(run_state) else {
-                    let reason = "query-status is not answered with a run state";
-                    return Err(Parting::Refused(reason.to_owned()));
-                };
-                self.ready(outbox).await?;
-                return Ok(outbox.tell(QmpNotice::RunState(state)).await?);
-            }
-            Waiting::Caller { command, reply, .. } => {
-                let _ = reply.send(result.map_err(|(class, desc)| QmpError::Command {
-                    command,
-                    class,
-                    desc,
-                }));
-            }
-            Waiting::Nobody => {}
-        }
-        if self.ready(outbox).await? || is_first {
-            self.ask_status();
-        }
-        Ok(())
-    }
-
-    /// Reports Ready if that is news.
-    async fn ready(&mut self, outbox: &mut Outbox) -> Result<bool, Parting> {
-        let news = matches!(self.phase, Phase::Open) && outbox.last != Some(QmpState::Ready);
-        if news {
-            outbox.state(QmpState::Ready).await?;
-        }
-        Ok(news)
-    }
-
-    fn ask_status(&mut self) {
-        // An older one that is still open brings the run state just as well.
-        if !self.unanswered.values().any(|one| matches!(one.waiting, Waiting::Status)) {
-            self.send_own("query-status", Waiting::Status);
         }
     }
 

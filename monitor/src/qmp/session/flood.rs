@@ -7,22 +7,23 @@ use tokio::time::Instant;
 use super::{limits::Limits, parting::Parting};
 use crate::qmp::QmpEvent;
 
-/// Counts what came within the second that began at `since`.
+/// Counts what came within the second that began at `since`, and what was skipped on the whole connection.
 pub(super) struct Flood {
     since: Instant,
     bytes: usize,
     messages: u32,
     events: u32,
+    skipped_events: u32,
 }
 
 impl Flood {
     pub(super) fn new() -> Self {
-        Self { since: Instant::now(), bytes: 0, messages: 0, events: 0 }
+        Self { since: Instant::now(), bytes: 0, messages: 0, events: 0, skipped_events: 0 }
     }
 
     pub(super) fn bytes(&mut self, bytes: usize, limits: &Limits) -> Result<(), Parting> {
         if self.since.elapsed() >= Duration::from_secs(1) {
-            *self = Self::new();
+            *self = Self { skipped_events: self.skipped_events, ..Self::new() };
         }
         self.bytes = self.bytes.saturating_add(bytes);
         if self.bytes > limits.bytes_per_second {
@@ -50,5 +51,15 @@ impl Flood {
         } else {
             Err(Parting::Refused(format!("flood: {} events within a second", self.events)))
         }
+    }
+
+    /// An event was skipped. Answers that are need no such limit: each is to a command of ours.
+    pub(super) fn skipped_event(&mut self, limits: &Limits) -> Result<(), Parting> {
+        self.skipped_events = self.skipped_events.saturating_add(1);
+        if self.skipped_events > limits.skipped_events {
+            let events = self.skipped_events;
+            return Err(Parting::Refused(format!("flood: {events} events that are not taken")));
+        }
+        Ok(())
     }
 }

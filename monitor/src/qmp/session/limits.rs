@@ -29,6 +29,9 @@ pub struct Limits {
     /// Events passed on in one second: 200. Beyond, block errors and events that are not known are
     /// left out; any other is a flood.
     pub events_per_second: u32,
+    /// Events on one connection that are skipped, since they are more than is taken, before it is refused: 16. No event of
+    /// a QEMU's in good health is.
+    pub skipped_events: u32,
     /// Of a session that keeps no connection: from one question for the run state to the next: 10 s.
     pub brief_poll: Duration,
     /// The same of one through libvirt, which hears of events, and where a question is a program's start: 30 s.
@@ -51,6 +54,7 @@ impl Default for Limits {
             messages_per_second: 2_000,
             bytes_per_second: 32 << 20,
             events_per_second: 200,
+            skipped_events: 16,
             brief_poll: Duration::from_secs(10),
             libvirt_poll: Duration::from_secs(30),
             brief_linger: Duration::from_millis(100),

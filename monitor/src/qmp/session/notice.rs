@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::qmp::{QmpEvent, RunState, codec::CodecError};
+use crate::qmp::{
+    QmpEvent, RunState,
+    codec::{CodecError, Excess},
+};
 
 /// Whether the QEMU can be asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +80,14 @@ pub enum QmpError {
         /// QEMU's description, bounded and printable.
         desc: String,
     },
+    /// The answer is more than is taken, and was not read; the command was carried out.
+    #[error("QEMU's answer to {command} is not taken: it is {excess}")]
+    Skipped {
+        /// The command's name.
+        command: String,
+        /// In what it is more, and where.
+        excess: Excess,
+    },
     /// The answer is not of the form that the command promises.
     #[error("the answer to {command} is not understood")]
     Malformed {
@@ -100,6 +111,36 @@ pub enum QmpError {
     /// The session was closed.
     #[error("the QMP session is closed")]
     SessionClosed,
+}
+
+impl QmpError {
+    /// Whether QEMU answered, though not as was hoped.
+    pub fn is_answer(&self) -> bool {
+        match self {
+            Self::Command { .. } | Self::Skipped { .. } | Self::Malformed { .. } => true,
+            Self::NotConnected { .. }
+            | Self::Busy
+            | Self::Timeout { .. }
+            | Self::Disconnected { .. }
+            | Self::Unsendable { .. }
+            | Self::NoDescriptors { .. }
+            | Self::SessionClosed => false,
+        }
+    }
+
+    /// Whether QEMU may carry the command out, or have done so, without our having heard of it.
+    pub fn is_in_doubt(&self) -> bool {
+        match self {
+            Self::Timeout { .. } | Self::Disconnected { .. } | Self::SessionClosed => true,
+            Self::NotConnected { .. }
+            | Self::Busy
+            | Self::Command { .. }
+            | Self::Skipped { .. }
+            | Self::Malformed { .. }
+            | Self::Unsendable { .. }
+            | Self::NoDescriptors { .. } => false,
+        }
+    }
 }
 
 /// A state, for a caller whose command it keeps from being sent.

@@ -181,6 +181,7 @@ async fn serve(target: &LibvirtTarget, request: Request) -> Outcome {
         // What was wrong with this one command says nothing of the next.
         Err(
             QmpError::Malformed { .. }
+            | QmpError::Skipped { .. }
             | QmpError::Unsendable { .. }
             | QmpError::NoDescriptors { .. }
             | QmpError::Busy,

@@ -15,7 +15,7 @@ use crate::{
     program::{RunError, run_keeping},
     qmp::{
         LibvirtTarget, MAX_TEXT_CHARS, QmpError,
-        codec::{CodecError, MAX_COMMAND_BYTES, MAX_MESSAGE_BYTES, Message, QmpCodec},
+        codec::{CodecError, Excess, MAX_COMMAND_BYTES, MAX_MESSAGE_BYTES, Message, QmpCodec},
         printable,
     },
 };
@@ -48,7 +48,8 @@ pub(super) async fn execute(
         return Err(QmpError::Timeout { command: name(), limit });
     };
     let left = deadline.saturating_duration_since(Instant::now());
-    match run_keeping(&program, &[], left, MAX_MESSAGE_BYTES).await {
+    // One byte more: what is cut off is no answer, and is said to be that.
+    match run_keeping(&program, &[], left, MAX_MESSAGE_BYTES + 1).await {
         Ok(ran) => reply_in(command, &ran.stdout),
         Err(RunError::TimeLimit { .. }) => Err(QmpError::Timeout { command: name(), limit }),
         Err(error @ RunError::Failed { .. }) => {
@@ -62,6 +63,9 @@ pub(super) async fn execute(
 /// QEMU's reply, as libvirt passes it on, within the same bounds as one from a socket.
 pub(super) fn reply_in(command: &str, printed: &[u8]) -> Result<Value, QmpError> {
     let command = command.to_owned();
+    if printed.len() > MAX_MESSAGE_BYTES {
+        return Err(QmpError::Skipped { command, excess: Excess::Bytes });
+    }
     let mut printed = BytesMut::from(printed);
     printed.extend_from_slice(b"\n");
     match QmpCodec::default().decode(&mut printed) {
@@ -69,6 +73,7 @@ pub(super) fn reply_in(command: &str, printed: &[u8]) -> Result<Value, QmpError>
         Ok(Some(Message::Error { class, desc, .. })) => {
             Err(QmpError::Command { command, class, desc })
         }
+        Ok(Some(Message::Skipped { excess, .. })) => Err(QmpError::Skipped { command, excess }),
         Ok(Some(Message::Greeting | Message::Event { .. } | Message::Unknown) | None) | Err(_) => {
             Err(QmpError::Malformed { command })
         }

@@ -17,7 +17,7 @@ use crate::{
     program::virsh::Virsh,
     qmp::{
         LibvirtTarget, Limits, QmpError, QmpEvent, QmpHandle, QmpNotice, QmpState, RunState,
-        Transport, spawn_by,
+        Transport, codec::MAX_MESSAGE_BYTES, spawn_by,
     },
 };
 
@@ -208,4 +208,16 @@ async fn a_line_without_an_end_takes_no_more_room_than_one_may() {
     line.clear();
     assert!(!read_line(&mut from, &mut line).await);
     assert_eq!(line, b"rest");
+}
+
+#[test]
+fn an_answer_that_is_more_than_is_taken_is_said_to_be_that() {
+    let deep = "[".repeat(200) + &"]".repeat(200);
+    let deep = format!("{{\"return\":{deep},\"id\":\"libvirt-9\"}}");
+    let cut = format!("{{\"return\":\"{}", "x".repeat(MAX_MESSAGE_BYTES));
+    for (printed, says) in [(deep, "nested deeper"), (cut, "longer than")] {
+        let error = reply_in("query-block", printed.as_bytes()).unwrap_err();
+        assert!(matches!(error, QmpError::Skipped { .. }), "{error:?}");
+        assert!(error.to_string().contains(says), "{error}");
+    }
 }
