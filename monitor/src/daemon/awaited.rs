@@ -134,7 +134,7 @@ impl Engine {
             Ok(done) => {
                 info!(vm = awaited.vm.name, "{}", done.action);
                 note(&mut awaited.incident, &done);
-                self.scribe.write(&awaited.incident, done.evidence, None);
+                self.scribe.write(&awaited.incident, done.kept.files, None);
                 awaited.progress = Progress::Expected(self.now() + FOUND_WITHIN);
                 self.owners.awaited.push(awaited);
             }
@@ -153,6 +153,7 @@ impl Engine {
                     RestartError::Refused(_) | RestartError::NotAsked(_) => Outcome::Refused,
                     RestartError::StillWriting
                     | RestartError::Unknown(_)
+                    | RestartError::Lost { .. }
                     | RestartError::Step { .. }
                     | RestartError::Owner { .. }
                     | RestartError::NotRunning { .. } => Outcome::NotRecovered,
@@ -179,7 +180,7 @@ impl Engine {
         match result {
             Ok(done) => {
                 note(&mut case.incident, &done);
-                self.scribe.write(&case.incident, done.evidence, None);
+                self.scribe.write(&case.incident, done.kept.files, None);
             }
             Err(error) => warn!(vm = case.incident.vm, "start: {}", in_full(&error)),
         }
@@ -221,12 +222,12 @@ impl Engine {
         let reason = format!("started anew because it was {cause}; waiting for a sign of life");
         info!(vm = vm.name, pid = vm.id.pid, "{reason}");
         let stage = Stage::AwaitingLife { since };
-        Some(((state, reason), Case { incident, stage, since: now }))
+        Some(((state, reason), Case::new(incident, stage, now)))
     }
 }
 
 fn note(incident: &mut Incident, done: &Restart) {
     incident.action = Some(done.action.clone());
     incident.action_at = Some(done.at);
-    incident.name_evidence(&done.evidence);
+    incident.name_evidence(&done.kept.files);
 }

@@ -10,7 +10,7 @@ use tracing::info;
 
 use super::{
     engine::Engine,
-    vm::{Case, Stage, WatchedVm},
+    vm::{Case, Stage, Tries, WatchedVm},
 };
 use crate::{
     config::Policy,
@@ -29,18 +29,22 @@ impl Engine {
         let silence = watched.watch.quiet.since_life(now);
         let earlier = watched.case.take();
         // One that was not restarted, or showed no life since, crashed once and not twice.
-        let incident = match earlier.filter(|case| case.stage.is_open()) {
-            Some(Case { incident, .. }) => Incident { reason, outcome: None, ..incident },
+        let (incident, tries) = match earlier.filter(|case| case.stage.is_open()) {
+            Some(Case { incident, tries, .. }) => {
+                (Incident { reason, outcome: None, ..incident }, tries)
+            }
             None => {
                 let Some(watched) = self.vms.get(&id) else { return };
                 let incident = self.new_incident(watched, cause, reason);
-                Incident { detect_seconds: Some(silence.as_secs_f64()), ..incident }
+                let detect_seconds = Some(silence.as_secs_f64());
+                (Incident { detect_seconds, ..incident }, Tries::default())
             }
         };
         // At once, and not only when its restart is written down.
         self.telling.follow(|follower, now| follower.incident(&incident, now));
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        watched.case = Some(Case { incident, stage: Stage::WaitingForMonitor, since: now });
+        let case = Case::new(incident, Stage::WaitingForMonitor, now);
+        watched.case = Some(Case { tries, ..case });
         self.proceed(id, cause);
     }
 
@@ -143,7 +147,7 @@ impl Engine {
         let recording = watched.recorder.evidence(&mut incident);
         self.scribe.write(&incident, Vec::new(), recording);
         if let Some(watched) = self.vms.get_mut(&id) {
-            watched.case = Some(Case { incident, stage: Stage::Closed, since: now });
+            watched.case = Some(Case::new(incident, Stage::Closed, now));
         }
     }
 
@@ -237,7 +241,7 @@ impl Engine {
         case.stage = Stage::Closed;
         case.incident.outcome = Some(outcome);
         if let Some(why) = why {
-            case.incident.reason = format!("{}; {why}", watched.watch.reason);
+            case.incident.reason = format!("{}; {why}", case.grounds);
             // What the operator sees says both what it died of and why nothing was done.
             if matches!(watched.watch.state, State::Crashed { .. }) {
                 case.incident.reason.clone_into(&mut watched.watch.reason);

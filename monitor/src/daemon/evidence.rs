@@ -36,6 +36,7 @@ impl Engine {
             figures: self.figures(watched),
             memory,
             own_dump,
+            asks: watched.case.as_ref().is_none_or(|case| !case.tries.is_curt),
         }
     }
 

@@ -71,7 +71,8 @@ impl Engine {
             self.ask_run_state(id);
         }
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        if watched.is_restarting() {
+        let is_reset = matches!(event, QmpEvent::Reset { .. });
+        if watched.is_restarting() || watched.is_resuming() && is_reset {
             // What it says now belongs to the crash or to our own reset.
             return;
         }

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     discover::{ResetAction, VmId},
     error_text::in_full,
-    recover::{PUT_BACK_AFTER, Restart, RestartError, actuator::restart, put_back},
+    recover::{Kept, PUT_BACK_AFTER, Restart, RestartError, Stand, actuator::restart, put_back},
     report::incident::{Attempt, Outcome},
     verdict::{Cause, Input},
 };
@@ -30,6 +30,8 @@ impl Engine {
         case.stage = Stage::Restarting;
         watched.memory.give_up();
         case.incident.outcome = None;
+        // What became of a try before this one is over.
+        case.incident.reason.clone_from(&case.grounds);
         watched.restarts += 1;
         let mut log = Log {
             scribe: self.scribe.clone(),
@@ -54,16 +56,20 @@ impl Engine {
         let Some(watched) = self.vms.get(&id) else { return };
         let Some(case) = &watched.case else { return };
         let (stage, cause) = (case.stage, watched.watch.state.cause());
+        let is_due = case.tries.not_before <= self.now();
         let (true, Some(cause)) = (self.is_crashed(id), cause) else { return };
         match stage {
             Stage::Pausing { until } if until <= self.now() => self.proceed(id, cause),
-            Stage::WaitingForMonitor if self.monitor_of(id).is_ok() => self.retry(id, cause),
-            Stage::Resuming => self.resume(id, cause),
+            Stage::WaitingForMonitor if is_due && self.monitor_of(id).is_ok() => {
+                self.retry(id, cause);
+            }
+            Stage::Resuming if is_due => self.resume(id, cause),
             Stage::OnHold => self.end_of_hold(id),
             Stage::Pausing { .. }
             | Stage::Restarting
             | Stage::AwaitingLife { .. }
             | Stage::WaitingForMonitor
+            | Stage::Resuming
             | Stage::WaitingForDump
             | Stage::Reopened
             | Stage::Closed => {}
@@ -116,14 +122,17 @@ impl Engine {
                 case.stage = Stage::AwaitingLife { since: done.at };
                 case.incident.action = Some(done.action);
                 case.incident.action_at = Some(done.at);
-                case.incident.was_up = done.was_up;
-                case.incident.name_evidence(&done.evidence);
+                let Kept { files, was_up } = done.kept;
+                // A try before this one may have seen it.
+                case.incident.was_up = was_up.unwrap_or(case.incident.was_up);
+                let was_up = case.incident.was_up;
+                case.incident.name_evidence(&files);
                 let recording = watched.recorder.evidence(&mut case.incident);
-                self.scribe.write(&case.incident, done.evidence, recording);
+                self.scribe.write(&case.incident, files, recording);
                 watched.run_state = Some(done.run_states.1);
                 // Whatever was asked before belongs to the time before.
                 watched.run_state_answered = watched.run_state_asked;
-                watched.feed(&Input::Restarted { cause, was_up: done.was_up }, now);
+                watched.feed(&Input::Restarted { cause, was_up }, now);
                 self.forget_boot(id);
                 self.put_back_later(id, done.put_back);
             }
@@ -135,29 +144,61 @@ impl Engine {
                 watched.feed(&Input::SetAside(format!("not restarted: {why}")), now);
                 self.refuse(id, &why.to_string(), Stage::Reopened);
             }
-            Err(error @ (RestartError::Unknown(_) | RestartError::NotAsked(_))) => {
-                self.refuse(id, &in_full(&error), Stage::WaitingForMonitor);
+            Err(error) => self.restart_failed(id, cause, error),
+        }
+    }
+
+    /// A restart failed. Nothing says that the guest was restarted unless QEMU was told to reset it.
+    fn restart_failed(&mut self, id: VmId, cause: Cause, mut error: RestartError) {
+        let now = self.now();
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        let Some(case) = &mut watched.case else { return };
+        let (why, stand, Kept { files, was_up }) =
+            (in_full(&error), error.stand(), error.take_kept());
+        let incident = &case.incident.id;
+        warn!(vm = watched.vm.name, pid = id.pid, incident, "restart: {why}");
+        case.incident.was_up = was_up.unwrap_or(case.incident.was_up);
+        case.incident.name_evidence(&files);
+        let (was_up, configured) = (case.incident.was_up, watched.vm.reboot_action);
+        match stand {
+            Stand::Untouched => {
+                case.tries.fail(error.is_silence(), now);
+                // QEMU never heard of it, so that it counts towards no limit.
+                case.incident.attempts.pop_if(|last| last.reset_at.is_none());
+                self.store.note_restarts(&case.incident);
+                if !files.is_empty() {
+                    self.scribe.write(&case.incident, files, None);
+                }
+                self.refuse(id, &format!("not restarted: {why}"), Stage::WaitingForMonitor);
+                self.put_back_later(id, configured);
             }
-            Err(mut error) => {
-                // It may have been reset all the same: it gets its time to show life.
-                let evidence = error.take_evidence();
-                let why = in_full(&error);
-                let incident = &case.incident.id;
-                warn!(vm = watched.vm.name, pid = id.pid, incident, "restart: {why}");
-                let (at, told) = match error {
-                    RestartError::Step { reset_at, .. } => (reset_at, "system_reset"),
-                    RestartError::Owner { reset_at, step, .. } => (reset_at, step),
-                    _ => (Some(SystemTime::now()), "system_reset"),
-                };
-                case.stage = Stage::AwaitingLife { since: at.unwrap_or_else(SystemTime::now) };
-                case.incident.action = at.map(|_| told.to_owned());
-                case.incident.action_at = at;
-                case.incident.reason = format!("{}; {why}", case.incident.reason);
-                case.incident.name_evidence(&evidence);
+            Stand::Open { reset_at } => {
+                case.tries.fail(true, now);
+                case.stage = Stage::Resuming;
+                case.incident.action = reset_at.map(|_| "system_reset".to_owned());
+                case.incident.action_at = reset_at;
+                case.grounds = format!("{}; {why}", case.grounds);
+                let what = "what is left of its restart will be seen when QEMU answers";
+                case.incident.reason = format!("{}; {what}", case.grounds);
+                case.incident.reason.clone_into(&mut watched.watch.reason);
                 let recording = watched.recorder.evidence(&mut case.incident);
-                self.scribe.write(&case.incident, evidence, recording);
-                let configured = watched.vm.reboot_action;
-                watched.feed(&Input::Restarted { cause, was_up: false }, now);
+                self.scribe.write(&case.incident, files, recording);
+                // What it was says nothing about what it is, nor does an answer to an earlier question.
+                watched.run_state = None;
+                watched.run_state_answered = watched.run_state_asked;
+                self.ask_run_state(id);
+            }
+            Stand::Told { at, action } => {
+                case.stage = Stage::AwaitingLife { since: at };
+                case.incident.action = Some(action.to_owned());
+                case.incident.action_at = Some(at);
+                case.incident.reason = format!("{}; {why}", case.grounds);
+                let recording = watched.recorder.evidence(&mut case.incident);
+                self.scribe.write(&case.incident, files, recording);
+                let reason = format!(
+                    "its restart was begun because it was {cause}, and {why}; waiting for a sign of life"
+                );
+                watched.feed_saying(&Input::Restarted { cause, was_up }, Some(reason), now);
                 self.forget_boot(id);
                 self.put_back_later(id, configured);
             }

@@ -78,7 +78,7 @@ impl TakenUp {
 
     /// The state to begin in, with its reason, if it is not that of any VM; and the case.
     pub(super) fn begin(self, now: Duration) -> (Option<(State, String)>, Case) {
-        let case = |incident, stage| Case { incident, stage, since: now };
+        let case = |incident, stage| Case::new(incident, stage, now);
         match self {
             Self::Afresh(incident) => {
                 // Only of a guest whose kernel died it is known that it shows no life.
@@ -167,13 +167,20 @@ impl Engine {
         let Some(case) = &mut watched.case else { return };
         let Some(attempt) = case.incident.attempts.last() else { return };
         let at = attempt.reset_at.unwrap_or(attempt.begun_at);
+        let is_certain = attempt.reset_at.is_some() || done.is_some();
         let steps = ["system_reset"].into_iter().chain(done.filter(|done| !done.is_empty()));
         case.incident.action = Some(steps.collect::<Vec<_>>().join(", "));
         case.incident.action_at = Some(at);
         case.stage = Stage::AwaitingLife { since: at };
+        case.incident.reason.clone_from(&case.grounds);
         let (was_up, configured) = (case.incident.was_up, watched.vm.reboot_action);
         self.scribe.write(&case.incident, Vec::new(), None);
-        watched.feed(&Input::Restarted { cause, was_up }, now);
+        // QEMU may have been told or not, where that was not written down.
+        let reason = (!is_certain).then(|| {
+            let begun = format!("its restart was begun because it was {cause}");
+            format!("{begun}, and may have taken place; waiting for a sign of life")
+        });
+        watched.feed_saying(&Input::Restarted { cause, was_up }, reason, now);
         self.forget_boot(id);
         self.put_back_later(id, configured);
     }

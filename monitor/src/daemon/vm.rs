@@ -110,12 +110,47 @@ pub(super) struct Case {
     pub(super) stage: Stage,
     /// When it was convicted, or taken up: whoever lives after that lives after all.
     pub(super) since: Duration,
+    /// Why it was convicted, without what came of that.
+    pub(super) grounds: String,
+    pub(super) tries: Tries,
+}
+
+impl Case {
+    pub(super) fn new(incident: Incident, stage: Stage, since: Duration) -> Self {
+        let grounds = incident.reason.clone();
+        Self { incident, stage, since, grounds, tries: Tries::default() }
+    }
+}
+
+/// Restarts that came to nothing, because QEMU could not be told of them or did not answer.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tries {
+    in_vain: u32,
+    /// Time since the host's start before which there is no other.
+    pub(super) not_before: Duration,
+    /// QEMU fell silent in one of them: it is told to reset the guest, and asked for nothing else.
+    pub(super) is_curt: bool,
+}
+
+impl Tries {
+    /// After the first such try, and after many: it doubles.
+    const PAUSE: Duration = Duration::from_secs(5);
+    const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+    /// One came to nothing at `now`.
+    pub(super) fn fail(&mut self, is_silence: bool, now: Duration) {
+        let pause = Self::PAUSE.saturating_mul(2_u32.saturating_pow(self.in_vain));
+        self.in_vain = self.in_vain.saturating_add(1);
+        self.not_before = now + pause.min(Self::LONGEST_PAUSE);
+        self.is_curt |= is_silence;
+    }
 }
 
 /// How far a case has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// An earlier daemon was ended in the middle of its restart: what is left of that is seen from its run state.
+    /// An earlier daemon was ended in the middle of its restart, or QEMU did not answer in the middle of it: what is left of
+    /// that is seen from its run state.
     Resuming,
     /// It is to be restarted, but not before this moment.
     Pausing {
@@ -295,8 +330,21 @@ impl WatchedVm {
 
     /// Tells the verdict something, and says what is to be done.
     pub(super) fn feed(&mut self, input: &Input, now: Duration) -> Act {
+        self.feed_saying(input, None, now)
+    }
+
+    /// The same, with a reason for people instead of the verdict's own: it is told of no more than it judges by.
+    pub(super) fn feed_saying(
+        &mut self,
+        input: &Input,
+        reason: Option<String>,
+        now: Duration,
+    ) -> Act {
         let before = self.watch.standing().0;
         let act = self.recorder.take(&mut self.watch, input, &self.terms, now);
+        if let Some(reason) = reason {
+            self.watch.reason = reason;
+        }
         let (after, cause, reason) = self.watch.standing();
         if before != after {
             let routine = |name| matches!(name, "alive" | "suspect" | "starting");
@@ -322,6 +370,11 @@ impl WatchedVm {
     pub(super) fn is_restarting(&self) -> bool {
         self.case.as_ref().is_some_and(|case| case.stage == Stage::Restarting)
     }
+
+    /// Whether it may have been told so, and what came of it is not known yet.
+    pub(super) fn is_resuming(&self) -> bool {
+        self.case.as_ref().is_some_and(|case| case.stage == Stage::Resuming)
+    }
 }
 
 fn process_state(pid: u32) -> ProcessState {
@@ -335,5 +388,24 @@ fn stands_still(previous: &VmSample, sample: &VmSample) -> bool {
             now.tracked_ops > now.completed_ops && now.completed_ops == before.completed_ops
         }
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_more_tries_came_to_nothing_the_longer_it_is_until_the_next() {
+        let (mut tries, now) = (Tries::default(), Duration::from_secs(1000));
+        assert!(tries.not_before.is_zero() && !tries.is_curt);
+        let mut pauses = Vec::new();
+        for number in 0..40 {
+            tries.fail(number == 1, now);
+            assert_eq!(tries.is_curt, number >= 1);
+            pauses.push((tries.not_before - now).as_secs());
+        }
+        assert_eq!(pauses[..8], [5, 10, 20, 40, 80, 160, 300, 300]);
+        assert_eq!(pauses[39], 300);
     }
 }

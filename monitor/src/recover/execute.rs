@@ -2,138 +2,33 @@
 //!
 //! [`evidence`]: super::evidence
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
-use thiserror::Error;
+use tokio::task::spawn_blocking;
 
 use super::{
-    Plan, Refusal, Step,
+    Kept, Restart, RestartError, Step,
     evidence::{self, Wanted},
     nmi, plan,
 };
 use crate::{
     discover::ResetAction,
-    program::{Ran, RunError},
-    qmp::{QmpError, QmpHandle, RunState, is_up, parse_registers, printable},
+    qmp::{QmpError, QmpHandle, RunState},
 };
 
 /// Time for one command. A reset is answered within a millisecond by a QEMU whose main loop runs.
 pub(super) const STEP_LIMIT: Duration = Duration::from_secs(5);
-
-/// A restart that was carried out.
-#[derive(Clone, Debug)]
-pub struct Restart {
-    /// When the reset was issued.
-    pub at: SystemTime,
-    /// The run state before, and after.
-    pub run_states: (RunState, RunState),
-    /// The guest had come further than its firmware when it crashed.
-    pub was_up: bool,
-    /// What was done, in QEMU's words.
-    pub action: String,
-    /// Files for the incident: name and content.
-    pub evidence: Files,
-    /// What QEMU does at a reset otherwise: to be put back.
-    pub put_back: ResetAction,
-}
-
-/// Files of evidence: name and content.
-pub type Files = Vec<File>;
-
-type File = (&'static str, Vec<u8>);
-
-/// Why a guest was not restarted, or not as planned.
-#[derive(Debug, Error)]
-pub enum RestartError {
-    /// There is a reason not to; nothing was touched.
-    #[error("{0}")]
-    Refused(Refusal),
-    /// It panicked, and goes on writing to its disk: it saves a dump of its own. Nothing was touched.
-    #[error("the guest is still writing")]
-    StillWriting,
-    /// The run state couldn't be learned; nothing was touched.
-    #[error("QEMU does not tell its run state")]
-    Unknown(#[source] QmpError),
-    /// A step failed.
-    #[error("{step} failed")]
-    Step {
-        /// The command.
-        step: &'static str,
-        /// When the reset was issued before that, if it was.
-        reset_at: Option<SystemTime>,
-        /// Files for the incident.
-        evidence: Box<[File]>,
-        /// What QEMU said, if anything.
-        #[source]
-        source: QmpError,
-    },
-    /// A program of its owner's could not be asked what has to be known first; nothing was touched.
-    #[error("its owner can't be asked")]
-    NotAsked(#[source] RunError),
-    /// A step by its owner's means failed.
-    #[error("{step} failed")]
-    Owner {
-        /// The step.
-        step: &'static str,
-        /// When the first program was run that may have reset it, if one was.
-        reset_at: Option<SystemTime>,
-        /// Files for the incident.
-        evidence: Box<[File]>,
-        /// What went wrong.
-        #[source]
-        source: OwnerError,
-    },
-    /// All steps were taken, and the guest does not run.
-    #[error("after the restart its run state is {run_state}")]
-    NotRunning {
-        /// What it is.
-        run_state: RunState,
-        /// Files for the incident.
-        evidence: Box<[File]>,
-    },
-}
-
-impl RestartError {
-    /// The evidence that was gathered all the same.
-    pub fn take_evidence(&mut self) -> Files {
-        self.evidence().map(|evidence| std::mem::take(evidence).into_vec()).unwrap_or_default()
-    }
-
-    /// The same with this evidence, where there is any.
-    pub(super) fn with_evidence(mut self, files: Files) -> Self {
-        if let Some(evidence) = self.evidence() {
-            *evidence = files.into();
-        }
-        self
-    }
-
-    fn evidence(&mut self) -> Option<&mut Box<[File]>> {
-        match self {
-            Self::Step { evidence, .. }
-            | Self::Owner { evidence, .. }
-            | Self::NotRunning { evidence, .. } => Some(evidence),
-            Self::Refused(_) | Self::StillWriting | Self::Unknown(_) | Self::NotAsked(_) => None,
-        }
-    }
-}
+/// Once it has been asked for evidence, QEMU gets so long to answer again: it may be busy with an answer that nobody waits
+/// for any more, or the connection is made anew.
+pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+/// A reset that is not answered is waited for so long: one waits for requests that are in flight, as long as they are.
+const RESET_WITHIN: Duration = Duration::from_secs(60);
+/// From one question whether there is a connection to the next.
+const ASKED_EVERY: Duration = Duration::from_millis(100);
 
 fn failed(step: &'static str, reset_at: Option<SystemTime>, source: QmpError) -> RestartError {
-    RestartError::Step { step, reset_at, evidence: Box::default(), source }
-}
-
-/// Why a step by an owner's means failed.
-#[derive(Debug, Error)]
-pub enum OwnerError {
-    /// Its program.
-    #[error(transparent)]
-    Program(#[from] RunError),
-    /// QEMU.
-    #[error(transparent)]
-    Qmp(#[from] QmpError),
-    /// QEMU refused what its owner passed on.
-    #[error("QEMU did not accept it: {}", printable(&String::from_utf8_lossy(&.0.stdout), 300))]
-    Answer(Ran),
+    RestartError::Step { step, reset_at, kept: Box::default(), source }
 }
 
 /// Where the progress of a restart is written down: whoever is ended in the middle of one leaves word of it. What can't
@@ -153,8 +48,7 @@ pub trait Journal {
 /// submitted so far.
 ///
 /// # Errors
-/// [`RestartError::Refused`], [`RestartError::StillWriting`] and [`RestartError::Unknown`] leave the guest
-/// untouched.
+/// Which of them leave the guest untouched says [`RestartError::stand`].
 pub async fn restart(
     qmp: &QmpHandle,
     configured: ResetAction,
@@ -163,8 +57,7 @@ pub async fn restart(
     journal: &mut impl Journal,
 ) -> Result<Restart, RestartError> {
     let before = qmp.query_status().await.map_err(RestartError::Unknown)?;
-    let planned = |run_state: &RunState| plan(run_state).map_err(RestartError::Refused);
-    let mut steps = planned(&before)?.steps;
+    plan(&before).map_err(RestartError::Refused)?;
     // Asked at the same time: an announced crash is to be answered within 100 ms.
     let (writes_on, mut evidence) = tokio::join!(
         still_writing(&before, &writes, wanted),
@@ -173,40 +66,55 @@ pub async fn restart(
     if writes_on {
         return Err(RestartError::StillWriting);
     }
-    if evidence::dump_memory(qmp, wanted, &mut evidence).await {
-        // It took its time, and somebody may have laid hands on the guest meanwhile.
-        Plan { steps } = planned(&qmp.query_status().await.map_err(RestartError::Unknown)?)?;
+    evidence::dump_memory(qmp, wanted, &mut evidence).await;
+    if nmi::own_dump(qmp, &before, wanted, &writes).await == nmi::Came::Dump {
+        return Err(RestartError::StillWriting);
     }
-    match nmi::own_dump(qmp, &before, wanted, &writes).await {
-        nmi::Came::NotSent => {}
-        nmi::Came::Dump => return Err(RestartError::StillWriting),
-        nmi::Came::Nothing => {
-            let now = qmp.query_status().await.map_err(RestartError::Unknown)?;
-            Plan { steps } = planned(&now)?;
+    let was_up = evidence.was_up();
+    // All of that took its time: somebody may have laid hands on the guest meanwhile, and QEMU may be late with an answer
+    // or have lost the connection over one.
+    let now = match answering(qmp, ANSWERS_WITHIN).await {
+        Ok(run_state) => run_state,
+        Err(source) => {
+            let files = spawn_blocking(|| evidence.into_files()).await.unwrap_or_default();
+            let kept = Box::new(Kept { files, was_up });
+            return Err(RestartError::Lost { kept, source });
         }
-    }
-    let was_up = evidence
-        .registers()
-        .is_some_and(|text| parse_registers(text).is_ok_and(|vcpus| is_up(&vcpus)));
+    };
+    let steps = plan(&now).map_err(RestartError::Refused)?.steps;
     let mut words: Vec<String> = steps.iter().map(|step| step.words()).collect();
     if configured == ResetAction::Shutdown {
         words.push(format!("{}, once it has settled", Step::SetRebootAction(configured).words()));
     }
     journal.begun(&before, words).await;
     // Pictures are compressed while QEMU resets its devices.
-    let files = tokio::task::spawn_blocking(|| evidence.into_files());
+    let files = spawn_blocking(|| evidence.into_files());
     let carried_out = carry_out(qmp, &steps, configured, journal).await;
-    let evidence = files.await.unwrap_or_default();
+    let kept = Kept { files: files.await.unwrap_or_default(), was_up };
     match carried_out {
         Ok((reset_at, action, after)) => Ok(Restart {
             at: reset_at.unwrap_or_else(SystemTime::now),
             run_states: (before, after),
-            was_up,
             action,
-            evidence,
+            kept,
             put_back: configured,
         }),
-        Err(error) => Err(error.with_evidence(evidence)),
+        Err(error) => Err(error.with(kept)),
+    }
+}
+
+/// The run state, as soon as QEMU answers, for `patience` at most and the time of one more question.
+///
+/// # Errors
+/// What became of the last question.
+pub(super) async fn answering(qmp: &QmpHandle, patience: Duration) -> Result<RunState, QmpError> {
+    let begun = Instant::now();
+    loop {
+        match qmp.query_status().await {
+            Err(error) if !error.is_answer() && begun.elapsed() < patience => {}
+            answer => return answer,
+        }
+        tokio::time::sleep(ASKED_EVERY).await;
     }
 }
 
@@ -234,8 +142,17 @@ async fn carry_out(
     let mut action = Vec::new();
     for step in steps {
         let begin = SystemTime::now();
-        let taken = take(qmp, *step, configured).await;
-        let name = taken.map_err(|(step, source)| failed(step, reset_at, source))?;
+        let name = match take(qmp, *step, configured).await {
+            Ok(name) => name,
+            Err((name, late @ QmpError::Timeout { .. })) if *step == Step::SystemReset => {
+                // QEMU takes commands in their order: once it answers a later one, it has taken this one.
+                if !answers_in_order(qmp, RESET_WITHIN).await {
+                    return Err(failed(name, None, late));
+                }
+                Some(name)
+            }
+            Err((name, source)) => return Err(failed(name, reset_at, source)),
+        };
         if *step == Step::SystemReset {
             // Its answer comes when QEMU has reset every device, which takes it 0.2 s.
             reset_at = Some(begin);
@@ -246,9 +163,21 @@ async fn carry_out(
     let after = qmp.query_status().await;
     let after = after.map_err(|source| failed("query-status", reset_at, source))?;
     if after != RunState::Running {
-        return Err(RestartError::NotRunning { run_state: after, evidence: Box::default() });
+        return Err(RestartError::NotRunning { run_state: after, reset_at, kept: Box::default() });
     }
     Ok((reset_at, action.join(", "), after))
+}
+
+/// Whether QEMU answers on the connection that there is, for `patience` at most and the time of one more question: there
+/// is a question on its way at any moment, so that no other connection can take its place unnoticed.
+async fn answers_in_order(qmp: &QmpHandle, patience: Duration) -> bool {
+    let begun = Instant::now();
+    loop {
+        match qmp.query_status().await {
+            Err(QmpError::Timeout { .. }) if begun.elapsed() < patience => {}
+            answer => return answer.is_ok(),
+        }
+    }
 }
 
 /// Tells QEMU again what it was `configured` to do at a reset.
@@ -324,3 +253,6 @@ pub(super) async fn still_writing(
     // What can't be read now holds nothing up: the panic is certain.
     matches!((before, writes()), (Some(before), Some(now)) if now > before)
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,10 +9,12 @@ mod ending;
 pub mod evidence;
 mod execute;
 mod nmi;
+mod outcome;
 mod plan;
 
 pub use ending::{Ending, ending};
-pub use execute::{Files, Journal, OwnerError, Restart, RestartError, finish, put_back, restart};
+pub use execute::{Journal, finish, put_back, restart};
+pub use outcome::{Files, Kept, OwnerError, Restart, RestartError, Stand};
 pub use plan::{
     Circumstances, Clearance, HOST_WINDOW, PUT_BACK_AFTER, Plan, Refusal, Remainder, Step,
     clearance, plan, remainder,

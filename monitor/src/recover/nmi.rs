@@ -35,7 +35,7 @@ pub(super) async fn own_dump(
 ) -> Came {
     let (vm, patience) = (&wanted.vm.name, wanted.own_dump);
     // Whoever said that he panicked has had his chance.
-    if *run_state != RunState::Running || wanted.announced || patience.is_zero() {
+    if *run_state != RunState::Running || wanted.announced || patience.is_zero() || !wanted.asks {
         return Came::NotSent;
     }
     let before = writes();

@@ -9,8 +9,8 @@ use super::{
 use crate::{
     config::Actuator,
     discover::ResetAction,
-    qmp::{RunState, is_up, parse_registers},
-    recover::{Journal, Refusal, Restart, RestartError, evidence, execute, nmi},
+    qmp::RunState,
+    recover::{Journal, Kept, Refusal, Restart, RestartError, evidence, execute, nmi},
 };
 
 /// The name of the evidence that programs leave.
@@ -109,19 +109,26 @@ pub async fn restart(
             }
         }
     }
-    let was_up = gathered
-        .registers()
-        .is_some_and(|text| parse_registers(text).is_ok_and(|vcpus| is_up(&vcpus)));
+    let was_up = gathered.was_up();
+    // An owner's program has a way of its own; a step of ours needs a QEMU that answers, whatever it was asked before.
+    if let Ok(qmp) = &scene.monitor
+        && steps.iter().any(|step| matches!(step, ActuatorStep::SetRebootAction(_)))
+        && let Err(source) = execute::answering(qmp, execute::ANSWERS_WITHIN).await
+    {
+        let files = tokio::task::spawn_blocking(|| gathered.into_files()).await;
+        let kept = Box::new(Kept { files: files.unwrap_or_default(), was_up });
+        return Err(RestartError::Lost { kept, source });
+    }
     journal.begun(&before, steps.iter().map(ActuatorStep::words).collect()).await;
     // Pictures are compressed while its owner acts.
     let files = tokio::task::spawn_blocking(|| gathered.into_files());
     let done = take_all(scene, &steps, "restart", told, journal).await;
-    let mut evidence = files.await.unwrap_or_default();
+    let mut kept = Kept { files: files.await.unwrap_or_default(), was_up };
     let done = match done {
         Ok(done) => done,
-        Err(error) => return Err(error.with_evidence(evidence)),
+        Err(error) => return Err(error.with(kept)),
     };
-    evidence.push((EVIDENCE, done.told.into_bytes()));
+    kept.files.push((EVIDENCE, done.told.into_bytes()));
     let after = match &scene.monitor {
         Ok(qmp) if !replaces_qemu => execute::settled(qmp).await.unwrap_or_else(|_| unknown()),
         _ => unknown(),
@@ -130,15 +137,14 @@ pub async fn restart(
     // A command may do what takes longer than that.
     let by_command = matches!(chosen(&scene.vm.ownership, &scene.means), Ok(Actuator::Command));
     if !runs && !by_command {
-        let evidence = evidence.into();
-        return Err(RestartError::NotRunning { run_state: after, evidence });
+        let (reset_at, kept) = (Some(done.at), Box::new(kept));
+        return Err(RestartError::NotRunning { run_state: after, reset_at, kept });
     }
     Ok(Restart {
         at: done.at,
         run_states: (before, after),
-        was_up,
         action: done.action,
-        evidence,
+        kept,
         put_back: if replaces_qemu { ResetAction::Reset } else { reboot_action },
     })
 }
@@ -155,9 +161,8 @@ pub async fn start(scene: &Scene, journal: &mut impl Journal) -> Result<Restart,
     Ok(Restart {
         at: done.at,
         run_states: (unknown(), unknown()),
-        was_up: false,
         action: done.action,
-        evidence: vec![(EVIDENCE, done.told.into_bytes())],
+        kept: Kept { files: vec![(EVIDENCE, done.told.into_bytes())], was_up: None },
         put_back: ResetAction::Reset,
     })
 }
@@ -226,11 +231,11 @@ mod tests {
         let [begun, told] = &noted.0[..] else { panic!("{:?}", noted.0) };
         assert!(begun.starts_with("begun: not known: /bin/sh -c ") && told == "told", "{begun}");
         assert!(done.action.starts_with("/bin/sh -c "), "{}", done.action);
-        let printed = done.evidence.iter().find(|(name, _)| *name == EVIDENCE).unwrap();
+        let printed = done.kept.files.iter().find(|(name, _)| *name == EVIDENCE).unwrap();
         let printed = String::from_utf8(printed.1.clone()).unwrap();
         assert!(printed.contains("\nrestart web-1 halted\nwhy?not $(id)\n"), "{printed}");
         let done = start(&scene("echo $FLATLINE_ACTION"), &mut noted).await.unwrap();
-        let printed = String::from_utf8(done.evidence[0].1.clone()).unwrap();
+        let printed = String::from_utf8(done.kept.files[0].1.clone()).unwrap();
         assert!(printed.ends_with("\nstart\n"), "{printed}");
     }
 

@@ -66,7 +66,7 @@ fn failed(
     reset_at: Option<SystemTime>,
     source: impl Into<OwnerError>,
 ) -> RestartError {
-    RestartError::Owner { step, reset_at, evidence: Box::default(), source: source.into() }
+    RestartError::Owner { step, reset_at, kept: Box::default(), source: source.into() }
 }
 
 /// Adds a program and what it wrote to the evidence.

@@ -19,6 +19,70 @@ const MOST_ASKED: usize = 64;
 /// A vCPU's path in QEMU's object tree is below 40 characters.
 const PATH_CHARS: usize = 256;
 
+/// One question, and the file that its answer becomes.
+#[derive(Clone, Copy)]
+struct Question {
+    file: &'static str,
+    what: &'static str,
+    command: &'static str,
+    /// What is asked where that answer is more than is taken.
+    instead: Option<Instead>,
+}
+
+#[derive(Clone, Copy)]
+enum Instead {
+    /// The nodes by themselves, none within another.
+    Nodes,
+    /// The figures as the human monitor prints them, which has no layers.
+    Figures,
+}
+
+const fn question(
+    file: &'static str,
+    what: &'static str,
+    command: &'static str,
+    instead: Option<Instead>,
+) -> Question {
+    Question { file, what, command, instead }
+}
+
+/// In this order. Those of the disks nest a level for each overlay.
+const QUESTIONS: [Question; 4] = [
+    question("vcpus.json", "QEMU's account of the vCPUs", "query-cpus-fast", None),
+    question("block.json", "QEMU's account of the disks", "query-block", Some(Instead::Nodes)),
+    question(
+        "blockstats.json",
+        "what QEMU counted of the disks",
+        "query-blockstats",
+        Some(Instead::Figures),
+    ),
+    question("network.json", "QEMU's account of the networks' filters", "query-rx-filter", None),
+];
+
+/// The answer, or to what is asked instead; `remark` says then why.
+async fn one(
+    qmp: &QmpHandle,
+    question: &Question,
+    remark: &mut Option<String>,
+) -> Result<Value, String> {
+    let answer = qmp.execute(question.command, None, ANSWER_LIMIT).await;
+    let (Err(error @ QmpError::Skipped { .. }), Some(instead)) = (&answer, question.instead) else {
+        return answer.map_err(in_words);
+    };
+    let why = in_full(error);
+    let (command, answer) = match instead {
+        Instead::Nodes => {
+            let command = "query-named-block-nodes";
+            (command, qmp.execute(command, Some(json!({ "flat": true })), ANSWER_LIMIT).await)
+        }
+        Instead::Figures => ("info blockstats", qmp.disk_figures().await.map(Value::from)),
+    };
+    let answer =
+        answer.map_err(|error| format!("{why}; nor is there {command}: {}", in_full(&error)))?;
+    *remark = Some(format!("{command}: {why}"));
+    Ok(answer)
+}
+
 /// Asks for all of it until `deadline`; each answer may take `limit`.
 pub(super) async fn ask(
     qmp: &QmpHandle,
@@ -30,17 +94,14 @@ pub(super) async fn ask(
     let mut pieces = Vec::new();
     let mut cpus = Value::Null;
     let mut is_slow = false;
-    for (file, what, command) in [
-        ("vcpus.json", "QEMU's account of the vCPUs", "query-cpus-fast"),
-        ("block.json", "QEMU's account of the disks", "query-block"),
-        ("blockstats.json", "what QEMU counted of the disks", "query-blockstats"),
-        ("network.json", "QEMU's account of the networks' filters", "query-rx-filter"),
-    ] {
+    for question in QUESTIONS {
+        let Question { file, what, command, .. } = question;
+        let mut remark = None;
         let answer = async {
             if is_slow {
                 return Err("not asked for: QEMU is too slow".to_owned());
             }
-            let answer = qmp.execute(command, None, ANSWER_LIMIT).await.map_err(in_words)?;
+            let answer = one(qmp, &question, &mut remark).await?;
             let text = pretty(&answer);
             if command == "query-cpus-fast" {
                 cpus = answer;
@@ -48,7 +109,8 @@ pub(super) async fn ask(
             Ok(Content::Text(text))
         };
         let limit = left();
-        let asked = piece(file, what, limit, answer).await;
+        let mut asked = piece(file, what, limit, answer).await;
+        asked.remark = remark;
         // Whatever comes after it in QEMU's queue would be late as well.
         is_slow |= asked.took >= limit;
         pieces.push(asked);

@@ -16,19 +16,19 @@ mod ppm;
 
 use std::{
     fmt::Write as _,
+    io::{self, Write},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use serde_json::json;
 use tokio::{task::spawn_blocking, time::timeout};
 use tracing::warn;
 
 use crate::{
     discover::Vm,
     error_text::in_full,
-    qmp::{QmpHandle, RunState},
+    qmp::{QmpHandle, RunState, is_up, parse_registers},
     witness::console,
 };
 
@@ -59,6 +59,9 @@ pub struct Wanted {
     pub memory: Option<dump::Wanted>,
     /// Before it is reset, it is sent an NMI, and has so long to begin a dump of its own; zero: it is not.
     pub own_dump: Duration,
+    /// Whether QEMU is asked for anything: not where it fell silent over that once, before it could be told to reset this
+    /// guest.
+    pub asks: bool,
 }
 
 impl Wanted {
@@ -66,7 +69,8 @@ impl Wanted {
     pub fn nothing(vm: Arc<Vm>, incident: String) -> Self {
         let (limit, figures) = (Duration::ZERO, String::new());
         let own_dump = Duration::ZERO;
-        Self { vm, incident, limit, announced: false, figures, memory: None, own_dump }
+        let memory = None;
+        Self { vm, incident, limit, announced: false, figures, memory, own_dump, asks: true }
     }
 }
 
@@ -87,6 +91,8 @@ struct Piece {
     what: &'static str,
     took: Duration,
     found: Found,
+    /// What else there is to say of it.
+    remark: Option<String>,
 }
 
 /// What was gathered of one guest.
@@ -107,6 +113,9 @@ pub struct Evidence {
 pub async fn gather(qmp: &QmpHandle, run_state: &RunState, wanted: &Wanted) -> Evidence {
     let begun = Instant::now();
     let each = wanted.limit / 2;
+    if !wanted.asks {
+        return Evidence { incident: wanted.incident.clone(), ..Evidence::default() };
+    }
     let registers =
         piece("registers.txt", "the vCPUs' registers", each.max(REGISTERS_LIMIT), async {
             let text = qmp.human("info registers -a").await.map_err(|error| in_full(&error))?;
@@ -124,12 +133,14 @@ pub async fn gather(qmp: &QmpHandle, run_state: &RunState, wanted: &Wanted) -> E
         what: "QEMU's run state",
         took: Duration::ZERO,
         found: Ok(Content::Text(format!("{run_state}\n"))),
+        remark: None,
     };
     let figures = Piece {
         file: "figures.json",
         what: "what flatline knew of it",
         took: Duration::ZERO,
         found: Ok(Content::Text(wanted.figures.clone())),
+        remark: None,
     };
     let screen = piece("screen.png", "what the console showed", each, async {
         picture::take(qmp).await.map(Content::Picture)
@@ -150,7 +161,7 @@ pub async fn gather(qmp: &QmpHandle, run_state: &RunState, wanted: &Wanted) -> E
 /// Dumps the guest's memory, where that is wanted, and notes in `evidence` what came of it. Whether QEMU was told
 /// to, after which its run state is to be asked for again.
 pub async fn dump_memory(qmp: &QmpHandle, wanted: &Wanted, evidence: &mut Evidence) -> bool {
-    let Some(memory) = &wanted.memory else { return false };
+    let Some(memory) = wanted.memory.as_ref().filter(|_| wanted.asks) else { return false };
     let dump = dump::take(qmp, wanted.vm.id, &wanted.incident, memory).await;
     if let Err(why) = &dump {
         warn!(incident = wanted.incident, "no memory dump: {}", fit_for_people(why).0);
@@ -169,7 +180,7 @@ async fn piece(
     let begun = Instant::now();
     let found = timeout(limit, look).await;
     let found = found.unwrap_or_else(|_| Err(format!("not there within {limit:?}")));
-    Piece { file, what, took: begun.elapsed(), found }
+    Piece { file, what, took: begun.elapsed(), found, remark: None }
 }
 
 /// The end of the files that have the guest's serial consoles.
@@ -217,6 +228,11 @@ impl Evidence {
         self.registers.as_deref()
     }
 
+    /// Whether the guest had come further than its firmware, by its registers; `None` if they don't tell.
+    pub fn was_up(&self) -> Option<bool> {
+        parse_registers(self.registers()?).ok().map(|vcpus| is_up(&vcpus))
+    }
+
     /// The files for the incident's directory, the list of them first. Computes for as long as it takes to
     /// compress a picture.
     pub fn into_files(self) -> Vec<(&'static str, Vec<u8>)> {
@@ -233,9 +249,11 @@ impl Evidence {
         list.push('\n');
         for piece in pieces {
             let Piece { file, what, took, .. } = piece;
+            let said =
+                piece.remark.as_ref().map(|remark| fit_for_people(&format!(" ({remark})")).0);
             match piece.into_content() {
                 Ok((content, remark)) => {
-                    let bytes = content.len();
+                    let (bytes, remark) = (content.len(), said.unwrap_or_default() + &remark);
                     let _ = writeln!(
                         list,
                         "kept     {file:<16} {what}{remark}: {bytes} bytes, {took:.1?}"
@@ -285,12 +303,31 @@ pub(crate) fn fuzz(bytes: &[u8]) {
     ppm::fuzz(bytes);
 }
 
-/// A JSON value that a QEMU answered with, for people.
+/// A JSON value that a QEMU answered with, for people; no more of it than a file may have: indented, a deep one takes a
+/// multiple of its room.
 fn pretty(value: &serde_json::Value) -> String {
-    let text = serde_json::to_string_pretty(value);
-    // What was JSON can be written as such.
-    text.unwrap_or_else(|_| json!({}).to_string()) + "\n"
+    let mut text = Start(Vec::new());
+    // What was JSON can be written as such, and what ends it early is its length.
+    let _ = serde_json::to_writer_pretty(&mut text, value);
+    String::from_utf8_lossy(&text.0).into_owned() + "\n"
+}
+
+/// Takes the start of a text, and a little more than a file may have, so that it is seen to be cut.
+struct Start(Vec<u8>);
+
+impl Write for Start {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() > TEXT_MAX_BYTES {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -12,7 +12,8 @@
 //! way, from pixels, so that nothing which a QEMU wrote reaches a picture viewer as it is.
 //!
 //! A screendump that QEMU never finishes (of a display whose own server hangs) keeps its monitor from taking any
-//! other command; the restart fails then, and `evidence_limit = "0s"` is the way around.
+//! other command, on whatever connection: nobody can reset the guest then, and that is said. Once QEMU answers again, it is
+//! told to, and not asked for a picture once more; `evidence_limit = "0s"` is the way around.
 
 use std::{
     fs::File,

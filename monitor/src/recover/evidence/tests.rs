@@ -23,16 +23,16 @@ use crate::{
 };
 
 /// What a QEMU says to a command; `None`: nothing, ever.
-type Says = Option<Result<Value, &'static str>>;
+pub(in crate::recover) type Says = Option<Result<Value, &'static str>>;
 
 /// A QEMU that is this very process, and says what `says` does. It has the descriptor that it was handed last.
-struct Qemu {
-    handle: QmpHandle,
+pub(in crate::recover) struct Qemu {
+    pub(in crate::recover) handle: QmpHandle,
     vm: Arc<Vm>,
     _directory: tempfile::TempDir,
 }
 
-async fn qemu(
+pub(in crate::recover) async fn qemu(
     says: impl FnMut(&str, &Value, &mut Option<OwnedFd>) -> Says + Send + 'static,
 ) -> Qemu {
     let directory = tempfile::tempdir().unwrap();
@@ -119,7 +119,11 @@ async fn serve(
 }
 
 /// What a QEMU in good health says, with a display of 2x1.
-fn healthy(command: &str, arguments: &Value, descriptor: &mut Option<OwnedFd>) -> Says {
+pub(in crate::recover) fn healthy(
+    command: &str,
+    arguments: &Value,
+    descriptor: &mut Option<OwnedFd>,
+) -> Says {
     Some(Ok(match command {
         "query-status" => json!({"status": "guest-panicked"}),
         "human-monitor-command" => json!("CPU#0\r\nRAX=0000000000000000\r\n"),
@@ -143,7 +147,7 @@ fn healthy(command: &str, arguments: &Value, descriptor: &mut Option<OwnedFd>) -
     }))
 }
 
-fn wanted(qemu: &Qemu, limit: Duration) -> Wanted {
+pub(in crate::recover) fn wanted(qemu: &Qemu, limit: Duration) -> Wanted {
     Wanted {
         vm: qemu.vm.clone(),
         incident: "20261122T100001Z-g".to_owned(),
@@ -152,6 +156,7 @@ fn wanted(qemu: &Qemu, limit: Duration) -> Wanted {
         figures: "{}\n".to_owned(),
         memory: None,
         own_dump: Duration::ZERO,
+        asks: true,
     }
 }
 
@@ -221,6 +226,65 @@ async fn what_qemu_refuses_is_missing_with_its_reason_and_the_rest_is_there() {
     assert!(list.contains("missing  block.json "), "{list}");
     assert!(list.contains("kept     blockstats.json "), "{list}");
     assert!(!files.iter().any(|(name, _)| matches!(*name, "screen.png" | "block.json")));
+}
+
+#[tokio::test]
+async fn what_is_more_than_is_taken_is_asked_for_flat_and_the_list_says_so() {
+    let nested = || (0..200).fold(json!("base"), |inner, _| json!({ "backing": inner }));
+    let qemu = qemu(move |command, arguments, descriptor| match command {
+        "query-block" | "query-blockstats" => Some(Ok(json!([nested()]))),
+        "query-named-block-nodes" => {
+            assert_eq!(arguments["flat"], true);
+            Some(Ok(json!([{"node-name": "#block083"}])))
+        }
+        "human-monitor-command" if arguments["command-line"] == "info blockstats" => {
+            Some(Ok(json!("disk0: rd_bytes=512 rd_operations=1\r\n")))
+        }
+        "query-rx-filter" => Some(Ok(nested())),
+        _ => healthy(command, arguments, descriptor),
+    });
+    let files = files(&qemu.await, Duration::from_secs(20)).await;
+    assert!(text(&files, "block.json").contains("\"node-name\": \"#block083\""));
+    let figures: Value = serde_json::from_str(&text(&files, "blockstats.json")).unwrap();
+    assert_eq!(figures, json!({"disk0": {"rd_bytes": 512, "rd_operations": 1}}));
+    let list = text(&files, LIST);
+    for line in [
+        "kept     block.json       QEMU's account of the disks (query-named-block-nodes: QEMU's answer to \
+         query-block is not taken: it is nested deeper than 127, from its byte ",
+        "kept     blockstats.json  what QEMU counted of the disks (info blockstats: QEMU's answer to \
+         query-blockstats is not taken: it is nested deeper than 127, from its byte ",
+        "missing  network.json     QEMU's account of the networks' filters: QEMU's answer to \
+         query-rx-filter is not taken: it is nested deeper than 127, from its byte ",
+        "kept     screen.png ",
+    ] {
+        assert!(list.contains(line), "no {line:?} in {list}");
+    }
+}
+
+#[tokio::test]
+async fn a_qemu_that_fell_silent_over_a_question_is_asked_for_nothing() {
+    let qemu = qemu(|command, _, _| panic!("{command} is asked for")).await;
+    let memory = dump::Wanted {
+        directory: PathBuf::from("/nowhere"),
+        quota_bytes: 1,
+        limit: Duration::from_secs(1),
+        under_way: dump::UnderWay::default(),
+    };
+    let wanted =
+        Wanted { asks: false, memory: Some(memory), ..wanted(&qemu, Duration::from_secs(2)) };
+    let mut evidence = gather(&qemu.handle, &RunState::GuestPanicked, &wanted).await;
+    assert!(!dump_memory(&qemu.handle, &wanted, &mut evidence).await);
+    assert_eq!(evidence.was_up(), None);
+    assert!(evidence.into_files().is_empty());
+}
+
+#[test]
+fn a_deep_answer_takes_no_multiple_of_its_room() {
+    let deep = |inner: Value| (0..120).fold(inner, |inner, _| json!([inner]));
+    let value = deep(json!(vec![0; 100_000]));
+    let text = pretty(&value);
+    assert!(text.len() > TEXT_MAX_BYTES && text.len() < TEXT_MAX_BYTES + 1024, "{}", text.len());
+    assert_eq!(pretty(&json!({"a": 1})), "{\n  \"a\": 1\n}\n");
 }
 
 #[tokio::test]
