@@ -9,6 +9,7 @@ use std::io::{BufRead as _, BufReader, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -30,6 +31,10 @@ const SLOW: Duration = Duration::from_secs(1);
 /// From one byte to the next, of one that is patient and of one whose greeting takes a quarter of a minute.
 const QUICK_BYTES: Duration = Duration::from_micros(500);
 const SLOW_BYTES: Duration = Duration::from_millis(150);
+/// How long a reset takes that is slow.
+const SLOW_RESET: Duration = Duration::from_secs(8);
+/// How long an answer takes that is late.
+const LATE: Duration = Duration::from_secs(20);
 /// What no screen ever showed, and how much the painter claims to have written of it.
 const PICTURE: &[u8] = b"P6\n100000 100000\n255\n";
 const PICTURE_BYTES: u64 = 1 << 40;
@@ -54,6 +59,11 @@ fn main() -> Result<()> {
         "dripping" => |client| speak_in_bytes(client, SLOW_BYTES),
         "cut" => hang_up_within_a_reply,
         "painter" => paint,
+        "verbose" => |client| panicked(client, verbose),
+        "hangs-up" => |client| panicked(client, hangs_up_once),
+        "turns" => |client| panicked(client, turns_to_garbage),
+        "slow-reset" => |client| panicked(client, slow_reset),
+        "late" => |client| panicked(client, late),
         other => bail!("no manner {other}"),
     };
     let listener = UnixListener::bind(path).with_context(|| format!("cannot bind {path}"))?;
@@ -188,6 +198,102 @@ fn paint(mut client: UnixStream) -> Result<()> {
         let answer = json!({"return": answer, "id": request["id"]});
         client.write_all(format!("{answer}\r\n").as_bytes())?;
     }
+}
+
+/// Whether it was told to reset the guest, and then to let it go on.
+static WAS_RESET: AtomicBool = AtomicBool::new(false);
+static GOES_ON: AtomicBool = AtomicBool::new(false);
+/// Whether it has misbehaved once.
+static HAS_ONCE: AtomicBool = AtomicBool::new(false);
+
+/// What comes of one command.
+enum Says {
+    /// This is its result, as JSON.
+    Text(String),
+    /// The result that a QEMU in good health gives.
+    Usual,
+    /// These bytes, and then the connection ends.
+    Last(&'static [u8]),
+}
+
+/// Says that the guest panicked until that is reset and let go on, as a QEMU does, but for what `says` has it do.
+fn panicked(mut client: UnixStream, says: fn(&str) -> Says) -> Result<()> {
+    client.write_all(GREETING.as_bytes())?;
+    let mut requests = BufReader::new(client.try_clone()?);
+    loop {
+        let request = next_request(&mut requests)?;
+        let command = request["execute"].as_str().unwrap_or_default();
+        let result = match says(command) {
+            Says::Text(text) => text,
+            Says::Usual => usual(command).to_string(),
+            Says::Last(bytes) => return Ok(client.write_all(bytes)?),
+        };
+        client.write_all(
+            format!("{{\"return\": {result}, \"id\": {}}}\r\n", request["id"]).as_bytes(),
+        )?;
+    }
+}
+
+fn usual(command: &str) -> Value {
+    match command {
+        "query-status" => {
+            let status = match (WAS_RESET.load(Relaxed), GOES_ON.load(Relaxed)) {
+                (false, _) => "guest-panicked",
+                (true, false) => "prelaunch",
+                (true, true) => "running",
+            };
+            json!({"status": status, "singlestep": false, "running": status == "running"})
+        }
+        "system_reset" => {
+            WAS_RESET.store(true, Relaxed);
+            json!({})
+        }
+        "cont" => {
+            GOES_ON.store(true, Relaxed);
+            json!({})
+        }
+        command if command.starts_with("query-") => json!([]),
+        _ => json!({}),
+    }
+}
+
+/// Answers questions at a length that nobody takes: by its bytes, its members or its depth.
+fn verbose(command: &str) -> Says {
+    match command {
+        "human-monitor-command" => Says::Text(format!("\"{}\"", "x".repeat(6 << 20))),
+        "query-block" => Says::Text(format!("[{}0]", "0,".repeat(1_000_000))),
+        "query-named-block-nodes" => Says::Text("[".repeat(DEPTH) + &"]".repeat(DEPTH)),
+        _ => Says::Usual,
+    }
+}
+
+/// Is gone, once, when it is asked for its disks.
+fn hangs_up_once(command: &str) -> Says {
+    if command == "query-block" && !HAS_ONCE.swap(true, Relaxed) {
+        return Says::Last(b"{\"return\": [{\"device\"");
+    }
+    Says::Usual
+}
+
+/// Has no QMP to say when it is asked for its disks.
+fn turns_to_garbage(command: &str) -> Says {
+    if command == "query-block" { Says::Last(b"\xff\xff") } else { Says::Usual }
+}
+
+/// Takes longer for an account of its disks than anybody waits for all that comes after it.
+fn late(command: &str) -> Says {
+    if command == "query-block" {
+        std::thread::sleep(LATE);
+    }
+    Says::Usual
+}
+
+/// Takes longer for a reset than anybody waits for one command.
+fn slow_reset(command: &str) -> Says {
+    if command == "system_reset" {
+        std::thread::sleep(SLOW_RESET);
+    }
+    Says::Usual
 }
 
 /// The next request of which `bytes` may be the beginning, and the last descriptor that came with any.

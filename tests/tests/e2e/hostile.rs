@@ -33,7 +33,7 @@ const MANNERS: [(&str, &str); 7] = [
     ("events", "flood: "),
     ("garbage", "byte 0xff where a QMP message should start"),
     ("endless", "a QMP message of more than"),
-    ("deep", "not valid JSON"),
+    ("deep", "of no known kind, nested deeper than"),
     ("liar", "run state guest-panicked"),
 ];
 /// Those that come a second time: a QEMU that was refused is left alone for a minute, so that the

@@ -5,6 +5,7 @@
 //! guests from those of the other tests. `cargo xtask test` builds what they need.
 
 mod alerts;
+mod answers;
 mod brought_back;
 mod counts;
 mod documents;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
     trials.extend(recordings::trials());
     trials.extend(documents::trials());
     trials.extend(evidence::trials());
+    trials.extend(answers::trials());
     trials.extend(lifecycle::trials());
     trials.extend(reload::trials());
     trials.extend(upgrade::trials());
