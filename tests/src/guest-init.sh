@@ -210,6 +210,8 @@ while read -r command first second; do
             [ "$second" = all ] && second=all=1 || second=
             insmod /lockup.ko kind="$first" $second
             ;;
+        # A guest of this guest, which spins; only some images have it.
+        hypervisor) in_background hypervisor ;;
         # Starts a watchdog that fires after so many seconds, and feeds it no more.
         watchdog-start) watchdog -T "$first" -t 86400 /dev/watchdog ;;
         panic-after) echo "$first" >/proc/sys/kernel/panic && echo c >/proc/sysrq-trigger ;;

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, anyhow};
 use crate::cpio::Archive;
 use kernel::{KERNEL_VARIABLE, UNPACKED};
 
+mod hypervisor;
 mod kernel;
 mod lockup;
 
@@ -56,6 +57,23 @@ pub struct Images {
     pub kernel: PathBuf,
     /// An uncompressed cpio archive: inflating would cost the guest more than reading does.
     pub initramfs: PathBuf,
+    /// The same with a hypervisor, which few guests have a use for; `None` where none could be built.
+    hypervisor: Option<PathBuf>,
+}
+
+impl Images {
+    /// What a guest boots that is to have a guest of its own: the command `hypervisor` starts that.
+    ///
+    /// # Errors
+    ///
+    /// A sentence for people: none could be built.
+    pub fn with_hypervisor(&self) -> Result<Self, String> {
+        let initramfs = self.hypervisor.clone().ok_or_else(|| {
+            "the guest has no hypervisor: its kernel has no kvm-amd, or gcc could not build it"
+                .to_owned()
+        })?;
+        Ok(Self { initramfs, ..self.clone() })
+    }
 }
 
 /// Builds the images in `cache_dir`, or finds them there. Others who build at the same time wait.
@@ -72,8 +90,12 @@ pub fn build(cache_dir: &Path, mut progress: impl FnMut(&str)) -> Result<Images>
     let lock = File::create(cache_dir.join("lock")).context("cannot make the lock file")?;
     lock.lock().context("cannot lock the image cache")?;
 
-    let images =
-        Images { kernel: cache_dir.join("kernel"), initramfs: cache_dir.join("initramfs") };
+    let with_hypervisor = cache_dir.join("initramfs-hypervisor");
+    let mut images = Images {
+        kernel: cache_dir.join("kernel"),
+        initramfs: cache_dir.join("initramfs"),
+        hypervisor: with_hypervisor.exists().then(|| with_hypervisor.clone()),
+    };
     let stamp_path = cache_dir.join("stamp");
     let busybox = find_busybox()?;
     let agent = std::fs::read(cache_dir.join(AGENT)).ok();
@@ -106,11 +128,33 @@ pub fn build(cache_dir: &Path, mut progress: impl FnMut(&str)) -> Result<Images>
             None
         }
     };
-    let mut archive = initramfs(&busybox, &kernel.modules, lockup.as_deref())?;
-    if let Some(agent) = &agent {
-        archive.file(&format!("bin/{AGENT}"), 0o755, agent);
-    }
-    std::fs::write(&images.initramfs, archive.finish()).context("cannot write the initramfs")?;
+    let archive = |extra: &[&str]| {
+        let modules: Vec<&str> = MODULES.iter().chain(extra).copied().collect();
+        let mut archive = initramfs(&busybox, &kernel.modules, &modules, lockup.as_deref())?;
+        if let Some(agent) = &agent {
+            archive.file(&format!("bin/{AGENT}"), 0o755, agent);
+        }
+        anyhow::Ok(archive)
+    };
+    std::fs::write(&images.initramfs, archive(&[])?.finish())
+        .context("cannot write the initramfs")?;
+    images.hypervisor = match hypervisor(&kernel.modules, &cache_dir.join("hypervisor")) {
+        Ok(program) => {
+            let mut archive = archive(&hypervisor::MODULES)?;
+            archive.file(hypervisor::PLACE, 0o755, &program);
+            std::fs::write(&with_hypervisor, archive.finish())
+                .context("cannot write the initramfs")?;
+            Some(with_hypervisor)
+        }
+        Err(error) => {
+            progress(&format!("no hypervisor in the guest: {error:#}"));
+            // Of another kernel.
+            if with_hypervisor.exists() {
+                std::fs::remove_file(&with_hypervisor)?;
+            }
+            None
+        }
+    };
     // Last, so that an interrupted build is taken up again.
     std::fs::write(&stamp_path, format!("{recipe}\n{}\n", kernel.version))
         .context("cannot write the stamp")?;
@@ -130,6 +174,7 @@ fn recipe(busybox: &Path, agent: Option<&[u8]>) -> Result<String> {
     let mut hasher = DefaultHasher::new();
     INIT.hash(&mut hasher);
     lockup::SOURCES.hash(&mut hasher);
+    (hypervisor::SOURCE, hypervisor::MODULES).hash(&mut hasher);
     MODULES.hash(&mut hasher);
     agent.hash(&mut hasher);
     std::env::var_os(KERNEL_VARIABLE).hash(&mut hasher);
@@ -146,16 +191,28 @@ fn find_busybox() -> Result<PathBuf> {
         .ok_or_else(|| anyhow!("no busybox: install busybox-static"))
 }
 
-fn initramfs(busybox: &Path, modules: &Path, lockup: Option<&[u8]>) -> Result<Archive> {
+/// The guest's hypervisor, where its kernel has what that needs.
+fn hypervisor(modules: &Path, dir: &Path) -> Result<Vec<u8>> {
+    find_module(&modules.join("kernel"), "kvm-amd")?.context("the kernel has no kvm-amd")?;
+    hypervisor::build(dir)
+}
+
+/// `directory` is where the kernel's modules are.
+fn initramfs(
+    busybox: &Path,
+    directory: &Path,
+    modules: &[&str],
+    lockup: Option<&[u8]>,
+) -> Result<Archive> {
     let mut archive = Archive::default();
-    for directory in ["bin", "dev", "proc", "sys", "modules"] {
-        archive.directory(directory);
+    for name in ["bin", "dev", "proc", "sys", "modules"] {
+        archive.directory(name);
     }
     let busybox = std::fs::read(busybox).context("cannot read busybox")?;
     archive.file("bin/busybox", 0o755, &busybox);
     archive.file("init", 0o755, INIT.as_bytes());
-    for (place, name) in MODULES.iter().enumerate() {
-        if let Some(path) = find_module(&modules.join("kernel"), name)? {
+    for (place, name) in modules.iter().enumerate() {
+        if let Some(path) = find_module(&directory.join("kernel"), name)? {
             // The guest loads them in the order of their names.
             let content = kernel::unpack(&std::fs::read(path)?)?;
             archive.file(&format!("modules/{place:02}-{name}.ko"), 0o644, &content);
