@@ -66,6 +66,40 @@ const NOWHERE_JMP: &[u8] = &[
     0x0f, 0, 0x1a, 0x7c, 0, 0, // what lgdt loads: 16 bytes from 0x7c1a
 ];
 
+/// [`BootSector::MaskedWait`].
+#[rustfmt::skip]
+const MASKED_WAIT: &[u8] = &[
+    0xfa, // cli
+    // xor ax, ax; mov ds, ax; mov es, ax; mov ss, ax; mov sp, 0x7c00
+    0x31, 0xc0, 0x8e, 0xd8, 0x8e, 0xc0, 0x8e, 0xd0, 0xbc, 0, 0x7c,
+    0xe4, 0x92, 0x0c, 0x02, 0xe6, 0x92, // in al, 0x92; or al, 2; out 0x92, al: the gate of A20 opens
+    0xb0, 0xff, 0xe6, 0x21, 0xe6, 0xa1, // mov al, 0xff; out 0x21, al; out 0xa1, al: nothing comes by the PICs
+    0x0f, 0x01, 0x16, 0xd8, 0x7c, // lgdt [0x7cd8]
+    // mov eax, cr0; or al, 1; mov cr0, eax; jmp to the next; mov bx, 8; mov ds, bx; and al, 0xfe; mov cr0, eax: in
+    // real mode again, and ds reaches 4 GiB.
+    0x0f, 0x20, 0xc0, 0x0c, 0x01, 0x0f, 0x22, 0xc0, 0xeb, 0, 0xbb, 8, 0, 0x8e, 0xdb, 0x24, 0xfe, 0x0f, 0x22, 0xc0,
+    0xea, 0x36, 0x7c, 0, 0, // jmp 0:0x7c36, which is the next
+    0x31, 0xc0, 0x8e, 0xc0, // xor ax, ax; mov es, ax
+    0x26, 0xc7, 0x06, 0x40, 0x01, 0xb5, 0x7c, // mov word [es:0x50 * 4], 0x7cb5: the handler
+    0x26, 0xc7, 0x06, 0x42, 0x01, 0, 0, // mov word [es:0x50 * 4 + 2], 0
+    0x66, 0xbe, 0, 0, 0xe0, 0xfe, // mov esi, 0xfee00000: the local APIC
+    0x66, 0x67, 0xc7, 0x86, 0xf0, 0, 0, 0, 0xff, 0x01, 0, 0, // mov dword [esi + 0xf0], 0x1ff: enabled
+    0x66, 0x67, 0xc7, 0x86, 0x50, 0x03, 0, 0, 0, 0, 0x01, 0, // mov dword [esi + 0x350], 0x10000: LINT0 masked
+    0x66, 0x67, 0xc7, 0x86, 0x80, 0, 0, 0, 0, 0, 0, 0, // mov dword [esi + 0x80], 0: every priority
+    0x66, 0x67, 0xc7, 0x86, 0xe0, 0x03, 0, 0, 0x0b, 0, 0, 0, // mov dword [esi + 0x3e0], 0xb: divide by 1
+    0x66, 0x67, 0xc7, 0x86, 0x20, 0x03, 0, 0, 0x50, 0, 0x02, 0, // mov dword [esi + 0x320], 0x20050: periodic, vector 0x50
+    0x66, 0x67, 0xc7, 0x86, 0x80, 0x03, 0, 0, 0, 0xe1, 0xf5, 0x05, // mov dword [esi + 0x380], 100,000,000
+    0x66, 0xbb, 0x20, 0x02, 0xe0, 0xfe, // mov ebx, 0xfee00220: which of the vectors from 0x40 to 0x5f are pending
+    0x66, 0xb9, 0, 0, 0x01, 0, // mov ecx, 0x10000: vector 0x50 among them
+    0x66, 0x31, 0xc0, 0x66, 0x31, 0xd2, // xor eax, eax; xor edx, edx
+    0xf3, 0x90, 0x66, 0x67, 0x85, 0x0b, 0x74, 0xf8, // 0x7ca8: pause; test [ebx], ecx; jz 0x7ca8
+    0xfb, 0x90, 0xfa, 0xeb, 0xf3, // sti; nop; cli; jmp 0x7ca8
+    0x66, 0x67, 0xc7, 0x86, 0xb0, 0, 0, 0, 0, 0, 0, 0, // 0x7cb5: mov dword [esi + 0xb0], 0: it was taken
+    0x26, 0x66, 0xff, 0x06, 0, 0x06, 0xcf, // inc dword [es:0x600]; iret
+    0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0x92, 0xcf, 0, // the descriptors: none, and flat data
+    0x0f, 0, 0xc8, 0x7c, 0, 0, // what lgdt loads: 16 bytes from 0x7cc8
+];
+
 /// What the guest does once the firmware jumps to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BootSector {
@@ -80,6 +114,10 @@ pub enum BootSector {
     /// Halted for good while the timer of its local APIC fires 100 times a second. Needs an x2APIC, which
     /// KVM has and TCG has not.
     TimerCliHlt,
+    /// Healthy: waits with interrupts off until its local APIC's timer is pending, ten times a second, and lets it in, as
+    /// an idle CPU does that waits by MWAIT with interrupts as break events. It counts them at
+    /// [`BootSector::COUNTER_AT`].
+    MaskedWait,
     /// Spinning for good, but asking the keyboard controller for its status all the time.
     PortCliJmp,
     /// Loads an empty interrupt table and traps: the machine resets itself again and again.
@@ -97,6 +135,9 @@ pub enum BootSector {
 }
 
 impl BootSector {
+    /// The physical address of the dword in which [`Self::MaskedWait`] counts the interrupts that it took.
+    pub const COUNTER_AT: u64 = 0x600;
+
     /// The machine code, 16 bit, to be loaded at 0x7c00.
     pub fn code(self) -> &'static [u8] {
         match self {
@@ -105,6 +146,7 @@ impl BootSector {
             Self::StiHlt => &[0xfb, 0xf4, 0xeb, 0xfd],
             Self::StiJmp => &[0xfb, 0xeb, 0xfe],
             Self::TimerCliHlt => TIMER_CLI_HLT,
+            Self::MaskedWait => MASKED_WAIT,
             // cli; in al, 0x64; jmp to the in.
             Self::PortCliJmp => &[0xfa, 0xe4, 0x64, 0xeb, 0xfc],
             Self::TripleFault => {
@@ -170,6 +212,16 @@ mod tests {
         let code = BootSector::NmiDump.code();
         assert_eq!(usize::from(u16::from_le_bytes([code[9], code[10]])) - 0x7c00, 0x13);
         assert_eq!((code[0x13], code[0x18], code[0x28]), (0xfb, 0xb8, 0xef));
+    }
+
+    #[test]
+    fn the_masked_wait_finds_its_handler_and_its_descriptors_behind_its_loop() {
+        let code = BootSector::MaskedWait.code();
+        let word = |at: usize| usize::from(u16::from_le_bytes([code[at], code[at + 1]])) - 0x7c00;
+        // Where lgdt looks, where it sends lgdt's reader, where the far jump leads, and the vector.
+        assert_eq!((word(0x1b), word(word(0x1b) + 2), word(0x32)), (0xd8, 0xc8, 0x36));
+        assert_eq!((word(0x3f), code[0xb5], code[0xc7]), (0xb5, 0x66, 0xcf));
+        assert_eq!((code[0xa8], code.len()), (0xf3, 0xde));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::process::{Pid, Signal};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::console::{Log, Mark};
 use crate::interrupt;
@@ -21,6 +21,9 @@ use crate::qmp::{self, Qmp};
 /// A Linux guest prints a line with this, and its number of CPUs, when it takes commands.
 pub const BANNER: &str = "FLATLINE-GUEST READY";
 
+/// In each line of QEMU's trace of the commands that it takes.
+const TAKEN: &str = "handle_qmp_command";
+
 /// A running machine; dropping it kills its QEMU, and waits until it is gone.
 #[derive(Debug)]
 pub struct Guest {
@@ -29,13 +32,15 @@ pub struct Guest {
     child: Mutex<Child>,
     stdin: Mutex<ChildStdin>,
     log: Log,
-    qmp: Mutex<Qmp>,
+    /// None without a monitor.
+    qmp: Option<Mutex<Qmp>>,
     qmp_path: PathBuf,
     trace_path: Option<PathBuf>,
 }
 
 impl GuestConfig {
-    /// Starts the machine and returns once its QMP answers; a Linux is then still booting.
+    /// Starts the machine and returns once its QMP answers; a Linux is then still booting. Without a monitor, it may
+    /// still end over an argument.
     ///
     /// # Errors
     ///
@@ -57,16 +62,19 @@ impl GuestConfig {
         log.drain(stderr);
         let mut child = Reaper(Some(child));
         let socket = self.test_socket();
-        let qmp = interrupt::wait_until("QMP", Duration::from_secs(10), || {
-            if child.ended()? {
-                // The drain may be behind the end by a moment.
-                std::thread::sleep(Duration::from_millis(50));
-                bail!("QEMU ended at once: {}", log.text());
-            }
-            // Refused until QEMU listens; cut off when it ends over a later argument.
-            Ok(UnixStream::connect(&socket).ok().and_then(|stream| Qmp::new(stream).ok()))
-        })
-        .with_context(|| format!("guest {}", self.name))?;
+        let connect = || {
+            interrupt::wait_until("QMP", Duration::from_secs(10), || {
+                if child.ended()? {
+                    // The drain may be behind the end by a moment.
+                    std::thread::sleep(Duration::from_millis(50));
+                    bail!("QEMU ended at once: {}", log.text());
+                }
+                // Refused until QEMU listens; cut off when it ends over a later argument.
+                Ok(UnixStream::connect(&socket).ok().and_then(|stream| Qmp::new(stream).ok()))
+            })
+            .with_context(|| format!("guest {}", self.name))
+        };
+        let qmp = (!self.no_monitor).then(connect).transpose()?;
         let child = child.0.take().context("it was there a moment ago")?;
         Ok(Guest {
             name: self.name.clone(),
@@ -74,7 +82,7 @@ impl GuestConfig {
             child: Mutex::new(child),
             stdin: Mutex::new(stdin),
             log,
-            qmp: Mutex::new(qmp),
+            qmp: qmp.map(Mutex::new),
             qmp_path: self.daemon_socket(),
             trace_path: self.traces_commands.then(|| self.trace_path()),
         })
@@ -168,19 +176,54 @@ impl Guest {
     ///
     /// # Errors
     ///
-    /// As [`Qmp::execute`].
+    /// As [`Qmp::execute`], and if it has no monitor.
     pub fn qmp(&self, command: &str, arguments: &Value) -> Result<Value> {
-        let answer = lock(&self.qmp).execute(command, arguments);
+        let answer = self.monitor().and_then(|mut qmp| qmp.execute(command, arguments));
         answer.with_context(|| format!("guest {}", self.name))
+    }
+
+    fn monitor(&self) -> Result<MutexGuard<'_, Qmp>> {
+        self.qmp.as_ref().map(lock).context("it has no monitor")
+    }
+
+    /// The dword at a physical address of the machine.
+    ///
+    /// # Errors
+    ///
+    /// As [`Qmp::execute`], and if QEMU shows something else.
+    pub fn dword_at(&self, address: u64) -> Result<u32> {
+        let command = json!({ "command-line": format!("xp /1wx {address:#x}") });
+        let answer = self.qmp("human-monitor-command", &command)?;
+        let digits = answer.as_str().and_then(|text| text.trim().rsplit_once("0x"));
+        let (_, digits) = digits.with_context(|| format!("no memory in {answer}"))?;
+        u32::from_str_radix(digits, 16).with_context(|| format!("no dword in {answer}"))
+    }
+
+    /// What a display in VGA's text mode shows, a line a row; nonsense in any other mode.
+    ///
+    /// # Errors
+    ///
+    /// As [`Qmp::execute`].
+    pub fn text_on_display(&self) -> Result<String> {
+        const ROWS: usize = 25;
+        const COLUMNS: usize = 80;
+        let command = format!("xp /{}hx 0xb8000", ROWS * COLUMNS);
+        let answer = self.qmp("human-monitor-command", &json!({ "command-line": command }))?;
+        // A letter and its colours each.
+        let cells = answer.as_str().unwrap_or_default().split_whitespace();
+        let cells = cells.filter_map(|word| u16::from_str_radix(word.strip_prefix("0x")?, 16).ok());
+        let letters: Vec<char> = cells.map(|cell| char::from(cell.to_le_bytes()[0])).collect();
+        let rows = letters.chunks(COLUMNS).map(|row| row.iter().collect::<String>());
+        Ok(rows.collect::<Vec<_>>().join("\n"))
     }
 
     /// The QMP events since the last call.
     ///
     /// # Errors
     ///
-    /// As [`Qmp::take_events`].
+    /// As [`Qmp::take_events`], and if it has no monitor.
     pub fn events(&self) -> Result<Vec<Value>> {
-        lock(&self.qmp).take_events()
+        self.monitor()?.take_events()
     }
 
     /// When QEMU first took this QMP command, whoever sent it, by its own trace; `None` if it never did, or does not
@@ -190,11 +233,27 @@ impl Guest {
     ///
     /// If the trace can't be read, or has another shape.
     pub fn took_command_at(&self, command: &str) -> Result<Option<SystemTime>> {
-        let Some(path) = &self.trace_path else { return Ok(None) };
-        let trace = std::fs::read_to_string(path)
-            .with_context(|| format!("guest {}: {}", self.name, path.display()))?;
+        let Some(trace) = self.trace()? else { return Ok(None) };
         let found = first_taken(&trace, command);
         found.with_context(|| format!("guest {}: no such line is known: {trace}", self.name))
+    }
+
+    /// How many QMP commands QEMU took so far, whoever sent them, by its own trace.
+    ///
+    /// # Errors
+    ///
+    /// If the trace can't be read, or there is none ([`GuestConfig::traces_commands`]).
+    pub fn commands_taken(&self) -> Result<usize> {
+        let trace = self.trace()?.with_context(|| format!("guest {}: no trace", self.name))?;
+        Ok(trace.lines().filter(|line| line.contains(TAKEN)).count())
+    }
+
+    fn trace(&self) -> Result<Option<String>> {
+        let read = |path: &PathBuf| {
+            std::fs::read_to_string(path)
+                .with_context(|| format!("guest {}: {}", self.name, path.display()))
+        };
+        self.trace_path.as_ref().map(read).transpose()
     }
 
     /// How long after the first of these `events` with this name QEMU took a `system_reset`, if there was one.
@@ -274,7 +333,7 @@ impl Drop for Guest {
 /// JSON`; an error if a line with it has no such moment.
 fn first_taken(trace: &str, command: &str) -> Result<Option<SystemTime>> {
     let wanted = format!("\"{command}\"");
-    let is_it = |line: &&str| line.contains("handle_qmp_command") && line.contains(&wanted);
+    let is_it = |line: &&str| line.contains(TAKEN) && line.contains(&wanted);
     let Some(line) = trace.lines().find(is_it) else { return Ok(None) };
     let moment = line.split(['@', ':']).nth(1).context("no moment")?;
     let (seconds, micros) = moment.split_once('.').context("no microseconds")?;

@@ -123,6 +123,8 @@ pub struct GuestConfig {
     pub no_reboot: bool,
     /// Whether QEMU stays when the guest powers itself off (`-no-shutdown`).
     pub no_shutdown: bool,
+    /// Whether it has no QMP at all: then neither the daemon nor the test can ask its QEMU anything.
+    pub no_monitor: bool,
     /// Whether QEMU names its threads.
     pub debug_threads: bool,
     /// Whether QEMU writes down when it took which QMP command: [`Guest::took_command_at`].
@@ -168,12 +170,33 @@ impl GuestConfig {
             console_log: false,
             no_reboot: false,
             no_shutdown: false,
+            no_monitor: false,
             debug_threads: true,
             traces_commands: false,
             kernel_args: Vec::new(),
             extra_args: Vec::new(),
             user: None,
         }
+    }
+
+    /// A Linux that is itself a host of VMs, by an emulated SVM: its command `hypervisor` starts a guest that spins.
+    ///
+    /// # Errors
+    ///
+    /// A sentence for people: its image could not be built.
+    pub fn hypervisor(
+        name: &str,
+        images: &Images,
+        executable: &Path,
+        dir: &Path,
+    ) -> Result<Self, String> {
+        let kind = GuestKind::Linux(images.with_hypervisor()?);
+        let mut config = Self::new(name, kind, executable, dir);
+        // KVM's modules take their part.
+        config.memory_mib = 192;
+        // Five levels of page tables are more than the emulated SVM nests.
+        config.extra_args = ["-cpu", "max,-la57"].map(str::to_owned).into();
+        Ok(config)
     }
 
     /// The QMP socket for the daemon.
@@ -268,8 +291,9 @@ impl GuestConfig {
             }
         }
         // The order matters: the daemon takes the first.
-        for socket in [self.daemon_socket(), self.test_socket()] {
-            add(&["-qmp", &format!("unix:{},server=on,wait=off", utf8(&socket)?)]);
+        let sockets = [self.daemon_socket(), self.test_socket()];
+        for socket in sockets.iter().filter(|_| !self.no_monitor) {
+            add(&["-qmp", &format!("unix:{},server=on,wait=off", utf8(socket)?)]);
         }
         let console = if self.console_log {
             format!("stdio,id=serial0,logfile={},logappend=on", utf8(&self.console_path())?)

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, Result};
 
 use super::crashes::{at, boot_sector_runs, one, two_vcpus};
+use super::stage::BOOT_LIMIT;
 use super::{Expected, Scenario, Stage};
 use crate::boot_sector::BootSector;
 use crate::broadcast::Broadcast;
@@ -156,6 +157,28 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         expected: UNASKED,
     },
     Scenario {
+        name: "masked-wait",
+        what: "A boot sector waits with interrupts off at one spot, and takes ten a second all the while",
+        guests: |place| Ok(vec![place.boot_sector("guest", BootSector::MaskedWait)]),
+        boots: false,
+        pins: 1,
+        fault: takes_interrupts,
+        expected: UNASKED,
+    },
+    Scenario {
+        name: "idle-poll",
+        what: "Linux idles with idle=poll, without an address, an agent or a disk: its vCPU never halts",
+        guests: |place| {
+            let mut config = place.bare_linux("guest");
+            config.kernel_args.push("idle=poll".to_owned());
+            Ok(vec![config])
+        },
+        boots: true,
+        pins: 1,
+        fault: nothing,
+        expected: UNASKED,
+    },
+    Scenario {
         name: "nothing-to-boot",
         what: "The firmware finds no bootable device, and waits for ever",
         guests: |place| Ok(vec![place.nothing("guest")]),
@@ -165,6 +188,14 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         expected: UNASKED,
     },
 ];
+
+/// Waits until a [`BootSector::MaskedWait`] has taken some of its interrupts.
+pub(super) fn takes_interrupts(stage: &Stage) -> Result<SystemTime> {
+    interrupt::wait_until("interrupts are taken", BOOT_LIMIT, || {
+        let taken = stage.guest().dword_at(BootSector::COUNTER_AT)?;
+        Ok((taken >= 3).then(SystemTime::now))
+    })
+}
 
 /// Time alone may tell.
 fn nothing(_stage: &Stage) -> Result<SystemTime> {

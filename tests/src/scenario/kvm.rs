@@ -6,6 +6,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::crashes::boot_sector_runs;
+use super::healthy::takes_interrupts;
 use super::{Expected, Place, Programs, Scenario};
 use crate::boot_sector::BootSector;
 use crate::guest::{Accelerator, GuestConfig};
@@ -52,6 +53,33 @@ const SCENARIOS: &[Scenario] = &[
         expected: UNASKED,
     },
     Scenario {
+        name: "kvm-masked-wait",
+        what: "A boot sector waits with interrupts off at one spot under KVM, and takes ten a second all the while",
+        guests: |place| sector(place, BootSector::MaskedWait),
+        boots: false,
+        pins: 1,
+        fault: takes_interrupts,
+        expected: UNASKED,
+    },
+    Scenario {
+        name: "kvm-cli-hlt-32",
+        what: "A boot sector halts with interrupts off on one of 32 vCPUs under KVM, as the firmware left the others",
+        guests: |place| many_vcpus(place, BootSector::CliHlt),
+        boots: false,
+        pins: 0,
+        fault: boot_sector_runs,
+        expected: Expected::Crashed { causes: &["halted"], recovers: false },
+    },
+    Scenario {
+        name: "kvm-sti-hlt-32",
+        what: "A boot sector halts with interrupts on on one of 32 vCPUs under KVM: it idles",
+        guests: |place| many_vcpus(place, BootSector::StiHlt),
+        boots: false,
+        pins: 0,
+        fault: boot_sector_runs,
+        expected: UNASKED,
+    },
+    Scenario {
         name: "kvm-internal-error",
         what: "A boot sector jumps to where no memory is, and KVM gives up; it does so again after a restart",
         guests: |place| {
@@ -89,6 +117,13 @@ pub fn runs(programs: &Programs) -> Result<bool> {
     });
     interrupt::check()?;
     Ok(booted.is_ok())
+}
+
+/// As many as make the looks at their registers add up: each wakes them all.
+fn many_vcpus(place: &Place, code: BootSector) -> Result<Vec<GuestConfig>> {
+    let mut guests = sector(place, code)?;
+    guests.iter_mut().for_each(|config| config.vcpus = 32);
+    Ok(guests)
 }
 
 fn sector(place: &Place, code: BootSector) -> Result<Vec<GuestConfig>> {
