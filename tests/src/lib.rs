@@ -22,6 +22,7 @@ pub mod guest;
 pub mod image;
 pub mod interrupt;
 mod machine;
+pub mod media;
 pub mod netns;
 pub mod owners;
 pub mod prometheus;

@@ -10,6 +10,7 @@ use anyhow::Result;
 
 use crate::guest::GuestConfig;
 pub use kvm::{runs as kvm_runs, scenarios as under_kvm};
+pub use media::{lacks, needs};
 pub use run::{Outcome, run};
 pub use stage::{Place, Programs, Stage};
 
@@ -19,6 +20,7 @@ mod host;
 mod kvm;
 mod lifecycle;
 mod lockups;
+mod media;
 mod run;
 pub mod sensors;
 mod stage;
@@ -94,6 +96,7 @@ pub fn all() -> Vec<Scenario> {
         crashes::SCENARIOS,
         lockups::SCENARIOS,
         healthy::SCENARIOS,
+        media::SCENARIOS,
         lifecycle::SCENARIOS,
         host::SCENARIOS,
         withheld::SCENARIOS,

@@ -18,7 +18,7 @@ use flatline_tests::scenario::{self, Outcome, Programs, Scenario, Stage};
 use flatline_tests::{image, interrupt};
 
 use crate::process::{elapsed, heading, workspace_root};
-use crate::{build_ebpf, executable, guest, setup};
+use crate::{build_ebpf, executable, guest, setup, tools};
 use journal::{Entry, Journal};
 use report::Report;
 use schedule::Cpus;
@@ -100,6 +100,15 @@ pub(crate) fn task(options: &Options) -> Result<()> {
         heading("KVM runs no boot sector here: what needs it is not played");
         scenarios.retain(|scenario| !is_under_kvm(scenario));
     }
+    let media: Vec<_> = scenarios.iter().flat_map(scenario::needs).copied().collect();
+    tools::fetch_media(&media);
+    scenarios.retain(|scenario| match scenario::lacks(scenario, &programs) {
+        Some(why) => {
+            heading(&format!("{} is not played: {why}", scenario.name));
+            false
+        }
+        None => true,
+    });
     let begin = Instant::now();
     let mut runs: Vec<Scenario> =
         (0..options.runs).flat_map(|_| scenarios.iter().copied()).collect();

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, bail};
+use flatline_tests::media;
 
 use crate::apt::{self, QEMU, QEMU_UTILS};
 use crate::build_ebpf::Toolchain;
@@ -282,7 +283,7 @@ pub(crate) fn ensure_with_optional() -> Result<()> {
 pub(crate) fn task(dry_run: bool) -> Result<()> {
     let facts = Facts::gather();
     let lacks = missing(&facts);
-    let packages = tools::missing();
+    let packages = [tools::missing(), tools::missing_media(&media::ALL)].concat();
     if lacks.is_empty() && packages.is_empty() {
         eprintln!("nothing is missing");
     }
@@ -290,6 +291,7 @@ pub(crate) fn task(dry_run: bool) -> Result<()> {
     if !dry_run {
         ensure_with_optional()?;
         tools::fetch();
+        tools::fetch_media(&media::ALL);
     } else if !packages.is_empty() {
         eprintln!("would unpack without installing: {}", packages.join(" "));
     }

@@ -1,7 +1,9 @@
-//! Programs that single tests need, from packages that start services when they are installed: these are
-//! unpacked below `target/tools`, once, where [`flatline_tests::tools`] finds them.
+//! Programs that single tests need, from packages that start services when they are installed, and what single scenarios
+//! boot: these are unpacked below `target/tools`, once, where [`flatline_tests::tools`] and [`flatline_tests::media`] find
+//! them.
 
 use anyhow::{Result, bail};
+use flatline_tests::media::Medium;
 use flatline_tests::tools::{self, Tool};
 
 use crate::apt;
@@ -19,14 +21,31 @@ fn missing_of(all: &[Tool], there: impl Fn(Tool) -> bool) -> Vec<&'static str> {
     packages
 }
 
+/// Packages of which a medium is not unpacked.
+pub(crate) fn missing_media(media: &[Medium]) -> Vec<&'static str> {
+    let missing = media.iter().filter(|medium| medium.find().is_none());
+    let mut packages: Vec<_> = missing.map(|medium| medium.package).collect();
+    packages.sort_unstable();
+    packages.dedup();
+    packages
+}
+
 /// Fetches what is missing. What can't be had is said, and is no error: its tests say *ignored*.
 pub(crate) fn fetch() {
-    let packages = missing();
+    fetch_packages("programs that tests need, without installing them", &missing());
+}
+
+/// The same of media: scenarios that need what can't be had are not played.
+pub(crate) fn fetch_media(media: &[Medium]) {
+    fetch_packages("what guests boot, without installing it", &missing_media(media));
+}
+
+fn fetch_packages(what: &str, packages: &[&str]) {
     if packages.is_empty() {
         return;
     }
-    heading("programs that tests need, without installing them");
-    if let Err(error) = fetch_all(&packages) {
+    heading(what);
+    if let Err(error) = fetch_all(packages) {
         eprintln!("going on without {}: {error:#}", packages.join(" "));
     }
 }

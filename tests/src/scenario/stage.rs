@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Error, Result, bail};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -123,6 +123,15 @@ impl Place {
     /// A machine that boots a few bytes, without a tap.
     pub fn boot_sector(&self, name: &str, code: BootSector) -> GuestConfig {
         GuestConfig::new(name, GuestKind::BootSector(code), &self.qemu, self.dir())
+    }
+
+    /// A Linux without network and disk that can have a guest of its own.
+    ///
+    /// # Errors
+    ///
+    /// If its image could not be built.
+    pub(super) fn hypervisor(&self, name: &str) -> Result<GuestConfig> {
+        GuestConfig::hypervisor(name, &self.images, &self.qemu, self.dir()).map_err(Error::msg)
     }
 
     /// The QEMU that the daemon is to see, and no other.
