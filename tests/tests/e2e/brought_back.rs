@@ -148,7 +148,7 @@ fn pvpanic() -> Result<()> {
 }
 
 /// Why KVM runs no boot sector here, if so: it may be missing, or nested and unable to.
-fn kvm() -> Result<Option<String>> {
+pub(crate) fn kvm() -> Result<Option<String>> {
     let rig = Rig::new()?;
     let booted = rig
         .boot_sector("tries-kvm", BootSector::StiHlt, Accelerator::Kvm)

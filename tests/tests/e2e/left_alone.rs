@@ -135,7 +135,8 @@ fn check_vcpus(daemon: &Daemon, guest: &Guest) -> Result<()> {
     Ok(())
 }
 
-fn check_untouched(daemon: &Daemon, guest: &Guest) -> Result<()> {
+/// Nothing was done to it so far, and nothing is going to be.
+pub(crate) fn check_untouched(daemon: &Daemon, guest: &Guest) -> Result<()> {
     let row = vm(daemon, guest.name())?;
     ensure!(row["cause"].is_null(), "{} was convicted: {row}", guest.name());
     ensure!(row["restarts_in_window"] == 0, "{} was restarted: {row}", guest.name());

@@ -19,6 +19,7 @@ mod known_dead;
 mod ladder;
 mod left_alone;
 mod lifecycle;
+mod masked_wait;
 mod memory;
 mod metrics;
 mod named_files;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
     }
     let mut trials: Vec<Trial> = Vec::new();
     trials.extend(left_alone::trials());
+    trials.extend(masked_wait::trials());
     trials.extend(brought_back::trials());
     trials.extend(counts::trials());
     trials.extend(network::trials());

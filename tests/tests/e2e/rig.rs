@@ -68,6 +68,11 @@ impl Rig {
         Ok(config)
     }
 
+    /// A Linux without a tap that can have a guest of its own; or why there is none.
+    pub(crate) fn hypervisor(&self, name: &str) -> Result<GuestConfig, String> {
+        GuestConfig::hypervisor(name, &self.images, &self.qemu, self.dir())
+    }
+
     /// A guest that is nothing but a boot sector, without a tap.
     pub(crate) fn boot_sector(
         &self,
