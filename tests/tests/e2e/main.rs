@@ -14,6 +14,7 @@ mod executables;
 mod foreign;
 mod heartbeats;
 mod hostile;
+mod idle_costs;
 mod killed;
 mod known_dead;
 mod ladder;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
     let mut trials: Vec<Trial> = Vec::new();
     trials.extend(left_alone::trials());
     trials.extend(masked_wait::trials());
+    trials.extend(idle_costs::trials());
     trials.extend(brought_back::trials());
     trials.extend(counts::trials());
     trials.extend(network::trials());
