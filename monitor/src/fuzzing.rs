@@ -12,7 +12,7 @@ use crate::{
     qmp::{
         MAX_TEXT_CHARS, QmpEvent,
         codec::{CodecError, Message, QmpCodec, SkippedKind},
-        parse_lapic, parse_pic, parse_registers,
+        operating_system, parse_arm_registers, parse_lapic, parse_pic, parse_registers,
     },
     sample::{GuestMemory, Strain},
 };
@@ -167,6 +167,12 @@ pub fn registers(bytes: &[u8]) {
     if let Ok(vcpus) = parse_registers(&text) {
         assert!(!vcpus.is_empty() && vcpus.iter().all(|vcpu| vcpu.cpl <= 3));
     }
+    if let Ok(vcpus) = parse_arm_registers(&text) {
+        assert!(!vcpus.is_empty());
+        // One that runs user code was started.
+        assert!(!vcpus.iter().any(|vcpu| vcpu.user && vcpu.is_off()));
+    }
+    assert_eq!(operating_system(&text), operating_system(&text));
     // Whatever it says, it is of that text alone.
     assert_eq!(parse_lapic(&text), parse_lapic(&text));
     assert_eq!(parse_pic(&text), parse_pic(&text));

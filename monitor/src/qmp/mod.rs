@@ -42,8 +42,10 @@ pub mod session;
 pub use commands::QmpCpu;
 pub use event::QmpEvent;
 pub use registers::{
-    Lapic, Pic, RegistersError, TimerMode, VcpuRegisters, Vectors, has_no_lapic, is_up,
-    parse_lapic, parse_pic, parse_registers,
+    Lapic, Pic, RegistersError, TimerMode, VcpuRegisters, Vectors,
+    aarch64::{ArmRegisters, parse_arm_registers},
+    has_no_lapic, is_up, parse_lapic, parse_pic, parse_registers,
+    system::operating_system,
 };
 pub use run_state::RunState;
 pub use session::{

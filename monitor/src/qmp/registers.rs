@@ -21,8 +21,10 @@
 //! that burns no time and whose APIC never was seen enabled is the one not to count; see also
 //! [`VcpuRegisters::is_at_reset_vector`].
 
+pub mod aarch64;
 mod lapic;
 mod pic;
+pub mod system;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 

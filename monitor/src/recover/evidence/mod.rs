@@ -28,7 +28,7 @@ use tracing::warn;
 use crate::{
     discover::Vm,
     error_text::in_full,
-    qmp::{QmpHandle, RunState, is_up, parse_registers},
+    qmp::{QmpHandle, RunState, operating_system},
     witness::console,
 };
 
@@ -230,7 +230,7 @@ impl Evidence {
 
     /// Whether the guest had come further than its firmware, by its registers; `None` if they don't tell.
     pub fn was_up(&self) -> Option<bool> {
-        parse_registers(self.registers()?).ok().map(|vcpus| is_up(&vcpus))
+        operating_system(self.registers()?).ok().map(|(is_up, _)| is_up)
     }
 
     /// The files for the incident's directory, the list of them first. Computes for as long as it takes to
