@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use super::chardevs::{self, Chardevs};
 use super::disks::{self, Disk, Excluded};
+use super::encryption::Encryption;
 use super::options::{CommandOption, Members, options};
 use super::owner::Told;
 use super::{AgentSocket, ResetAction, display_text};
@@ -39,6 +40,7 @@ pub(super) struct Description {
     pub(super) heartbeat_socket: Option<AgentSocket>,
     pub(super) console_logs: Vec<PathBuf>,
     pub(super) daemonizes: bool,
+    pub(super) encryption: Encryption,
     pub(super) notes: Vec<String>,
     /// What its owner is told by.
     pub(super) traces: Told,
@@ -66,6 +68,7 @@ struct Collected {
     has_balloon: bool,
     has_agent_channel: bool,
     daemonizes: bool,
+    encryption: Encryption,
     asks_for_help: bool,
     notes: BTreeSet<String>,
     traces: Told,
@@ -129,6 +132,7 @@ impl Collected {
             "qmp" | "qmp-pretty" => self.take_qmp(&value),
             "netdev" | "net" | "nic" => self.take_network(&name, &members(Some("type"))),
             "device" => self.take_device(&members(Some("driver"))),
+            "object" => self.take_object(&members(Some("qom-type"))),
             "balloon" => self.has_balloon |= value.starts_with("virtio"),
             "blockdev" => self.blockdevs.push(members(Some("driver"))),
             "drive" => self.drives.push(members(None)),
@@ -209,6 +213,27 @@ impl Collected {
         }
     }
 
+    fn take_object(&mut self, members: &Members) {
+        let told = members
+            .get("qom-type")
+            .map(|kind| Encryption::of_command_line(kind, members.get("policy")));
+        self.encryption = std::mem::take(&mut self.encryption).and(told.unwrap_or_default());
+    }
+
+    /// What is encrypted. An object that the machine refers to and that isn't there is somewhere else: in the file of
+    /// a `-readconfig`, say.
+    fn encryption(&mut self) -> Encryption {
+        let told = std::mem::take(&mut self.encryption);
+        let referred = self.machine.get_any(&["confidential-guest-support", "memory-encryption"]);
+        match referred {
+            Some(id) if told == Encryption::None => Encryption::All(format!(
+                "by {}, which is not on its command line",
+                display_text(id)
+            )),
+            _ => told,
+        }
+    }
+
     fn finish(mut self, program: &str, machine: Option<String>) -> Description {
         for id in std::mem::take(&mut self.qmp_chardevs) {
             if let Some(chardev) = self.chardevs.get(&id).filter(|one| chardevs::is_socket(one)) {
@@ -227,8 +252,10 @@ impl Collected {
         self.disks.extend(self.drives.iter().filter_map(|drive| disks::of_drive(drive, excluded)));
         self.disks
             .extend(self.blockdevs.iter().filter_map(|node| disks::of_blockdev(node, excluded)));
+        let encryption = self.encryption();
         let uuid = self.uuid.or(self.smbios_uuid);
         Description {
+            encryption,
             traces: Told { uuid: uuid.clone(), ..self.traces },
             name: self.name.get("guest").map(display_text).filter(|name| !name.is_empty()),
             uuid,

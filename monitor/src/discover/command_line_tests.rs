@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{Description, describe};
-use crate::discover::ResetAction;
+use crate::discover::{Encryption, ResetAction};
 
 /// As libvirt 9 starts a guest (shortened where nothing is read from).
 const LIBVIRT: &[&str] = &[
@@ -332,5 +332,29 @@ fn a_hostile_command_line_is_read_and_cut_off() {
     let vm = after_qemu(&line);
     for count in [vm.unseen_networks.len(), vm.disks.len(), vm.qmp_sockets.len()] {
         assert_eq!(count, 1024);
+    }
+}
+
+#[test]
+fn a_confidential_guest_is_known_in_every_form_of_its_options() {
+    let encryption = |arguments: &[&str]| after_qemu(arguments).encryption;
+    let json = r#"{"qom-type":"sev-guest","id":"lsec0","cbitpos":51,"policy":5}"#;
+    for hidden in [
+        &["-machine", "q35,confidential-guest-support=lsec0", "-object", json][..],
+        &["-object", "sev-guest,id=lsec0,cbitpos=51,policy=0x7"],
+        &["-object", "qom-type=sev-snp-guest,id=sev0,policy=0x30000"],
+        &["-object", r#"{"qom-type":"tdx-guest","id":"tdx0"}"#],
+        // What it refers to is in a file, or came by QMP.
+        &["-readconfig", "/vm.cfg", "-M", "q35", "-machine", "memory-encryption=sev0"],
+        &["-machine", r#"{"type":"q35","confidential-guest-support":"x"}"#],
+    ] {
+        let encryption = encryption(hidden);
+        assert!(encryption.registers().is_err(), "{hidden:?}: {encryption:?}");
+    }
+    let sev = ["-machine", "pc,memory-encryption=sev0", "-object", "sev-guest,id=sev0,policy=0x1"];
+    let sev = encryption(&sev);
+    assert!(sev.registers().is_ok() && sev.memory().is_err(), "{sev:?}");
+    for other in [&["-object", "memory-backend-ram,id=sev-guest,size=1G"][..], &["-M", "q35"]] {
+        assert_eq!(encryption(other), Encryption::None);
     }
 }

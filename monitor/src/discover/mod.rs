@@ -11,9 +11,11 @@
 //! that QEMU forked to run a script, or the launcher of a `-daemonize`d QEMU, which only waits for
 //! its grandchild to be ready. The grandchild never executes anything, so only a sweep finds it.
 
+mod architecture;
 mod chardevs;
 mod command_line;
 mod disks;
+mod encryption;
 mod error;
 mod files;
 #[cfg(any(fuzzing, test))]
@@ -36,7 +38,9 @@ use std::sync::Arc;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+pub use architecture::Architecture;
 pub use disks::Disk;
+pub use encryption::Encryption;
 pub use error::DiscoverError;
 pub use files::OpenFiles;
 pub use netns::in_netns;
@@ -143,6 +147,8 @@ fn read_vm(pid: u32, scope: &Scope) -> Result<Option<Vm>, DiscoverError> {
         name: told.name.unwrap_or_else(|| format!("qemu-{pid}")),
         uuid: told.uuid,
         accelerator: accelerator(&told.accelerators, &descriptors),
+        architecture: Architecture::of_executable(&executable),
+        encryption: told.encryption,
         executable,
         origin,
         ownership,

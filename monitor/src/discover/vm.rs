@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Disk, Origin, Ownership, Plugged};
+use super::{Architecture, Disk, Encryption, Origin, Ownership, Plugged};
 
 /// Most characters of a name that came from outside; a longer one spoils every table.
 const DISPLAY_CHARS: usize = 128;
@@ -86,6 +86,10 @@ pub struct Vm {
     pub uuid: Option<String>,
     /// From the descriptors, which tell what QEMU chose of those it was offered.
     pub accelerator: Accelerator,
+    /// Of the guest's instructions, by the executable's name; QEMU itself knows better.
+    pub architecture: Architecture,
+    /// What the command line says that is encrypted of its guest; QEMU itself knows better.
+    pub encryption: Encryption,
     /// The executable, as seen from within the process' own file system.
     pub executable: PathBuf,
     /// As whom and where it runs.
@@ -155,6 +159,8 @@ impl Vm {
             name: "web-1".to_owned(),
             uuid: None,
             accelerator: Accelerator::Kvm,
+            architecture: Architecture::X86,
+            encryption: Encryption::None,
             executable: PathBuf::from("/usr/bin/kvm"),
             origin: Origin::default(),
             ownership,
