@@ -9,6 +9,7 @@ pub mod program;
 pub mod qmp;
 
 pub mod balloon;
+pub mod insight;
 
 pub mod probe;
 pub mod sample;

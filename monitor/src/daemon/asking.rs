@@ -49,6 +49,7 @@ impl Engine {
             kvm: self.kvm.clone(),
             kvm_hooks: self.probes.kvm_hooks(),
             qmp,
+            insight: watched.insight.clone(),
             balloon: watched.memory.turns.clone(),
             targets,
             unseen_storage,

@@ -35,6 +35,7 @@ impl Engine {
             announced: watched.watch.state.cause() == Some(Cause::Panicked),
             figures: self.figures(watched),
             memory,
+            insight: watched.insight.clone(),
             own_dump,
             asks: watched.case.as_ref().is_none_or(|case| !case.tries.is_curt),
         }

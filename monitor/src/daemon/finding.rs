@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     discover::{self, Vm, VmId},
+    insight::Insight,
     qmp::{self, QmpState},
     sample::{LostCompletions, VcpuClocks, port::PortListener},
     verdict::Watch,
@@ -67,6 +68,10 @@ impl Engine {
         info!(vm = vm.name, pid = id.pid, accelerator = %vm.accelerator, owner, "found");
         for note in &vm.notes {
             info!(vm = vm.name, "{note}");
+        }
+        let insight = Insight::begin(&vm);
+        if let Some(why) = insight.lacks() {
+            info!(vm = vm.name, "not asked for: {why}");
         }
         let age = watchers::age(id).unwrap_or_default();
         let way = self.transport_to(&vm);
@@ -122,6 +127,7 @@ impl Engine {
             sample: None,
             activity: None,
             memory,
+            insight,
             notes: Some(Notes::default()),
             suspected_at: None,
             testimony: None,

@@ -1,6 +1,9 @@
 //! Answers clients: what is known of each VM, and why its verdict is what it is.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use monitor_ebpf::StorageCounters;
 use tokio::task::spawn_blocking;
@@ -18,8 +21,11 @@ use crate::{
     },
     sample::{InFlightAges, Missing, ticks},
     verdict::{Monitor, PINNED_RATIO, STILL_BUSY_RATIO, State, Statement, Watch},
-    witness::WITNESSES,
+    witness::{WITNESSES, kvm},
 };
+
+/// The most VMs that are named with one reason.
+const MOST_NAMED: usize = 4;
 
 impl Engine {
     /// Answers a client's request.
@@ -132,6 +138,8 @@ impl Engine {
         if !lost.is_empty() {
             degraded.push(format!("not attached: {}", lost.join(", ")));
         }
+        degraded.extend(self.unread_registers());
+        degraded.extend(kvm::lacks_signs(&self.probes.kvm_hooks()).map(ToOwned::to_owned));
         for watched in self.vms.values() {
             let name = &watched.vm.name;
             if let Err(why) = &watched.slot {
@@ -147,6 +155,22 @@ impl Engine {
             }
         }
         degraded
+    }
+
+    /// The VMs whose registers say nothing, by the reason: there may be many of them.
+    fn unread_registers(&self) -> impl Iterator<Item = String> {
+        let mut unread: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+        for watched in self.vms.values() {
+            if let Some(why) = watched.insight.lacks_registers() {
+                unread.entry(why).or_default().push(&watched.vm.name);
+            }
+        }
+        unread.into_iter().map(|(why, vms)| {
+            let more = vms.len().saturating_sub(MOST_NAMED);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let named = &vms[..vms.len().min(MOST_NAMED)];
+            format!("no registers of {}{more}: {why}", named.join(", "))
+        })
     }
 
     fn view(&self, watched: &WatchedVm) -> VmView {
@@ -229,6 +253,7 @@ impl Engine {
         let networks: Vec<&str> =
             unseen_networks.iter().chain(&plugged.unseen_taps).map(String::as_str).collect();
         let storage = self.unseen_storage(watched);
+        let lacks = watched.insight.lacks().map(|why| format!("not asked for: {why}"));
         let qmp = match watched.monitor() {
             Monitor::Answers(run_state) => format!("answers; run state {run_state}"),
             Monitor::Unknown(why) | Monitor::Unresponsive(why) => why,
@@ -248,7 +273,7 @@ impl Engine {
             policy: PolicyView::from(&watched.terms.policy),
             history,
             memory_dump: self.dump_view(watched.vm.id),
-            notes: watched.vm.notes.clone(),
+            notes: watched.vm.notes.iter().cloned().chain(lacks).collect(),
         }
     }
 

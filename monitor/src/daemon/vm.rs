@@ -14,6 +14,7 @@ use crate::{
     activity::Activity,
     config::Config,
     discover::{self, Vm},
+    insight::Insight,
     probe::TapProbe,
     qmp::{QmpHandle, QmpState, RunState},
     report::incident::Incident,
@@ -83,6 +84,8 @@ pub(super) struct WatchedVm {
     pub(super) sample: Option<(Duration, VmSample)>,
     pub(super) activity: Option<Activity>,
     pub(super) memory: MemoryWatch,
+    /// Whether its registers and its guest's memory can be read.
+    pub(super) insight: Insight,
     /// The witnesses' notes; `None` while a round of questions is under way, which has them.
     pub(super) notes: Option<Notes>,
     /// When the last round began of questions that are only asked of suspects.

@@ -5,6 +5,7 @@
 //! witness has to remember from one round to the next (a counter to compare with, a question that waits for its
 //! answer) it writes into its [`Note`].
 
+pub mod aarch64;
 pub mod agent;
 pub mod arp;
 pub mod balloon;
@@ -31,6 +32,7 @@ use tokio::time::timeout;
 use crate::{
     balloon::Turns,
     discover::Vm,
+    insight::Insight,
     probe::KvmHooks,
     qmp::{QmpHandle, printable},
     sample::{CounterMaps, KvmReader},
@@ -74,6 +76,8 @@ pub struct Scene {
     pub kvm_hooks: KvmHooks,
     /// QEMU's monitor, where it takes commands, or why it doesn't.
     pub qmp: Result<QmpHandle, String>,
+    /// Whether its registers can be read.
+    pub insight: Insight,
     /// Whose turn it is with its balloon.
     pub balloon: Turns,
     /// Taps to probe, of whose guest an address is known, or why there is none.

@@ -28,8 +28,13 @@ use self::{
     course::{Course, Spot, course},
     look::{Look, look_once},
 };
-use super::{Asked, Note, Scene, Witness, note, noted, of_suspects};
-use crate::{qmp::QmpHandle, verdict::Answer};
+pub(super) use look::unavailable;
+use super::{Asked, Note, Scene, Witness, aarch64, note, noted, of_suspects};
+use crate::{
+    insight::{Readable, Unreadable},
+    qmp::QmpHandle,
+    verdict::Answer,
+};
 
 /// The row in the table.
 pub const WITNESS: Witness = Witness {
@@ -73,7 +78,13 @@ async fn ask(scene: Arc<Scene>, before: Note) -> (Answer, Note) {
         age <= ROUNDS_APART && age <= scene.boot_age
     };
     let before = noted::<Before>(before).filter(of_this_suspicion);
-    let looks = match look(&scene, qmp).await {
+    let looks = match scene.insight.registers(qmp).await {
+        Ok(Readable::X86) => look(&scene, qmp).await,
+        Ok(Readable::Arm) => return (aarch64::look(qmp).await, None),
+        Err(Unreadable::Ever(why)) => Err(Answer::NotAsked(why)),
+        Err(Unreadable::Now(error)) => Err(unavailable(error)),
+    };
+    let looks = match looks {
         Ok(looks) => looks,
         Err(answer) => return (answer, None),
     };

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::{Asked, Note, Scene, Witness};
 use crate::{
-    qmp::{is_up, parse_registers},
+    qmp::operating_system,
     verdict::{Answer, Questions},
 };
 
@@ -22,22 +22,21 @@ pub const WITNESS: Witness = Witness {
 };
 
 async fn ask(scene: Arc<Scene>, note: Note) -> (Answer, Note) {
-    let text = match &scene.qmp {
-        Ok(qmp) => qmp.human("info registers -a").await.map_err(|error| error.to_string()),
-        Err(why) => Err(why.clone()),
+    let qmp = match &scene.qmp {
+        Ok(qmp) => qmp,
+        Err(why) => return (Answer::NotAsked(why.clone()), note),
+    };
+    let text = match scene.insight.registers(qmp).await {
+        Err(why) => Err(why.to_string()),
+        Ok(_) => qmp.human("info registers -a").await.map_err(|error| error.to_string()),
     };
     (text.map_or_else(Answer::NotAsked, |text| judge(&text)), note)
 }
 
 fn judge(text: &str) -> Answer {
-    match parse_registers(text) {
+    match operating_system(text) {
         Err(error) => Answer::NotAsked(error.to_string()),
-        Ok(vcpus) if is_up(&vcpus) => {
-            Answer::Nothing("an operating system's code is running".to_owned())
-        }
-        Ok(vcpus) => {
-            let ip = vcpus.first().map_or(0, |vcpu| vcpu.ip);
-            Answer::NotUp(format!("its firmware or boot loader runs, at {ip:#x}"))
-        }
+        Ok((true, _)) => Answer::Nothing("an operating system's code is running".to_owned()),
+        Ok((false, at)) => Answer::NotUp(format!("its firmware or boot loader runs, at {at:#x}")),
     }
 }

@@ -28,6 +28,7 @@ use tracing::warn;
 use crate::{
     discover::Vm,
     error_text::in_full,
+    insight::Insight,
     qmp::{QmpHandle, RunState, operating_system},
     witness::console,
 };
@@ -57,6 +58,8 @@ pub struct Wanted {
     pub figures: String,
     /// Its memory.
     pub memory: Option<dump::Wanted>,
+    /// What there is to be read of it.
+    pub insight: Insight,
     /// Before it is reset, it is sent an NMI, and has so long to begin a dump of its own; zero: it is not.
     pub own_dump: Duration,
     /// Whether QEMU is asked for anything: not where it fell silent over that once, before it could be told to reset this
@@ -68,9 +71,9 @@ impl Wanted {
     /// Nothing: there is no guest left to look at.
     pub fn nothing(vm: Arc<Vm>, incident: String) -> Self {
         let (limit, figures) = (Duration::ZERO, String::new());
-        let own_dump = Duration::ZERO;
-        let memory = None;
-        Self { vm, incident, limit, announced: false, figures, memory, own_dump, asks: true }
+        let (insight, own_dump) = (Insight::begin(&vm), Duration::ZERO);
+        let (announced, memory, asks) = (false, None, true);
+        Self { vm, incident, limit, announced, figures, memory, insight, own_dump, asks }
     }
 }
 
@@ -118,6 +121,7 @@ pub async fn gather(qmp: &QmpHandle, run_state: &RunState, wanted: &Wanted) -> E
     }
     let registers =
         piece("registers.txt", "the vCPUs' registers", each.max(REGISTERS_LIMIT), async {
+            wanted.insight.encryption(qmp).await.registers()?;
             let text = qmp.human("info registers -a").await.map_err(|error| in_full(&error))?;
             Ok(Content::Text(text.replace('\r', "")))
         });
@@ -162,6 +166,10 @@ pub async fn gather(qmp: &QmpHandle, run_state: &RunState, wanted: &Wanted) -> E
 /// to, after which its run state is to be asked for again.
 pub async fn dump_memory(qmp: &QmpHandle, wanted: &Wanted, evidence: &mut Evidence) -> bool {
     let Some(memory) = wanted.memory.as_ref().filter(|_| wanted.asks) else { return false };
+    if let Err(why) = wanted.insight.encryption(qmp).await.memory() {
+        evidence.memory = Some(Err(why));
+        return false;
+    }
     let dump = dump::take(qmp, wanted.vm.id, &wanted.incident, memory).await;
     if let Err(why) = &dump {
         warn!(incident = wanted.incident, "no memory dump: {}", fit_for_people(why).0);

@@ -55,6 +55,8 @@ fn vm(id: VmId, console_logs: Vec<PathBuf>) -> Vm {
         name: "g".to_owned(),
         uuid: None,
         accelerator: discover::Accelerator::Tcg,
+        architecture: discover::Architecture::X86,
+        encryption: discover::Encryption::None,
         executable: std::env::current_exe().unwrap(),
         origin: discover::Origin::default(),
         netns: 0,
@@ -132,6 +134,7 @@ pub(in crate::recover) fn healthy(
         }
         "query-block" => json!([{"device": "disk0", "io-status": "ok"}]),
         "query-blockstats" | "query-rx-filter" => json!([]),
+        "qom-get" if arguments["path"] == "/machine" => json!(""),
         "qom-get" => return Some(Err("No crash occured")),
         "add-fd" => json!({"fdset-id": 3, "fd": 9}),
         "screendump" => {
@@ -155,6 +158,7 @@ pub(in crate::recover) fn wanted(qemu: &Qemu, limit: Duration) -> Wanted {
         announced: true,
         figures: "{}\n".to_owned(),
         memory: None,
+        insight: Insight::begin(&qemu.vm),
         own_dump: Duration::ZERO,
         asks: true,
     }
@@ -337,6 +341,7 @@ async fn a_hostile_picture_is_missing_and_a_hostile_text_is_harmless() {
 async fn no_evidence_is_gathered_where_none_is_wanted_but_the_registers_are_looked_at() {
     let qemu = qemu(|command, arguments, descriptor| match command {
         "query-status" | "human-monitor-command" => healthy(command, arguments, descriptor),
+        "qom-get" if arguments["path"] == "/machine" => healthy(command, arguments, descriptor),
         other => panic!("{other} is not asked for"),
     });
     let qemu = qemu.await;
@@ -348,7 +353,7 @@ async fn no_evidence_is_gathered_where_none_is_wanted_but_the_registers_are_look
 #[tokio::test]
 async fn what_a_guest_said_of_its_panic_is_kept() {
     let qemu = qemu(|command, arguments, descriptor| match command {
-        "qom-get" => {
+        "qom-get" if arguments["path"] != "/machine" => {
             assert_eq!(arguments["path"], "/machine/unattached/device[0]");
             assert_eq!(arguments["property"], "crash-information");
             Some(Ok(json!({"type": "hyper-v", "arg1": 239})))
@@ -442,6 +447,42 @@ async fn a_memory_dump_that_takes_too_long_is_given_up_and_leaves_nothing() {
         "{list}"
     );
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn nothing_is_read_of_a_guest_that_is_encrypted_and_the_list_says_why() {
+    let directory = tempfile::tempdir().unwrap();
+    let qemu = qemu(|command, arguments, descriptor| match (command, &arguments["property"]) {
+        ("human-monitor-command" | "getfd" | "dump-guest-memory", _) => {
+            panic!("{command} is asked of an encrypted guest")
+        }
+        ("qom-get", Value::String(property)) => Some(Ok(match property.as_str() {
+            "confidential-guest-support" => json!("/objects/lsec0"),
+            "type" => json!("sev-snp-guest"),
+            "policy" => json!(0x30000),
+            _ => return healthy(command, arguments, descriptor),
+        })),
+        _ => healthy(command, arguments, descriptor),
+    })
+    .await;
+    let memory = dump::Wanted {
+        directory: directory.path().to_owned(),
+        quota_bytes: 1 << 20,
+        limit: Duration::from_secs(20),
+        under_way: dump::UnderWay::default(),
+    };
+    let wanted = Wanted { memory: Some(memory), ..wanted(&qemu, Duration::from_secs(20)) };
+    let mut evidence = gather(&qemu.handle, &RunState::Running, &wanted).await;
+    assert_eq!(evidence.registers(), None);
+    assert!(!dump_memory(&qemu.handle, &wanted, &mut evidence).await);
+    let list = text(&evidence.into_files(), LIST);
+    for line in [
+        "missing  registers.txt    the vCPUs' registers: its registers are encrypted (sev-snp-guest)",
+        "missing  -                the guest's memory: its memory is encrypted (sev-snp-guest)\n",
+        "kept     screen.png       ",
+    ] {
+        assert!(list.contains(line), "no {line:?} in {list}");
+    }
 }
 
 #[test]

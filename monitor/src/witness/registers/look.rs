@@ -115,7 +115,8 @@ fn ran_ns(scene: &Scene, index: u32) -> Option<u64> {
     thread_run_ns(scene.vm.id.pid, *tid)
 }
 
-fn unavailable(error: QmpError) -> Answer {
+/// What it means that QEMU did not answer.
+pub(in super::super) fn unavailable(error: QmpError) -> Answer {
     match error {
         QmpError::Timeout { .. } => Answer::Unresponsive(error.to_string()),
         _ => Answer::NotAsked(error.to_string()),

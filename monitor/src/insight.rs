@@ -1,0 +1,210 @@
+//! Whether a guest's registers and memory are there to be read, which is asked once of each QEMU.
+//!
+//! Nobody can read a confidential guest's: QEMU shows the registers of a reset for ever, which look like those of a
+//! guest whose every vCPU has stopped, and its memory is noise. Nor are the registers of each architecture understood.
+//! Where that is so, it is said once, and nothing more is asked.
+//!
+//! What the command line says is known from the beginning, and where it says that the guest is confidential, nothing is
+//! asked at all. Otherwise QEMU has the word, as a command line can be overwritten, and a `-readconfig` hides what is
+//! in its file: its machine's `confidential-guest-support` (since QEMU 6.0; before, `memory-encryption`, since 2.12),
+//! and `query-target`. Then its registers are read for once, to see whether they are understood. While QEMU doesn't
+//! answer, nothing is known, and the registers are not asked for. These questions read, and change nothing; a machine's
+//! architecture and its encryption stay what they are for as long as its QEMU runs.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tokio::sync::OnceCell;
+use tracing::info;
+
+use crate::{
+    discover::{Architecture, Encryption, Vm},
+    qmp::{MAX_TEXT_CHARS, QmpError, QmpHandle, parse_arm_registers, parse_registers, printable},
+};
+
+/// What a machine calls that which makes its guest confidential: a link to it, or its id.
+const REFERENCES: [&str; 2] = ["confidential-guest-support", "memory-encryption"];
+/// Where QEMU keeps what has an id.
+const OBJECTS: &str = "/objects/";
+/// A path of QEMU's that is longer is none.
+const MOST_PATH_BYTES: usize = 256;
+
+/// What is known of one VM, shared by all who look at it.
+#[derive(Clone, Debug)]
+pub struct Insight(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    name: String,
+    architecture: Architecture,
+    told: Encryption,
+    learned: OnceCell<Learned>,
+}
+
+/// What QEMU told.
+#[derive(Debug)]
+struct Learned {
+    encryption: Encryption,
+    registers: Result<Readable, String>,
+}
+
+/// Registers that can be read, by the parser that reads them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readable {
+    /// [`parse_registers`].
+    X86,
+    /// [`parse_arm_registers`].
+    Arm,
+}
+
+/// Why registers can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreadable {
+    /// They never can, of this QEMU.
+    #[error("{0}")]
+    Ever(String),
+    /// QEMU didn't say whether they can.
+    #[error(transparent)]
+    Now(#[from] QmpError),
+}
+
+impl Insight {
+    /// What the command line of a VM says.
+    pub fn begin(vm: &Vm) -> Self {
+        let shared = Shared {
+            name: vm.name.clone(),
+            architecture: vm.architecture.clone(),
+            told: vm.encryption.clone(),
+            learned: OnceCell::new(),
+        };
+        Self(Arc::new(shared))
+    }
+
+    /// How the VM's registers are read.
+    ///
+    /// # Errors
+    /// Why they are not asked for.
+    pub async fn registers(&self, qmp: &QmpHandle) -> Result<Readable, Unreadable> {
+        self.0.told.registers().map_err(Unreadable::Ever)?;
+        let learned = self.0.learned.get_or_try_init(|| self.learn(qmp)).await?;
+        learned.registers.clone().map_err(Unreadable::Ever)
+    }
+
+    /// What is encrypted of the guest, as far as that is known or QEMU tells.
+    pub async fn encryption(&self, qmp: &QmpHandle) -> Encryption {
+        let told = self.0.told.clone();
+        match (self.0.learned.get(), &told) {
+            (Some(learned), _) => learned.encryption.clone(),
+            (None, Encryption::All(_)) => told,
+            (None, _) => told.and(encryption(qmp).await.unwrap_or_default()),
+        }
+    }
+
+    /// What can't be read, and why; `None` where nothing is known to be so.
+    pub fn lacks(&self) -> Option<String> {
+        self.lacks_registers().or_else(|| {
+            let learned = self.0.learned.get().map(|learned| &learned.encryption);
+            learned.unwrap_or(&self.0.told).memory().err()
+        })
+    }
+
+    /// Why the registers are not asked for; `None` where they are, as far as is known.
+    pub fn lacks_registers(&self) -> Option<String> {
+        match (self.0.learned.get(), &self.0.architecture) {
+            (Some(learned), _) => learned.registers.clone().err(),
+            (None, Architecture::Other(name)) => Some(not_understood(name)),
+            (None, _) => self.0.told.registers().err(),
+        }
+    }
+
+    async fn learn(&self, qmp: &QmpHandle) -> Result<Learned, QmpError> {
+        let encryption = self.0.told.clone().and(encryption(qmp).await?);
+        let registers = match encryption.registers() {
+            Err(why) => Err(why),
+            Ok(()) => self.understood(qmp).await?,
+        };
+        let learned = Learned { encryption, registers };
+        let why = learned.registers.as_ref().err().cloned();
+        let why = why.or_else(|| learned.encryption.memory().err());
+        if let Some(why) = why.filter(|why| self.lacks().as_ref() != Some(why)) {
+            info!(vm = self.0.name, "not asked for: {why}");
+        }
+        Ok(learned)
+    }
+
+    /// Reads the registers for once.
+    async fn understood(&self, qmp: &QmpHandle) -> Result<Result<Readable, String>, QmpError> {
+        let architecture = match qmp.reply("query-target", None).await {
+            Ok(reply) => reply.get("arch").and_then(Value::as_str).map(Architecture::of_target),
+            Err(QmpError::Command { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        let readable = match architecture.as_ref().unwrap_or(&self.0.architecture) {
+            Architecture::X86 => Readable::X86,
+            Architecture::Arm => Readable::Arm,
+            Architecture::Other(name) => {
+                return Ok(Err(not_understood(name)));
+            }
+        };
+        let text = qmp.human("info registers -a").await?;
+        let parsed = match readable {
+            Readable::X86 => parse_registers(&text).map(drop),
+            Readable::Arm => parse_arm_registers(&text).map(drop),
+        };
+        Ok(match parsed {
+            Ok(()) => Ok(readable),
+            Err(error) => Err(format!("its registers are not understood: {error}")),
+        })
+    }
+}
+
+fn not_understood(architecture: &str) -> String {
+    format!("the registers of a {architecture} guest are not understood")
+}
+
+/// What QEMU says that is encrypted of its guest. Where it doesn't say, all may be.
+async fn encryption(qmp: &QmpHandle) -> Result<Encryption, QmpError> {
+    for reference in REFERENCES {
+        match property(qmp, "/machine", reference).await {
+            Ok(Value::Null) => return Ok(Encryption::None),
+            Ok(Value::String(referred)) if referred.is_empty() => return Ok(Encryption::None),
+            Ok(Value::String(referred)) if referred.len() <= MOST_PATH_BYTES => {
+                return of_object(qmp, &referred).await;
+            }
+            Ok(_) => return Err(QmpError::Malformed { command: "qom-get".to_owned() }),
+            // As of a property that an older QEMU doesn't have.
+            Err(QmpError::Command { desc, .. }) if desc.contains("not found") => {}
+            Err(QmpError::Command { desc, .. }) => {
+                return Ok(Encryption::All(format!("perhaps: QEMU says \"{desc}\"")));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Encryption::None)
+}
+
+async fn of_object(qmp: &QmpHandle, referred: &str) -> Result<Encryption, QmpError> {
+    let path = match referred.strip_prefix('/') {
+        Some(_) => referred.to_owned(),
+        None => format!("{OBJECTS}{referred}"),
+    };
+    let known = |property: Result<Value, QmpError>| match property {
+        Ok(value) => Ok(Some(value)),
+        Err(QmpError::Command { .. }) => Ok(None),
+        Err(error) => Err(error),
+    };
+    let kind = known(property(qmp, &path, "type").await)?;
+    let Some(kind) = kind.as_ref().and_then(Value::as_str) else {
+        return Ok(Encryption::All("QEMU does not say by what".to_owned()));
+    };
+    let policy = known(property(qmp, &path, "policy").await)?;
+    let policy = policy.as_ref().and_then(Value::as_u64);
+    Ok(Encryption::of_object(&printable(kind, MAX_TEXT_CHARS), policy))
+}
+
+async fn property(qmp: &QmpHandle, path: &str, name: &str) -> Result<Value, QmpError> {
+    qmp.reply("qom-get", Some(json!({ "path": path, "property": name }))).await
+}
+
+#[cfg(test)]
+mod tests;
