@@ -85,9 +85,19 @@ impl Insight {
     /// # Errors
     /// Why they are not asked for.
     pub async fn registers(&self, qmp: &QmpHandle) -> Result<Readable, Unreadable> {
-        self.0.told.registers().map_err(Unreadable::Ever)?;
+        if let Some(why) = self.never() {
+            return Err(Unreadable::Ever(why));
+        }
         let learned = self.0.learned.get_or_try_init(|| self.learn(qmp)).await?;
         learned.registers.clone().map_err(Unreadable::Ever)
+    }
+
+    /// Why the registers can't be read, where that is certain, whether QEMU answers now or not.
+    pub fn never(&self) -> Option<String> {
+        match self.0.learned.get() {
+            Some(learned) => learned.registers.clone().err(),
+            None => self.0.told.registers().err(),
+        }
     }
 
     /// What is encrypted of the guest, as far as that is known or QEMU tells.
@@ -111,9 +121,9 @@ impl Insight {
     /// Why the registers are not asked for; `None` where they are, as far as is known.
     pub fn lacks_registers(&self) -> Option<String> {
         match (self.0.learned.get(), &self.0.architecture) {
-            (Some(learned), _) => learned.registers.clone().err(),
+            // By the name of its executable, until QEMU is asked.
             (None, Architecture::Other(name)) => Some(not_understood(name)),
-            (None, _) => self.0.told.registers().err(),
+            _ => self.never(),
         }
     }
 

@@ -68,6 +68,9 @@ struct Before {
 }
 
 async fn ask(scene: Arc<Scene>, before: Note) -> (Answer, Note) {
+    if let Some(why) = scene.insight.never() {
+        return (Answer::NotAsked(why), before);
+    }
     let qmp = match &scene.qmp {
         Ok(qmp) => qmp,
         Err(why) => return (Answer::NotAsked(why.clone()), before),
