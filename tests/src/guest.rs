@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 use crate::console::{Log, Mark};
 use crate::interrupt;
 pub use crate::machine::{
-    Accelerator, DiskConfig, GuestConfig, GuestKind, WatchdogAction, private_qemu,
+    Accelerator, Board, DiskConfig, GuestConfig, GuestKind, WatchdogAction, private_copy,
+    private_qemu,
 };
 use crate::qmp::{self, Qmp};
 
@@ -242,10 +243,19 @@ impl Guest {
     ///
     /// # Errors
     ///
-    /// If the trace can't be read, or there is none ([`GuestConfig::traces_commands`]).
+    /// As [`Guest::times_taken`].
     pub fn commands_taken(&self) -> Result<usize> {
+        self.times_taken(TAKEN)
+    }
+
+    /// How often QEMU took a QMP command that has `wanted` in it, by its own trace.
+    ///
+    /// # Errors
+    ///
+    /// If it does not trace them ([`GuestConfig::traces_commands`]), or the trace can't be read.
+    pub fn times_taken(&self, wanted: &str) -> Result<usize> {
         let trace = self.trace()?.with_context(|| format!("guest {}: no trace", self.name))?;
-        Ok(trace.lines().filter(|line| line.contains(TAKEN)).count())
+        Ok(trace.lines().filter(|line| line.contains(wanted)).count())
     }
 
     fn trace(&self) -> Result<Option<String>> {

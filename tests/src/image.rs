@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, anyhow};
 use crate::cpio::Archive;
 use kernel::{KERNEL_VARIABLE, UNPACKED};
 
+pub mod arm64;
 mod hypervisor;
 mod kernel;
 mod lockup;
@@ -130,7 +131,7 @@ pub fn build(cache_dir: &Path, mut progress: impl FnMut(&str)) -> Result<Images>
     };
     let archive = |extra: &[&str]| {
         let modules: Vec<&str> = MODULES.iter().chain(extra).copied().collect();
-        let mut archive = initramfs(&busybox, &kernel.modules, &modules, lockup.as_deref())?;
+        let mut archive = initramfs(INIT, &busybox, &kernel.modules, &modules, lockup.as_deref())?;
         if let Some(agent) = &agent {
             archive.file(&format!("bin/{AGENT}"), 0o755, agent);
         }
@@ -199,6 +200,7 @@ fn hypervisor(modules: &Path, dir: &Path) -> Result<Vec<u8>> {
 
 /// `directory` is where the kernel's modules are.
 fn initramfs(
+    init: &str,
     busybox: &Path,
     directory: &Path,
     modules: &[&str],
@@ -210,7 +212,7 @@ fn initramfs(
     }
     let busybox = std::fs::read(busybox).context("cannot read busybox")?;
     archive.file("bin/busybox", 0o755, &busybox);
-    archive.file("init", 0o755, INIT.as_bytes());
+    archive.file("init", 0o755, init.as_bytes());
     for (place, name) in modules.iter().enumerate() {
         if let Some(path) = find_module(&directory.join("kernel"), name)? {
             // The guest loads them in the order of their names.

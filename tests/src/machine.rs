@@ -30,8 +30,50 @@ pub enum GuestKind {
     Linux(Images),
     /// A few bytes of machine code.
     BootSector(BootSector),
+    /// A few instructions of another architecture, where the machine's first CPU begins: see [`Board`].
+    Words(&'static [u32]),
     /// No disk, no kernel, no network to boot from: the firmware finds nothing, and stays.
     Nothing,
+}
+
+/// The machine that QEMU makes, which is of one architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Board {
+    /// An x86 PC.
+    Pc,
+    /// QEMU's own 64-bit Arm machine. Its CPU begins at EL1 with interrupts masked.
+    ArmVirt,
+    /// QEMU's own 64-bit RISC-V machine, without firmware.
+    RiscvVirt,
+}
+
+impl Board {
+    /// Where [`GuestKind::Words`] are loaded and begun, if there is such a place.
+    fn begins_at(self) -> Option<u32> {
+        match self {
+            Self::Pc => None,
+            // Behind the device tree, which stands at the beginning of memory.
+            Self::ArmVirt => Some(0x4040_0000),
+            // Where its reset vector leads.
+            Self::RiscvVirt => Some(0x8000_0000),
+        }
+    }
+
+    fn options(self) -> &'static [&'static str] {
+        match self {
+            // Of the host's own CPU, a nested KVM may not take every feature.
+            Self::Pc => &["-machine", "pc", "-cpu", "qemu64"],
+            Self::ArmVirt => &["-machine", "virt", "-cpu", "cortex-a57"],
+            Self::RiscvVirt => &["-machine", "virt", "-bios", "none"],
+        }
+    }
+
+    fn console(self) -> &'static str {
+        match self {
+            Self::Pc | Self::RiscvVirt => "ttyS0",
+            Self::ArmVirt => "ttyAMA0",
+        }
+    }
 }
 
 /// What QEMU does when the guest's watchdog fires: `-action watchdog=`.
@@ -82,6 +124,8 @@ pub struct GuestConfig {
     pub name: String,
     /// What it boots.
     pub kind: GuestKind,
+    /// The machine, for which the QEMU has to be.
+    pub board: Board,
     /// The QEMU to run; see [`private_qemu`].
     pub executable: PathBuf,
     /// Where its sockets go: `NAME.qmp` for the daemon, `NAME.test.qmp` for the test. A socket's
@@ -146,11 +190,12 @@ impl GuestConfig {
         let memory_mib = match kind {
             // The unpacked kernel alone takes 63 MiB.
             GuestKind::Linux(_) => 128,
-            GuestKind::BootSector(_) | GuestKind::Nothing => 16,
+            GuestKind::BootSector(_) | GuestKind::Words(_) | GuestKind::Nothing => 16,
         };
         Self {
             name: name.to_owned(),
             kind,
+            board: Board::Pc,
             executable: executable.to_owned(),
             dir: dir.to_owned(),
             vcpus: 1,
@@ -277,13 +322,12 @@ impl GuestConfig {
         let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
         let debug_threads = if self.debug_threads { "on" } else { "off" };
         add(&["-name", &format!("{},debug-threads={debug_threads}", self.name)]);
-        add(&["-no-user-config", "-nodefaults", "-display", "none", "-machine", "pc"]);
+        add(&["-no-user-config", "-nodefaults", "-display", "none"]);
+        add(self.board.options());
         match self.accelerator {
             Accelerator::Tcg => add(&["-accel", "tcg,thread=multi"]),
             Accelerator::Kvm => add(&["-accel", "kvm"]),
         }
-        // Of the host's own CPU, a nested KVM may not take every feature.
-        add(&["-cpu", "qemu64"]);
         add(&["-smp", &self.vcpus.to_string(), "-m", &self.memory_mib.to_string()]);
         for directory in FIRMWARE_DIRECTORIES {
             if Path::new(directory).is_dir() {
@@ -311,6 +355,16 @@ impl GuestConfig {
                 sector.write(&path)?;
                 let path = utf8(&path)?;
                 add(&["-drive", &format!("file={path},format=raw,if=ide,file.locking=off")]);
+            }
+            GuestKind::Words(words) => {
+                let at = self.board.begins_at().context("this machine runs no bare words")?;
+                let path = self.dir.join(format!("{}.words", self.name));
+                let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+                std::fs::write(&path, bytes)
+                    .with_context(|| format!("cannot write {}", path.display()))?;
+                let loader =
+                    format!("loader,file={},addr={at:#x},cpu-num=0,force-raw=on", utf8(&path)?);
+                add(&["-device", &loader]);
             }
             GuestKind::Nothing => {}
         }
@@ -375,8 +429,9 @@ impl GuestConfig {
     fn kernel_command_line(&self) -> String {
         // All but the first three save boot time: no calibration against timers that the emulation
         // makes late, and no self-tests.
-        let mut line = String::from(
-            "console=ttyS0 panic=0 quiet tsc=reliable no_timer_check mitigations=off \
+        let mut line = format!("console={} ", self.board.console());
+        line.push_str(
+            "panic=0 quiet tsc=reliable no_timer_check mitigations=off \
              cryptomgr.notests init_on_alloc=0",
         );
         if self.maxcpus {
@@ -407,10 +462,19 @@ impl GuestConfig {
 pub fn private_qemu(dir: &Path) -> Result<PathBuf> {
     let source = std::env::var_os("FLATLINE_QEMU")
         .map_or_else(|| PathBuf::from("/usr/bin/qemu-system-x86_64"), PathBuf::from);
+    let target = private_copy(&source, "qemu-system-x86_64", dir);
+    target.with_context(|| format!("no {}: install qemu-system-x86", source.display()))
+}
+
+/// The same of any QEMU, under the name `name`.
+///
+/// # Errors
+///
+/// If there is no such program, or `dir` cannot be written.
+pub fn private_copy(source: &Path, name: &str, dir: &Path) -> Result<PathBuf> {
     // A link to a symbolic link would run under the name that this points to.
-    let source = std::fs::canonicalize(&source)
-        .with_context(|| format!("no {}: install qemu-system-x86", source.display()))?;
-    let target = std::path::absolute(dir)?.join("qemu-system-x86_64");
+    let source = std::fs::canonicalize(source)?;
+    let target = std::path::absolute(dir)?.join(name);
     if target.exists() {
         return Ok(target);
     }

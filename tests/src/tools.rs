@@ -27,8 +27,14 @@ pub const ALERTMANAGER: Tool = Tool {
     package: "prometheus-alertmanager",
 };
 
+/// QEMU for 64-bit Arm guests.
+pub const QEMU_AARCH64: Tool = Tool { names: &["qemu-system-aarch64"], package: "qemu-system-arm" };
+/// QEMU for 64-bit RISC-V guests.
+pub const QEMU_RISCV64: Tool =
+    Tool { names: &["qemu-system-riscv64"], package: "qemu-system-misc" };
+
 /// All of them.
-pub const ALL: [Tool; 3] = [PROMETHEUS, PROMTOOL, ALERTMANAGER];
+pub const ALL: [Tool; 5] = [PROMETHEUS, PROMTOOL, ALERTMANAGER, QEMU_AARCH64, QEMU_RISCV64];
 
 /// Where packages are unpacked: `target/tools` of this workspace.
 pub fn directory() -> PathBuf {

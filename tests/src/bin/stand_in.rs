@@ -6,6 +6,10 @@
 //! - `-smp N`: that many idle threads, named as QEMU names its vCPUs';
 //! - `-netdev tap,ifname=NAME`: makes the tap and holds it, with room for another queue;
 //! - `-qmp unix:PATH,..`: listens there, and answers like a QEMU whose guest runs, and is idle;
+//! - `-registers reset`: shows those of a vCPU's reset, as a QEMU does whose guest is encrypted;
+//! - `-confidential TYPE`: says of its machine that it has an object of this type, which need not be among its options;
+//! - `-ticks on`: its vCPUs are busy for 2 ms in a second, as those of an idle Linux;
+//! - `-asked FILE`: notes there each QMP command, one a line;
 //! - `-count FILE`: on its end, writes there how many QMP commands it was given;
 //! - `-load KIND:FILE`: reads or writes the file, see [`load`].
 //!
@@ -16,7 +20,7 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use flatline_tests::aio::{self, BLOCK, Block};
@@ -34,6 +38,15 @@ const IDLE_VCPU: &str = concat!(
     "RIP=ffffffff81c0e10f RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1\r\n",
     "CR0=80050033 CR2=0000000000000000 CR3=0000000002c10000 CR4=000006f0\r\n"
 );
+/// What it prints where KVM keeps a guest's registers from it: those that it gave the vCPU at its reset.
+const RESET_VCPU: &str = concat!(
+    "EAX=00000000 EBX=00000000 ECX=00000000 EDX=00a00f11\r\n",
+    "EIP=0000fff0 EFL=00000002 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=0\r\n",
+    "CR0=60000010 CR2=00000000 CR3=00000000 CR4=00000000\r\n"
+);
+/// An idle Linux is busy for 1.2 to 9 ms in a second: twenty ticks, of so much each.
+const TICK_EVERY: Duration = Duration::from_millis(50);
+const TICK_TAKES: Duration = Duration::from_micros(100);
 /// How often a guest that has little to do stores something: well within the time after which silence
 /// makes it a suspect.
 const TRICKLE: Duration = Duration::from_secs(4);
@@ -47,7 +60,8 @@ fn main() -> Result<()> {
         arguments.get(at + 1).map(String::as_str)
     };
     let vcpus = value("-smp").map_or(Ok(1), str::parse).context("-smp")?;
-    let threads: Vec<i32> = (0..vcpus).map(vcpu).collect::<Result<_>>()?;
+    let ticks = value("-ticks") == Some("on");
+    let threads: Vec<i32> = (0..vcpus).map(|n| vcpu(n, ticks)).collect::<Result<_>>()?;
     let _tap = match value("-netdev") {
         Some(netdev) => Some(tap(netdev)?),
         None => None,
@@ -57,11 +71,16 @@ fn main() -> Result<()> {
         let path = qmp.strip_prefix("unix:").context("-qmp is no unix: socket")?;
         let path = path.split(',').next().unwrap_or(path);
         let commands = commands.clone();
+        let shown = Shown {
+            registers: if value("-registers") == Some("reset") { RESET_VCPU } else { IDLE_VCPU },
+            confidential: value("-confidential").map(str::to_owned),
+            asked: value("-asked").map(std::fs::File::create).transpose().context("-asked")?,
+        };
         let listener = UnixListener::bind(path).with_context(|| format!("cannot bind {path}"))?;
         spawn("qmp".to_owned(), move || {
             for client in listener.incoming().flatten() {
                 // The client hanging up is how each of these ends.
-                let _ = answer(client, &threads, &commands);
+                let _ = answer(client, &threads, &shown, &commands);
             }
         })?;
     }
@@ -87,11 +106,23 @@ fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Result<()> {
     Ok(())
 }
 
+/// What its monitor shows.
+struct Shown {
+    registers: &'static str,
+    confidential: Option<String>,
+    asked: Option<std::fs::File>,
+}
+
 /// Starts an idle thread and returns its id.
-fn vcpu(index: u32) -> Result<i32> {
+fn vcpu(index: u32, ticks: bool) -> Result<i32> {
     let (sender, receiver) = std::sync::mpsc::channel();
     spawn(format!("CPU {index}/TCG"), move || {
         let _ = sender.send(rustix::thread::gettid().as_raw_nonzero().get());
+        while ticks {
+            std::thread::sleep(TICK_EVERY);
+            let begun = Instant::now();
+            while begun.elapsed() < TICK_TAKES {}
+        }
         loop {
             std::thread::park();
         }
@@ -155,12 +186,23 @@ fn load(kind: &str, path: &str) -> Result<()> {
 }
 
 /// Serves one QMP client.
-fn answer(mut client: UnixStream, threads: &[i32], commands: &AtomicU64) -> Result<()> {
+fn answer(
+    mut client: UnixStream,
+    threads: &[i32],
+    shown: &Shown,
+    commands: &AtomicU64,
+) -> Result<()> {
     client.write_all(GREETING.as_bytes())?;
     let requests = BufReader::new(client.try_clone()?);
     for line in requests.lines() {
         let request: Value = serde_json::from_str(&line?)?;
         commands.fetch_add(1, Ordering::Relaxed);
+        if let (Some(mut asked), Some(command)) =
+            (shown.asked.as_ref(), request["execute"].as_str())
+        {
+            writeln!(asked, "{command}")?;
+        }
+        let property = (&request["arguments"]["path"], &request["arguments"]["property"]);
         let answer = match request["execute"].as_str() {
             Some("query-status") => {
                 json!({"status": "running", "singlestep": false, "running": true})
@@ -175,9 +217,17 @@ fn answer(mut client: UnixStream, threads: &[i32], commands: &AtomicU64) -> Resu
                 })
                 .collect(),
             Some("human-monitor-command") => {
-                let vcpu = |index| format!("CPU#{index}\r\n{IDLE_VCPU}");
+                let vcpu = |index| format!("CPU#{index}\r\n{}", shown.registers);
                 (0..threads.len()).map(vcpu).collect::<String>().into()
             }
+            Some("query-target") => json!({"arch": "x86_64"}),
+            Some("qom-get") => match (property.0.as_str(), property.1.as_str()) {
+                (_, Some("type")) => json!(shown.confidential),
+                (Some("/machine"), Some("confidential-guest-support")) => {
+                    json!(shown.confidential.as_ref().map_or("", |_| "/objects/lsec0"))
+                }
+                _ => json!({}),
+            },
             _ => json!({}),
         };
         let answer = json!({"return": answer, "id": request["id"]});

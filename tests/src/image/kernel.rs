@@ -78,11 +78,7 @@ fn try_to_download(cache_dir: &Path, progress: &mut impl FnMut(&str)) -> Result<
         "apt-cache",
         ["search", "--names-only", r"^linux-image-6\.1\.0-[0-9]+-amd64$"],
     )?;
-    let package = String::from_utf8_lossy(&names)
-        .lines()
-        .filter_map(|line| line.split_whitespace().next())
-        .max_by_key(|name| numbers(name))
-        .map(str::to_owned)
+    let package = newest(&String::from_utf8_lossy(&names))
         .context("apt knows no linux-image-6.1.0-*-amd64")?;
     let version = package.trim_start_matches("linux-image-").to_owned();
     let unpacked = cache_dir.join(UNPACKED);
@@ -114,6 +110,12 @@ fn relocate(sources: &Path, version: &str) -> Result<PathBuf> {
     let sources = sources.to_str().context("the cache directory's path is no UTF-8")?;
     std::fs::write(&makefile, text.replace("include /usr/src/", &format!("include {sources}/")))?;
     Ok(headers)
+}
+
+/// The newest kernel's package in what `apt-cache search` printed.
+pub(super) fn newest(names: &str) -> Option<String> {
+    let names = names.lines().filter_map(|line| line.split_whitespace().next());
+    names.max_by_key(|name| numbers(name)).map(str::to_owned)
 }
 
 /// The numbers in a name, so that 6.1.0-10 comes after 6.1.0-9.

@@ -15,11 +15,12 @@ use tempfile::TempDir;
 use super::{BOOT_GRACE, FLAT_FOR, Scenario, UNCONFIRMED_FLAT_FOR};
 use crate::boot_sector::BootSector;
 use crate::daemon::{Daemon, DaemonConfig};
-use crate::guest::{DiskConfig, Guest, GuestConfig, GuestKind, private_qemu};
-use crate::image::Images;
+use crate::guest::{Board, DiskConfig, Guest, GuestConfig, GuestKind, private_copy, private_qemu};
+use crate::image::{Images, arm64};
 use crate::interrupt;
 use crate::netns::{Netns, Tap};
 use crate::store::{FileSystem, FuseExport, Memory};
+use crate::tools;
 
 /// Room for the guest's `disk` load, and more.
 const DISK_BYTES: u64 = 64 << 20;
@@ -27,6 +28,9 @@ const DISK_BYTES: u64 = 64 << 20;
 pub(super) const BOOT_LIMIT: Duration = Duration::from_secs(90);
 /// The name of the guest that nobody touches.
 pub(super) const BYSTANDER: &str = "bystander";
+
+/// What a place's QEMU for Arm guests is called.
+const ARM_QEMU: &str = "qemu-system-aarch64";
 
 /// What was built before.
 #[derive(Clone, Debug)]
@@ -117,6 +121,22 @@ impl Place {
         config.ip = Some(format!("10.7.{number}.2/24"));
         let image = self.dir().join(format!("{name}.img"));
         config.disk = Some(DiskConfig::new(image, DISK_BYTES));
+        Ok(config)
+    }
+
+    /// The same on a 64-bit Arm machine.
+    ///
+    /// # Errors
+    ///
+    /// If there is no QEMU for it, or its kernel can't be had.
+    pub fn arm_linux(&mut self, name: &str) -> Result<GuestConfig> {
+        let program = tools::QEMU_AARCH64.needed().map_err(anyhow::Error::msg)?;
+        let beside = self.images.kernel.parent().context("the images are in a directory")?;
+        let images = arm64::build(&beside.join("arm64"))?;
+        let mut config = self.linux(name)?;
+        config.kind = GuestKind::Linux(images);
+        config.board = Board::ArmVirt;
+        config.executable = private_copy(&program, ARM_QEMU, self.dir())?;
         Ok(config)
     }
 
@@ -235,6 +255,7 @@ impl Stage {
             "unconfirmed_flat_for = \"{}\"\n",
             humantime::format_duration(UNCONFIRMED_FLAT_FOR)
         );
+        config.executables.push(place.dir().join(ARM_QEMU).display().to_string());
         let daemon = Daemon::start(&config, place.dir())?;
         let bystander = place.linux(BYSTANDER)?.start()?;
         if !boots {

@@ -42,6 +42,7 @@ mod storage;
 mod telling;
 mod top;
 mod turns;
+mod unreadable;
 mod upgrade;
 mod witnesses;
 
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
     trials.extend(masked_wait::trials());
     trials.extend(idle_costs::trials());
     trials.extend(brought_back::trials());
+    trials.extend(unreadable::trials());
     trials.extend(counts::trials());
     trials.extend(network::trials());
     trials.extend(neighbours::trials());

@@ -1,0 +1,103 @@
+//! The Linux guest of 64-bit Arm: Debian's kernel and busybox of that architecture, which nothing of this machine runs.
+//!
+//! They are fetched through lists of apt's that are this cache's own: the system's stay of its own architecture.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use super::{INIT, Images, initramfs, kernel};
+use crate::{command, deb};
+
+/// Bump it where what is built changes.
+const RECIPE: &str = "1";
+/// The device of the serial console, which is another one on a PC.
+const CONSOLES: (&str, &str) = ("ttyS0", "ttyAMA0");
+
+/// Builds the images in `cache_dir`, or finds them there. Others who build at the same time wait.
+///
+/// # Errors
+///
+/// If Debian's packages can't be downloaded, or `cache_dir` cannot be written.
+pub fn build(cache_dir: &Path) -> Result<Images> {
+    std::fs::create_dir_all(cache_dir)
+        .with_context(|| format!("cannot make {}", cache_dir.display()))?;
+    let cache_dir = std::path::absolute(cache_dir)?;
+    let lock =
+        std::fs::File::create(cache_dir.join("lock")).context("cannot make the lock file")?;
+    lock.lock().context("cannot lock the image cache")?;
+    let images =
+        Images { kernel: cache_dir.join("kernel"), initramfs: cache_dir.join("initramfs") };
+    let stamp = cache_dir.join("stamp");
+    let init = INIT.replace(CONSOLES.0, CONSOLES.1);
+    let recipe = format!("{RECIPE}\n{init}");
+    if std::fs::read_to_string(&stamp).is_ok_and(|built| built == recipe) {
+        return Ok(images);
+    }
+    let place = tempfile::Builder::new().prefix(".building-").tempdir_in(&cache_dir)?;
+    let apt = Apt::new(place.path())?;
+    let unpacked = place.path().join("unpacked");
+    let package = apt.newest_kernel()?;
+    for package in [package.as_str(), "busybox-static"] {
+        apt.unpack(package, &unpacked)?;
+    }
+    let version = package.trim_start_matches("linux-image-");
+    let modules = unpacked.join("lib/modules").join(version);
+    let archive = initramfs(&init, &unpacked.join("bin/busybox"), &modules, None)?;
+    // Debian's is not compressed.
+    std::fs::copy(unpacked.join("boot").join(format!("vmlinuz-{version}")), &images.kernel)
+        .context("cannot write the kernel")?;
+    std::fs::write(&images.initramfs, archive.finish()).context("cannot write the initramfs")?;
+    // Last, so that an interrupted build is taken up again.
+    std::fs::write(&stamp, recipe).context("cannot write the stamp")?;
+    Ok(images)
+}
+
+/// An apt with lists of its own, of this architecture alone.
+struct Apt {
+    options: Vec<String>,
+}
+
+impl Apt {
+    fn new(place: &Path) -> Result<Self> {
+        let folder = |name: &str| -> Result<PathBuf> {
+            let folder = place.join(name);
+            std::fs::create_dir_all(folder.join("lists/partial"))?;
+            std::fs::create_dir_all(folder.join("archives/partial"))?;
+            Ok(folder)
+        };
+        let options = [
+            "APT::Architecture=arm64".to_owned(),
+            "APT::Architectures::=arm64".to_owned(),
+            format!("Dir::State={}", folder("state")?.display()),
+            format!("Dir::Cache={}", folder("cache")?.display()),
+            // Nothing is installed.
+            "Dir::State::status=/dev/null".to_owned(),
+            // The user that apt downloads as otherwise can't write here.
+            "APT::Sandbox::User=root".to_owned(),
+        ];
+        let options = options.into_iter().flat_map(|option| ["-o".to_owned(), option]).collect();
+        let apt = Self { options };
+        apt.run("apt-get", &["update"])?;
+        Ok(apt)
+    }
+
+    fn run(&self, program: &str, words: &[&str]) -> Result<Vec<u8>> {
+        command::run(program, self.words().into_iter().chain(words.iter().copied()))
+    }
+
+    fn words(&self) -> Vec<&str> {
+        self.options.iter().map(String::as_str).collect()
+    }
+
+    fn newest_kernel(&self) -> Result<String> {
+        let pattern = r"^linux-image-6\.1\.0-[0-9]+-arm64$";
+        let names = self.run("apt-cache", &["search", "--names-only", pattern])?;
+        let names = String::from_utf8_lossy(&names).into_owned();
+        kernel::newest(&names).context("apt knows no linux-image-6.1.0-*-arm64")
+    }
+
+    fn unpack(&self, package: &str, directory: &Path) -> Result<()> {
+        deb::unpack(package, directory, &self.words())
+    }
+}
