@@ -118,13 +118,14 @@ fn vcpu(index: u32, ticks: bool) -> Result<i32> {
     let (sender, receiver) = std::sync::mpsc::channel();
     spawn(format!("CPU {index}/TCG"), move || {
         let _ = sender.send(rustix::thread::gettid().as_raw_nonzero().get());
-        while ticks {
-            std::thread::sleep(TICK_EVERY);
-            let begun = Instant::now();
-            while begun.elapsed() < TICK_TAKES {}
-        }
         loop {
-            std::thread::park();
+            if ticks {
+                std::thread::sleep(TICK_EVERY);
+                let begun = Instant::now();
+                while begun.elapsed() < TICK_TAKES {}
+            } else {
+                std::thread::park();
+            }
         }
     })?;
     Ok(receiver.recv()?)
