@@ -90,6 +90,7 @@ pub(crate) fn task(options: &Options) -> Result<()> {
     setup::ensure()?;
     build_ebpf::build()?;
     let daemon = executable::build("the daemon", &["--package", "flatline"])?;
+    tools::fetch();
     let programs = Programs { daemon, images: image::build(&guest::build()?, |_| {})? };
     interrupt::install()?;
     if options.sensors {
