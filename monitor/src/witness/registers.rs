@@ -28,13 +28,13 @@ use self::{
     course::{Course, Spot, course},
     look::{Look, look_once},
 };
-pub(super) use look::unavailable;
 use super::{Asked, Note, Scene, Witness, aarch64, note, noted, of_suspects};
 use crate::{
     insight::{Readable, Unreadable},
     qmp::QmpHandle,
     verdict::Answer,
 };
+pub(super) use look::unavailable;
 
 /// The row in the table.
 pub const WITNESS: Witness = Witness {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::{INIT, Images, initramfs, kernel};
+use super::{INIT, Images, MODULES, initramfs, kernel};
 use crate::{command, deb};
 
 /// Bump it where what is built changes.
@@ -26,8 +26,11 @@ pub fn build(cache_dir: &Path) -> Result<Images> {
     let lock =
         std::fs::File::create(cache_dir.join("lock")).context("cannot make the lock file")?;
     lock.lock().context("cannot lock the image cache")?;
-    let images =
-        Images { kernel: cache_dir.join("kernel"), initramfs: cache_dir.join("initramfs") };
+    let images = Images {
+        kernel: cache_dir.join("kernel"),
+        initramfs: cache_dir.join("initramfs"),
+        hypervisor: None,
+    };
     let stamp = cache_dir.join("stamp");
     let init = INIT.replace(CONSOLES.0, CONSOLES.1);
     let recipe = format!("{RECIPE}\n{init}");
@@ -43,7 +46,7 @@ pub fn build(cache_dir: &Path) -> Result<Images> {
     }
     let version = package.trim_start_matches("linux-image-");
     let modules = unpacked.join("lib/modules").join(version);
-    let archive = initramfs(&init, &unpacked.join("bin/busybox"), &modules, None)?;
+    let archive = initramfs(&init, &unpacked.join("bin/busybox"), &modules, &MODULES, None)?;
     // Debian's is not compressed.
     std::fs::copy(unpacked.join("boot").join(format!("vmlinuz-{version}")), &images.kernel)
         .context("cannot write the kernel")?;

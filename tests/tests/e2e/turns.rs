@@ -37,8 +37,7 @@ pub(crate) fn wait() -> Turn {
             *running += 1;
             return Turn(());
         }
-        (running, _) =
-            ENDED.wait_timeout(running, LOOK).unwrap_or_else(PoisonError::into_inner);
+        (running, _) = ENDED.wait_timeout(running, LOOK).unwrap_or_else(PoisonError::into_inner);
     }
 }
 
