@@ -225,10 +225,7 @@ impl Engine {
             Message::Status(pid, status) => drop(self.statuses.insert(pid, status)),
             Message::Gone(vm) => self.gone(vm),
             Message::Refreshed(vm, looked) => self.refreshed(vm, looked),
-            Message::Cpus(vm, cpus) => {
-                let threads = cpus.iter().map(|cpu| (cpu.index, cpu.thread_id)).collect();
-                self.set_threads(vm, threads, true);
-            }
+            Message::Cpus(vm, threads) => self.set_threads(vm, threads, true),
             Message::RunState(vm, number, run_state) => {
                 let Some(watched) = self.vms.get_mut(&vm) else { return };
                 if number > watched.run_state_answered {

@@ -1,11 +1,12 @@
 //! What a QEMU says of itself: its state, its events, its vCPUs.
 
+use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
 
 use super::{Message, engine::Engine};
 use crate::{
-    discover::VmId,
-    qmp::{QmpEvent, QmpNotice, QmpState, RunState},
+    discover::{ThreadIds, VmId},
+    qmp::{QmpCpu, QmpEvent, QmpNotice, QmpState, RunState},
     verdict::{Input, Monitor},
 };
 
@@ -112,12 +113,40 @@ impl Engine {
     }
 
     pub(super) fn ask_cpus(&self, id: VmId) {
-        let Some(qmp) = self.vms.get(&id).and_then(|watched| watched.qmp.clone()) else { return };
-        let messages = self.messages.clone();
+        let Some(watched) = self.vms.get(&id) else { return };
+        let Some(qmp) = watched.qmp.clone() else { return };
+        let (messages, has_own_pids) = (self.messages.clone(), watched.vm.has_own_pids);
         tokio::spawn(async move {
-            if let Ok(cpus) = qmp.query_cpus().await {
-                let _ = messages.send(Message::Cpus(id, cpus));
+            let Ok(cpus) = qmp.query_cpus().await else { return };
+            if has_own_pids {
+                // To read of hundreds of threads takes a while.
+                let named = spawn_blocking(move || as_called_here(id, &cpus)).await;
+                if let Ok(Some(threads)) = named {
+                    let _ = messages.send(Message::Cpus(id, threads));
+                }
+            } else {
+                let threads = cpus.iter().map(|cpu| (cpu.index, cpu.thread_id)).collect();
+                let _ = messages.send(Message::Cpus(id, threads));
             }
         });
     }
+}
+
+/// The threads of vCPUs, named as a QEMU in a PID namespace of its own names them. `None` if it lacks one of them.
+fn as_called_here(id: VmId, cpus: &[QmpCpu]) -> Option<Vec<(u32, u32)>> {
+    let ids = match ThreadIds::of(id.pid) {
+        Ok(ids) => ids,
+        Err(error) => {
+            debug!("VM {id}: {error}");
+            return None;
+        }
+    };
+    let here = |cpu: &QmpCpu| {
+        let tid = ids.here(cpu.thread_id);
+        if tid.is_none() {
+            debug!("VM {id}: in its own PID namespace it has no thread {}", cpu.thread_id);
+        }
+        Some((cpu.index, tid?))
+    };
+    cpus.iter().map(here).collect()
 }

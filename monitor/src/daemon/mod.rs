@@ -45,7 +45,7 @@ use crate::{
     config::{Config, ConfigError, Source},
     discover::{ResetAction, Vm, VmId},
     probe::{AttachReport, DirectoryLock, ProbeError, ProbeThread, THREADS},
-    qmp::{QmpCpu, RunState},
+    qmp::RunState,
     recover::{Restart, RestartError},
     report::{
         control::{self, BindError},
@@ -118,7 +118,7 @@ enum Message {
     /// What may have changed of it was looked at again.
     Refreshed(VmId, watchers::Looked),
     /// Its vCPU threads, by QEMU's own account.
-    Cpus(VmId, Vec<QmpCpu>),
+    Cpus(VmId, Vec<(u32, u32)>),
     /// Its run state, asked for after an event; the number orders the questions.
     RunState(VmId, u64, RunState),
     /// Its witnesses answered, of the boot that began then.

@@ -73,9 +73,8 @@ impl Engine {
             watched.threads_from_qmp = from_qmp;
             return;
         }
-        // A QEMU in a container names its threads as they are called there.
-        if let Some((_, tid)) = threads.iter().find(|(_, tid)| !discover::has_thread(id.pid, *tid))
-        {
+        let has = |tid| discover::has_thread(id.pid, tid);
+        if let Some((_, tid)) = threads.iter().find(|(_, tid)| !has(*tid)) {
             return debug!(vm = watched.vm.name, "it has no thread {tid}, which it names");
         }
         watched.threads_from_qmp = from_qmp;

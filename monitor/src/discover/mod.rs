@@ -47,7 +47,7 @@ pub use netns::in_netns;
 pub use origin::{Origin, is_there};
 pub use owner::{LibvirtScope, Owner, Ownership};
 pub use proc::{
-    VcpuThread, VcpuThreads, cgroup_lines, has_thread, open_descriptors, process_state,
+    ThreadIds, VcpuThread, VcpuThreads, cgroup_lines, has_thread, open_descriptors, process_state,
     start_ticks, status, vcpu_threads,
 };
 pub use rights::{Rights, RightsError};
@@ -154,6 +154,7 @@ fn read_vm(pid: u32, scope: &Scope) -> Result<Option<Vm>, DiscoverError> {
         ownership,
         netns,
         qmp_sockets: told.qmp_sockets,
+        has_own_pids: proc::has_own_pids(pid)?,
         plugged,
         unseen_networks: told.unseen_networks,
         disks: told.disks,

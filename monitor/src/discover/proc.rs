@@ -4,6 +4,7 @@
 //! other failure. What a process can choose itself (its name, its number of threads and
 //! descriptors) is read with a bound.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -101,9 +102,65 @@ pub fn open_descriptors(pid: u32) -> Option<u64> {
     (count != 0).then_some(count)
 }
 
+/// The ids of a process' threads, here and where it lives: a process in a PID namespace of its own calls its threads
+/// otherwise than its host does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ThreadIds {
+    pid: u32,
+    /// By the id there, the id here; `None` where both are the same.
+    inner: Option<BTreeMap<u32, u32>>,
+}
+
+/// Whether `pid` lives in another PID namespace than our `/proc` shows.
+///
+/// # Errors
+/// [`DiscoverError::Gone`] if there is no such process; otherwise if it cannot be read.
+pub(super) fn has_own_pids(pid: u32) -> Result<bool, DiscoverError> {
+    Ok(innermost(&status(pid)?).is_some_and(|(depth, _)| depth > 1))
+}
+
+impl ThreadIds {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// [`DiscoverError::Gone`] if there is no such process; otherwise if it cannot be read.
+    pub fn of(pid: u32) -> Result<Self, DiscoverError> {
+        if !has_own_pids(pid)? {
+            return Ok(Self { pid, inner: None });
+        }
+        let mut inner = BTreeMap::new();
+        for tid in numeric_entries(pid, "task")? {
+            // A thread that ended meanwhile is not one of those wanted.
+            let Ok(text) = read_bounded(pid, &format!("task/{tid}/status"), STATUS_BYTES) else {
+                continue;
+            };
+            if let Some((_, there)) = innermost(&String::from_utf8_lossy(&text)) {
+                inner.insert(there, tid);
+            }
+        }
+        Ok(Self { pid, inner: Some(inner) })
+    }
+
+    /// The id here of the thread that the process itself calls `tid`; `None` if it has no such thread.
+    pub fn here(&self, tid: u32) -> Option<u32> {
+        match &self.inner {
+            Some(inner) => inner.get(&tid).copied(),
+            None => has_thread(self.pid, tid).then_some(tid),
+        }
+    }
+}
+
 /// Whether `pid` has a thread `tid`.
 pub fn has_thread(pid: u32, tid: u32) -> bool {
     fs::exists(format!("/proc/{pid}/task/{tid}")).unwrap_or(false)
+}
+
+/// In how many PID namespaces, from that of our `/proc` on, a thread has an id, and which it has in the innermost, by
+/// its `status`. A kernel without such namespaces has no line for it.
+fn innermost(status: &str) -> Option<(usize, u32)> {
+    let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    let ids: Vec<&str> = ids.split_ascii_whitespace().collect();
+    Some((ids.len(), ids.last()?.parse().ok()?))
 }
 
 /// The vCPU threads of `pid`, told by their names alone, which a QEMU that a guest took over may
@@ -112,19 +169,23 @@ pub fn has_thread(pid: u32, tid: u32) -> bool {
 /// # Errors
 /// [`DiscoverError::Gone`] if there is no such process.
 pub fn vcpu_threads(pid: u32) -> Result<VcpuThreads, DiscoverError> {
+    let mut named = thread_names(pid)?;
+    // The main thread bears the name that `-name process=` gave it and never runs a vCPU.
+    named.retain(|(_, tid)| *tid != pid);
+    Ok(vcpu_threads_from_names(&named))
+}
+
+/// The names of all threads of `pid`, with their ids.
+pub(super) fn thread_names(pid: u32) -> Result<Vec<(String, u32)>, DiscoverError> {
     let mut named = Vec::new();
     for tid in numeric_entries(pid, "task")? {
-        // The main thread bears the name that `-name process=` gave it and never runs a vCPU.
-        if tid == pid {
-            continue;
-        }
         // A thread that ended meanwhile is not one of those wanted.
         let Ok(comm) = read_bounded(pid, &format!("task/{tid}/comm"), SMALL_FILE_BYTES) else {
             continue;
         };
         named.push((String::from_utf8_lossy(&comm).trim_end_matches('\n').to_owned(), tid));
     }
-    Ok(vcpu_threads_from_names(&named))
+    Ok(named)
 }
 
 pub(super) fn vcpu_threads_from_names(named: &[(String, u32)]) -> VcpuThreads {
@@ -257,7 +318,8 @@ mod tests {
     use std::path::PathBuf;
 
     use super::{
-        VcpuThread, VcpuThreads, parse_stat, start_ticks, vcpu_threads_from_names, without_deleted,
+        ThreadIds, VcpuThread, VcpuThreads, innermost, parse_stat, start_ticks,
+        vcpu_threads_from_names, without_deleted,
     };
     use crate::discover::DiscoverError;
 
@@ -301,6 +363,23 @@ mod tests {
         assert_eq!(vcpu_threads_from_names(&single), VcpuThreads::OneForAll(12));
         let unnamed = [("qemu-system-x86".to_owned(), 12)];
         assert_eq!(vcpu_threads_from_names(&unnamed), VcpuThreads::Unnamed);
+    }
+
+    #[test]
+    fn a_thread_in_a_namespace_of_its_own_has_the_last_id_of_its_line() {
+        assert_eq!(innermost("Name:\tq\nNSpid:\t4711\t12\t3\n"), Some((3, 3)));
+        assert_eq!(innermost("NSpid:\t4711\n"), Some((1, 4711)));
+        assert_eq!(innermost("Name:\tq\n"), None);
+        assert_eq!(innermost("NSpid:\t4711\tx\n"), None);
+    }
+
+    #[test]
+    fn in_the_same_namespace_ids_are_the_same_and_strangers_have_none() {
+        let own = std::process::id();
+        let ids = ThreadIds::of(own).expect("our own threads");
+        assert_eq!((ids.here(own), ids.here(u32::MAX)), (Some(own), None));
+        let elsewhere = ThreadIds { pid: own, inner: Some([(3, 12)].into()) };
+        assert_eq!((elsewhere.here(3), elsewhere.here(own)), (Some(12), None));
     }
 
     #[test]

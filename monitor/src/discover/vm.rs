@@ -101,6 +101,8 @@ pub struct Vm {
     /// Unix sockets on which QEMU listens for QMP, as QEMU was told: to be resolved against the
     /// process' root and, if relative, its working directory.
     pub qmp_sockets: Vec<PathBuf>,
+    /// Whether it lives in a PID namespace of its own, and calls its threads otherwise than its host does.
+    pub has_own_pids: bool,
     /// Taps and images that are open now; [`plugged()`](super::plugged()) reads them again.
     pub plugged: Plugged,
     /// Networks on the command line whose packets cannot be seen: `user`, `vhost-user`, `vfio-pci`, ..
@@ -166,6 +168,7 @@ impl Vm {
             ownership,
             netns: 1,
             qmp_sockets: qmp_sockets.iter().map(PathBuf::from).collect(),
+            has_own_pids: false,
             plugged: Plugged::default(),
             unseen_networks: Vec::new(),
             disks: Vec::new(),

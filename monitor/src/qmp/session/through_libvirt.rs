@@ -68,10 +68,14 @@ async fn verify(target: &LibvirtTarget, limit: Duration) -> Result<(), Parting> 
     let reply = execute(target, "query-cpus-fast", None, limit).await;
     let reply = reply.map_err(|error| Parting::Closed(in_full(&error)))?;
     let threads = reply.as_array().map(Vec::as_slice).unwrap_or_default();
+    let pid = target.vm.pid;
+    // libvirt passes on what QEMU calls its threads, which may live in a PID namespace of its own.
+    let ids = tokio::task::spawn_blocking(move || discover::ThreadIds::of(pid)).await;
+    let ids = ids.ok().and_then(Result::ok);
     let is_of_it = |vcpu: &Value| {
         let tid = vcpu.get("thread-id").and_then(Value::as_u64);
         tid.and_then(|tid| u32::try_from(tid).ok())
-            .is_some_and(|tid| discover::has_thread(target.vm.pid, tid))
+            .is_some_and(|tid| ids.as_ref().is_some_and(|ids| ids.here(tid).is_some()))
     };
     let same = discover::start_ticks(target.vm.pid).ok() == Some(target.vm.start_ticks);
     if same && !threads.is_empty() && threads.iter().all(is_of_it) {

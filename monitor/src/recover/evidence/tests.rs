@@ -61,6 +61,7 @@ fn vm(id: VmId, console_logs: Vec<PathBuf>) -> Vm {
         origin: discover::Origin::default(),
         netns: 0,
         qmp_sockets: Vec::new(),
+        has_own_pids: false,
         ownership: discover::Ownership::bare(),
         plugged: discover::Plugged::default(),
         unseen_networks: Vec::new(),
