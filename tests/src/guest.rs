@@ -15,7 +15,7 @@ use crate::console::{Log, Mark};
 use crate::interrupt;
 pub use crate::machine::{
     Accelerator, Board, DiskConfig, GuestConfig, GuestKind, WatchdogAction, private_copy,
-    private_qemu,
+    private_qemu, qemu_command,
 };
 use crate::qmp::{self, Qmp};
 

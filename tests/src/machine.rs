@@ -453,6 +453,19 @@ impl GuestConfig {
     }
 }
 
+/// The command of a QEMU in `directory`, which finds its firmware and modules there; the rest is the caller's to say.
+pub fn qemu_command(executable: &Path, directory: &Path) -> Command {
+    let mut command = Command::new(executable);
+    command.current_dir(directory);
+    for firmware in FIRMWARE_DIRECTORIES.into_iter().filter(|path| Path::new(path).is_dir()) {
+        command.args(["-L", firmware]);
+    }
+    if let Some(modules) = MODULE_DIRECTORIES.into_iter().find(|path| Path::new(path).is_dir()) {
+        command.env("QEMU_MODULE_DIR", modules);
+    }
+    command
+}
+
 /// Puts a QEMU of one's own into `dir`, and returns its path: a daemon that allows only this
 /// executable sees no other test's guests. `FLATLINE_QEMU` names another than Debian's.
 ///

@@ -333,7 +333,9 @@ impl Engine {
         let Some(watched) = self.vms.get(&id) else { return Err("it is gone".to_owned()) };
         match (watched.monitor(), &watched.qmp) {
             (Monitor::Answers(_), Some(qmp)) => Ok(qmp.clone()),
-            (Monitor::Unknown(why) | Monitor::Unresponsive(why), _) => Err(why),
+            (Monitor::Unknown(why) | Monitor::Unresponsive(why) | Monitor::NotStarted(why), _) => {
+                Err(why)
+            }
             (Monitor::Answers(_), None) => Err("no QMP socket is known".to_owned()),
         }
     }

@@ -66,7 +66,8 @@ impl Engine {
         self.statuses.remove(&id.pid);
         let owner = vm.ownership.owner.kind();
         info!(vm = vm.name, pid = id.pid, accelerator = %vm.accelerator, owner, "found");
-        for note in &vm.notes {
+        let unused = vm.unused_monitors.iter().filter(|_| vm.qmp_sockets.is_empty());
+        for note in vm.notes.iter().chain(unused) {
             info!(vm = vm.name, "{note}");
         }
         let insight = Insight::begin(&vm);
@@ -132,7 +133,7 @@ impl Engine {
             suspected_at: None,
             testimony: None,
             case,
-            port: vm.heartbeat_socket.clone().map(|socket| PortListener::start(vm.id, socket)),
+            port: PortListener::start(&vm),
             told: None,
             restarts: 0,
             put_back,

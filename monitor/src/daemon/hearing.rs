@@ -26,7 +26,9 @@ impl Engine {
                         self.ask_cpus(id);
                         true
                     }
-                    QmpState::Connecting | QmpState::Closed { .. } => {
+                    QmpState::Connecting
+                    | QmpState::NotStarted { .. }
+                    | QmpState::Closed { .. } => {
                         debug!(vm = watched.vm.name, ?state, "QMP");
                         true
                     }

@@ -264,7 +264,9 @@ fn errand(watched: &WatchedVm, stop: CancellationToken) -> Result<Errand, Unread
         }),
         (_, None) => Err(Unread::Untold("no QMP socket is known".to_owned())),
         (Monitor::Answers(_), _) => not_now("it isn't running"),
-        (Monitor::Unknown(why) | Monitor::Unresponsive(why), _) => not_now(&why),
+        (Monitor::Unknown(why) | Monitor::Unresponsive(why) | Monitor::NotStarted(why), _) => {
+            not_now(&why)
+        }
     }
 }
 

@@ -140,6 +140,7 @@ impl Engine {
         }
         degraded.extend(self.unread_registers());
         degraded.extend(kvm::lacks_signs(&self.probes.kvm_hooks()).map(ToOwned::to_owned));
+        degraded.extend(self.unused_monitors());
         for watched in self.vms.values() {
             let name = &watched.vm.name;
             if let Err(why) = &watched.slot {
@@ -256,7 +257,7 @@ impl Engine {
         let lacks = watched.insight.lacks().map(|why| format!("not asked for: {why}"));
         let qmp = match watched.monitor() {
             Monitor::Answers(run_state) => format!("answers; run state {run_state}"),
-            Monitor::Unknown(why) | Monitor::Unresponsive(why) => why,
+            Monitor::Unknown(why) | Monitor::Unresponsive(why) | Monitor::NotStarted(why) => why,
         };
         ShowView {
             vm: self.view(watched),

@@ -1,18 +1,26 @@
 //! By which way each QEMU is talked to.
 
-use super::engine::Engine;
+use std::time::Duration;
+
+use super::{engine::Engine, vm::WatchedVm, watchers};
 use crate::{
     config::{Means, QmpTransport},
-    discover::{Owner, Vm},
+    discover::{ListeningSocket, Owner, SocketAt, Vm},
     program::{self, virsh::Virsh},
-    qmp::{LibvirtTarget, QmpTarget, Transport},
+    qmp::{LibvirtTarget, QmpState, QmpTarget, Transport},
     recover::actuator::libvirt_uri,
+    verdict::Monitor,
 };
 
 /// By which way a QEMU is talked to; `None` if by none.
 fn transport(vm: &Vm, means: &Means, has_virsh: bool) -> Option<Transport> {
-    let socket = vm.qmp_sockets.first();
-    let target = socket.map(|socket| QmpTarget { vm: vm.id, socket: socket.clone() });
+    let is_libvirts = matches!(vm.ownership.owner, Owner::Libvirt { .. });
+    // The sockets that libvirt hands over are its own, which it comes back to after it was restarted.
+    let may_be_used =
+        |socket: &&ListeningSocket| !(is_libvirts && matches!(socket.at, SocketAt::Descriptor(_)));
+    let sockets: Vec<_> = vm.qmp_sockets.iter().filter(may_be_used).cloned().collect();
+    let target =
+        (!sockets.is_empty()).then_some(QmpTarget { vm: vm.id, sockets, threads: vm.threads });
     match (means.qmp, &vm.ownership.owner) {
         (QmpTransport::Keep, _) => target.map(Transport::Keep),
         (QmpTransport::Brief, _) => target.map(Transport::Brief),
@@ -33,7 +41,27 @@ fn transport(vm: &Vm, means: &Means, has_virsh: bool) -> Option<Transport> {
     }
 }
 
+/// A QEMU this old has had the time to listen.
+const LISTENS_AFTER: Duration = Duration::from_secs(10);
+/// VMs that are named at most.
+const NAMED: usize = 5;
+
 impl Engine {
+    /// Whose monitor can't be used though QEMU was told to have one, and why, for people to read.
+    pub(super) fn unused_monitors(&self) -> Option<String> {
+        let unused: Vec<(&str, String)> = self
+            .vms
+            .values()
+            .filter(|watched| watchers::age(watched.vm.id) >= Some(LISTENS_AFTER))
+            .filter_map(|watched| Some((watched.vm.name.as_str(), watched.unused_monitor()?)))
+            .collect();
+        let more = unused.len().saturating_sub(NAMED);
+        let named = unused.iter().take(NAMED).map(|(name, why)| format!("{name} ({why})"));
+        let named = named.collect::<Vec<_>>().join(", ");
+        let more = if more == 0 { String::new() } else { format!(", and of {more} more") };
+        (!unused.is_empty()).then(|| format!("QMP is not used of {named}{more}"))
+    }
+
     /// By which way it is talked to; `None` if by none.
     pub(super) fn transport_to(&mut self, vm: &Vm) -> Option<Transport> {
         let means = self.config.means_for(&vm.name);
@@ -42,6 +70,27 @@ impl Engine {
             self.owners.hears_late_of(vm.id);
         }
         way
+    }
+}
+
+impl WatchedVm {
+    /// Why its monitor is not used, though QEMU was told to have one.
+    fn unused_monitor(&self) -> Option<String> {
+        let is_meant = match &self.qmp {
+            None => self.vm.qmp_sockets.is_empty() && !self.vm.unused_monitors.is_empty(),
+            Some(_) => match &self.qmp_state {
+                // A QEMU that answers late is judged for that.
+                QmpState::Connecting | QmpState::Ready | QmpState::Unresponsive { .. } => false,
+                QmpState::NotStarted { .. }
+                | QmpState::Busy
+                | QmpState::Refused { .. }
+                | QmpState::Closed { .. } => true,
+            },
+        };
+        match self.monitor() {
+            Monitor::Unknown(why) | Monitor::NotStarted(why) if is_meant => Some(why),
+            _ => None,
+        }
     }
 }
 
@@ -80,6 +129,18 @@ mod tests {
         assert_eq!(way(Owner::Ganeti { instance: "a".to_owned() }, sockets, ""), Some("brief"));
         assert_eq!(way(libvirt(LibvirtScope::System), &[], ""), Some("virsh"));
         assert_eq!(way(Owner::Bare, &[], ""), None);
+    }
+
+    #[test]
+    fn a_monitor_that_libvirt_handed_over_is_libvirts_own() {
+        let way = |owner| {
+            let mut vm = Vm::stand_in(Ownership { owner, ..Ownership::bare() }, &[]);
+            let at = SocketAt::Descriptor(21);
+            vm.qmp_sockets = vec![ListeningSocket { at, waits: false }];
+            transport(&vm, &Config::parse("", "").unwrap().means, false)
+        };
+        assert_eq!(way(libvirt(LibvirtScope::System)), None);
+        assert!(matches!(way(Owner::Bare), Some(Transport::Keep(_))));
     }
 
     #[test]

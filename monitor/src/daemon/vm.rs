@@ -204,7 +204,7 @@ impl WatchedVm {
     /// What QEMU's monitor has to say.
     pub(super) fn monitor(&self) -> Monitor {
         if self.qmp.is_none() {
-            return Monitor::Unknown("no QMP socket is known".to_owned());
+            return Monitor::Unknown(self.why_no_socket());
         }
         match (&self.qmp_state, &self.run_state) {
             (QmpState::Ready, Some(run_state)) => Monitor::Answers(run_state.clone()),
@@ -217,9 +217,18 @@ impl WatchedVm {
             (QmpState::Unresponsive { .. }, _) => {
                 Monitor::Unresponsive("a QMP command got no answer in time".to_owned())
             }
+            (QmpState::NotStarted { reason }, _) => Monitor::NotStarted(reason.clone()),
             (QmpState::Refused { reason } | QmpState::Closed { reason }, _) => {
                 Monitor::Unknown(reason.clone())
             }
+        }
+    }
+
+    /// Why no socket of its monitor is used.
+    fn why_no_socket(&self) -> String {
+        match self.vm.unused_monitors.first() {
+            Some(why) if self.vm.qmp_sockets.is_empty() => why.clone(),
+            _ => "no QMP socket is known".to_owned(),
         }
     }
 
@@ -242,6 +251,18 @@ impl WatchedVm {
             }
             None => (self.clocks.read(), process_state(pid)),
         };
+        let vcpus = vcpus.map_err(|missing| {
+            let why = match self.monitor() {
+                Monitor::Unknown(why) | Monitor::Unresponsive(why) | Monitor::NotStarted(why)
+                    if self.threads.is_empty() =>
+                {
+                    why
+                }
+                _ => return missing,
+            };
+            // Of threads without names, QEMU alone knows which are whose.
+            Missing::new("vCPU time", format!("which threads are its vCPUs is not known: {why}"))
+        });
         let storage = row
             .clone()
             .map(|row| self.lost_completions.settle(row.storage, host.devices, now))

@@ -6,7 +6,11 @@ use std::{
     path::PathBuf,
 };
 
-use super::{options::Members, vm::AgentSocket};
+use super::{
+    listening::{ListeningSocket, SocketAt},
+    options::Members,
+    vm::AgentSocket,
+};
 
 /// The name of the port that flatline's agent writes to.
 const HEARTBEAT_PORT: &str = "org.flatline.heartbeat.0";
@@ -91,7 +95,7 @@ impl Chardevs {
 
     fn socket(&self, id: &str) -> Option<AgentSocket> {
         let chardev = self.get(id).filter(|chardev| is_socket(chardev) && listens(chardev))?;
-        Some(AgentSocket { chardev: id.to_owned(), path: socket_path(chardev)? })
+        Some(AgentSocket { chardev: id.to_owned(), socket: listening(chardev).ok()? })
     }
 
     /// The files that a console is written to.
@@ -123,11 +127,27 @@ pub(super) fn listens(socket: &Members) -> bool {
         .unwrap_or(socket.is_json)
 }
 
-/// The path of a Unix socket that has one.
-pub(super) fn socket_path(socket: &Members) -> Option<PathBuf> {
-    let is_abstract = socket.switch("abstract").unwrap_or(false);
-    let path = socket.get_any(&["path", "addr.path", "backend.data.addr.data.path"])?;
-    (!is_abstract).then(|| PathBuf::from(path))
+/// Where QEMU listens, or what else this socket is.
+pub(super) fn listening(socket: &Members) -> Result<ListeningSocket, &'static str> {
+    let at = if let Some(path) =
+        socket.get_any(&["path", "addr.path", "backend.data.addr.data.path"])
+    {
+        if socket.switch("abstract").unwrap_or(false) {
+            return Err("an abstract socket, which has no file to be connected to");
+        }
+        SocketAt::Path(PathBuf::from(path))
+    } else if let Some(fd) = socket.get_any(&["fd", "addr.str", "backend.data.addr.data.str"]) {
+        let number = fd.parse().map_err(|_| "a descriptor that was handed over under a name")?;
+        SocketAt::Descriptor(number)
+    } else if socket.get_any(&["port", "addr.port", "backend.data.addr.data.port"]).is_some() {
+        return Err("a TCP socket, whose peer can't be told");
+    } else {
+        return Err("a socket without a path on the command line");
+    };
+    // QAPI's default is not to wait, the short form's is to (`qmp_chardev_open_socket` and
+    // `qemu_chr_parse_socket` in QEMU's chardev/char-socket.c).
+    let told = socket.switch("wait").or_else(|| socket.switch("backend.data.wait"));
+    Ok(ListeningSocket { at, waits: told.unwrap_or(!socket.is_json) })
 }
 
 /// The file that a character device is.

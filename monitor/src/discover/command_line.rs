@@ -11,7 +11,7 @@ use super::disks::{self, Disk, Excluded};
 use super::encryption::Encryption;
 use super::options::{CommandOption, Members, options};
 use super::owner::Told;
-use super::{AgentSocket, ResetAction, display_text};
+use super::{AgentSocket, ListeningSocket, ResetAction, ThreadsTold, display_text};
 
 /// Most entries of each list that are kept; real VMs have a few dozen of anything.
 const ITEMS: usize = 1024;
@@ -20,6 +20,9 @@ const VCPUS: u32 = 4096;
 /// What `-smp` multiplies when it is not told the number of vCPUs itself.
 const TOPOLOGY: [&str; 8] =
     ["drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads"];
+
+/// Objects that are made before QEMU waits for the first client of a socket, and that are a thread each.
+const EARLY_THREADS: [&str; 2] = ["iothread", "thread-context"];
 
 /// What a command line says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +34,9 @@ pub(super) struct Description {
     pub(super) machine: Option<String>,
     pub(super) vcpus: u32,
     pub(super) reboot_action: ResetAction,
-    pub(super) qmp_sockets: Vec<PathBuf>,
+    pub(super) qmp_sockets: Vec<ListeningSocket>,
+    pub(super) unused_monitors: Vec<String>,
+    pub(super) threads: ThreadsTold,
     pub(super) unseen_networks: Vec<String>,
     pub(super) disks: Vec<Disk>,
     pub(super) has_balloon: bool,
@@ -58,7 +63,9 @@ struct Collected {
     reboots_shut_down: bool,
     chardevs: Chardevs,
     qmp_chardevs: Vec<String>,
-    qmp_sockets: Vec<PathBuf>,
+    qmp_sockets: Vec<ListeningSocket>,
+    unused_monitors: BTreeSet<String>,
+    threads: ThreadsTold,
     networks: BTreeSet<String>,
     networks_chosen: bool,
     blockdevs: Vec<Members>,
@@ -163,21 +170,26 @@ impl Collected {
         } else if let Some(id) = value.strip_prefix("chardev:") {
             self.qmp_chardevs.push(id.to_owned());
         } else {
-            self.notes.insert("a QMP monitor that is no Unix socket is not used".to_owned());
+            let kind = value.split(':').next().unwrap_or_default();
+            let kind = display_text(kind);
+            self.unused_monitors.insert(format!("QMP monitor -qmp {kind} is no Unix socket"));
         }
     }
 
-    /// A socket counts if it has a path and QEMU listens on it; one to which QEMU connects
-    /// (Proxmox's `qmp-event`) leads to somebody else.
+    /// A socket counts if QEMU listens on it; one to which QEMU connects (Proxmox's `qmp-event`) leads to
+    /// somebody else.
     fn take_qmp_socket(&mut self, label: &str, socket: &Members) {
+        let label = display_text(label);
         if !chardevs::listens(socket) {
+            let why =
+                format!("QMP monitor {label} leads to a program that QEMU itself connects to");
+            self.unused_monitors.insert(why);
             return;
         }
-        match chardevs::socket_path(socket) {
-            Some(path) => self.qmp_sockets.push(path),
-            None => {
-                let label = display_text(label);
-                self.notes.insert(format!("QMP monitor {label} has no path on the command line"));
+        match chardevs::listening(socket) {
+            Ok(socket) => self.qmp_sockets.push(socket),
+            Err(what) => {
+                self.unused_monitors.insert(format!("QMP monitor {label} is {what}"));
             }
         }
     }
@@ -214,10 +226,12 @@ impl Collected {
     }
 
     fn take_object(&mut self, members: &Members) {
-        let told = members
-            .get("qom-type")
-            .map(|kind| Encryption::of_command_line(kind, members.get("policy")));
-        self.encryption = std::mem::take(&mut self.encryption).and(told.unwrap_or_default());
+        let Some(kind) = members.get("qom-type") else { return };
+        if EARLY_THREADS.contains(&kind) {
+            self.threads.early += 1;
+        }
+        let told = Encryption::of_command_line(kind, members.get("policy"));
+        self.encryption = std::mem::take(&mut self.encryption).and(told);
     }
 
     /// What is encrypted. An object that the machine refers to and that isn't there is somewhere else: in the file of
@@ -236,9 +250,15 @@ impl Collected {
 
     fn finish(mut self, program: &str, machine: Option<String>) -> Description {
         for id in std::mem::take(&mut self.qmp_chardevs) {
-            if let Some(chardev) = self.chardevs.get(&id).filter(|one| chardevs::is_socket(one)) {
-                let chardev = chardev.clone();
-                self.take_qmp_socket(&id, &chardev);
+            match self.chardevs.get(&id) {
+                Some(chardev) if chardevs::is_socket(chardev) => {
+                    let chardev = chardev.clone();
+                    self.take_qmp_socket(&id, &chardev);
+                }
+                _ => {
+                    let id = display_text(&id);
+                    self.unused_monitors.insert(format!("QMP monitor {id} is no socket"));
+                }
             }
         }
         if !self.networks_chosen {
@@ -268,6 +288,11 @@ impl Collected {
                 ResetAction::Reset
             },
             qmp_sockets: self.qmp_sockets.into_iter().take(ITEMS).collect(),
+            unused_monitors: self.unused_monitors.into_iter().take(ITEMS).collect(),
+            threads: ThreadsTold {
+                named: self.name.switch("debug-threads").unwrap_or(false),
+                ..self.threads
+            },
             unseen_networks: self.networks.into_iter().take(ITEMS).collect(),
             disks: self.disks.into_iter().take(ITEMS).collect(),
             has_balloon: self.has_balloon,

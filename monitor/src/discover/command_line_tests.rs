@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{Description, describe};
-use crate::discover::{Encryption, ResetAction};
+use crate::discover::{Encryption, ListeningSocket, ResetAction, SocketAt, ThreadsTold};
 
 /// As libvirt 9 starts a guest (shortened where nothing is read from).
 const LIBVIRT: &[&str] = &[
@@ -121,8 +121,9 @@ fn disks(description: &Description) -> Vec<(&str, &str)> {
 fn the_agents_socket_is_known_where_it_has_a_path() {
     let socket = after_qemu(&PROXMOX[1..]).agent_socket.expect("a socket");
     assert_eq!(socket.chardev, "qga0");
-    assert_eq!(socket.path, PathBuf::from("/var/run/qemu-server/100.qga"));
-    assert_eq!(after_qemu(&LIBVIRT[1..]).agent_socket, None, "its descriptor was handed over");
+    assert_eq!(socket.socket, ListeningSocket::at_path("/var/run/qemu-server/100.qga"));
+    let handed_over = after_qemu(&LIBVIRT[1..]).agent_socket.expect("a socket").socket;
+    assert!(matches!(handed_over.at, SocketAt::Descriptor(_)), "{handed_over:?}");
     let heart = [
         "-chardev",
         "socket,id=hb,path=/run/hb.sock,server=on,wait=off",
@@ -130,7 +131,8 @@ fn the_agents_socket_is_known_where_it_has_a_path() {
         "virtserialport,chardev=hb,name=org.flatline.heartbeat.0",
     ];
     let socket = after_qemu(&heart).heartbeat_socket.expect("a socket");
-    assert_eq!((socket.chardev.as_str(), socket.path.to_str()), ("hb", Some("/run/hb.sock")));
+    assert_eq!(socket.chardev, "hb");
+    assert_eq!(socket.socket, ListeningSocket::at_path("/run/hb.sock"));
     let port = "virtserialport,chardev=a,name=org.qemu.guest_agent.0";
     let client = after_qemu(&["-chardev", "socket,id=a,path=/a", "-device", port]);
     assert!(client.has_agent_channel && client.agent_socket.is_none());
@@ -164,8 +166,8 @@ fn a_libvirt_guest_is_read() {
     assert_eq!(vm.machine.as_deref(), Some("pc-q35-7.2"));
     assert_eq!(vm.vcpus, 4);
     assert_eq!(vm.reboot_action, ResetAction::Reset);
-    assert!(vm.qmp_sockets.is_empty());
-    assert_eq!(vm.notes, ["QMP monitor charmonitor has no path on the command line"]);
+    assert_eq!(vm.qmp_sockets, [descriptor(21)]);
+    assert_eq!((&vm.notes[..], &vm.unused_monitors[..]), (&[][..], &[][..]));
     assert_eq!(vm.unseen_networks, ["vfio-pci", "vhost-user"]);
     assert_eq!(disks(&vm), [("file", "/img/db.qcow2")]);
     assert!(vm.has_balloon && vm.has_agent_channel && !vm.daemonizes);
@@ -179,11 +181,13 @@ fn a_proxmox_guest_is_read() {
     assert_eq!(vm.accelerators, ["kvm", "tcg"]);
     assert_eq!(vm.machine.as_deref(), Some("pc+pve0"));
     assert_eq!(vm.vcpus, 6);
-    assert_eq!(vm.qmp_sockets, [PathBuf::from("/var/run/qemu-server/100.qmp")]);
+    assert_eq!(vm.qmp_sockets, [ListeningSocket::at_path("/var/run/qemu-server/100.qmp")]);
     assert_eq!(vm.unseen_networks, [""; 0]);
     assert_eq!(disks(&vm), [("host_device", "/dev/pve/vm-100-disk-0")]);
     assert!(vm.has_balloon && vm.has_agent_channel && vm.daemonizes);
     assert_eq!(vm.notes, [""; 0]);
+    let leads_elsewhere = "QMP monitor qmp-event leads to a program that QEMU itself connects to";
+    assert_eq!(vm.unused_monitors, [leads_elsewhere]);
 }
 
 #[test]
@@ -214,8 +218,8 @@ fn qmp_sockets_are_found_in_each_form_and_kept_as_told() {
     for line in [
         &["-qmp", "unix:run/q,,1.sock,server,nowait"][..],
         &["-qmp-pretty", "unix:path=run/q,,1.sock,server=on,wait=off"],
-        &["-mon", "m,mode=control", "-chardev", "socket,id=m,path=run/q,,1.sock,server=yes"],
-        &["-chardev", "socket,id=m,path=run/q,,1.sock,server=on", "-qmp", "chardev:m"],
+        &["-mon", "m,mode=control", "-chardev", "socket,id=m,path=run/q,,1.sock,server=yes,nowait"],
+        &["-chardev", "socket,id=m,path=run/q,,1.sock,server=on,wait=no", "-qmp", "chardev:m"],
         &[
             "-mon",
             "chardev=m,mode=control",
@@ -223,8 +227,60 @@ fn qmp_sockets_are_found_in_each_form_and_kept_as_told() {
             r#"{"id":"m","backend":{"type":"socket","data":{"addr":{"type":"unix","data":{"path":"run/q,1.sock"}},"server":true}}}"#,
         ],
     ] {
-        assert_eq!(after_qemu(line).qmp_sockets, [PathBuf::from("run/q,1.sock")], "{line:?}");
+        let wanted = ListeningSocket::at_path("run/q,1.sock");
+        assert_eq!(after_qemu(line).qmp_sockets, [wanted], "{line:?}");
     }
+}
+
+fn descriptor(number: i32) -> ListeningSocket {
+    ListeningSocket { at: SocketAt::Descriptor(number), waits: false }
+}
+
+#[test]
+fn sockets_that_were_handed_over_are_known_by_their_descriptors() {
+    for line in [
+        &["-qmp", "unix:fd=5,server,nowait"][..],
+        &["-mon", "m,mode=control", "-chardev", "socket,id=m,fd=5,server=on,wait=off"],
+        &[
+            "-mon",
+            "chardev=m,mode=control",
+            "-chardev",
+            r#"{"id":"m","backend":{"type":"socket","data":{"addr":{"type":"fd","data":{"str":"5"}}}}}"#,
+        ],
+    ] {
+        assert_eq!(after_qemu(line).qmp_sockets, [descriptor(5)], "{line:?}");
+    }
+}
+
+#[test]
+fn a_socket_whose_client_is_waited_for_is_told_from_others() {
+    let waits = |line: &[&str]| after_qemu(line).qmp_sockets[0].waits;
+    assert!(waits(&["-qmp", "unix:/q,server"]) && waits(&["-qmp", "unix:/q,server=on,wait=on"]));
+    assert!(!waits(&["-qmp", "unix:/q,server,nowait"]));
+    let json = |wait: &str| {
+        let addr = r#""addr":{"type":"unix","data":{"path":"/q"}}"#;
+        let chardev =
+            format!(r#"{{"id":"m","backend":{{"type":"socket","data":{{{addr}{wait}}}}}}}"#);
+        waits(&["-mon", "m,mode=control", "-chardev", &chardev])
+    };
+    assert!(!json("") && json(r#","wait":true"#) && !json(r#","wait":false"#));
+}
+
+#[test]
+fn threads_that_are_there_before_a_client_is_waited_for_are_counted() {
+    let line = [
+        "-object",
+        "iothread,id=a",
+        "-object",
+        r#"{"qom-type":"iothread","id":"b"}"#,
+        "-object",
+        "secret,id=iothread",
+    ];
+    assert_eq!(after_qemu(&line).threads, ThreadsTold { early: 2, named: false });
+    assert!(after_qemu(&["-name", "a,debug-threads=on"]).threads.named);
+    assert!(
+        !after_qemu(&["-name", "a,debug-threads=on", "-name", "debug-threads=off"]).threads.named
+    );
 }
 
 #[test]
@@ -240,6 +296,20 @@ fn monitors_that_lead_elsewhere_are_not_taken() {
         &["-append", "-qmp", "unix:/x,server=on"],
     ] {
         assert!(after_qemu(line).qmp_sockets.is_empty(), "{line:?}");
+    }
+    for (line, why) in [
+        (&["-qmp", "unix:/somebody/listens"][..], "QEMU itself connects to"),
+        (&["-qmp", "tcp:localhost:4444,server=on"], "-qmp tcp is no Unix socket"),
+        (&["-qmp", "unix:name,abstract=on,server=on"], "abstract"),
+        (&["-qmp", "unix:fd=named,server=on"], "under a name"),
+        (&["-mon", "m,mode=control", "-chardev", "pty,id=m"], "m is no socket"),
+        (
+            &["-mon", "m,mode=control", "-chardev", "socket,id=m,port=7,server=on"],
+            "m is a TCP socket",
+        ),
+    ] {
+        let unused = after_qemu(line).unused_monitors;
+        assert!(unused.len() == 1 && unused[0].contains(why), "{unused:?}");
     }
 }
 

@@ -20,6 +20,8 @@ mod error;
 mod files;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;
+mod launch;
+mod listening;
 mod netns;
 mod options;
 mod origin;
@@ -43,6 +45,8 @@ pub use disks::Disk;
 pub use encryption::Encryption;
 pub use error::DiscoverError;
 pub use files::OpenFiles;
+pub use launch::{Launch, ThreadsTold, launch};
+pub use listening::{Found, ListeningSocket, NotFound, SocketAt, listening_socket};
 pub use netns::in_netns;
 pub use origin::{Origin, is_there};
 pub use owner::{LibvirtScope, Owner, Ownership};
@@ -154,6 +158,8 @@ fn read_vm(pid: u32, scope: &Scope) -> Result<Option<Vm>, DiscoverError> {
         ownership,
         netns,
         qmp_sockets: told.qmp_sockets,
+        unused_monitors: told.unused_monitors,
+        threads: told.threads,
         has_own_pids: proc::has_own_pids(pid)?,
         plugged,
         unseen_networks: told.unseen_networks,

@@ -5,7 +5,9 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Architecture, Disk, Encryption, Origin, Ownership, Plugged};
+use super::{
+    Architecture, Disk, Encryption, ListeningSocket, Origin, Ownership, Plugged, ThreadsTold,
+};
 
 /// Most characters of a name that came from outside; a longer one spoils every table.
 const DISPLAY_CHARS: usize = 128;
@@ -71,8 +73,8 @@ impl ResetAction {
 pub struct AgentSocket {
     /// Its id, by which QMP's `query-chardev` names it.
     pub chardev: String,
-    /// The Unix socket on which QEMU listens; to be resolved like the QMP sockets.
-    pub path: PathBuf,
+    /// The Unix socket on which QEMU listens.
+    pub socket: ListeningSocket,
 }
 
 /// All that is known of a VM from outside. What came from the command line is as of QEMU's start.
@@ -98,9 +100,12 @@ pub struct Vm {
     pub ownership: Ownership,
     /// Inode number of the process' network namespace.
     pub netns: u32,
-    /// Unix sockets on which QEMU listens for QMP, as QEMU was told: to be resolved against the
-    /// process' root and, if relative, its working directory.
-    pub qmp_sockets: Vec<PathBuf>,
+    /// Unix sockets on which QEMU listens for QMP, as QEMU was told.
+    pub qmp_sockets: Vec<ListeningSocket>,
+    /// QMP monitors that are not used, and why, for people to read.
+    pub unused_monitors: Vec<String>,
+    /// What it was told of its threads.
+    pub threads: ThreadsTold,
     /// Whether it lives in a PID namespace of its own, and calls its threads otherwise than its host does.
     pub has_own_pids: bool,
     /// Taps and images that are open now; [`plugged()`](super::plugged()) reads them again.
@@ -123,7 +128,7 @@ pub struct Vm {
     pub agent_socket: Option<AgentSocket>,
     /// Where flatline's own agent is heard, likewise.
     pub heartbeat_socket: Option<AgentSocket>,
-    /// Files that QEMU writes a serial console to; to be resolved like the QMP sockets.
+    /// Files that QEMU writes a serial console to, as QEMU was told.
     pub console_logs: Vec<PathBuf>,
     /// What else the command line has that could not be made use of, for people to read.
     pub notes: Vec<String>,
@@ -167,7 +172,9 @@ impl Vm {
             origin: Origin::default(),
             ownership,
             netns: 1,
-            qmp_sockets: qmp_sockets.iter().map(PathBuf::from).collect(),
+            qmp_sockets: qmp_sockets.iter().map(ListeningSocket::at_path).collect(),
+            unused_monitors: Vec::new(),
+            threads: ThreadsTold::default(),
             has_own_pids: false,
             plugged: Plugged::default(),
             unseen_networks: Vec::new(),

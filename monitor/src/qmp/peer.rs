@@ -1,14 +1,17 @@
-//! Finds a file of a QEMU's as that QEMU sees it; if it is a socket, connects, and makes sure who is at the
-//! other end. So it is with the sockets of QMP and of the guest agent. Console logs are found by QEMU's descriptors
-//! instead, and looked up here only to tell which of these is meant.
+//! Finds a socket of a QEMU's, connects, and makes sure who is at the other end. So it is with the sockets of QMP, of
+//! the guest agent and of flatline's own. Console logs are found by QEMU's descriptors instead, and looked up here only to
+//! tell which of these is meant.
 //!
-//! A path on a QEMU's command line means something in its mount namespace and root only, and the
-//! links on the way may be the work of a hostile QEMU. So the path is resolved by the kernel with the
-//! QEMU's root (or working directory) as a wall, and the very socket that was found is connected
-//! to, through its descriptor: the path cannot change in between, nor be too long for `sun_path`.
+//! A socket is found by the descriptor on which that QEMU listens ([`listening_socket`]), whatever has become of its
+//! path. Where the kernel doesn't permit that look, the path tells. It means something in the QEMU's mount namespace
+//! and root only, and the links on the way may be the work of a hostile QEMU. So it is resolved by the kernel with
+//! the QEMU's root (or working directory) as a wall. Either way, the very socket that was found is connected to,
+//! through its descriptor: the path cannot change in between, nor be too long for `sun_path`.
 //!
-//! `SO_PEERCRED` names the process that called `listen`. A management layer that opens the socket and
-//! hands it to QEMU (`-chardev socket,fd=N`) is therefore refused: it cannot be told from an impostor.
+//! `SO_PEERCRED` names the process that called `listen` last. QEMU (since 5.0) does so itself, also on a socket that
+//! it was handed (`-chardev socket,fd=N`).
+//!
+//! No QEMU is connected to that waits for its first client: see [`launch`](mod@discover::launch).
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -18,7 +21,10 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, opena
 use rustix::io::Errno;
 use tokio::net::UnixStream;
 
-use crate::discover::{self, VmId};
+use crate::discover::{
+    self, Found, Launch, ListeningSocket, NotFound, SocketAt, ThreadsTold, VmId, launch,
+    listening_socket,
+};
 
 /// Why there is no connection to the QEMU.
 #[derive(Debug, thiserror::Error)]
@@ -35,10 +41,16 @@ pub(crate) enum PeerError {
     NotFound { path: PathBuf, pid: u32, source: io::Error },
     #[error("{path:?} is not a socket")]
     NotASocket { path: PathBuf },
-    #[error("cannot connect to {path:?}")]
-    Connect { path: PathBuf, source: io::Error },
-    #[error("the listen queue of {path:?} is full")]
-    QueueFull { path: PathBuf },
+    #[error(transparent)]
+    NotListening(NotFound),
+    #[error("QEMU has no vCPUs yet, and waits until somebody connects to {at}: flatline doesn't")]
+    WaitsForAClient { at: SocketAt },
+    #[error("QEMU has no vCPUs yet, and answers nobody before it has")]
+    InInit,
+    #[error("cannot connect to {at}")]
+    Connect { at: SocketAt, source: io::Error },
+    #[error("the listen queue of {at} is full")]
+    QueueFull { at: SocketAt },
     #[error(
         "the socket belongs to {}, not to {expected}",
         found.map_or("nobody that is told".to_owned(), |pid| format!("process {pid}"))
@@ -48,8 +60,38 @@ pub(crate) enum PeerError {
     ProcessGone { vm: VmId },
 }
 
-/// A descriptor (`O_PATH`) of the socket that process `pid` knows as `path`. Blocks as [`find`] does.
-pub(crate) fn resolve(pid: u32, path: &Path) -> Result<OwnedFd, PeerError> {
+/// Finds a socket of a QEMU that may be connected to. `threads` are what [`launch`] needs. May block, as [`find`]
+/// does, where the kernel permits no look at the QEMU's descriptors.
+pub(crate) fn resolve(
+    pid: u32,
+    socket: &ListeningSocket,
+    threads: ThreadsTold,
+) -> Result<Found, PeerError> {
+    let found = match (listening_socket(pid, &socket.at), &socket.at) {
+        (Ok(found), _) => found,
+        (Err(NotFound::Unseen { .. }), SocketAt::Path(path)) => {
+            Found { file: resolve_path(pid, path)?, is_held: false }
+        }
+        (Err(error), _) => return Err(PeerError::NotListening(error)),
+    };
+    let is_handed_over = matches!(socket.at, SocketAt::Descriptor(_));
+    // After it was found: its QEMU has all threads then that each QEMU has from its beginning.
+    match launch(pid, threads) {
+        Ok(Launch::Over) => Ok(found),
+        // What was handed over listened before its QEMU did, and nobody says for whom.
+        Ok(Launch::Untold) if !(socket.waits || is_handed_over) => Ok(found),
+        Ok(Launch::Untold | Launch::UnderWay) if socket.waits => {
+            Err(PeerError::WaitsForAClient { at: socket.at.clone() })
+        }
+        Ok(Launch::Untold | Launch::UnderWay) => Err(PeerError::InInit),
+        Err(error) => {
+            Err(PeerError::NoBase { pid, what: "threads", source: io::Error::other(error) })
+        }
+    }
+}
+
+/// A descriptor (`O_PATH`) of the socket that process `pid` knows as `path`.
+fn resolve_path(pid: u32, path: &Path) -> Result<OwnedFd, PeerError> {
     let socket = find(pid, path)?;
     match fstat(&socket) {
         Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Socket => Ok(socket),
@@ -88,18 +130,18 @@ pub(crate) fn below(base: OwnedFd, pid: u32, path: &Path) -> Result<OwnedFd, Pee
     })
 }
 
-/// Connects to a socket of [`resolve`] and checks that `vm` is at its other end. `path` is for errors.
+/// Connects to a socket of [`resolve`] and checks that `vm` is at its other end. `at` is for errors.
 pub(crate) async fn connect(
     vm: VmId,
-    socket: OwnedFd,
-    path: &Path,
+    socket: Found,
+    at: &SocketAt,
 ) -> Result<UnixStream, PeerError> {
-    let connected = UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd())).await;
+    let connected = UnixStream::connect(format!("/proc/self/fd/{}", socket.file.as_raw_fd())).await;
     let stream = connected.map_err(|source| {
-        let path = path.to_owned();
+        let at = at.clone();
         match source.kind() {
-            io::ErrorKind::WouldBlock => PeerError::QueueFull { path },
-            _ => PeerError::Connect { path, source },
+            io::ErrorKind::WouldBlock => PeerError::QueueFull { at },
+            _ => PeerError::Connect { at, source },
         }
     })?;
     let found = stream.peer_cred().ok().and_then(|peer| peer.pid());
@@ -125,9 +167,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("q.sock");
         let _listener = UnixListener::bind(&path).unwrap();
-        resolve(std::process::id(), &path).unwrap();
+        resolve_path(std::process::id(), &path).unwrap();
         symlink(&path, dir.path().join("link")).unwrap();
-        resolve(std::process::id(), &dir.path().join("link")).unwrap();
+        resolve_path(std::process::id(), &dir.path().join("link")).unwrap();
     }
 
     #[test]
@@ -144,10 +186,10 @@ mod tests {
             .spawn()
             .unwrap();
         let pid = sleeper.id();
-        let inner = resolve(pid, Path::new("sub/inner.sock"));
-        let dotdot = resolve(pid, Path::new("../outer.sock"));
-        let linked = resolve(pid, Path::new("out/outer.sock"));
-        let missing = resolve(pid, Path::new("sub/no.sock"));
+        let inner = resolve_path(pid, Path::new("sub/inner.sock"));
+        let dotdot = resolve_path(pid, Path::new("../outer.sock"));
+        let linked = resolve_path(pid, Path::new("out/outer.sock"));
+        let missing = resolve_path(pid, Path::new("sub/no.sock"));
         sleeper.kill().unwrap();
         sleeper.wait().unwrap();
         inner.unwrap();
@@ -159,7 +201,7 @@ mod tests {
     #[test]
     fn a_file_that_is_no_socket_is_said_to_be_none() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let found = resolve(std::process::id(), file.path());
+        let found = resolve_path(std::process::id(), file.path());
         assert!(matches!(found, Err(PeerError::NotASocket { .. })));
     }
 
@@ -167,7 +209,7 @@ mod tests {
     fn a_process_that_is_gone_has_no_socket() {
         let mut child = std::process::Command::new("true").spawn().unwrap();
         child.wait().unwrap();
-        let found = resolve(child.id(), Path::new("/x"));
+        let found = resolve_path(child.id(), Path::new("/x"));
         assert!(matches!(found, Err(PeerError::NoBase { .. })));
     }
 }

@@ -4,11 +4,15 @@
 //!              connected, greeted,           a command's time is up
 //! Connecting ─┬─ negotiated ──────► Ready ◄──────────────────────► Unresponsive
 //!             │                       │          any reply comes        │
-//!             ├─ no greeting in 2 s ──┼──► Busy      (again in 5 s)     │
+//!             ├─ no vCPUs yet ────────┼──► NotStarted (again in 500 ms) │
+//!             ├─ no greeting in 2 s ──┼──► Busy      (and waits for it) │
 //!             ├─ cannot connect, EOF ─┼──► Closed    (again in 250 ms, doubling to 5 s) ◄┤
 //!             └─ impostor, nonsense, ─┴──► Refused   (again in 60 s) ◄──────────────────┘
 //!                flood
 //! ```
+//!
+//! A connection that is not greeted is kept, and greeted once its turn has come: those that are given up would fill the
+//! socket's short queue. Of several sockets, each is tried, and the first that greets is the one. `sockets` has that.
 //!
 //! Connecting is reported once, at the start; a state is reported again only if it differs from the
 //! one before. After each step to Ready the run state is asked for and reported, because events are
@@ -33,11 +37,12 @@ mod outbox;
 mod outgoing;
 mod parting;
 mod requests;
+mod sockets;
 #[cfg(test)]
 mod tests;
 mod through_libvirt;
 
-use std::{collections::VecDeque, path::PathBuf};
+use std::{collections::VecDeque, path::Path};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -49,15 +54,27 @@ pub use requests::QmpHandle;
 use outbox::Outbox;
 use requests::{Ended, Inbox};
 
-use crate::{discover::VmId, program::virsh::Virsh};
+use crate::{
+    discover::{ListeningSocket, ThreadsTold, VmId},
+    program::virsh::Virsh,
+};
 
 /// Which QEMU to talk to, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QmpTarget {
     /// The QEMU process.
     pub vm: VmId,
-    /// The socket as QEMU was told: in its root, or relative to its working directory.
-    pub socket: PathBuf,
+    /// Its sockets, as QEMU was told; the first that serves is used.
+    pub sockets: Vec<ListeningSocket>,
+    /// What it was told of its threads.
+    pub threads: ThreadsTold,
+}
+
+impl QmpTarget {
+    /// One socket, for whose client QEMU doesn't wait.
+    pub fn at_path(vm: VmId, path: impl AsRef<Path>) -> Self {
+        Self { vm, sockets: vec![ListeningSocket::at_path(path)], threads: ThreadsTold::default() }
+    }
 }
 
 /// By which way a QEMU is talked to.

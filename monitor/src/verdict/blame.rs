@@ -36,6 +36,9 @@ pub(super) fn suspended(tick: &Tick) -> Option<String> {
             other => format!("its run state is {other}"),
         });
     }
+    if let Monitor::NotStarted(why) = &tick.monitor {
+        return Some(format!("not started yet: {why}"));
+    }
     match tick.activity.process {
         ProcessState::Stopped => {
             Some("QEMU itself is stopped by a signal (SIGSTOP) or a debugger".to_owned())

@@ -19,6 +19,8 @@ pub enum Monitor {
     Answers(RunState),
     /// Nothing is known through it, and why: no socket, held by another client, refused.
     Unknown(String),
+    /// QEMU has no vCPUs yet, and what it waits for: its guest was not started.
+    NotStarted(String),
     /// It answered before, and no longer does.
     Unresponsive(String),
 }

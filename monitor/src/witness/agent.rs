@@ -6,8 +6,8 @@
 //!
 //! The channel serves one client at a time, and others need it: a round connects, asks and leaves. Before
 //! that, QEMU's monitor tells whether somebody else is connected, since what is written into the listen queue
-//! is handed to the guest as soon as that client leaves, and the answer to the next one (seen with 7.2). Where
-//! the monitor can't be asked, bytes that QEMU leaves unread (`SIOCOUTQ`) tell of it as well.
+//! is handed to the guest as soon as that client leaves, and the answer to the next one (seen with 7.2). QEMU's
+//! descriptors tell the same, and where neither does, bytes that QEMU leaves unread (`SIOCOUTQ`).
 //!
 //! QEMU reads from the socket only while a process in the guest holds the channel open, and while the guest's
 //! driver has buffers for it. Measured with QEMU 7.2 and Linux 6.1: no bytes were taken before the agent
@@ -15,7 +15,7 @@
 //! has long been given.
 
 use std::{
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::AsRawFd as _,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -33,7 +33,7 @@ use super::{
     note, noted, of_calibrated,
 };
 use crate::{
-    discover::AgentSocket,
+    discover::{AgentSocket, Found},
     error_text::in_full,
     qmp::{
         QmpHandle,
@@ -58,6 +58,8 @@ const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 const CALIBRATED_WITHIN: Duration = Duration::from_millis(1500);
 /// How long it may take to find the socket and connect to it. Not measured: both are local.
 const CONNECT_WITHIN: Duration = Duration::from_millis(300);
+/// What is said of a channel that is in use.
+const HELD: &str = "another client holds the agent's channel";
 /// An answer takes some 30 bytes, and those to others that asked before are about as short.
 const MOST_REPLY_BYTES: usize = 4096;
 /// The most character devices that are looked through: more than any VM has.
@@ -66,7 +68,7 @@ const MOST_CHARDEVS: usize = 4096;
 /// What is kept from round to round.
 struct Record {
     /// A look-up of the socket that is under way still.
-    lookup: UnderWay<Result<OwnedFd, PeerError>>,
+    lookup: UnderWay<Result<Found, PeerError>>,
     /// What the agent is to answer, the same in each round: a process that answers when we have left is blocked
     /// until somebody connects, so that a late answer comes in the next round, and is as good. Nothing keeps an
     /// answer but a guest that lives: QEMU drops what it can't deliver.
@@ -90,13 +92,17 @@ async fn question(scene: &Scene, record: &mut Record) -> Result<Answer, String> 
     if let Ok(qmp) = &scene.qmp {
         is_free(qmp, socket).await?;
     }
-    let (vm, path) = (scene.vm.id, socket.path.clone());
-    let found =
-        within(CONNECT_WITHIN, &mut record.lookup, move || peer::resolve(vm.pid, &path)).await;
-    let found = found
+    let (vm, threads) = (scene.vm.id, scene.vm.threads);
+    let wanted = socket.socket.clone();
+    let resolve = move || peer::resolve(vm.pid, &wanted, threads);
+    let found = within(CONNECT_WITHIN, &mut record.lookup, resolve)
+        .await
         .ok_or_else(|| "looking up the path of its channel takes too long".to_owned())?
         .map_err(|error| in_full(&error))?;
-    let stream = timeout(CONNECT_WITHIN, peer::connect(vm, found, &socket.path))
+    if found.is_held {
+        return Err(HELD.to_owned());
+    }
+    let stream = timeout(CONNECT_WITHIN, peer::connect(vm, found, &socket.socket.at))
         .await
         .map_err(|_| "its channel can't be connected to in time".to_owned())?
         .map_err(|error| in_full(&error))?;
@@ -128,7 +134,7 @@ fn why_not_free(reply: &Value, chardev: &str) -> Option<&'static str> {
     // A socket without a client is called `disconnected:unix:..` (`char_socket_class_init` and
     // `update_disconnected_filename` in QEMU's chardev/char-socket.c).
     let connected = text(ours, "filename")?.starts_with("unix:");
-    connected.then_some("another client holds the agent's channel")
+    connected.then_some(HELD)
 }
 
 /// A number that answers to others' questions don't have: the guest may know it, others don't happen to use it.

@@ -12,8 +12,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, getuid, pidfd_open, pidfd_send_si
 use tempfile::TempDir;
 
 use flatline::discover::{
-    Accelerator, DiscoverError, Plugged, ResetAction, Scope, VcpuThreads, Vm, in_netns, inspect,
-    plugged, process_state, start_ticks, sweep, vcpu_threads,
+    Accelerator, DiscoverError, ListeningSocket, Plugged, ResetAction, Scope, VcpuThreads, Vm,
+    in_netns, inspect, plugged, process_state, start_ticks, sweep, vcpu_threads,
 };
 
 use crate::{Outcome, qemu};
@@ -108,7 +108,7 @@ pub(crate) fn a_running_qemu_is_found_with_what_it_was_told() -> Outcome {
     assert_eq!(vm.origin.uid, getuid().as_raw());
     let own = fs::metadata("/proc/self/ns/net").expect("our own namespace").ino();
     assert_eq!(u64::from(vm.netns), own);
-    assert_eq!(vm.qmp_sockets, [socket]);
+    assert_eq!(vm.qmp_sockets, [ListeningSocket::at_path(socket)]);
     assert!(vm.plugged.taps.is_empty() && vm.unseen_networks.is_empty());
     assert_eq!(vm.disks.len(), 1);
     assert_eq!((Path::new(&vm.disks[0].path), vm.disks[0].backend.as_str()), (&*disk, "file"));

@@ -64,7 +64,7 @@ impl Session {
             closed_pause_max: Duration::from_millis(50),
             ..Limits::default()
         };
-        let target = QmpTarget { vm, socket: "./q.sock".into() };
+        let target = QmpTarget::at_path(vm, "./q.sock");
         Self { handle: spawn_with_limits(target, sender, limits), notices }
     }
 

@@ -152,7 +152,7 @@ fn monitors() -> Result<()> {
     // A real QEMU whose socket's place was taken: this process listens there.
     let place = rig.dir().join("robbed.qmp");
     std::fs::rename(&place, rig.dir().join("robbed.moved"))?;
-    let _thief = UnixListener::bind(&place)?;
+    let thief = UnixListener::bind(&place)?;
 
     let mut config = rig.daemon_config()?;
     config.flat_for = FLAT_FOR;
@@ -185,7 +185,10 @@ fn monitors() -> Result<()> {
     for (manner, found) in MANNERS {
         wait_for_monitor(&daemon, manner, found)?;
     }
-    wait_for_monitor(&daemon, "robbed", "the socket belongs to process")?;
+    // It is spoken to where it does listen, and the thief is not.
+    wait_for_monitor(&daemon, "robbed", "answers; run state running")?;
+    thief.set_nonblocking(true)?;
+    ensure!(thief.accept().is_err(), "another program was connected to");
     // A QEMU that says that its guest panicked is taken at its word, and dealt with at its own pace.
     let lie = wait_for_incident(&daemon, "liar", "panicked", MARGIN, |_| true)?;
     ensure!(lie["cause"] == "panicked", "{lie}");

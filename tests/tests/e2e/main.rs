@@ -37,6 +37,7 @@ mod reload;
 mod reports;
 mod rig;
 mod run_states;
+mod sockets;
 mod state_dir;
 mod storage;
 mod telling;
@@ -86,6 +87,7 @@ fn main() -> ExitCode {
     trials.extend(peers::trials());
     trials.extend(named_files::trials());
     trials.extend(executables::trials());
+    trials.extend(sockets::trials());
     trials.extend(heartbeats::trials());
     trials.extend(metrics::trials());
     trials.extend(page::trials());

@@ -7,28 +7,24 @@
 //!
 //! Whoever owns the QEMU needs its only socket, too, and would wait for a client that keeps it: Proxmox VE opens it
 //! for each of its own commands. No event is heard so; the run state, which is asked with each connection, tells what
-//! they would have. The peer is checked each time anew. A socket that is in use for a moment is asked again before
-//! that is reported.
-
-use std::time::Duration;
+//! they would have. The peer is checked each time anew. A socket that is in use for a moment is waited for before that
+//! is reported.
 
 use tokio::time::sleep;
 
 use super::{
     QmpTarget,
     conversation::{self, Style},
-    kept::connect,
     limits::Limits,
     notice::QmpState,
     outbox::Outbox,
     parting::{Parting, Pauses},
     requests::{Ended, Inbox},
+    sockets::Sockets,
 };
 
-/// Attempts in a row that may find the socket in use before that is reported.
-const BUSY_ATTEMPTS: u32 = 5;
-/// The pause between them.
-const BUSY_PAUSE: Duration = Duration::from_millis(200);
+/// So many times as long as a greeting may take, the socket may be in use before that is reported.
+const GREETINGS: u32 = 5;
 
 pub(super) async fn attempts(
     target: &QmpTarget,
@@ -37,27 +33,31 @@ pub(super) async fn attempts(
     limits: Limits,
 ) -> Result<std::convert::Infallible, Ended> {
     let mut pauses = Pauses::new(limits);
-    let mut busy = 0;
+    let mut sockets = Sockets::new(target, limits);
     outbox.state_at_last(QmpState::Connecting, inbox).await?;
     loop {
         inbox.keeps = limits.unanswered;
-        let parting = match connect(target, inbox, outbox, limits).await? {
+        let patience = limits.greeting * GREETINGS;
+        let parting = match sockets.connect(inbox, outbox, patience).await? {
             Err(parting) => parting,
-            Ok(stream) => conversation::hold(stream, inbox, outbox, limits, Style::Brief).await?,
+            Ok(stream) => {
+                // It may have been in use for so long that nobody's commands were kept any more.
+                inbox.keeps = limits.unanswered;
+                match conversation::hold(stream, inbox, outbox, limits, Style::Brief).await? {
+                    Parting::Done => Parting::Done,
+                    parting if outbox.last == Some(QmpState::Ready) => parting,
+                    parting => match sockets.failed(parting) {
+                        Some(parting) => parting,
+                        None => continue,
+                    },
+                }
+            }
         };
-        match parting {
-            Parting::Done => {
-                busy = 0;
-                pauses.reset();
-                inbox.first_or(sleep(limits.brief_poll)).await?;
-            }
-            Parting::Busy if busy < BUSY_ATTEMPTS => {
-                busy += 1;
-                inbox.meanwhile("another client holds the socket", sleep(BUSY_PAUSE)).await?;
-            }
-            Parting::Busy | Parting::Refused(_) | Parting::Closed(_) => {
-                pauses.after(parting, inbox, outbox).await?;
-            }
+        if let Parting::Done = parting {
+            pauses.reset();
+            inbox.first_or(sleep(limits.brief_poll)).await?;
+        } else {
+            pauses.after(parting, inbox, outbox).await?;
         }
     }
 }

@@ -9,8 +9,10 @@ pub struct Limits {
     pub greeting: Duration,
     /// For `qmp_capabilities` and the session's own `query-status`: 5 s.
     pub handshake: Duration,
-    /// From Busy to the next attempt: 5 s, short since an operator's client may leave at any time.
+    /// From one look at the sockets to the next while none greets: 5 s, short since a client may leave at any time.
     pub busy_pause: Duration,
+    /// From one look at a QEMU that has no vCPUs yet to the next: 500 ms.
+    pub launch_pause: Duration,
     /// From Refused to the next attempt: 60 s.
     pub refused_pause: Duration,
     /// From the first Closed to the next attempt: 250 ms; doubled each time.
@@ -46,6 +48,7 @@ impl Default for Limits {
             greeting: Duration::from_secs(2),
             handshake: Duration::from_secs(5),
             busy_pause: Duration::from_secs(5),
+            launch_pause: Duration::from_millis(500),
             refused_pause: Duration::from_secs(60),
             closed_pause_min: Duration::from_millis(250),
             closed_pause_max: Duration::from_secs(5),

@@ -16,6 +16,11 @@ pub enum QmpState {
     Ready,
     /// Connected, but there is no greeting: another client holds the socket (or QEMU is stopped).
     Busy,
+    /// QEMU has no vCPUs yet, and is not connected to before it has.
+    NotStarted {
+        /// What it waits for, as far as that is known; printable.
+        reason: String,
+    },
     /// A command's time is up. The connection is kept: a stopped QEMU answers late.
     Unresponsive {
         /// When the first command was sent that got no answer in time.
@@ -150,6 +155,8 @@ pub(super) fn in_words(state: &QmpState) -> &str {
         QmpState::Ready => "ready",
         QmpState::Busy => "another client holds the socket",
         QmpState::Unresponsive { .. } => "a command was not answered",
-        QmpState::Refused { reason } | QmpState::Closed { reason } => reason,
+        QmpState::NotStarted { reason }
+        | QmpState::Refused { reason }
+        | QmpState::Closed { reason } => reason,
     }
 }

@@ -11,16 +11,19 @@ use super::{
     requests::{Ended, Inbox},
 };
 use crate::{
+    discover::NotFound,
     error_text::in_full,
     qmp::{MAX_TEXT_CHARS, peer::PeerError, printable},
 };
 
 /// How an attempt or a connection ended.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Parting {
     /// Nothing more is wanted of a brief one.
     Done,
     Busy,
+    /// QEMU is not to be connected to yet.
+    NotStarted(String),
     Refused(String),
     Closed(String),
 }
@@ -32,6 +35,7 @@ impl Parting {
         match self {
             Self::Done => QmpState::Ready,
             Self::Busy => QmpState::Busy,
+            Self::NotStarted(text) => QmpState::NotStarted { reason: reason(text) },
             Self::Refused(text) => QmpState::Refused { reason: reason(text) },
             Self::Closed(text) => QmpState::Closed { reason: reason(text) },
         }
@@ -49,14 +53,17 @@ impl From<PeerError> for Parting {
         let text = in_full(&error);
         match error {
             PeerError::QueueFull { .. } => Self::Busy,
+            PeerError::WaitsForAClient { .. } | PeerError::InInit => Self::NotStarted(text),
             PeerError::WrongProcess { .. }
             | PeerError::ProcessGone { .. }
             | PeerError::Escapes { .. }
             | PeerError::NotASocket { .. }
-            | PeerError::NoOpenat2 { .. } => Self::Refused(text),
-            PeerError::NoBase { .. } | PeerError::NotFound { .. } | PeerError::Connect { .. } => {
-                Self::Closed(text)
-            }
+            | PeerError::NoOpenat2 { .. }
+            | PeerError::NotListening(NotFound::Unfit { .. }) => Self::Refused(text),
+            PeerError::NoBase { .. }
+            | PeerError::NotFound { .. }
+            | PeerError::NotListening(NotFound::None { .. } | NotFound::Unseen { .. })
+            | PeerError::Connect { .. } => Self::Closed(text),
         }
     }
 }
@@ -88,6 +95,7 @@ impl Pauses {
         let pause = match parting {
             Parting::Done => return Ok(()),
             Parting::Busy => self.limits.busy_pause,
+            Parting::NotStarted(_) => self.limits.launch_pause,
             Parting::Refused(_) => self.limits.refused_pause,
             Parting::Closed(_) => {
                 let pause = self.closed;

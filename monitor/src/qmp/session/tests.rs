@@ -1,6 +1,10 @@
 //! Sessions with a server made up here, over real Unix sockets.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use tokio::{
@@ -35,7 +39,7 @@ fn process(pid: u32) -> VmId {
 
 fn start(vm: VmId, socket: &Path, limits: Limits) -> (QmpHandle, Notices) {
     let (sender, mut notices) = mpsc::channel(64);
-    let target = QmpTarget { vm, socket: socket.to_owned() };
+    let target = QmpTarget::at_path(vm, socket);
     let handle = spawn_with_limits(target, sender, limits);
     assert!(notices.try_recv().is_err());
     (handle, notices)
@@ -155,15 +159,95 @@ async fn a_silent_server_is_busy_and_is_tried_again() {
     assert_eq!(next_state(&mut notices).await, QmpState::Busy);
     let refused = handle.execute("stop", None, Duration::from_secs(1)).await;
     assert!(matches!(refused, Err(QmpError::NotConnected { .. })));
+    // No other connection was made meanwhile, and this one is served once its turn has come.
+    let second = timeout(Duration::from_millis(300), listener.accept()).await;
+    assert!(second.is_err(), "given up, and tried again");
+    let mut server = Server { stream: BufReader::new(silent.0) };
+    server.say(GREETING).await;
+    server.answer("qmp_capabilities", json!({})).await;
+    server.answer("query-status", json!({"status": "running"})).await;
+    assert_eq!(next_state(&mut notices).await, QmpState::Ready);
+}
+
+#[tokio::test]
+async fn a_silent_server_that_hangs_up_is_connected_to_again() {
+    let (_dir, path, listener) = serve();
+    let (_handle, mut notices) = own_session(&path, quick());
+    let silent = listener.accept().await.unwrap();
+    assert_eq!(next_state(&mut notices).await, QmpState::Connecting);
+    assert_eq!(next_state(&mut notices).await, QmpState::Busy);
     drop(silent);
+    assert!(matches!(next_state(&mut notices).await, QmpState::Closed { .. }));
     Server::negotiate(&listener).await;
+    assert_eq!(next_state(&mut notices).await, QmpState::Ready);
+}
+
+/// Two sockets of the same QEMU.
+fn of_two(first: &Path, second: &Path, limits: Limits) -> (QmpHandle, Notices) {
+    let (sender, notices) = mpsc::channel(64);
+    let vm = process(std::process::id());
+    let sockets = [first, second].map(ListeningSocket::at_path).into();
+    let target = QmpTarget { vm, sockets, threads: ThreadsTold::default() };
+    (spawn_with_limits(target, sender, limits), notices)
+}
+
+#[tokio::test]
+async fn a_second_socket_is_used_where_the_first_one_does_not_greet_and_kept() {
+    let (_one, first, silent) = serve();
+    let (_two, second, listener) = serve();
+    let (_handle, mut notices) = of_two(&first, &second, quick());
+    let never_greeted = silent.accept().await.unwrap();
+    let mut server = ready(&listener, &mut notices).await;
+    // The one that waited in vain was hung up on, and no other came.
+    let mut rest = [0; 1];
+    let mut stream = never_greeted.0;
+    let read =
+        timeout(Duration::from_secs(2), tokio::io::AsyncReadExt::read(&mut stream, &mut rest));
+    assert_eq!(read.await.expect("an end").unwrap(), 0);
+    let again = timeout(Duration::from_millis(300), silent.accept()).await;
+    assert!(again.is_err(), "it was tried although the other one serves");
+    // When its connection ends, it is the first to be tried again.
+    server.say("").await;
+    drop(server);
+    assert!(matches!(next_state(&mut notices).await, QmpState::Closed { .. }));
+    Server::negotiate(&listener).await;
+    assert_eq!(next_state(&mut notices).await, QmpState::Ready);
+}
+
+#[tokio::test]
+async fn a_second_socket_is_used_where_the_first_one_is_not_there_or_talks_nonsense() {
+    let (_two, second, listener) = serve();
+    let (_handle, mut notices) = of_two(Path::new("/nowhere/q.sock"), &second, quick());
+    ready(&listener, &mut notices).await;
+    let (_one, first, nonsense) = serve();
+    let (_handle, mut notices) = of_two(&first, &second, quick());
+    let mut stream = nonsense.accept().await.unwrap().0;
+    stream.write_all(b"HTTP/1.1 400\r\n").await.unwrap();
+    ready(&listener, &mut notices).await;
+}
+
+#[tokio::test]
+async fn of_two_sockets_that_are_both_in_use_either_is_taken_once_it_is_free() {
+    let (_one, first, busy) = serve();
+    let (_two, second, listener) = serve();
+    let (_handle, mut notices) = of_two(&first, &second, quick());
+    let _first = busy.accept().await.unwrap();
+    let second = listener.accept().await.unwrap();
+    assert_eq!(next_state(&mut notices).await, QmpState::Connecting);
+    assert_eq!(next_state(&mut notices).await, QmpState::Busy);
+    let mut server = Server { stream: BufReader::new(second.0) };
+    server.say(GREETING).await;
+    server.answer("qmp_capabilities", json!({})).await;
+    server.answer("query-status", json!({"status": "running"})).await;
     assert_eq!(next_state(&mut notices).await, QmpState::Ready);
 }
 
 #[tokio::test]
 async fn a_server_in_another_process_than_the_qemu_is_refused() {
     let (_dir, path, listener) = serve();
-    let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+    // It has the socket, but another process called `listen`.
+    let theirs = std::os::fd::AsFd::as_fd(&listener).try_clone_to_owned().unwrap();
+    let mut child = Command::new("sleep").arg("60").stdin(theirs).spawn().unwrap();
     let (_handle, mut notices) = start(process(child.id()), &path, quick());
     assert_eq!(next_state(&mut notices).await, QmpState::Connecting);
     let reason = refusal(next_state(&mut notices).await);
@@ -175,6 +259,23 @@ async fn a_server_in_another_process_than_the_qemu_is_refused() {
     let mut said = String::new();
     BufReader::new(stream).read_line(&mut said).await.unwrap();
     assert_eq!(said, "");
+}
+
+#[tokio::test]
+async fn a_socket_on_which_the_qemu_does_not_listen_is_not_even_connected_to() {
+    let (_dir, path, listener) = serve();
+    let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+    let (_handle, mut notices) = start(process(child.id()), &path, quick());
+    assert_eq!(next_state(&mut notices).await, QmpState::Connecting);
+    let state = next_state(&mut notices).await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(
+        matches!(&state, QmpState::Closed { reason } if reason.contains("listens on no socket")),
+        "{state:?}"
+    );
+    let came = timeout(Duration::from_millis(100), listener.accept()).await;
+    assert!(came.is_err());
 }
 
 #[tokio::test]
@@ -408,7 +509,7 @@ async fn after_notices_that_were_not_taken_the_run_state_is_asked_again() {
     let (_dir, path, listener) = serve();
     let (sender, mut notices) = mpsc::channel(4);
     let vm = process(std::process::id());
-    let target = QmpTarget { vm, socket: path.clone() };
+    let target = QmpTarget::at_path(vm, &path);
     let _handle = spawn_with_limits(target, sender, quick());
     let mut server = ready(&listener, &mut notices).await;
     server.say(&"{\"event\": \"STOP\"}".repeat(6)).await;
@@ -462,7 +563,7 @@ fn unhurried() -> Limits {
 fn brief_session(path: &Path, limits: Limits) -> (QmpHandle, Notices) {
     let (sender, notices) = mpsc::channel(64);
     let vm = process(std::process::id());
-    let target = QmpTarget { vm, socket: path.to_owned() };
+    let target = QmpTarget::at_path(vm, path);
     (spawn_by(Transport::Brief(target), sender, limits), notices)
 }
 
@@ -532,16 +633,19 @@ async fn a_brief_session_asks_for_the_run_state_every_so_often() {
 #[tokio::test]
 async fn a_socket_that_is_in_use_for_a_moment_is_waited_for_by_a_brief_session() {
     let (_dir, path, listener) = serve();
-    let limits = Limits { greeting: Duration::from_millis(400), ..unhurried() };
+    let limits = Limits { greeting: Duration::from_millis(300), ..unhurried() };
     let (handle, mut notices) = brief_session(&path, limits);
     let mut server = ready(&listener, &mut notices).await;
     expect_the_end(&mut server).await;
     let limit = Duration::from_secs(3);
     let in_use = async {
-        // No greeting for the first attempt, which gives up; then it is free.
-        let silent = listener.accept().await.unwrap();
-        let mut server = Server::negotiate(&listener).await;
-        drop(silent);
+        // No greeting for longer than that takes; then it is free.
+        let (silent, _) = listener.accept().await.unwrap();
+        tokio::time::sleep(limits.greeting * 2).await;
+        let mut server = Server { stream: BufReader::new(silent) };
+        server.say(GREETING).await;
+        server.answer("qmp_capabilities", json!({})).await;
+        server.answer("query-status", json!({"status": "running"})).await;
         server.answer("x", json!({})).await;
         expect_the_end(&mut server).await;
     };

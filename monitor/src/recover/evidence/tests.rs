@@ -41,7 +41,7 @@ pub(in crate::recover) async fn qemu(
     let pid = std::process::id();
     let id = VmId { pid, start_ticks: discover::start_ticks(pid).unwrap() };
     let (notices, mut heard) = mpsc::channel(64);
-    let handle = qmp::spawn(Transport::Keep(QmpTarget { vm: id, socket }), notices);
+    let handle = qmp::spawn(Transport::Keep(QmpTarget::at_path(id, socket)), notices);
     let (stream, _) = listener.accept().await.unwrap();
     tokio::spawn(serve(stream, says));
     while !matches!(heard.recv().await, Some((_, QmpNotice::State(QmpState::Ready)))) {}
@@ -61,6 +61,8 @@ fn vm(id: VmId, console_logs: Vec<PathBuf>) -> Vm {
         origin: discover::Origin::default(),
         netns: 0,
         qmp_sockets: Vec::new(),
+        unused_monitors: Vec::new(),
+        threads: crate::discover::ThreadsTold::default(),
         has_own_pids: false,
         ownership: discover::Ownership::bare(),
         plugged: discover::Plugged::default(),

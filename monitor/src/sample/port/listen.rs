@@ -2,7 +2,6 @@
 //! nobody else.
 
 use std::{
-    os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -20,7 +19,7 @@ use super::{
     PortStream,
 };
 use crate::{
-    discover::{AgentSocket, VmId},
+    discover::{Found, ListeningSocket, ThreadsTold, Vm, VmId},
     error_text::in_full,
     qmp::peer::{self, PeerError},
     witness::blocking::{UnderWay, within},
@@ -41,6 +40,13 @@ pub struct PortListener {
     task: JoinHandle<()>,
 }
 
+/// Where it is listened.
+struct Port {
+    vm: VmId,
+    socket: ListeningSocket,
+    threads: ThreadsTold,
+}
+
 #[derive(Debug)]
 struct Said {
     stream: PortStream,
@@ -49,12 +55,14 @@ struct Said {
 }
 
 impl PortListener {
-    /// Begins to listen at the port that leads to `socket`.
-    pub fn start(vm: VmId, socket: AgentSocket) -> Self {
+    /// Begins to listen at the port of a VM, if it has one.
+    pub fn start(vm: &Vm) -> Option<Self> {
+        let socket = vm.heartbeat_socket.as_ref()?.socket.clone();
+        let port = Port { vm: vm.id, socket, threads: vm.threads };
         let deaf = Some("it is being connected to".to_owned());
         let said = Arc::new(Mutex::new(Said { stream: PortStream::default(), deaf }));
-        let task = tokio::spawn(listen(vm, socket, said.clone()));
-        Self { said, task }
+        let task = tokio::spawn(listen(port, said.clone()));
+        Some(Self { said, task })
     }
 
     /// What was said so far; missing where something was, and nothing can be heard now.
@@ -80,10 +88,10 @@ fn lock(said: &Mutex<Said>) -> MutexGuard<'_, Said> {
     said.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn listen(vm: VmId, socket: AgentSocket, said: Arc<Mutex<Said>>) {
+async fn listen(port: Port, said: Arc<Mutex<Said>>) {
     let mut lookup = None;
     loop {
-        let why = match connect(vm, &socket, &mut lookup).await {
+        let why = match connect(&port, &mut lookup).await {
             Ok(stream) => {
                 {
                     let mut said = lock(&said);
@@ -100,16 +108,16 @@ async fn listen(vm: VmId, socket: AgentSocket, said: Arc<Mutex<Said>>) {
 }
 
 async fn connect(
-    vm: VmId,
-    socket: &AgentSocket,
-    lookup: &mut UnderWay<Result<OwnedFd, PeerError>>,
+    port: &Port,
+    lookup: &mut UnderWay<Result<Found, PeerError>>,
 ) -> Result<UnixStream, String> {
-    let path = socket.path.clone();
-    let found = within(CONNECT_WITHIN, lookup, move || peer::resolve(vm.pid, &path)).await;
+    let (pid, socket, threads) = (port.vm.pid, port.socket.clone(), port.threads);
+    let resolve = move || peer::resolve(pid, &socket, threads);
+    let found = within(CONNECT_WITHIN, lookup, resolve).await;
     let found = found
         .ok_or_else(|| "looking up its path takes too long".to_owned())?
         .map_err(|error| in_full(&error))?;
-    timeout(CONNECT_WITHIN, peer::connect(vm, found, &socket.path))
+    timeout(CONNECT_WITHIN, peer::connect(port.vm, found, &port.socket.at))
         .await
         .map_err(|_| "it can't be connected to in time".to_owned())?
         .map_err(|error| in_full(&error))

@@ -151,7 +151,7 @@ impl Model {
         let paused = matches!(
             monitor,
             Monitor::Answers(run_state) if *run_state != RunState::Running && !says_crash(run_state)
-        );
+        ) || matches!(monitor, Monitor::NotStarted(_));
         let stopped = matches!(
             activity.process,
             ProcessState::Stopped | ProcessState::Frozen | ProcessState::Gone
@@ -183,7 +183,7 @@ impl Model {
                 Monitor::Answers(_) => true,
                 // Somebody may have paused it.
                 Monitor::Unknown(_) => !still,
-                Monitor::Unresponsive(_) => false,
+                Monitor::Unresponsive(_) | Monitor::NotStarted(_) => false,
             };
         let mute = matches!(monitor, Monitor::Unresponsive(_));
         Fact::Silent(Level {

@@ -100,6 +100,7 @@ fn monitor() -> impl Strategy<Value = Monitor> {
         6 => Just(Monitor::Answers(RunState::Running)),
         2 => Just(busy_monitor()),
         1 => Just(Monitor::Unresponsive("2 s".to_owned())),
+        1 => Just(Monitor::NotStarted("QEMU has no vCPUs yet".to_owned())),
         2 => select(vec![
             RunState::Paused,
             RunState::Inmigrate,

@@ -48,6 +48,7 @@ fn monitor() -> impl Strategy<Value = Monitor> {
         4 => Just(Monitor::Answers(RunState::Running)),
         1 => "[ -~]{0,20}".prop_map(Monitor::Unknown),
         1 => "[ -~]{0,20}".prop_map(Monitor::Unresponsive),
+        1 => "[ -~]{0,20}".prop_map(Monitor::NotStarted),
     ]
 }
 
