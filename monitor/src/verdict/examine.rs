@@ -91,7 +91,10 @@ pub(super) fn paused_maybe(line: &Line, tick: &Tick) -> Option<String> {
             "QEMU does not tell its run state ({why}), and a guest that somebody paused stands \
              just as still"
         )),
-        Monitor::Unknown(_) | Monitor::Unresponsive(_) | Monitor::Answers(_) => None,
+        Monitor::Unknown(_)
+        | Monitor::NotStarted(_)
+        | Monitor::Unresponsive(_)
+        | Monitor::Answers(_) => None,
     }
 }
 
@@ -171,7 +174,9 @@ fn conviction(
     if nobody_to_ask && tally.rounds >= ROUNDS_TO_CONVICT && line.silence(now) >= long {
         let unconfirmed =
             |level| format!("{seen}; unconfirmed, but {level} for {} s", long.as_secs());
-        if all_along(line.zero_since, long) && !frozen_maybe {
+        // That an idle guest never stands quite still was measured of x86's alone.
+        let opaque = said.any(|answer| matches!(answer, Answer::Opaque(_)));
+        if all_along(line.zero_since, long) && !frozen_maybe && !opaque {
             return Some((Cause::Halted, unconfirmed("its vCPUs stood still")));
         }
         if all_along(line.pinned_since, long) {

@@ -74,6 +74,8 @@ pub enum Answer {
     Motionless(String),
     /// The host withholds its CPU time: an excuse, but for a guest that says itself that it dies.
     Starved(String),
+    /// Its vCPUs can never be looked at, and why. Nothing tells then one that waits from one that is halted for good.
+    Opaque(String),
 }
 
 impl Answer {
@@ -85,7 +87,7 @@ impl Answer {
     /// A word for tables.
     pub fn word(&self) -> &'static str {
         match self {
-            Self::NotAsked(_) => "not asked",
+            Self::NotAsked(_) | Self::Opaque(_) => "not asked",
             Self::Lives(_) | Self::UserSpaceLives(_) => "lives",
             Self::Silent(_) => "silent",
             Self::Halted => "halted",
@@ -116,7 +118,8 @@ impl Answer {
             | Self::Unresponsive(text)
             | Self::Excuse(text)
             | Self::UserSpaceLives(text)
-            | Self::Starved(text) => text,
+            | Self::Starved(text)
+            | Self::Opaque(text) => text,
         }
     }
 }
@@ -175,7 +178,7 @@ impl Testimony {
     pub fn summary(&self) -> String {
         let said = |said: &Statement| match &said.answer {
             // Who could not be asked, or had nothing to say, is left to `show`.
-            Answer::NotAsked(_) | Answer::Nothing(_) => None,
+            Answer::NotAsked(_) | Answer::Opaque(_) | Answer::Nothing(_) => None,
             answer => Some(format!("{}: {}", said.witness, answer.text())),
         };
         let said: Vec<String> = self.statements.iter().filter_map(said).collect();

@@ -167,6 +167,7 @@ fn bounded(answer: Answer) -> Answer {
         Answer::Unresponsive(said) => Answer::Unresponsive(text(said)),
         Answer::Excuse(said) => Answer::Excuse(text(said)),
         Answer::Starved(said) => Answer::Starved(text(said)),
+        Answer::Opaque(said) => Answer::Opaque(text(said)),
     }
 }
 

@@ -11,8 +11,8 @@
 //! - it runs at one spot with interrupts off, and the same interrupt was pending in every look of the round, between
 //!   all of which it ran.
 //!
-//! An interrupt that was pending in one look and isn't in the next was taken, and acquits. What stands at one spot with
-//! nothing pending is told as just that. docs/verdicts.md has the healthy states that look like dead ones.
+//! What stands at one spot with nothing pending is told as just that. What it did to its local APIC from one look to the
+//! next acquits it: an interrupt that was pending and isn't any more was taken, and a timer that is set anew was set. docs/verdicts.md has the healthy states that look like dead ones.
 
 mod course;
 mod look;
@@ -49,9 +49,8 @@ pub const WITNESS: Witness = Witness {
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Looks in one round.
 const LOOKS_PER_ROUND: usize = 3;
-/// More looks where all of them show the same interrupt pending. One that is pending just when QEMU looks was seen of a
-/// healthy guest hypervisor in one look of five: in all eight of a round that is 0.000,3 %, and a conviction takes two
-/// rounds.
+/// More looks where all of them show the same interrupt pending, with nothing else done to the local APIC in between. A
+/// periodic interrupt that is pending just when QEMU looks was seen in half of the looks at a healthy guest.
 const LOOKS_TO_BE_SURE: usize = 5;
 /// Time between those.
 const LOOK_AGAIN_EVERY: Duration = Duration::from_millis(80);
@@ -69,7 +68,7 @@ struct Before {
 
 async fn ask(scene: Arc<Scene>, before: Note) -> (Answer, Note) {
     if let Some(why) = scene.insight.never() {
-        return (Answer::NotAsked(why), before);
+        return (Answer::Opaque(why), before);
     }
     let qmp = match &scene.qmp {
         Ok(qmp) => qmp,
@@ -84,7 +83,7 @@ async fn ask(scene: Arc<Scene>, before: Note) -> (Answer, Note) {
     let looks = match scene.insight.registers(qmp).await {
         Ok(Readable::X86) => look(&scene, qmp).await,
         Ok(Readable::Arm) => return (aarch64::look(qmp).await, None),
-        Err(Unreadable::Ever(why)) => Err(Answer::NotAsked(why)),
+        Err(Unreadable::Ever(why)) => Err(Answer::Opaque(why)),
         Err(Unreadable::Now(error)) => Err(unavailable(error)),
     };
     let looks = match looks {

@@ -94,6 +94,8 @@ pub struct Lapic {
     /// Interrupts that were raised and not taken yet (IRR), whatever their priority. One leaves this set only when
     /// the vCPU takes it, or is reset.
     pub requested: Vectors,
+    /// Interrupts that the vCPU took, and whose handling it has not ended (ISR).
+    pub in_service: Vectors,
     /// The class of the least interrupts that the guest keeps away by priority (TPR, bits 4 to 7).
     pub priority_class: u8,
 }
@@ -169,7 +171,9 @@ pub fn parse_lapic(text: &str) -> Result<Lapic, RegistersError> {
     };
     let timer_initial_count =
         count("initial_count").ok_or(RegistersError::LapicField { field: "initial_count" })?;
-    let requested = vectors(line("IRR")?).ok_or(RegistersError::LapicField { field: "IRR" })?;
+    let vectors =
+        |field: &'static str| vectors(line(field)?).ok_or(RegistersError::LapicField { field });
+    let (in_service, requested) = (vectors("ISR")?, vectors("IRR")?);
     let mut priorities = line("APR")?.split_ascii_whitespace().skip_while(|word| *word != "TPR");
     let priority = priorities.nth(1).and_then(hex).and_then(|priority| u8::try_from(priority).ok());
     Ok(Lapic {
@@ -185,6 +189,7 @@ pub fn parse_lapic(text: &str) -> Result<Lapic, RegistersError> {
         lint0_accepts_external: lint0 & LVT_MASKED == 0
             && lint0 & LVT_DELIVERY_MODE == LVT_DELIVERY_EXTINT,
         requested,
+        in_service,
         priority_class: priority.ok_or(RegistersError::LapicField { field: "TPR" })? >> 4,
     })
 }

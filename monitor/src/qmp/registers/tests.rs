@@ -367,6 +367,7 @@ fn the_first_vcpus_lapic_takes_external_interrupts_and_a_parked_ones_is_off() {
         timer_vector: 0,
         lint0_accepts_external: true,
         requested: Vectors::default(),
+        in_service: Vectors::default(),
         priority_class: 0,
     };
     assert_eq!(parse_lapic(&sent_by_qemu(FIRST_LAPIC)), Ok(first));
@@ -419,7 +420,7 @@ fn lint0_masked_or_with_another_delivery_mode_takes_no_external_interrupts() {
 
 #[test]
 fn a_lapic_that_lacks_a_line_is_an_error_that_names_it() {
-    for field in ["LVT0", "LVTT", "SPIV", "Timer", "IRR"] {
+    for field in ["LVT0", "LVTT", "SPIV", "Timer", "ISR", "IRR"] {
         let expected = RegistersError::LapicField { field };
         assert_eq!(parse_lapic(&with_line(field, "")), Err(expected));
     }

@@ -96,6 +96,24 @@ fn a_guest_that_only_stands_still_at_one_spot_with_interrupts_off_has_the_long_t
 }
 
 #[test]
+fn a_guest_whose_vcpus_can_never_be_looked_at_is_not_halted_for_using_no_time() {
+    fn opaque() -> Answer {
+        Answer::Opaque("its registers are encrypted".to_owned())
+    }
+    let at = |registers: fn() -> Answer, share: f64| {
+        let mut rig = Rig::without_address();
+        rig.run(FLAT_TICKS * 30, |_, guest| {
+            guest.level(&[(share, 0.0)]);
+            guest.registers = registers();
+        });
+        rig.conviction().map(|(_, cause)| cause)
+    };
+    assert_eq!(at(unavailable, 0.0), Some(Cause::Halted));
+    assert_eq!(at(opaque, 0.0), None);
+    assert_eq!(at(opaque, 1.0), Some(Cause::Spinning));
+}
+
+#[test]
 fn what_our_own_questions_cost_a_halted_guest_keeps_no_conviction_away() {
     // 32 vCPUs, of which each look wakes every one: without it, each uses next to nothing.
     let level = |share: f64| vec![(share, share); 32];

@@ -26,6 +26,7 @@ fn lapic(software_enabled: bool, lint0_accepts_external: bool) -> Lapic {
         timer_count: None,
         lint0_accepts_external,
         requested: Vectors::default(),
+        in_service: Vectors::default(),
         priority_class: 0,
     }
 }
@@ -135,6 +136,37 @@ fn an_interrupt_that_was_pending_and_is_not_any_more_was_taken() {
     let mut unread = masked(&[&[], &[236], &[]]);
     unread[2][0].lapic = None;
     assert!(!matches!(answer(&unread), Answer::Lives(_)));
+}
+
+/// As [`masked`], each with its interrupt pending, after some change to each local APIC.
+fn masked_with(change: impl Fn(usize, &mut Lapic)) -> Vec<Vec<Look>> {
+    let mut looks = masked(&[&[236], &[236], &[236]]);
+    for (n, look) in looks.iter_mut().enumerate() {
+        if let Some(lapic) = &mut look[0].lapic {
+            change(n, lapic);
+        }
+    }
+    looks
+}
+
+#[test]
+fn a_vcpu_that_sets_its_timer_or_serves_interrupts_lives_whatever_is_pending_whenever_qemu_looks() {
+    assert!(matches!(answer(&masked_with(|_, _| {})), Answer::Stuck(_)));
+    // The kernel of a guest hypervisor, whose timer is pending in half of the looks, sets it each time.
+    let sets = masked_with(|n, lapic| lapic.timer_initial_count = 62_000 + n as u64);
+    assert_eq!(answer(&sets), Answer::Lives("vCPU 0 sets its local APIC".to_owned()));
+    let serves = masked_with(|n, lapic| lapic.in_service = (0..n.min(1) as u8).collect());
+    assert!(matches!(answer(&serves), Answer::Lives(_)));
+    let priority = masked_with(|n, lapic| lapic.priority_class = n.min(1) as u8);
+    assert!(matches!(answer(&priority), Answer::Lives(_)));
+}
+
+#[test]
+fn a_kernel_that_takes_interrupts_and_does_nothing_else_is_not_acquitted_by_them() {
+    // A soft lockup: interrupts are on, and taken.
+    let mut looks = masked(&[&[], &[236], &[]]);
+    looks.iter_mut().for_each(|look| look[0].registers.interrupts_enabled = true);
+    assert!(matches!(answer(&looks), Answer::Neither(_)));
 }
 
 #[test]
