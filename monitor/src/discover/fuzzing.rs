@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use super::{command_line, files, options, origin, owner, proc, rights, taps, written};
+use super::{
+    command_line, files, macvtaps, options, origin, owner, proc, rights, taps, written,
+};
 
 pub(crate) fn command_line(bytes: &[u8]) {
     let arguments = options::split_arguments(bytes);
@@ -34,6 +36,6 @@ pub(crate) fn proc(bytes: &[u8]) {
     rights::fuzz(&text);
     written::fuzz(&text);
     files::parse_mountinfo(&text);
-    taps::macvtap_index(Path::new(text.as_ref()));
+    macvtaps::index(Path::new(text.as_ref()));
     assert!(taps::interface_name(&text).is_none_or(|name| !name.is_empty()));
 }

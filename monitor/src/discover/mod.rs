@@ -14,6 +14,7 @@
 mod architecture;
 mod chardevs;
 mod command_line;
+mod descriptor;
 mod disks;
 mod encryption;
 mod error;
@@ -22,6 +23,7 @@ mod files;
 pub(crate) mod fuzzing;
 mod launch;
 mod listening;
+mod macvtaps;
 mod netns;
 mod options;
 mod origin;
@@ -47,7 +49,7 @@ pub use error::DiscoverError;
 pub use files::OpenFiles;
 pub use launch::{Launch, ThreadsTold, launch};
 pub use listening::{Found, ListeningSocket, NotFound, SocketAt, listening_socket};
-pub use netns::in_netns;
+pub use netns::{find_netns, in_netns};
 pub use origin::{Origin, is_there};
 pub use owner::{LibvirtScope, Owner, Ownership};
 pub use proc::{
@@ -56,7 +58,7 @@ pub use proc::{
 };
 pub use rights::{Rights, RightsError};
 pub use strangers::strangers;
-pub use taps::{Tap, TapKind};
+pub use taps::{Tap, TapKind, netns_of_tap};
 pub use vm::{Accelerator, AgentSocket, ResetAction, Scope, Vm, VmId};
 pub use written::{Descriptor, Inode, Written, descriptors};
 
@@ -94,6 +96,8 @@ pub struct Plugged {
     pub taps: Vec<Tap>,
     /// Networks that are there but cannot be watched, and why.
     pub unseen_taps: Vec<String>,
+    /// Why its taps are known by their names only, where that is so: another namespace may have others so called.
+    pub taps_by_name: Option<String>,
     /// Its images.
     pub files: OpenFiles,
 }
@@ -108,8 +112,13 @@ pub fn plugged(pid: u32) -> Result<Plugged, DiscoverError> {
 }
 
 fn plugged_among(pid: u32, descriptors: &[(u32, PathBuf)]) -> Result<Plugged, DiscoverError> {
-    let (taps, unseen_taps) = taps::taps_among(pid, descriptors)?;
-    Ok(Plugged { taps, unseen_taps, files: files::files_among(pid, descriptors)? })
+    let taps::Found { taps, unseen, by_name } = taps::taps_among(pid, descriptors)?;
+    Ok(Plugged {
+        taps: taps.into_iter().collect(),
+        unseen_taps: unseen.into_iter().collect(),
+        taps_by_name: by_name,
+        files: files::files_among(pid, descriptors)?,
+    })
 }
 
 fn read_vm(pid: u32, scope: &Scope) -> Result<Option<Vm>, DiscoverError> {

@@ -8,11 +8,12 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::DiscoverError;
+use super::{DiscoverError, proc};
 
 /// Runs `f` inside the network namespace behind `pid_of_ns`, an opened `/proc/PID/ns/net` or
 /// `/run/netns/NAME`: on a fresh thread that was moved there, unless it is the calling thread's own.
@@ -53,8 +54,21 @@ pub(super) fn own_netns() -> io::Result<u32> {
     inode_number(&fs::metadata("/proc/thread-self/ns/net")?)
 }
 
+/// The network namespace with this inode number, opened, if `ip netns` keeps it or a process is in it. Looks
+/// through all of `/proc`, for when neither the VM nor its tap can be asked any more.
+pub fn find_netns(netns: u32) -> Option<File> {
+    let is_it = |file: &File| {
+        file.metadata().is_ok_and(|metadata| inode_number(&metadata).ok() == Some(netns))
+    };
+    let named =
+        fs::read_dir("/run/netns").into_iter().flatten().flatten().map(|entry| entry.path());
+    let pids = proc::pids().unwrap_or_default();
+    let of_processes = pids.into_iter().map(|pid| PathBuf::from(format!("/proc/{pid}/ns/net")));
+    named.chain(of_processes).filter_map(|path| File::open(path).ok()).find(is_it)
+}
+
 /// The kernel numbers namespaces with 32 bits.
-fn inode_number(metadata: &fs::Metadata) -> io::Result<u32> {
+pub(super) fn inode_number(metadata: &fs::Metadata) -> io::Result<u32> {
     u32::try_from(metadata.ino()).map_err(io::Error::other)
 }
 
@@ -62,7 +76,15 @@ fn inode_number(metadata: &fs::Metadata) -> io::Result<u32> {
 mod tests {
     use std::fs::File;
 
-    use super::{in_netns, own_netns};
+    use super::{find_netns, in_netns, own_netns};
+
+    #[test]
+    fn a_namespace_is_found_by_its_number_while_somebody_is_in_it() {
+        let own = own_netns().expect("our own namespace");
+        let found = find_netns(own).expect("we are in it");
+        assert_eq!(super::inode_number(&found.metadata().expect("its inode")).ok(), Some(own));
+        assert!(find_netns(1).is_none());
+    }
 
     #[test]
     fn a_panic_inside_is_an_error_outside() {

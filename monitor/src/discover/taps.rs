@@ -1,23 +1,28 @@
 //! Which taps a QEMU process has open.
 //!
 //! The command line does not tell: libvirt hands taps over as descriptors, and networks come and
-//! go while the guest runs. A descriptor of `/dev/net/tun` names its interface in `fdinfo`; the
-//! name is then looked up in the namespace of the QEMU, and in ours if it is not there, since a
-//! descriptor keeps working in whatever namespace it was handed to.
+//! go while the guest runs. The descriptor itself is asked, through a copy of it: a tap may have been moved
+//! to whichever namespace, and another one may have its name where QEMU is. Where no copy may be made,
+//! its name is taken from `fdinfo` and looked up in the namespace of the QEMU, and in ours if it is not there;
+//! that this was so is handed on, since it may be the wrong one.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with};
 
+use super::descriptor::{Holder, Place, Said, place_of};
 use super::netns::{in_netns, netns_of, own_netns};
-use super::{DiscoverError, display_text, proc};
+use super::{DiscoverError, display_text, macvtaps, proc};
 
 /// Most taps of one VM that are looked up; QEMU itself takes no more than 288 network cards.
 const TAPS: usize = 512;
+/// So often a tap is looked up that is renamed or moved meanwhile.
+const LOOK_UPS: u32 = 3;
 
 /// Which end of an interface a QEMU holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,51 +47,138 @@ pub struct Tap {
     pub ifindex: u32,
 }
 
-/// The taps among the `descriptors` of `pid`, each once however many queues it has, and a note for each
-/// network that is there but cannot be watched, saying why.
+/// What was found among the descriptors of a QEMU.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Each once, however many queues it has.
+    pub(super) taps: BTreeSet<Tap>,
+    /// A note for each network that is there but cannot be watched, saying why.
+    pub(super) unseen: BTreeSet<String>,
+    /// Why taps could only be told by their names, where that is so.
+    pub(super) by_name: Option<String>,
+}
+
+/// The taps among the `descriptors` of `pid`.
 ///
 /// # Errors
 /// If the descriptors or the namespace of `pid` cannot be read, which is never the same as having no tap.
-pub(super) fn taps_among(
-    pid: u32,
-    descriptors: &[(u32, std::path::PathBuf)],
-) -> Result<(Vec<Tap>, Vec<String>), DiscoverError> {
-    let mut interfaces = BTreeSet::new();
-    let mut notes = BTreeSet::new();
+pub(super) fn taps_among(pid: u32, descriptors: &[(u32, PathBuf)]) -> Result<Found, DiscoverError> {
+    let failed = |source| DiscoverError::ResolveTaps { pid, source };
+    let mut found = Found::default();
+    let mut places = BTreeSet::new();
+    let mut named = BTreeSet::new();
+    let mut holder = None;
     for (fd, target) in descriptors {
-        let interface = if let Some(index) = macvtap_index(target) {
-            Interface::Index(index)
-        } else if is_tun(target) {
-            let info = match proc::descriptor_info(pid, *fd) {
-                Ok(info) => info,
-                // Closed meanwhile, or the process is gone, which the caller's next read will find.
-                Err(DiscoverError::Gone { .. }) => continue,
-                Err(error) => return Err(error),
-            };
-            match interface_name(&info) {
-                Some(name) => Interface::Name(name.to_owned()),
-                None => {
-                    notes.insert("tap without a name".to_owned());
-                    continue;
+        let kind = match macvtaps::index(target) {
+            Some(_) => TapKind::Macvtap,
+            None if is_tun(target) => TapKind::Tap,
+            None => continue,
+        };
+        if found.taps.len() + named.len() >= TAPS {
+            found.unseen.insert(format!("taps beyond the first {TAPS}"));
+            break;
+        }
+        let copy = holder.get_or_insert_with(|| Holder::open(pid));
+        let asked = match copy.as_ref().map(|holder| holder.copy(*fd)) {
+            Ok(Ok(Some(copy))) if kind == TapKind::Macvtap => {
+                macvtaps::find(pid, &copy, target, &mut found)?;
+                continue;
+            }
+            Ok(Ok(Some(copy))) => place_of(copy.as_fd()).map(|said| Some((copy, said))),
+            // Closed meanwhile.
+            Ok(Ok(None)) => Ok(None),
+            Ok(Err(error)) => Err(error),
+            Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+        };
+        match asked {
+            Ok(Some((copy, Said::Known(place)))) => {
+                // Another queue of a tap that was found already.
+                if places.insert((place.netns, place.name.clone())) {
+                    find(&copy, place, &mut found).map_err(failed)?;
                 }
             }
-        } else {
-            continue;
-        };
-        if interfaces.len() < TAPS {
-            interfaces.insert(interface);
-        } else {
-            notes.insert(format!("taps beyond the first {TAPS}"));
+            Ok(Some((_, Said::Unattached))) => {
+                found.unseen.insert("tap without a name".to_owned());
+            }
+            Ok(Some((_, Said::NoTap)) | None) => {}
+            Err(why) => {
+                found.by_name.get_or_insert_with(|| why.to_string());
+                named.extend(by_name(pid, *fd, target, &mut found.unseen)?);
+            }
         }
     }
-    let taps =
-        if interfaces.is_empty() { Vec::new() } else { resolve(pid, &interfaces, &mut notes)? };
-    Ok((taps, notes.into_iter().collect()))
+    if !named.is_empty() {
+        found.taps.extend(resolve(pid, &named, &mut found.unseen)?);
+    }
+    Ok(found)
 }
 
-/// An interface as a descriptor names it.
+/// The network namespace numbered `netns` in which a tap of `pid` is, opened; `None` if it has none there.
+///
+/// # Errors
+/// If the descriptors of `pid` cannot be read or copied.
+pub fn netns_of_tap(pid: u32, netns: u32) -> Result<Option<File>, DiscoverError> {
+    let failed = |source| DiscoverError::ResolveTaps { pid, source };
+    let holder = Holder::open(pid).map_err(failed)?;
+    for (fd, target) in proc::descriptors(pid)? {
+        if !is_tun(&target) {
+            continue;
+        }
+        let Some(copy) = holder.copy(fd).map_err(failed)? else { continue };
+        if let Said::Known(place) = place_of(copy.as_fd()).map_err(failed)?
+            && place.netns == netns
+        {
+            return Ok(Some(place.namespace));
+        }
+    }
+    Ok(None)
+}
+
+/// Finds the index of the tap behind `copy`, which was at `place` just now.
+fn find(copy: &OwnedFd, mut place: Place, found: &mut Found) -> io::Result<()> {
+    for _ in 0..LOOK_UPS {
+        let interface = Interface::Name(place.name.clone());
+        let looked_up = in_namespace(&place.namespace, || look_up(&interface))?;
+        let Said::Known(now) = place_of(copy.as_fd())? else { return Ok(()) };
+        let is_same = (now.netns, &now.name) == (place.netns, &place.name);
+        if let Some((name, ifindex)) = looked_up
+            && is_same
+        {
+            found.taps.insert(Tap { kind: TapKind::Tap, name, netns: place.netns, ifindex });
+            return Ok(());
+        }
+        place = now;
+    }
+    found.unseen.insert(format!("tap {} (renamed or moved just now)", display_text(&place.name)));
+    Ok(())
+}
+
+/// An interface as far as the link and `fdinfo` of a descriptor tell.
+fn by_name(
+    pid: u32,
+    fd: u32,
+    target: &Path,
+    notes: &mut BTreeSet<String>,
+) -> Result<Option<Interface>, DiscoverError> {
+    if let Some(index) = macvtaps::index(target) {
+        return Ok(Some(Interface::Index(index)));
+    }
+    let info = match proc::descriptor_info(pid, fd) {
+        Ok(info) => info,
+        // Closed meanwhile, or the process is gone, which the caller's next read will find.
+        Err(DiscoverError::Gone { .. }) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let name = interface_name(&info);
+    if name.is_none() {
+        notes.insert("tap without a name".to_owned());
+    }
+    Ok(name.map(|name| Interface::Name(name.to_owned())))
+}
+
+/// An interface by what names it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Interface {
+pub(super) enum Interface {
     /// A tap, by its name.
     Name(String),
     /// A macvtap, by its index.
@@ -96,13 +188,6 @@ enum Interface {
 /// Seen from another mount namespace the path may start at the root of the device file system.
 fn is_tun(target: &Path) -> bool {
     target == Path::new("/dev/net/tun") || target == Path::new("/net/tun")
-}
-
-/// `/dev/tapN` is the descriptor side of a macvtap interface with index N.
-pub(super) fn macvtap_index(target: &Path) -> Option<u32> {
-    let target = target.to_str()?;
-    let number = target.strip_prefix("/dev/tap").or_else(|| target.strip_prefix("/tap"))?;
-    number.bytes().all(|byte| byte.is_ascii_digit()).then(|| number.parse().ok())?
 }
 
 /// The `iff:` line of a `fdinfo`: `None` if there is none, it is empty (a descriptor that is not
@@ -148,7 +233,7 @@ fn resolve(
     Ok(taps)
 }
 
-fn in_namespace<T: Send>(
+pub(super) fn in_namespace<T: Send>(
     namespace: &File,
     f: impl FnOnce() -> io::Result<T> + Send,
 ) -> io::Result<T> {
@@ -157,7 +242,7 @@ fn in_namespace<T: Send>(
 
 /// Name and index of an interface in the calling thread's namespace; `None` if there is none so named.
 /// An index that another kind of interface has is another namespace's.
-fn look_up(interface: &Interface) -> io::Result<Option<(String, u32)>> {
+pub(super) fn look_up(interface: &Interface) -> io::Result<Option<(String, u32)>> {
     // Any socket will do. `/sys/class/net` would not: it shows the namespace it was mounted in.
     let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     let found = match interface {
@@ -179,7 +264,7 @@ fn look_up(interface: &Interface) -> io::Result<Option<(String, u32)>> {
 mod tests {
     use std::path::Path;
 
-    use super::{Interface, interface_name, is_tun, look_up, macvtap_index};
+    use super::{Interface, interface_name, is_tun, look_up};
 
     #[test]
     fn the_interface_is_named_in_fdinfo() {
@@ -194,14 +279,9 @@ mod tests {
     }
 
     #[test]
-    fn only_the_tun_device_and_numbered_taps_are_networks() {
+    fn only_the_tun_device_is_one() {
         assert!(is_tun(Path::new("/dev/net/tun")) && is_tun(Path::new("/net/tun")));
         assert!(!is_tun(Path::new("/home/x/net/tun")));
-        assert_eq!(macvtap_index(Path::new("/dev/tap12")), Some(12));
-        assert_eq!(macvtap_index(Path::new("/tap3")), Some(3));
-        for other in ["/dev/tap", "/dev/tap1x", "/home/x/tap1", "socket:[1]"] {
-            assert_eq!(macvtap_index(Path::new(other)), None, "{other}");
-        }
     }
 
     #[test]

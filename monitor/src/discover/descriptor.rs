@@ -1,0 +1,184 @@
+//! What the descriptor of a tap says of itself, asked of a copy that is held for that moment only.
+//!
+//! Neither the command line nor `fdinfo` tells which network namespace a tap is in: a tap may be moved while
+//! QEMU holds it, and its name then belongs to another tap in QEMU's own namespace. The descriptor stays
+//! that of the one tap. A macvtap's tells less (drivers/net/tap.c of Linux 6.12): its name and hardware address.
+
+use std::ffi::{CStr, c_char};
+use std::fs::File;
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+
+use super::netns::inode_number;
+
+/// The length of an Ethernet address, in bytes.
+const MAC_BYTES: usize = 6;
+
+/// A process whose descriptors can be copied (Linux 5.6), which takes the right to trace it.
+pub(super) struct Holder(OwnedFd);
+
+/// What came of asking a descriptor.
+#[derive(Debug)]
+pub(super) enum Said<T> {
+    /// It answered.
+    Known(T),
+    /// It is not attached to an interface, or no longer.
+    Unattached,
+    /// It is another kind of file, whatever its name.
+    NoTap,
+}
+
+/// A tap as its descriptor knows it.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) name: String,
+    /// The namespace that the tap is in now. To hold it longer than a moment would keep it alive.
+    pub(super) namespace: File,
+    /// The namespace's inode number.
+    pub(super) netns: u32,
+}
+
+impl Holder {
+    pub(super) fn open(pid: u32) -> io::Result<Self> {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let pid = pid.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        Ok(Self(pidfd_open(pid, PidfdFlags::empty())?))
+    }
+
+    /// A copy of the descriptor `fd`; `None` if it was closed meanwhile, or the process is gone.
+    pub(super) fn copy(&self, fd: u32) -> io::Result<Option<OwnedFd>> {
+        let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+        match pidfd_getfd(&self.0, fd, PidfdGetfdFlags::empty()) {
+            Ok(copy) => Ok(Some(copy)),
+            Err(Errno::BADF | Errno::SRCH) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Where the tap behind a descriptor of `/dev/net/tun` is now.
+pub(super) fn place_of(tap: BorrowedFd<'_>) -> io::Result<Said<Place>> {
+    let name = match name_of(tap)? {
+        Said::Known(name) => name,
+        Said::Unattached => return Ok(Said::Unattached),
+        Said::NoTap => return Ok(Said::NoTap),
+    };
+    // SAFETY: the descriptor is open, and this request (Linux 5.2) takes no argument.
+    let raw = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNGETDEVNETNS) };
+    if raw < 0 {
+        let error = io::Error::last_os_error();
+        // Detached since it told its name.
+        return if is(&error, Errno::BADFD) { Ok(Said::Unattached) } else { Err(error) };
+    }
+    // SAFETY: the kernel just returned it, and nobody else has it.
+    let namespace = File::from(unsafe { OwnedFd::from_raw_fd(raw) });
+    let netns = inode_number(&namespace.metadata()?)?;
+    Ok(Said::Known(Place { name, namespace, netns }))
+}
+
+/// The name that the interface behind a descriptor has now, be it a tap's or a macvtap's.
+pub(super) fn name_of(tap: BorrowedFd<'_>) -> io::Result<Said<String>> {
+    let request = match ask(tap, libc::TUNGETIFF) {
+        Ok(request) => request,
+        // A tap that is not attached; a macvtap whose interface is gone.
+        Err(error) if is(&error, Errno::BADFD) || is(&error, Errno::NOLINK) => {
+            return Ok(Said::Unattached);
+        }
+        Err(error) if is(&error, Errno::NOTTY) || is(&error, Errno::INVAL) => {
+            return Ok(Said::NoTap);
+        }
+        Err(error) => return Err(error),
+    };
+    let name = request.ifr_name.map(c_char::cast_unsigned);
+    let name = CStr::from_bytes_until_nul(&name).map_err(io::Error::other)?;
+    Ok(Said::Known(name.to_string_lossy().into_owned()))
+}
+
+/// The hardware address of the macvtap behind a descriptor.
+pub(super) fn mac_of(tap: BorrowedFd<'_>) -> io::Result<[u8; MAC_BYTES]> {
+    let request = ask(tap, libc::SIOCGIFHWADDR)?;
+    // SAFETY: this request fills that member; any bytes are a value of it.
+    Ok(mac_in(&unsafe { request.ifr_ifru.ifru_hwaddr }))
+}
+
+/// The same by its name, through any socket of the namespace; `None` if there is none so called.
+pub(super) fn mac_of_name(
+    socket: BorrowedFd<'_>,
+    name: &str,
+) -> io::Result<Option<[u8; MAC_BYTES]>> {
+    let mut request = empty_request();
+    if name.len() >= request.ifr_name.len() {
+        return Ok(None);
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    // SAFETY: the descriptor is open, and the request is a whole `ifreq` that outlives the call.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) } != 0 {
+        let error = io::Error::last_os_error();
+        return if is(&error, Errno::NODEV) { Ok(None) } else { Err(error) };
+    }
+    // SAFETY: as above.
+    Ok(Some(mac_in(&unsafe { request.ifr_ifru.ifru_hwaddr })))
+}
+
+fn ask(tap: BorrowedFd<'_>, what: libc::Ioctl) -> io::Result<libc::ifreq> {
+    let mut request = empty_request();
+    // SAFETY: the descriptor is open, and the request is a whole `ifreq` that outlives the call.
+    match unsafe { libc::ioctl(tap.as_raw_fd(), what, &raw mut request) } {
+        0 => Ok(request),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn empty_request() -> libc::ifreq {
+    // SAFETY: it is made of integers, for which zero is a value.
+    unsafe { mem::zeroed() }
+}
+
+fn mac_in(address: &libc::sockaddr) -> [u8; MAC_BYTES] {
+    std::array::from_fn(|index| address.sa_data[index].cast_unsigned())
+}
+
+fn is(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsFd, AsRawFd};
+
+    use super::{Holder, Said, name_of, place_of};
+
+    #[test]
+    fn a_file_that_is_no_tap_is_none_whatever_it_is_called() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = std::fs::File::create(directory.path().join("tun")).expect("a file");
+        assert!(matches!(name_of(file.as_fd()), Ok(Said::NoTap)));
+        let null = std::fs::File::open("/dev/null").expect("the null device");
+        assert!(matches!(place_of(null.as_fd()), Ok(Said::NoTap)));
+    }
+
+    #[test]
+    fn a_descriptor_that_is_not_open_has_no_copy() {
+        let us = Holder::open(std::process::id()).expect("ourselves");
+        let null = std::fs::File::open("/dev/null").expect("the null device");
+        let fd = u32::try_from(null.as_raw_fd()).expect("a descriptor");
+        assert!(us.copy(fd).expect("our own can be copied").is_some());
+        assert!(us.copy(1_000_000).expect("an answer").is_none());
+        assert!(Holder::open(0).is_err() && Holder::open(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn a_tap_that_is_not_attached_says_so() {
+        // Where there is no such device, or no right to open it, there is nothing to be asked.
+        let Ok(tun) = std::fs::File::options().read(true).write(true).open("/dev/net/tun") else {
+            return;
+        };
+        assert!(matches!(place_of(tun.as_fd()), Ok(Said::Unattached)));
+    }
+}
