@@ -27,14 +27,50 @@ pub struct Activity {
 }
 
 /// Packets since the last sample.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkActivity {
     /// Sent by the guest of its own accord: a sign of life.
     pub guest_packets: u64,
-    /// Sent to the guest; a dead guest receives as well.
-    pub packets_to_guest: u64,
+    /// Sent to the guest; a dead guest receives as well. `None`: that is not counted on all of its taps.
+    #[serde(with = "unseen")]
+    pub packets_to_guest: Option<u64>,
     /// Answers to our own probes.
     pub probe_answers: u64,
+}
+
+impl Default for NetworkActivity {
+    /// All is counted, and nothing moved.
+    fn default() -> Self {
+        Self { guest_packets: 0, packets_to_guest: Some(0), probe_answers: 0 }
+    }
+}
+
+/// A count that may not be known. Recordings have a number there: the highest one, which no count comes to, stands for
+/// none.
+mod unseen {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[expect(clippy::ref_option, reason = "serde calls it so")]
+    pub(super) fn serialize<S: Serializer>(
+        count: &Option<u64>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            count.serialize(serializer)
+        } else {
+            count.unwrap_or(u64::MAX).serialize(serializer)
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<u64>, D::Error> {
+        if deserializer.is_human_readable() {
+            Option::deserialize(deserializer)
+        } else {
+            u64::deserialize(deserializer).map(|count| (count != u64::MAX).then_some(count))
+        }
+    }
 }
 
 /// What a guest's agent said since the last sample.
@@ -92,11 +128,11 @@ impl Activity {
                     let beats = delta(before.heartbeats, now.heartbeats, "network")?;
                     Ok(Some(NetworkActivity {
                         guest_packets: sent.saturating_sub(answers).saturating_sub(beats),
-                        packets_to_guest: delta(
-                            before.guest_rx_packets,
-                            now.guest_rx_packets,
-                            "network",
-                        )?,
+                        packets_to_guest: if previous.sees_to_guest && current.sees_to_guest {
+                            Some(delta(before.guest_rx_packets, now.guest_rx_packets, "network")?)
+                        } else {
+                            None
+                        },
                         probe_answers: answers,
                     }))
                 }
@@ -179,6 +215,7 @@ mod tests {
     fn sample() -> VmSample {
         VmSample {
             network: Ok(Some(NetworkCounters::default())),
+            sees_to_guest: true,
             storage: Ok(StorageCounters::default()),
             in_flight: None,
             vcpus: Ok(vec![VcpuTime { index: 0, tid: 7, run_ns: 0, wait_ns: 0 }]),
@@ -199,6 +236,25 @@ mod tests {
             check: "web".to_owned(),
         };
         Heartbeats { beats, leavings, last: Some(last), ..Heartbeats::default() }
+    }
+
+    #[test]
+    fn packets_that_are_not_counted_are_none_and_recorded_where_a_number_stood() {
+        let unseen = VmSample { sees_to_guest: false, ..sample() };
+        let second = Duration::from_secs(1);
+        for (before, now) in [(&unseen, &sample()), (&sample(), &unseen)] {
+            let network = Activity::between(before, now, second).network.unwrap().unwrap();
+            assert_eq!((network.guest_packets, network.packets_to_guest), (0, None));
+            let recorded = postcard::to_stdvec(&network).unwrap();
+            assert_eq!(recorded, postcard::to_stdvec(&(0_u64, u64::MAX, 0_u64)).unwrap());
+            assert_eq!(postcard::from_bytes::<NetworkActivity>(&recorded).unwrap(), network);
+            let shown = serde_json::to_value(network).unwrap();
+            assert!(shown["packets_to_guest"].is_null(), "{shown}");
+            assert_eq!(serde_json::from_value::<NetworkActivity>(shown).unwrap(), network);
+        }
+        let counted = Activity::between(&sample(), &sample(), second).network.unwrap().unwrap();
+        let recorded = postcard::to_stdvec(&counted).unwrap();
+        assert_eq!(recorded, postcard::to_stdvec(&(0_u64, 0_u64, 0_u64)).unwrap());
     }
 
     #[test]
@@ -244,7 +300,11 @@ mod tests {
         let activity = Activity::between(&sample(), &now, Duration::from_secs(1));
         assert_eq!(
             activity.network,
-            Ok(Some(NetworkActivity { guest_packets: 2, packets_to_guest: 0, probe_answers: 1 }))
+            Ok(Some(NetworkActivity {
+                guest_packets: 2,
+                packets_to_guest: Some(0),
+                probe_answers: 1
+            }))
         );
     }
 

@@ -152,9 +152,13 @@ fn network(network: &NetworkView) -> String {
     } = network;
     let last = guest_last_sent_seconds
         .map_or_else(|| "never of its own".to_owned(), |ago| format!("last {ago:.1} s ago"));
+    let was_sent = match (guest_rx_packets, guest_rx_bytes) {
+        (Some(packets), Some(bytes)) => format!("was sent {packets} packets, {bytes} bytes"),
+        _ => "what it was sent is not counted".to_owned(),
+    };
     format!(
         "guest sent {guest_tx_packets} packets, {guest_tx_bytes} bytes ({last}; {probe_answers} answers to \
-         probes, {arp_answers} by ARP, {ndp_answers} by NDP); was sent {guest_rx_packets} packets, {guest_rx_bytes} bytes"
+         probes, {arp_answers} by ARP, {ndp_answers} by NDP); {was_sent}"
     )
 }
 

@@ -2,12 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::task::spawn_blocking;
 use tracing::debug;
 
 use super::{Message, engine::Engine, plugged::counted};
 use crate::{
     discover::{Accelerator, Tap, TapKind, Vm, VmId},
-    probe::namespace_of,
+    probe::{namespace_of, near_namespace},
     sample::TapAddresses,
     verdict::{Input, Questions, Testimony},
     witness::{self, Notes, ProbeSocket, Scene, TapTarget, of_suspects},
@@ -28,7 +29,7 @@ impl Engine {
             }
             watched.suspected_at = Some(now);
         }
-        let targets = self.targets(id);
+        let ways = self.ways(id);
         let unseen_storage =
             self.vms.get(&id).is_some_and(|watched| !self.unseen_storage(watched).is_empty());
         let qmp = self.monitor_of(id);
@@ -38,7 +39,7 @@ impl Engine {
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let Some(notes) = watched.notes.take() else { return };
         watched.memory.give_up();
-        let scene = Scene {
+        let mut scene = Scene {
             questions,
             vm: watched.vm.clone(),
             vcpu_threads: watched.threads.clone(),
@@ -51,7 +52,7 @@ impl Engine {
             qmp,
             insight: watched.insight.clone(),
             balloon: watched.memory.turns.clone(),
-            targets,
+            targets: Err("its taps are not open yet".to_owned()),
             unseen_storage,
         };
         if !matches!(questions, Questions::Calibrate | Questions::IsItUp) {
@@ -61,6 +62,7 @@ impl Engine {
         // An answer about another boot says nothing.
         let (boot_began, messages) = (watched.watch.boot.began, self.messages.clone());
         tokio::spawn(async move {
+            scene.targets = targets(id.pid, ways).await;
             let (testimony, notes) = witness::ask(Arc::new(scene), notes).await;
             let _ = messages.send(Message::Round { id, boot_began, testimony, notes });
         });
@@ -124,23 +126,23 @@ impl Engine {
         if known.is_empty() { Err(why.to_owned()) } else { Ok(known) }
     }
 
-    fn targets(&mut self, id: VmId) -> Result<Vec<TapTarget>, String> {
+    fn ways(&mut self, id: VmId) -> Result<Vec<Way>, String> {
         let known = self.addresses(id)?;
-        let target = |(tap, addresses): (Tap, TapAddresses)| {
-            let socket = self.probe_socket(id, &tap)?;
-            Ok(TapTarget { socket, ifindex: tap.ifindex, addresses })
-        };
-        known.into_iter().map(target).collect()
+        let way =
+            |(tap, addresses)| Ok(Way { socket: self.probe_socket(id, &tap)?, tap, addresses });
+        known.into_iter().map(way).collect()
     }
 
-    fn probe_socket(&mut self, id: VmId, tap: &Tap) -> Result<Arc<ProbeSocket>, String> {
+    /// The socket for a tap's namespace, which is kept; `None` for a tap that was moved to another than its QEMU is
+    /// in and we are: to find that may wait, and a socket that was kept would keep the namespace as well.
+    fn probe_socket(&mut self, id: VmId, tap: &Tap) -> Result<Option<Arc<ProbeSocket>>, String> {
         if let Some(socket) = self.probe_sockets.get(&tap.netns) {
-            return Ok(socket.clone());
+            return Ok(Some(socket.clone()));
         }
-        let socket = namespace_of(id.pid, tap)
-            .and_then(|netns| ProbeSocket::open(&netns))
-            .map_err(|error| format!("no socket to probe through: {error}"))?;
-        Ok(self.probe_sockets.entry(tap.netns).or_insert(Arc::new(socket)).clone())
+        let Some(netns) = near_namespace(id.pid, tap).map_err(no_socket)? else { return Ok(None) };
+        let socket = Arc::new(ProbeSocket::open(&netns).map_err(no_socket)?);
+        self.probe_sockets.insert(tap.netns, socket.clone());
+        Ok(Some(socket))
     }
 
     /// The guest boots anew: whatever address it used before, it has to test first, and what it told of its memory
@@ -154,4 +156,33 @@ impl Engine {
             }
         }
     }
+}
+
+/// A tap to probe, and the socket to do it through, if there is one already.
+struct Way {
+    socket: Option<Arc<ProbeSocket>>,
+    tap: Tap,
+    addresses: TapAddresses,
+}
+
+/// Opens what is not open yet, for one round.
+async fn targets(pid: u32, ways: Result<Vec<Way>, String>) -> Result<Vec<TapTarget>, String> {
+    let mut targets = Vec::new();
+    for Way { socket, tap, addresses } in ways? {
+        let ifindex = tap.ifindex;
+        let socket = match socket {
+            Some(socket) => socket,
+            None => {
+                let open = move || ProbeSocket::open(&namespace_of(pid, &tap)?);
+                let opened = spawn_blocking(open).await.map_err(std::io::Error::other);
+                Arc::new(opened.flatten().map_err(no_socket)?)
+            }
+        };
+        targets.push(TapTarget { socket, ifindex, addresses });
+    }
+    Ok(targets)
+}
+
+fn no_socket(error: std::io::Error) -> String {
+    format!("no socket to probe through: {error}")
 }

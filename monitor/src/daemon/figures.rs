@@ -177,6 +177,7 @@ impl Engine {
             restarts: watched.restarts,
             guest_resets_in_window: self.guest_resets_in_window(watched),
             network: sample.and_then(|sample| sample.network.as_ref().ok().copied().flatten()),
+            sees_to_guest: sample.is_some_and(|sample| sample.sees_to_guest),
             storage: sample.and_then(|sample| sample.storage.as_ref().ok().copied()),
             oldest_in_flight: sample
                 .and_then(|sample| sample.in_flight)

@@ -11,7 +11,7 @@ use tracing::{debug, info};
 use super::{
     engine::Engine,
     memory::MemoryWatch,
-    plugged::counted,
+    plugged::{PENDING, counted},
     resume::take_up,
     vm::{WatchedVm, terms_for},
     watchers::{self, Look},
@@ -122,7 +122,7 @@ impl Engine {
             told_apart: (Vec::new(), 0),
             clocks: VcpuClocks::default(),
             is_counted: false,
-            slot: Err("its programs are being attached".to_owned()),
+            slot: Err(PENDING.to_owned()),
             taps: Vec::new(),
             lost_completions: LostCompletions::default(),
             sample: None,

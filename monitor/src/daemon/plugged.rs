@@ -16,6 +16,9 @@ use crate::{
     verdict::Input,
 };
 
+/// Why nothing is counted of what was found just now.
+pub(super) const PENDING: &str = "its programs are being attached";
+
 /// Ticks between two looks at a VM's taps and threads, for hot-plug.
 const REFRESH_TICKS: u64 = 10;
 
@@ -34,7 +37,10 @@ impl Engine {
                 watched.looking = true;
                 watched.looks += 1;
                 let names = watched.threads_to_tell_apart(its);
-                let unless = watched.descriptors.filter(|_| watched.looks < LOOKS_IN_FULL);
+                // A tap that can't be attached may have been moved, renamed, or made again.
+                let is_well = watched.taps.iter().all(|probe| probe.hook.is_ok());
+                let unless =
+                    watched.descriptors.filter(|_| is_well && watched.looks < LOOKS_IN_FULL);
                 due.push(Look { vm: *id, names, unless });
             }
         }
@@ -50,8 +56,7 @@ impl Engine {
             watched.looks = 0;
             let as_known = |tap: &Tap| {
                 let probe = watched.taps.iter().find(|probe| probe.tap == *tap).cloned();
-                let pending = || Err("its programs are being attached".to_owned());
-                probe.unwrap_or_else(|| TapProbe { tap: tap.clone(), hook: pending() })
+                probe.unwrap_or_else(|| TapProbe::not_on(tap, PENDING))
             };
             watched.taps = plugged.taps.iter().map(as_known).collect();
             Arc::make_mut(&mut watched.vm).plugged = plugged;
@@ -126,11 +131,21 @@ impl Engine {
         let now = self.now();
         self.no_longer_awaited(report.vm);
         let Some(watched) = self.vms.get_mut(&report.vm) else { return };
-        let AttachReport { vm: _, slot, taps, lost } = report;
+        let AttachReport { vm: _, slot, taps, lost, renamed, look_in } = report;
         watched.is_counted = true;
         for probe in taps.iter().filter(|probe| !watched.taps.contains(probe)) {
             match &probe.hook {
-                Ok(hook) => info!(vm = watched.vm.name, tap = probe.tap.name, hook, "attached"),
+                Ok(hook) => match probe.unseen {
+                    None => info!(vm = watched.vm.name, tap = probe.tap.name, hook, "attached"),
+                    Some(unseen) => {
+                        warn!(
+                            vm = watched.vm.name,
+                            tap = probe.tap.name,
+                            hook,
+                            "attached; {unseen}"
+                        )
+                    }
+                },
                 Err(why) => {
                     warn!(vm = watched.vm.name, tap = probe.tap.name, "not attached: {why}")
                 }
@@ -151,8 +166,14 @@ impl Engine {
         let can = taps.iter().all(|probe| probe.hook.is_ok());
         watched.slot = slot;
         watched.taps = taps;
-        if could && !can && !watched.looking {
-            // It may have been renamed, or made again.
+        if let Some(delay) = look_in {
+            let (id, messages) = (report.vm, self.messages.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep(delay).await;
+                watchers::refresh(&[Look { vm: id, names: false, unless: None }], &messages);
+            });
+        }
+        if (could && !can || renamed) && !watched.looking {
             watched.looking = true;
             let look = Look { vm: report.vm, names: false, unless: None };
             watchers::refresh(&[look], &self.messages);

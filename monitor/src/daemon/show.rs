@@ -8,9 +8,9 @@ use std::{
 use monitor_ebpf::StorageCounters;
 use tokio::task::spawn_blocking;
 
-use super::{engine::Engine, vm::WatchedVm};
+use super::{engine::Engine, plugged::PENDING, vm::WatchedVm};
 use crate::{
-    discover::{Vm, VmId},
+    discover::{Plugged, Vm, VmId},
     report::{
         control::{ControlRequest, RefusalKind, Reply, Request},
         incident::IncidentsView,
@@ -143,8 +143,9 @@ impl Engine {
         degraded.extend(self.unused_monitors());
         for watched in self.vms.values() {
             let name = &watched.vm.name;
-            if let Err(why) = &watched.slot {
-                degraded.push(format!("{name} is not counted: {why}"));
+            match &watched.slot {
+                Err(why) => degraded.push(format!("{name} is not counted: {why}")),
+                Ok(_) => degraded.extend(unseen_taps(watched)),
             }
             let storage =
                 watched.sample.as_ref().and_then(|(_, sample)| sample.storage.as_ref().ok());
@@ -188,6 +189,7 @@ impl Engine {
                 .map(|vcpu| vcpu.busy),
         });
         let network = sample.and_then(|sample| sample.network.as_ref().ok().copied().flatten());
+        let sees_to_guest = sample.is_some_and(|sample| sample.sees_to_guest);
         let storage = sample.and_then(|sample| sample.storage.as_ref().ok());
         let in_flight = sample.and_then(|sample| sample.in_flight);
         let (state, cause, reason) = watched.watch.standing();
@@ -214,8 +216,8 @@ impl Engine {
             network: network.map(|network| NetworkView {
                 guest_tx_packets: network.guest_tx_packets,
                 guest_tx_bytes: network.guest_tx_bytes,
-                guest_rx_packets: network.guest_rx_packets,
-                guest_rx_bytes: network.guest_rx_bytes,
+                guest_rx_packets: sees_to_guest.then_some(network.guest_rx_packets),
+                guest_rx_bytes: sees_to_guest.then_some(network.guest_rx_bytes),
                 guest_last_sent_seconds: self.since_jiffies(network.guest_tx_last_jiffies),
                 probe_answers: network.probe_answers,
                 arp_answers: network.arp_answers,
@@ -248,7 +250,10 @@ impl Engine {
             ifindex: probe.tap.ifindex,
             attached: probe.hook.is_ok(),
             hook: probe.hook.as_ref().copied().unwrap_or_default().to_owned(),
-            detail: probe.hook.as_ref().err().cloned().unwrap_or_default(),
+            detail: match &probe.hook {
+                Ok(_) => probe.unseen.unwrap_or_default().to_owned(),
+                Err(why) => why.clone(),
+            },
         });
         let Vm { unseen_networks, plugged, .. } = &*watched.vm;
         let networks: Vec<&str> =
@@ -302,7 +307,9 @@ impl Engine {
                     None => "has no tap".to_owned(),
                     Some(network) => format!(
                         "{} packets from the guest, {} to it, {} answers to probes",
-                        network.guest_packets, network.packets_to_guest, network.probe_answers
+                        network.guest_packets,
+                        network.packets_to_guest.map_or("uncounted".to_owned(), |n| n.to_string()),
+                        network.probe_answers
                     ),
                 }),
             ));
@@ -427,4 +434,26 @@ fn witnesses(watched: &WatchedVm) -> Vec<SignalView> {
         }
     };
     testimony.statements.iter().map(view).collect()
+}
+
+/// What of a VM's taps can't be seen, or not be told for sure.
+fn unseen_taps(watched: &WatchedVm) -> Vec<String> {
+    let name = &watched.vm.name;
+    let Plugged { unseen_taps, taps_by_name, .. } = &watched.vm.plugged;
+    let unseen = unseen_taps.iter().map(|note| format!("{name}: not watched: {note}"));
+    let by_name = taps_by_name.iter().map(|why| {
+        format!(
+            "{name}: its taps are told by their names, which others may have in other network namespaces: their \
+             descriptors can't be asked: {why}"
+        )
+    });
+    let taps = watched.taps.iter().filter_map(|probe| {
+        let tap = &probe.tap.name;
+        match &probe.hook {
+            Ok(_) => probe.unseen.map(|unseen| format!("{name}: tap {tap}: {unseen}")),
+            Err(why) if why == PENDING => None,
+            Err(why) => Some(format!("{name}: tap {tap} is not counted: {why}")),
+        }
+    });
+    unseen.chain(by_name).chain(taps).collect()
 }

@@ -271,7 +271,17 @@ impl WatchedVm {
         let heartbeats = self.heartbeats(&network, host);
         let port = self.port.as_ref();
         let port = port.map_or_else(|| Ok(Heartbeats::default()), PortListener::heartbeats);
-        VmSample { network, heartbeats, port, storage, in_flight: None, vcpus, process }
+        let sees_to_guest = self.taps.iter().all(|probe| probe.unseen.is_none());
+        VmSample {
+            network,
+            sees_to_guest,
+            heartbeats,
+            port,
+            storage,
+            in_flight: None,
+            vcpus,
+            process,
+        }
     }
 
     /// Read only where something was said since the last sample, and now and then for what isn't counted with the

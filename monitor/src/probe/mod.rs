@@ -6,7 +6,7 @@
 //! | `block_submitted`, `block_request_completed`, `block_bio_completed` | tp_btf | yes | storage can't be read |
 //! | `process_started`, `process_ended` | tp_btf | no | a sweep of `/proc` finds QEMUs later |
 //! | `threads` | iter | no | threads' times are read from `/proc` |
-//! | `tap_from_guest`, `tap_to_guest` | tcx or clsact, each tap | yes, for that VM | its network can't be read |
+//! | `tap_from_guest`, `tap_to_guest` | tcx, clsact or ingress, each tap | yes, for that VM | its network can't be read |
 //! | `kvm_*` | raw_tp, while a VM is suspected | no | KVM can't be asked as a witness |
 //!
 //! A program that is lost makes a figure *unreadable*, never zero.
@@ -16,11 +16,13 @@ mod host;
 pub mod kernel_types;
 mod kvm;
 mod lock;
+mod namespace;
 mod netlink;
 mod offsets;
 mod passing;
 mod pins;
 mod slots;
+mod tap_hooks;
 mod taps;
 mod thread;
 
@@ -40,9 +42,10 @@ pub use host::ProcessEvents;
 pub(crate) use host::parse_process_event;
 pub use kvm::KvmHooks;
 pub use lock::DirectoryLock;
+pub use namespace::{namespace_of, near_namespace};
 pub use pins::THREADS;
 pub use taps::TapProbe;
-pub use thread::{AttachReport, Counted, ProbeThread, namespace_of};
+pub use thread::{AttachReport, Counted, ProbeThread};
 
 /// The programs and maps, compiled by `cargo xtask build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/flatline-ebpf.o"));

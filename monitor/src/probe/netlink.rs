@@ -12,14 +12,27 @@ use rustix::net::{
 
 pub(super) const NLM_F_REQUEST: u16 = 0x01;
 pub(super) const NLM_F_ACK: u16 = 0x04;
+pub(super) const NLM_F_ECHO: u16 = 0x08;
 pub(super) const NLM_F_DUMP: u16 = 0x300;
 pub(super) const NLMSG_ERROR: u16 = 2;
 pub(super) const NLMSG_DONE: u16 = 3;
+pub(super) const NLM_F_EXCL: u16 = 0x200;
+pub(super) const NLM_F_CREATE: u16 = 0x400;
+const RTM_NEWLINK: u16 = 16;
+const RTM_GETLINK: u16 = 18;
 const RTM_NEWSTATS: u16 = 92;
 const RTM_GETSTATS: u16 = 94;
 /// The statistics of an interface itself: an attribute's type, and its bit in a filter.
 const IFLA_STATS_LINK_64: u16 = 1;
+/// What XDP programs an interface has, and of that whether there is any, and which.
+const IFLA_XDP: u16 = 43;
+const IFLA_XDP_ATTACHED: u16 = 2;
+const IFLA_XDP_PROG_ID: u16 = 4;
+/// The bits of an attribute's type that say how it is made.
+const NLA_FLAGS: u16 = 0xc000;
 const HEADER_BYTES: usize = 16;
+/// A `struct ifinfomsg`.
+const LINK_BYTES: usize = 16;
 /// A `struct if_stats_msg`, after which the attributes of an answer begin.
 const STATS_BYTES: usize = 12;
 /// The kernel fills at most 32 KiB of a dump at once (`netlink_dump`).
@@ -88,17 +101,57 @@ pub(super) fn packets(ifindex: u32) -> io::Result<(u64, u64)> {
 
 /// The first two fields of a `struct rtnl_link_stats64`: packets received, and sent.
 fn parse_packets(body: &[u8]) -> Option<(u64, u64)> {
-    let mut attributes = body.get(STATS_BYTES..)?;
-    loop {
-        let half = |at: usize| attributes.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes);
-        let (length, kind) = (usize::from(half(0)?), half(2)?);
-        let value = attributes.get(4..length)?;
-        if kind == IFLA_STATS_LINK_64 {
-            let long = |at: usize| value.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes);
-            return Some((long(0)?, long(8)?));
+    let mut attributes = attributes(body.get(STATS_BYTES..)?);
+    let (_, value) = attributes.find(|(kind, _)| *kind == IFLA_STATS_LINK_64)?;
+    let long = |at: usize| value.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes);
+    Some((long(0)?, long(8)?))
+}
+
+/// The XDP program of an interface; `Some(0)` for one whose number the kernel doesn't tell, `None`: there is none.
+pub(super) fn xdp_program(ifindex: u32) -> io::Result<Option<u32>> {
+    let mut socket = Socket::open()?;
+    let mut body = [0; LINK_BYTES];
+    body[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+    socket.ask(RTM_GETLINK, 0, &body)?;
+    for (kind, body) in socket.answers()? {
+        match kind {
+            RTM_NEWLINK => return Ok(parse_xdp(body.get(LINK_BYTES..).unwrap_or_default())),
+            NLMSG_ERROR => return Err(errno(body).unwrap_or_else(|| io::Error::other("no answer"))),
+            _ => {}
         }
-        attributes = attributes.get(length.next_multiple_of(4)..)?;
     }
+    Err(io::Error::other("the kernel told nothing of the interface"))
+}
+
+fn parse_xdp(link: &[u8]) -> Option<u32> {
+    let (_, xdp) = attributes(link).find(|(kind, _)| *kind == IFLA_XDP)?;
+    let (_, attached) = attributes(xdp).find(|(kind, _)| *kind == IFLA_XDP_ATTACHED)?;
+    if attached.first().is_none_or(|mode| *mode == 0) {
+        return None;
+    }
+    let id = attributes(xdp).find(|(kind, _)| *kind == IFLA_XDP_PROG_ID);
+    let id = id.and_then(|(_, value)| Some(u32::from_ne_bytes(value.get(..4)?.try_into().ok()?)));
+    Some(id.unwrap_or_default())
+}
+
+/// The attributes in a message's rest: type and value of each. Ends at the first that is malformed.
+pub(super) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let half = |at: usize| rest.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes);
+        let (length, kind) = (usize::from(half(0)?), half(2)?);
+        let value = rest.get(4..length)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind & !NLA_FLAGS, value))
+    })
+}
+
+/// An attribute as it stands in a message.
+pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+    let mut attribute = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+    attribute.extend(value);
+    attribute.resize(attribute.len().next_multiple_of(4), 0);
+    attribute
 }
 
 /// The messages in a datagram. Ends at the first that is malformed.
@@ -189,5 +242,24 @@ mod tests {
         }
         body[STATS_BYTES..STATS_BYTES + 2].copy_from_slice(&0_u16.to_ne_bytes());
         assert_eq!(parse_packets(&body), None, "a length of nothing");
+    }
+
+    #[test]
+    fn an_xdp_program_is_told_from_none() {
+        let xdp = |parts: &[(u16, &[u8])]| {
+            let inner: Vec<u8> =
+                parts.iter().flat_map(|(kind, value)| attribute(*kind, value)).collect();
+            [attribute(3, b"tap1\0"), attribute(IFLA_XDP | 0x8000, &inner)].concat()
+        };
+        let id = 77_u32.to_ne_bytes();
+        let attached = xdp(&[(IFLA_XDP_ATTACHED, &[2]), (IFLA_XDP_PROG_ID, &id)]);
+        assert_eq!(parse_xdp(&attached), Some(77));
+        assert_eq!(parse_xdp(&xdp(&[(IFLA_XDP_ATTACHED, &[4])])), Some(0));
+        assert_eq!(parse_xdp(&xdp(&[(IFLA_XDP_ATTACHED, &[0])])), None);
+        for length in 0..attached.len() {
+            parse_xdp(&attached[..length]);
+        }
+        assert_eq!(xdp_program(1).unwrap(), None, "the loopback interface");
+        assert!(xdp_program(u32::MAX >> 1).is_err());
     }
 }

@@ -5,32 +5,24 @@ use std::{collections::HashMap as StdHashMap, fs::File, io};
 use aya::{
     Ebpf,
     maps::{Array, Map, MapData, MapError},
-    programs::{
-        LinkOrder, ProgramError, SchedClassifier, TcAttachType,
-        links::{FdLink, PinnedLink},
-        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
-    },
+    programs::ProgramError,
 };
 use monitor_ebpf::{TAP_PROBES, TapRow, tap_home};
 use thiserror::Error;
 use tracing::debug;
 
-use super::{ProbeError, clsact, host::Loader, netlink};
+use super::{
+    ProbeError,
+    host::Loader,
+    namespace::{namespace_left, namespace_of},
+    netlink,
+    tap_hooks::{self, DIRECTIONS, Hook, classifier},
+};
 use crate::{
     config::TapHook,
-    discover::{Tap, TapKind, in_netns},
+    discover::{Tap, TapKind, find_netns, in_netns},
     error_text::in_full,
 };
-
-/// The two programs, the last word of their links' names, and the direction on the host that each counts
-/// on a tap. On a macvtap the host sees the guest from the other side.
-const DIRECTIONS: [(&str, &str, TcAttachType); 2] = [
-    ("tap_from_guest", "from", TcAttachType::Ingress),
-    ("tap_to_guest", "to", TcAttachType::Egress),
-];
-/// Where our clsact filters stand: behind the low priorities that people give their own.
-const CLSACT_PRIORITY: u16 = 0xf1a7;
-const CLSACT_HANDLE: u16 = 1;
 
 /// A tap, by its network namespace and its index there.
 type Key = (u32, u32);
@@ -40,12 +32,26 @@ type Key = (u32, u32);
 pub struct TapProbe {
     /// The tap.
     pub tap: Tap,
-    /// `tcx` or `clsact`, or what went wrong.
+    /// `tcx`, `clsact` or `ingress`, or what went wrong.
     pub hook: Result<&'static str, String>,
+    /// What is not counted on it all the same, and why: packets to the guest, never those that it sends.
+    pub unseen: Option<&'static str>,
 }
 
+impl TapProbe {
+    /// A tap whose packets are not counted.
+    pub fn not_on(tap: &Tap, why: impl Into<String>) -> Self {
+        Self { tap: tap.clone(), hook: Err(why.into()), unseen: None }
+    }
+
+    fn on(tap: &Tap, hook: Hook) -> Self {
+        Self { tap: tap.clone(), hook: Ok(hook.as_str()), unseen: hook.unseen() }
+    }
+}
+
+/// Why programs can't be brought onto a tap, or be looked for on it.
 #[derive(Debug, Error)]
-enum AttachError {
+pub(super) enum AttachError {
     #[error(transparent)]
     Probe(#[from] ProbeError),
     #[error("cannot attach {program} through {hook}")]
@@ -59,6 +65,14 @@ enum AttachError {
     Namespace(#[source] io::Error),
     #[error("cannot see which programs are on it")]
     Query(#[source] ProgramError),
+    #[error("cannot see or change the disciplines and filters on it")]
+    Discipline(#[source] io::Error),
+    #[error("it is not there any more")]
+    Interface(#[source] io::Error),
+    #[error(
+        "what its guest sends cannot be counted: an ingress discipline stands where clsact would, and has no other direction"
+    )]
+    OneDirection,
     #[error("cannot note the tap in the map `taps`")]
     Map(#[from] MapError),
 }
@@ -66,14 +80,12 @@ enum AttachError {
 /// What is on a tap.
 struct Attachment {
     slot: u32,
+    /// The QEMU that has it open.
+    pid: u32,
+    tap: Tap,
     /// Its row in `taps`.
     row: u32,
-    hook: &'static str,
-    /// We made the tap's clsact discipline, which goes with our filters if no others are in it.
-    made_clsact: bool,
-    netns: File,
-    name: String,
-    kind: TapKind,
+    hook: Hook,
 }
 
 /// All taps that are attached.
@@ -92,6 +104,8 @@ pub(super) struct Attached {
     pub(super) probe: TapProbe,
     /// Somebody had detached the programs meanwhile: what passed since is not known.
     pub(super) was_lost: bool,
+    /// It has another name now.
+    pub(super) is_renamed: bool,
 }
 
 impl TapPrograms {
@@ -113,55 +127,71 @@ impl TapPrograms {
         })
     }
 
-    /// Sees to it that a tap counts for the VM in `slot`; `netns` is the namespace that the tap lives in.
+    /// Sees to it that a tap of the QEMU `pid` counts for the VM in `slot`.
     pub(super) fn attach(
         &mut self,
         loader: &mut Loader,
         slot: u32,
+        pid: u32,
         tap: &Tap,
-        netns: File,
     ) -> Attached {
+        let netns = match namespace_of(pid, tap) {
+            Ok(netns) => netns,
+            Err(error) => {
+                let probe = TapProbe::not_on(tap, in_full(&AttachError::Namespace(error)));
+                return Attached { probe, was_lost: false, is_renamed: false };
+            }
+        };
+        let (hook, was_lost) = self.attach_in(&netns, loader, slot, pid, tap);
+        let probe = match hook {
+            Ok(hook) => TapProbe::on(tap, hook),
+            Err(why) => TapProbe::not_on(tap, why),
+        };
+        let is_renamed = inside(&netns, || tap_hooks::is_renamed(tap)).unwrap_or(false);
+        Attached { probe, was_lost, is_renamed }
+    }
+
+    fn attach_in(
+        &mut self,
+        netns: &File,
+        loader: &mut Loader,
+        slot: u32,
+        pid: u32,
+        tap: &Tap,
+    ) -> (Result<Hook, String>, bool) {
         let key = (tap.netns, tap.ifindex);
         let mut was_lost = false;
         match self.attached.get(&key) {
             Some(known) if known.slot == slot => {
-                match inside(&known.netns, || is_on(loader, tap, known.hook)) {
-                    Ok(true) => {
-                        let probe = TapProbe { tap: tap.clone(), hook: Ok(known.hook) };
-                        return Attached { probe, was_lost };
-                    }
+                match inside(netns, || tap_hooks::is_on(loader, tap, known.hook)) {
+                    Ok(true) => return (Ok(known.hook), was_lost),
                     Ok(false) => {
                         was_lost = true;
                         self.detach(loader, key);
                     }
-                    Err(error) => {
-                        let probe = TapProbe { tap: tap.clone(), hook: Err(in_full(&error)) };
-                        return Attached { probe, was_lost };
-                    }
+                    Err(error) => return (Err(in_full(&error)), was_lost),
                 }
             }
             Some(_) => self.detach(loader, key),
             None => {}
         }
-        let hook = self.try_attach(loader, slot, tap, netns).map_err(|error| in_full(&error));
-        Attached { probe: TapProbe { tap: tap.clone(), hook }, was_lost }
+        let hook = self.try_attach(netns, loader, slot, pid, tap);
+        (hook.map_err(|error| in_full(&error)), was_lost)
     }
 
     fn try_attach(
         &mut self,
+        netns: &File,
         loader: &mut Loader,
         slot: u32,
+        pid: u32,
         tap: &Tap,
-        netns: File,
-    ) -> Result<&'static str, AttachError> {
+    ) -> Result<Hook, AttachError> {
         let row = self.take_row(slot, tap)?;
         // The row first: a packet that finds none isn't counted.
-        let attached = self.put_on(loader, tap, &netns);
-        match attached {
-            Ok((hook, made_clsact)) => {
-                let name = tap.name.clone();
-                let kind = tap.kind;
-                let attachment = Attachment { slot, row, hook, made_clsact, netns, name, kind };
+        match self.put_on(loader, tap, netns) {
+            Ok(hook) => {
+                let attachment = Attachment { slot, pid, tap: tap.clone(), row, hook };
                 self.attached.insert((tap.netns, tap.ifindex), attachment);
                 Ok(hook)
             }
@@ -201,11 +231,14 @@ impl TapPrograms {
         loader: &mut Loader,
         tap: &Tap,
         netns: &File,
-    ) -> Result<(&'static str, bool), AttachError> {
-        for hook in ["tcx", "clsact"] {
-            if self.same_programs && inside(netns, || is_on(loader, tap, hook))? {
-                debug!("{}: the programs of an earlier daemon go on", tap.name);
-                return Ok((hook, hook == "clsact"));
+    ) -> Result<Hook, AttachError> {
+        if self.same_programs {
+            let older = inside(netns, || tap_hooks::older_hook(tap))?;
+            for hook in [Some(Hook::Tcx), older].into_iter().flatten() {
+                if inside(netns, || tap_hooks::is_on(loader, tap, hook))? {
+                    debug!("{}: the programs of an earlier daemon go on", tap.name);
+                    return Ok(hook);
+                }
             }
         }
         let ebpf = match self.namespaces.entry(tap.netns) {
@@ -216,25 +249,41 @@ impl TapPrograms {
         };
         let hook = self.hook;
         inside(netns, || match hook {
-            TapHook::Tcx => attach_tcx(ebpf, loader, tap),
-            TapHook::Clsact => attach_clsact(ebpf, tap),
-            TapHook::Auto => attach_tcx(ebpf, loader, tap).or_else(|error| {
+            TapHook::Tcx => tap_hooks::attach_tcx(ebpf, loader, tap),
+            TapHook::Clsact => tap_hooks::attach_filters(ebpf, loader, tap),
+            TapHook::Auto => tap_hooks::attach_tcx(ebpf, loader, tap).or_else(|error| {
                 debug!("{}: {}; trying clsact", tap.name, in_full(&error));
-                attach_clsact(ebpf, tap)
+                tap_hooks::attach_filters(ebpf, loader, tap)
             }),
         })
     }
 
     /// Packets that the guests behind all taps of the VM in `slot` sent, by the kernel's own account.
     pub(super) fn sent(&self, slot: u32) -> io::Result<u64> {
-        let of_vm = self.attached.iter().filter(|(_, known)| known.slot == slot);
-        of_vm
-            .map(|((_, ifindex), known)| {
+        self.of(slot)
+            .map(|known| {
+                let netns = namespace_of(known.pid, &known.tap)?;
                 let (received, sent) =
-                    in_netns(&known.netns, || netlink::packets(*ifindex)).flatten()?;
-                Ok(if known.kind == TapKind::Macvtap { sent } else { received })
+                    in_netns(&netns, || netlink::packets(known.tap.ifindex)).flatten()?;
+                Ok(if known.tap.kind == TapKind::Macvtap { sent } else { received })
             })
             .sum()
+    }
+
+    /// What stands before our programs on any of these taps.
+    pub(super) fn before_ours(&self, loader: &Loader, slot: u32) -> Option<String> {
+        self.of(slot).find_map(|known| {
+            let netns = namespace_of(known.pid, &known.tap).ok()?;
+            let found = inside(&netns, || tap_hooks::before_ours(loader, &known.tap, known.hook));
+            found.unwrap_or_else(|error| {
+                debug!("{}: who is before ours can't be told: {}", known.tap.name, in_full(&error));
+                None
+            })
+        })
+    }
+
+    fn of(&self, slot: u32) -> impl Iterator<Item = &Attachment> {
+        self.attached.values().filter(move |known| known.slot == slot)
     }
 
     /// Detaches from the taps of the VM in `slot` that aren't among `kept`.
@@ -256,16 +305,19 @@ impl TapPrograms {
         }
     }
 
-    /// Empties the rows of taps that an earlier daemon attached and nobody wants any more, and removes
-    /// their links.
+    /// Empties the rows of taps that an earlier daemon attached and nobody wants any more, and takes its
+    /// programs off them.
     pub(super) fn forget_strangers(&mut self, loader: &Loader) {
         for index in 0..self.rows.len() {
             let Ok(row) = self.rows.get(&index, 0) else { continue };
             let key = (row.netns, row.ifindex);
             if row.ifindex != 0 && !self.attached.contains_key(&key) {
                 let _ = self.rows.set(index, TapRow::default(), 0);
-                for (_, way, _) in DIRECTIONS {
-                    let _ = loader.pins.remove_link(&link_name(key, way));
+                let _ = tap_hooks::remove_links(loader, key);
+                if let Some(netns) = find_netns(row.netns)
+                    && let Err(error) = inside(&netns, || tap_hooks::remove_filters(row.ifindex))
+                {
+                    debug!("nothing to take off interface {}: {}", row.ifindex, in_full(&error));
                 }
             }
         }
@@ -273,26 +325,18 @@ impl TapPrograms {
 
     fn detach(&mut self, loader: &Loader, key: Key) {
         let Some(attachment) = self.attached.remove(&key) else { return };
-        let Attachment { row, hook, made_clsact, netns, name, slot: _, kind: _ } = attachment;
+        let Attachment { slot: _, pid, tap, row, hook } = attachment;
         let _ = self.rows.set(row, TapRow::default(), 0);
-        let detached = if hook == "tcx" {
-            let removed =
-                DIRECTIONS.map(|(_, way, _)| loader.pins.remove_link(&link_name(key, way)));
-            removed.into_iter().collect::<Result<(), _>>().map_err(AttachError::from)
-        } else {
-            inside(&netns, || {
-                for (program, _, direction) in DIRECTIONS {
-                    // It may have been removed with its tap, or by somebody else.
-                    let _ = tc::qdisc_detach_program(&name, direction, program);
-                }
-                if made_clsact {
-                    clsact::remove_if_unused(key.1).map_err(AttachError::Namespace)?;
-                }
-                Ok(())
-            })
+        let detached = match (hook, namespace_left(pid, &tap)) {
+            (Hook::Tcx, _) => tap_hooks::remove_links(loader, key).map_err(AttachError::from),
+            (Hook::Clsact | Hook::Ingress, Some(netns)) => {
+                inside(&netns, || tap_hooks::remove_filters(tap.ifindex))
+            }
+            // They went with it.
+            (Hook::Clsact | Hook::Ingress, None) => Ok(()),
         };
         if let Err(error) = detached {
-            debug!("{name} was not detached, it may be gone: {}", in_full(&error));
+            debug!("{} was not detached, it may be gone: {}", tap.name, in_full(&error));
         }
         if self.attached.keys().all(|(netns, _)| *netns != key.0) {
             self.namespaces.remove(&key.0);
@@ -311,18 +355,6 @@ fn fresh_row(slot: u32, tap: &Tap) -> TapRow {
     TapRow { netns: tap.netns, ifindex: tap.ifindex, slot, ..TapRow::default() }
 }
 
-fn link_name((netns, ifindex): Key, way: &str) -> String {
-    format!("tap-{netns}-{ifindex}-{way}")
-}
-
-fn direction_on(tap: &Tap, direction: TcAttachType) -> TcAttachType {
-    match (tap.kind, direction) {
-        (TapKind::Macvtap, TcAttachType::Ingress) => TcAttachType::Egress,
-        (TapKind::Macvtap, TcAttachType::Egress) => TcAttachType::Ingress,
-        (_, direction) => direction,
-    }
-}
-
 fn load(loader: &mut Loader, netns: u32) -> Result<Ebpf, AttachError> {
     let mut ebpf = loader.load(netns, 0)?;
     for (program, _, _) in DIRECTIONS {
@@ -330,98 +362,4 @@ fn load(loader: &mut Loader, netns: u32) -> Result<Ebpf, AttachError> {
         classifier.load().map_err(|source| ProbeError::program(program, source))?;
     }
     Ok(ebpf)
-}
-
-fn classifier<'a>(
-    ebpf: &'a mut Ebpf,
-    program: &'static str,
-) -> Result<&'a mut SchedClassifier, ProbeError> {
-    let found = ebpf.program_mut(program).ok_or(ProbeError::Incomplete(program))?;
-    found.try_into().map_err(|source| ProbeError::program(program, source))
-}
-
-/// Whether both programs are on the tap, and not only pinned. Runs inside the tap's namespace.
-fn is_on(loader: &Loader, tap: &Tap, hook: &str) -> Result<bool, AttachError> {
-    for (_, way, direction) in DIRECTIONS {
-        let direction = direction_on(tap, direction);
-        let is_on = if hook == "tcx" {
-            let path = loader.pins.link(&link_name((tap.netns, tap.ifindex), way));
-            let Ok(link) = PinnedLink::from_pin(path).map(FdLink::from) else { return Ok(false) };
-            let program = link.info().map_err(|source| {
-                AttachError::Probe(ProbeError::Link { link: way.to_owned(), source })
-            })?;
-            let (_, programs) =
-                SchedClassifier::query_tcx(&tap.name, direction).map_err(AttachError::Query)?;
-            programs.iter().any(|on_it| on_it.id() == program.program_id())
-        } else {
-            clsact::has_filter(
-                tap.ifindex,
-                direction == TcAttachType::Ingress,
-                CLSACT_PRIORITY,
-                CLSACT_HANDLE,
-            )
-            .map_err(AttachError::Namespace)?
-        };
-        if !is_on {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// Attaches both programs through tcx and pins their links; where an earlier daemon's links are pinned,
-/// its programs are exchanged for ours in place, so that no packet is missed.
-fn attach_tcx(
-    ebpf: &mut Ebpf,
-    loader: &Loader,
-    tap: &Tap,
-) -> Result<(&'static str, bool), AttachError> {
-    let on_it = is_on(loader, tap, "tcx")?;
-    for (program, way, direction) in DIRECTIONS {
-        let failed = |source| AttachError::Attach { program, hook: "tcx", source };
-        let name = link_name((tap.netns, tap.ifindex), way);
-        let path = loader.pins.link(&name);
-        let classifier = classifier(ebpf, program)?;
-        let earlier = PinnedLink::from_pin(&path).ok().filter(|_| on_it).map(FdLink::from);
-        if let Some(link) = earlier.and_then(|link| SchedClassifierLink::try_from(link).ok()) {
-            let id = classifier.attach_to_link(link).map_err(failed)?;
-            // The pin keeps it.
-            drop(classifier.take_link(id).map_err(failed)?);
-            continue;
-        }
-        loader.pins.remove_link(&name)?;
-        // Before the others, any of which may take a packet and not hand it on.
-        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
-        let direction = direction_on(tap, direction);
-        let id = classifier.attach_with_options(&tap.name, direction, options).map_err(failed)?;
-        let link: FdLink = classifier
-            .take_link(id)
-            .map_err(failed)?
-            .try_into()
-            .map_err(|source| ProbeError::Link { link: name, source })?;
-        link.pin(&path).map_err(|source| ProbeError::Pin { path, source })?;
-    }
-    Ok(("tcx", false))
-}
-
-/// Attaches both programs as filters of a clsact discipline, which stay when we end.
-fn attach_clsact(ebpf: &mut Ebpf, tap: &Tap) -> Result<(&'static str, bool), AttachError> {
-    // It can't be added where others use it already, which is as good.
-    let mut made_clsact = tc::qdisc_add_clsact(&tap.name).is_ok();
-    for (program, _, direction) in DIRECTIONS {
-        let failed = |source| AttachError::Attach { program, hook: "clsact", source };
-        let direction = direction_on(tap, direction);
-        // An earlier daemon's filters count into maps that are gone, or were made by other programs.
-        made_clsact |= tc::qdisc_detach_program(&tap.name, direction, program).is_ok();
-        let options = TcAttachOptions::Netlink(NlOptions {
-            priority: CLSACT_PRIORITY,
-            handle: TcHandle::new(0, CLSACT_HANDLE),
-            ..NlOptions::default()
-        });
-        let classifier = classifier(ebpf, program)?;
-        let id = classifier.attach_with_options(&tap.name, direction, options).map_err(failed)?;
-        // Dropping a link of this kind would detach it.
-        std::mem::forget(classifier.take_link(id).map_err(failed)?);
-    }
-    Ok(("clsact", made_clsact))
 }

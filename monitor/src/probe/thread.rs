@@ -5,11 +5,9 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs::File,
-    io,
     sync::mpsc,
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use monitor_ebpf::FileKey;
@@ -20,7 +18,7 @@ use super::{
     ProbeError, ProcessEvents, ProgramHealth, TapProbe,
     host::{Loader, attach_all, process_events},
     kvm::{KvmHooks, KvmPrograms},
-    passing::Passing,
+    passing::{Counts, DOUBTED_FOR, Finding, Passing},
     pins::{Left, Pins, layout},
     slots::Slots,
     taps::TapPrograms,
@@ -57,6 +55,10 @@ pub struct AttachReport {
     pub taps: Vec<TapProbe>,
     /// Why what passed up to now is not known, if so: somebody had detached the programs, say.
     pub lost: Option<String>,
+    /// Some of its taps have other names now.
+    pub renamed: bool,
+    /// When to look again, if that is worth while: nothing can be told yet.
+    pub look_in: Option<Duration>,
 }
 
 enum Request {
@@ -116,7 +118,16 @@ impl ProbeThread {
         let (sender, requests) = mpsc::channel();
         let (kvm_programs, kvm) = KvmPrograms::new();
         let passing = HashMap::new();
-        let mut worker = Worker { loader, slots, taps, kvm: kvm_programs, pins, passing, reports };
+        let mut worker = Worker {
+            loader,
+            slots,
+            taps,
+            kvm: kvm_programs,
+            pins,
+            passing,
+            began: Instant::now(),
+            reports,
+        };
         worker.forget_the_dead();
         let thread = std::thread::Builder::new()
             .name("probe".to_owned())
@@ -190,6 +201,8 @@ struct Worker {
     pins: Pins,
     /// By VM: its taps, and whether its packets pass by.
     passing: HashMap<VmId, (Vec<Tap>, Passing)>,
+    /// The moment from which those count the time.
+    began: Instant,
     reports: reports::UnboundedSender<AttachReport>,
 }
 
@@ -238,12 +251,13 @@ impl Worker {
             slot: self.slots.take(vm).map_err(|error| in_full(&error)),
             taps: Vec::new(),
             lost: None,
+            renamed: false,
+            look_in: None,
         };
         let slot = match &report.slot {
             Ok(slot) => *slot,
             Err(why) => {
-                let failed = |tap: &Tap| TapProbe { tap: tap.clone(), hook: Err(why.clone()) };
-                report.taps = taps.iter().map(failed).collect();
+                report.taps = taps.iter().map(|tap| TapProbe::not_on(tap, why.clone())).collect();
                 return report;
             }
         };
@@ -255,30 +269,43 @@ impl Worker {
         }
         self.taps.keep_only(&self.loader, slot, taps);
         self.put_on(vm, slot, taps, &mut report);
-        if let Some(times) = self.passed_by(vm, slot, taps, &report) {
-            let why = "another program takes its packets and does not hand them on";
-            if times == 1 {
-                // Ours come to stand before it.
-                self.taps.keep_only(&self.loader, slot, &[]);
-                report.taps.clear();
-                self.put_on(vm, slot, taps, &mut report);
-                report.lost = Some(why.to_owned());
-            } else {
-                // It keeps coming to stand before ours.
-                report.taps.iter_mut().for_each(|probe| probe.hook = Err(why.to_owned()));
+        match self.passed_by(vm, slot, taps, &report) {
+            (Finding::Nothing, _) => {}
+            (Finding::Doubtful, _) => report.look_in = Some(DOUBTED_FOR),
+            (Finding::Taken(times), who) => {
+                let why = format!(
+                    "another program takes its packets and does not hand them on: {}",
+                    who.unwrap_or_default()
+                );
+                if times == 1 {
+                    // Ours come to stand before it.
+                    self.taps.keep_only(&self.loader, slot, &[]);
+                    report.taps.clear();
+                    self.put_on(vm, slot, taps, &mut report);
+                    report.lost = Some(why);
+                } else {
+                    // It keeps coming to stand before ours.
+                    not_seen(&mut report, &why);
+                }
+            }
+            (Finding::Unexplained, _) => {
+                let why = "the kernel counts packets of its guest that flatline's programs are not handed, though \
+                    nothing is seen to stand before them";
+                not_seen(&mut report, why);
             }
         }
         report
     }
 
-    /// How often in a row packets have passed our programs by, where they do.
+    /// Whether packets have passed our programs by, and what stands before them.
     fn passed_by(
         &mut self,
         vm: VmId,
         slot: u32,
         taps: &[Tap],
         report: &AttachReport,
-    ) -> Option<u32> {
+    ) -> (Finding, Option<String>) {
+        let nothing = (Finding::Nothing, None);
         let (seen, passing) = self.passing.entry(vm).or_default();
         let is_whole = report.lost.is_none() && report.taps.iter().all(|probe| probe.hook.is_ok());
         if !is_whole || seen.as_slice() != taps {
@@ -286,39 +313,40 @@ impl Worker {
             passing.begin_anew();
         }
         if taps.is_empty() || !is_whole {
-            return None;
+            return nothing;
         }
-        // The kernel counts a packet before our program sees it: in the other order, one that comes in between
-        // would look like one that passed by.
-        let kernel = self.taps.sent(slot).ok()?;
-        let mut ours = self.slots.sent(slot).ok()?;
-        // Where packets have passed by before, they do still; else one may wait long on a host that is busy.
-        let looks = if passing.has_begun() { 1 } else { BACKLOG_LOOKS };
-        for _ in 0..looks {
-            if !passing.is_behind(ours, kernel) {
-                break;
+        let read = || {
+            let before = self.slots.sent(slot).ok()?;
+            let kernel = self.taps.sent(slot).ok()?;
+            Some(Counts { ours: [before, self.slots.sent(slot).ok()?], kernel })
+        };
+        let Some(mut counts) = read() else { return nothing };
+        let mut who = None;
+        if passing.is_behind(counts) {
+            who = self.taps.before_ours(&self.loader, slot);
+            // Where packets were taken before, they are still; else they may wait long on a host that is busy.
+            let looks = if who.is_none() || passing.has_begun() { 0 } else { BACKLOG_LOOKS };
+            for _ in 0..looks {
+                if !passing.is_behind(counts) {
+                    break;
+                }
+                std::thread::sleep(BACKLOG);
+                let Ok(ours) = self.slots.sent(slot) else { return nothing };
+                counts.ours[1] = ours;
             }
-            std::thread::sleep(BACKLOG);
-            ours = self.slots.sent(slot).ok()?;
         }
-        Some(passing.look(ours, kernel)).filter(|times| *times > 0)
+        (passing.look(counts, who.is_some(), self.began.elapsed()), who)
     }
 
     fn put_on(&mut self, vm: VmId, slot: u32, taps: &[Tap], report: &mut AttachReport) {
         for tap in taps {
-            match namespace_of(vm.pid, tap) {
-                Ok(netns) => {
-                    let attached = self.taps.attach(&mut self.loader, slot, tap, netns);
-                    if attached.was_lost {
-                        let name = &tap.name;
-                        report.lost = Some(format!("somebody detached the programs on {name}"));
-                    }
-                    report.taps.push(attached.probe);
-                }
-                Err(error) => {
-                    report.taps.push(TapProbe { tap: tap.clone(), hook: Err(error.to_string()) });
-                }
+            let attached = self.taps.attach(&mut self.loader, slot, vm.pid, tap);
+            if attached.was_lost {
+                let name = &tap.name;
+                report.lost = Some(format!("somebody detached the programs on {name}"));
             }
+            report.renamed |= attached.is_renamed;
+            report.taps.push(attached.probe);
         }
     }
 
@@ -340,20 +368,9 @@ impl Worker {
     }
 }
 
-/// The namespace that a tap lives in: QEMU's, or else our own.
-///
-/// # Errors
-/// What the kernel said, or that it is in neither.
-pub fn namespace_of(pid: u32, tap: &Tap) -> io::Result<File> {
-    use std::os::unix::fs::MetadataExt as _;
-    for path in [format!("/proc/{pid}/ns/net"), "/proc/self/ns/net".to_owned()] {
-        let file = File::open(path)?;
-        if file.metadata()?.ino() == u64::from(tap.netns) {
-            return Ok(file);
-        }
+/// None of the taps tells how many packets the guest sends.
+fn not_seen(report: &mut AttachReport, why: &str) {
+    for probe in &mut report.taps {
+        *probe = TapProbe::not_on(&probe.tap, why);
     }
-    Err(io::Error::other(format!(
-        "{} is in a network namespace of neither QEMU nor flatline",
-        tap.name
-    )))
 }

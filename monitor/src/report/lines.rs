@@ -36,7 +36,7 @@ impl Moment {
         let busy = vcpus.map(|vcpus| vcpus.iter().map(|vcpu| vcpu.busy as f32).sum());
         Self([
             network.and_then(|network| rate(network.guest_packets)),
-            network.and_then(|network| rate(network.packets_to_guest)),
+            network.and_then(|network| rate(network.packets_to_guest?)),
             storage.and_then(|storage| rate(storage.completed)),
             busy.map(rounded),
             storage.map(|storage| count(storage.in_flight)),

@@ -164,10 +164,10 @@ pub struct NetworkView {
     pub guest_tx_packets: u64,
     /// Bytes that the guest sent.
     pub guest_tx_bytes: u64,
-    /// Packets sent to the guest.
-    pub guest_rx_packets: u64,
-    /// Bytes sent to the guest.
-    pub guest_rx_bytes: u64,
+    /// Packets sent to the guest; `None` where they are not counted on all of its taps.
+    pub guest_rx_packets: Option<u64>,
+    /// Bytes sent to the guest, likewise.
+    pub guest_rx_bytes: Option<u64>,
     /// Time since the guest last sent anything but an answer to a probe; `None` if it never did.
     pub guest_last_sent_seconds: Option<f64>,
     /// What it sent because flatline had probed it, which is among what it sent: answers, and questions
@@ -289,9 +289,9 @@ pub struct TapView {
     pub ifindex: u32,
     /// Whether its packets are counted.
     pub attached: bool,
-    /// `tcx` or `clsact`; empty if not attached.
+    /// `tcx`, `clsact` or `ingress`; empty if not attached.
     pub hook: String,
-    /// Why not, if it isn't.
+    /// Why not, if it isn't; what is not counted all the same, if it is.
     pub detail: String,
 }
 

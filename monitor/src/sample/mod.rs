@@ -119,6 +119,8 @@ impl ProcessState {
 pub struct VmSample {
     /// All taps together; `Ok(None)` where the VM has none.
     pub network: Reading<Option<NetworkCounters>>,
+    /// Whether that has what was sent to the guest on all of them.
+    pub sees_to_guest: bool,
     /// What its guest's agent said so far, on its network cards.
     pub heartbeats: Reading<Heartbeats>,
     /// And through its port, if it has one.

@@ -166,7 +166,8 @@ const BACK: u64 = 60;
 fn tick(second: u64) -> Input {
     let lives = second <= HEARD || second >= BACK;
     let packets = u64::from(lives) * (second % 7 + 1);
-    let network = NetworkActivity { guest_packets: packets, packets_to_guest: 3, probe_answers: 0 };
+    let network =
+        NetworkActivity { guest_packets: packets, packets_to_guest: Some(3), probe_answers: 0 };
     let storage = match second {
         20..23 => Err(Missing::new("storage", "torn")),
         _ => Ok(StorageActivity { completed: packets * 2, ..Default::default() }),

@@ -83,6 +83,8 @@ pub struct VmFigures {
     pub guest_resets_in_window: usize,
     /// Its taps' counters together.
     pub network: Option<NetworkCounters>,
+    /// Whether that has what was sent to the guest.
+    pub sees_to_guest: bool,
     /// Its disks' counters together.
     pub storage: Option<StorageCounters>,
     /// Age of the oldest request in flight, where none completed during the last tick.

@@ -166,10 +166,11 @@ fn standing(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {
 }
 
 fn network(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {
+    let to_guest = |vm: &VmFigures| vm.network.filter(|_| vm.sees_to_guest);
     let family = Family::counter("vm_network_receive_packets", "Packets sent to the guest.");
-    writer.each(family, |vm| Some(vm.network?.guest_rx_packets))?;
+    writer.each(family, |vm| Some(to_guest(vm)?.guest_rx_packets))?;
     let family = Family::counter("vm_network_receive", "Bytes sent to the guest.").bytes();
-    writer.each(family, |vm| Some(vm.network?.guest_rx_bytes))?;
+    writer.each(family, |vm| Some(to_guest(vm)?.guest_rx_bytes))?;
     let family = Family::counter(
         "vm_network_transmit_packets",
         "Packets that the guest sent, answers to probes included.",

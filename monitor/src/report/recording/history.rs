@@ -41,7 +41,7 @@ fn figures(activity: &Activity) -> [Option<f64>; 7] {
         vcpus.map(|vcpus| vcpus.iter().map(|vcpu| vcpu.busy + vcpu.waiting).fold(0.0, f64::max)),
         storage.map(|storage| count(storage.in_flight)),
         network.map(|network| rate(network.probe_answers)),
-        network.map(|network| rate(network.packets_to_guest)),
+        network.and_then(|network| network.packets_to_guest).map(rate),
     ]
 }
 

@@ -111,7 +111,7 @@ pub(super) fn missing(what: &'static str) -> Missing {
 }
 
 pub(super) fn packets(guest_packets: u64, packets_to_guest: u64) -> NetworkActivity {
-    NetworkActivity { guest_packets, packets_to_guest, probe_answers: 0 }
+    NetworkActivity { guest_packets, packets_to_guest: Some(packets_to_guest), probe_answers: 0 }
 }
 
 /// vCPUs that run and wait for these shares of the time.

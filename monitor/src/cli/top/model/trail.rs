@@ -59,7 +59,7 @@ impl Trail {
         let counters = Counters {
             // Answers to flatline's own probes are no life.
             sent: network.map(|net| net.guest_tx_packets.saturating_sub(net.probe_answers)),
-            received: network.map(|net| net.guest_rx_packets),
+            received: network.and_then(|net| net.guest_rx_packets),
             completed: vm.storage.as_ref().map(|storage| storage.completed_ops),
         };
         let last = self.last.replace(counters);

@@ -39,6 +39,7 @@ fn vm(name: &str, pid: u32) -> VmFigures {
         is_counted: true,
         restarts: 3,
         guest_resets_in_window: 2,
+        sees_to_guest: true,
         network: Some(NetworkCounters {
             guest_tx_packets: 11,
             guest_tx_bytes: 12,
@@ -319,6 +320,7 @@ fn what_could_not_be_read_has_no_series() {
         cause: None,
         run_state: None,
         flat: None,
+        sees_to_guest: false,
         network: None,
         storage: None,
         oldest_in_flight: None,

@@ -55,7 +55,7 @@ fn monitor() -> impl Strategy<Value = Monitor> {
 fn tick() -> impl Strategy<Value = Tick> {
     let network = (0_u64..3, 0_u64..3, any::<u64>()).prop_map(|(a, b, c)| NetworkActivity {
         guest_packets: a,
-        packets_to_guest: b,
+        packets_to_guest: Some(b),
         probe_answers: c,
     });
     let storage = (any::<u64>(), 0_u64..3, 0_u64..2, option::of(span())).prop_map(

@@ -110,7 +110,7 @@ function facts(vm) {
     ["Owner", `${owner.kind}${owner.name ? ` ${owner.name}` : ""}${owner.certain || owner.kind === "bare" ? "" : " (as it says itself)"}; ${by}`],
     ["Told by", vm.owner_evidence.join("; ")],
     ["vCPUs", vm.vcpus.map((vcpu) => `${vcpu.id}: ${percent(vcpu.busy_ratio)}`).join(", ")],
-    ["Network", network && `guest sent ${figure(network.guest_tx_packets)} packets, ${bytes(network.guest_tx_bytes)}; was sent ${figure(network.guest_rx_packets)}, ${bytes(network.guest_rx_bytes)}`],
+    ["Network", network && `guest sent ${figure(network.guest_tx_packets)} packets, ${bytes(network.guest_tx_bytes)}; ${network.guest_rx_packets === null ? "what it was sent is not counted" : `was sent ${figure(network.guest_rx_packets)}, ${bytes(network.guest_rx_bytes)}`}`],
     ["Unseen networks", vm.unseen_networks],
     ["Storage", storage && `${figure(storage.read_ops)} reads, ${bytes(storage.read_bytes)}; ${figure(storage.write_ops)} writes, ${bytes(storage.write_bytes)}; ${storage.failed_ops} failed`],
     ["Unseen storage", vm.unseen_storage],
