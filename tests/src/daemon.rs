@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::command;
 use crate::console::Log;
 use crate::interrupt;
+use crate::seccomp;
 
 /// Loading the programs and attaching them takes a second or two; a busy machine more.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -44,6 +45,8 @@ pub struct DaemonConfig {
     pub boot_grace: Duration,
     /// Where it serves its metrics: `off`, since several may run on one machine.
     pub metrics: String,
+    /// A system call that is refused it (`EPERM`), as a seccomp filter or a security module would.
+    pub refused_call: Option<libc::c_long>,
     /// More lines for the configuration; they come last, in `[detection]` until they name another table.
     pub extra_toml: String,
 }
@@ -85,6 +88,7 @@ impl DaemonConfig {
             flat_for: Duration::from_secs(5),
             boot_grace: Duration::from_secs(10),
             metrics: "off".to_owned(),
+            refused_call: None,
             extra_toml: String::new(),
         }
     }
@@ -166,6 +170,9 @@ impl Daemon {
         // A process group of its own: Ctrl-C is for the harness.
         command.process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        if let Some(call) = self.config.refused_call {
+            seccomp::refuse(&mut command, call)?;
+        }
         let mut child = command
             .spawn()
             .with_context(|| format!("cannot start {}", self.config.binary.display()))?;

@@ -28,6 +28,7 @@ pub mod owners;
 pub mod prometheus;
 pub mod qmp;
 pub mod scenario;
+mod seccomp;
 pub mod soak;
 pub mod stopped;
 pub mod store;

@@ -40,6 +40,7 @@ mod run_states;
 mod sockets;
 mod state_dir;
 mod storage;
+mod taps;
 mod telling;
 mod top;
 mod turns;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
     trials.extend(unreadable::trials());
     trials.extend(counts::trials());
     trials.extend(network::trials());
+    trials.extend(taps::trials());
     trials.extend(neighbours::trials());
     trials.extend(storage::trials());
     trials.extend(reports::trials());

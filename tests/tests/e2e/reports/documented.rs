@@ -84,8 +84,8 @@ const OWNER: Shape = Object(&[
 const NETWORK: Shape = Object(&[
     ("guest_tx_packets", Unsigned),
     ("guest_tx_bytes", Unsigned),
-    ("guest_rx_packets", Unsigned),
-    ("guest_rx_bytes", Unsigned),
+    ("guest_rx_packets", OrNull(&Unsigned)),
+    ("guest_rx_bytes", OrNull(&Unsigned)),
     ("guest_last_sent_seconds", OrNull(&SECONDS)),
     ("probe_answers", Unsigned),
     ("arp_answers", Unsigned),
@@ -154,7 +154,7 @@ const TAP: Shape = Object(&[
     ("netns", Text),
     ("ifindex", Unsigned),
     ("attached", Bool),
-    ("hook", OneOf(&["tcx", "clsact", ""])),
+    ("hook", OneOf(&["tcx", "clsact", "ingress", ""])),
     ("detail", Text),
 ]);
 
