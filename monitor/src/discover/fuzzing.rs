@@ -2,9 +2,7 @@
 
 use std::path::Path;
 
-use super::{
-    command_line, files, macvtaps, options, origin, owner, proc, rights, taps, written,
-};
+use super::{command_line, files, macvtaps, options, origin, owner, proc, rights, taps, written};
 
 pub(crate) fn command_line(bytes: &[u8]) {
     let arguments = options::split_arguments(bytes);
