@@ -155,9 +155,9 @@ fn a_vcpu_that_sets_its_timer_or_serves_interrupts_lives_whatever_is_pending_whe
     // The kernel of a guest hypervisor, whose timer is pending in half of the looks, sets it each time.
     let sets = masked_with(|n, lapic| lapic.timer_initial_count = 62_000 + n as u64);
     assert_eq!(answer(&sets), Answer::Lives("vCPU 0 sets its local APIC".to_owned()));
-    let serves = masked_with(|n, lapic| lapic.in_service = (0..n.min(1) as u8).collect());
+    let serves = masked_with(|n, lapic| lapic.in_service = (49..49 + u8::from(n > 0)).collect());
     assert!(matches!(answer(&serves), Answer::Lives(_)));
-    let priority = masked_with(|n, lapic| lapic.priority_class = n.min(1) as u8);
+    let priority = masked_with(|n, lapic| lapic.priority_class = u8::from(n > 0));
     assert!(matches!(answer(&priority), Answer::Lives(_)));
 }
 
