@@ -89,12 +89,12 @@ mod tests {
 
     #[test]
     fn a_section_is_replaced_and_the_others_are_kept_in_their_order() {
-        let first = with("", Section::Soak, "## Soak\n\nold\n");
+        let first = with("", Section::Soak, "## Soak\n\nthe first one\n");
         let second = with(&first, Section::Matrix, "## Each\n");
-        let third = with(&second, Section::Soak, "## Soak\n\nnew\n");
+        let third = with(&second, Section::Soak, "## Soak\n\nthe second one\n");
         assert!(third.starts_with("# Verdicts\n\n<!-- begin: matrix -->\n## Each\n"));
-        assert!(third.contains("new") && !third.contains("old"), "{third}");
+        assert!(third.contains("the second one") && !third.contains("the first one"), "{third}");
         assert!(third.find("## Each") < third.find("## Soak"));
-        assert_eq!(with(&third, Section::Soak, "## Soak\n\nnew\n"), third);
+        assert_eq!(with(&third, Section::Soak, "## Soak\n\nthe second one\n"), third);
     }
 }

@@ -175,7 +175,7 @@ fn replaced() -> Result<()> {
     fs::remove_file(scene.console("hard"))?;
     fs::hard_link(secret, scene.console("hard"))?;
     fs::remove_file(scene.console("pipe"))?;
-    mknodat(CWD, &scene.console("pipe"), FileType::Fifo, Mode::from_raw_mode(0o666), 0)?;
+    mknodat(CWD, scene.console("pipe"), FileType::Fifo, Mode::from_raw_mode(0o666), 0)?;
     // These can't be told by their names any more, so that their paths are followed.
     for (name, target) in [("moved", secret), ("held", secret), ("handed", &log)] {
         fs::rename(scene.console(name), home.join(format!("{name}.elsewhere")))?;
