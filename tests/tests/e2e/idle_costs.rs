@@ -14,14 +14,18 @@ use flatline_tests::{
     boot_sector::BootSector,
     cpu::process_time,
     daemon::Daemon,
-    guest::{Accelerator, Guest},
+    guest::{Accelerator, Board, Guest},
     interrupt::{sleep, wait_until},
     qmp::Qmp,
+    tools::QEMU_AARCH64,
 };
 use libtest_mimic::Trial;
 use serde_json::Value;
 
-use crate::rig::{BOOT_LIMIT, Rig, boot_all, trial, trial_that_may_skip};
+use crate::{
+    rig::{BOOT_LIMIT, Rig, boot_all, trial_that_may_skip},
+    unreadable::{ARM_WAITS, bare, own},
+};
 
 /// How long twenty guests of each kind are watched, such as the `5m` that recordings go back at least.
 const TWENTY: &str = "FLATLINE_TWENTY_IDLE";
@@ -42,6 +46,8 @@ enum Kind {
     Held,
     /// Its QMP answers.
     Monitor,
+    /// Its QMP answers, and the registers say nothing: an Arm guest that waits.
+    Arm,
 }
 
 /// How many are watched, and how long.
@@ -56,9 +62,9 @@ struct Plan {
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
-        trial("idle_guests_are_asked_and_recorded_at_leisure", || {
+        trial_that_may_skip("idle_guests_are_asked_and_recorded_at_leisure", || {
             watch(&Plan {
-                kinds: vec![Kind::NoMonitor, Kind::Held, Kind::Monitor],
+                kinds: vec![Kind::NoMonitor, Kind::Held, Kind::Monitor, Kind::Arm],
                 counted_for: Duration::from_secs(10),
                 recorded_for: Duration::ZERO,
                 most_cpu: MOST_CPU_OF_FEW,
@@ -74,6 +80,9 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial_that_may_skip("twenty_idle_guests_with_a_monitor_cost_next_to_nothing", || {
             twenty(Kind::Monitor)
         }),
+        trial_that_may_skip("twenty_idle_arm_guests_with_a_monitor_cost_next_to_nothing", || {
+            twenty(Kind::Arm)
+        }),
     ]
 }
 
@@ -88,14 +97,22 @@ fn twenty(kind: Kind) -> Result<Option<String>> {
         counted_for: Duration::from_secs(30),
         recorded_for: humantime::parse_duration(&watched_for).context(TWENTY)?,
         most_cpu: MOST_CPU,
-    })?;
-    Ok(None)
+    })
 }
 
-fn watch(plan: &Plan) -> Result<()> {
+/// Watches them; or why that can't be done here.
+fn watch(plan: &Plan) -> Result<Option<String>> {
     let rig = Rig::new()?;
+    let arm = match own(&rig, QEMU_AARCH64, "qemu-system-aarch64")? {
+        Ok(qemu) => qemu,
+        Err(why) if plan.kinds.contains(&Kind::Arm) => return Ok(Some(why)),
+        Err(_) => rig.qemu.clone(),
+    };
     let named = |(n, kind): (usize, &Kind)| {
         let name = format!("idles-{n}");
+        if *kind == Kind::Arm {
+            return bare(&rig, &name, &arm, Board::ArmVirt, ARM_WAITS);
+        }
         let mut config = rig.boot_sector(&name, BootSector::StiHlt, Accelerator::Tcg);
         config.no_monitor = *kind == Kind::NoMonitor;
         config.traces_commands = *kind != Kind::NoMonitor;
@@ -109,6 +126,7 @@ fn watch(plan: &Plan) -> Result<()> {
     // The firmware is none of what is measured.
     sleep(Duration::from_secs(3))?;
     let mut config = rig.daemon_config()?;
+    config.executables.push(arm.display().to_string());
     config.boot_grace = Duration::from_secs(2);
     config.extra_toml = "unconfirmed_flat_for = \"10m\"".to_owned();
     let begin = Instant::now();
@@ -143,7 +161,7 @@ fn watch(plan: &Plan) -> Result<()> {
     ensure!(daemon.incidents()?.is_empty(), "{:?}", daemon.incidents()?);
     ensure!(most < MOST_COMMANDS, "QMP commands a second: {taken:?}");
     ensure!(cpu < plan.most_cpu, "{:.1} % of a CPU", cpu * 100.0);
-    Ok(())
+    Ok(None)
 }
 
 /// Rows of those that are neither alive, nor suspect, nor held because their QEMU can't tell whether they run.

@@ -141,23 +141,30 @@ fn check_said(daemon: &Daemon, name: &str, why: &str) -> Result<()> {
 }
 
 /// A guest of a few instructions, without a network and a disk.
-fn bare(rig: &Rig, name: &str, qemu: &Path, board: Board, words: &'static [u32]) -> GuestConfig {
+pub(crate) fn bare(
+    rig: &Rig,
+    name: &str,
+    qemu: &Path,
+    board: Board,
+    words: &'static [u32],
+) -> GuestConfig {
     let mut config = GuestConfig::new(name, GuestKind::Words(words), qemu, rig.dir());
     (config.board, config.traces_commands) = (board, true);
     config
 }
 
 /// A QEMU of this test's own, or why there is none.
-fn own(rig: &Rig, tool: Tool, name: &str) -> Result<Result<PathBuf, String>> {
+pub(crate) fn own(rig: &Rig, tool: Tool, name: &str) -> Result<Result<PathBuf, String>> {
     match tool.needed() {
         Ok(program) => Ok(Ok(private_copy(&program, name, rig.dir())?)),
         Err(why) => Ok(Err(why)),
     }
 }
 
+/// `wfi`, and back to it: interrupts are masked, as in Linux' idle loop.
+pub(crate) const ARM_WAITS: &[u32] = &[0xd503_207f, 0x17ff_ffff];
+
 fn arm() -> Result<Option<String>> {
-    // wfi, and back to it: interrupts are masked, as in Linux' idle loop.
-    const WAITS: &[u32] = &[0xd503_207f, 0x17ff_ffff];
     // A jump to itself.
     const LOOPS: &[u32] = &[0x1400_0000];
     // adr x0, .+16; msr elr_el1, x0; msr spsr_el1, xzr; eret to EL0 with interrupts on; a jump to itself.
@@ -169,7 +176,7 @@ fn arm() -> Result<Option<String>> {
     };
     let mut config = DaemonConfig::new(&binary()?, &qemu);
     hasty(&mut config);
-    let guests = [("waits", WAITS), ("loops", LOOPS), ("computes", COMPUTES)]
+    let guests = [("waits", ARM_WAITS), ("loops", LOOPS), ("computes", COMPUTES)]
         .map(|(name, words)| bare(&rig, name, &qemu, Board::ArmVirt, words).start());
     let guests = guests.into_iter().collect::<Result<Vec<Guest>>>()?;
     let daemon = rig.daemon(&config)?;
