@@ -428,6 +428,10 @@ fn limit() -> Result<()> {
     let failed = |row: &Value| row["state"] == "failed";
     let row = wait_for_vm(&daemon, "crashes-again", "failed", patience, failed)?;
     ensure!(row["restarts_in_window"] == 1, "{row}");
+    // It is written down a moment after it is shown.
+    wait_for_incident(&daemon, "crashes-again", "its limit", MARGIN, |incident| {
+        incident["outcome"] == "limit-reached"
+    })?;
     let incidents = incidents_of(&daemon, "crashes-again")?;
     let outcomes: Vec<&str> =
         incidents.iter().filter_map(|incident| incident["outcome"].as_str()).collect();
