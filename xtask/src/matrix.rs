@@ -50,7 +50,7 @@ pub(crate) struct Options {
 
 /// What the tests play of it: one of each kind that no other end-to-end test has, in two minutes; what takes longest
 /// comes first.
-const CHOICE: [&str; 8] = [
+const CHOICE: [&str; 9] = [
     "qemu-stopped",
     "disk-hangs",
     "panic-busy",
@@ -58,6 +58,7 @@ const CHOICE: [&str; 8] = [
     "pvpanic-none",
     "boot-loop",
     "compute-unasked",
+    "kvm-cli-hlt-32",
     "kvm-internal-error",
 ];
 
