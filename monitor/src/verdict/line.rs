@@ -146,7 +146,9 @@ fn below(vcpus: &Reading<Vec<VcpuActivity>>, ratio: f64) -> bool {
 
 /// Whether no vCPU did more than our own questions may make it do.
 fn only_answers(vcpus: &Reading<Vec<VcpuActivity>>) -> bool {
-    let answers = |vcpu: &VcpuActivity| vcpu.busy + vcpu.waiting < ASKED_BUSY_RATIO;
+    // Many that are woken at once wait for each other.
+    let answers =
+        |vcpu: &VcpuActivity| vcpu.busy < ASKED_BUSY_RATIO && vcpu.waiting < STILL_WAITING_RATIO;
     vcpus.as_ref().is_ok_and(|vcpus| vcpus.iter().all(answers))
 }
 

@@ -166,7 +166,7 @@ impl Model {
         let calm = !vcpus.is_empty() && sum(|vcpu| vcpu.waiting) < 0.5;
         // What it does to answer our own questions is none of its doing.
         let asked = matches!(before, State::Suspect { .. } | State::Recovering { .. });
-        let only_answers = vcpus.iter().all(|vcpu| vcpu.busy + vcpu.waiting < 0.1);
+        let only_answers = vcpus.iter().all(|vcpu| vcpu.busy < 0.1 && vcpu.waiting < 0.5);
         let still = calm && sum(|vcpu| vcpu.busy) < 0.010
             || asked && self.still && activity.vcpus.is_ok() && only_answers;
         self.still = still;
