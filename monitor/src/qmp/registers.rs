@@ -119,13 +119,21 @@ const MAX_VCPUS: usize = 4_096;
 /// # Errors
 /// [`RegistersError`]; one unreadable vCPU makes the whole text unreadable.
 pub fn parse_registers(text: &str) -> Result<Vec<VcpuRegisters>, RegistersError> {
+    each_vcpu(text, parse_vcpu)
+}
+
+/// Reads the block of each vCPU with `parse`.
+fn each_vcpu<T>(
+    text: &str,
+    parse: impl Fn(&str) -> Result<T, RegistersError>,
+) -> Result<Vec<T>, RegistersError> {
     let mut vcpus = Vec::new();
     // What stands before the first heading belongs to no vCPU.
     for block in text.split("CPU#").skip(1) {
         if vcpus.len() == MAX_VCPUS {
             return Err(RegistersError::TooManyVcpus);
         }
-        vcpus.push(parse_vcpu(block)?);
+        vcpus.push(parse(block)?);
     }
     if vcpus.is_empty() { Err(RegistersError::NoVcpus) } else { Ok(vcpus) }
 }

@@ -11,7 +11,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::{MAX_VCPUS, RegistersError, value};
+use super::{RegistersError, each_vcpu, value};
 
 /// Interrupts are masked: bit I, in `PSTATE` (Arm ARM, C5.2.2 DAIF) and in the CPSR (G8.2.35) alike.
 const IRQ_MASKED: u32 = 1 << 7;
@@ -52,14 +52,7 @@ impl ArmRegisters {
 /// # Errors
 /// [`RegistersError`]; one unreadable vCPU makes the whole text unreadable.
 pub fn parse_arm_registers(text: &str) -> Result<Vec<ArmRegisters>, RegistersError> {
-    let mut vcpus = Vec::new();
-    for block in text.split("CPU#").skip(1) {
-        if vcpus.len() == MAX_VCPUS {
-            return Err(RegistersError::TooManyVcpus);
-        }
-        vcpus.push(parse_vcpu(block)?);
-    }
-    if vcpus.is_empty() { Err(RegistersError::NoVcpus) } else { Ok(vcpus) }
+    each_vcpu(text, parse_vcpu)
 }
 
 fn parse_vcpu(block: &str) -> Result<ArmRegisters, RegistersError> {

@@ -1,6 +1,6 @@
 //! The texts are what QEMU 7.2.22 printed for a few words of machine code, line ends aside: it sends `\r\n`.
 
-use super::*;
+use super::{super::MAX_VCPUS, *};
 
 /// `-cpu max`, two vCPUs: the first waits in `wfi`, the second was never started.
 const WAITS: &str = "
