@@ -57,12 +57,12 @@ pub fn config(bytes: &[u8]) {
 
 /// An incident's record.
 pub fn incident(bytes: &[u8]) {
-    crate::report::store::fuzzing::record(bytes);
+    crate::storage::incidents::fuzzing::record(bytes);
 }
 
 /// What outlives the daemon beside incidents.
 pub fn ledger(bytes: &[u8]) {
-    crate::report::ledger::fuzzing::ledger(bytes);
+    crate::storage::ledger::fuzzing::ledger(bytes);
 }
 
 /// What QEMU writes when it is asked for a picture of its console.

@@ -22,8 +22,10 @@ pub mod witness;
 pub mod recover;
 
 pub mod report;
+pub mod storage;
 
 mod error_text;
+pub mod rfc3339;
 
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]

@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use flatline::config::Config;
 use flatline::report::control::Request;
-use flatline::report::rfc3339;
 use flatline::report::view::HoldView;
+use flatline::rfc3339;
 
 use super::ask::ask;
 use super::table::safe;

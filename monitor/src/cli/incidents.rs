@@ -6,9 +6,9 @@ use anyhow::{Context, anyhow};
 use flatline::config::Config;
 use flatline::recover::evidence::LIST;
 use flatline::report::control::Request;
-use flatline::report::evidence::EvidenceView;
-use flatline::report::incident::{Incident, IncidentsView, Outcome};
-use flatline::report::store::EVIDENCE_MAX_BYTES;
+use flatline::storage::evidence::EvidenceView;
+use flatline::storage::incident::{Incident, IncidentsView, Outcome};
+use flatline::storage::incidents::EVIDENCE_MAX_BYTES;
 
 use super::ask::ask;
 use super::table::{fields, or_dash, safe, seconds, table, time};

@@ -12,7 +12,7 @@ pub(super) fn now() -> SystemTime {
 
 /// A VM that has been in `state` for two minutes.
 pub(super) fn vm(name: &str, pid: u32, state: &str) -> VmView {
-    let since = flatline::report::rfc3339::format(now() - Duration::from_secs(120));
+    let since = flatline::rfc3339::format(now() - Duration::from_secs(120));
     let vm = json!({"name": name, "uuid": null, "pid": pid, "accelerator": "kvm",
         "run_state": "running", "state": state, "cause": null,
         "reason": format!("it is {state}"), "since": since, "flat_seconds": 0.4,

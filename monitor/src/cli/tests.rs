@@ -2,8 +2,8 @@ use std::path::Path;
 
 use clap::Parser;
 use flatline::report::control::{ControlRequest, RefusalKind, Reply, Request, bind, serve};
-use flatline::report::evidence::{EvidenceView, base64};
-use flatline::report::incident::{Incident, IncidentsView};
+use flatline::storage::evidence::{EvidenceView, base64};
+use flatline::storage::incident::{Incident, IncidentsView};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 

@@ -21,7 +21,7 @@ use crate::{
     discover::{self, Owner, Vm, VmId},
     error_text::in_full,
     recover::{Clearance, Restart, RestartError, actuator::start, evidence::Wanted},
-    report::incident::{Attempt, Incident, Outcome},
+    storage::incident::{Attempt, Incident, Outcome},
     verdict::{Cause, State, Tally, Terms},
 };
 

@@ -16,7 +16,7 @@ use crate::{
     config::Policy,
     discover::VmId,
     recover::{Circumstances, Clearance, HOST_WINDOW, clearance},
-    report::incident::{Incident, Outcome},
+    storage::incident::{Incident, Outcome},
     verdict::{Cause, Input, State},
 };
 

@@ -19,7 +19,7 @@ use crate::{
         actuator::{chosen, is_power_cycle, start_plan},
         ending,
     },
-    report::incident::{Incident, Outcome},
+    storage::incident::{Incident, Outcome},
     verdict::Cause,
 };
 

@@ -28,15 +28,17 @@ use crate::{
     qmp::{QmpHandle, QmpNotice},
     recover::evidence::dump::UnderWay,
     report::{
-        incident::Incident,
-        ledger::Ledger,
         lines::Lines,
         recording::archive::{Archive, Writing},
-        retention::{self, Keeper},
-        store::IncidentStore,
         telling::Telling,
     },
     sample::{CounterMaps, DeviceWatch, HeartbeatReader, KvmReader, ThreadReader},
+    storage::{
+        incident::Incident,
+        incidents::IncidentStore,
+        ledger::Ledger,
+        retention::{self, Keeper},
+    },
     verdict::{Act, Input, Monitor, State, Tick},
     witness::ProbeSocket,
 };

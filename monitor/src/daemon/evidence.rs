@@ -9,10 +9,9 @@ use crate::{
     recover::evidence::{Wanted, dump},
     report::{
         control::{RefusalKind, Reply},
-        evidence,
-        incident::Incident,
         view::DumpView,
     },
+    storage::{evidence, incident::Incident},
     verdict::Cause,
 };
 

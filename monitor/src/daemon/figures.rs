@@ -20,13 +20,13 @@ use crate::{
             Beats, Counts, Exposition, IncidentCounts, MapFill, NotificationCounts, ProgramFigures,
             Snapshot, VmFigures,
         },
-        store::IncidentStore,
         web::{
             self, Pages, Site, Sources,
             left::{self, Giver, Left},
         },
     },
     sample::VmSample,
+    storage::incidents::IncidentStore,
     verdict::State,
 };
 

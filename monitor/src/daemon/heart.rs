@@ -89,7 +89,7 @@ impl Engine {
             name: "heartbeat".to_owned(),
             value,
             threshold: format!("missed after {:.0} s", patience.as_secs_f64()),
-            since: pulse.beat.map(|beat| crate::report::rfc3339::format(self.wall_clock(beat))),
+            since: pulse.beat.map(|beat| crate::rfc3339::format(self.wall_clock(beat))),
             verdict: verdict.to_owned(),
         })
     }

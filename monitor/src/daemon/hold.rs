@@ -10,9 +10,11 @@ use crate::{
     discover::VmId,
     report::{
         control::{RefusalKind, Reply},
+        view::HoldView,
+    },
+    storage::{
         incident::Outcome,
         ledger::{Hold, Whom},
-        view::HoldView,
     },
     verdict::{Input, State},
 };

@@ -47,12 +47,12 @@ use crate::{
     probe::{AttachReport, DirectoryLock, ProbeError, ProbeThread, THREADS},
     qmp::RunState,
     recover::{Restart, RestartError},
-    report::{
-        control::{self, BindError},
-        incident::Attempt,
-        store::{IncidentStore, StoreError},
-    },
+    report::control::{self, BindError},
     sample::{CounterMaps, HeartbeatReader, KvmReader, ThreadReader},
+    storage::{
+        incident::Attempt,
+        incidents::{IncidentStore, StoreError},
+    },
     verdict::Testimony,
     witness::Notes,
 };

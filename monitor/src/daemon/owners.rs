@@ -12,7 +12,8 @@ use crate::{
         actuator::{MonitorSays, Scene, Situation, chosen, restart_plan},
         evidence::Wanted,
     },
-    report::{incident::Incident, view::OwnerView},
+    report::view::OwnerView,
+    storage::incident::Incident,
     verdict::Cause,
 };
 

@@ -10,12 +10,12 @@ use crate::{
     discover::Vm,
     report::{
         control::{RefusalKind, Reply},
-        incident::Incident,
         recording::{
             Header, Limits, Recording, Ring, Segment, Standing, archive::Archive, history,
         },
         view::HistoryView,
     },
+    storage::incident::Incident,
     verdict::{Act, Input, Terms, Watch},
 };
 

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     config::{Config, ConfigError, Mode, Source},
     discover::VmId,
-    report::{incident::Outcome, retention},
+    storage::{incident::Outcome, retention},
     verdict::State,
 };
 

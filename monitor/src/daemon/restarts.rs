@@ -14,7 +14,7 @@ use crate::{
     discover::{ResetAction, VmId},
     error_text::in_full,
     recover::{Kept, PUT_BACK_AFTER, Restart, RestartError, Stand, actuator::restart, put_back},
-    report::incident::{Attempt, Outcome},
+    storage::incident::{Attempt, Outcome},
     verdict::{Cause, Input},
 };
 

@@ -20,7 +20,7 @@ use crate::{
     discover::{self, VmId},
     error_text::in_full,
     recover::{Clearance, Remainder, RestartError, finish, remainder},
-    report::incident::{Attempt, Incident, Outcome},
+    storage::incident::{Attempt, Incident, Outcome},
     verdict::{Cause, Input, Monitor, State, Tally},
 };
 

@@ -15,13 +15,15 @@ use crate::{
     qmp::RunState,
     recover::Journal,
     report::{
-        incident::{Attempt, Incident},
-        ledger::Page,
         metrics::IncidentCounts,
         recording::{Recording, file},
-        rfc3339,
-        store::IncidentStore,
         telling::Telling,
+    },
+    rfc3339,
+    storage::{
+        incident::{Attempt, Incident},
+        incidents::IncidentStore,
+        ledger::Page,
     },
 };
 

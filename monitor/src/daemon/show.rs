@@ -13,13 +13,13 @@ use crate::{
     discover::{Plugged, Vm, VmId},
     report::{
         control::{ControlRequest, RefusalKind, Reply, Request},
-        incident::IncidentsView,
         view::{
             HistoryView, HostView, NetworkView, PolicyView, ProbeState, ProbeView, ShowView,
             SignalView, StatusView, StorageView, TapView, VcpuView, VmView,
         },
     },
     sample::{InFlightAges, Missing, ticks},
+    storage::incident::IncidentsView,
     verdict::{Monitor, PINNED_RATIO, STILL_BUSY_RATIO, State, Statement, Watch},
     witness::{WITNESSES, kvm},
 };
@@ -287,7 +287,7 @@ impl Engine {
         let Watch { line, quiet, .. } = &watched.watch;
         let policy = &watched.terms.policy;
         let since = |moment: Option<Duration>| {
-            moment.map(|moment| crate::report::rfc3339::format(self.wall_clock(moment)))
+            moment.map(|moment| crate::rfc3339::format(self.wall_clock(moment)))
         };
         let ago = quiet.since_life(self.now()).as_secs_f64();
         // What the window began anew for is no sign of life.

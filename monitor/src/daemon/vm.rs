@@ -17,11 +17,11 @@ use crate::{
     insight::Insight,
     probe::TapProbe,
     qmp::{QmpHandle, QmpState, RunState},
-    report::incident::Incident,
     sample::{
         Devices, HeartbeatRows, Heartbeats, InFlightAges, LostCompletions, Missing, ProcessState,
         Reading, ThreadTimes, VcpuClocks, VmRows, VmSample, port::PortListener,
     },
+    storage::incident::Incident,
     verdict::{Act, Cause, Input, Monitor, Terms, Testimony, Watch},
     witness::Notes,
 };

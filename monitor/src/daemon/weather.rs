@@ -4,10 +4,8 @@ use std::time::Duration;
 
 use super::engine::Engine;
 use crate::{
-    report::{
-        incident::{Incident, Outcome},
-        telling::event::EventKind,
-    },
+    report::telling::event::EventKind,
+    storage::incident::{Incident, Outcome},
     verdict::{Company, Input, company, is_silent},
 };
 

@@ -15,8 +15,8 @@ pub use lines::{LineView, LinesView};
 pub use memory::{MemoryMomentView, MemoryView};
 pub use policy::PolicyView;
 
-use super::rfc3339;
 use crate::config::Mode;
+use crate::rfc3339;
 
 /// The answer to `status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -5,8 +5,8 @@
 use std::fmt::Write as _;
 use std::time::SystemTime;
 
-use flatline::report::incident::Incident;
 use flatline::report::view::MarkKind;
+use flatline::storage::incident::Incident;
 use flatline::verdict::{PINNED_RATIO, STILL_BUSY_RATIO};
 
 use super::escape::escape;

@@ -15,8 +15,8 @@ use std::fmt::Write as _;
 use std::time::SystemTime;
 
 use flatline::recover::evidence::LIST;
-use flatline::report::incident::Incident;
-use flatline::report::{evidence, rfc3339};
+use flatline::storage::incident::Incident;
+use flatline::{rfc3339, storage::evidence};
 
 use self::escape::{escape, lines};
 use self::recorded::Recorded;

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use flatline::report::incident::Incident;
 use flatline::report::recording::file::Reader;
 use flatline::report::recording::history::{Moment, history, moments};
 use flatline::report::view::{HistoryView, MarkKind};
+use flatline::storage::incident::Incident;
 
 use super::{RECORDING, Row};
 

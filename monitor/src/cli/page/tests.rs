@@ -4,10 +4,10 @@ use std::time::{Duration, SystemTime};
 use flatline::activity::{Activity, NetworkActivity, StorageActivity, VcpuActivity};
 use flatline::config::Config;
 use flatline::qmp::RunState;
-use flatline::report::incident::{Attempt, Incident, Outcome};
 use flatline::report::recording::file::to_bytes;
 use flatline::report::recording::{Header, Limits, Recording, Ring};
 use flatline::sample::{Missing, ProcessState};
+use flatline::storage::incident::{Attempt, Incident, Outcome};
 use flatline::verdict::{Cause, Input, Monitor, Terms, Tick, Watch};
 
 use super::recorded::Recorded;

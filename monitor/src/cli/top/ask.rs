@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use flatline::report::control::{ClientError, RefusalKind, Request, ask};
-use flatline::report::incident::IncidentsView;
 use flatline::report::view::{LinesView, ShowView, StatusView};
+use flatline::storage::incident::IncidentsView;
 
 use super::model::{Key, PageAnswer};
 

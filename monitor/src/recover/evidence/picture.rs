@@ -28,7 +28,7 @@ use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};
 use serde_json::json;
 
 use super::{ANSWER_LIMIT, ppm};
-use crate::{error_text::in_full, qmp::QmpHandle, report::store::EVIDENCE_MAX_BYTES};
+use crate::{error_text::in_full, qmp::QmpHandle, storage::incidents::EVIDENCE_MAX_BYTES};
 
 /// A picture that was taken, and not yet looked at.
 #[derive(Debug)]

@@ -50,13 +50,13 @@ pub enum Request {
         #[serde(default)]
         vm: Option<String>,
     },
-    /// An [`super::incident::IncidentsView`].
+    /// An [`crate::storage::incident::IncidentsView`].
     Incidents {
         /// Only those of this VM.
         #[serde(default)]
         vm: Option<String>,
     },
-    /// An [`super::evidence::EvidenceView`]: a part of a file of an incident's.
+    /// An [`crate::storage::evidence::EvidenceView`]: a part of a file of an incident's.
     Evidence {
         /// The incident.
         id: String,

@@ -12,7 +12,7 @@ use prometheus_client::{
 };
 
 use crate::{
-    report::incident::{Incident, Outcome},
+    storage::incident::{Incident, Outcome},
     verdict::Cause,
 };
 

@@ -27,10 +27,12 @@ use super::{
     Header, Malformed, Recording, Segment,
     file::{block, preamble, to_bytes},
 };
-use crate::report::{
-    control::{RefusalKind, Reply},
-    incident::incident_id,
-    view::RecordView,
+use crate::{
+    report::{
+        control::{RefusalKind, Reply},
+        view::RecordView,
+    },
+    storage::incident::incident_id,
 };
 
 /// How a recording's name ends.

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::report::{incident::Incident, rfc3339};
+use crate::{rfc3339, storage::incident::Incident};
 
 /// How much an event matters, for whoever sorts by that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -18,7 +18,7 @@ use ring::digest;
 use super::event::{Event, EventKind, Subject};
 use crate::{
     discover::VmId,
-    report::incident::{Incident, Outcome},
+    storage::incident::{Incident, Outcome},
     verdict::Cause,
 };
 

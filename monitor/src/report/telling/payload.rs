@@ -5,10 +5,7 @@
 use serde_json::{Value, json};
 
 use super::event::Event;
-use crate::{
-    qmp::printable,
-    report::{incident::Incident, rfc3339},
-};
+use crate::{qmp::printable, rfc3339, storage::incident::Incident};
 
 /// Most characters of one text.
 const TEXT_CHARS: usize = 2000;
@@ -81,9 +78,9 @@ mod tests {
     use serde_json::Value;
 
     use super::{TEXT_CHARS, body, environment};
-    use crate::report::{
-        incident::Incident,
-        telling::event::{Event, EventKind, Subject},
+    use crate::{
+        report::telling::event::{Event, EventKind, Subject},
+        storage::incident::Incident,
     };
 
     fn event() -> Event {

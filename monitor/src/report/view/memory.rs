@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    report::rfc3339,
+    rfc3339,
     sample::{Memory, QemuMemory, Strain},
 };
 

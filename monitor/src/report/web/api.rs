@@ -19,12 +19,14 @@ use super::{
     left::{Left, Taker},
     reply::{Body, text},
 };
-use crate::report::{
-    lines::{LINE_TICKS, Lines},
-    made::Made,
+use crate::{
+    report::{
+        lines::{LINE_TICKS, Lines},
+        made::Made,
+        view::{LineView, LinesView, ShowView, StatusView},
+    },
     rfc3339,
-    store::IncidentStore,
-    view::{LineView, LinesView, ShowView, StatusView},
+    storage::incidents::IncidentStore,
 };
 
 /// The newest incidents, so many; `flatline incidents` has all.

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     config::EvidenceReaders,
     error_text::in_full,
-    report::evidence::{self, ReadError},
+    storage::evidence::{self, ReadError},
 };
 
 /// The console's picture, which is the daemon's own PNG.

@@ -34,8 +34,8 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::{lines::Lines, metrics::Exposition, store::IncidentStore};
-use crate::config::EvidenceReaders;
+use super::{lines::Lines, metrics::Exposition};
+use crate::{config::EvidenceReaders, storage::incidents::IncidentStore};
 use api::Api;
 
 /// Connections at a time; the oldest one is cut off for one more.

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use flatline::report::incident::{Incident, Outcome};
 use flatline::report::view::{LineView, LinesView, ShowView, VmView};
+use flatline::storage::incident::{Incident, Outcome};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::buffer::Buffer;

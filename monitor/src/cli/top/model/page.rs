@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use flatline::report::incident::{Incident, Outcome};
 use flatline::report::view::{ShowView, SignalView};
+use flatline::storage::incident::{Incident, Outcome};
 use unicode_width::UnicodeWidthStr as _;
 
 use super::{Key, Row};

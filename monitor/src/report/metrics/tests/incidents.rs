@@ -3,7 +3,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use prometheus_client::{encoding::text, registry::Registry};
 
 use super::{IncidentCounts, of, open_metrics, value};
-use crate::report::incident::{Incident, Outcome};
+use crate::storage::incident::{Incident, Outcome};
 
 const STARTED: Duration = Duration::from_secs(1_000_000);
 

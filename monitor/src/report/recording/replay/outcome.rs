@@ -98,7 +98,7 @@ fn to_the_millisecond<S: Serializer>(time: &SystemTime, to: S) -> Result<S::Ok, 
 /// RFC 3339 with milliseconds.
 pub fn rfc3339_millis(time: SystemTime) -> String {
     // Beyond the year 9999 the format ends.
-    let whole = crate::report::rfc3339::format(time);
+    let whole = crate::rfc3339::format(time);
     let millis =
         time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.subsec_millis());
     format!("{}.{millis:03}Z", whole.trim_end_matches('Z'))

@@ -3,10 +3,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::{Follower, LASTING, Standing};
 use crate::{
     discover::VmId,
-    report::{
-        incident::{Attempt, Incident, Outcome},
-        telling::event::{Event, EventKind, Subject},
-    },
+    report::telling::event::{Event, EventKind, Subject},
+    storage::incident::{Attempt, Incident, Outcome},
 };
 
 const BEGAN: Duration = Duration::from_secs(1_000_000);

@@ -16,15 +16,14 @@ use super::{AT_ONCE, Site, empty, exchange, get, site_with};
 use crate::{
     config::EvidenceReaders,
     report::{
-        incident::Incident,
         lines::Lines,
-        store::IncidentStore,
         view::{ShowView, StatusView},
         web::{
             Pages, Sources,
             left::{self, Giver, Left, SHOWN_MAX, Taker},
         },
     },
+    storage::{incident::Incident, incidents::IncidentStore},
 };
 
 const INTERVAL: Duration = Duration::from_millis(100);

@@ -19,7 +19,7 @@ use rustix::{
 };
 use tracing::{error, info, warn};
 
-use super::store::RECORD;
+use super::incidents::RECORD;
 use crate::config::Keeping;
 
 /// Time between two looks. An incident's evidence is bounded, and so are the restarts: no disk fills in between.

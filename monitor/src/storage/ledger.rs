@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::rfc3339;
-use super::store::{StoreError, read_bounded, write_whole};
+use super::incidents::{StoreError, read_bounded, write_whole};
+use crate::rfc3339;
 
 const FILE: &str = "ledger.json";
 /// Its form; a higher one was written by a newer flatline.

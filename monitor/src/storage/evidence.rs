@@ -16,7 +16,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::store::is_plain;
+use super::incidents::is_plain;
 
 /// The most that one answer has of a file, in bytes.
 pub const PART_MAX_BYTES: usize = 1 << 20;

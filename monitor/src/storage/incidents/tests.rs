@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tempfile::TempDir;
 
 use super::{EVIDENCE_MAX_BYTES, IncidentStore, StoreError};
-use crate::report::incident::{Attempt, Incident, Outcome};
+use crate::storage::incident::{Attempt, Incident, Outcome};
 
 fn time(seconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(1_700_000_000 + seconds)

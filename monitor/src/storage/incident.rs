@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::rfc3339;
+use crate::rfc3339;
 
 /// Bytes of a VM's name that an id keeps: enough to tell VMs apart, and far below the 255 that a
 /// file name may have, together with the time and a number.
@@ -168,7 +168,7 @@ pub struct IncidentsView {
 ///
 /// Safe as a file name whatever the VM is called: characters other than `[A-Za-z0-9._-]` become
 /// `_`, the name is cut to 64 bytes, and is never empty nor starts with a dot. Two incidents may
-/// get the same id; [`super::store::IncidentStore::new_id`] tells them apart.
+/// get the same id; [`super::incidents::IncidentStore::new_id`] tells them apart.
 pub fn incident_id(detected_at: SystemTime, vm: &str) -> String {
     let time = rfc3339::format(detected_at).replace(['-', ':'], "");
     let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');

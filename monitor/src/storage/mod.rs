@@ -1,0 +1,10 @@
+//! The state directory: incidents with their evidence, and the ledger of holds and resets.
+//!
+//! Everything that has to outlive the daemon is written here as a whole or not at all, as JSON that people can read,
+//! and is bounded when it is read again.
+
+pub mod evidence;
+pub mod incident;
+pub mod incidents;
+pub mod ledger;
+pub mod retention;
