@@ -199,6 +199,11 @@ impl Daemon {
         }
     }
 
+    /// Another program for the next start, as after an upgrade, and for clients from now on.
+    pub fn set_binary(&mut self, binary: &Path) {
+        binary.clone_into(&mut self.config.binary);
+    }
+
     /// Where its configuration is, for clients that are run by hand.
     pub fn config_path(&self) -> &Path {
         &self.config_path

@@ -46,6 +46,7 @@ mod top;
 mod turns;
 mod unreadable;
 mod upgrade;
+mod version_before;
 mod witnesses;
 
 use std::process::ExitCode;
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
     trials.extend(lifecycle::trials());
     trials.extend(reload::trials());
     trials.extend(upgrade::trials());
+    trials.extend(version_before::trials());
     trials.extend(ladder::trials());
     trials.extend(state_dir::trials());
     trials.extend(run_states::trials());

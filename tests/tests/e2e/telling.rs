@@ -42,7 +42,7 @@ const END_WITHIN: Duration = Duration::from_secs(8);
 const TICKS: (f64, Duration) = (5.0, Duration::from_secs(7));
 const NAME: &str = "told-of";
 const KEY: &[u8] = b"the key of the tests, of 32 byte";
-const NO_CONTENT: &str = "HTTP/1.1 204 No Content\r\n\r\n";
+pub(crate) const NO_CONTENT: &str = "HTTP/1.1 204 No Content\r\n\r\n";
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -71,14 +71,14 @@ impl Post {
 }
 
 /// Somebody who is told by HTTP; it ends with the tests.
-struct Receiver {
+pub(crate) struct Receiver {
     address: SocketAddr,
     posts: Arc<Mutex<Vec<Post>>>,
 }
 
 impl Receiver {
     /// Takes posts at `address`, and answers each with `answer`.
-    fn start(address: SocketAddr, answer: &'static str) -> Result<Self> {
+    pub(crate) fn start(address: SocketAddr, answer: &'static str) -> Result<Self> {
         let listener = TcpListener::bind(address)?;
         let (address, posts) = (listener.local_addr()?, Arc::default());
         let kept: Arc<Mutex<Vec<Post>>> = Arc::clone(&posts);
@@ -104,7 +104,7 @@ impl Receiver {
     }
 
     /// Waits until it was told of all these one after the other.
-    fn wait_for(&self, events: &[&str]) -> Result<()> {
+    pub(crate) fn wait_for(&self, events: &[&str]) -> Result<()> {
         wait_until(&format!("{events:?}"), SOON, || {
             let told = self.events()?;
             let mut told = told.iter();
