@@ -22,7 +22,10 @@ pub mod witness;
 pub mod recover;
 
 pub mod report;
+
+pub mod api;
 pub mod storage;
+pub mod web;
 
 mod error_text;
 pub mod rfc3339;

@@ -1,14 +1,14 @@
 //! Asking the daemon, and what its refusals mean for the exit code.
 
+use flatline::api::{self, ClientError, RefusalKind, Request};
 use flatline::config::Config;
-use flatline::report::control::{self, ClientError, RefusalKind, Request};
 use serde::de::DeserializeOwned;
 
 use super::Failure;
 
 /// The daemon's answer to `request`.
 pub(super) fn ask<T: DeserializeOwned>(config: &Config, request: &Request) -> Result<T, Failure> {
-    control::ask(&config.paths.runtime_dir, request).map_err(failure)
+    api::ask(&config.paths.runtime_dir, request).map_err(failure)
 }
 
 /// What it means for a command that there is no answer.

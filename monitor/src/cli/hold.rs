@@ -2,9 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
+use flatline::api::Request;
+use flatline::api::view::HoldView;
 use flatline::config::Config;
-use flatline::report::control::Request;
-use flatline::report::view::HoldView;
 use flatline::rfc3339;
 
 use super::ask::ask;

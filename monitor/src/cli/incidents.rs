@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
+use flatline::api::Request;
 use flatline::config::Config;
 use flatline::recover::evidence::LIST;
-use flatline::report::control::Request;
 use flatline::storage::evidence::EvidenceView;
 use flatline::storage::incident::{Incident, IncidentsView, Outcome};
 use flatline::storage::incidents::EVIDENCE_MAX_BYTES;

@@ -16,8 +16,8 @@ mod record;
 mod replay;
 #[cfg(test)]
 mod samples;
+mod severity;
 mod show;
-mod standing;
 mod status;
 mod table;
 mod terminal;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use flatline::report::view::{StatusView, VmView};
+use flatline::api::view::{StatusView, VmView};
 use serde_json::json;
 
 /// When the tests take place.

@@ -2,9 +2,9 @@
 
 mod memory;
 
+use flatline::api::Request;
+use flatline::api::view::{DumpView, NetworkView, OwnerView, ShowView, StorageView, VcpuView};
 use flatline::config::Config;
-use flatline::report::control::Request;
-use flatline::report::view::{DumpView, NetworkView, OwnerView, ShowView, StorageView, VcpuView};
 
 use super::ask::ask;
 use super::ecg::{self, Style};

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, SystemTime};
 
+use flatline::api::Request;
+use flatline::api::view::{HostView, ProbeState, StatusView, VmView};
 use flatline::config::Config;
-use flatline::report::control::Request;
-use flatline::report::view::{HostView, ProbeState, StatusView, VmView};
 use unicode_width::UnicodeWidthStr as _;
 
 use super::ask::ask;
-use super::standing::{self, Tone};
+use super::severity::{self, Tone};
 use super::table::{brief, duration, or_dash, padded, safe, seconds, shortened};
 use super::{Answer, Failure, json, terminal};
 
@@ -53,14 +53,14 @@ fn text(view: &StatusView, now: SystemTime, look: Look) -> String {
         out.push_str(&coloured(&fit(&line), tone, look));
         out.push('\n');
     }
-    out.push_str(&fit(&safe(&standing::summary(&view.vms))));
+    out.push_str(&fit(&safe(&severity::summary(&view.vms))));
     out.push('\n');
     if view.vms.is_empty() {
         return out;
     }
     let mut vms: Vec<&VmView> = view.vms.iter().collect();
     vms.sort_by(|one, other| {
-        let key = |vm: &VmView| (standing::rank(vm), vm.pid);
+        let key = |vm: &VmView| (severity::rank(vm), vm.pid);
         key(one).cmp(&key(other)).then_with(|| one.name.cmp(&other.name))
     });
     let cells: Vec<_> = vms.iter().map(|vm| cells(vm, now).map(|cell| safe(&cell))).collect();
@@ -94,7 +94,7 @@ fn text(view: &StatusView, now: SystemTime, look: Look) -> String {
     };
     out.push_str(&line(COLUMNS, Tone::Plain, "REASON"));
     for (vm, cells) in vms.iter().zip(&cells) {
-        let reason = safe(&standing::reason(vm));
+        let reason = safe(&severity::reason(vm));
         out.push_str(&line(cells.each_ref().map(String::as_str), Tone::of(&vm.state), &reason));
     }
     out
@@ -104,7 +104,7 @@ fn cells(vm: &VmView, now: SystemTime) -> [String; COLUMNS.len()] {
     [
         vm.name.clone(),
         vm.pid.to_string(),
-        standing::state(vm),
+        severity::state(vm),
         // The clock may have been set back.
         brief(now.duration_since(vm.since).unwrap_or_default()),
         seconds(vm.flat_seconds),

@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use clap::Parser;
-use flatline::report::control::{ControlRequest, RefusalKind, Reply, Request, bind, serve};
+use flatline::api::{ControlRequest, RefusalKind, Reply, Request, bind, serve};
 use flatline::storage::evidence::{EvidenceView, base64};
 use flatline::storage::incident::{Incident, IncidentsView};
 use tempfile::TempDir;

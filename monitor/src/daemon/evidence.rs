@@ -4,13 +4,10 @@ use tokio::{sync::oneshot, task::spawn_blocking};
 
 use super::{engine::Engine, vm::WatchedVm};
 use crate::{
+    api::{RefusalKind, Reply, view::DumpView},
     config::Gathering,
     discover::VmId,
     recover::evidence::{Wanted, dump},
-    report::{
-        control::{RefusalKind, Reply},
-        view::DumpView,
-    },
     storage::{evidence, incident::Incident},
     verdict::Cause,
 };

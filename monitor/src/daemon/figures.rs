@@ -20,14 +20,14 @@ use crate::{
             Beats, Counts, Exposition, IncidentCounts, MapFill, NotificationCounts, ProgramFigures,
             Snapshot, VmFigures,
         },
-        web::{
-            self, Pages, Site, Sources,
-            left::{self, Giver, Left},
-        },
     },
     sample::VmSample,
     storage::incidents::IncidentStore,
     verdict::State,
+    web::{
+        self, Pages, Site, Sources,
+        page_snapshot::{self, PageSnapshot, Publisher},
+    },
 };
 
 /// What is counted, what is left, and who serves it.
@@ -40,7 +40,7 @@ pub(super) struct Figures {
     lines: Lines,
     store: Arc<IncidentStore>,
     /// For the page; `None` where there is none.
-    giver: Option<Giver>,
+    publisher: Option<Publisher>,
     /// `None` where nothing is to be served.
     server: Option<web::Server>,
 }
@@ -56,7 +56,7 @@ impl Figures {
             latest: watch::Sender::new(None),
             lines: lines.clone(),
             store: store.clone(),
-            giver: None,
+            publisher: None,
             server: None,
         };
         figures.serve(config);
@@ -67,17 +67,17 @@ impl Figures {
     pub(super) fn serve(&mut self, config: &Config) {
         // First of all, the old address is free again.
         self.server = None;
-        self.giver = None;
+        self.publisher = None;
         let metrics = &config.metrics;
         let Some(address) = metrics.listen else { return };
         let latest = self.latest.subscribe();
         let (counts, incidents) = (&self.counts, &self.incidents);
         let exposition = Exposition::new(latest, counts, incidents, &self.notifications);
         let pages = metrics.page.then(|| {
-            let (giver, taker) = left::pair();
-            self.giver = Some(giver);
+            let (publisher, subscriber) = page_snapshot::pair();
+            self.publisher = Some(publisher);
             Pages::new(Sources {
-                taker,
+                subscriber,
                 lines: self.lines.clone(),
                 store: self.store.clone(),
                 state_dir: config.paths.state_dir.clone(),
@@ -103,23 +103,23 @@ impl Engine {
             let snapshot = self.snapshot();
             self.figures.latest.send_replace(Some(Arc::new(snapshot)));
         }
-        self.leave_for_the_page();
+        self.publish_page_snapshot();
         let behind = begun.saturating_duration_since(due);
         self.figures.counts.ticked(behind, begun.elapsed(), self.config.sample_interval);
     }
 
     /// Leaves what is looked at.
-    fn leave_for_the_page(&self) {
+    fn publish_page_snapshot(&self) {
         let now = std::time::Instant::now();
-        let Some(giver) = &self.figures.giver else { return };
+        let Some(publisher) = &self.figures.publisher else { return };
         let interval = self.config.sample_interval;
-        let Some(wanted) = giver.wanted(now, interval) else { return };
+        let Some(wanted) = publisher.wanted(now, interval) else { return };
         let of = |pid: &u32| self.vms.values().find(|watched| watched.vm.id.pid == *pid);
         let shown = wanted.iter().filter_map(of);
-        giver.leave(Left {
+        publisher.publish(PageSnapshot {
             tick: self.ticks,
             at: SystemTime::now(),
-            left: now,
+            published: now,
             interval,
             status: self.status(),
             shown: shown.map(|watched| (watched.vm.id.pid, self.show(watched, None))).collect(),

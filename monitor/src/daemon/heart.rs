@@ -2,7 +2,7 @@
 
 use super::{engine::Engine, vm::WatchedVm};
 use crate::{
-    report::view::{HeartbeatView, SignalView},
+    api::view::{HeartbeatView, SignalView},
     sample::{Heard, Heartbeats, LastBeat},
     verdict::lost_after,
 };

@@ -7,11 +7,8 @@ use tracing::info;
 
 use super::{engine::Engine, vm::Stage};
 use crate::{
+    api::{RefusalKind, Reply, view::HoldView},
     discover::VmId,
-    report::{
-        control::{RefusalKind, Reply},
-        view::HoldView,
-    },
     storage::{
         incident::Outcome,
         ledger::{Hold, Whom},

@@ -16,10 +16,10 @@ use tracing::info;
 
 use super::{Message, engine::Engine, vm::WatchedVm};
 use crate::{
+    api::view::MemoryView,
     balloon::{Balloon, Turns, Wait, last_update},
     discover::VmId,
     qmp::{QmpError, QmpHandle, RunState, Transport},
-    report::view::MemoryView,
     sample::{GuestMemory, Memory, Missing, QemuMemory, Reading, Strain},
     verdict::{Input, Monitor, State},
 };

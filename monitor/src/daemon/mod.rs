@@ -41,13 +41,13 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
+    api::{self, BindError},
     check,
     config::{Config, ConfigError, Source},
     discover::{ResetAction, Vm, VmId},
     probe::{AttachReport, DirectoryLock, ProbeError, ProbeThread, THREADS},
     qmp::RunState,
     recover::{Restart, RestartError},
-    report::control::{self, BindError},
     sample::{CounterMaps, HeartbeatReader, KvmReader, ThreadReader},
     storage::{
         incident::Attempt,
@@ -155,7 +155,7 @@ pub async fn run(config: Config, source: Source) -> Result<(), StartError> {
     let _bpffs = DirectoryLock::take(&config.paths.bpffs_dir)?;
     watchers::raise_file_limit();
     let store = IncidentStore::open(&config.paths.state_dir)?;
-    let listener = control::bind(&config.paths.runtime_dir)?;
+    let listener = api::bind(&config.paths.runtime_dir)?;
     let (attach_reports, mut attached) = mpsc::unbounded_channel();
     let (probes, process_events, health) = ProbeThread::start(&config, attach_reports)?;
     for program in &health {
@@ -202,7 +202,7 @@ async fn start(
         Err(error) => return (Err(error.into()), probes),
     };
     let (control_sender, mut requests) = mpsc::channel(CONTROL_REQUESTS);
-    let control = tokio::spawn(control::serve(listener, control_sender));
+    let control = tokio::spawn(api::serve(listener, control_sender));
     let (messages, mut inbox) = mpsc::unbounded_channel();
     let (notices, mut qmp) = mpsc::channel(QMP_NOTICES);
     let processes = watchers::watch_processes(process_events, messages.clone());
@@ -260,7 +260,7 @@ async fn start(
     }
     engine.telling.finish().await;
     let probes = engine.stop();
-    let _ = std::fs::remove_file(control::socket_path(&runtime_dir));
+    let _ = std::fs::remove_file(api::socket_path(&runtime_dir));
     (Ok(()), probes)
 }
 

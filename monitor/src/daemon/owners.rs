@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{awaited::Awaited, engine::Engine, vm::Stage};
 use crate::{
+    api::view::OwnerView,
     config::Means,
     discover::{Vm, VmId},
     qmp::{QmpEvent, QmpHandle},
@@ -12,7 +13,6 @@ use crate::{
         actuator::{MonitorSays, Scene, Situation, chosen, restart_plan},
         evidence::Wanted,
     },
-    report::view::OwnerView,
     storage::incident::Incident,
     verdict::Cause,
 };

@@ -6,14 +6,11 @@ use tokio::sync::oneshot;
 
 use super::{engine::Engine, vm::WatchedVm};
 use crate::{
+    api::{RefusalKind, Reply, view::HistoryView},
     config,
     discover::Vm,
-    report::{
-        control::{RefusalKind, Reply},
-        recording::{
-            Header, Limits, Recording, Ring, Segment, Standing, archive::Archive, history,
-        },
-        view::HistoryView,
+    report::recording::{
+        Header, Limits, Recording, Ring, Segment, Standing, archive::Archive, history,
     },
     storage::incident::Incident,
     verdict::{Act, Input, Terms, Watch},

@@ -10,14 +10,14 @@ use tokio::task::spawn_blocking;
 
 use super::{engine::Engine, plugged::PENDING, vm::WatchedVm};
 use crate::{
-    discover::{Plugged, Vm, VmId},
-    report::{
-        control::{ControlRequest, RefusalKind, Reply, Request},
+    api::{
+        ControlRequest, RefusalKind, Reply, Request,
         view::{
             HistoryView, HostView, NetworkView, PolicyView, ProbeState, ProbeView, ShowView,
             SignalView, StatusView, StorageView, TapView, VcpuView, VmView,
         },
     },
+    discover::{Plugged, Vm, VmId},
     sample::{InFlightAges, Missing, ticks},
     storage::incident::IncidentsView,
     verdict::{Monitor, PINNED_RATIO, STILL_BUSY_RATIO, State, Statement, Watch},

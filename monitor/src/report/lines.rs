@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use super::view::{LineView, LinesView};
+use crate::api::view::{LineView, LinesView};
 use crate::{
     activity::Activity,
     discover::{Vm, VmId},

@@ -6,7 +6,7 @@ use tokio::{sync::Mutex, task::spawn_blocking};
 
 /// What was made last, and of what; clones are the same one.
 #[derive(Debug)]
-pub(super) struct Made<K, V>(Arc<Mutex<Option<(K, V)>>>);
+pub(crate) struct Made<K, V>(Arc<Mutex<Option<(K, V)>>>);
 
 impl<K, V> Default for Made<K, V> {
     fn default() -> Self {
@@ -19,7 +19,7 @@ impl<K: PartialEq + Send + 'static, V: Clone + Send + 'static> Made<K, V> {
     ///
     /// # Errors
     /// That of `make`.
-    pub(super) async fn get(
+    pub(crate) async fn get(
         &self,
         key: K,
         make: impl FnOnce() -> io::Result<V> + Send + 'static,

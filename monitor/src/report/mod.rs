@@ -4,11 +4,8 @@
 //! shapes are a promise (dashboards hold on to them), so they are structs of their own rather
 //! than the engine's types, which may change.
 
-pub mod control;
 pub mod lines;
-mod made;
+pub(crate) mod made;
 pub mod metrics;
 pub mod recording;
 pub mod telling;
-pub mod view;
-pub mod web;

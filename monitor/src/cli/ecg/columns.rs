@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use flatline::{
-    report::view::{HistoryView, MarkView},
+    api::view::{HistoryView, MarkView},
     verdict::{PINNED_RATIO, STILL_BUSY_RATIO},
 };
 

@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 use std::time::SystemTime;
 
-use flatline::report::view::MarkKind;
+use flatline::api::view::MarkKind;
 use flatline::storage::incident::Incident;
 use flatline::verdict::{PINNED_RATIO, STILL_BUSY_RATIO};
 

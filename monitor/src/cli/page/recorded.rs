@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use flatline::api::view::{HistoryView, MarkKind};
 use flatline::report::recording::file::Reader;
 use flatline::report::recording::history::{Moment, history, moments};
-use flatline::report::view::{HistoryView, MarkKind};
 use flatline::storage::incident::Incident;
 
 use super::{RECORDING, Row};

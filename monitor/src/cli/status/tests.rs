@@ -1,6 +1,6 @@
 //! What `flatline status` prints.
 
-use flatline::report::view::StatusView;
+use flatline::api::view::StatusView;
 
 use super::super::samples::{now, status, vm};
 use super::{Look, text};

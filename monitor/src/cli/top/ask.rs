@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use flatline::report::control::{ClientError, RefusalKind, Request, ask};
-use flatline::report::view::{LinesView, ShowView, StatusView};
+use flatline::api::view::{LinesView, ShowView, StatusView};
+use flatline::api::{ClientError, RefusalKind, Request, ask};
 use flatline::storage::incident::IncidentsView;
 
 use super::model::{Key, PageAnswer};

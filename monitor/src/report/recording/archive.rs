@@ -28,10 +28,7 @@ use super::{
     file::{block, preamble, to_bytes},
 };
 use crate::{
-    report::{
-        control::{RefusalKind, Reply},
-        view::RecordView,
-    },
+    api::{RefusalKind, Reply, view::RecordView},
     storage::incident::incident_id,
 };
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{Decoded, Segment, record::Record};
 use crate::{
     activity::Activity,
-    report::view::{HistoryView, MarkKind, MarkView, MemoryMomentView},
+    api::view::{HistoryView, MarkKind, MarkView, MemoryMomentView},
     verdict::{Act, Input},
 };
 

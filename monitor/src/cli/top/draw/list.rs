@@ -9,7 +9,7 @@ use super::figures::{figure, line, percent};
 use super::layout::{Regions, Widths};
 use super::paint::{Paint, REVERSED, STRONG};
 use super::stale_text;
-use crate::cli::standing::{self, Tone};
+use crate::cli::severity::{self, Tone};
 use crate::cli::table::{brief, duration, or_dash, safe};
 use crate::cli::top::model::{Model, Overlay, Row, Stale};
 
@@ -74,7 +74,7 @@ pub(super) fn draw(paint: &mut Paint, model: &Model, stale: Option<&Stale>) {
         }
     }
     if let (Some(y), Some(row)) = (regions.reason, model.selected()) {
-        let text = format!("{}: {}", row.vm.name, standing::reason(&row.vm));
+        let text = format!("{}: {}", row.vm.name, severity::reason(&row.vm));
         paint.text(0, y, width, &text, paint.style(Tone::of(&row.vm.state)));
     }
     if let Some(y) = regions.keys {
@@ -130,7 +130,7 @@ fn summary(paint: &mut Paint, model: &Model, y: u16) {
     }
     // The filter may be of any letters; what is drawn of it is as wide as this says, or narrower.
     let note_width = u16::try_from(safe(&note).width()).unwrap_or(width).min(width / 2);
-    let text = standing::summary(model.rows.iter().map(|row| &row.vm));
+    let text = severity::summary(model.rows.iter().map(|row| &row.vm));
     let style = paint.style(Tone::Plain);
     paint.text(0, y, width.saturating_sub(note_width + 1), &text, STRONG);
     paint.text(width - note_width, y, note_width, &note, style);
@@ -210,6 +210,6 @@ fn draw_row(paint: &mut Paint, y: u16, row: &Row, widths: &Widths) {
         paint.text(x, y, width, &drawn, tone);
     }
     if let Some((x, width)) = places.next(widths.reason) {
-        paint.text(x, y, width, &standing::reason(vm), plain);
+        paint.text(x, y, width, &severity::reason(vm), plain);
     }
 }

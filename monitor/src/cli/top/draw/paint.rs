@@ -5,7 +5,7 @@ use ratatui::layout::Rect;
 use ratatui::style::{Color, Modifier, Style};
 use unicode_width::UnicodeWidthChar as _;
 
-use crate::cli::standing::Tone;
+use crate::cli::severity::Tone;
 use crate::cli::table::{safe, shortened};
 use crate::cli::top::model::Look;
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use flatline::report::view::{LineView, LinesView, ShowView, VmView};
+use flatline::api::view::{LineView, LinesView, ShowView, VmView};
 use flatline::storage::incident::{Incident, Outcome};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;

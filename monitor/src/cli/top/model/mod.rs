@@ -14,7 +14,7 @@ mod trail;
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
-use flatline::report::view::{HostView, LinesView, StatusView, VmView};
+use flatline::api::view::{HostView, LinesView, StatusView, VmView};
 
 pub(super) use feed::{Feed, Stale};
 pub(super) use keys::Effect;
@@ -210,7 +210,7 @@ impl Model {
 }
 
 /// The trail of a VM that the daemon remembers.
-fn remembered(line: flatline::report::view::LineView) -> (Key, Trail) {
+fn remembered(line: flatline::api::view::LineView) -> (Key, Trail) {
     let key = Key { pid: line.pid, name: line.name };
     let at =
         |figures: &[Option<f32>], tick: usize| figures.get(tick).copied().flatten().map(f64::from);

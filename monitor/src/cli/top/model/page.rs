@@ -2,14 +2,14 @@
 
 use std::time::{Duration, SystemTime};
 
-use flatline::report::view::{ShowView, SignalView};
+use flatline::api::view::{ShowView, SignalView};
 use flatline::storage::incident::{Incident, Outcome};
 use unicode_width::UnicodeWidthStr as _;
 
 use super::{Key, Row};
 use crate::cli::ecg;
+use crate::cli::severity::{self, Tone};
 use crate::cli::show;
-use crate::cli::standing::{self, Tone};
 use crate::cli::table::{brief, or_dash, padded, safe, seconds, shortened, time};
 use crate::cli::top::wrap::wrap;
 
@@ -166,9 +166,9 @@ impl Lines {
     fn verdict(&mut self, view: &ShowView, now: SystemTime) {
         let vm = &view.vm;
         let age = brief(now.duration_since(vm.since).unwrap_or_default());
-        let line = format!("{} for {age}", safe(&standing::state(vm)));
+        let line = format!("{} for {age}", safe(&severity::state(vm)));
         self.push(line, Tone::of(&vm.state), true);
-        self.say("", &standing::reason(vm));
+        self.say("", &severity::reason(vm));
         if let Some(hold) = &vm.hold {
             self.say("", &format!("on hold: {hold}"));
         }

@@ -2,10 +2,10 @@
 
 use std::cmp::Ordering;
 
-use flatline::report::view::VmView;
+use flatline::api::view::VmView;
 
 use super::trail::Trail;
-use crate::cli::standing;
+use crate::cli::severity;
 
 /// By what rows can be sorted, in the order of the columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +138,7 @@ impl Row {
         match column {
             Column::Name => turn(by_name()),
             Column::State => {
-                turn(standing::rank(&self.vm).cmp(&standing::rank(&other.vm))).then_with(by_name)
+                turn(severity::rank(&self.vm).cmp(&severity::rank(&other.vm))).then_with(by_name)
             }
             _ => match (self.figure(column), other.figure(column)) {
                 (Some(one), Some(two)) => turn(two.total_cmp(&one)),

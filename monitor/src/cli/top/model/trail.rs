@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use flatline::report::view::VmView;
+use flatline::api::view::VmView;
 
 /// Ticks that are kept.
 pub(in crate::cli::top) const TICKS: usize = 120;

@@ -9,7 +9,7 @@ use super::{
     },
     *,
 };
-use crate::report::{control::Reply, view::RecordView};
+use crate::api::{Reply, view::RecordView};
 
 fn now(second: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_900_000_000 + second)

@@ -3,7 +3,7 @@ use super::{
     *,
 };
 use crate::{
-    report::view::{MarkKind, MarkView, MemoryMomentView},
+    api::view::{MarkKind, MarkView, MemoryMomentView},
     sample::Missing,
 };
 

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::{sync::watch, time::timeout};
 
-use crate::report::view::{ShowView, StatusView};
+use crate::api::view::{ShowView, StatusView};
 
 /// VMs that are looked at in full at the same time; of more, the one that was asked for longest ago makes room.
 pub const SHOWN_MAX: usize = 16;
@@ -25,13 +25,13 @@ const WAIT: Duration = Duration::from_secs(8);
 
 /// What one tick left.
 #[derive(Debug)]
-pub struct Left {
+pub struct PageSnapshot {
     /// The tick's number.
     pub tick: u64,
     /// When it was.
     pub at: SystemTime,
     /// The same by a clock that nobody sets.
-    pub left: Instant,
+    pub published: Instant,
     /// When the next one is due, after that.
     pub interval: Duration,
     /// What `status` says.
@@ -61,27 +61,27 @@ impl Looks {
 
 /// The loop's end.
 #[derive(Debug)]
-pub struct Giver {
+pub struct Publisher {
     looks: Arc<Mutex<Looks>>,
-    latest: watch::Sender<Option<Arc<Left>>>,
+    latest: watch::Sender<Option<Arc<PageSnapshot>>>,
 }
 
 /// The visitors' end.
 #[derive(Clone, Debug)]
-pub struct Taker {
+pub struct Subscriber {
     looks: Arc<Mutex<Looks>>,
-    latest: watch::Receiver<Option<Arc<Left>>>,
+    latest: watch::Receiver<Option<Arc<PageSnapshot>>>,
 }
 
 /// Both ends.
-pub fn pair() -> (Giver, Taker) {
+pub fn pair() -> (Publisher, Subscriber) {
     let looks = Arc::new(Mutex::new(Looks::default()));
     let (sender, latest) = watch::channel(None);
-    let giver = Giver { looks: looks.clone(), latest: sender };
-    (giver, Taker { looks, latest })
+    let publisher = Publisher { looks: looks.clone(), latest: sender };
+    (publisher, Subscriber { looks, latest })
 }
 
-impl Giver {
+impl Publisher {
     /// The VMs to be left in full, beside the list; `None`: nobody looks, and what was left is given up. Ticks are due
     /// each `interval`.
     pub fn wanted(&self, now: Instant, interval: Duration) -> Option<Vec<u32>> {
@@ -98,30 +98,31 @@ impl Giver {
     }
 
     /// Leaves it.
-    pub fn leave(&self, left: Left) {
-        self.latest.send_replace(Some(Arc::new(left)));
+    pub fn publish(&self, snapshot: PageSnapshot) {
+        self.latest.send_replace(Some(Arc::new(snapshot)));
     }
 }
 
-impl Taker {
+impl Subscriber {
     /// What the last tick left, or the next one will; `None` where none comes.
-    pub async fn list(&self) -> Option<Arc<Left>> {
+    pub async fn list(&self) -> Option<Arc<PageSnapshot>> {
         lock(&self.looks).list = Some(Instant::now());
         self.wait(|_| true).await
     }
 
     /// The same, with all that `show` says of the VM with this pid, if there is one.
-    pub async fn vm(&self, pid: u32) -> Option<Arc<Left>> {
+    pub async fn vm(&self, pid: u32) -> Option<Arc<PageSnapshot>> {
         lock(&self.looks).note(pid);
-        let is_gone = |left: &Left| !left.status.vms.iter().any(|vm| vm.pid == pid);
-        self.wait(|left| left.shown.contains_key(&pid) || is_gone(left)).await
+        let is_gone = |snapshot: &PageSnapshot| !snapshot.status.vms.iter().any(|vm| vm.pid == pid);
+        self.wait(|snapshot| snapshot.shown.contains_key(&pid) || is_gone(snapshot)).await
     }
 
-    async fn wait(&self, has_it: impl Fn(&Left) -> bool) -> Option<Arc<Left>> {
+    async fn wait(&self, has_it: impl Fn(&PageSnapshot) -> bool) -> Option<Arc<PageSnapshot>> {
         let mut latest = self.latest.clone();
-        let is_new = |left: &Left| left.left.elapsed() < 2 * left.interval + LATE;
-        let is_it = |left: &Option<Arc<Left>>| {
-            left.as_ref().is_some_and(|left| is_new(left) && has_it(left))
+        let is_new =
+            |snapshot: &PageSnapshot| snapshot.published.elapsed() < 2 * snapshot.interval + LATE;
+        let is_it = |snapshot: &Option<Arc<PageSnapshot>>| {
+            snapshot.as_ref().is_some_and(|snapshot| is_new(snapshot) && has_it(snapshot))
         };
         timeout(WAIT, latest.wait_for(is_it)).await.ok()?.ok()?.clone()
     }

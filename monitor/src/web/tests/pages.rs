@@ -14,16 +14,14 @@ use tempfile::TempDir;
 
 use super::{AT_ONCE, Site, empty, exchange, get, site_with};
 use crate::{
+    api::view::{ShowView, StatusView},
     config::EvidenceReaders,
-    report::{
-        lines::Lines,
-        view::{ShowView, StatusView},
-        web::{
-            Pages, Sources,
-            left::{self, Giver, Left, SHOWN_MAX, Taker},
-        },
-    },
+    report::lines::Lines,
     storage::{incident::Incident, incidents::IncidentStore},
+    web::{
+        Pages, Sources,
+        page_snapshot::{self, PageSnapshot, Publisher, SHOWN_MAX, Subscriber},
+    },
 };
 
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -37,7 +35,7 @@ const HEADERS: [&str; 5] = [
     "cache-control: no-store\r\n",
 ];
 
-fn pages(state: &TempDir, taker: Taker, evidence: EvidenceReaders) -> Pages {
+fn pages(state: &TempDir, subscriber: Subscriber, evidence: EvidenceReaders) -> Pages {
     let store = Arc::new(IncidentStore::open(state.path()).expect("a store"));
     let mut incident = Incident::new(
         "20261122T100001Z-web".to_owned(),
@@ -58,7 +56,7 @@ fn pages(state: &TempDir, taker: Taker, evidence: EvidenceReaders) -> Pages {
     }
     store.put(&incident).expect("kept");
     Pages::new(Sources {
-        taker,
+        subscriber,
         lines: Lines::new(INTERVAL),
         store,
         state_dir: state.path().to_owned(),
@@ -67,10 +65,10 @@ fn pages(state: &TempDir, taker: Taker, evidence: EvidenceReaders) -> Pages {
     })
 }
 
-fn page_site(evidence: EvidenceReaders) -> (Site, Giver, TempDir) {
+fn page_site(evidence: EvidenceReaders) -> (Site, Publisher, TempDir) {
     let state = tempfile::tempdir().expect("a directory");
-    let (giver, taker) = left::pair();
-    (site_with(Some(empty()), Some(pages(&state, taker, evidence))), giver, state)
+    let (publisher, subscriber) = page_snapshot::pair();
+    (site_with(Some(empty()), Some(pages(&state, subscriber, evidence))), publisher, state)
 }
 
 fn local(path: &str) -> String {
@@ -82,7 +80,7 @@ fn body(answer: &str) -> &str {
 }
 
 /// What is left of VMs with these pids, the first of which are shown.
-fn left(tick: u64, pids: &[u32], shown: &[u32]) -> Left {
+fn snapshot(tick: u64, pids: &[u32], shown: &[u32]) -> PageSnapshot {
     let vm = |pid: &u32| {
         json!({"name": "web", "uuid": null, "pid": pid, "accelerator": "kvm", "run_state": null,
             "state": "alive", "cause": null, "reason": "r", "since": "2026-11-22T10:00:00Z",
@@ -94,7 +92,7 @@ fn left(tick: u64, pids: &[u32], shown: &[u32]) -> Left {
         let policy = crate::config::Config::parse("", "").expect("defaults").policy;
         let more = json!({"executable": "", "uid": 0, "start_ticks": 1, "qmp": "", "taps": [],
             "disks": [], "unseen_networks": null, "unseen_storage": null, "signals": [],
-            "policy": crate::report::view::PolicyView::from(&policy), "notes": []});
+            "policy": crate::api::view::PolicyView::from(&policy), "notes": []});
         for (name, value) in more.as_object().expect("an object") {
             view[name] = value.clone();
         }
@@ -105,10 +103,10 @@ fn left(tick: u64, pids: &[u32], shown: &[u32]) -> Left {
             "mode": "observe", "vms": pids.len(), "probes": [], "degraded": null},
         "vms": pids.iter().map(vm).collect::<Vec<_>>()}))
     .expect("a view");
-    Left {
+    PageSnapshot {
         tick,
         at: UNIX_EPOCH,
-        left: Instant::now(),
+        published: Instant::now(),
         interval: INTERVAL,
         status,
         shown: shown.iter().map(|pid| (*pid, show(pid))).collect::<BTreeMap<_, _>>(),
@@ -119,16 +117,16 @@ fn left(tick: u64, pids: &[u32], shown: &[u32]) -> Left {
 struct Loop(Arc<()>, Option<thread::JoinHandle<()>>);
 
 impl Loop {
-    fn start(giver: Giver) -> Self {
+    fn start(publisher: Publisher) -> Self {
         let alive = Arc::new(());
         let watched = Arc::downgrade(&alive);
         let thread = thread::spawn(move || {
             let mut tick = 0;
             while watched.strong_count() > 0 {
                 tick += 1;
-                if let Some(wanted) = giver.wanted(Instant::now(), INTERVAL) {
+                if let Some(wanted) = publisher.wanted(Instant::now(), INTERVAL) {
                     let shown: Vec<u32> = wanted.into_iter().filter(|pid| *pid == 7).collect();
-                    giver.leave(left(tick, &[7, 8], &shown));
+                    publisher.publish(snapshot(tick, &[7, 8], &shown));
                 }
                 thread::sleep(INTERVAL);
             }
@@ -212,8 +210,8 @@ fn nothing_can_be_done_but_to_read() {
 
 #[test]
 fn whoever_looks_is_answered_from_the_next_tick_with_what_he_looks_at() {
-    let (site, giver, _state) = page_site(EvidenceReaders::All);
-    let ticking = Loop::start(giver);
+    let (site, publisher, _state) = page_site(EvidenceReaders::All);
+    let ticking = Loop::start(publisher);
     let begun = Instant::now();
     let json = |path: &str| -> Value {
         let answer = exchange(&site, &local(path));
@@ -238,8 +236,8 @@ fn whoever_looks_is_answered_from_the_next_tick_with_what_he_looks_at() {
 
 #[test]
 fn a_status_is_compressed_for_those_who_take_that() {
-    let (site, giver, _state) = page_site(EvidenceReaders::All);
-    let ticking = Loop::start(giver);
+    let (site, publisher, _state) = page_site(EvidenceReaders::All);
+    let ticking = Loop::start(publisher);
     let ask = |accept: &str| {
         use std::io::Write as _;
         let mut stream = std::net::TcpStream::connect(site.address).expect("connected");
@@ -263,21 +261,21 @@ fn a_status_is_compressed_for_those_who_take_that() {
 
 #[test]
 fn a_tick_leaves_something_only_while_somebody_looks_and_of_so_many_vms_at_most() {
-    let (giver, taker) = left::pair();
-    assert_eq!(giver.wanted(Instant::now(), INTERVAL), None);
+    let (publisher, subscriber) = page_snapshot::pair();
+    assert_eq!(publisher.wanted(Instant::now(), INTERVAL), None);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("one");
     let pids: Vec<u32> = (0..).take(SHOWN_MAX + 3).collect();
     runtime.block_on(async {
         for pid in &pids {
             // What was left before somebody asked is as good, while it is new.
-            giver.leave(left(1, &[], &[]));
-            assert!(taker.vm(*pid).await.is_some_and(|left| left.shown.is_empty()));
+            publisher.publish(snapshot(1, &[], &[]));
+            assert!(subscriber.vm(*pid).await.is_some_and(|snapshot| snapshot.shown.is_empty()));
         }
     });
-    assert_eq!(giver.wanted(Instant::now(), INTERVAL), Some(pids[3..].to_vec()));
+    assert_eq!(publisher.wanted(Instant::now(), INTERVAL), Some(pids[3..].to_vec()));
     let later = Instant::now() + Duration::from_secs(11);
-    assert_eq!(giver.wanted(later, INTERVAL), None, "nobody has looked for 11 s");
-    let list = async { tokio::time::timeout(INTERVAL, taker.list()).await };
+    assert_eq!(publisher.wanted(later, INTERVAL), None, "nobody has looked for 11 s");
+    let list = async { tokio::time::timeout(INTERVAL, subscriber.list()).await };
     assert!(runtime.block_on(list).is_err(), "what was left is given up");
 }
 

@@ -16,14 +16,14 @@ use tracing::debug;
 
 use super::{
     evidence::Evidence,
-    left::{Left, Taker},
+    page_snapshot::{PageSnapshot, Subscriber},
     reply::{Body, text},
 };
 use crate::{
+    api::view::{LineView, LinesView, ShowView, StatusView},
     report::{
         lines::{LINE_TICKS, Lines},
         made::Made,
-        view::{LineView, LinesView, ShowView, StatusView},
     },
     rfc3339,
     storage::incidents::IncidentStore,
@@ -41,7 +41,7 @@ const NO_EVIDENCE: HeaderName = HeaderName::from_static("flatline-no-evidence");
 /// What the API serves from.
 #[derive(Debug)]
 pub(super) struct Api {
-    taker: Taker,
+    subscriber: Subscriber,
     lines: Lines,
     store: Arc<IncidentStore>,
     pub(super) evidence: Evidence,
@@ -91,21 +91,21 @@ struct AsOf {
     as_of: std::time::SystemTime,
 }
 
-impl From<&Left> for AsOf {
-    fn from(left: &Left) -> Self {
-        Self { tick: left.tick, as_of: left.at }
+impl From<&PageSnapshot> for AsOf {
+    fn from(snapshot: &PageSnapshot) -> Self {
+        Self { tick: snapshot.tick, as_of: snapshot.at }
     }
 }
 
 impl Api {
     pub(super) fn new(
-        taker: Taker,
+        subscriber: Subscriber,
         lines: Lines,
         store: Arc<IncidentStore>,
         evidence: Evidence,
     ) -> Self {
         Self {
-            taker,
+            subscriber,
             lines,
             store,
             evidence,
@@ -146,32 +146,36 @@ impl Api {
     }
 
     async fn status(&self) -> Answer {
-        let left = self.taker.list().await.ok_or_else(no_tick)?;
-        let (tick, lines) = (left.tick, self.lines.clone());
+        let snapshot = self.subscriber.list().await.ok_or_else(no_tick)?;
+        let (tick, lines) = (snapshot.tick, self.lines.clone());
         let make = move || {
             let (tick, lines) = lines.last(LAST_TICKS);
             let lines = LinesPage { tick, lines };
-            Body::json(&StatusPage { as_of: AsOf::from(&*left), status: &left.status, lines })
+            Body::json(&StatusPage {
+                as_of: AsOf::from(&*snapshot),
+                status: &snapshot.status,
+                lines,
+            })
         };
         self.status.get(tick, make).await.map_err(failed)
     }
 
     async fn all_lines(&self) -> Answer {
-        let left = self.taker.list().await.ok_or_else(no_tick)?;
+        let snapshot = self.subscriber.list().await.ok_or_else(no_tick)?;
         let lines = self.lines.clone();
         let make = move || {
             let (tick, lines) = lines.last(LINE_TICKS);
             Body::json(&LinesPage { tick, lines })
         };
-        self.all_lines.get(left.tick, make).await.map_err(failed)
+        self.all_lines.get(snapshot.tick, make).await.map_err(failed)
     }
 
     async fn show(&self, pid: u32) -> Answer {
-        let left = self.taker.vm(pid).await.ok_or_else(no_tick)?;
+        let snapshot = self.subscriber.vm(pid).await.ok_or_else(no_tick)?;
         let line = self.lines.of(pid);
-        let interval_seconds = left.interval.as_secs_f64();
-        let vm = left.shown.get(&pid);
-        Body::json(&ShowPage { as_of: AsOf::from(&*left), interval_seconds, vm, line })
+        let interval_seconds = snapshot.interval.as_secs_f64();
+        let vm = snapshot.shown.get(&pid);
+        Body::json(&ShowPage { as_of: AsOf::from(&*snapshot), interval_seconds, vm, line })
             .map_err(failed)
     }
 

@@ -7,8 +7,8 @@
 mod api;
 mod evidence;
 mod hosts;
-pub mod left;
 mod page;
+pub mod page_snapshot;
 mod peer;
 mod reply;
 mod routes;
@@ -34,7 +34,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::{lines::Lines, metrics::Exposition};
+use crate::report::{lines::Lines, metrics::Exposition};
 use crate::{config::EvidenceReaders, storage::incidents::IncidentStore};
 use api::Api;
 
@@ -73,7 +73,7 @@ pub struct Pages {
 #[derive(Debug)]
 pub struct Sources {
     /// What a tick leaves.
-    pub taker: left::Taker,
+    pub subscriber: page_snapshot::Subscriber,
     /// The VMs' lines.
     pub lines: Lines,
     /// The incidents.
@@ -89,9 +89,9 @@ pub struct Sources {
 impl Pages {
     /// Of these sources.
     pub fn new(sources: Sources) -> Self {
-        let Sources { taker, lines, store, state_dir, evidence, hosts } = sources;
+        let Sources { subscriber, lines, store, state_dir, evidence, hosts } = sources;
         let evidence = evidence::Evidence::new(state_dir, evidence);
-        Self { hosts, api: Api::new(taker, lines, store, evidence) }
+        Self { hosts, api: Api::new(subscriber, lines, store, evidence) }
     }
 }
 

@@ -10,6 +10,7 @@ mod client;
 mod server;
 #[cfg(test)]
 mod tests;
+pub mod view;
 
 use std::path::{Path, PathBuf};
 
@@ -37,14 +38,14 @@ pub fn socket_path(runtime_dir: &Path) -> PathBuf {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case")]
 pub enum Request {
-    /// A [`super::view::StatusView`].
+    /// A [`view::StatusView`].
     Status,
-    /// A [`super::view::ShowView`].
+    /// A [`view::ShowView`].
     Show {
         /// The VM's name, UUID or process id.
         vm: String,
     },
-    /// A [`super::view::LinesView`]: the last ticks in figures, for a live picture.
+    /// A [`view::LinesView`]: the last ticks in figures, for a live picture.
     Lines {
         /// Of this VM; `None`: of all.
         #[serde(default)]
@@ -66,7 +67,7 @@ pub enum Request {
         #[serde(default)]
         offset: u64,
     },
-    /// A [`super::view::HoldView`]: touch nothing.
+    /// A [`view::HoldView`]: touch nothing.
     Hold {
         /// Of this VM; `None`: of all.
         #[serde(default)]
@@ -75,13 +76,13 @@ pub enum Request {
         #[serde(default)]
         seconds: Option<u64>,
     },
-    /// A [`super::view::HoldView`]: a hold is taken back, and what was restarted before counts no more.
+    /// A [`view::HoldView`]: a hold is taken back, and what was restarted before counts no more.
     Release {
         /// Of this VM; `None`: of all.
         #[serde(default)]
         vm: Option<String>,
     },
-    /// A [`super::view::RecordView`]: what is kept of the last minutes is written to files.
+    /// A [`view::RecordView`]: what is kept of the last minutes is written to files.
     Record {
         /// Of this VM; `None`: of all.
         #[serde(default)]
