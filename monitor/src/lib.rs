@@ -4,9 +4,7 @@
 //! type, and nothing calls backwards. `ARCHITECTURE.md` has the map.
 
 pub mod config;
-pub mod discover;
-pub mod program;
-pub mod qmp;
+pub use flatline_qemu::{discover, program, qmp};
 
 pub mod balloon;
 pub mod insight;
@@ -27,7 +25,9 @@ pub mod api;
 pub mod storage;
 pub mod web;
 
-mod error_text;
+mod error_text {
+    pub(crate) use flatline_qemu::text::error_chain as in_full;
+}
 pub mod rfc3339;
 
 #[cfg(any(fuzzing, test))]

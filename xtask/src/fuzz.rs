@@ -1,7 +1,7 @@
 //! `cargo xtask fuzz`: lets libFuzzer look for bytes that make a parser panic, hang or eat memory.
 //!
 //! The targets are the files of `fuzz/fuzz_targets`, each of one line, since what they call stands in the
-//! daemon's own `fuzzing` module, where the unit tests try it as well. A new one is a function and a row
+//! `fuzzing` modules of the daemon and its crates, where the unit tests try it as well. A new one is a function and a row
 //! there, a file and a `[[bin]]` here, and a few small inputs in `fuzz/corpus-seeds/NAME` to begin with.
 //!
 //! cargo-fuzz needs rustup's nightly, and libFuzzer a C++ compiler: without them this is skipped, and

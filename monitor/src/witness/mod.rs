@@ -9,7 +9,7 @@ pub mod aarch64;
 pub mod agent;
 pub mod arp;
 pub mod balloon;
-pub(crate) mod blocking;
+pub(crate) use flatline_qemu::blocking;
 pub mod console;
 mod ethernet;
 pub mod host;

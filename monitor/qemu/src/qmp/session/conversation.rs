@@ -1,0 +1,307 @@
+//! One connection's life: greeting, negotiation, commands and events, until it ends.
+//!
+//! Nothing here waits for the peer: reading, writing, new commands and the next deadline stand in one
+//! `select!`, so a QEMU that neither reads nor writes delays nobody. What it can make us hold is
+//! bounded: one message being read, and the unanswered commands.
+
+mod replies;
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::codec::{Decoder, Encoder};
+
+use replies::NoResult;
+use serde_json::Value;
+
+use super::flood::Flood;
+use super::limits::Limits;
+use super::notice::{QmpError, QmpNotice};
+use super::outbox::Outbox;
+use super::outgoing::Outgoing;
+use super::parting::Parting;
+use super::requests::{Ended, Inbox, Request};
+use crate::qmp::QmpEvent;
+use crate::qmp::codec::{Command, Message, QmpCodec};
+use crate::text::error_chain;
+
+/// What is read at a time, and the most room that is kept between messages: that is kept for each VM of the
+/// host, and most messages are shorter.
+const READ_BYTES: usize = 1 << 10;
+
+/// How long a connection is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Style {
+    /// Until it ends.
+    Kept,
+    /// Until all that is wanted of it is answered. Its run state is asked, whatever was known before.
+    Brief,
+}
+
+/// Talks until the connection ends.
+pub(super) async fn hold(
+    stream: UnixStream,
+    inbox: &mut Inbox,
+    outbox: &mut Outbox,
+    limits: Limits,
+    style: Style,
+) -> Result<Parting, Ended> {
+    let (mut reader, writer) = stream.into_split();
+    let mut talk = Conversation::new(limits, style);
+    let mut received = BytesMut::with_capacity(READ_BYTES);
+    loop {
+        while matches!(talk.phase, Phase::Open)
+            && let Some(request) = inbox.kept.pop_front()
+        {
+            talk.accept(request);
+        }
+        let deadline = talk.next_deadline();
+        let step = tokio::select! {
+            request = inbox.next() => {
+                match request? {
+                    early if style == Style::Brief && !matches!(talk.phase, Phase::Open) => {
+                        inbox.kept.push_back(early);
+                    }
+                    request => talk.accept(request),
+                }
+                Ok(())
+            }
+            read = reader.read_buf(&mut received) => match read {
+                Ok(0) => Err(Parting::Closed("QEMU closed the connection".to_owned())),
+                Ok(bytes) => talk.receive(bytes, &mut received, outbox).await,
+                Err(error) => Err(Parting::Closed(error_chain(&error))),
+            },
+            sent = talk.unsent.send(writer.as_ref()), if !talk.unsent.is_empty() => {
+                sent.map_err(|error| Parting::Closed(error_chain(&error)))
+            }
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                talk.expire(outbox).await
+            }
+        };
+        if let Err(parting) = step {
+            talk.disconnect();
+            return Ok(parting);
+        }
+        // A long message's room is given back; there is one such buffer for each VM of the host.
+        if received.is_empty() && received.capacity() > READ_BYTES {
+            received = BytesMut::new();
+        }
+        received.reserve(READ_BYTES);
+    }
+}
+
+/// How far the connection has got.
+enum Phase {
+    /// Nothing may be sent yet.
+    Greeting { deadline: Instant },
+    /// Only `qmp_capabilities` may be sent.
+    Negotiation,
+    /// Anything may be sent.
+    Open,
+}
+
+/// Who waits for a reply.
+enum Waiting {
+    Negotiation,
+    Status,
+    Caller {
+        command: String,
+        limit: Duration,
+        reply: oneshot::Sender<Result<Value, QmpError>>,
+    },
+    /// Its time was up; the caller has been told.
+    Nobody,
+}
+
+struct Unanswered {
+    waiting: Waiting,
+    sent: Instant,
+    deadline: Instant,
+    expired: bool,
+}
+
+struct Conversation {
+    limits: Limits,
+    style: Style,
+    /// Since when a brief one has nothing more to do.
+    idle_since: Option<Instant>,
+    codec: QmpCodec,
+    unsent: Outgoing,
+    phase: Phase,
+    next_id: u64,
+    unanswered: BTreeMap<u64, Unanswered>,
+    flood: Flood,
+}
+
+impl Conversation {
+    fn new(limits: Limits, style: Style) -> Self {
+        Self {
+            limits,
+            style,
+            idle_since: None,
+            codec: QmpCodec::default(),
+            unsent: Outgoing::default(),
+            phase: Phase::Greeting { deadline: Instant::now() + limits.greeting },
+            next_id: 1,
+            unanswered: BTreeMap::new(),
+            flood: Flood::new(),
+        }
+    }
+
+    fn next_deadline(&mut self) -> Option<Instant> {
+        let is_idle = self.style == Style::Brief
+            && matches!(self.phase, Phase::Open)
+            && self.unanswered.is_empty()
+            && self.unsent.is_empty();
+        self.idle_since =
+            if is_idle { self.idle_since.or_else(|| Some(Instant::now())) } else { None };
+        let idle = self.idle_since.map(|since| since + self.limits.brief_linger);
+        let greeting = match self.phase {
+            Phase::Greeting { deadline } => Some(deadline),
+            Phase::Negotiation | Phase::Open => None,
+        };
+        let waiting = self.unanswered.values().filter(|one| !one.expired).map(|one| one.deadline);
+        waiting.chain(greeting).chain(idle).min()
+    }
+
+    fn accept(&mut self, request: Request) {
+        let Request { command, arguments, descriptor, limit, deadline, reply } = request;
+        if reply.is_closed() {
+            // The caller has given up; what it asked for must not happen behind its back.
+            return;
+        }
+        let error = if !matches!(self.phase, Phase::Open) {
+            QmpError::NotConnected { reason: "not yet negotiated".to_owned() }
+        } else if self.unanswered.len() >= self.limits.unanswered {
+            QmpError::Busy
+        } else {
+            let name = command.clone();
+            let waiting = Waiting::Caller { command, limit, reply };
+            self.send(&name, arguments.as_ref(), descriptor, deadline, waiting);
+            return;
+        };
+        let _ = reply.send(Err(error));
+    }
+
+    fn send(
+        &mut self,
+        execute: &str,
+        arguments: Option<&Value>,
+        descriptor: Option<OwnedFd>,
+        deadline: Instant,
+        waiting: Waiting,
+    ) {
+        let id = self.next_id;
+        let codec = &mut self.codec;
+        let encoded = self
+            .unsent
+            .append(descriptor, |bytes| codec.encode(Command { execute, arguments, id }, bytes));
+        match encoded {
+            Ok(()) => {
+                self.next_id += 1;
+                let sent = Instant::now();
+                self.unanswered.insert(id, Unanswered { waiting, sent, deadline, expired: false });
+            }
+            Err(source) => {
+                if let Waiting::Caller { command, reply, .. } = waiting {
+                    let _ = reply.send(Err(QmpError::Unsendable { command, source }));
+                }
+            }
+        }
+    }
+
+    fn send_own(&mut self, execute: &str, waiting: Waiting) {
+        self.send(execute, None, None, Instant::now() + self.limits.handshake, waiting);
+    }
+
+    /// Whatever is due: the greeting, or the answers to commands.
+    async fn expire(&mut self, outbox: &mut Outbox) -> Result<(), Parting> {
+        let now = Instant::now();
+        if let Phase::Greeting { deadline } = self.phase
+            && deadline <= now
+        {
+            return Err(Parting::Busy);
+        }
+        if self.idle_since.is_some_and(|since| since + self.limits.brief_linger <= now) {
+            return Err(Parting::Done);
+        }
+        let mut since = None;
+        for one in self.unanswered.values_mut().filter(|one| !one.expired && one.deadline <= now) {
+            one.expired = true;
+            since = since.or(Some(one.sent.into_std()));
+            if matches!(one.waiting, Waiting::Caller { .. })
+                && let Waiting::Caller { command, limit, reply } =
+                    std::mem::replace(&mut one.waiting, Waiting::Nobody)
+            {
+                let _ = reply.send(Err(QmpError::Timeout { command, limit }));
+            }
+        }
+        match since {
+            Some(since) => Ok(outbox.unresponsive(since).await?),
+            None => Ok(()),
+        }
+    }
+
+    async fn receive(
+        &mut self,
+        bytes: usize,
+        received: &mut BytesMut,
+        outbox: &mut Outbox,
+    ) -> Result<(), Parting> {
+        self.flood.bytes(bytes, &self.limits)?;
+        loop {
+            let decoded = self.codec.decode(received);
+            let Some(message) = decoded.map_err(|error| Parting::Refused(error_chain(&error)))?
+            else {
+                return Ok(());
+            };
+            self.flood.message(&self.limits)?;
+            self.take(message, outbox).await?;
+        }
+    }
+
+    async fn take(&mut self, message: Message, outbox: &mut Outbox) -> Result<(), Parting> {
+        match (message, &self.phase) {
+            (Message::Greeting, Phase::Greeting { .. }) => {
+                self.phase = Phase::Negotiation;
+                self.send_own("qmp_capabilities", Waiting::Negotiation);
+                Ok(())
+            }
+            (Message::Greeting, Phase::Negotiation | Phase::Open) => {
+                Err(Parting::Refused("a second greeting on one connection".to_owned()))
+            }
+            (_, Phase::Greeting { .. }) => {
+                Err(Parting::Refused("something else than a greeting at first".to_owned()))
+            }
+            (Message::Return { id, value }, _) => self.reply(id, Ok(value), outbox).await,
+            (Message::Error { id, class, desc }, _) => {
+                self.reply(id, Err(NoResult::Error { class, desc }), outbox).await
+            }
+            (Message::Skipped { kind, id, excess }, _) => {
+                self.skipped(kind, id, excess, outbox).await
+            }
+            (Message::Event { name, data, timestamp: _ }, _) => {
+                let event = QmpEvent::parse(&name, &data);
+                if self.flood.event(&event, &self.limits)? {
+                    outbox.tell(QmpNotice::Event(event)).await?;
+                }
+                Ok(())
+            }
+            (Message::Unknown, _) => Ok(()),
+        }
+    }
+
+    fn disconnect(self) {
+        for one in self.unanswered.into_values() {
+            if let Waiting::Caller { command, reply, .. } = one.waiting {
+                let _ = reply.send(Err(QmpError::Disconnected { command }));
+            }
+        }
+    }
+}
