@@ -27,6 +27,9 @@ const HANGS_AFTER: u32 = 10;
 /// Memory in MiB that no input may make a parser take.
 const MOST_MIB: u32 = 1_024;
 
+/// How long each target is tried in `cargo xtask test --everything`.
+const SHORT_SECONDS: u32 = 5;
+
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// How long each target is tried
@@ -34,6 +37,13 @@ pub(crate) struct Options {
     seconds: u32,
     /// Only targets whose name contains this
     filter: Option<String>,
+}
+
+impl Options {
+    /// What the tests have time for: each target.
+    pub(crate) fn short() -> Self {
+        Self { seconds: SHORT_SECONDS, filter: None }
+    }
 }
 
 /// Tries every target; an error names those that something was found for.
