@@ -57,7 +57,7 @@ pub fn ledger(bytes: &[u8]) {
 
 /// What QEMU writes when it is asked for a picture of its console.
 pub fn picture(bytes: &[u8]) {
-    crate::recover::evidence::fuzz(bytes);
+    crate::recovery::evidence::fuzz(bytes);
 }
 
 /// What a guest writes to the port of flatline's agent: in one piece and byte by byte it says the same.

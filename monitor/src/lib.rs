@@ -17,7 +17,7 @@ pub mod activity;
 pub mod verdict;
 pub mod witness;
 
-pub mod recover;
+pub mod recovery;
 
 pub mod report;
 
@@ -25,9 +25,7 @@ pub mod api;
 pub mod storage;
 pub mod web;
 
-mod error_text {
-    pub(crate) use flatline_qemu::text::error_chain as in_full;
-}
+use flatline_qemu::text::error_chain;
 pub mod rfc3339;
 
 #[cfg(any(fuzzing, test))]

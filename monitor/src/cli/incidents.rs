@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, anyhow};
 use flatline::api::Request;
 use flatline::config::Config;
-use flatline::recover::evidence::LIST;
+use flatline::recovery::evidence::LIST;
 use flatline::storage::evidence::EvidenceView;
 use flatline::storage::incident::{Incident, IncidentsView, Outcome};
 use flatline::storage::incidents::EVIDENCE_MAX_BYTES;

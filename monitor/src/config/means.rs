@@ -20,7 +20,7 @@ const WORD_BYTES: usize = 4096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Actuator {
-    /// What its owner has for that: see `recover::actuator`.
+    /// What its owner has for that: see `recovery::actuator`.
     Auto,
     /// QMP commands to the QEMU itself, whoever started it.
     Qmp,

@@ -1,7 +1,7 @@
 //! Cases: from a conviction to what came of it.
 //!
 //! One crash is one incident, however often the guest has to be restarted for it (`restarts`). What is to be done is
-//! written down before it is done (`scribe`), so that whoever comes after this daemon goes on where it was ended
+//! written down before it is done (`incident_writer`), so that whoever comes after this daemon goes on where it was ended
 //! (`resume`).
 
 use std::time::SystemTime;
@@ -15,7 +15,7 @@ use super::{
 use crate::{
     config::Policy,
     discover::VmId,
-    recover::{Circumstances, Clearance, HOST_WINDOW, clearance},
+    recovery::{Circumstances, Clearance, HOST_WINDOW, clearance},
     storage::incident::{Incident, Outcome},
     verdict::{Cause, Input, State},
 };
@@ -68,7 +68,7 @@ impl Engine {
                     info!(vm = watched.vm.name, incident, "restarted in {left} and not now: {why}");
                     watched.watch.reason =
                         format!("{}; restarted in {left}: {why}", case.incident.reason);
-                    self.scribe.write(&case.incident, Vec::new(), None);
+                    self.writer.write(&case.incident, Vec::new(), None);
                 }
             }
             Clearance::ObserveOnly => {
@@ -131,7 +131,7 @@ impl Engine {
         let now = SystemTime::now();
         self.ledger.note_reset(watched.key(), now);
         if let Some(page) = self.ledger.page(now) {
-            self.scribe.write_ledger(page, None);
+            self.writer.write_ledger(page, None);
         }
     }
 
@@ -145,7 +145,7 @@ impl Engine {
             ..self.new_incident(watched, cause, watched.watch.reason.clone())
         };
         let recording = watched.recorder.evidence(&mut incident);
-        self.scribe.write(&incident, Vec::new(), recording);
+        self.writer.write(&incident, Vec::new(), recording);
         if let Some(watched) = self.vms.get_mut(&id) {
             watched.case = Some(Case::new(incident, Stage::Closed, now));
         }
@@ -160,7 +160,7 @@ impl Engine {
             ..self.new_incident(watched, cause, format!("{reason}; it is only told"))
         };
         let recording = watched.recorder.evidence(&mut incident);
-        self.scribe.write(&incident, Vec::new(), recording);
+        self.writer.write(&incident, Vec::new(), recording);
         if let Some(watched) = self.vms.get_mut(&id) {
             watched.told = Some(incident);
         }
@@ -175,7 +175,7 @@ impl Engine {
         incident.recover_seconds =
             now.duration_since(incident.detected_at).ok().map(|took| took.as_secs_f64());
         incident.reason = format!("{}; its heart beats again", incident.reason);
-        self.scribe.write(&incident, Vec::new(), None);
+        self.writer.write(&incident, Vec::new(), None);
     }
 
     /// When the VM was restarted, or its guest reset itself, as far as that counts towards its limit now.
@@ -220,7 +220,7 @@ impl Engine {
         } else {
             case.stage = Stage::Closed;
             case.incident.recovered_at = Some(lived_at);
-            self.scribe.write(&case.incident, Vec::new(), None);
+            self.writer.write(&case.incident, Vec::new(), None);
         }
     }
 
@@ -248,6 +248,6 @@ impl Engine {
             }
         }
         let recording = watched.recorder.evidence(&mut case.incident);
-        self.scribe.write(&case.incident, Vec::new(), recording);
+        self.writer.write(&case.incident, Vec::new(), recording);
     }
 }

@@ -13,12 +13,12 @@ use tracing::error;
 
 use super::{
     Message,
-    figures::Figures,
-    finding::FirstReading,
+    incident_writer::IncidentWriter,
+    metrics_publisher::MetricsPublisher,
     owners::Owners,
     reload::Reloading,
-    scribe::Scribe,
     vm::{HostSample, WatchedVm},
+    vm_lifecycle::FirstReading,
     watchers,
 };
 use crate::{
@@ -26,7 +26,7 @@ use crate::{
     discover::VmId,
     probe::{ProbeThread, ProgramHealth},
     qmp::{QmpHandle, QmpNotice},
-    recover::evidence::dump::UnderWay,
+    recovery::evidence::dump::UnderWay,
     report::{
         lines::Lines,
         recording::archive::{Archive, Writing},
@@ -56,12 +56,12 @@ pub(super) struct Engine {
     pub(super) vms: BTreeMap<VmId, WatchedVm>,
     pub(super) health: Vec<ProgramHealth>,
     pub(super) store: Arc<IncidentStore>,
-    pub(super) scribe: Scribe,
+    pub(super) writer: IncidentWriter,
     /// Removes evidence that was kept for long enough.
     pub(super) keeper: Keeper,
     /// Memory dumps that are under way.
     pub(super) dumps: UnderWay,
-    scribe_thread: Option<JoinHandle<()>>,
+    writer_thread: Option<JoinHandle<()>>,
     pub(super) ledger: Ledger,
     /// What is remembered beyond a QEMU's end.
     pub(super) owners: Owners,
@@ -98,7 +98,7 @@ pub(super) struct Engine {
     /// Their last ticks, for whoever looks on.
     pub(super) lines: Lines,
     /// What is told to Prometheus.
-    pub(super) figures: Figures,
+    pub(super) figures: MetricsPublisher,
     /// Tells what happens to whoever is configured.
     pub(super) telling: Telling,
 }
@@ -114,7 +114,7 @@ pub(super) struct Readers {
 }
 
 /// By which others report to the loop.
-pub(super) struct WaysIn {
+pub(super) struct Inboxes {
     pub(super) messages: UnboundedSender<Message>,
     pub(super) notices: Sender<(VmId, QmpNotice)>,
 }
@@ -127,17 +127,17 @@ impl Engine {
         readers: Readers,
         probes: ProbeThread,
         health: Vec<ProgramHealth>,
-        ways: WaysIn,
+        ways: Inboxes,
     ) -> Self {
-        let WaysIn { messages, notices } = ways;
+        let Inboxes { messages, notices } = ways;
         let Readers { counters, heartbeats, kvm, threads } = readers;
         let store = Arc::new(store);
         let lines = Lines::new(config.sample_interval);
-        let figures = Figures::start(&config, &lines, &store);
+        let figures = MetricsPublisher::start(&config, &lines, &store);
         let telling =
             Telling::start(&config.tell, &config.paths.state_dir, figures.notifications.clone());
-        let (scribe, scribe_thread) =
-            Scribe::start(store.clone(), figures.incidents.clone(), telling.clone());
+        let (writer, writer_thread) =
+            IncidentWriter::start(store.clone(), figures.incidents.clone(), telling.clone());
         let ledger = Ledger::open(&config.paths.state_dir);
         if let Some(why) = ledger.complaint() {
             error!("{why}");
@@ -155,8 +155,8 @@ impl Engine {
             health,
             keeper,
             dumps: UnderWay::default(),
-            scribe,
-            scribe_thread,
+            writer,
+            writer_thread,
             ledger,
             owners: Owners::default(),
             left: store.last_of_each(),
@@ -207,8 +207,8 @@ impl Engine {
                 end.abort();
             }
         }
-        self.scribe.end();
-        if let Some(thread) = self.scribe_thread {
+        self.writer.end();
+        if let Some(thread) = self.writer_thread {
             let _ = thread.join();
         }
         self.keeper.finish();
@@ -287,7 +287,7 @@ impl Engine {
         self.lines.append(self.vms.values().map(|watched| {
             (&watched.vm, watched.activity.as_ref().filter(|_| watched.is_counted))
         }));
-        let undecided = self.weather(now);
+        let undecided = self.storm(now);
         for id in self.vms.keys().copied().collect::<Vec<_>>() {
             self.judge(id, undecided, now);
         }

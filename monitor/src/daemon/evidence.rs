@@ -7,7 +7,7 @@ use crate::{
     api::{RefusalKind, Reply, view::DumpView},
     config::Gathering,
     discover::VmId,
-    recover::evidence::{Wanted, dump},
+    recovery::evidence::{Wanted, dump},
     storage::{evidence, incident::Incident},
     verdict::Cause,
 };
@@ -65,9 +65,7 @@ impl Engine {
                 Err(error @ evidence::ReadError::Nothing { .. }) => {
                     Reply::error(RefusalKind::Nothing, error.to_string())
                 }
-                Err(error) => {
-                    Reply::error(RefusalKind::Internal, crate::error_text::in_full(&error))
-                }
+                Err(error) => Reply::error(RefusalKind::Internal, crate::error_chain(&error)),
             };
             // The client may have gone.
             let _ = reply.send(answer);

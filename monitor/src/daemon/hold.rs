@@ -124,7 +124,7 @@ impl Engine {
             return drop(reply.send(Reply::error(RefusalKind::Internal, why)));
         };
         let (done, written) = oneshot::channel();
-        self.scribe.write_ledger(page, Some(done));
+        self.writer.write_ledger(page, Some(done));
         tokio::spawn(async move {
             let answer = match written.await {
                 Ok(Ok(())) => Reply::ok(&view),

@@ -3,32 +3,32 @@
 //! Whatever may wait (QMP, `/proc` of a hung process, attaching, disks) runs elsewhere and reports back
 //! as a `Message`; the loop here never waits for any of it, so that one VM can't delay another.
 
-mod asking;
-mod awaited;
 mod cases;
-mod ended;
 mod engine;
 mod evidence;
-mod figures;
-mod finding;
-mod hearing;
-mod heart;
+mod heartbeat_view;
 mod hold;
+mod hotplug;
+mod incident_writer;
 mod memory;
-mod notify;
+mod metrics_publisher;
 mod owners;
-mod plugged;
+mod probe_rounds;
+mod qemu_exit;
+mod qmp_events;
 mod recordings;
 mod reload;
+mod respawn;
 mod restarts;
 mod resume;
-mod scribe;
 mod show;
+mod storm;
+mod systemd;
 mod telling;
 mod transport;
 mod vm;
+mod vm_lifecycle;
 mod watchers;
-mod weather;
 
 use std::{collections::HashSet, time::Duration};
 
@@ -47,7 +47,7 @@ use crate::{
     discover::{ResetAction, Vm, VmId},
     probe::{AttachReport, DirectoryLock, ProbeError, ProbeThread, THREADS},
     qmp::RunState,
-    recover::{Restart, RestartError},
+    recovery::{Restart, RestartError},
     sample::{CounterMaps, HeartbeatReader, KvmReader, ThreadReader},
     storage::{
         incident::Attempt,
@@ -56,8 +56,8 @@ use crate::{
     verdict::Testimony,
     witness::Notes,
 };
-use engine::{Engine, Readers, WaysIn};
-use notify::Notifier;
+use engine::{Engine, Inboxes, Readers};
+use systemd::Systemd;
 
 /// Time between two sweeps of `/proc`, for what events don't tell: a QEMU that daemonized, a lost event.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -167,8 +167,8 @@ pub async fn run(config: Config, source: Source) -> Result<(), StartError> {
         }
     }
     let keep = config.probes.keep;
-    let ground = Ground { config, source, signals, store, listener };
-    let started = start(ground, probes, process_events, health, &mut attached).await;
+    let prepared = Prepared { config, source, signals, store, listener };
+    let started = start(prepared, probes, process_events, health, &mut attached).await;
     let (result, probes) = started;
     if let Err(error) = probes.stop(keep && result.is_ok()).await {
         warn!("something is left pinned: {error}");
@@ -177,7 +177,7 @@ pub async fn run(config: Config, source: Source) -> Result<(), StartError> {
 }
 
 /// What a daemon has before its programs are in place.
-struct Ground {
+struct Prepared {
     config: Config,
     source: Source,
     signals: Signals,
@@ -187,13 +187,13 @@ struct Ground {
 
 /// Everything after the programs are in place, which are handed back to be taken down.
 async fn start(
-    ground: Ground,
+    prepared: Prepared,
     probes: ProbeThread,
     process_events: crate::probe::ProcessEvents,
     health: Vec<crate::probe::ProgramHealth>,
     attached: &mut mpsc::UnboundedReceiver<AttachReport>,
 ) -> (Result<(), StartError>, ProbeThread) {
-    let Ground { config, source, mut signals, store, listener } = ground;
+    let Prepared { config, source, mut signals, store, listener } = prepared;
     let bpffs_dir = &config.paths.bpffs_dir;
     let maps = CounterMaps::open(bpffs_dir)
         .and_then(|counters| Ok((counters, HeartbeatReader::open(bpffs_dir)?)));
@@ -207,14 +207,14 @@ async fn start(
     let (notices, mut qmp) = mpsc::channel(QMP_NOTICES);
     let processes = watchers::watch_processes(process_events, messages.clone());
     let runtime_dir = config.paths.runtime_dir.clone();
-    let mut notifier = Notifier::from_environment(config.sample_interval);
+    let mut notifier = Systemd::from_environment(config.sample_interval);
     let reads_threads =
         health.iter().any(|program| program.program == THREADS && program.failure.is_none());
     let threads = reads_threads.then(|| ThreadReader::new(config.paths.bpffs_dir.join(THREADS)));
     let kvm = KvmReader::open(&config.paths.bpffs_dir)
         .inspect_err(|error| warn!("KVM's counters can't be read: {error}"))
         .ok();
-    let ways = WaysIn { messages, notices };
+    let ways = Inboxes { messages, notices };
     let readers = Readers { counters, heartbeats, kvm, threads };
     let mut engine = Engine::new(config, source, store, readers, probes, health, ways);
     engine.sweep();

@@ -2,15 +2,15 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{awaited::Awaited, engine::Engine, vm::Stage};
+use super::{engine::Engine, respawn::Awaited, vm::Stage};
 use crate::{
     api::view::OwnerView,
     config::Means,
     discover::{Vm, VmId},
     qmp::{QmpEvent, QmpHandle},
-    recover::{
+    recovery::{
         Refusal,
-        actuator::{MonitorSays, Scene, Situation, chosen, restart_plan},
+        actuator::{MonitorSays, RestartContext, Situation, chosen, restart_plan},
         evidence::Wanted,
     },
     storage::incident::Incident,
@@ -70,7 +70,7 @@ impl Engine {
     }
 
     /// What a restart of this VM may use, or why it can't be begun, and what its case waits for then.
-    pub(super) fn scene(&self, id: VmId) -> Result<Scene, (String, Stage)> {
+    pub(super) fn scene(&self, id: VmId) -> Result<RestartContext, (String, Stage)> {
         let gone = || ("it is gone".to_owned(), Stage::Closed);
         let watched = self.vms.get(&id).ok_or_else(gone)?;
         let case = watched.case.as_ref().ok_or_else(gone)?;
@@ -108,12 +108,12 @@ pub(super) fn scene_of(
     means: Means,
     monitor: Result<QmpHandle, Option<String>>,
     incident: &Incident,
-) -> Scene {
+) -> RestartContext {
     let Incident { id, cause, reason, attempts, .. } = incident;
     let attempts = attempts.len();
     let hangs = cause == Cause::QemuUnresponsive.as_str();
     let (vm, incident) = (evidence.vm.clone(), (id.clone(), cause.clone(), reason.clone()));
-    Scene { vm, means, monitor, attempts, hangs, incident, evidence }
+    RestartContext { vm, means, monitor, attempts, hangs, incident, evidence }
 }
 
 #[cfg(test)]

@@ -7,13 +7,13 @@ use tracing::{info, warn};
 use super::{
     Message,
     engine::Engine,
-    scribe::Log,
+    incident_writer::RestartJournal,
     vm::{Case, Stage},
 };
 use crate::{
     discover::{ResetAction, VmId},
-    error_text::in_full,
-    recover::{Kept, PUT_BACK_AFTER, Restart, RestartError, Stand, actuator::restart, put_back},
+    error_chain,
+    recovery::{Kept, PUT_BACK_AFTER, Restart, RestartError, Stand, actuator::restart, put_back},
     storage::incident::{Attempt, Outcome},
     verdict::{Cause, Input},
 };
@@ -33,8 +33,8 @@ impl Engine {
         // What became of a try before this one is over.
         case.incident.reason.clone_from(&case.grounds);
         watched.restarts += 1;
-        let mut log = Log {
-            scribe: self.scribe.clone(),
+        let mut log = RestartJournal {
+            writer: self.writer.clone(),
             store: self.store.clone(),
             incident: case.incident.clone(),
             limit,
@@ -128,7 +128,7 @@ impl Engine {
                 let was_up = case.incident.was_up;
                 case.incident.name_evidence(&files);
                 let recording = watched.recorder.evidence(&mut case.incident);
-                self.scribe.write(&case.incident, files, recording);
+                self.writer.write(&case.incident, files, recording);
                 watched.run_state = Some(done.run_states.1);
                 // Whatever was asked before belongs to the time before.
                 watched.run_state_answered = watched.run_state_asked;
@@ -154,7 +154,7 @@ impl Engine {
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let Some(case) = &mut watched.case else { return };
         let (why, stand, Kept { files, was_up }) =
-            (in_full(&error), error.stand(), error.take_kept());
+            (error_chain(&error), error.stand(), error.take_kept());
         let incident = &case.incident.id;
         warn!(vm = watched.vm.name, pid = id.pid, incident, "restart: {why}");
         case.incident.was_up = was_up.unwrap_or(case.incident.was_up);
@@ -167,7 +167,7 @@ impl Engine {
                 case.incident.attempts.pop_if(|last| last.reset_at.is_none());
                 self.store.note_restarts(&case.incident);
                 if !files.is_empty() {
-                    self.scribe.write(&case.incident, files, None);
+                    self.writer.write(&case.incident, files, None);
                 }
                 self.refuse(id, &format!("not restarted: {why}"), Stage::WaitingForMonitor);
                 self.put_back_later(id, configured);
@@ -182,7 +182,7 @@ impl Engine {
                 case.incident.reason = format!("{}; {what}", case.grounds);
                 case.incident.reason.clone_into(&mut watched.watch.reason);
                 let recording = watched.recorder.evidence(&mut case.incident);
-                self.scribe.write(&case.incident, files, recording);
+                self.writer.write(&case.incident, files, recording);
                 // What it was says nothing about what it is, nor does an answer to an earlier question.
                 watched.run_state = None;
                 watched.run_state_answered = watched.run_state_asked;
@@ -194,7 +194,7 @@ impl Engine {
                 case.incident.action_at = Some(at);
                 case.incident.reason = format!("{}; {why}", case.grounds);
                 let recording = watched.recorder.evidence(&mut case.incident);
-                self.scribe.write(&case.incident, files, recording);
+                self.writer.write(&case.incident, files, recording);
                 let reason = format!(
                     "its restart was begun because it was {cause}, and {why}; waiting for a sign of life"
                 );
@@ -230,7 +230,7 @@ impl Engine {
             match put_back(&qmp, configured).await {
                 Ok(()) => info!(vm, "set-action reboot={}, as it was", configured.as_str()),
                 Err(error) => {
-                    warn!(vm, "what it does at a reset stays changed: {}", in_full(&error))
+                    warn!(vm, "what it does at a reset stays changed: {}", error_chain(&error))
                 }
             }
         });

@@ -13,13 +13,13 @@ use tracing::{info, warn};
 use super::{
     Message,
     engine::Engine,
-    scribe::Log,
+    incident_writer::RestartJournal,
     vm::{Case, Stage},
 };
 use crate::{
     discover::{self, VmId},
-    error_text::in_full,
-    recover::{Clearance, Remainder, RestartError, finish, remainder},
+    error_chain,
+    recovery::{Clearance, Remainder, RestartError, finish, remainder},
     storage::incident::{Attempt, Incident, Outcome},
     verdict::{Cause, Input, Monitor, State, Tally},
 };
@@ -131,8 +131,9 @@ impl Engine {
                     return;
                 };
                 case.stage = Stage::Restarting;
-                let (scribe, store) = (self.scribe.clone(), self.store.clone());
-                let mut log = Log { scribe, store, incident: case.incident.clone(), limit };
+                let (writer, store) = (self.writer.clone(), self.store.clone());
+                let mut log =
+                    RestartJournal { writer, store, incident: case.incident.clone(), limit };
                 let messages = self.messages.clone();
                 tokio::spawn(async move {
                     let result = finish(&qmp, &steps, configured, &mut log).await;
@@ -156,7 +157,7 @@ impl Engine {
             case.incident.attempts = attempts;
         }
         if let Err(error) = &result {
-            warn!(vm = watched.vm.name, "the rest of its restart: {}", in_full(error));
+            warn!(vm = watched.vm.name, "the rest of its restart: {}", error_chain(error));
         }
         self.finished(id, cause, result.ok().as_deref());
     }
@@ -174,7 +175,7 @@ impl Engine {
         case.stage = Stage::AwaitingLife { since: at };
         case.incident.reason.clone_from(&case.grounds);
         let (was_up, configured) = (case.incident.was_up, watched.vm.reboot_action);
-        self.scribe.write(&case.incident, Vec::new(), None);
+        self.writer.write(&case.incident, Vec::new(), None);
         // QEMU may have been told or not, where that was not written down.
         let reason = (!is_certain).then(|| {
             let begun = format!("its restart was begun because it was {cause}");
@@ -197,7 +198,7 @@ impl Engine {
                 if incident.attempts.is_empty() { Outcome::Refused } else { Outcome::NotRecovered };
             let reason = format!("{}; its QEMU ended while no daemon watched", incident.reason);
             let incident = Incident { outcome: Some(outcome), reason, ..incident };
-            self.scribe.write(&incident, Vec::new(), None);
+            self.writer.write(&incident, Vec::new(), None);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use monitor_ebpf::StorageCounters;
 use tokio::task::spawn_blocking;
 
-use super::{engine::Engine, plugged::PENDING, vm::WatchedVm};
+use super::{engine::Engine, hotplug::PENDING, vm::WatchedVm};
 use crate::{
     api::{
         ControlRequest, RefusalKind, Reply, Request,
@@ -17,7 +17,7 @@ use crate::{
             SignalView, StatusView, StorageView, TapView, VcpuView, VmView,
         },
     },
-    discover::{Plugged, Vm, VmId},
+    discover::{OpenDevices, Vm, VmId},
     sample::{InFlightAges, Missing, ticks},
     storage::incident::IncidentsView,
     verdict::{Monitor, PINNED_RATIO, STILL_BUSY_RATIO, State, Statement, Watch},
@@ -439,7 +439,7 @@ fn witnesses(watched: &WatchedVm) -> Vec<SignalView> {
 /// What of a VM's taps can't be seen, or not be told for sure.
 fn unseen_taps(watched: &WatchedVm) -> Vec<String> {
     let name = &watched.vm.name;
-    let Plugged { unseen_taps, taps_by_name, .. } = &watched.vm.plugged;
+    let OpenDevices { unseen_taps, taps_by_name, .. } = &watched.vm.plugged;
     let unseen = unseen_taps.iter().map(|note| format!("{name}: not watched: {note}"));
     let by_name = taps_by_name.iter().map(|why| {
         format!(

@@ -1,6 +1,6 @@
 //! What the loop sees of its VMs and its sensors, handed to whoever tells it.
 //!
-//! Incidents are told where they are written down (`scribe`); here is how VMs stand, compared from tick to tick.
+//! Incidents are told where they are written down (`incident_writer`); here is how VMs stand, compared from tick to tick.
 
 use std::time::{Duration, SystemTime};
 

@@ -8,7 +8,7 @@ use crate::{
     discover::{ListeningSocket, Owner, SocketAt, Vm},
     program::{self, virsh::Virsh},
     qmp::{LibvirtTarget, QmpState, QmpTarget, Transport},
-    recover::actuator::libvirt_uri,
+    recovery::actuator::libvirt_uri,
     verdict::Monitor,
 };
 

@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 
 use super::Message;
 use crate::{
-    discover::{self, Plugged, Scope, VcpuThreads, Vm, VmId},
+    discover::{self, OpenDevices, Scope, VcpuThreads, Vm, VmId},
     probe::{ProcessEvents, parse_process_event},
 };
 
@@ -110,7 +110,7 @@ pub(super) struct Look {
 #[derive(Debug)]
 pub(super) struct Looked {
     /// What it has open, where that was looked at and could be read.
-    pub(super) plugged: Option<Plugged>,
+    pub(super) plugged: Option<OpenDevices>,
     /// How many descriptors it had just before; `None` where that can't be told.
     pub(super) descriptors: Option<u64>,
     /// Its vCPU threads by their names, where those were looked at.

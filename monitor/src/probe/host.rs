@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     config::{ProbeLog, Probes},
-    error_text::in_full,
+    error_chain,
 };
 
 /// Programs on tracepoints: name in the object, tracepoint, required.
@@ -199,7 +199,7 @@ fn attach_generation(
         };
         match pinned {
             Err(error) if row.required => return Err(error),
-            result => row.failure = result.err().map(|error| in_full(&error)),
+            result => row.failure = result.err().map(|error| error_chain(&error)),
         }
     }
     if let Some(offsets) = &loader.offsets {

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::{ProbeError, ProgramHealth, host::Loader};
-use crate::error_text::in_full;
+use crate::error_chain;
 
 /// The programs, and the tracepoints that they hook into.
 const PROGRAMS: [(&str, &str); 9] = [
@@ -101,7 +101,7 @@ impl KvmPrograms {
         let ebpf = match self.loaded.take().map_or_else(|| load(loader), Ok) {
             Ok(ebpf) => self.loaded.insert(ebpf),
             Err(error) => {
-                let why = in_full(&error);
+                let why = error_chain(&error);
                 warn!("KVM cannot be asked about suspects: {why}");
                 return PROGRAMS.map(|program| row(program, Some(why.clone()))).into();
             }
@@ -110,7 +110,7 @@ impl KvmPrograms {
         PROGRAMS
             .map(|(program, tracepoint)| {
                 let attached = attach(ebpf, program, tracepoint).map(|link| links.push(link));
-                row((program, tracepoint), attached.err().map(|error| in_full(&error)))
+                row((program, tracepoint), attached.err().map(|error| error_chain(&error)))
             })
             .into()
     }
@@ -121,7 +121,7 @@ fn load(loader: &mut Loader) -> Result<Ebpf, ProbeError> {
     let mut ebpf = loader.load(0, 0)?;
     for (name, _) in PROGRAMS {
         if let Err(error) = program(&mut ebpf, name)?.load() {
-            warn!("{}", in_full(&ProbeError::program(name, error)));
+            warn!("{}", error_chain(&ProbeError::program(name, error)));
         }
     }
     Ok(ebpf)

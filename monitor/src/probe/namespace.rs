@@ -7,7 +7,7 @@ use std::{fs::File, io, os::unix::fs::MetadataExt as _};
 
 use crate::{
     discover::{Tap, find_netns, netns_of_tap},
-    error_text::in_full,
+    error_chain,
 };
 
 /// The namespace of a tap, if that is the one that its QEMU is in, or our own. Never waits.
@@ -32,7 +32,7 @@ pub fn namespace_of(pid: u32, tap: &Tap) -> io::Result<File> {
     if let Some(near) = near_namespace(pid, tap)? {
         return Ok(near);
     }
-    netns_of_tap(pid, tap.netns).map_err(|error| io::Error::other(in_full(&error)))?.ok_or_else(
+    netns_of_tap(pid, tap.netns).map_err(|error| io::Error::other(error_chain(&error)))?.ok_or_else(
         || io::Error::other(format!("{} is in another network namespace now", tap.name)),
     )
 }

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     discover::{Tap, TapKind},
-    error_text::in_full,
+    error_chain,
 };
 
 /// The two programs, the last word of their links' names, and the direction on the host that each counts
@@ -123,7 +123,7 @@ pub(super) fn attach_tcx(ebpf: &mut Ebpf, loader: &Loader, tap: &Tap) -> Result<
         debug!(
             "{}: filters of an earlier daemon can't be looked for: {}",
             tap.name,
-            in_full(&error)
+            error_chain(&error)
         );
     }
     attached

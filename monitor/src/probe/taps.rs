@@ -21,7 +21,7 @@ use super::{
 use crate::{
     config::TapHook,
     discover::{Tap, TapKind, find_netns, in_netns},
-    error_text::in_full,
+    error_chain,
 };
 
 /// A tap, by its network namespace and its index there.
@@ -138,7 +138,7 @@ impl TapPrograms {
         let netns = match namespace_of(pid, tap) {
             Ok(netns) => netns,
             Err(error) => {
-                let probe = TapProbe::not_on(tap, in_full(&AttachError::Namespace(error)));
+                let probe = TapProbe::not_on(tap, error_chain(&AttachError::Namespace(error)));
                 return Attached { probe, was_lost: false, is_renamed: false };
             }
         };
@@ -169,14 +169,14 @@ impl TapPrograms {
                         was_lost = true;
                         self.detach(loader, key);
                     }
-                    Err(error) => return (Err(in_full(&error)), was_lost),
+                    Err(error) => return (Err(error_chain(&error)), was_lost),
                 }
             }
             Some(_) => self.detach(loader, key),
             None => {}
         }
         let hook = self.try_attach(netns, loader, slot, pid, tap);
-        (hook.map_err(|error| in_full(&error)), was_lost)
+        (hook.map_err(|error| error_chain(&error)), was_lost)
     }
 
     fn try_attach(
@@ -252,7 +252,7 @@ impl TapPrograms {
             TapHook::Tcx => tap_hooks::attach_tcx(ebpf, loader, tap),
             TapHook::Clsact => tap_hooks::attach_filters(ebpf, loader, tap),
             TapHook::Auto => tap_hooks::attach_tcx(ebpf, loader, tap).or_else(|error| {
-                debug!("{}: {}; trying clsact", tap.name, in_full(&error));
+                debug!("{}: {}; trying clsact", tap.name, error_chain(&error));
                 tap_hooks::attach_filters(ebpf, loader, tap)
             }),
         })
@@ -276,7 +276,11 @@ impl TapPrograms {
             let netns = namespace_of(known.pid, &known.tap).ok()?;
             let found = inside(&netns, || tap_hooks::before_ours(loader, &known.tap, known.hook));
             found.unwrap_or_else(|error| {
-                debug!("{}: who is before ours can't be told: {}", known.tap.name, in_full(&error));
+                debug!(
+                    "{}: who is before ours can't be told: {}",
+                    known.tap.name,
+                    error_chain(&error)
+                );
                 None
             })
         })
@@ -317,7 +321,11 @@ impl TapPrograms {
                 if let Some(netns) = find_netns(row.netns)
                     && let Err(error) = inside(&netns, || tap_hooks::remove_filters(row.ifindex))
                 {
-                    debug!("nothing to take off interface {}: {}", row.ifindex, in_full(&error));
+                    debug!(
+                        "nothing to take off interface {}: {}",
+                        row.ifindex,
+                        error_chain(&error)
+                    );
                 }
             }
         }
@@ -336,7 +344,7 @@ impl TapPrograms {
             (Hook::Clsact | Hook::Ingress, None) => Ok(()),
         };
         if let Err(error) = detached {
-            debug!("{} was not detached, it may be gone: {}", tap.name, in_full(&error));
+            debug!("{} was not detached, it may be gone: {}", tap.name, error_chain(&error));
         }
         if self.attached.keys().all(|(netns, _)| *netns != key.0) {
             self.namespaces.remove(&key.0);

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     config::Config,
     discover::{Tap, VmId, start_ticks},
-    error_text::in_full,
+    error_chain,
 };
 
 /// Time for packets that the kernel has counted to come out of its backlog to our program. Not measured: a softirq
@@ -248,7 +248,7 @@ impl Worker {
         let Counted { taps, files } = counted;
         let mut report = AttachReport {
             vm,
-            slot: self.slots.take(vm).map_err(|error| in_full(&error)),
+            slot: self.slots.take(vm).map_err(|error| error_chain(&error)),
             taps: Vec::new(),
             lost: None,
             renamed: false,
@@ -264,7 +264,7 @@ impl Worker {
         if let Err(error) = self.slots.own(vm, files) {
             warn!(
                 "VM {vm}: not all that the host writes back for it is counted: {}",
-                in_full(&error)
+                error_chain(&error)
             );
         }
         self.taps.keep_only(&self.loader, slot, taps);

@@ -80,7 +80,7 @@ pub use line::{Line, PINNED_RATIO, STARVED_SHARE, STILL_BUSY_RATIO};
 pub use pulse::{LEAVING_PATIENCE, Missed, Pulse, lost_after};
 pub use quiet::Quiet;
 pub use state::{Cause, State};
-pub use storm::{Company, company, is_silent};
+pub use storm::{StormAssessment, assess_storm, is_silent};
 pub use testimony::{Answer, Questions, Statement, Tally, Testimony, WitnessName};
 
 /// Rounds in a row that must show dead registers before a silent guest is convicted.

@@ -13,7 +13,7 @@ const REMEMBERED: Duration = Duration::from_secs(30);
 
 /// What all VMs together show.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Company {
+pub enum StormAssessment {
     /// Too few are silent for more than a coincidence.
     Few,
     /// Enough may be: some were not heard yet.
@@ -23,11 +23,11 @@ pub enum Company {
 }
 
 /// Judges the host by its VMs.
-pub fn company<'a>(
+pub fn assess_storm<'a>(
     watches: impl Iterator<Item = &'a Watch>,
     storm: &Storm,
     now: Duration,
-) -> Company {
+) -> StormAssessment {
     let (mut all, mut silent, mut unheard) = (0_u32, 0_u32, 0_u32);
     for watch in watches {
         match standing(watch, now) {
@@ -40,13 +40,13 @@ pub fn company<'a>(
     }
     let enough = |vms: u32| vms >= storm.vms && f64::from(vms) >= storm.share * f64::from(all);
     if enough(silent) {
-        Company::Storm(format!(
+        StormAssessment::Storm(format!(
             "{silent} of {all} VMs fell silent at the same moment: the host is ill, and nobody is restarted"
         ))
     } else if enough(silent + unheard) {
-        Company::Undecided
+        StormAssessment::Undecided
     } else {
-        Company::Few
+        StormAssessment::Few
     }
 }
 
@@ -125,32 +125,32 @@ mod tests {
         in_state(State::Suspect { tally: Tally { rounds, stuck: rounds, ..Tally::default() } })
     }
 
-    fn judge(watches: &[Watch]) -> Company {
-        company(watches.iter(), &STORM, NOW)
+    fn judge(watches: &[Watch]) -> StormAssessment {
+        assess_storm(watches.iter(), &STORM, NOW)
     }
 
     #[test]
     fn as_many_and_as_large_a_share_as_configured_are_a_storm() {
         let alive = || in_state(State::Alive);
         let three = [suspect(1), suspect(1), suspect(1)];
-        assert!(matches!(judge(&three), Company::Storm(_)));
-        assert_eq!(judge(&three[..2]), Company::Few);
+        assert!(matches!(judge(&three), StormAssessment::Storm(_)));
+        assert_eq!(judge(&three[..2]), StormAssessment::Few);
         let of_six = [three.to_vec(), vec![alive(), alive(), alive()]].concat();
-        assert!(matches!(judge(&of_six), Company::Storm(_)));
-        assert_eq!(judge(&[of_six, vec![alive()]].concat()), Company::Few);
+        assert!(matches!(judge(&of_six), StormAssessment::Storm(_)));
+        assert_eq!(judge(&[of_six, vec![alive()]].concat()), StormAssessment::Few);
     }
 
     #[test]
     fn whoever_was_not_heard_yet_leaves_it_undecided() {
-        assert_eq!(judge(&[suspect(1), suspect(0), suspect(0)]), Company::Undecided);
-        assert_eq!(judge(&[suspect(1), suspect(0), in_state(State::Alive)]), Company::Few);
+        assert_eq!(judge(&[suspect(1), suspect(0), suspect(0)]), StormAssessment::Undecided);
+        assert_eq!(judge(&[suspect(1), suspect(0), in_state(State::Alive)]), StormAssessment::Few);
     }
 
     #[test]
     fn guests_that_nothing_speaks_against_are_no_storm_however_many() {
         let mut booting = suspect(1);
         booting.state = State::Suspect { tally: Tally { rounds: 1, ..Tally::default() } };
-        assert_eq!(judge(&[booting.clone(), booting.clone(), booting]), Company::Few);
+        assert_eq!(judge(&[booting.clone(), booting.clone(), booting]), StormAssessment::Few);
     }
 
     #[test]
@@ -160,9 +160,9 @@ mod tests {
         stormy.storm = Some("3 of 3".to_owned());
         assert!(matches!(
             judge(&[stormy.clone(), stormy.clone(), stormy, held()]),
-            Company::Storm(_)
+            StormAssessment::Storm(_)
         ));
-        assert_eq!(judge(&[held(), held(), held()]), Company::Few);
+        assert_eq!(judge(&[held(), held(), held()]), StormAssessment::Few);
     }
 
     #[test]
@@ -173,8 +173,8 @@ mod tests {
             watch
         };
         let three = |cause, ago| [crashed(cause, ago), crashed(cause, ago), crashed(cause, ago)];
-        assert!(matches!(judge(&three(Cause::Halted, 29)), Company::Storm(_)));
-        assert_eq!(judge(&three(Cause::Halted, 31)), Company::Few);
-        assert_eq!(judge(&three(Cause::Panicked, 1)), Company::Few);
+        assert!(matches!(judge(&three(Cause::Halted, 29)), StormAssessment::Storm(_)));
+        assert_eq!(judge(&three(Cause::Halted, 31)), StormAssessment::Few);
+        assert_eq!(judge(&three(Cause::Panicked, 1)), StormAssessment::Few);
     }
 }

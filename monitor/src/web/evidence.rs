@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     config::EvidenceReaders,
-    error_text::in_full,
+    error_chain,
     storage::evidence::{self, ReadError},
 };
 
@@ -134,7 +134,7 @@ impl Evidence {
             Ok(Ok(read)) => read,
             Ok(Err(ReadError::Nothing { .. })) | Err(_) => return nothing(),
             Ok(Err(error @ ReadError::Io { .. })) => {
-                debug!("{}", in_full(&error));
+                debug!("{}", error_chain(&error));
                 return text(StatusCode::INTERNAL_SERVER_ERROR, "the evidence can't be read");
             }
         };

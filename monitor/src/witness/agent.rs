@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     discover::{AgentSocket, Found},
-    error_text::in_full,
+    error_chain,
     qmp::{
         QmpHandle,
         peer::{self, PeerError},
@@ -98,14 +98,14 @@ async fn question(scene: &Scene, record: &mut Record) -> Result<Answer, String> 
     let found = within(CONNECT_WITHIN, &mut record.lookup, resolve)
         .await
         .ok_or_else(|| "looking up the path of its channel takes too long".to_owned())?
-        .map_err(|error| in_full(&error))?;
+        .map_err(|error| error_chain(&error))?;
     if found.is_held {
         return Err(HELD.to_owned());
     }
     let stream = timeout(CONNECT_WITHIN, peer::connect(vm, found, &socket.socket.at))
         .await
         .map_err(|_| "its channel can't be connected to in time".to_owned())?
-        .map_err(|error| in_full(&error))?;
+        .map_err(|error| error_chain(&error))?;
     let limit = match scene.questions {
         Questions::Calibrate => CALIBRATED_WITHIN,
         _ => ANSWER_WITHIN,

@@ -12,7 +12,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, getuid, pidfd_open, pidfd_send_si
 use tempfile::TempDir;
 
 use flatline::discover::{
-    Accelerator, DiscoverError, ListeningSocket, Plugged, ResetAction, Scope, VcpuThreads, Vm,
+    Accelerator, DiscoverError, ListeningSocket, OpenDevices, ResetAction, Scope, VcpuThreads, Vm,
     in_netns, inspect, plugged, process_state, start_ticks, sweep, vcpu_threads,
 };
 
@@ -372,7 +372,7 @@ pub(crate) fn a_tap_that_moved_is_found_in_whatever_namespace_it_is() -> Outcome
     let inode = other.file().metadata().expect("its inode").ino();
     let inside = in_netns(&other.file(), || plugged(qemu.pid())).expect("entering the namespace");
     for found in [plugged(qemu.pid()), inside] {
-        let Plugged { taps, unseen_taps, .. } = found.expect("its taps");
+        let OpenDevices { taps, unseen_taps, .. } = found.expect("its taps");
         assert_eq!(taps.iter().map(|tap| u64::from(tap.netns)).collect::<Vec<_>>(), [inode]);
         assert_eq!(unseen_taps, [""; 0]);
     }

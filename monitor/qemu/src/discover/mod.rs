@@ -90,7 +90,7 @@ pub fn inspect(pid: u32, scope: &Scope) -> Result<Option<Vm>, DiscoverError> {
 
 /// What a VM has open that may change while it runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Plugged {
+pub struct OpenDevices {
     /// Its taps, each once.
     pub taps: Vec<Tap>,
     /// Networks that are there but cannot be watched, and why.
@@ -106,13 +106,13 @@ pub struct Plugged {
 /// # Errors
 /// [`DiscoverError::Gone`] if there is no such process; otherwise if its descriptors cannot be read,
 /// which is never the same as having none.
-pub fn plugged(pid: u32) -> Result<Plugged, DiscoverError> {
+pub fn plugged(pid: u32) -> Result<OpenDevices, DiscoverError> {
     plugged_among(pid, &proc::descriptors(pid)?)
 }
 
-fn plugged_among(pid: u32, descriptors: &[(u32, PathBuf)]) -> Result<Plugged, DiscoverError> {
+fn plugged_among(pid: u32, descriptors: &[(u32, PathBuf)]) -> Result<OpenDevices, DiscoverError> {
     let taps::Found { taps, unseen, by_name } = taps::taps_among(pid, descriptors)?;
-    Ok(Plugged {
+    Ok(OpenDevices {
         taps: taps.into_iter().collect(),
         unseen_taps: unseen.into_iter().collect(),
         taps_by_name: by_name,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{
-    Architecture, Disk, Encryption, ListeningSocket, Origin, Ownership, Plugged, ThreadsTold,
+    Architecture, Disk, Encryption, ListeningSocket, OpenDevices, Origin, Ownership, ThreadsTold,
 };
 
 /// Most characters of a name that came from outside; a longer one spoils every table.
@@ -109,7 +109,7 @@ pub struct Vm {
     /// Whether it lives in a PID namespace of its own, and calls its threads otherwise than its host does.
     pub has_own_pids: bool,
     /// Taps and images that are open now; [`plugged()`](super::plugged()) reads them again.
-    pub plugged: Plugged,
+    pub plugged: OpenDevices,
     /// Networks on the command line whose packets cannot be seen: `user`, `vhost-user`, `vfio-pci`, ..
     pub unseen_networks: Vec<String>,
     /// Images of its disks.
@@ -177,7 +177,7 @@ impl Vm {
             unused_monitors: Vec::new(),
             threads: ThreadsTold::default(),
             has_own_pids: false,
-            plugged: Plugged::default(),
+            plugged: OpenDevices::default(),
             unseen_networks: Vec::new(),
             disks: Vec::new(),
             vcpus: 1,

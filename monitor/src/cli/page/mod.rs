@@ -14,7 +14,7 @@ mod words;
 use std::fmt::Write as _;
 use std::time::SystemTime;
 
-use flatline::recover::evidence::LIST;
+use flatline::recovery::evidence::LIST;
 use flatline::storage::incident::Incident;
 use flatline::{rfc3339, storage::evidence};
 

@@ -40,7 +40,7 @@ use tokio_rustls::{
 };
 
 use super::url::Url;
-use crate::{error_text::in_full, qmp::printable};
+use crate::{error_chain, qmp::printable};
 
 /// Addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 4;
@@ -348,5 +348,5 @@ async fn quote(mut body: Incoming) -> String {
 
 /// What went wrong, in one line.
 pub(super) fn words(error: &PostError) -> String {
-    printable(&in_full(error), 4 * QUOTED_CHARS)
+    printable(&error_chain(error), 4 * QUOTED_CHARS)
 }

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     config::{Target, To},
-    error_text::in_full,
+    error_chain,
     program::{Program, run},
     qmp::printable,
     report::metrics::{NotificationCounts, Told},
@@ -383,7 +383,7 @@ async fn attempt(
             let program = Program { words: words.clone() };
             let ran = run(&program, &environment, target.limit).await;
             return ran.map(drop).map_err(|error| {
-                let words = printable(&in_full(&error), WORDS_CHARS);
+                let words = printable(&error_chain(&error), WORDS_CHARS);
                 Failure { words, is_final: false, asked_pause: None }
             });
         }

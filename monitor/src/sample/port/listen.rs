@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     discover::{Found, ListeningSocket, ThreadsTold, Vm, VmId},
-    error_text::in_full,
+    error_chain,
     qmp::peer::{self, PeerError},
     witness::blocking::{UnderWay, within},
 };
@@ -116,11 +116,11 @@ async fn connect(
     let found = within(CONNECT_WITHIN, lookup, resolve).await;
     let found = found
         .ok_or_else(|| "looking up its path takes too long".to_owned())?
-        .map_err(|error| in_full(&error))?;
+        .map_err(|error| error_chain(&error))?;
     timeout(CONNECT_WITHIN, peer::connect(port.vm, found, &port.socket.at))
         .await
         .map_err(|_| "it can't be connected to in time".to_owned())?
-        .map_err(|error| in_full(&error))
+        .map_err(|error| error_chain(&error))
 }
 
 /// Reads until QEMU hangs up, and says why that was.

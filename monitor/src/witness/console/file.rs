@@ -26,7 +26,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, fstatfs, openat};
 
 use crate::{
     discover::{Descriptor, Inode, Rights, Vm, Written, descriptors},
-    error_text::in_full,
+    error_chain,
     qmp::peer,
 };
 
@@ -84,7 +84,7 @@ pub(super) struct End {
 /// # Errors
 /// Why there is none, for people.
 pub(super) fn read(vm: &Vm, told: &Path) -> Result<Tail, String> {
-    let failed = |error: &dyn std::error::Error| format!("{told:?}: {}", in_full(error));
+    let failed = |error: &dyn std::error::Error| format!("{told:?}: {}", error_chain(error));
     let written = find(vm, told)?.ok_or_else(|| {
         format!("{told:?}: QEMU has no such file open for writing, or it can't be told which one")
     })?;
@@ -112,7 +112,7 @@ fn kernels_own(magic: u32) -> Option<&'static str> {
 
 /// The file that `told` means, of those that QEMU writes.
 fn find(vm: &Vm, told: &Path) -> Result<Option<Written>, String> {
-    let failed = |error: &dyn std::error::Error| format!("{told:?}: {}", in_full(error));
+    let failed = |error: &dyn std::error::Error| format!("{told:?}: {}", error_chain(error));
     let all = descriptors(vm.id.pid).map_err(|error| failed(&error))?;
     let written = |descriptor: &Descriptor| descriptor.written().map_err(|error| failed(&error));
     for descriptor in all.iter().filter(|one| one.paths().contains(&told)) {

@@ -11,9 +11,9 @@ use tracing::error;
 
 use super::recordings::RECORDING;
 use crate::{
-    error_text::in_full,
+    error_chain,
     qmp::RunState,
-    recover::Journal,
+    recovery::Journal,
     report::{
         metrics::IncidentCounts,
         recording::{Recording, file},
@@ -50,14 +50,14 @@ type Order = (Job, Option<oneshot::Sender<Result<(), String>>>);
 
 /// The way to the thread.
 #[derive(Clone)]
-pub(super) struct Scribe {
+pub(super) struct IncidentWriter {
     orders: mpsc::Sender<Order>,
     counts: IncidentCounts,
     telling: Telling,
 }
 
-impl Scribe {
-    /// The thread ends after [`Scribe::end`], and has written all by then.
+impl IncidentWriter {
+    /// The thread ends after [`IncidentWriter::end`], and has written all by then.
     pub(super) fn start(
         store: Arc<IncidentStore>,
         counts: IncidentCounts,
@@ -70,7 +70,7 @@ impl Scribe {
                     Job::Incident { incident, evidence, recording } => {
                         write_incident(&store, &incident, evidence, recording)
                     }
-                    Job::Ledger(page) => page.write().map_err(|error| in_full(&error)),
+                    Job::Ledger(page) => page.write().map_err(|error| error_chain(&error)),
                     Job::End => break,
                 };
                 if let Err(why) = &written {
@@ -151,22 +151,22 @@ fn write_incident(
     }
     for (name, content) in evidence {
         if let Err(error) = store.add_evidence(&incident.id, name, &content) {
-            written = written.and(Err(of_it(in_full(&error))));
+            written = written.and(Err(of_it(error_chain(&error))));
         }
     }
-    written.and(store.put(incident).map_err(|error| of_it(in_full(&error))))
+    written.and(store.put(incident).map_err(|error| of_it(error_chain(&error))))
 }
 
 /// The record of one restart, which is always a step ahead of it.
-pub(super) struct Log {
-    pub(super) scribe: Scribe,
+pub(super) struct RestartJournal {
+    pub(super) writer: IncidentWriter,
     pub(super) store: Arc<IncidentStore>,
     pub(super) incident: Incident,
     /// Which restart it is, in words.
     pub(super) limit: String,
 }
 
-impl Journal for Log {
+impl Journal for RestartJournal {
     async fn begun(&mut self, run_state: &RunState, steps: Vec<String>) {
         // One of which QEMU never heard is begun anew.
         self.incident.attempts.pop_if(|last| last.reset_at.is_none());
@@ -179,20 +179,23 @@ impl Journal for Log {
         });
         // It counts, whatever the disk does.
         self.store.note_restarts(&self.incident);
-        self.scribe.make_safe(&self.incident).await;
+        self.writer.make_safe(&self.incident).await;
     }
 
     async fn told(&mut self, at: SystemTime) {
         if let Some(attempt) = self.incident.attempts.last_mut() {
             attempt.reset_at = Some(at);
         }
-        self.scribe.make_safe(&self.incident).await;
+        self.writer.make_safe(&self.incident).await;
     }
 }
 
-impl std::fmt::Debug for Log {
+impl std::fmt::Debug for RestartJournal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let begun = self.incident.attempts.last().map(|last| rfc3339::format(last.begun_at));
-        f.debug_struct("Log").field("incident", &self.incident.id).field("begun", &begun).finish()
+        f.debug_struct("RestartJournal")
+            .field("incident", &self.incident.id)
+            .field("begun", &begun)
+            .finish()
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{engine::Engine, heart::Heart, vm::WatchedVm};
+use super::{engine::Engine, heartbeat_view::HeartbeatSummary, vm::WatchedVm};
 use crate::{
     config::Config,
     report::{
@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// What is counted, what is left, and who serves it.
-pub(super) struct Figures {
+pub(super) struct MetricsPublisher {
     pub(super) counts: Counts,
     pub(super) incidents: IncidentCounts,
     pub(super) notifications: NotificationCounts,
@@ -45,7 +45,7 @@ pub(super) struct Figures {
     server: Option<web::Server>,
 }
 
-impl Figures {
+impl MetricsPublisher {
     /// Serves them from now on, if that is configured, and the page.
     pub(super) fn start(config: &Config, lines: &Lines, store: &Arc<IncidentStore>) -> Self {
         let (counts, incidents) = (Counts::default(), IncidentCounts::new(SystemTime::now()));
@@ -193,7 +193,7 @@ impl Engine {
     fn beats(&self, sample: &VmSample) -> Option<Beats> {
         let ways = [&sample.heartbeats, &sample.port];
         let heard = ways.into_iter().filter_map(|way| way.as_ref().ok());
-        let Heart { beats, failures, malformed, last } = self.heart(heard)?;
+        let HeartbeatSummary { beats, failures, malformed, last } = self.heart(heard)?;
         Some(Beats { beats, failures, malformed, last_seconds: last.and_then(|(_, age)| age) })
     }
 }

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use super::{ActuatorStep, Check, Scene, chosen, libvirt_uri, steps::note};
+use super::{ActuatorStep, Check, RestartContext, chosen, libvirt_uri, steps::note};
 use crate::{
     config::Actuator,
     discover::{self, Owner, ResetAction},
     program::{run, virsh::Virsh},
     qmp::{MAX_TEXT_CHARS, printable},
-    recover::{Refusal, RestartError},
+    recovery::{Refusal, RestartError},
 };
 
 /// Time for a check, which reads something that its program knows.
@@ -80,7 +80,7 @@ fn threads(reply: &str) -> Option<Vec<u32>> {
 
 /// What a reset leads to. libvirt tells QEMU only once it runs (`qemuProcessSetupLifecycleActions` in its
 /// src/qemu/qemu_process.c), so that the command line doesn't say, and the domain's XML does.
-pub(super) async fn reboot_action(scene: &Scene) -> Result<ResetAction, RestartError> {
+pub(super) async fn reboot_action(scene: &RestartContext) -> Result<ResetAction, RestartError> {
     let told = scene.vm.reboot_action;
     let Owner::Libvirt { uuid, scope, .. } = &scene.vm.ownership.owner else { return Ok(told) };
     if !matches!(chosen(&scene.vm.ownership, &scene.means), Ok(Actuator::Libvirt)) {

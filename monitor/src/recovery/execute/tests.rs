@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::json;
 
 use super::*;
-use crate::recover::{
+use crate::recovery::{
     Stand,
     evidence::tests::{healthy, qemu, wanted},
 };

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use super::evidence::Wanted;
 use crate::{
-    error_text::in_full,
+    error_chain,
     qmp::{QmpHandle, RunState},
 };
 
@@ -40,7 +40,7 @@ pub(super) async fn own_dump(
     }
     let before = writes();
     if let Err(error) = qmp.execute("inject-nmi", None, super::execute::STEP_LIMIT).await {
-        warn!(vm, "no NMI: {}", in_full(&error));
+        warn!(vm, "no NMI: {}", error_chain(&error));
         return Came::Nothing;
     }
     info!(vm, "an NMI was sent; its own dump is waited for, up to {patience:?}");

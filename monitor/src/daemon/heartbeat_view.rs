@@ -9,7 +9,7 @@ use crate::{
 
 /// What an agent said on all ways together.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Heart<'a> {
+pub(super) struct HeartbeatSummary<'a> {
     pub(super) beats: u64,
     pub(super) failures: u64,
     pub(super) malformed: u64,
@@ -22,8 +22,8 @@ impl Engine {
     pub(super) fn heart<'a>(
         &self,
         ways: impl IntoIterator<Item = &'a Heartbeats>,
-    ) -> Option<Heart<'a>> {
-        let mut heart = Heart { beats: 0, failures: 0, malformed: 0, last: None };
+    ) -> Option<HeartbeatSummary<'a>> {
+        let mut heart = HeartbeatSummary { beats: 0, failures: 0, malformed: 0, last: None };
         for way in ways {
             let Heartbeats { beats, failures, leavings: _, malformed, last } = way;
             heart.beats += beats;
@@ -45,7 +45,7 @@ impl Engine {
         let slot = watched.slot.as_ref().ok();
         let on_cards = slot.and_then(|slot| self.heartbeats.of(watched.vm.id, *slot).ok());
         let by_port = watched.port.as_ref().and_then(|port| port.heartbeats().ok());
-        let Heart { beats, failures, malformed, last } =
+        let HeartbeatSummary { beats, failures, malformed, last } =
             self.heart(on_cards.iter().chain(&by_port))?;
         let (last, last_seconds) = last.unzip();
         Some(HeartbeatView {

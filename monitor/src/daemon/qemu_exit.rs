@@ -1,23 +1,23 @@
 //! What is made of a QEMU's end: a stop that somebody wanted, a replacement under way, or a crash of QEMU itself.
 //!
 //! A QEMU that ended without having been asked to is started again by its owner's means, where that is configured and
-//! its budget allows it: see [`awaited`](super::awaited).
+//! its budget allows it: see [`awaited`](super::respawn).
 
 use tracing::info;
 
 use super::{
-    awaited::{Awaited, FOUND_WITHIN, Progress},
     engine::Engine,
+    respawn::{Awaited, FOUND_WITHIN, Progress},
     telling::subject,
     vm::{Case, Stage, WatchedVm},
 };
 use crate::{
     config::Actuator,
     discover::{Owner, Vm},
-    recover::{
-        Ending,
+    recovery::{
+        ExitReason,
         actuator::{chosen, is_power_cycle, start_plan},
-        ending,
+        exit_reason,
     },
     storage::incident::{Incident, Outcome},
     verdict::Cause,
@@ -27,7 +27,7 @@ impl Engine {
     /// QEMU itself is gone: told apart from a stop that somebody wanted, and started again where that is configured.
     pub(super) fn qemu_ended(&mut self, watched: &mut WatchedVm, status: Option<i32>) {
         let last_words = self.owners.last_words.remove(&watched.vm.id);
-        let why = ending(status, last_words.as_ref(), watched.watch.state.cause());
+        let why = exit_reason(status, last_words.as_ref(), watched.watch.state.cause());
         let words = why.words();
         let open = watched.case.take().filter(|case| case.stage != Stage::Closed);
         let incident = match open {
@@ -104,7 +104,7 @@ impl Engine {
     }
 
     /// Has a VM started again whose QEMU ended so, as far as that is configured and policy lets it.
-    fn start_again(&mut self, watched: &mut WatchedVm, mut incident: Incident, why: &Ending) {
+    fn start_again(&mut self, watched: &mut WatchedVm, mut incident: Incident, why: &ExitReason) {
         let means = self.config.means_for(&watched.vm.name);
         let refusal = if why.is_crash() {
             start_plan(&watched.vm.ownership, &means).err().map(|refusal| refusal.to_string())
@@ -114,12 +114,12 @@ impl Engine {
         if let Some(refusal) = refusal {
             incident.reason = format!("{}; {refusal}", incident.reason);
             let recording = watched.recorder.evidence(&mut incident);
-            self.scribe.write(&incident, Vec::new(), recording);
+            self.writer.write(&incident, Vec::new(), recording);
             return;
         }
         incident.outcome = None;
         let recording = watched.recorder.evidence(&mut incident);
-        self.scribe.write(&incident, Vec::new(), recording);
+        self.writer.write(&incident, Vec::new(), recording);
         self.expect(watched, incident, Progress::Pausing(self.now()));
         self.start_due();
     }

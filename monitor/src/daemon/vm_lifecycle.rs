@@ -10,8 +10,8 @@ use tracing::{debug, info};
 
 use super::{
     engine::Engine,
+    hotplug::{PENDING, counted},
     memory::MemoryWatch,
-    plugged::{PENDING, counted},
     resume::take_up,
     vm::{WatchedVm, terms_for},
     watchers::{self, Look},

@@ -23,16 +23,16 @@ use crate::{
 };
 
 /// What a QEMU says to a command; `None`: nothing, ever.
-pub(in crate::recover) type Says = Option<Result<Value, &'static str>>;
+pub(in crate::recovery) type Says = Option<Result<Value, &'static str>>;
 
 /// A QEMU that is this very process, and says what `says` does. It has the descriptor that it was handed last.
-pub(in crate::recover) struct Qemu {
-    pub(in crate::recover) handle: QmpHandle,
+pub(in crate::recovery) struct Qemu {
+    pub(in crate::recovery) handle: QmpHandle,
     vm: Arc<Vm>,
     _directory: tempfile::TempDir,
 }
 
-pub(in crate::recover) async fn qemu(
+pub(in crate::recovery) async fn qemu(
     says: impl FnMut(&str, &Value, &mut Option<OwnedFd>) -> Says + Send + 'static,
 ) -> Qemu {
     let directory = tempfile::tempdir().unwrap();
@@ -65,7 +65,7 @@ fn vm(id: VmId, console_logs: Vec<PathBuf>) -> Vm {
         threads: crate::discover::ThreadsTold::default(),
         has_own_pids: false,
         ownership: discover::Ownership::bare(),
-        plugged: discover::Plugged::default(),
+        plugged: discover::OpenDevices::default(),
         unseen_networks: Vec::new(),
         disks: Vec::new(),
         vcpus: 1,
@@ -124,7 +124,7 @@ async fn serve(
 }
 
 /// What a QEMU in good health says, with a display of 2x1.
-pub(in crate::recover) fn healthy(
+pub(in crate::recovery) fn healthy(
     command: &str,
     arguments: &Value,
     descriptor: &mut Option<OwnedFd>,
@@ -153,7 +153,7 @@ pub(in crate::recover) fn healthy(
     }))
 }
 
-pub(in crate::recover) fn wanted(qemu: &Qemu, limit: Duration) -> Wanted {
+pub(in crate::recovery) fn wanted(qemu: &Qemu, limit: Duration) -> Wanted {
     Wanted {
         vm: qemu.vm.clone(),
         incident: "20261122T100001Z-g".to_owned(),

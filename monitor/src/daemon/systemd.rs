@@ -29,7 +29,7 @@ const TICKS_OUTLASTED: u32 = 3;
 
 /// The way to systemd, and what it was told last.
 #[derive(Debug, Default)]
-pub(super) struct Notifier {
+pub(super) struct Systemd {
     manager: Option<Manager>,
     is_ready: bool,
     is_reloading: bool,
@@ -48,7 +48,7 @@ struct Manager {
     fed: Option<Instant>,
 }
 
-impl Notifier {
+impl Systemd {
     /// To whoever `NOTIFY_SOCKET` names, with the watchdog of `WATCHDOG_USEC`, for ticks that are `tick` apart.
     pub(super) fn from_environment(tick: Duration) -> Self {
         let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return Self::default() };
@@ -191,12 +191,12 @@ mod tests {
     use super::*;
 
     /// systemd's end, and a notifier to it.
-    fn notifier(name: &str, watchdog: Option<Duration>) -> (UnixDatagram, Notifier) {
+    fn notifier(name: &str, watchdog: Option<Duration>) -> (UnixDatagram, Systemd) {
         let address = SocketAddr::from_abstract_name(&name[1..]).unwrap();
         let systemd = UnixDatagram::bind_addr(&address).unwrap();
         systemd.set_nonblocking(true).unwrap();
         let manager = Manager::new(name.as_bytes(), watchdog).unwrap();
-        (systemd, Notifier { manager: Some(manager), ..Notifier::default() })
+        (systemd, Systemd { manager: Some(manager), ..Systemd::default() })
     }
 
     fn heard(systemd: &UnixDatagram) -> Vec<String> {
@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn without_systemd_nothing_happens() {
-        let mut notifier = Notifier::default();
+        let mut notifier = Systemd::default();
         notifier.outlast(Duration::from_secs(1));
         notifier.tell("a", Instant::now());
         notifier.stopping();

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::task::spawn_blocking;
 use tracing::debug;
 
-use super::{Message, engine::Engine, plugged::counted};
+use super::{Message, engine::Engine, hotplug::counted};
 use crate::{
     discover::{Accelerator, Tap, TapKind, Vm, VmId},
     probe::{namespace_of, near_namespace},

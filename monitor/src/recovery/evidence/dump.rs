@@ -29,7 +29,7 @@ use tracing::info;
 use super::ANSWER_LIMIT;
 use crate::{
     discover::VmId,
-    error_text::in_full,
+    error_chain,
     qmp::{MAX_TEXT_CHARS, QmpHandle, RunState, printable},
 };
 
@@ -134,7 +134,7 @@ pub async fn take(
     let (reader, writer) = std::io::pipe().map_err(|error| format!("no pipe: {error}"))?;
     let named = json!({ "fdname": PIPE_NAME });
     let handed = qmp.execute_with(writer.into(), "getfd", Some(named), ANSWER_LIMIT).await;
-    handed.map_err(|error| in_full(&error))?;
+    handed.map_err(|error| error_chain(&error))?;
 
     let progress = Arc::new(Progress::default());
     let job = write::Job {
@@ -177,7 +177,7 @@ pub async fn take(
     resumed(qmp).await;
     let is_late = progress.give_up.load(Relaxed);
     let file = written
-        .map_err(|error| in_full(&error))?
+        .map_err(|error| error_chain(&error))?
         .map_err(|why| if is_late { late() } else { why })?;
     match ended.as_str() {
         "completed" => {}
@@ -191,7 +191,7 @@ pub async fn take(
 }
 
 async fn ask(qmp: &QmpHandle, command: &str, arguments: Option<Value>) -> Result<Value, String> {
-    qmp.execute(command, arguments, ANSWER_LIMIT).await.map_err(|error| in_full(&error))
+    qmp.execute(command, arguments, ANSWER_LIMIT).await.map_err(|error| error_chain(&error))
 }
 
 /// The quickest format that QEMU offers.

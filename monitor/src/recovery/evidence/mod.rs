@@ -27,7 +27,7 @@ use tracing::warn;
 
 use crate::{
     discover::Vm,
-    error_text::in_full,
+    error_chain,
     insight::Insight,
     qmp::{QmpHandle, RunState, operating_system},
     witness::console,
@@ -122,7 +122,7 @@ pub async fn gather(qmp: &QmpHandle, run_state: &RunState, wanted: &Wanted) -> E
     let registers =
         piece("registers.txt", "the vCPUs' registers", each.max(REGISTERS_LIMIT), async {
             wanted.insight.encryption(qmp).await.registers()?;
-            let text = qmp.human("info registers -a").await.map_err(|error| in_full(&error))?;
+            let text = qmp.human("info registers -a").await.map_err(|error| error_chain(&error))?;
             Ok(Content::Text(text.replace('\r', "")))
         });
     let mut evidence =
@@ -198,7 +198,7 @@ async fn console_text(vm: Arc<Vm>) -> Result<String, String> {
     }
     // On a thread of its own, which a file system that hangs keeps for as long as it likes.
     let tails = spawn_blocking(move || console::tails(&vm)).await;
-    let tails = tails.map_err(|error| in_full(&error))??;
+    let tails = tails.map_err(|error| error_chain(&error))??;
     let several = tails.len() > 1;
     let tail = |(path, text): &(PathBuf, String)| {
         let title = if several { format!("==> {} <==\n", path.display()) } else { String::new() };

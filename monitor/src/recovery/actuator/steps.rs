@@ -2,11 +2,11 @@
 
 use std::time::SystemTime;
 
-use super::{ActuatorStep, Scene, checks::CHECK_LIMIT};
+use super::{ActuatorStep, RestartContext, checks::CHECK_LIMIT};
 use crate::{
-    error_text::in_full,
+    error_chain,
     program::{Program, Ran, RunError, run, run_at},
-    recover::{Journal, OwnerError, RestartError, Step, execute},
+    recovery::{Journal, OwnerError, RestartError, Step, execute},
 };
 
 /// What was done, and what was told.
@@ -18,7 +18,7 @@ pub(super) struct Done {
 
 /// Takes all steps that are no checks. `told` is what was told by these.
 pub(super) async fn take_all(
-    scene: &Scene,
+    scene: &RestartContext,
     steps: &[ActuatorStep],
     action: &str,
     mut told: String,
@@ -74,7 +74,7 @@ pub(super) fn note(told: &mut String, program: &Program, ran: &Result<Ran, RunEr
     told.push_str(&format!("$ {}\n", program.line()));
     let (wrote, failure) = match ran {
         Ok(ran) => (Some(ran), None),
-        Err(error) => (error.ran(), Some(in_full(error))),
+        Err(error) => (error.ran(), Some(error_chain(error))),
     };
     for part in wrote.into_iter().flat_map(|ran| [&ran.stdout, &ran.stderr]) {
         let text = String::from_utf8_lossy(part);

@@ -15,16 +15,16 @@
 
 mod carry_out;
 mod checks;
+mod context;
 mod plan;
 mod programs;
-mod scene;
 mod steps;
 #[cfg(test)]
 mod tests;
 
 pub use carry_out::{restart, start};
+pub use context::RestartContext;
 pub use plan::{
     ActuatorPlan, ActuatorStep, Check, MonitorSays, Situation, chosen, is_power_cycle, libvirt_uri,
     restart_plan, start_plan,
 };
-pub use scene::Scene;

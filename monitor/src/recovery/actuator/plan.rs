@@ -6,7 +6,7 @@ use crate::{
     discover::{LibvirtScope, Owner, Ownership, ResetAction},
     program::{Program, virsh::Virsh},
     qmp::RunState,
-    recover::{Refusal, plan},
+    recovery::{Refusal, plan},
 };
 
 /// What QEMU's monitor says of a guest that was convicted.
@@ -81,7 +81,7 @@ impl ActuatorStep {
 /// A complete plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ActuatorPlan {
-    /// By QMP, as [`recover::plan`](crate::recover::plan()) has it.
+    /// By QMP, as [`recovery::plan`](crate::recovery::plan()) has it.
     Qmp,
     /// By these steps.
     Steps {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{ANSWER_LIMIT, Content, Found, Piece, piece, pretty};
 use crate::{
-    error_text::in_full,
+    error_chain,
     qmp::{QmpError, QmpHandle},
 };
 
@@ -69,7 +69,7 @@ async fn one(
     let (Err(error @ QmpError::Skipped { .. }), Some(instead)) = (&answer, question.instead) else {
         return answer.map_err(in_words);
     };
-    let why = in_full(error);
+    let why = error_chain(error);
     let (command, answer) = match instead {
         Instead::Nodes => {
             let command = "query-named-block-nodes";
@@ -77,8 +77,8 @@ async fn one(
         }
         Instead::Figures => ("info blockstats", qmp.disk_figures().await.map(Value::from)),
     };
-    let answer =
-        answer.map_err(|error| format!("{why}; nor is there {command}: {}", in_full(&error)))?;
+    let answer = answer
+        .map_err(|error| format!("{why}; nor is there {command}: {}", error_chain(&error)))?;
     *remark = Some(format!("{command}: {why}"));
     Ok(answer)
 }
@@ -139,5 +139,5 @@ async fn panic(qmp: &QmpHandle, cpus: &Value) -> Found {
 }
 
 fn in_words(error: QmpError) -> String {
-    in_full(&error)
+    error_chain(&error)
 }

@@ -6,7 +6,7 @@ use super::engine::Engine;
 use crate::{
     report::telling::event::EventKind,
     storage::incident::{Incident, Outcome},
-    verdict::{Company, Input, company, is_silent},
+    verdict::{Input, StormAssessment, assess_storm, is_silent},
 };
 
 /// What stands for the VM in the incident of a whole host.
@@ -15,12 +15,12 @@ const WHOLE_HOST: &str = "*";
 impl Engine {
     /// Looks at all VMs together, and tells those which are silent together. Returns whether that is still
     /// undecided.
-    pub(super) fn weather(&mut self, now: Duration) -> bool {
+    pub(super) fn storm(&mut self, now: Duration) -> bool {
         let watches = self.vms.values().map(|watched| &watched.watch);
-        let company = company(watches, &self.config.storm, now);
-        let storm = match &company {
-            Company::Few | Company::Undecided => None,
-            Company::Storm(seen) => Some(seen.clone()),
+        let assessment = assess_storm(watches, &self.config.storm, now);
+        let storm = match &assessment {
+            StormAssessment::Few | StormAssessment::Undecided => None,
+            StormAssessment::Storm(seen) => Some(seen.clone()),
         };
         match (&self.storm, &storm) {
             (None, Some(seen)) => self.storm_begins(seen.clone(), now),
@@ -41,7 +41,7 @@ impl Engine {
             }
         }
         self.storm = storm;
-        company == Company::Undecided
+        assessment == StormAssessment::Undecided
     }
 
     fn storm_begins(&self, seen: String, now: Duration) {
@@ -55,6 +55,6 @@ impl Engine {
             outcome: Some(Outcome::Refused),
             ..Incident::new(id, vm, cause, reason, detected_at)
         };
-        self.scribe.write(&incident, Vec::new(), None);
+        self.writer.write(&incident, Vec::new(), None);
     }
 }

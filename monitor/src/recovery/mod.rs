@@ -5,15 +5,15 @@
 //! VM that somebody paused meanwhile must be left alone.
 
 pub mod actuator;
-mod ending;
 pub mod evidence;
 mod execute;
+mod exit_reason;
 mod nmi;
 mod outcome;
 mod plan;
 
-pub use ending::{Ending, ending};
 pub use execute::{Journal, finish, put_back, restart};
+pub use exit_reason::{ExitReason, exit_reason};
 pub use outcome::{Files, Kept, OwnerError, Restart, RestartError, Stand};
 pub use plan::{
     Circumstances, Clearance, HOST_WINDOW, PUT_BACK_AFTER, Plan, Refusal, Remainder, Step,

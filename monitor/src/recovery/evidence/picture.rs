@@ -28,7 +28,7 @@ use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};
 use serde_json::json;
 
 use super::{ANSWER_LIMIT, ppm};
-use crate::{error_text::in_full, qmp::QmpHandle, storage::incidents::EVIDENCE_MAX_BYTES};
+use crate::{error_chain, qmp::QmpHandle, storage::incidents::EVIDENCE_MAX_BYTES};
 
 /// A picture that was taken, and not yet looked at.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub(super) async fn take(qmp: &QmpHandle) -> Result<Raw, String> {
     let added = qmp
         .execute_with(theirs, "add-fd", None, ANSWER_LIMIT)
         .await
-        .map_err(|error| in_full(&error))?;
+        .map_err(|error| error_chain(&error))?;
     let set = added.get("fdset-id").and_then(serde_json::Value::as_u64);
     let set = set.ok_or("QEMU doesn't say where it has the descriptor")?;
     let arguments = json!({ "filename": format!("/dev/fdset/{set}") });
@@ -50,7 +50,7 @@ pub(super) async fn take(qmp: &QmpHandle) -> Result<Raw, String> {
     tokio::spawn(async move {
         let _ = qmp.execute("remove-fd", Some(json!({ "fdset-id": set })), ANSWER_LIMIT).await;
     });
-    dumped.map(|_| Raw(ours)).map_err(|error| in_full(&error))
+    dumped.map(|_| Raw(ours)).map_err(|error| error_chain(&error))
 }
 
 /// Memory, and a second descriptor of it that can only be written to, as QEMU wants it: of those that it was handed, it

@@ -8,7 +8,7 @@ use crate::{qmp::QmpEvent, verdict::Cause};
 
 /// Why a QEMU is gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum ExitReason {
     /// The guest powered itself off, or reset itself where that ends its QEMU.
     GuestPoweredOff,
     /// Somebody ended it: by a signal that QEMU obeys, by QMP, or from its window.
@@ -26,7 +26,7 @@ pub enum Ending {
     Unknown,
 }
 
-impl Ending {
+impl ExitReason {
     /// Whether it is a crash: of QEMU, or of the guest.
     pub fn is_crash(&self) -> bool {
         match self {
@@ -50,46 +50,46 @@ impl Ending {
 
 /// Why it is gone: of the process the status of `wait(2)`, the last `SHUTDOWN` event, and what the guest stood
 /// convicted of.
-pub fn ending(
+pub fn exit_reason(
     status: Option<i32>,
     shutdown: Option<&QmpEvent>,
     convicted: Option<Cause>,
-) -> Ending {
+) -> ExitReason {
     let reason = match shutdown {
         Some(QmpEvent::Shutdown { reason, .. }) => reason.as_str(),
         _ => "",
     };
     match reason {
-        "guest-panic" => return Ending::ExitedOnPanic,
-        "guest-shutdown" => return Ending::GuestPoweredOff,
+        "guest-panic" => return ExitReason::ExitedOnPanic,
+        "guest-shutdown" => return ExitReason::GuestPoweredOff,
         // One that crashed before may have been reset by its own watchdog or by a kernel with `panic=5`.
-        "guest-reset" if convicted.is_none() => return Ending::GuestPoweredOff,
+        "guest-reset" if convicted.is_none() => return ExitReason::GuestPoweredOff,
         "guest-reset" => {
             let how = "the crashed guest reset itself, which ends its QEMU".to_owned();
-            return Ending::Crashed { how };
+            return ExitReason::Crashed { how };
         }
-        "host-signal" | "host-qmp-quit" | "host-ui" => return Ending::OperatorStopped,
+        "host-signal" | "host-qmp-quit" | "host-ui" => return ExitReason::OperatorStopped,
         "host-error" => {
             let how = "QEMU gave up because of an error of the host's".to_owned();
-            return Ending::Crashed { how };
+            return ExitReason::Crashed { how };
         }
         // Another one, or none: the status tells.
         _ => {}
     }
-    let Some(status) = status else { return Ending::Unknown };
+    let Some(status) = status else { return ExitReason::Unknown };
     match (status & 0x7f, status >> 8 & 0xff) {
         // Before QEMU handles it, or from within; somebody asked all the same.
-        (libc::SIGTERM | libc::SIGINT | libc::SIGHUP, _) => Ending::OperatorStopped,
-        (0, 0) if convicted == Some(Cause::Panicked) => Ending::ExitedOnPanic,
-        (0, 0) => Ending::InOrder,
-        (0, code) => Ending::Crashed { how: format!("it exited with code {code}") },
-        (signal, _) => Ending::Crashed { how: format!("signal {signal} ended it") },
+        (libc::SIGTERM | libc::SIGINT | libc::SIGHUP, _) => ExitReason::OperatorStopped,
+        (0, 0) if convicted == Some(Cause::Panicked) => ExitReason::ExitedOnPanic,
+        (0, 0) => ExitReason::InOrder,
+        (0, code) => ExitReason::Crashed { how: format!("it exited with code {code}") },
+        (signal, _) => ExitReason::Crashed { how: format!("signal {signal} ended it") },
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Ending, ending};
+    use super::{ExitReason, exit_reason};
     use crate::{qmp::QmpEvent, verdict::Cause};
 
     const KILLED: Option<i32> = Some(9);
@@ -105,16 +105,16 @@ mod tests {
     fn what_was_said_last_counts_more_than_the_status() {
         for status in [GOOD, None, KILLED, BAD] {
             for (reason, expected) in [
-                ("guest-shutdown", Ending::GuestPoweredOff),
-                ("guest-reset", Ending::GuestPoweredOff),
-                ("guest-panic", Ending::ExitedOnPanic),
-                ("host-signal", Ending::OperatorStopped),
-                ("host-qmp-quit", Ending::OperatorStopped),
-                ("host-ui", Ending::OperatorStopped),
+                ("guest-shutdown", ExitReason::GuestPoweredOff),
+                ("guest-reset", ExitReason::GuestPoweredOff),
+                ("guest-panic", ExitReason::ExitedOnPanic),
+                ("host-signal", ExitReason::OperatorStopped),
+                ("host-qmp-quit", ExitReason::OperatorStopped),
+                ("host-ui", ExitReason::OperatorStopped),
             ] {
-                assert_eq!(ending(status, Some(&said(reason)), None), expected, "{reason}");
+                assert_eq!(exit_reason(status, Some(&said(reason)), None), expected, "{reason}");
             }
-            let gave_up = ending(status, Some(&said("host-error")), None);
+            let gave_up = exit_reason(status, Some(&said("host-error")), None);
             assert!(gave_up.is_crash(), "{gave_up:?}");
         }
     }
@@ -122,44 +122,47 @@ mod tests {
     #[test]
     fn an_operator_who_stops_a_crashed_guest_has_stopped_it() {
         for cause in [Cause::Panicked, Cause::Spinning, Cause::Silent] {
-            let stopped = ending(GOOD, Some(&said("host-signal")), Some(cause));
-            assert_eq!(stopped, Ending::OperatorStopped);
+            let stopped = exit_reason(GOOD, Some(&said("host-signal")), Some(cause));
+            assert_eq!(stopped, ExitReason::OperatorStopped);
         }
-        assert_eq!(ending(Some(15), None, None), Ending::OperatorStopped);
+        assert_eq!(exit_reason(Some(15), None, None), ExitReason::OperatorStopped);
     }
 
     #[test]
     fn a_crashed_guest_that_resets_itself_has_not_powered_itself_off() {
-        let reset = ending(GOOD, Some(&said("guest-reset")), Some(Cause::Spinning));
+        let reset = exit_reason(GOOD, Some(&said("guest-reset")), Some(Cause::Spinning));
         assert!(reset.is_crash(), "{reset:?}");
     }
 
     #[test]
     fn without_a_word_the_status_tells() {
-        assert_eq!(ending(GOOD, None, None), Ending::InOrder);
-        assert_eq!(ending(GOOD, None, Some(Cause::Spinning)), Ending::InOrder);
-        assert_eq!(ending(GOOD, None, Some(Cause::Panicked)), Ending::ExitedOnPanic);
-        assert_eq!(ending(None, None, Some(Cause::Panicked)), Ending::Unknown);
-        let how = |status| ending(status, None, None).words();
+        assert_eq!(exit_reason(GOOD, None, None), ExitReason::InOrder);
+        assert_eq!(exit_reason(GOOD, None, Some(Cause::Spinning)), ExitReason::InOrder);
+        assert_eq!(exit_reason(GOOD, None, Some(Cause::Panicked)), ExitReason::ExitedOnPanic);
+        assert_eq!(exit_reason(None, None, Some(Cause::Panicked)), ExitReason::Unknown);
+        let how = |status| exit_reason(status, None, None).words();
         assert_eq!(how(KILLED), "signal 9 ended it");
         assert_eq!(how(DUMPED), "signal 11 ended it");
         assert_eq!(how(BAD), "it exited with code 1");
         for status in [KILLED, DUMPED, BAD] {
-            assert!(ending(status, None, None).is_crash());
+            assert!(exit_reason(status, None, None).is_crash());
         }
     }
 
     #[test]
     fn a_reason_of_a_later_qemu_says_nothing() {
-        assert_eq!(ending(GOOD, Some(&said("snapshot-load")), None), Ending::InOrder);
-        assert!(ending(KILLED, Some(&said("anything-new")), None).is_crash());
+        assert_eq!(exit_reason(GOOD, Some(&said("snapshot-load")), None), ExitReason::InOrder);
+        assert!(exit_reason(KILLED, Some(&said("anything-new")), None).is_crash());
     }
 
     #[test]
     fn nothing_is_a_crash_that_may_have_been_asked_for() {
-        for ending in
-            [Ending::GuestPoweredOff, Ending::OperatorStopped, Ending::InOrder, Ending::Unknown]
-        {
+        for ending in [
+            ExitReason::GuestPoweredOff,
+            ExitReason::OperatorStopped,
+            ExitReason::InOrder,
+            ExitReason::Unknown,
+        ] {
             assert!(!ending.is_crash(), "{ending:?}");
         }
     }

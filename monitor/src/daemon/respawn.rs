@@ -13,14 +13,14 @@ use tracing::{info, warn};
 use super::{
     Message,
     engine::Engine,
+    incident_writer::RestartJournal,
     owners::scene_of,
-    scribe::Log,
     vm::{Case, Stage},
 };
 use crate::{
     discover::{self, Owner, Vm, VmId},
-    error_text::in_full,
-    recover::{Clearance, Restart, RestartError, actuator::start, evidence::Wanted},
+    error_chain,
+    recovery::{Clearance, Restart, RestartError, actuator::start, evidence::Wanted},
     storage::incident::{Attempt, Incident, Outcome},
     verdict::{Cause, State, Tally, Terms},
 };
@@ -105,8 +105,12 @@ impl Engine {
         let incident = awaited.incident.clone();
         let wanted = Wanted::nothing(awaited.vm.clone(), incident.id.clone());
         let scene = scene_of(wanted, means, Err(None), &incident);
-        let mut log =
-            Log { scribe: self.scribe.clone(), store: self.store.clone(), incident, limit };
+        let mut log = RestartJournal {
+            writer: self.writer.clone(),
+            store: self.store.clone(),
+            incident,
+            limit,
+        };
         let (id, messages) = (awaited.vm.id, self.messages.clone());
         tokio::spawn(async move {
             let result = start(&scene, &mut log).await;
@@ -134,12 +138,12 @@ impl Engine {
             Ok(done) => {
                 info!(vm = awaited.vm.name, "{}", done.action);
                 note(&mut awaited.incident, &done);
-                self.scribe.write(&awaited.incident, done.kept.files, None);
+                self.writer.write(&awaited.incident, done.kept.files, None);
                 awaited.progress = Progress::Expected(self.now() + FOUND_WITHIN);
                 self.owners.awaited.push(awaited);
             }
             Err(error) => {
-                let why = in_full(&error);
+                let why = error_chain(&error);
                 warn!(vm = awaited.vm.name, "start: {why}");
                 awaited.incident.reason = format!("{}; {why}", awaited.incident.reason);
                 let is_unit = matches!(awaited.vm.ownership.owner, Owner::SystemdUnit { .. });
@@ -180,16 +184,16 @@ impl Engine {
         match result {
             Ok(done) => {
                 note(&mut case.incident, &done);
-                self.scribe.write(&case.incident, done.kept.files, None);
+                self.writer.write(&case.incident, done.kept.files, None);
             }
-            Err(error) => warn!(vm = case.incident.vm, "start: {}", in_full(&error)),
+            Err(error) => warn!(vm = case.incident.vm, "start: {}", error_chain(&error)),
         }
     }
 
     fn conclude(&mut self, awaited: Awaited, outcome: Outcome) {
         let Awaited { mut incident, .. } = awaited;
         incident.outcome = Some(outcome);
-        self.scribe.write(&incident, Vec::new(), None);
+        self.writer.write(&incident, Vec::new(), None);
     }
 
     /// A QEMU that takes another's place may be found before the end of that one was reported.

@@ -1,7 +1,7 @@
 //! Carries out what was planned for an owner.
 
 use super::{
-    ActuatorPlan, ActuatorStep, MonitorSays, Scene, Situation,
+    ActuatorPlan, ActuatorStep, MonitorSays, RestartContext, Situation,
     checks::{check_all, reboot_action},
     chosen, is_power_cycle, restart_plan, start_plan,
     steps::take_all,
@@ -10,19 +10,19 @@ use crate::{
     config::Actuator,
     discover::ResetAction,
     qmp::RunState,
-    recover::{Journal, Kept, Refusal, Restart, RestartError, evidence, execute, nmi},
+    recovery::{Journal, Kept, Refusal, Restart, RestartError, evidence, execute, nmi},
 };
 
 /// The name of the evidence that programs leave.
 const EVIDENCE: &str = "actuator.txt";
 
 /// Restarts a crashed guest by what its owner has for that. `writes` tells how many writes it has submitted so far,
-/// as for [`recover::restart`](crate::recover::restart()), which does it where QMP is the way.
+/// as for [`recovery::restart`](crate::recovery::restart()), which does it where QMP is the way.
 ///
 /// # Errors
 /// As there; [`RestartError::Refused`] leaves the guest untouched.
 pub async fn restart(
-    scene: &Scene,
+    scene: &RestartContext,
     writes: impl Fn() -> Option<u64>,
     journal: &mut impl Journal,
 ) -> Result<Restart, RestartError> {
@@ -153,7 +153,10 @@ pub async fn restart(
 ///
 /// # Errors
 /// [`RestartError::Refused`] where nothing was tried.
-pub async fn start(scene: &Scene, journal: &mut impl Journal) -> Result<Restart, RestartError> {
+pub async fn start(
+    scene: &RestartContext,
+    journal: &mut impl Journal,
+) -> Result<Restart, RestartError> {
     let steps = start_plan(&scene.vm.ownership, &scene.means).map_err(RestartError::Refused)?;
     let told = check_all(&steps).await?;
     journal.begun(&unknown(), steps.iter().map(ActuatorStep::words).collect()).await;
@@ -182,8 +185,8 @@ mod tests {
     use crate::{
         config::Means,
         discover::{Ownership, Vm},
-        error_text::in_full,
-        recover::evidence::Wanted,
+        error_chain,
+        recovery::evidence::Wanted,
     };
 
     /// What was written down, in order.
@@ -201,11 +204,11 @@ mod tests {
     }
 
     /// A VM without a monitor, for which a shell runs `script`.
-    fn scene(script: &str) -> Scene {
+    fn scene(script: &str) -> RestartContext {
         let command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
         let text = |text: &str| text.to_owned();
         let vm = Arc::new(Vm::stand_in(Ownership::bare(), &[]));
-        Scene {
+        RestartContext {
             evidence: Wanted::nothing(vm.clone(), text("20261122T100001Z-web-1")),
             vm,
             means: Means {
@@ -244,7 +247,7 @@ mod tests {
         let mut noted = Noted::default();
         let failed = restart(&scene("exit 7"), || None, &mut noted).await.unwrap_err();
         assert!(matches!(failed, RestartError::Owner { reset_at: Some(_), .. }), "{failed:?}");
-        assert!(in_full(&failed).contains("exited with code 7"), "{}", in_full(&failed));
+        assert!(error_chain(&failed).contains("exited with code 7"), "{}", error_chain(&failed));
         assert_eq!(noted.0.len(), 2);
     }
 

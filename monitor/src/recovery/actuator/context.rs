@@ -10,12 +10,12 @@ use crate::{
     discover::{Vm, is_there},
     program::{Place, Program, User},
     qmp::QmpHandle,
-    recover::evidence::Wanted,
+    recovery::evidence::Wanted,
 };
 
 /// Whom it is about, and what may be used.
 #[derive(Clone, Debug)]
-pub struct Scene {
+pub struct RestartContext {
     /// The VM.
     pub vm: Arc<Vm>,
     /// Its means.
@@ -32,7 +32,7 @@ pub struct Scene {
     pub evidence: Wanted,
 }
 
-impl Scene {
+impl RestartContext {
     /// As whom and where the programs of these steps run: the configured command as whom it is configured to, and
     /// one that starts a VM whose QEMU is gone where that was, so that the limits which held it hold its successor;
     /// not one that restarts a QEMU which is there, since it may have to end what is in that control group, or to

@@ -10,7 +10,7 @@ use super::{
     watchers::{self, Look, Looked},
 };
 use crate::{
-    discover::{self, Plugged, Tap, VmId},
+    discover::{self, OpenDevices, Tap, VmId},
     probe::{AttachReport, Counted, THREADS, TapProbe},
     sample::{ThreadTimes, VcpuClocks},
     verdict::Input,
@@ -196,6 +196,6 @@ impl Engine {
 }
 
 /// What the programs are to count for a VM.
-pub(super) fn counted(plugged: &Plugged) -> Counted {
+pub(super) fn counted(plugged: &OpenDevices) -> Counted {
     Counted { taps: plugged.taps.clone(), files: plugged.files.keys.clone() }
 }
