@@ -15,7 +15,7 @@ use super::{
 use crate::{
     config::Policy,
     discover::VmId,
-    recovery::{Circumstances, Clearance, HOST_WINDOW, clearance},
+    recovery::{Circumstances, Clearance, EventKind, HOST_WINDOW, clearance},
     storage::incident::{Incident, Outcome},
     verdict::{Cause, Input, State},
 };
@@ -27,9 +27,10 @@ impl Engine {
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let reason = watched.watch.reason.clone();
         let silence = watched.watch.quiet.since_life(now);
-        let earlier = watched.case.take();
+        let earlier = watched.case.take().filter(|case| case.stage.is_open());
+        let is_news = earlier.is_none();
         // One that was not restarted, or showed no life since, crashed once and not twice.
-        let (incident, tries) = match earlier.filter(|case| case.stage.is_open()) {
+        let (incident, tries) = match earlier {
             Some(Case { incident, tries, .. }) => {
                 (Incident { reason, outcome: None, ..incident }, tries)
             }
@@ -40,6 +41,9 @@ impl Engine {
                 (Incident { detect_seconds, ..incident }, Tries::default())
             }
         };
+        if is_news {
+            self.writer.events.emit(EventKind::Detected, &incident);
+        }
         // At once, and not only when its restart is written down.
         self.telling.follow(|follower, now| follower.incident(&incident, now));
         let Some(watched) = self.vms.get_mut(&id) else { return };
@@ -145,6 +149,7 @@ impl Engine {
             ..self.new_incident(watched, cause, watched.watch.reason.clone())
         };
         let recording = watched.recorder.evidence(&mut incident);
+        self.writer.events.emit(EventKind::Closed(Outcome::LimitReached), &incident);
         self.writer.write(&incident, Vec::new(), recording);
         if let Some(watched) = self.vms.get_mut(&id) {
             watched.case = Some(Case::new(incident, Stage::Closed, now));
@@ -160,6 +165,7 @@ impl Engine {
             ..self.new_incident(watched, cause, format!("{reason}; it is only told"))
         };
         let recording = watched.recorder.evidence(&mut incident);
+        self.writer.events.emit(EventKind::AgentLost, &incident);
         self.writer.write(&incident, Vec::new(), recording);
         if let Some(watched) = self.vms.get_mut(&id) {
             watched.told = Some(incident);
@@ -175,6 +181,7 @@ impl Engine {
         incident.recover_seconds =
             now.duration_since(incident.detected_at).ok().map(|took| took.as_secs_f64());
         incident.reason = format!("{}; its heart beats again", incident.reason);
+        self.writer.events.emit(EventKind::AgentBack, &incident);
         self.writer.write(&incident, Vec::new(), None);
     }
 
@@ -213,10 +220,11 @@ impl Engine {
                 lived_at.duration_since(at).ok().map(|took| took.as_secs_f64());
             self.close(id, Outcome::Recovered, None);
         } else if case.incident.outcome.is_none() {
+            self.writer.events.emit(EventKind::AliveAgain, &case.incident);
             self.telling.follow(|follower, now| [follower.alive_again(&case.incident, now)]);
             case.incident.reason = format!("{}; it lives after all", case.incident.reason);
             case.incident.recovered_at = Some(lived_at);
-            self.close(id, Outcome::Refused, None);
+            self.note_outcome(id, Outcome::Refused, None);
         } else {
             case.stage = Stage::Closed;
             case.incident.recovered_at = Some(lived_at);
@@ -231,13 +239,23 @@ impl Engine {
         }
     }
 
-    /// Writes down the outcome, and why where that isn't plain.
+    /// Says and writes down the outcome, and why where that isn't plain.
     pub(super) fn close(&mut self, id: VmId, outcome: Outcome, why: Option<&str>) {
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let Some(case) = &mut watched.case else { return };
         if case.stage == Stage::Closed {
             return;
         }
+        self.note_outcome(id, outcome, why);
+        if let Some(case) = self.vms.get(&id).and_then(|watched| watched.case.as_ref()) {
+            self.writer.events.emit(EventKind::Closed(outcome), &case.incident);
+        }
+    }
+
+    /// Writes down the outcome, and why where that isn't plain.
+    fn note_outcome(&mut self, id: VmId, outcome: Outcome, why: Option<&str>) {
+        let Some(watched) = self.vms.get_mut(&id) else { return };
+        let Some(case) = &mut watched.case else { return };
         case.stage = Stage::Closed;
         case.incident.outcome = Some(outcome);
         if let Some(why) = why {

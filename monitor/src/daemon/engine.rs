@@ -9,7 +9,7 @@ use std::{
 
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc::{Sender, UnboundedSender};
-use tracing::error;
+use tracing::{error, trace};
 
 use super::{
     Message,
@@ -26,7 +26,7 @@ use crate::{
     discover::VmId,
     probe::{ProbeThread, ProgramHealth},
     qmp::{QmpHandle, QmpNotice},
-    recovery::evidence::dump::UnderWay,
+    recovery::{EventSink, evidence::dump::UnderWay},
     report::{
         lines::Lines,
         recording::archive::{Archive, Writing},
@@ -136,8 +136,14 @@ impl Engine {
         let figures = MetricsPublisher::start(&config, &lines, &store);
         let telling =
             Telling::start(&config.tell, &config.paths.state_dir, figures.notifications.clone());
-        let (writer, writer_thread) =
-            IncidentWriter::start(store.clone(), figures.incidents.clone(), telling.clone());
+        let events =
+            EventSink::new(|event| trace!(id = event.incident.id, kind = ?event.kind, "event"));
+        let (writer, writer_thread) = IncidentWriter::start(
+            store.clone(),
+            figures.incidents.clone(),
+            telling.clone(),
+            events,
+        );
         let ledger = Ledger::open(&config.paths.state_dir);
         if let Some(why) = ledger.complaint() {
             error!("{why}");

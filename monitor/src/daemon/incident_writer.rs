@@ -13,7 +13,7 @@ use super::recordings::RECORDING;
 use crate::{
     error_chain,
     qmp::RunState,
-    recovery::Journal,
+    recovery::{EventKind, EventSink, Journal},
     report::{
         metrics::IncidentCounts,
         recording::{Recording, file},
@@ -54,6 +54,8 @@ pub(super) struct IncidentWriter {
     orders: mpsc::Sender<Order>,
     counts: IncidentCounts,
     telling: Telling,
+    /// What happened is said here, by the loop and by restarts that are under way.
+    pub(super) events: EventSink,
 }
 
 impl IncidentWriter {
@@ -62,6 +64,7 @@ impl IncidentWriter {
         store: Arc<IncidentStore>,
         counts: IncidentCounts,
         telling: Telling,
+        events: EventSink,
     ) -> (Self, Option<JoinHandle<()>>) {
         let (orders, inbox) = mpsc::channel::<Order>();
         let write = move || {
@@ -90,7 +93,7 @@ impl IncidentWriter {
                 );
             })
             .ok();
-        (Self { orders, counts, telling }, thread)
+        (Self { orders, counts, telling, events }, thread)
     }
 
     pub(super) fn write(&self, incident: &Incident, evidence: Files, recording: Option<Recording>) {
@@ -179,6 +182,7 @@ impl Journal for RestartJournal {
         });
         // It counts, whatever the disk does.
         self.store.note_restarts(&self.incident);
+        self.writer.events.emit(EventKind::RestartBegun, &self.incident);
         self.writer.make_safe(&self.incident).await;
     }
 
@@ -186,6 +190,7 @@ impl Journal for RestartJournal {
         if let Some(attempt) = self.incident.attempts.last_mut() {
             attempt.reset_at = Some(at);
         }
+        self.writer.events.emit(EventKind::Restarted, &self.incident);
         self.writer.make_safe(&self.incident).await;
     }
 }

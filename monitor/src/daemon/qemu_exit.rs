@@ -15,7 +15,7 @@ use crate::{
     config::Actuator,
     discover::{Owner, Vm},
     recovery::{
-        ExitReason,
+        EventKind, ExitReason,
         actuator::{chosen, is_power_cycle, start_plan},
         exit_reason,
     },
@@ -66,10 +66,9 @@ impl Engine {
             }
             None if why.is_crash() => {
                 let reason = format!("QEMU is gone: {words}");
-                Incident {
-                    outcome: Some(Outcome::Refused),
-                    ..self.new_incident(watched, Cause::QemuExited, reason)
-                }
+                let incident = self.new_incident(watched, Cause::QemuExited, reason);
+                self.writer.events.emit(EventKind::Detected, &incident);
+                Incident { outcome: Some(Outcome::Refused), ..incident }
             }
             None => {
                 info!(vm = watched.vm.name, "QEMU has ended: {words}");
@@ -114,6 +113,9 @@ impl Engine {
         if let Some(refusal) = refusal {
             incident.reason = format!("{}; {refusal}", incident.reason);
             let recording = watched.recorder.evidence(&mut incident);
+            if let Some(outcome) = incident.outcome {
+                self.writer.events.emit(EventKind::Closed(outcome), &incident);
+            }
             self.writer.write(&incident, Vec::new(), recording);
             return;
         }

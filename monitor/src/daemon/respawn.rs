@@ -20,7 +20,7 @@ use super::{
 use crate::{
     discover::{self, Owner, Vm, VmId},
     error_chain,
-    recovery::{Clearance, Restart, RestartError, actuator::start, evidence::Wanted},
+    recovery::{Clearance, EventKind, Restart, RestartError, actuator::start, evidence::Wanted},
     storage::incident::{Attempt, Incident, Outcome},
     verdict::{Cause, State, Tally, Terms},
 };
@@ -193,6 +193,7 @@ impl Engine {
     fn conclude(&mut self, awaited: Awaited, outcome: Outcome) {
         let Awaited { mut incident, .. } = awaited;
         incident.outcome = Some(outcome);
+        self.writer.events.emit(EventKind::Closed(outcome), &incident);
         self.writer.write(&incident, Vec::new(), None);
     }
 

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     discover::{self, VmId},
     error_chain,
-    recovery::{Clearance, Remainder, RestartError, finish, remainder},
+    recovery::{Clearance, EventKind, Remainder, RestartError, finish, remainder},
     storage::incident::{Attempt, Incident, Outcome},
     verdict::{Cause, Input, Monitor, State, Tally},
 };
@@ -198,6 +198,7 @@ impl Engine {
                 if incident.attempts.is_empty() { Outcome::Refused } else { Outcome::NotRecovered };
             let reason = format!("{}; its QEMU ended while no daemon watched", incident.reason);
             let incident = Incident { outcome: Some(outcome), reason, ..incident };
+            self.writer.events.emit(EventKind::Closed(outcome), &incident);
             self.writer.write(&incident, Vec::new(), None);
         }
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::engine::Engine;
 use crate::{
+    recovery::EventKind as RecoveryEvent,
     report::telling::event::EventKind,
     storage::incident::{Incident, Outcome},
     verdict::{Input, StormAssessment, assess_storm, is_silent},
@@ -55,6 +56,7 @@ impl Engine {
             outcome: Some(Outcome::Refused),
             ..Incident::new(id, vm, cause, reason, detected_at)
         };
+        self.writer.events.emit(RecoveryEvent::Storm, &incident);
         self.writer.write(&incident, Vec::new(), None);
     }
 }

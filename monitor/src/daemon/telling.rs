@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use super::{engine::Engine, vm::WatchedVm};
 use crate::{
     discover::Vm,
+    recovery::EventKind as RecoveryEvent,
     report::telling::{
         event::{EventKind, Subject},
         follow::Standing,
@@ -61,6 +62,7 @@ impl Engine {
                 && watched.watch.missed_beats().is_none()
                 && let Some(told) = watched.told.take()
             {
+                self.writer.events.emit(RecoveryEvent::AliveAgain, &told);
                 self.telling.follow(|follower, now| [follower.alive_again(&told, now)]);
             }
         }

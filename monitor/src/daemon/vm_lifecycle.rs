@@ -20,6 +20,7 @@ use crate::{
     discover::{self, Vm, VmId},
     insight::Insight,
     qmp::{self, QmpState},
+    recovery::EventKind,
     sample::{LostCompletions, VcpuClocks, port::PortListener},
     verdict::Watch,
     witness::Notes,
@@ -91,6 +92,7 @@ impl Engine {
         });
         if let Some(taken_up) = &left {
             let incident = taken_up.incident();
+            self.writer.events.emit(EventKind::TakenUp, incident);
             self.telling.take_up(|follower, now| follower.taken_up(incident, now));
         }
         let terms = terms_for(&self.config, &vm.name);

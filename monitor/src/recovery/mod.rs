@@ -5,6 +5,7 @@
 //! VM that somebody paused meanwhile must be left alone.
 
 pub mod actuator;
+mod event;
 pub mod evidence;
 mod execute;
 mod exit_reason;
@@ -12,6 +13,7 @@ mod nmi;
 mod outcome;
 mod plan;
 
+pub use event::{Event, EventKind, EventSink};
 pub use execute::{Journal, finish, put_back, restart};
 pub use exit_reason::{ExitReason, exit_reason};
 pub use outcome::{Files, Kept, OwnerError, Restart, RestartError, Stand};
