@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 /// CPU time of a whole process since its start, threads that ended included.
 ///
@@ -28,10 +28,41 @@ pub fn process_time(pid: u32) -> Result<Duration> {
 ///
 /// If it is gone.
 pub fn main_thread_time(pid: u32) -> Result<Duration> {
-    let path = format!("/proc/{pid}/task/{pid}/schedstat");
+    Ok(schedstat(pid, pid)?.ran)
+}
+
+/// How long the thread of a process that waited longest for a CPU has done so, since its start: what the host withheld
+/// from it.
+///
+/// # Errors
+///
+/// If it is gone.
+pub fn withheld(pid: u32) -> Result<Duration> {
+    let path = format!("/proc/{pid}/task");
+    let mut longest = Duration::ZERO;
+    for thread in std::fs::read_dir(&path).context(path)? {
+        let Ok(thread) = thread?.file_name().to_string_lossy().parse() else { continue };
+        // A thread may have ended meanwhile.
+        longest = longest.max(schedstat(pid, thread).map_or(Duration::ZERO, |time| time.waited));
+    }
+    Ok(longest)
+}
+
+/// What the kernel's scheduler counts of a thread.
+struct Schedstat {
+    ran: Duration,
+    /// Ready to run, on no CPU.
+    waited: Duration,
+}
+
+fn schedstat(pid: u32, thread: u32) -> Result<Schedstat> {
+    let path = format!("/proc/{pid}/task/{thread}/schedstat");
     let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
-    let nanos = text.split_ascii_whitespace().next().with_context(|| format!("{path} is empty"))?;
-    Ok(Duration::from_nanos(nanos.parse().context(path)?))
+    let nanos = text.split_ascii_whitespace().map(str::parse).collect::<Result<Vec<u64>, _>>();
+    let [ran, waited, _] = nanos.with_context(|| path.clone())?[..] else {
+        bail!("{path}: {text}")
+    };
+    Ok(Schedstat { ran: Duration::from_nanos(ran), waited: Duration::from_nanos(waited) })
 }
 
 /// Memory of a process that is resident now, in bytes.
@@ -57,6 +88,7 @@ mod tests {
         let before = process_time(own).expect("our own clock");
         while process_time(own).expect("our own clock") < before + Duration::from_millis(5) {}
         assert!(main_thread_time(own).is_ok());
+        assert!(withheld(own).is_ok());
         assert!(resident_bytes(own).expect("our own memory") > 1 << 16);
     }
 }

@@ -28,6 +28,7 @@ pub mod owners;
 pub mod prometheus;
 pub mod qmp;
 pub mod scenario;
+pub mod schedule;
 mod seccomp;
 pub mod soak;
 pub mod stopped;

@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use flatline_tests::{boot_sector::BootSector, daemon::Daemon, guest::Accelerator, interrupt};
@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::rig::{
-    FLAT_FOR, MARGIN, Rig, boot_all, check_restart, incidents_of, put, trial, vm,
+    Crash, FLAT_FOR, Load, MARGIN, Rig, boot_all, check_restart, incidents_of, put, trial_with, vm,
     wait_for_incident, wait_for_vm,
 };
 
@@ -42,8 +42,12 @@ const SECOND_WAVE: [&str; 4] = ["events", "garbage", "endless", "deep"];
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
-        trial("qemus_that_flood_lie_or_keep_silent_delay_nobody_else", monitors),
-        trial("a_stopped_qemu_is_held_and_delays_nobody_else", stopped),
+        trial_with(
+            Load::Spins(1),
+            "qemus_that_flood_lie_or_keep_silent_delay_nobody_else",
+            monitors,
+        ),
+        trial_with(Load::Spins(1), "a_stopped_qemu_is_held_and_delays_nobody_else", stopped),
     ]
 }
 
@@ -166,7 +170,7 @@ fn monitors() -> Result<()> {
     worst.look_until(&daemon, PANIC_AFTER * 2, "the time to panic", || {
         Ok(begin.elapsed() >= PANIC_AFTER)
     })?;
-    let crashed = SystemTime::now();
+    let crash = Crash::now(&daemon, &guests[0])?;
     guests[0].send("panic")?;
     let mut again = SECOND_WAVE.iter();
     // One more flood each second, so that there is always one while the good guest is judged.
@@ -180,7 +184,7 @@ fn monitors() -> Result<()> {
         }
         has_action(&daemon, "good")
     })?;
-    check_restart(&daemon, &guests[0], crashed)?;
+    check_restart(&daemon, &guests[0], &crash)?;
 
     for (manner, found) in MANNERS {
         wait_for_monitor(&daemon, manner, found)?;
@@ -215,7 +219,7 @@ fn stopped() -> Result<()> {
     }
     stopped.signal(Signal::STOP)?;
     interrupt::sleep(PANIC_AFTER)?;
-    let crashed = SystemTime::now();
+    let crash = Crash::now(&daemon, good)?;
     good.send("panic")?;
     let is_held = |row: &Value| {
         row["state"] == "held"
@@ -227,14 +231,14 @@ fn stopped() -> Result<()> {
         ensure!(is_held(&vm(&daemon, "stopped")?), "{}", daemon.show("stopped")?);
         has_action(&daemon, "good")
     })?;
-    check_restart(&daemon, good, crashed)?;
+    check_restart(&daemon, good, &crash)?;
 
     stopped.signal(Signal::CONT)?;
     wait_for_vm(&daemon, "stopped", "alive again", MARGIN, alive)?;
     // Through one more silence, at whose end it is asked, and answers.
     worst.look_until(&daemon, FLAT_FOR * 6, "that time", || {
         ensure!(vm(&daemon, "stopped")?["cause"].is_null(), "{}", daemon.show("stopped")?);
-        Ok(crashed.elapsed()? >= FLAT_FOR * 5)
+        Ok(crash.at.elapsed()? >= FLAT_FOR * 5)
     })?;
     wait_for_vm(&daemon, "stopped", "alive still", MARGIN, alive)?;
     ensure!(incidents_of(&daemon, "stopped")?.is_empty(), "stopped was convicted");

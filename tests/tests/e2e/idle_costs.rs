@@ -23,7 +23,7 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 
 use crate::{
-    rig::{BOOT_LIMIT, Rig, boot_all, trial_that_may_skip},
+    rig::{BOOT_LIMIT, Load, Rig, boot_all, skippable_trial_with},
     unreadable::{ARM_WAITS, bare, own},
 };
 
@@ -62,7 +62,7 @@ struct Plan {
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
-        trial_that_may_skip("idle_guests_are_asked_and_recorded_at_leisure", || {
+        skippable_trial_with(Load::Alone, "idle_guests_are_asked_and_recorded_at_leisure", || {
             watch(&Plan {
                 kinds: vec![Kind::NoMonitor, Kind::Held, Kind::Monitor, Kind::Arm],
                 counted_for: Duration::from_secs(10),
@@ -70,19 +70,26 @@ pub(crate) fn trials() -> Vec<Trial> {
                 most_cpu: MOST_CPU_OF_FEW,
             })
         }),
-        trial_that_may_skip("twenty_idle_guests_without_a_monitor_cost_next_to_nothing", || {
-            twenty(Kind::NoMonitor)
-        }),
-        trial_that_may_skip(
+        skippable_trial_with(
+            Load::Alone,
+            "twenty_idle_guests_without_a_monitor_cost_next_to_nothing",
+            || twenty(Kind::NoMonitor),
+        ),
+        skippable_trial_with(
+            Load::Alone,
             "twenty_idle_guests_whose_monitor_is_held_cost_next_to_nothing",
             || twenty(Kind::Held),
         ),
-        trial_that_may_skip("twenty_idle_guests_with_a_monitor_cost_next_to_nothing", || {
-            twenty(Kind::Monitor)
-        }),
-        trial_that_may_skip("twenty_idle_arm_guests_with_a_monitor_cost_next_to_nothing", || {
-            twenty(Kind::Arm)
-        }),
+        skippable_trial_with(
+            Load::Alone,
+            "twenty_idle_guests_with_a_monitor_cost_next_to_nothing",
+            || twenty(Kind::Monitor),
+        ),
+        skippable_trial_with(
+            Load::Alone,
+            "twenty_idle_arm_guests_with_a_monitor_cost_next_to_nothing",
+            || twenty(Kind::Arm),
+        ),
     ]
 }
 

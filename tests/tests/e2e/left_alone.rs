@@ -7,7 +7,7 @@ use flatline_tests::{daemon::Daemon, guest::Guest, interrupt};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::rig::{FLAT_FOR, Rig, boot_all, trial, vm, wait_for_vm};
+use crate::rig::{FLAT_FOR, Load, Rig, boot_all, trial_with, vm, wait_for_vm};
 
 /// How long they are watched: twice as long as those are left alone that nobody can be asked about, and more.
 const WATCHED_FOR: Duration = Duration::from_secs(90);
@@ -16,7 +16,11 @@ const UNCONFIRMED_FLAT_FOR: &str = "40s";
 const COMPUTE_FOR: Duration = Duration::from_secs(50);
 
 pub(crate) fn trials() -> Vec<Trial> {
-    vec![trial("healthy_and_stopped_guests_are_left_alone_for_all_times_that_count", left_alone)]
+    vec![trial_with(
+        Load::Spins(2),
+        "healthy_and_stopped_guests_are_left_alone_for_all_times_that_count",
+        left_alone,
+    )]
 }
 
 fn left_alone() -> Result<()> {

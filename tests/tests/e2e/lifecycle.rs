@@ -4,7 +4,7 @@
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use flatline_tests::{
@@ -20,8 +20,8 @@ use serde_json::Value;
 
 use crate::programs::{self, Holdings};
 use crate::rig::{
-    FLAT_FOR, MARGIN, Rig, binary, boot_all, check_restart, incidents_of, put, trial, vm,
-    wait_for_incident, wait_for_vm,
+    Crash, FLAT_FOR, Load, MARGIN, Rig, binary, boot_all, check_restart, incidents_of, put, trial,
+    trial_with, vm, wait_for_incident, wait_for_vm,
 };
 
 /// For a guest that shows no sign of life to leave `starting`: the boot grace of 10 s and a little.
@@ -44,13 +44,27 @@ pub(crate) fn trials() -> Vec<Trial> {
         }),
         trial("a_second_daemon_is_refused_and_the_first_goes_on", second),
         trial("a_host_or_configuration_that_is_not_fit_is_refused_in_one_line", unfit),
-        trial("a_killed_daemon_starts_again_and_finds_the_next_crash_with_tcx", || killed("tcx")),
-        trial("a_killed_daemon_starts_again_and_finds_the_next_crash_with_clsact", || {
-            killed("clsact")
-        }),
+        trial_with(
+            Load::Spins(1),
+            "a_killed_daemon_starts_again_and_finds_the_next_crash_with_tcx",
+            || killed("tcx"),
+        ),
+        trial_with(
+            Load::Spins(1),
+            "a_killed_daemon_starts_again_and_finds_the_next_crash_with_clsact",
+            || killed("clsact"),
+        ),
         trial("vms_that_start_and_end_are_noticed_and_only_a_killed_one_is_an_incident", vms),
-        trial("a_daemon_that_only_observes_records_a_crash_and_resets_nothing", observes),
-        trial("a_guest_that_crashes_again_is_given_up_at_its_limit_for_good", limit),
+        trial_with(
+            Load::Spins(1),
+            "a_daemon_that_only_observes_records_a_crash_and_resets_nothing",
+            observes,
+        ),
+        trial_with(
+            Load::Spins(1),
+            "a_guest_that_crashes_again_is_given_up_at_its_limit_for_good",
+            limit,
+        ),
         trial("a_vcpu_that_is_plugged_in_is_read", vcpu_plugged),
     ]
 }
@@ -282,9 +296,9 @@ fn killed(hook: &str) -> Result<()> {
     // Long enough for its address to be probed once while all is well.
     interrupt::sleep(Duration::from_secs(3))?;
     ensure!(guests[0].banner_count() == 1 && incidents_of(&daemon, "watched-on")?.is_empty());
-    let crashed = SystemTime::now();
+    let crash = Crash::now(&daemon, &guests[0])?;
     guests[0].send("panic")?;
-    check_restart(&daemon, &guests[0], crashed)?;
+    check_restart(&daemon, &guests[0], &crash)?;
     drop(guests);
     // What an earlier daemon attached goes with this one.
     let holdings = Holdings::of(&rig.dir().join("bpf/flatline"), &[])?;

@@ -55,9 +55,6 @@ use libtest_mimic::{Arguments, Trial};
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    if arguments.test_threads.is_none() {
-        arguments.test_threads = Some(turns::most());
-    }
     if let Err(error) = flatline_tests::interrupt::install() {
         eprintln!("signals can't be handled: {error:#}");
         return ExitCode::FAILURE;
@@ -103,5 +100,9 @@ fn main() -> ExitCode {
     trials.extend(packages::trials());
     trials.extend(top::trials());
     trials.extend(telling::trials());
-    libtest_mimic::run(&arguments, trials).exit_code()
+    // Each has a thread, in which it waits for its turn.
+    arguments.test_threads.get_or_insert(trials.len());
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    turns::summarize();
+    conclusion.exit_code()
 }

@@ -20,8 +20,8 @@ use crate::{
     brought_back::kvm,
     left_alone::check_untouched,
     rig::{
-        BOOT_LIMIT, Rig, incidents_of, outer_resets, trial, trial_that_may_skip, vm,
-        wait_for_incident,
+        BOOT_LIMIT, Load, Rig, incidents_of, outer_resets, skippable_trial_with,
+        trial_that_may_skip, trial_with, vm, wait_for_incident,
     },
 };
 
@@ -33,19 +33,24 @@ const NEIGHBOUR_LIMIT: Duration = Duration::from_secs(90);
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
-        trial("a_guest_that_waits_with_interrupts_off_is_left_alone_under_tcg", || {
-            masked_wait(Accelerator::Tcg, &Terms::short())
-        }),
-        trial_that_may_skip(
+        trial_with(
+            Load::Spins(1),
+            "a_guest_that_waits_with_interrupts_off_is_left_alone_under_tcg",
+            || masked_wait(Accelerator::Tcg, &Terms::short()),
+        ),
+        skippable_trial_with(
+            Load::Spins(1),
             "a_guest_that_waits_with_interrupts_off_is_left_alone_under_kvm",
             || match kvm()? {
                 None => masked_wait(Accelerator::Kvm, &Terms::short()).map(|()| None),
                 why => Ok(why),
             },
         ),
-        trial_that_may_skip("a_hypervisor_whose_guest_spins_is_left_alone", || {
-            hypervisor(&Terms::short())
-        }),
+        skippable_trial_with(
+            Load::Spins(1),
+            "a_hypervisor_whose_guest_spins_is_left_alone",
+            || hypervisor(&Terms::short()),
+        ),
         trial_that_may_skip(
             "a_guest_that_waits_with_interrupts_off_is_left_alone_for_long_under_tcg",
             || match Terms::long()? {

@@ -16,12 +16,12 @@ use flatline_tests::{
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::rig::{Rig, boot_all, incidents_of, trial, vm, wait_for_vm};
+use crate::rig::{Load, Rig, boot_all, incidents_of, trial, trial_with, vm, wait_for_vm};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("memory_is_what_the_guest_and_the_host_say_and_nulls_without_a_balloon", figures),
-        trial("a_guest_that_thrashes_is_alive_and_named_as_that", thrashing),
+        trial_with(Load::Spins(1), "a_guest_that_thrashes_is_alive_and_named_as_that", thrashing),
         trial("reading_memory_leaves_a_qmp_socket_and_others_polling_alone", left_alone),
     ]
 }

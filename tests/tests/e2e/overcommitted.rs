@@ -13,7 +13,9 @@ use libtest_mimic::Trial;
 use rustix::process::{Pid, setpriority_process};
 use serde_json::Value;
 
-use crate::rig::{BOOT_LIMIT, FLAT_FOR, Rig, boot_all, incidents_of, trial, vm, wait_for_vm};
+use crate::rig::{
+    BOOT_LIMIT, FLAT_FOR, Load, Rig, boot_all, incidents_of, trial_with, vm, wait_for_vm,
+};
 
 /// Programs that want a CPU each, for each CPU of the host.
 const WANTED_OVER: usize = 4;
@@ -31,25 +33,29 @@ const SHARING: &str = "sharing";
 const NICE: i32 = 5;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    vec![trial("a_guest_that_says_that_it_dies_is_found_in_time_on_an_overcommitted_host", panics)]
+    vec![trial_with(
+        Load::Alone,
+        "a_guest_that_says_that_it_dies_is_found_in_time_on_an_overcommitted_host",
+        panics,
+    )]
 }
 
 /// Programs that want all CPUs, until they are dropped.
-struct Load(Vec<Child>);
+struct Hogs(Vec<Child>);
 
-impl Load {
+impl Hogs {
     fn start() -> Result<Self> {
-        let mut load = Self(Vec::new());
+        let mut hogs = Self(Vec::new());
         for _ in 0..WANTED_OVER * available_parallelism()?.get() {
             let mut shell = Command::new("sh");
             shell.args(["-c", "while :; do :; done"]).stdin(Stdio::null());
-            load.0.push(shell.spawn()?);
+            hogs.0.push(shell.spawn()?);
         }
-        Ok(load)
+        Ok(hogs)
     }
 }
 
-impl Drop for Load {
+impl Drop for Hogs {
     fn drop(&mut self) {
         for child in &mut self.0 {
             // Whichever has ended needs no end.
@@ -88,7 +94,7 @@ fn panics() -> Result<()> {
         wait_for_vm(&daemon, guest.name(), "alive", BOOT_LIMIT, |row| row["state"] == "alive")?;
     }
     be_nice(&guests[0])?;
-    let load = Load::start()?;
+    let hogs = Hogs::start()?;
     let mut panicked = Vec::new();
     for guest in &guests {
         let mark = guest.mark();
@@ -111,7 +117,7 @@ fn panics() -> Result<()> {
         }
         interrupt::sleep(LOOK_EVERY)?;
     }
-    drop(load);
+    drop(hogs);
     for (n, guest) in guests.iter().enumerate() {
         let name = guest.name();
         tell(name, panicked[n], &looks[n]);

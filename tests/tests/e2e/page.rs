@@ -26,7 +26,7 @@ use serde_json::Value;
 
 use crate::{
     hostile::Fake,
-    rig::{BOOT_LIMIT, Rig, put, trial_that_may_skip},
+    rig::{BOOT_LIMIT, Load, Rig, put, skippable_trial_with},
 };
 
 /// For what the page shows within two ticks, on a busy machine.
@@ -39,7 +39,8 @@ const NOBODY: u32 = 65534;
 const HOSTILE: &str = "<img src=x onerror=document.title=1><b>bold";
 
 pub(crate) fn trials() -> Vec<Trial> {
-    vec![trial_that_may_skip(
+    vec![skippable_trial_with(
+        Load::Spins(1),
         "the_page_shows_in_a_browser_how_a_guest_crashes_and_comes_back",
         page,
     )]

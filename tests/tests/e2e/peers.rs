@@ -16,8 +16,8 @@ use serde_json::Value;
 use crate::{
     hostile::Fake,
     rig::{
-        BOOT_LIMIT, Rig, boot_all, incidents_of, outer_resets, put, trial, wait_for_incident,
-        wait_for_vm,
+        BOOT_LIMIT, Load, Rig, boot_all, incidents_of, outer_resets, put, trial, trial_with,
+        wait_for_incident, wait_for_vm,
     },
 };
 
@@ -40,7 +40,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("monitors_that_drip_hang_up_or_draw_absurd_pictures_harm_nobody", monitors),
         trial("a_link_to_another_vms_socket_and_a_made_up_qemu_are_not_taken_for_one", sockets),
         trial("names_reach_no_terminal_path_shell_or_page_as_they_are", names),
-        trial("a_guest_agent_that_floods_says_nothing", agent),
+        trial_with(Load::Spins(1), "a_guest_agent_that_floods_says_nothing", agent),
     ]
 }
 

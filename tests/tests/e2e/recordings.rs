@@ -13,11 +13,16 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 
 use crate::rig::{
-    BOOT_LIMIT, FLAT_FOR, Rig, binary, boot_all, check_restart, trial, wait_for_incident,
+    BOOT_LIMIT, Crash, FLAT_FOR, Load, Rig, binary, boot_all, check_restart, trial_with,
+    wait_for_incident,
 };
 
 pub(crate) fn trials() -> Vec<Trial> {
-    vec![trial("a_recorded_panic_is_judged_the_same_again_and_later_on_longer_terms", recorded)]
+    vec![trial_with(
+        Load::Spins(1),
+        "a_recorded_panic_is_judged_the_same_again_and_later_on_longer_terms",
+        recorded,
+    )]
 }
 
 fn recorded() -> Result<()> {
@@ -35,8 +40,8 @@ fn recorded() -> Result<()> {
     guest.send("panic")?;
     // A busy machine takes its time until then.
     guest.wait_for_after(mark, "Kernel panic - not syncing", BOOT_LIMIT)?;
-    let crashed = SystemTime::now();
-    check_restart(&daemon, guest, crashed)?;
+    let crash = Crash::now(&daemon, guest)?;
+    check_restart(&daemon, guest, &crash)?;
     let incident = wait_for_incident(&daemon, guest.name(), "recovered", BOOT_LIMIT, |incident| {
         incident["outcome"] == "recovered"
     })?;

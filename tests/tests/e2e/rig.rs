@@ -3,23 +3,24 @@
 use std::{
     env,
     path::{Path, PathBuf},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use flatline_tests::{
     boot_sector::BootSector,
+    cpu,
     daemon::{Daemon, DaemonConfig},
     guest::{Accelerator, DiskConfig, Guest, GuestConfig, GuestKind, private_qemu},
     image, interrupt,
     netns::Netns,
     qmp::time_of,
 };
-use libtest_mimic::{Completion, Failed, Trial};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::turns;
+pub(crate) use crate::turns::{skippable_trial_with, trial, trial_that_may_skip, trial_with};
+pub(crate) use flatline_tests::schedule::Load;
 
 /// `flat_for` of the daemons whose restarts are waited for, and what is granted on top of it: guests that spin share
 /// the cores with those of the test beside, and one that gets less than half of a core is given more time.
@@ -190,33 +191,6 @@ fn seconds_until(incident: &Value, field: &str, from: SystemTime) -> Result<f64>
     })
 }
 
-/// A test that runs `test`, whose error is its failure.
-pub(crate) fn trial(name: &str, test: fn() -> Result<()>) -> Trial {
-    let called = name.to_owned();
-    Trial::test(name, move || {
-        timed(&called, test).map_err(|error| Failed::from(format!("{error:#}")))
-    })
-}
-
-/// Says what a test took: all together take as long as a person can wait.
-fn timed<T>(name: &str, test: fn() -> Result<T>) -> Result<T> {
-    let _turn = turns::wait();
-    let begun = Instant::now();
-    let result = test();
-    println!("{:>6.1} s  {name}", begun.elapsed().as_secs_f64());
-    result
-}
-
-/// A test that may find that it can't run here: then it says why.
-pub(crate) fn trial_that_may_skip(name: &str, test: fn() -> Result<Option<String>>) -> Trial {
-    let called = name.to_owned();
-    Trial::ignorable_test(name, move || match timed(&called, test) {
-        Ok(None) => Ok(Completion::Completed),
-        Ok(Some(why)) => Ok(Completion::ignored_with(format!("skipped: {why}"))),
-        Err(error) => Err(Failed::from(format!("{error:#}"))),
-    })
-}
-
 /// Puts a program at `target`. A link where that works: a file that was written just now can't be
 /// executed while another test's fork still holds it open.
 pub(crate) fn put(source: &Path, target: &Path) -> Result<()> {
@@ -225,17 +199,51 @@ pub(crate) fn put(source: &Path, target: &Path) -> Result<()> {
         .with_context(|| format!("cannot make {}", target.display()))
 }
 
-/// Waits for the restart of a guest that crashed at `crashed`; it must come as soon as [`FLAT_FOR`] and
-/// [`MARGIN`] allow. Returns its incident.
-pub(crate) fn check_restart(daemon: &Daemon, guest: &Guest, crashed: SystemTime) -> Result<Value> {
-    let limit = FLAT_FOR + MARGIN;
-    let wait = limit + Duration::from_secs(20);
+/// A moment from which a guest is to be found dead, and what the host had withheld until then.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Crash {
+    pub(crate) at: SystemTime,
+    withheld: Duration,
+}
+
+impl Crash {
+    /// This moment.
+    pub(crate) fn now(daemon: &Daemon, guest: &Guest) -> Result<Self> {
+        Ok(Self { at: SystemTime::now(), withheld: withheld(daemon, guest)? })
+    }
+
+    /// What `limit` becomes by the time that the host has withheld since: a daemon gives a vCPU that is not let run the
+    /// time that it did not get.
+    pub(crate) fn allowed(
+        &self,
+        limit: Duration,
+        daemon: &Daemon,
+        guest: &Guest,
+    ) -> Result<Duration> {
+        Ok(limit + withheld(daemon, guest)?.saturating_sub(self.withheld))
+    }
+}
+
+/// What the host withheld so far of the daemon that looks and of the guest that it looks at.
+fn withheld(daemon: &Daemon, guest: &Guest) -> Result<Duration> {
+    let daemon = daemon.pid().context("the daemon does not run")?;
+    Ok(cpu::withheld(daemon)? + cpu::withheld(guest.pid())?)
+}
+
+/// Waits for the restart of a guest that crashed; it must come as soon as [`FLAT_FOR`], [`MARGIN`] and the host allow.
+/// Returns its incident.
+pub(crate) fn check_restart(daemon: &Daemon, guest: &Guest, crash: &Crash) -> Result<Value> {
+    let wait = FLAT_FOR + MARGIN * 6;
     let incident = wait_for_incident(daemon, guest.name(), "restarted", wait, |incident| {
         !incident["action_at"].is_null()
     })?;
     // Times in incidents have whole seconds, rounded down.
-    let took = seconds_until(&incident, "action_at", crashed)?;
-    println!("{}: reset {took:.1} s after the crash, or up to 1 s later", guest.name());
+    let took = seconds_until(&incident, "action_at", crash.at)?;
+    let limit = crash.allowed(FLAT_FOR + MARGIN, daemon, guest)?;
+    println!(
+        "{}: reset {took:.1} s after the crash, or up to 1 s later, of {limit:.1?}",
+        guest.name()
+    );
     ensure!(took <= limit.as_secs_f64(), "{}: reset only after {took} s: {incident}", guest.name());
     Ok(incident)
 }

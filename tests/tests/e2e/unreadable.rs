@@ -18,8 +18,8 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 
 use crate::rig::{
-    FLAT_FOR, MARGIN, Rig, binary, put, trial, trial_that_may_skip, vm, wait_for_incident,
-    wait_for_vm,
+    FLAT_FOR, Load, MARGIN, Rig, binary, put, skippable_trial_with, trial, trial_that_may_skip, vm,
+    wait_for_incident, wait_for_vm,
 };
 
 /// `unconfirmed_flat_for` of guests that nobody can be asked about, and how long those that live are watched: longer
@@ -32,7 +32,7 @@ const MOST_COMMANDS_A_SECOND: f64 = 20.0;
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("an_encrypted_guest_is_not_convicted_by_the_registers_of_its_reset", encrypted),
-        trial_that_may_skip("arm_guests_that_wait_or_compute_are_left_alone", arm),
+        skippable_trial_with(Load::Spins(2), "arm_guests_that_wait_or_compute_are_left_alone", arm),
         trial_that_may_skip("an_architecture_that_is_not_understood_is_asked_about_once", riscv),
     ]
 }

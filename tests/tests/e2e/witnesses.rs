@@ -12,12 +12,17 @@ use flatline_tests::{
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::rig::{BOOT_LIMIT, FLAT_FOR, Rig, boot_all, trial, wait_for_incident};
+use crate::rig::{BOOT_LIMIT, FLAT_FOR, Load, Rig, boot_all, trial_with, wait_for_incident};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
-        trial("an_agent_and_a_balloon_answer_for_a_guest_and_no_longer_once_it_is_dead", answer),
-        trial(
+        trial_with(
+            Load::Spins(1),
+            "an_agent_and_a_balloon_answer_for_a_guest_and_no_longer_once_it_is_dead",
+            answer,
+        ),
+        trial_with(
+            Load::Spins(1),
             "a_kernels_last_words_in_a_console_log_are_heard_in_the_boot_that_they_end",
             last_words,
         ),

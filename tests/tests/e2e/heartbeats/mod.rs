@@ -19,8 +19,8 @@ use monitor_ebpf::heartbeat::HEARTBEAT_ETHERTYPE;
 use serde_json::Value;
 
 use crate::rig::{
-    BOOT_LIMIT, MARGIN, Rig, boot_all, incidents_of, outer_resets, trial, vm, wait_for_incident,
-    wait_for_vm,
+    BOOT_LIMIT, Crash, Load, MARGIN, Rig, boot_all, incidents_of, outer_resets, trial, trial_with,
+    vm, wait_for_incident, wait_for_vm,
 };
 
 /// Three intervals of a second, and two seconds.
@@ -31,7 +31,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = vec![
         trial("a_guests_heart_is_heard_at_its_taps_and_nowhere_else", heard),
         trial("a_user_space_that_died_is_told_of_and_restarted_only_where_configured", dead),
-        trial("a_guest_with_an_agent_that_panics_is_found_sooner", sooner),
+        trial_with(Load::Spins(2), "a_guest_with_an_agent_that_panics_is_found_sooner", sooner),
         trial("an_agent_is_heard_through_a_port_and_so_is_a_line_of_shell", ports),
         trial("a_service_that_hangs_is_named_by_its_guests_agent", service),
     ];
@@ -201,14 +201,16 @@ fn sooner() -> Result<()> {
     start_agent(&guests[0], "")?;
     wait_for_beats(&daemon, &guests[0])?;
     sleep(config.boot_grace)?;
-    let begin = SystemTime::now();
+    let crash = Crash::now(&daemon, &guests[0])?;
     for guest in &guests {
         guest.send("panic")?;
     }
     let restarted = |incident: &Value| !incident["action_at"].is_null();
-    let within = LOST_AFTER + MARGIN;
-    let incident = wait_for_incident(&daemon, "with-agent", "restarted", within, restarted)?;
-    println!("restarted {:.1?} after its panic: {incident}", begin.elapsed()?);
+    let incident = wait_for_incident(&daemon, "with-agent", "restarted", FLAT_FOR, restarted)?;
+    let took = crash.at.elapsed()?;
+    let limit = crash.allowed(LOST_AFTER + MARGIN, &daemon, &guests[0])?;
+    println!("restarted {took:.1?} after its panic, of {limit:.1?}: {incident}");
+    ensure!(took <= limit, "restarted only {took:?} after its panic: {incident}");
     ensure!(incident["cause"] != "userland-dead", "{incident}");
     ensure!(incidents_of(&daemon, "without")?.is_empty(), "found as soon without an agent");
     let recovered = |incident: &Value| incident["outcome"] == "recovered";

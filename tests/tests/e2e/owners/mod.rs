@@ -23,7 +23,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::rig::{
-    Rig, boot_all, incidents_of, trial, trial_that_may_skip, vm, wait_for_incident, wait_for_vm,
+    Load, Rig, boot_all, incidents_of, skippable_trial_with, trial, trial_that_may_skip, vm,
+    wait_for_incident, wait_for_vm,
 };
 
 /// For a guest of a few bytes to be restarted, and to be seen so.
@@ -37,7 +38,11 @@ const FAKE_OWNER: &str = env!("CARGO_BIN_EXE_fake-owner");
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial_that_may_skip("proxmox_ve_is_told_by_qm_and_its_socket_stays_free", proxmox),
-        trial_that_may_skip("a_unit_is_restarted_only_if_it_is_about_this_qemu", systemd),
+        skippable_trial_with(
+            Load::Spins(1),
+            "a_unit_is_restarted_only_if_it_is_about_this_qemu",
+            systemd,
+        ),
         trial("a_command_is_told_of_the_incident_and_nothing_in_a_name_is_run", command),
         trial(
             "a_qemu_that_was_killed_is_started_again_and_one_that_was_stopped_is_not",

@@ -15,7 +15,10 @@ use flatline_tests::{
 use libtest_mimic::Trial;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::rig::{BOOT_LIMIT, FLAT_FOR, MARGIN, Rig, boot_all, trial_that_may_skip, wait_for_vm};
+use crate::rig::{
+    BOOT_LIMIT, FLAT_FOR, Load, MARGIN, Rig, boot_all, skippable_trial_with, trial_that_may_skip,
+    wait_for_vm,
+};
 use tmux::{PROMPT, Tmux};
 
 const SMALL: (u16, u16) = (80, 24);
@@ -28,7 +31,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial_that_may_skip("top_shows_a_crash_as_it_happens_and_outlives_all_around_it", || {
             tmux::missing().map_or_else(|| live().map(|()| None), |why| Ok(Some(why)))
         }),
-        trial_that_may_skip("top_shows_a_thousand_vms_of_a_fake_daemon", || {
+        skippable_trial_with(Load::Alone, "top_shows_a_thousand_vms_of_a_fake_daemon", || {
             tmux::missing().map_or_else(|| thousand::test().map(|()| None), |why| Ok(Some(why)))
         }),
     ]
