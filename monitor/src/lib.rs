@@ -18,6 +18,7 @@ pub mod verdict;
 pub mod witness;
 
 pub mod recovery;
+mod vm;
 
 pub mod report;
 

@@ -8,16 +8,15 @@ use std::time::SystemTime;
 
 use tracing::info;
 
-use super::{
-    engine::Engine,
-    vm::{Case, Stage, Tries, WatchedVm},
-};
+use super::engine::Engine;
 use crate::{
     config::Policy,
     discover::VmId,
+    recovery::{Case, Stage, Tries},
     recovery::{Circumstances, Clearance, EventKind, HOST_WINDOW, clearance},
     storage::incident::{Incident, Outcome},
     verdict::{Cause, Input, State},
+    vm::WatchedVm,
 };
 
 impl Engine {
@@ -25,9 +24,9 @@ impl Engine {
     pub(super) fn convicted(&mut self, id: VmId, cause: Cause) {
         let now = self.now();
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        let reason = watched.watch.reason.clone();
-        let silence = watched.watch.quiet.since_life(now);
-        let earlier = watched.case.take().filter(|case| case.stage.is_open());
+        let reason = watched.detector.watch.reason.clone();
+        let silence = watched.detector.watch.quiet.since_life(now);
+        let earlier = watched.recovery.case.take().filter(|case| case.stage.is_open());
         let is_news = earlier.is_none();
         // One that was not restarted, or showed no life since, crashed once and not twice.
         let (incident, tries) = match earlier {
@@ -48,7 +47,7 @@ impl Engine {
         self.telling.follow(|follower, now| follower.incident(&incident, now));
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let case = Case::new(incident, Stage::WaitingForMonitor, now);
-        watched.case = Some(Case { tries, ..case });
+        watched.recovery.case = Some(Case { tries, ..case });
         self.proceed(id, cause);
     }
 
@@ -58,7 +57,7 @@ impl Engine {
         let Some(watched) = self.vms.get(&id) else { return };
         let clearance = self.clearance(watched);
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        let Some(case) = &mut watched.case else { return };
+        let Some(case) = &mut watched.recovery.case else { return };
         match clearance {
             Clearance::Granted(limit) => self.begin_restart(id, limit),
             Clearance::Wait(left, why) => {
@@ -70,7 +69,7 @@ impl Engine {
                     ));
                     let incident = &case.incident.id;
                     info!(vm = watched.vm.name, incident, "restarted in {left} and not now: {why}");
-                    watched.watch.reason =
+                    watched.detector.watch.reason =
                         format!("{}; restarted in {left}: {why}", case.incident.reason);
                     self.writer.write(&case.incident, Vec::new(), None);
                 }
@@ -80,7 +79,7 @@ impl Engine {
             }
             Clearance::Held(why) => self.leave_on_hold(id, &why),
             Clearance::LimitReached(why) => {
-                watched.feed(&Input::LimitReached { cause, reason: why.clone() }, now);
+                watched.step(&Input::LimitReached { cause, reason: why.clone() }, now);
                 self.close(id, Outcome::LimitReached, Some(&why));
             }
         }
@@ -91,7 +90,7 @@ impl Engine {
     }
 
     fn clearance(&self, watched: &WatchedVm) -> Clearance {
-        self.clearance_for(watched.key(), &watched.terms.policy)
+        self.clearance_for(watched.key(), &watched.detector.terms.policy)
     }
 
     /// The same of a VM whose restarts are counted under `key`.
@@ -122,8 +121,8 @@ impl Engine {
             uuid: watched.vm.uuid.clone(),
             pid: watched.vm.id.pid,
             start_ticks: watched.vm.id.start_ticks,
-            last_sign_of_life: Some(self.wall_clock(watched.watch.quiet.life)),
-            held_seconds: Some(watched.watch.quiet.held.as_secs_f64()),
+            last_sign_of_life: Some(self.wall_clock(watched.detector.watch.quiet.life)),
+            held_seconds: Some(watched.detector.watch.quiet.held.as_secs_f64()),
             ..Incident::new(id, name.clone(), cause.to_string(), reason, detected_at)
         }
     }
@@ -146,36 +145,36 @@ impl Engine {
         let Some(watched) = self.vms.get(&id) else { return };
         let mut incident = Incident {
             outcome: Some(Outcome::LimitReached),
-            ..self.new_incident(watched, cause, watched.watch.reason.clone())
+            ..self.new_incident(watched, cause, watched.detector.watch.reason.clone())
         };
-        let recording = watched.recorder.evidence(&mut incident);
+        let recording = watched.detector.recorder.evidence(&mut incident);
         self.writer.events.emit(EventKind::Closed(Outcome::LimitReached), &incident);
         self.writer.write(&incident, Vec::new(), recording);
         if let Some(watched) = self.vms.get_mut(&id) {
-            watched.case = Some(Case::new(incident, Stage::Closed, now));
+            watched.recovery.case = Some(Case::new(incident, Stage::Closed, now));
         }
     }
 
     /// Something is wrong inside of a guest that is left alone all the same.
     pub(super) fn told(&mut self, id: VmId, cause: Cause) {
         let Some(watched) = self.vms.get(&id) else { return };
-        let reason = watched.watch.reason.clone();
+        let reason = watched.detector.watch.reason.clone();
         let mut incident = Incident {
             outcome: Some(Outcome::Observed),
             ..self.new_incident(watched, cause, format!("{reason}; it is only told"))
         };
-        let recording = watched.recorder.evidence(&mut incident);
+        let recording = watched.detector.recorder.evidence(&mut incident);
         self.writer.events.emit(EventKind::AgentLost, &incident);
         self.writer.write(&incident, Vec::new(), recording);
         if let Some(watched) = self.vms.get_mut(&id) {
-            watched.told = Some(incident);
+            watched.recovery.reported = Some(incident);
         }
     }
 
     /// What was told of a guest is over.
     pub(super) fn beats_again(&mut self, id: VmId) {
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        let Some(mut incident) = watched.told.take() else { return };
+        let Some(mut incident) = watched.recovery.reported.take() else { return };
         let now = SystemTime::now();
         incident.recovered_at = Some(now);
         incident.recover_seconds =
@@ -187,7 +186,7 @@ impl Engine {
 
     /// When the VM was restarted, or its guest reset itself, as far as that counts towards its limit now.
     pub(super) fn restarts_in_window(&self, watched: &WatchedVm) -> Vec<SystemTime> {
-        self.restarts_of(watched.key(), &watched.terms.policy)
+        self.restarts_of(watched.key(), &watched.detector.terms.policy)
     }
 
     fn restarts_of(&self, key: &str, policy: &Policy) -> Vec<SystemTime> {
@@ -203,10 +202,10 @@ impl Engine {
     /// A guest that was convicted lives after all, or came back by a restart that nobody saw the end of.
     pub(super) fn lives_after_all(&mut self, id: VmId) {
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        let Some(case) = &mut watched.case else { return };
+        let Some(case) = &mut watched.recovery.case else { return };
         let waits = case.stage.is_open() && !matches!(case.stage, Stage::AwaitingLife { .. });
-        let heard = watched.watch.line.heard.is_some_and(|at| at > case.since);
-        if !(waits && heard && watched.watch.state == State::Alive) {
+        let heard = watched.detector.watch.line.heard.is_some_and(|at| at > case.since);
+        if !(waits && heard && watched.detector.watch.state == State::Alive) {
             return;
         }
         // A later crash is another one, for a later daemon as well.
@@ -234,7 +233,8 @@ impl Engine {
 
     pub(super) fn refuse(&mut self, id: VmId, why: &str, stage: Stage) {
         self.close(id, Outcome::Refused, Some(why));
-        if let Some(case) = self.vms.get_mut(&id).and_then(|watched| watched.case.as_mut()) {
+        if let Some(case) = self.vms.get_mut(&id).and_then(|watched| watched.recovery.case.as_mut())
+        {
             case.stage = stage;
         }
     }
@@ -242,12 +242,12 @@ impl Engine {
     /// Says and writes down the outcome, and why where that isn't plain.
     pub(super) fn close(&mut self, id: VmId, outcome: Outcome, why: Option<&str>) {
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        let Some(case) = &mut watched.case else { return };
+        let Some(case) = &mut watched.recovery.case else { return };
         if case.stage == Stage::Closed {
             return;
         }
         self.note_outcome(id, outcome, why);
-        if let Some(case) = self.vms.get(&id).and_then(|watched| watched.case.as_ref()) {
+        if let Some(case) = self.vms.get(&id).and_then(|watched| watched.recovery.case.as_ref()) {
             self.writer.events.emit(EventKind::Closed(outcome), &case.incident);
         }
     }
@@ -255,17 +255,17 @@ impl Engine {
     /// Writes down the outcome, and why where that isn't plain.
     fn note_outcome(&mut self, id: VmId, outcome: Outcome, why: Option<&str>) {
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        let Some(case) = &mut watched.case else { return };
+        let Some(case) = &mut watched.recovery.case else { return };
         case.stage = Stage::Closed;
         case.incident.outcome = Some(outcome);
         if let Some(why) = why {
             case.incident.reason = format!("{}; {why}", case.grounds);
             // What the operator sees says both what it died of and why nothing was done.
-            if matches!(watched.watch.state, State::Crashed { .. }) {
-                case.incident.reason.clone_into(&mut watched.watch.reason);
+            if matches!(watched.detector.watch.state, State::Crashed { .. }) {
+                case.incident.reason.clone_into(&mut watched.detector.watch.reason);
             }
         }
-        let recording = watched.recorder.evidence(&mut case.incident);
+        let recording = watched.detector.recorder.evidence(&mut case.incident);
         self.writer.write(&case.incident, Vec::new(), recording);
     }
 }

@@ -12,14 +12,8 @@ use tokio::sync::mpsc::{Sender, UnboundedSender};
 use tracing::{error, trace};
 
 use super::{
-    Message,
-    incident_writer::IncidentWriter,
-    metrics_publisher::MetricsPublisher,
-    owners::Owners,
-    reload::Reloading,
-    vm::{HostSample, WatchedVm},
-    vm_lifecycle::FirstReading,
-    watchers,
+    Message, incident_writer::IncidentWriter, metrics_publisher::MetricsPublisher,
+    reload::Reloading, respawn::Awaited, vm_lifecycle::FirstReading, watchers,
 };
 use crate::{
     config::{Config, Source},
@@ -40,6 +34,7 @@ use crate::{
         retention::{self, Keeper},
     },
     verdict::{Act, Input, Monitor, State, Tick},
+    vm::{HostReadings, WatchedVm},
     witness::ProbeSocket,
 };
 
@@ -64,7 +59,7 @@ pub(super) struct Engine {
     writer_thread: Option<JoinHandle<()>>,
     pub(super) ledger: Ledger,
     /// What is remembered beyond a QEMU's end.
-    pub(super) owners: Owners,
+    pub(super) awaited: Vec<Awaited>,
     /// The last incidents of QEMUs that earlier daemons watched, until these are found: by pid and start.
     pub(super) left: HashMap<(u32, u64), Incident>,
     /// Writes recordings, on a thread of its own.
@@ -164,7 +159,7 @@ impl Engine {
             writer,
             writer_thread,
             ledger,
-            owners: Owners::default(),
+            awaited: Vec::new(),
             left: store.last_of_each(),
             archive,
             archive_thread,
@@ -205,11 +200,11 @@ impl Engine {
     /// Hands the programs back to be taken down.
     pub(super) fn stop(self) -> ProbeThread {
         for mut watched in self.vms.into_values() {
-            watched.recorder.end();
-            if let Some(qmp) = watched.qmp {
+            watched.detector.recorder.end();
+            if let Some(qmp) = watched.link.qmp {
                 qmp.close();
             }
-            if let Some(end) = watched.end {
+            if let Some(end) = watched.sensors.end {
                 end.abort();
             }
         }
@@ -236,15 +231,20 @@ impl Engine {
             Message::Cpus(vm, threads) => self.set_threads(vm, threads, true),
             Message::RunState(vm, number, run_state) => {
                 let Some(watched) = self.vms.get_mut(&vm) else { return };
-                if number > watched.run_state_answered {
-                    watched.run_state_answered = number;
+                if number > watched.link.run_state_answered {
+                    watched.link.run_state_answered = number;
                     self.learn_run_state(vm, run_state);
                 }
             }
             Message::Round { id, boot_began, testimony, notes } => {
                 self.answered(id, boot_began, testimony, notes);
             }
-            Message::Memory(vm, read) => self.memory_read(vm, *read),
+            Message::Memory(vm, read) => {
+                let now = self.now();
+                if let Some(watched) = self.vms.get_mut(&vm) {
+                    watched.memory_read(*read, now);
+                }
+            }
             Message::Restarted(vm, attempts, result) if self.vms.contains_key(&vm) => {
                 self.restarted(vm, attempts, result);
             }
@@ -259,7 +259,7 @@ impl Engine {
     pub(super) fn tick(&mut self) {
         self.ticks += 1;
         let now = self.now();
-        let slots = self.vms.values().filter_map(|watched| watched.slot.as_ref().ok());
+        let slots = self.vms.values().filter_map(|watched| watched.sensors.slot.as_ref().ok());
         let slots = slots.max().map_or(0, |highest| highest + 1);
         let rows = self.counters.rows(slots);
         let threads = self.read_threads();
@@ -279,7 +279,7 @@ impl Engine {
         };
         let standing = std::cell::OnceCell::new();
         let devices = || *standing.get_or_init(|| self.devices.look(now));
-        let host = HostSample {
+        let host = HostReadings {
             rows: &rows,
             threads: threads.as_ref(),
             heartbeats: &heartbeats,
@@ -291,7 +291,7 @@ impl Engine {
             watched.observe(&host, now);
         }
         self.lines.append(self.vms.values().map(|watched| {
-            (&watched.vm, watched.activity.as_ref().filter(|_| watched.is_counted))
+            (&watched.vm, watched.sensors.activity.as_ref().filter(|_| watched.sensors.is_counted))
         }));
         let undecided = self.storm(now);
         for id in self.vms.keys().copied().collect::<Vec<_>>() {
@@ -308,17 +308,17 @@ impl Engine {
         self.retry_restart(id);
         // A look into the map for each VM and tick would be half of what a tick costs.
         let may_be_asked =
-            self.vms.get(&id).is_some_and(|watched| watched.watch.wants_calibration(now));
+            self.vms.get(&id).is_some_and(|watched| watched.detector.watch.wants_calibration(now));
         let calibratable = may_be_asked && self.somebody_answers(id);
         self.lives_after_all(id);
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        let Some(activity) = watched.activity.clone() else { return };
-        if watched.is_restarting() {
+        let Some(activity) = watched.sensors.activity.clone() else { return };
+        if watched.recovery.is_restarting() {
             return;
         }
-        let monitor = watched.monitor();
+        let monitor = watched.link.monitor();
         let tick = Tick { activity, monitor, calibratable, undecided };
-        let act = watched.feed(&Input::Tick(Arc::new(tick)), now);
+        let act = watched.step(&Input::Tick(Arc::new(tick)), now);
         self.act(id, act);
     }
 
@@ -339,7 +339,7 @@ impl Engine {
     /// The QMP handle, where QEMU can be told something now.
     pub(super) fn monitor_of(&self, id: VmId) -> Result<QmpHandle, String> {
         let Some(watched) = self.vms.get(&id) else { return Err("it is gone".to_owned()) };
-        match (watched.monitor(), &watched.qmp) {
+        match (watched.link.monitor(), &watched.link.qmp) {
             (Monitor::Answers(_), Some(qmp)) => Ok(qmp.clone()),
             (Monitor::Unknown(why) | Monitor::Unresponsive(why) | Monitor::NotStarted(why), _) => {
                 Err(why)
@@ -350,7 +350,7 @@ impl Engine {
 
     /// Whether this VM's conviction still stands.
     pub(super) fn is_crashed(&self, id: VmId) -> bool {
-        self.vms.get(&id).is_some_and(|vm| matches!(vm.watch.state, State::Crashed { .. }))
+        self.vms.get(&id).is_some_and(|vm| matches!(vm.detector.watch.state, State::Crashed { .. }))
     }
 }
 

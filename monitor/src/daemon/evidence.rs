@@ -2,7 +2,7 @@
 
 use tokio::{sync::oneshot, task::spawn_blocking};
 
-use super::{engine::Engine, vm::WatchedVm};
+use super::engine::Engine;
 use crate::{
     api::{RefusalKind, Reply, view::DumpView},
     config::Gathering,
@@ -10,6 +10,7 @@ use crate::{
     recovery::evidence::{Wanted, dump},
     storage::{evidence, incident::Incident},
     verdict::Cause,
+    vm::WatchedVm,
 };
 
 impl Engine {
@@ -28,12 +29,12 @@ impl Engine {
             vm: watched.vm.clone(),
             incident: incident.id.clone(),
             limit,
-            announced: watched.watch.state.cause() == Some(Cause::Panicked),
+            announced: watched.detector.watch.state.cause() == Some(Cause::Panicked),
             figures: self.figures(watched),
             memory,
-            insight: watched.insight.clone(),
+            insight: watched.sensors.insight.clone(),
             own_dump,
-            asks: watched.case.as_ref().is_none_or(|case| !case.tries.is_curt),
+            asks: watched.recovery.case.as_ref().is_none_or(|case| !case.tries.is_curt),
         }
     }
 

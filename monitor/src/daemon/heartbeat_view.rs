@@ -1,10 +1,11 @@
 //! What is shown of guests' agents.
 
-use super::{engine::Engine, vm::WatchedVm};
+use super::engine::Engine;
 use crate::{
     api::view::{HeartbeatView, SignalView},
     sample::{Heard, Heartbeats, LastBeat},
     verdict::lost_after,
+    vm::WatchedVm,
 };
 
 /// What an agent said on all ways together.
@@ -42,9 +43,9 @@ impl Engine {
 
     /// What the VM's agent said, read anew.
     pub(super) fn heartbeat_view(&self, watched: &WatchedVm) -> Option<HeartbeatView> {
-        let slot = watched.slot.as_ref().ok();
+        let slot = watched.sensors.slot.as_ref().ok();
         let on_cards = slot.and_then(|slot| self.heartbeats.of(watched.vm.id, *slot).ok());
-        let by_port = watched.port.as_ref().and_then(|port| port.heartbeats().ok());
+        let by_port = watched.sensors.port.as_ref().and_then(|port| port.heartbeats().ok());
         let HeartbeatSummary { beats, failures, malformed, last } =
             self.heart(on_cards.iter().chain(&by_port))?;
         let (last, last_seconds) = last.unzip();
@@ -70,8 +71,9 @@ impl Engine {
 
     /// Its line among the signals, where it was ever heard in this boot.
     pub(super) fn heartbeat_signal(&self, watched: &WatchedVm) -> Option<SignalView> {
-        let pulse = watched.watch.boot.pulse.as_ref()?;
-        let patience = lost_after(pulse.interval, &watched.terms.policy, watched.terms.tick);
+        let pulse = watched.detector.watch.boot.pulse.as_ref()?;
+        let patience =
+            lost_after(pulse.interval, &watched.detector.terms.policy, watched.detector.terms.tick);
         let ago = |moment| self.now().saturating_sub(moment).as_secs_f64();
         let mut value = match pulse.beat {
             Some(beat) => format!("{:.1} s ago", ago(beat)),

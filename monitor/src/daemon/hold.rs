@@ -5,10 +5,11 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::oneshot;
 use tracing::info;
 
-use super::{engine::Engine, vm::Stage};
+use super::engine::Engine;
 use crate::{
     api::{RefusalKind, Reply, view::HoldView},
     discover::VmId,
+    recovery::Stage,
     storage::{
         incident::Outcome,
         ledger::{Hold, Whom},
@@ -59,9 +60,11 @@ impl Engine {
         for (id, key, _) in &chosen {
             self.ledger.release(Whom::Vm(key), wall_clock);
             let Some(watched) = self.vms.get_mut(id) else { continue };
-            let undone =
-                matches!(watched.watch.state, State::Crashed { .. } | State::Failed { .. });
-            if let Some(case) = watched.case.as_mut().filter(|_| undone)
+            let undone = matches!(
+                watched.detector.watch.state,
+                State::Crashed { .. } | State::Failed { .. }
+            );
+            if let Some(case) = watched.recovery.case.as_mut().filter(|_| undone)
                 && (matches!(case.stage, Stage::Pausing { .. })
                     || case.incident.outcome.is_some_and(|outcome| outcome != Outcome::Recovered))
             {
@@ -69,8 +72,8 @@ impl Engine {
                 case.stage = Stage::Reopened;
                 case.since = now;
             }
-            if !watched.is_restarting() {
-                watched.feed(&Input::Released, now);
+            if !watched.recovery.is_restarting() {
+                watched.step(&Input::Released, now);
             }
         }
         let names = self.names(vm, chosen);
@@ -81,7 +84,8 @@ impl Engine {
     /// A guest crashed that is on hold: that is written down, and nothing else is done.
     pub(super) fn leave_on_hold(&mut self, id: VmId, why: &str) {
         self.close(id, Outcome::Observed, Some(&format!("nothing is touched: {why}")));
-        if let Some(case) = self.vms.get_mut(&id).and_then(|watched| watched.case.as_mut()) {
+        if let Some(case) = self.vms.get_mut(&id).and_then(|watched| watched.recovery.case.as_mut())
+        {
             case.stage = Stage::OnHold;
         }
     }
@@ -93,16 +97,16 @@ impl Engine {
         if self.ledger.held(watched.key(), SystemTime::now()).is_some() {
             return;
         }
-        if let Some(case) = &mut watched.case {
+        if let Some(case) = &mut watched.recovery.case {
             case.stage = Stage::Reopened;
             case.since = now;
         }
         let why = "it may be restarted now".to_owned();
-        watched.feed(&Input::MayBeTouched(why), now);
+        watched.step(&Input::MayBeTouched(why), now);
     }
 
     fn chosen(&self, vm: Option<&str>) -> Result<Vec<(VmId, String, String)>, Reply> {
-        let of = |watched: &super::vm::WatchedVm| {
+        let of = |watched: &crate::vm::WatchedVm| {
             (watched.vm.id, watched.key().to_owned(), watched.vm.name.clone())
         };
         match vm {

@@ -6,7 +6,6 @@ use tracing::{debug, info, warn};
 
 use super::{
     engine::Engine,
-    vm::WatchedVm,
     watchers::{self, Look, Looked},
 };
 use crate::{
@@ -14,10 +13,9 @@ use crate::{
     probe::{AttachReport, Counted, THREADS, TapProbe},
     sample::{ThreadTimes, VcpuClocks},
     verdict::Input,
+    vm::PENDING,
+    vm::WatchedVm,
 };
-
-/// Why nothing is counted of what was found just now.
-pub(super) const PENDING: &str = "its programs are being attached";
 
 /// Ticks between two looks at a VM's taps and threads, for hot-plug.
 const REFRESH_TICKS: u64 = 10;
@@ -32,15 +30,19 @@ impl Engine {
         // Not all in one tick: a thousand looks would delay the next.
         let mut due = Vec::new();
         for (id, watched) in &mut self.vms {
-            if u64::from(id.pid) % REFRESH_TICKS == self.ticks % REFRESH_TICKS && !watched.looking {
+            if u64::from(id.pid) % REFRESH_TICKS == self.ticks % REFRESH_TICKS
+                && !watched.sensors.looking
+            {
                 let its = threads.map(|threads| threads.of(id.pid));
-                watched.looking = true;
-                watched.looks += 1;
-                let names = watched.threads_to_tell_apart(its);
+                watched.sensors.looking = true;
+                watched.sensors.looks += 1;
+                let names = watched.sensors.threads_to_tell_apart(its);
                 // A tap that can't be attached may have been moved, renamed, or made again.
-                let is_well = watched.taps.iter().all(|probe| probe.hook.is_ok());
-                let unless =
-                    watched.descriptors.filter(|_| is_well && watched.looks < LOOKS_IN_FULL);
+                let is_well = watched.sensors.taps.iter().all(|probe| probe.hook.is_ok());
+                let unless = watched
+                    .sensors
+                    .descriptors
+                    .filter(|_| is_well && watched.sensors.looks < LOOKS_IN_FULL);
                 due.push(Look { vm: *id, names, unless });
             }
         }
@@ -50,21 +52,21 @@ impl Engine {
     pub(super) fn refreshed(&mut self, id: VmId, looked: Looked) {
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let Looked { plugged, descriptors, threads } = looked;
-        watched.looking = false;
-        watched.descriptors = descriptors;
+        watched.sensors.looking = false;
+        watched.sensors.descriptors = descriptors;
         if let Some(plugged) = plugged {
-            watched.looks = 0;
+            watched.sensors.looks = 0;
             let as_known = |tap: &Tap| {
-                let probe = watched.taps.iter().find(|probe| probe.tap == *tap).cloned();
+                let probe = watched.sensors.taps.iter().find(|probe| probe.tap == *tap).cloned();
                 probe.unwrap_or_else(|| TapProbe::not_on(tap, PENDING))
             };
-            watched.taps = plugged.taps.iter().map(as_known).collect();
+            watched.sensors.taps = plugged.taps.iter().map(as_known).collect();
             Arc::make_mut(&mut watched.vm).plugged = plugged;
         }
         // Also where nothing changed: somebody may have detached a program.
         self.probes.attach(id, counted(&watched.vm.plugged));
         let Some(threads) = threads else { return };
-        let by_name = self.vms.get(&id).is_some_and(|watched| !watched.threads_from_qmp);
+        let by_name = self.vms.get(&id).is_some_and(|watched| !watched.sensors.threads_from_qmp);
         if !threads.is_empty() && by_name {
             self.set_threads(id, threads, false);
         }
@@ -74,18 +76,18 @@ impl Engine {
 
     pub(super) fn set_threads(&mut self, id: VmId, threads: Vec<(u32, u32)>, from_qmp: bool) {
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        if watched.threads == threads {
-            watched.threads_from_qmp = from_qmp;
+        if watched.sensors.threads == threads {
+            watched.sensors.threads_from_qmp = from_qmp;
             return;
         }
         let has = |tid| discover::has_thread(id.pid, tid);
         if let Some((_, tid)) = threads.iter().find(|(_, tid)| !has(*tid)) {
             return debug!(vm = watched.vm.name, "it has no thread {tid}, which it names");
         }
-        watched.threads_from_qmp = from_qmp;
+        watched.sensors.threads_from_qmp = from_qmp;
         if self.has_clocks {
             match VcpuClocks::open(id.pid, &threads) {
-                Ok(clocks) => watched.clocks = clocks,
+                Ok(clocks) => watched.sensors.clocks = clocks,
                 Err(error) => {
                     return debug!(
                         vm = watched.vm.name,
@@ -94,7 +96,7 @@ impl Engine {
                 }
             }
         }
-        watched.threads = threads;
+        watched.sensors.threads = threads;
     }
 
     /// All threads' times, in one reading; `None` where each VM's have to be read from its own clocks: always, or as
@@ -111,12 +113,12 @@ impl Engine {
                 None => info!("the iterator over threads can be read again"),
             }
             for (id, watched) in &mut self.vms {
-                watched.clocks = VcpuClocks::default();
+                watched.sensors.clocks = VcpuClocks::default();
                 if failure.is_some() {
                     // Should that fail, its threads are looked for once more.
-                    match VcpuClocks::open(id.pid, &watched.threads) {
-                        Ok(clocks) => watched.clocks = clocks,
-                        Err(_) => watched.threads.clear(),
+                    match VcpuClocks::open(id.pid, &watched.sensors.threads) {
+                        Ok(clocks) => watched.sensors.clocks = clocks,
+                        Err(_) => watched.sensors.threads.clear(),
                     }
                 }
             }
@@ -132,8 +134,8 @@ impl Engine {
         self.no_longer_awaited(report.vm);
         let Some(watched) = self.vms.get_mut(&report.vm) else { return };
         let AttachReport { vm: _, slot, taps, lost, renamed, look_in } = report;
-        watched.is_counted = true;
-        for probe in taps.iter().filter(|probe| !watched.taps.contains(probe)) {
+        watched.sensors.is_counted = true;
+        for probe in taps.iter().filter(|probe| !watched.sensors.taps.contains(probe)) {
             match &probe.hook {
                 Ok(hook) => match probe.unseen {
                     None => info!(vm = watched.vm.name, tap = probe.tap.name, hook, "attached"),
@@ -154,18 +156,18 @@ impl Engine {
         if let Some(why) = lost {
             warn!(vm = watched.vm.name, "{why}; attached again");
             // What passed meanwhile is not known: it must not look like nothing.
-            watched.sample = None;
-            watched.feed(&Input::Unseen(why), now);
+            watched.sensors.sample = None;
+            watched.step(&Input::Unseen(why), now);
         }
         if let Err(why) = &slot
-            && watched.slot != slot
+            && watched.sensors.slot != slot
         {
             warn!(vm = watched.vm.name, "not counted: {why}");
         }
-        let could = watched.taps.iter().all(|probe| probe.hook.is_ok());
+        let could = watched.sensors.taps.iter().all(|probe| probe.hook.is_ok());
         let can = taps.iter().all(|probe| probe.hook.is_ok());
-        watched.slot = slot;
-        watched.taps = taps;
+        watched.sensors.slot = slot;
+        watched.sensors.taps = taps;
         if let Some(delay) = look_in {
             let (id, messages) = (report.vm, self.messages.clone());
             tokio::spawn(async move {
@@ -173,8 +175,8 @@ impl Engine {
                 watchers::refresh(&[Look { vm: id, names: false, unless: None }], &messages);
             });
         }
-        if (could && !can || renamed) && !watched.looking {
-            watched.looking = true;
+        if (could && !can || renamed) && !watched.sensors.looking {
+            watched.sensors.looking = true;
             let look = Look { vm: report.vm, names: false, unless: None };
             watchers::refresh(&[look], &self.messages);
         }

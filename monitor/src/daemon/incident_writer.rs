@@ -9,7 +9,6 @@ use std::{
 use tokio::sync::oneshot;
 use tracing::error;
 
-use super::recordings::RECORDING;
 use crate::{
     error_chain,
     qmp::RunState,
@@ -25,6 +24,7 @@ use crate::{
         incidents::IncidentStore,
         ledger::Page,
     },
+    vm::RECORDING,
 };
 
 /// Evidence for an incident: file names and contents.

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{engine::Engine, heartbeat_view::HeartbeatSummary, vm::WatchedVm};
+use super::{engine::Engine, heartbeat_view::HeartbeatSummary};
 use crate::{
     config::Config,
     report::{
@@ -24,6 +24,7 @@ use crate::{
     sample::VmSample,
     storage::incidents::IncidentStore,
     verdict::State,
+    vm::WatchedVm,
     web::{
         self, Pages, Site, Sources,
         page_snapshot::{self, PageSnapshot, Publisher},
@@ -134,7 +135,7 @@ impl Engine {
         let now = self.now();
         let vms: Vec<VmFigures> =
             self.vms.values().map(|watched| self.figures_of(watched, now)).collect();
-        let all_taps = || self.vms.values().flat_map(|watched| &watched.taps);
+        let all_taps = || self.vms.values().flat_map(|watched| &watched.sensors.taps);
         let uncounted_taps = all_taps().filter(|tap| tap.hook.is_err()).count();
         let taps = all_taps().count() - uncounted_taps;
         let in_flight: u64 = vms.iter().filter_map(VmFigures::in_flight).sum();
@@ -160,21 +161,21 @@ impl Engine {
     }
 
     fn figures_of(&self, watched: &WatchedVm, now: Duration) -> VmFigures {
-        let sample = watched.sample.as_ref().map(|(_, sample)| sample);
-        let (state, cause, _) = watched.watch.standing();
+        let sample = watched.sensors.sample.as_ref().map(|(_, sample)| sample);
+        let (state, cause, _) = watched.detector.watch.standing();
         VmFigures {
             vm: watched.vm.clone(),
-            mode: watched.terms.policy.mode,
+            mode: watched.detector.terms.policy.mode,
             state,
             cause,
-            run_state: watched.run_state.clone(),
-            flat: match watched.watch.state {
+            run_state: watched.link.run_state.clone(),
+            flat: match watched.detector.watch.state {
                 State::Unobservable => None,
-                _ => Some(watched.watch.quiet.silence(now)),
+                _ => Some(watched.detector.watch.quiet.silence(now)),
             },
             is_held: self.ledger.held(watched.key(), SystemTime::now()).is_some(),
-            is_counted: watched.slot.is_ok(),
-            restarts: watched.restarts,
+            is_counted: watched.sensors.slot.is_ok(),
+            restarts: watched.recovery.restarts,
             guest_resets_in_window: self.guest_resets_in_window(watched),
             network: sample.and_then(|sample| sample.network.as_ref().ok().copied().flatten()),
             sees_to_guest: sample.is_some_and(|sample| sample.sees_to_guest),

@@ -26,7 +26,6 @@ mod storm;
 mod systemd;
 mod telling;
 mod transport;
-mod vm;
 mod vm_lifecycle;
 mod watchers;
 
@@ -54,6 +53,7 @@ use crate::{
         incidents::{IncidentStore, StoreError},
     },
     verdict::Testimony,
+    vm::MemoryRead,
     witness::Notes,
 };
 use engine::{Engine, Inboxes, Readers};
@@ -124,7 +124,7 @@ enum Message {
     /// Its witnesses answered, of the boot that began then.
     Round { id: VmId, boot_began: Duration, testimony: Testimony, notes: Notes },
     /// Its memory was read.
-    Memory(VmId, Box<memory::MemoryRead>),
+    Memory(VmId, Box<MemoryRead>),
     /// Its restart ended; these are all restarts of its incident so far.
     Restarted(VmId, Vec<Attempt>, Result<Restart, RestartError>),
     /// QEMU is to be told again what to do at a reset, after the restart with this number.

@@ -20,37 +20,38 @@ impl Engine {
         let now = self.now();
         if of_suspects(questions) {
             let Some(watched) = self.vms.get_mut(&id) else { return };
-            let apart = watched.watch.rounds_apart(now);
-            let began = watched.suspected_at;
-            if watched.notes.is_none()
+            let apart = watched.detector.watch.rounds_apart(now);
+            let began = watched.detector.suspected_at;
+            if watched.detector.notes.is_none()
                 || began.is_some_and(|began| now.saturating_sub(began) < apart)
             {
                 return;
             }
-            watched.suspected_at = Some(now);
+            watched.detector.suspected_at = Some(now);
         }
         let ways = self.ways(id);
         let unseen_storage =
             self.vms.get(&id).is_some_and(|watched| !self.unseen_storage(watched).is_empty());
-        let qmp = self.monitor_of(id);
-        if !matches!(questions, Questions::Calibrate) && self.owners.hears_late(id) {
+        let Some(watched) = self.vms.get(&id) else { return };
+        let qmp = watched.link.ready();
+        if !matches!(questions, Questions::Calibrate) && watched.link.hears_late {
             self.ask_run_state(id);
         }
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        let Some(notes) = watched.notes.take() else { return };
+        let Some(notes) = watched.detector.notes.take() else { return };
         watched.memory.give_up();
         let mut scene = Scene {
             questions,
             vm: watched.vm.clone(),
-            vcpu_threads: watched.threads.clone(),
-            boot_age: now.saturating_sub(watched.watch.boot.began),
-            silence: watched.watch.quiet.since_life(now),
-            slot: watched.slot.clone(),
+            vcpu_threads: watched.sensors.threads.clone(),
+            boot_age: now.saturating_sub(watched.detector.watch.boot.began),
+            silence: watched.detector.watch.quiet.since_life(now),
+            slot: watched.sensors.slot.clone(),
             counters: self.counters.clone(),
             kvm: self.kvm.clone(),
             kvm_hooks: self.probes.kvm_hooks(),
             qmp,
-            insight: watched.insight.clone(),
+            insight: watched.sensors.insight.clone(),
             balloon: watched.memory.turns.clone(),
             targets: Err("its taps are not open yet".to_owned()),
             unseen_storage,
@@ -60,7 +61,7 @@ impl Engine {
             self.probes.attach(id, counted(&watched.vm.plugged));
         }
         // An answer about another boot says nothing.
-        let (boot_began, messages) = (watched.watch.boot.began, self.messages.clone());
+        let (boot_began, messages) = (watched.detector.watch.boot.began, self.messages.clone());
         tokio::spawn(async move {
             scene.targets = targets(id.pid, ways).await;
             let (testimony, notes) = witness::ask(Arc::new(scene), notes).await;
@@ -78,20 +79,20 @@ impl Engine {
     ) {
         let now = self.now();
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        watched.notes = Some(notes);
-        if boot_began != watched.watch.boot.began || watched.is_restarting() {
+        watched.detector.notes = Some(notes);
+        if boot_began != watched.detector.watch.boot.began || watched.recovery.is_restarting() {
             return;
         }
         let testimony = Arc::new(testimony);
-        watched.testimony = Some(testimony.clone());
-        let act = watched.feed(&Input::Testimony(testimony), now);
+        watched.detector.testimony = Some(testimony.clone());
+        let act = watched.step(&Input::Testimony(testimony), now);
         self.act(id, act);
     }
 
     /// KVM's tracepoints are attached while it runs a suspect, and only then.
     pub(super) fn watch_kvm(&self) {
         let suspects = self.vms.values().any(|watched| {
-            watched.vm.accelerator == Accelerator::Kvm && watched.watch.is_being_asked()
+            watched.vm.accelerator == Accelerator::Kvm && watched.detector.watch.is_being_asked()
         });
         if suspects != self.probes.kvm_is_attached() {
             self.probes.kvm(suspects);
@@ -109,7 +110,7 @@ impl Engine {
         let Some(watched) = self.vms.get(&id) else { return Err("it is gone".to_owned()) };
         let mut why = "it has no tap";
         let mut known = Vec::new();
-        for probe in watched.taps.iter().filter(|probe| probe.hook.is_ok()) {
+        for probe in watched.sensors.taps.iter().filter(|probe| probe.hook.is_ok()) {
             if probe.tap.kind == TapKind::Macvtap {
                 // What is sent there goes to the network below, and not to the guest.
                 why = "nothing can be sent to a macvtap's guest alone";
@@ -150,7 +151,7 @@ impl Engine {
     pub(super) fn forget_boot(&mut self, id: VmId) {
         let Some(watched) = self.vms.get_mut(&id) else { return };
         watched.memory.forget_guest();
-        for probe in &watched.taps {
+        for probe in &watched.sensors.taps {
             if let Err(error) = self.counters.forget_addresses(&probe.tap) {
                 debug!(vm = watched.vm.name, "its addresses could not be forgotten: {error}");
             }

@@ -9,11 +9,11 @@ use super::{
     engine::Engine,
     respawn::{Awaited, FOUND_WITHIN, Progress},
     telling::subject,
-    vm::{Case, Stage, WatchedVm},
 };
 use crate::{
     config::Actuator,
     discover::{Owner, Vm},
+    recovery::{Case, Stage},
     recovery::{
         EventKind, ExitReason,
         actuator::{chosen, is_power_cycle, start_plan},
@@ -21,15 +21,16 @@ use crate::{
     },
     storage::incident::{Incident, Outcome},
     verdict::Cause,
+    vm::WatchedVm,
 };
 
 impl Engine {
     /// QEMU itself is gone: told apart from a stop that somebody wanted, and started again where that is configured.
     pub(super) fn qemu_ended(&mut self, watched: &mut WatchedVm, status: Option<i32>) {
-        let last_words = self.owners.last_words.remove(&watched.vm.id);
-        let why = exit_reason(status, last_words.as_ref(), watched.watch.state.cause());
+        let last_words = watched.link.shutdown.take();
+        let why = exit_reason(status, last_words.as_ref(), watched.detector.watch.state.cause());
         let words = why.words();
-        let open = watched.case.take().filter(|case| case.stage != Stage::Closed);
+        let open = watched.recovery.case.take().filter(|case| case.stage != Stage::Closed);
         let incident = match open {
             Some(case)
                 if case.stage == Stage::Restarting
@@ -112,7 +113,7 @@ impl Engine {
         };
         if let Some(refusal) = refusal {
             incident.reason = format!("{}; {refusal}", incident.reason);
-            let recording = watched.recorder.evidence(&mut incident);
+            let recording = watched.detector.recorder.evidence(&mut incident);
             if let Some(outcome) = incident.outcome {
                 self.writer.events.emit(EventKind::Closed(outcome), &incident);
             }
@@ -120,14 +121,14 @@ impl Engine {
             return;
         }
         incident.outcome = None;
-        let recording = watched.recorder.evidence(&mut incident);
+        let recording = watched.detector.recorder.evidence(&mut incident);
         self.writer.write(&incident, Vec::new(), recording);
         self.expect(watched, incident, Progress::Pausing(self.now()));
         self.start_due();
     }
 
     fn expect(&mut self, watched: &WatchedVm, incident: Incident, progress: Progress) {
-        let (vm, terms) = (watched.vm.clone(), watched.terms.clone());
-        self.owners.awaited.push(Awaited { vm, terms, incident, progress });
+        let (vm, terms) = (watched.vm.clone(), watched.detector.terms.clone());
+        self.awaited.push(Awaited { vm, terms, incident, progress });
     }
 }

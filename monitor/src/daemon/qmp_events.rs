@@ -15,11 +15,11 @@ impl Engine {
         let Some(watched) = self.vms.get_mut(&id) else { return };
         match notice {
             QmpNotice::State(state) => {
-                let is_news = watched.qmp_state != state;
+                let is_news = watched.link.state != state;
                 let can_be_used = match &state {
                     QmpState::Ready => {
                         debug!(vm = watched.vm.name, "QMP is connected");
-                        if std::mem::take(&mut watched.put_back) {
+                        if std::mem::take(&mut watched.recovery.put_back) {
                             let configured = watched.vm.reboot_action;
                             self.put_back_later(id, configured);
                         }
@@ -39,13 +39,14 @@ impl Engine {
                 let Some(watched) = self.vms.get_mut(&id) else { return };
                 if state != QmpState::Ready {
                     // What it was says nothing about what it is.
-                    watched.run_state = None;
+                    watched.link.run_state = None;
                 }
-                watched.qmp_state = state;
+                watched.link.state = state;
                 // A session tries again and again; only a change is news.
                 if is_news
                     && !can_be_used
-                    && let Monitor::Unknown(why) | Monitor::Unresponsive(why) = watched.monitor()
+                    && let Monitor::Unknown(why) | Monitor::Unresponsive(why) =
+                        watched.link.monitor()
                 {
                     warn!(vm = watched.vm.name, "QMP can't be used: {why}");
                 }
@@ -59,7 +60,7 @@ impl Engine {
         let now = self.now();
         let Some(watched) = self.vms.get_mut(&id) else { return };
         debug!(vm = watched.vm.name, ?event, "event");
-        self.owners.hear(id, event);
+        watched.link.note_shutdown(event);
         if matches!(
             event,
             QmpEvent::Stop
@@ -75,14 +76,14 @@ impl Engine {
         }
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let is_reset = matches!(event, QmpEvent::Reset { .. });
-        if watched.is_restarting() || watched.is_resuming() && is_reset {
+        if watched.recovery.is_restarting() || watched.recovery.is_resuming() && is_reset {
             // What it says now belongs to the crash or to our own reset.
             return;
         }
-        let monitor = watched.monitor();
-        let before = watched.watch.boot.began;
-        let act = watched.feed(&Input::Event { monitor, event: event.clone() }, now);
-        if watched.watch.boot.began != before {
+        let monitor = watched.link.monitor();
+        let before = watched.detector.watch.boot.began;
+        let act = watched.step(&Input::Event { monitor, event: event.clone() }, now);
+        if watched.detector.watch.boot.began != before {
             self.forget_boot(id);
         }
         self.act(id, act);
@@ -91,9 +92,9 @@ impl Engine {
     /// Asks for the run state, and hears of it with a later message.
     pub(super) fn ask_run_state(&mut self, id: VmId) {
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        let Some(qmp) = watched.qmp.clone() else { return };
-        watched.run_state_asked += 1;
-        let (number, messages) = (watched.run_state_asked, self.messages.clone());
+        let Some(qmp) = watched.link.qmp.clone() else { return };
+        watched.link.run_state_asked += 1;
+        let (number, messages) = (watched.link.run_state_asked, self.messages.clone());
         tokio::spawn(async move {
             if let Ok(run_state) = qmp.query_status().await {
                 let _ = messages.send(Message::RunState(id, number, run_state));
@@ -104,19 +105,19 @@ impl Engine {
     pub(super) fn learn_run_state(&mut self, id: VmId, run_state: RunState) {
         let now = self.now();
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        watched.run_state = Some(run_state);
-        if watched.is_restarting() {
+        watched.link.run_state = Some(run_state);
+        if watched.recovery.is_restarting() {
             return;
         }
-        if let Monitor::Answers(run_state) = watched.monitor() {
-            let act = watched.feed(&Input::RunState(run_state), now);
+        if let Monitor::Answers(run_state) = watched.link.monitor() {
+            let act = watched.step(&Input::RunState(run_state), now);
             self.act(id, act);
         }
     }
 
     pub(super) fn ask_cpus(&self, id: VmId) {
         let Some(watched) = self.vms.get(&id) else { return };
-        let Some(qmp) = watched.qmp.clone() else { return };
+        let Some(qmp) = watched.link.qmp.clone() else { return };
         let (messages, has_own_pids) = (self.messages.clone(), watched.vm.has_own_pids);
         tokio::spawn(async move {
             let Ok(cpus) = qmp.query_cpus().await else { return };

@@ -4,17 +4,14 @@
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
-use super::{
-    Message,
-    engine::Engine,
-    telling::subject,
-    vm::{Stage, terms_for},
-};
+use super::{Message, engine::Engine, telling::subject};
 use crate::{
     config::{Config, ConfigError, Mode, Source},
     discover::VmId,
+    recovery::Stage,
     storage::{incident::Outcome, retention},
     verdict::State,
+    vm::terms_for,
 };
 
 /// How far the reading of a file has come.
@@ -120,22 +117,22 @@ impl Engine {
             let name = &watched.vm.name;
             let terms = terms_for(&self.config, name);
             let memory_every = self.config.memory_every_for(name);
-            let is_judged_anew = terms != watched.terms;
+            let is_judged_anew = terms != watched.detector.terms;
             // A recording is judged again on one set of terms.
             let recorder =
                 (is_judged_anew || records_otherwise).then(|| self.recorder(&watched.vm, &terms));
             let now = self.now();
             let Some(watched) = self.vms.get_mut(&id) else { continue };
             if let Some(recorder) = recorder {
-                let before = std::mem::replace(&mut watched.recorder, recorder);
-                watched.recorder.follows(before, now);
+                let before = std::mem::replace(&mut watched.detector.recorder, recorder);
+                watched.detector.recorder.follows(before, now);
             }
-            let may_be_touched =
-                watched.terms.policy.mode == Mode::Observe && terms.policy.mode == Mode::Recover;
-            watched.terms = terms;
-            if let Some(case) = watched.case.as_mut().filter(|_| may_be_touched)
+            let may_be_touched = watched.detector.terms.policy.mode == Mode::Observe
+                && terms.policy.mode == Mode::Recover;
+            watched.detector.terms = terms;
+            if let Some(case) = watched.recovery.case.as_mut().filter(|_| may_be_touched)
                 && case.incident.outcome == Some(Outcome::Observed)
-                && matches!(watched.watch.state, State::Crashed { .. })
+                && matches!(watched.detector.watch.state, State::Crashed { .. })
             {
                 // It is dead still: it is judged anew, as after a hold.
                 case.stage = Stage::OnHold;
@@ -143,7 +140,7 @@ impl Engine {
             watched.memory.set_every(memory_every);
             changed += usize::from(is_judged_anew);
         }
-        for awaited in &mut self.owners.awaited {
+        for awaited in &mut self.awaited {
             awaited.terms = terms_for(&self.config, &awaited.vm.name);
         }
         changed
@@ -155,7 +152,6 @@ impl Engine {
         let others = self.vms.iter().filter(|(_, watched)| !scope.has(&watched.vm));
         for id in others.map(|(id, _)| *id).collect::<Vec<VmId>>() {
             if let Some(watched) = self.no_longer_watched(id) {
-                self.owners.forget(id);
                 info!(vm = watched.vm.name, pid = id.pid, "is not to be managed any more");
                 let who = subject(&watched.vm);
                 let why = "it is not to be managed any more";

@@ -10,16 +10,11 @@ use std::{
 
 use tracing::{info, warn};
 
-use super::{
-    Message,
-    engine::Engine,
-    incident_writer::RestartJournal,
-    owners::scene_of,
-    vm::{Case, Stage},
-};
+use super::{Message, engine::Engine, incident_writer::RestartJournal, owners::scene_of};
 use crate::{
     discover::{self, Owner, Vm, VmId},
     error_chain,
+    recovery::{Case, Stage},
     recovery::{Clearance, EventKind, Restart, RestartError, actuator::start, evidence::Wanted},
     storage::incident::{Attempt, Incident, Outcome},
     verdict::{Cause, State, Tally, Terms},
@@ -58,7 +53,7 @@ impl Engine {
     /// Starts those whose pause is over, and gives up those of whom no QEMU was found.
     pub(super) fn start_due(&mut self) {
         let now = self.now();
-        for mut awaited in std::mem::take(&mut self.owners.awaited) {
+        for mut awaited in std::mem::take(&mut self.awaited) {
             match awaited.progress {
                 Progress::Pausing(until) if until <= now => self.start_if_cleared(awaited),
                 Progress::Expected(until) if until <= now => {
@@ -69,7 +64,7 @@ impl Engine {
                     self.conclude(awaited, outcome);
                 }
                 Progress::Pausing(_) | Progress::Starting | Progress::Expected(_) => {
-                    self.owners.awaited.push(awaited);
+                    self.awaited.push(awaited);
                 }
             }
         }
@@ -87,7 +82,7 @@ impl Engine {
             Clearance::Wait(left, why) => {
                 info!(vm = awaited.vm.name, "not started yet: {why}");
                 awaited.progress = Progress::Pausing(self.now() + left);
-                self.owners.awaited.push(awaited);
+                self.awaited.push(awaited);
                 return;
             }
             Clearance::ObserveOnly => {
@@ -117,7 +112,7 @@ impl Engine {
             let _ = messages.send(Message::Restarted(id, log.incident.attempts, result));
         });
         awaited.progress = Progress::Starting;
-        self.owners.awaited.push(awaited);
+        self.awaited.push(awaited);
     }
 
     /// The owner of a VM whose QEMU is gone has been told to start it, or to replace it.
@@ -127,8 +122,8 @@ impl Engine {
         attempts: Vec<Attempt>,
         result: Result<Restart, RestartError>,
     ) {
-        let awaited = self.owners.awaited.iter().position(|awaited| awaited.vm.id == id);
-        let Some(awaited) = awaited.map(|index| self.owners.awaited.swap_remove(index)) else {
+        let awaited = self.awaited.iter().position(|awaited| awaited.vm.id == id);
+        let Some(awaited) = awaited.map(|index| self.awaited.swap_remove(index)) else {
             // Its QEMU ended by what should have reset it, or came back before this was heard of.
             return self.note_start(id, attempts, result);
         };
@@ -140,7 +135,7 @@ impl Engine {
                 note(&mut awaited.incident, &done);
                 self.writer.write(&awaited.incident, done.kept.files, None);
                 awaited.progress = Progress::Expected(self.now() + FOUND_WITHIN);
-                self.owners.awaited.push(awaited);
+                self.awaited.push(awaited);
             }
             Err(error) => {
                 let why = error_chain(&error);
@@ -150,7 +145,7 @@ impl Engine {
                 if is_unit && matches!(error, RestartError::Refused(_)) {
                     // systemd may be starting it by itself.
                     awaited.progress = Progress::Expected(self.now() + FOUND_WITHIN);
-                    self.owners.awaited.push(awaited);
+                    self.awaited.push(awaited);
                     return;
                 }
                 let outcome = match error {
@@ -178,7 +173,8 @@ impl Engine {
             let Incident { pid, start_ticks, .. } = case.incident;
             pid == id.pid && start_ticks == id.start_ticks
         };
-        let case = self.vms.values_mut().find_map(|vm| vm.case.as_mut().filter(|c| is_of_it(c)));
+        let case =
+            self.vms.values_mut().find_map(|vm| vm.recovery.case.as_mut().filter(|c| is_of_it(c)));
         let Some(case) = case else { return };
         case.incident.attempts = attempts;
         match result {
@@ -212,8 +208,8 @@ impl Engine {
         let key = vm.uuid.as_deref().unwrap_or(&vm.name);
         let is_it =
             |awaited: &Awaited| awaited.key() == key && awaited.vm.origin.uid == vm.origin.uid;
-        let index = self.owners.awaited.iter().position(is_it)?;
-        let Awaited { incident, .. } = self.owners.awaited.swap_remove(index);
+        let index = self.awaited.iter().position(is_it)?;
+        let Awaited { incident, .. } = self.awaited.swap_remove(index);
         let now = self.now();
         let cause = Cause::parse(&incident.cause).unwrap_or(Cause::QemuExited);
         let told_at = incident.attempts.last().and_then(|last| last.reset_at);

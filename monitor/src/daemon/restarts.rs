@@ -4,15 +4,11 @@ use std::time::SystemTime;
 
 use tracing::{info, warn};
 
-use super::{
-    Message,
-    engine::Engine,
-    incident_writer::RestartJournal,
-    vm::{Case, Stage},
-};
+use super::{Message, engine::Engine, incident_writer::RestartJournal};
 use crate::{
     discover::{ResetAction, VmId},
     error_chain,
+    recovery::{Case, Stage},
     recovery::{Kept, PUT_BACK_AFTER, Restart, RestartError, Stand, actuator::restart, put_back},
     storage::incident::{Attempt, Outcome},
     verdict::{Cause, Input},
@@ -26,13 +22,13 @@ impl Engine {
             Err((why, stage)) => return self.refuse(id, &why, stage),
         };
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        let Some(case) = &mut watched.case else { return };
+        let Some(case) = &mut watched.recovery.case else { return };
         case.stage = Stage::Restarting;
         watched.memory.give_up();
         case.incident.outcome = None;
         // What became of a try before this one is over.
         case.incident.reason.clone_from(&case.grounds);
-        watched.restarts += 1;
+        watched.recovery.restarts += 1;
         let mut log = RestartJournal {
             writer: self.writer.clone(),
             store: self.store.clone(),
@@ -40,7 +36,7 @@ impl Engine {
             limit,
         };
         let messages = self.messages.clone();
-        let (counters, slot) = (self.counters.clone(), watched.slot.clone());
+        let (counters, slot) = (self.counters.clone(), watched.sensors.slot.clone());
         let writes = move || {
             let row = counters.row(id, slot.clone().ok()?).ok()?;
             Some(row.storage.write_ops)
@@ -54,13 +50,13 @@ impl Engine {
     /// A VM that waits for its restart: until its QEMU can be told of it, or its pause is over.
     pub(super) fn retry_restart(&mut self, id: VmId) {
         let Some(watched) = self.vms.get(&id) else { return };
-        let Some(case) = &watched.case else { return };
-        let (stage, cause) = (case.stage, watched.watch.state.cause());
+        let Some(case) = &watched.recovery.case else { return };
+        let (stage, cause) = (case.stage, watched.detector.watch.state.cause());
         let is_due = case.tries.not_before <= self.now();
-        let (true, Some(cause)) = (self.is_crashed(id), cause) else { return };
+        let (true, Some(cause)) = (watched.is_crashed(), cause) else { return };
         match stage {
             Stage::Pausing { until } if until <= self.now() => self.proceed(id, cause),
-            Stage::WaitingForMonitor if is_due && self.monitor_of(id).is_ok() => {
+            Stage::WaitingForMonitor if is_due && watched.link.ready().is_ok() => {
                 self.retry(id, cause);
             }
             Stage::Resuming if is_due => self.resume(id, cause),
@@ -91,7 +87,7 @@ impl Engine {
             | Cause::UserlandDead
             | Cause::ServiceDead => {
                 let Some(watched) = self.vms.get_mut(&id) else { return };
-                watched.feed(&Input::Reexamine, now);
+                watched.step(&Input::Reexamine, now);
             }
         }
     }
@@ -105,8 +101,8 @@ impl Engine {
     ) {
         let now = self.now();
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        let cause = watched.watch.state.cause();
-        let (Some(case), Some(cause)) = (&mut watched.case, cause) else { return };
+        let cause = watched.detector.watch.state.cause();
+        let (Some(case), Some(cause)) = (&mut watched.recovery.case, cause) else { return };
         case.incident.attempts = attempts;
         match result {
             Ok(done) => {
@@ -127,21 +123,21 @@ impl Engine {
                 case.incident.was_up = was_up.unwrap_or(case.incident.was_up);
                 let was_up = case.incident.was_up;
                 case.incident.name_evidence(&files);
-                let recording = watched.recorder.evidence(&mut case.incident);
+                let recording = watched.detector.recorder.evidence(&mut case.incident);
                 self.writer.write(&case.incident, files, recording);
-                watched.run_state = Some(done.run_states.1);
+                watched.link.run_state = Some(done.run_states.1);
                 // Whatever was asked before belongs to the time before.
-                watched.run_state_answered = watched.run_state_asked;
-                watched.feed(&Input::Restarted { cause, was_up }, now);
+                watched.link.run_state_answered = watched.link.run_state_asked;
+                watched.step(&Input::Restarted { cause, was_up }, now);
                 self.forget_boot(id);
                 self.put_back_later(id, done.put_back);
             }
             Err(RestartError::StillWriting) => {
                 case.stage = Stage::WaitingForDump;
-                watched.feed(&Input::StillWriting, now);
+                watched.step(&Input::StillWriting, now);
             }
             Err(RestartError::Refused(why)) => {
-                watched.feed(&Input::SetAside(format!("not restarted: {why}")), now);
+                watched.step(&Input::SetAside(format!("not restarted: {why}")), now);
                 self.refuse(id, &why.to_string(), Stage::Reopened);
             }
             Err(error) => self.restart_failed(id, cause, error),
@@ -152,7 +148,7 @@ impl Engine {
     fn restart_failed(&mut self, id: VmId, cause: Cause, mut error: RestartError) {
         let now = self.now();
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        let Some(case) = &mut watched.case else { return };
+        let Some(case) = &mut watched.recovery.case else { return };
         let (why, stand, Kept { files, was_up }) =
             (error_chain(&error), error.stand(), error.take_kept());
         let incident = &case.incident.id;
@@ -180,12 +176,12 @@ impl Engine {
                 case.grounds = format!("{}; {why}", case.grounds);
                 let what = "what is left of its restart will be seen when QEMU answers";
                 case.incident.reason = format!("{}; {what}", case.grounds);
-                case.incident.reason.clone_into(&mut watched.watch.reason);
-                let recording = watched.recorder.evidence(&mut case.incident);
+                case.incident.reason.clone_into(&mut watched.detector.watch.reason);
+                let recording = watched.detector.recorder.evidence(&mut case.incident);
                 self.writer.write(&case.incident, files, recording);
                 // What it was says nothing about what it is, nor does an answer to an earlier question.
-                watched.run_state = None;
-                watched.run_state_answered = watched.run_state_asked;
+                watched.link.run_state = None;
+                watched.link.run_state_answered = watched.link.run_state_asked;
                 self.ask_run_state(id);
             }
             Stand::Told { at, action } => {
@@ -193,12 +189,17 @@ impl Engine {
                 case.incident.action = Some(action.to_owned());
                 case.incident.action_at = Some(at);
                 case.incident.reason = format!("{}; {why}", case.grounds);
-                let recording = watched.recorder.evidence(&mut case.incident);
+                let recording = watched.detector.recorder.evidence(&mut case.incident);
                 self.writer.write(&case.incident, files, recording);
                 let reason = format!(
                     "its restart was begun because it was {cause}, and {why}; waiting for a sign of life"
                 );
-                watched.feed_saying(&Input::Restarted { cause, was_up }, Some(reason), now);
+                watched.detector.step_saying(
+                    &watched.vm,
+                    &Input::Restarted { cause, was_up },
+                    Some(reason),
+                    now,
+                );
                 self.forget_boot(id);
                 self.put_back_later(id, configured);
             }
@@ -210,7 +211,7 @@ impl Engine {
         let Some(watched) = self.vms.get(&id).filter(|_| configured != ResetAction::Reset) else {
             return;
         };
-        let (number, messages) = (watched.restarts, self.messages.clone());
+        let (number, messages) = (watched.recovery.restarts, self.messages.clone());
         tokio::spawn(async move {
             tokio::time::sleep(PUT_BACK_AFTER).await;
             let _ = messages.send(Message::PutBack(id, number, configured));
@@ -220,8 +221,8 @@ impl Engine {
     /// The time for that has come after restart `number`, unless there was another one since.
     pub(super) fn put_back(&self, id: VmId, number: u64, configured: ResetAction) {
         let Some(watched) = self.vms.get(&id) else { return };
-        let Ok(qmp) = self.monitor_of(id) else { return };
-        if watched.restarts != number || watched.is_restarting() {
+        let Ok(qmp) = watched.link.ready() else { return };
+        if watched.recovery.restarts != number || watched.recovery.is_restarting() {
             return;
         }
         let vm = watched.vm.name.clone();
@@ -239,7 +240,8 @@ impl Engine {
     /// A restarted guest showed life.
     pub(super) fn recovered(&mut self, id: VmId) {
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        if let Some(Case { incident, stage: Stage::AwaitingLife { since }, .. }) = &mut watched.case
+        if let Some(Case { incident, stage: Stage::AwaitingLife { since }, .. }) =
+            &mut watched.recovery.case
         {
             let now = SystemTime::now();
             incident.recovered_at = Some(now);

@@ -10,15 +10,11 @@ use std::{
 
 use tracing::{info, warn};
 
-use super::{
-    Message,
-    engine::Engine,
-    incident_writer::RestartJournal,
-    vm::{Case, Stage},
-};
+use super::{Message, engine::Engine, incident_writer::RestartJournal};
 use crate::{
     discover::{self, VmId},
     error_chain,
+    recovery::{Case, Stage},
     recovery::{Clearance, EventKind, Remainder, RestartError, finish, remainder},
     storage::incident::{Attempt, Incident, Outcome},
     verdict::{Cause, Input, Monitor, State, Tally},
@@ -109,11 +105,12 @@ impl Engine {
     /// Goes on with a restart that an earlier daemon was ended in, as soon as QEMU tells its run state.
     pub(super) fn resume(&mut self, id: VmId, cause: Cause) {
         let Some(watched) = self.vms.get(&id) else { return };
-        let (Monitor::Answers(run_state), Ok(qmp)) = (watched.monitor(), self.monitor_of(id))
+        let (Monitor::Answers(run_state), Ok(qmp)) = (watched.link.monitor(), watched.link.ready())
         else {
             return;
         };
-        let Some(attempt) = watched.case.as_ref().and_then(|case| case.incident.attempts.last())
+        let Some(attempt) =
+            watched.recovery.case.as_ref().and_then(|case| case.incident.attempts.last())
         else {
             return;
         };
@@ -127,7 +124,8 @@ impl Engine {
                 _ => self.begin_restart(id, limit),
             },
             Remainder::Steps(steps) => {
-                let Some(case) = self.vms.get_mut(&id).and_then(|vm| vm.case.as_mut()) else {
+                let Some(case) = self.vms.get_mut(&id).and_then(|vm| vm.recovery.case.as_mut())
+                else {
                     return;
                 };
                 case.stage = Stage::Restarting;
@@ -152,8 +150,8 @@ impl Engine {
         result: Result<String, RestartError>,
     ) {
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        let Some(cause) = watched.watch.state.cause() else { return };
-        if let Some(case) = &mut watched.case {
+        let Some(cause) = watched.detector.watch.state.cause() else { return };
+        if let Some(case) = &mut watched.recovery.case {
             case.incident.attempts = attempts;
         }
         if let Err(error) = &result {
@@ -165,7 +163,7 @@ impl Engine {
     fn finished(&mut self, id: VmId, cause: Cause, done: Option<&str>) {
         let now = self.now();
         let Some(watched) = self.vms.get_mut(&id) else { return };
-        let Some(case) = &mut watched.case else { return };
+        let Some(case) = &mut watched.recovery.case else { return };
         let Some(attempt) = case.incident.attempts.last() else { return };
         let at = attempt.reset_at.unwrap_or(attempt.begun_at);
         let is_certain = attempt.reset_at.is_some() || done.is_some();
@@ -181,7 +179,7 @@ impl Engine {
             let begun = format!("its restart was begun because it was {cause}");
             format!("{begun}, and may have taken place; waiting for a sign of life")
         });
-        watched.feed_saying(&Input::Restarted { cause, was_up }, reason, now);
+        watched.detector.step_saying(&watched.vm, &Input::Restarted { cause, was_up }, reason, now);
         self.forget_boot(id);
         self.put_back_later(id, configured);
     }

@@ -8,7 +8,7 @@ use std::{
 use monitor_ebpf::StorageCounters;
 use tokio::task::spawn_blocking;
 
-use super::{engine::Engine, hotplug::PENDING, vm::WatchedVm};
+use super::engine::Engine;
 use crate::{
     api::{
         ControlRequest, RefusalKind, Reply, Request,
@@ -21,6 +21,7 @@ use crate::{
     sample::{InFlightAges, Missing, ticks},
     storage::incident::IncidentsView,
     verdict::{Monitor, PINNED_RATIO, STILL_BUSY_RATIO, State, Statement, Watch},
+    vm::{PENDING, WatchedVm},
     witness::{WITNESSES, kvm},
 };
 
@@ -143,12 +144,15 @@ impl Engine {
         degraded.extend(self.unused_monitors());
         for watched in self.vms.values() {
             let name = &watched.vm.name;
-            match &watched.slot {
+            match &watched.sensors.slot {
                 Err(why) => degraded.push(format!("{name} is not counted: {why}")),
                 Ok(_) => degraded.extend(unseen_taps(watched)),
             }
-            let storage =
-                watched.sample.as_ref().and_then(|(_, sample)| sample.storage.as_ref().ok());
+            let storage = watched
+                .sensors
+                .sample
+                .as_ref()
+                .and_then(|(_, sample)| sample.storage.as_ref().ok());
             if let Some(storage) = storage.filter(|storage| storage.untracked_ops > 0) {
                 degraded.push(format!(
                     "{} requests of {name} were not followed: probes.max_in_flight is too small",
@@ -163,7 +167,7 @@ impl Engine {
     fn unread_registers(&self) -> impl Iterator<Item = String> {
         let mut unread: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         for watched in self.vms.values() {
-            if let Some(why) = watched.insight.lacks_registers() {
+            if let Some(why) = watched.sensors.insight.lacks_registers() {
                 unread.entry(why).or_default().push(&watched.vm.name);
             }
         }
@@ -177,8 +181,8 @@ impl Engine {
 
     fn view(&self, watched: &WatchedVm) -> VmView {
         let VmId { pid, .. } = watched.vm.id;
-        let sample = watched.sample.as_ref().map(|(_, sample)| sample);
-        let activity = watched.activity.as_ref();
+        let sample = watched.sensors.sample.as_ref().map(|(_, sample)| sample);
+        let activity = watched.sensors.activity.as_ref();
         let clocks = sample.and_then(|sample| sample.vcpus.as_ref().ok());
         let vcpus = clocks.into_iter().flatten().map(|clock| VcpuView {
             id: clock.index,
@@ -192,21 +196,21 @@ impl Engine {
         let sees_to_guest = sample.is_some_and(|sample| sample.sees_to_guest);
         let storage = sample.and_then(|sample| sample.storage.as_ref().ok());
         let in_flight = sample.and_then(|sample| sample.in_flight);
-        let (state, cause, reason) = watched.watch.standing();
+        let (state, cause, reason) = watched.detector.watch.standing();
         VmView {
             name: watched.vm.name.clone(),
             uuid: watched.vm.uuid.clone(),
             pid,
             accelerator: watched.vm.accelerator.to_string(),
             owner: self.owner_view(&watched.vm),
-            run_state: watched.run_state.as_ref().map(ToString::to_string),
+            run_state: watched.link.run_state.as_ref().map(ToString::to_string),
             state: state.to_owned(),
             cause: cause.map(|cause| cause.to_string()),
             reason: said(watched, state, reason),
-            since: self.wall_clock(watched.watch.since),
-            flat_seconds: match watched.watch.state {
+            since: self.wall_clock(watched.detector.watch.since),
+            flat_seconds: match watched.detector.watch.state {
                 State::Unobservable => None,
-                _ => Some(watched.watch.quiet.silence(self.now()).as_secs_f64()),
+                _ => Some(watched.detector.watch.quiet.silence(self.now()).as_secs_f64()),
             },
             restarts_in_window: u32::try_from(self.restarts_in_window(watched).len())
                 .unwrap_or(u32::MAX),
@@ -230,8 +234,8 @@ impl Engine {
     }
 
     pub(super) fn guest_resets_in_window(&self, watched: &WatchedVm) -> usize {
-        let (now, window) = (self.now(), watched.terms.policy.boot_loop_window);
-        watched.watch.resets.iter().filter(|at| now.saturating_sub(**at) < window).count()
+        let (now, window) = (self.now(), watched.detector.terms.policy.boot_loop_window);
+        watched.detector.watch.resets.iter().filter(|at| now.saturating_sub(**at) < window).count()
     }
 
     /// Seconds since a moment in the kernel's ticks; `None` for the tick 0, which is never, and where nothing
@@ -244,7 +248,7 @@ impl Engine {
 
     /// All that is known of a VM; its last minutes are the caller's to give, since they take a while to put together.
     pub(super) fn show(&self, watched: &WatchedVm, history: Option<HistoryView>) -> ShowView {
-        let taps = watched.taps.iter().map(|probe| TapView {
+        let taps = watched.sensors.taps.iter().map(|probe| TapView {
             name: probe.tap.name.clone(),
             netns: probe.tap.netns.to_string(),
             ifindex: probe.tap.ifindex,
@@ -259,8 +263,8 @@ impl Engine {
         let networks: Vec<&str> =
             unseen_networks.iter().chain(&plugged.unseen_taps).map(String::as_str).collect();
         let storage = self.unseen_storage(watched);
-        let lacks = watched.insight.lacks().map(|why| format!("not asked for: {why}"));
-        let qmp = match watched.monitor() {
+        let lacks = watched.sensors.insight.lacks().map(|why| format!("not asked for: {why}"));
+        let qmp = match watched.link.monitor() {
             Monitor::Answers(run_state) => format!("answers; run state {run_state}"),
             Monitor::Unknown(why) | Monitor::Unresponsive(why) | Monitor::NotStarted(why) => why,
         };
@@ -276,7 +280,7 @@ impl Engine {
             unseen_networks: (!networks.is_empty()).then(|| networks.join(", ")),
             unseen_storage: (!storage.is_empty()).then(|| storage.join(", ")),
             signals: self.signals(watched),
-            policy: PolicyView::from(&watched.terms.policy),
+            policy: PolicyView::from(&watched.detector.terms.policy),
             history,
             memory_dump: self.dump_view(watched.vm.id),
             notes: watched.vm.notes.iter().cloned().chain(lacks).collect(),
@@ -284,8 +288,8 @@ impl Engine {
     }
 
     fn signals(&self, watched: &WatchedVm) -> Vec<SignalView> {
-        let Watch { line, quiet, .. } = &watched.watch;
-        let policy = &watched.terms.policy;
+        let Watch { line, quiet, .. } = &watched.detector.watch;
+        let policy = &watched.detector.terms.policy;
         let since = |moment: Option<Duration>| {
             moment.map(|moment| crate::rfc3339::format(self.wall_clock(moment)))
         };
@@ -300,7 +304,7 @@ impl Engine {
             since: since(Some(quiet.life)),
             verdict: if is_silent { "silent" } else { "lives" }.to_owned(),
         }];
-        if let Some(activity) = &watched.activity {
+        if let Some(activity) = &watched.sensors.activity {
             signals.push(moved(
                 "network",
                 activity.network.as_ref().map(|network| match network {
@@ -335,8 +339,8 @@ impl Engine {
     }
 
     fn level(&self, watched: &WatchedVm, since: Option<String>) -> SignalView {
-        let line = &watched.watch.line;
-        let vcpus = watched.activity.as_ref().map(|activity| activity.vcpus.as_ref());
+        let line = &watched.detector.watch.line;
+        let vcpus = watched.sensors.activity.as_ref().map(|activity| activity.vcpus.as_ref());
         let value = match vcpus {
             None => "not read yet".to_owned(),
             Some(Err(missing)) => missing.to_string(),
@@ -417,9 +421,9 @@ fn moved(name: &str, figure: Result<String, &Missing>) -> SignalView {
 
 /// What the witnesses said last, where they were asked.
 fn witnesses(watched: &WatchedVm) -> Vec<SignalView> {
-    let Some(testimony) = &watched.testimony else { return Vec::new() };
+    let Some(testimony) = &watched.detector.testimony else { return Vec::new() };
     let view = |said: &Statement| {
-        let calibrated = if watched.watch.boot.answered.contains(&said.witness) {
+        let calibrated = if watched.detector.watch.boot.answered.contains(&said.witness) {
             "; answered before in this boot"
         } else {
             ""
@@ -447,7 +451,7 @@ fn unseen_taps(watched: &WatchedVm) -> Vec<String> {
              descriptors can't be asked: {why}"
         )
     });
-    let taps = watched.taps.iter().filter_map(|probe| {
+    let taps = watched.sensors.taps.iter().filter_map(|probe| {
         let tap = &probe.tap.name;
         match &probe.hook {
             Ok(_) => probe.unseen.map(|unseen| format!("{name}: tap {tap}: {unseen}")),

@@ -17,7 +17,7 @@ impl Engine {
     /// Looks at all VMs together, and tells those which are silent together. Returns whether that is still
     /// undecided.
     pub(super) fn storm(&mut self, now: Duration) -> bool {
-        let watches = self.vms.values().map(|watched| &watched.watch);
+        let watches = self.vms.values().map(|watched| &watched.detector.watch);
         let assessment = assess_storm(watches, &self.config.storm, now);
         let storm = match &assessment {
             StormAssessment::Few | StormAssessment::Undecided => None,
@@ -34,11 +34,14 @@ impl Engine {
         for watched in self.vms.values_mut() {
             let concerned = match &storm {
                 // Whoever falls silent during it belongs to it.
-                Some(_) => watched.watch.storm.is_none() && is_silent(&watched.watch, now),
-                None => watched.watch.storm.is_some(),
+                Some(_) => {
+                    watched.detector.watch.storm.is_none()
+                        && is_silent(&watched.detector.watch, now)
+                }
+                None => watched.detector.watch.storm.is_some(),
             };
             if concerned {
-                watched.feed(&Input::Storm(storm.clone()), now);
+                watched.step(&Input::Storm(storm.clone()), now);
             }
         }
         self.storm = storm;
@@ -46,7 +49,7 @@ impl Engine {
     }
 
     fn storm_begins(&self, seen: String, now: Duration) {
-        let silent = self.vms.values().filter(|watched| is_silent(&watched.watch, now));
+        let silent = self.vms.values().filter(|watched| is_silent(&watched.detector.watch, now));
         let names: Vec<&str> = silent.map(|watched| watched.vm.name.as_str()).collect();
         let reason = format!("{seen}: {}", names.join(", "));
         let detected_at = std::time::SystemTime::now();

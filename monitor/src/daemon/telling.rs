@@ -4,7 +4,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{engine::Engine, vm::WatchedVm};
+use super::engine::Engine;
 use crate::{
     discover::Vm,
     recovery::EventKind as RecoveryEvent,
@@ -13,6 +13,7 @@ use crate::{
         follow::Standing,
     },
     verdict::State,
+    vm::WatchedVm,
 };
 
 /// A VM as it is told of.
@@ -21,13 +22,13 @@ pub(super) fn subject(vm: &Vm) -> Subject {
 }
 
 fn standing(watched: &WatchedVm) -> Standing {
-    match watched.watch.state {
+    match watched.detector.watch.state {
         // Before it is counted there is nothing to be read, and nothing was lost.
-        State::Unobservable if watched.is_counted => {
-            Standing::Unobservable(watched.watch.reason.clone())
+        State::Unobservable if watched.sensors.is_counted => {
+            Standing::Unobservable(watched.detector.watch.reason.clone())
         }
-        State::Held if watched.watch.is_held_by_host() => {
-            Standing::HostFault(watched.watch.reason.clone())
+        State::Held if watched.detector.watch.is_held_by_host() => {
+            Standing::HostFault(watched.detector.watch.reason.clone())
         }
         _ => Standing::Fine,
     }
@@ -58,9 +59,9 @@ impl Engine {
     /// What was told of a guest's agent is over with the boot in which it was so.
     fn end_what_a_boot_ended(&mut self) {
         for watched in self.vms.values_mut() {
-            if watched.watch.state == State::Alive
-                && watched.watch.missed_beats().is_none()
-                && let Some(told) = watched.told.take()
+            if watched.detector.watch.state == State::Alive
+                && watched.detector.watch.missed_beats().is_none()
+                && let Some(told) = watched.recovery.reported.take()
             {
                 self.writer.events.emit(RecoveryEvent::AliveAgain, &told);
                 self.telling.follow(|follower, now| [follower.alive_again(&told, now)]);
@@ -70,9 +71,9 @@ impl Engine {
 
     /// When a VM that is alive, and whose life nobody waits for, was heard last.
     fn heard_unawaited(&self, watched: &WatchedVm) -> Option<SystemTime> {
-        let is_awaited = watched.case.as_ref().is_some_and(|case| case.stage.is_open());
-        let heard = watched.watch.line.heard.filter(|_| !is_awaited)?;
-        (watched.watch.state == State::Alive).then(|| self.wall_clock(heard))
+        let is_awaited = watched.recovery.case.as_ref().is_some_and(|case| case.stage.is_open());
+        let heard = watched.detector.watch.line.heard.filter(|_| !is_awaited)?;
+        (watched.detector.watch.state == State::Alive).then(|| self.wall_clock(heard))
     }
 
     /// What flatline sees by, and that is out of order.
@@ -81,9 +82,9 @@ impl Engine {
             let why = program.failure.clone()?;
             Some((format!("program {}", program.program), why))
         });
-        let uncounted = self.vms.values().filter(|watched| watched.is_counted);
+        let uncounted = self.vms.values().filter(|watched| watched.sensors.is_counted);
         let uncounted = uncounted.filter_map(|watched| {
-            let why = watched.slot.as_ref().err()?.clone();
+            let why = watched.sensors.slot.as_ref().err()?.clone();
             Some((format!("counters of {}", watched.vm.name), why))
         });
         programs.chain(uncounted).collect()

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{engine::Engine, vm::WatchedVm, watchers};
+use super::{engine::Engine, watchers};
 use crate::{
     config::{Means, QmpTransport},
     discover::{ListeningSocket, Owner, SocketAt, Vm},
@@ -10,6 +10,7 @@ use crate::{
     qmp::{LibvirtTarget, QmpState, QmpTarget, Transport},
     recovery::actuator::libvirt_uri,
     verdict::Monitor,
+    vm::WatchedVm,
 };
 
 /// By which way a QEMU is talked to; `None` if by none.
@@ -63,22 +64,18 @@ impl Engine {
     }
 
     /// By which way it is talked to; `None` if by none.
-    pub(super) fn transport_to(&mut self, vm: &Vm) -> Option<Transport> {
+    pub(super) fn transport_to(&self, vm: &Vm) -> Option<Transport> {
         let means = self.config.means_for(&vm.name);
-        let way = transport(vm, &means, program::find("virsh").is_some());
-        if matches!(way, Some(Transport::Brief(_) | Transport::Libvirt(_))) {
-            self.owners.hears_late_of(vm.id);
-        }
-        way
+        transport(vm, &means, program::find("virsh").is_some())
     }
 }
 
 impl WatchedVm {
     /// Why its monitor is not used, though QEMU was told to have one.
     fn unused_monitor(&self) -> Option<String> {
-        let is_meant = match &self.qmp {
+        let is_meant = match &self.link.qmp {
             None => self.vm.qmp_sockets.is_empty() && !self.vm.unused_monitors.is_empty(),
-            Some(_) => match &self.qmp_state {
+            Some(_) => match &self.link.state {
                 // A QEMU that answers late is judged for that.
                 QmpState::Connecting | QmpState::Ready | QmpState::Unresponsive { .. } => false,
                 QmpState::NotStarted { .. }
@@ -87,7 +84,7 @@ impl WatchedVm {
                 | QmpState::Closed { .. } => true,
             },
         };
-        match self.monitor() {
+        match self.link.monitor() {
             Monitor::Unknown(why) | Monitor::NotStarted(why) if is_meant => Some(why),
             _ => None,
         }

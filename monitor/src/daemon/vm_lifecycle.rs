@@ -10,20 +10,18 @@ use tracing::{debug, info};
 
 use super::{
     engine::Engine,
-    hotplug::{PENDING, counted},
-    memory::MemoryWatch,
+    hotplug::counted,
     resume::take_up,
-    vm::{WatchedVm, terms_for},
     watchers::{self, Look},
 };
 use crate::{
     discover::{self, Vm, VmId},
     insight::Insight,
-    qmp::{self, QmpState},
-    recovery::EventKind,
-    sample::{LostCompletions, VcpuClocks, port::PortListener},
+    qmp::{self, Transport},
+    recovery::{EventKind, RecoveryState},
+    sample::port::PortListener,
     verdict::Watch,
-    witness::Notes,
+    vm::{Detector, MemoryWatch, MonitorLink, Sensors, WatchedVm, terms_for},
 };
 
 /// After a QEMU was found, it is looked at again: at first it has neither taps nor vCPU threads.
@@ -49,8 +47,9 @@ impl Default for FirstReading {
 impl Engine {
     pub(super) fn sweep(&self) {
         // Only those whose end is waited for are sure to be there.
-        let waits =
-            |watched: &WatchedVm| watched.end.as_ref().is_some_and(|end| !end.is_finished());
+        let waits = |watched: &WatchedVm| {
+            watched.sensors.end.as_ref().is_some_and(|end| !end.is_finished())
+        };
         let known = self.vms.iter().filter(|(_, watched)| waits(watched)).map(|(id, _)| *id);
         watchers::sweep(self.config.discovery.scope(), known.collect(), self.messages.clone());
     }
@@ -77,6 +76,7 @@ impl Engine {
         }
         let age = watchers::age(id).unwrap_or_default();
         let way = self.transport_to(&vm);
+        let hears_late = matches!(way, Some(Transport::Brief(_) | Transport::Libvirt(_)));
         let memory = MemoryWatch::new(self.config.memory_every_for(&vm.name), way.as_ref(), now);
         let qmp = way.map(|way| qmp::spawn(way, self.notices.clone()));
         if let FirstReading::Awaits { vms, .. } = &mut self.first_reading {
@@ -107,39 +107,14 @@ impl Engine {
             Some((state, reason)) => Watch::resume(now, age, state, reason),
             None => Watch::begin(now, age, terms.policy.boot_grace),
         };
+        let end = watchers::watch_end(&vm, self.messages.clone());
+        let recorder = self.recorder(&vm, &terms);
         let watched = WatchedVm {
-            recorder: self.recorder(&vm, &terms),
-            watch,
-            terms,
-            qmp,
-            qmp_state: QmpState::Connecting,
-            run_state: None,
-            run_state_asked: 0,
-            run_state_answered: 0,
-            threads: Vec::new(),
-            threads_from_qmp: false,
-            descriptors: None,
-            looks: 0,
-            looking: false,
-            told_apart: (Vec::new(), 0),
-            clocks: VcpuClocks::default(),
-            is_counted: false,
-            slot: Err(PENDING.to_owned()),
-            taps: Vec::new(),
-            lost_completions: LostCompletions::default(),
-            sample: None,
-            activity: None,
+            link: MonitorLink::new(&vm, qmp, hears_late),
+            sensors: Sensors::new(PortListener::start(&vm), insight, end),
+            detector: Detector::new(terms, watch, recorder),
+            recovery: RecoveryState { case, put_back, ..RecoveryState::default() },
             memory,
-            insight,
-            notes: Some(Notes::default()),
-            suspected_at: None,
-            testimony: None,
-            case,
-            port: PortListener::start(&vm),
-            told: None,
-            restarts: 0,
-            put_back,
-            end: watchers::watch_end(&vm, self.messages.clone()),
             vm: Arc::new(vm),
         };
         self.vms.insert(id, watched);
@@ -181,7 +156,7 @@ impl Engine {
             return false;
         }
         self.first_reading = FirstReading::Done;
-        self.vms.values().all(|watched| watched.sample.is_none())
+        self.vms.values().all(|watched| watched.sensors.sample.is_none())
     }
 
     pub(super) fn gone(&mut self, id: VmId) {
@@ -189,7 +164,6 @@ impl Engine {
         let status = self.statuses.remove(&id.pid);
         debug!(vm = watched.vm.name, pid = id.pid, ?status, "the process has ended");
         self.qemu_ended(&mut watched, status);
-        self.owners.forget(id);
     }
 
     /// Lets go of a VM, whatever has become of it.
@@ -197,11 +171,11 @@ impl Engine {
         let mut watched = self.vms.remove(&id)?;
         self.no_longer_awaited(id);
         self.tell_of_end(&watched);
-        watched.recorder.end();
-        if let Some(end) = watched.end.take() {
+        watched.detector.recorder.end();
+        if let Some(end) = watched.sensors.end.take() {
             end.abort();
         }
-        if let Some(qmp) = watched.qmp.take() {
+        if let Some(qmp) = watched.link.qmp.take() {
             qmp.close();
         }
         self.probes.forget(id);

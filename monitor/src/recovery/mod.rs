@@ -5,6 +5,7 @@
 //! VM that somebody paused meanwhile must be left alone.
 
 pub mod actuator;
+mod case;
 mod event;
 pub mod evidence;
 mod execute;
@@ -13,6 +14,7 @@ mod nmi;
 mod outcome;
 mod plan;
 
+pub(crate) use case::{Case, RecoveryState, Stage, Tries};
 pub use event::{Event, EventKind, EventSink};
 pub use execute::{Journal, finish, put_back, restart};
 pub use exit_reason::{ExitReason, exit_reason};

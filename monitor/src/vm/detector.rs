@@ -1,0 +1,79 @@
+//! Detector of one VM: the verdict's state machine, on which policy it judges, its recording, and the rounds of questions.
+
+use std::{sync::Arc, time::Duration};
+
+use tracing::{debug, info};
+
+use super::Recorder;
+use crate::{
+    config::Config,
+    discover::Vm,
+    verdict::{Act, Cause, Input, Terms, Testimony, Watch},
+    witness::Notes,
+};
+
+/// The terms on which the VM called `name` is judged.
+pub(crate) fn terms_for(config: &Config, name: &str) -> Terms {
+    Terms { policy: config.policy_for(name), tick: config.sample_interval }
+}
+
+/// What judges one VM.
+#[derive(Debug)]
+pub(crate) struct Detector {
+    pub(crate) terms: Terms,
+    pub(crate) watch: Watch,
+    pub(crate) recorder: Recorder,
+    /// The witnesses' notes; `None` while a round of questions is under way, which has them.
+    pub(crate) notes: Option<Notes>,
+    /// When the last round began of questions that are only asked of suspects.
+    pub(crate) suspected_at: Option<Duration>,
+    /// What the witnesses said last, for people to read.
+    pub(crate) testimony: Option<Arc<Testimony>>,
+}
+
+impl Detector {
+    /// Goes on from `watch`.
+    pub(crate) fn new(terms: Terms, watch: Watch, recorder: Recorder) -> Self {
+        let notes = Some(Notes::default());
+        Self { terms, watch, recorder, notes, suspected_at: None, testimony: None }
+    }
+
+    /// Tells the verdict something, and says what is to be done.
+    pub(crate) fn step(&mut self, vm: &Vm, input: &Input, now: Duration) -> Act {
+        self.step_saying(vm, input, None, now)
+    }
+
+    /// The same, with a reason for people instead of the verdict's own: it is told of no more than it judges by.
+    pub(crate) fn step_saying(
+        &mut self,
+        vm: &Vm,
+        input: &Input,
+        reason: Option<String>,
+        now: Duration,
+    ) -> Act {
+        let before = self.watch.standing().0;
+        let act = self.recorder.take(&mut self.watch, input, &self.terms, now);
+        if let Some(reason) = reason {
+            self.watch.reason = reason;
+        }
+        let (after, cause, reason) = self.watch.standing();
+        if before != after {
+            let routine = |name| matches!(name, "alive" | "suspect" | "starting");
+            if routine(before) && routine(after) {
+                debug!(vm = vm.name, "{before} -> {after}: {reason}");
+            } else {
+                let (uuid, pid) = (vm.uuid.as_deref(), vm.id.pid);
+                let cause = cause.map(Cause::as_str);
+                info!(
+                    vm = vm.name,
+                    uuid,
+                    pid,
+                    state = after,
+                    cause,
+                    "{before} -> {after}: {reason}"
+                );
+            }
+        }
+        act
+    }
+}

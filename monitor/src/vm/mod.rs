@@ -1,0 +1,83 @@
+//! A VM that is watched: what is held of it from when its QEMU was found until that is gone.
+//!
+//! Six parts, each of which another subsystem works on: who it is, the link to its monitor, its sensors, its detector,
+//! what recovery remembers of it, and its memory. No part knows another one, or the daemon's loop.
+
+mod detector;
+mod memory;
+mod monitor_link;
+mod recorder;
+mod sensors;
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+pub(crate) use detector::{Detector, terms_for};
+pub(crate) use memory::{MemoryRead, MemoryWatch};
+pub(crate) use monitor_link::MonitorLink;
+pub(crate) use recorder::{RECORDING, Recorder};
+pub(crate) use sensors::{HostReadings, Sensors};
+
+use crate::{
+    config::Config,
+    discover::Vm,
+    recovery::RecoveryState,
+    verdict::{Act, Input, State},
+};
+
+/// Why nothing is counted of what was found just now.
+pub(crate) const PENDING: &str = "its programs are being attached";
+
+/// What every subsystem is told beside the VM that it works on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Context<'a> {
+    pub(crate) config: &'a Config,
+    /// Time since the host's start: the only clock of the verdict. Since the daemon's own start, no VM could be
+    /// older than that.
+    pub(crate) now: Duration,
+    /// The same moment by the wall clock.
+    pub(crate) wall: SystemTime,
+}
+
+impl Context<'_> {
+    /// The wall-clock time of a moment.
+    pub(crate) fn wall_clock(&self, moment: Duration) -> SystemTime {
+        self.wall - self.now.saturating_sub(moment)
+    }
+}
+
+/// One VM.
+#[derive(Debug)]
+pub(crate) struct WatchedVm {
+    /// Who it is: its process, name, UUID and owner, and what it has.
+    pub(crate) vm: Arc<Vm>,
+    pub(crate) link: MonitorLink,
+    pub(crate) sensors: Sensors,
+    pub(crate) detector: Detector,
+    pub(crate) recovery: RecoveryState,
+    pub(crate) memory: MemoryWatch,
+}
+
+impl WatchedVm {
+    /// The key under which its restarts are counted: its UUID, or its name without one.
+    pub(crate) fn key(&self) -> &str {
+        self.vm.uuid.as_deref().unwrap_or(&self.vm.name)
+    }
+
+    /// Tells the detector something, and says what is to be done.
+    pub(crate) fn step(&mut self, input: &Input, now: Duration) -> Act {
+        self.detector.step(&self.vm, input, now)
+    }
+
+    /// Whether its conviction still stands.
+    pub(crate) fn is_crashed(&self) -> bool {
+        matches!(self.detector.watch.state, State::Crashed { .. })
+    }
+
+    /// Samples, and notes what moved since the last sample.
+    pub(crate) fn observe(&mut self, host: &HostReadings<'_>, now: Duration) {
+        self.sensors.observe(self.vm.id, &self.link, host, now);
+    }
+}
