@@ -1,6 +1,6 @@
 //! A QEMU's command line, as `/proc/PID/cmdline` has it.
 //!
-//! Whoever runs a QEMU chooses it, and a guest that took its QEMU over may rewrite it.
+//! The user that runs a QEMU chooses it, and a guest that took its QEMU over may rewrite it.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Who is left alone and who reset itself when, as it is read back from the state directory.
+//! Which VMs are left alone and which reset themselves when, as that is read back from the state directory.
 //!
 //! One that is torn is reported, and holds everybody.
 

@@ -88,7 +88,7 @@ impl<'a> Beats<'a> {
             Way::Port(path, port) => {
                 // The same bytes, so that one parser reads both.
                 let bytes = frame([0; 6], &beat);
-                // While nobody reads at the other end it stays open: a port can be opened but once, and each time the host
+                // Without a reader at the other end it stays open: a port can be opened but once, and each time the host
                 // is told.
                 if port.as_ref().is_none_or(|port| port.write(&bytes) == Written::Gone) {
                     *port = None;

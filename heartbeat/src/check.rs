@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_nobody_looked_at_in_between_was_in_time() {
+    fn one_that_was_not_looked_at_in_between_was_in_time() {
         let mut check = check(&["true"]);
         assert_eq!(check.due(), Outcome::Open);
         sleep(Duration::from_secs(1));

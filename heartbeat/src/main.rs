@@ -14,6 +14,6 @@ fn panic(_: &PanicInfo<'_>) -> ! {
     sys::exit(101)
 }
 
-/// Named by the core library's tables for unwinding, which nobody does here.
+/// Named by the core library's tables for unwinding, which is not done here.
 #[unsafe(no_mangle)]
 extern "C" fn rust_eh_personality() {}

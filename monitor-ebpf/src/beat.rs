@@ -23,7 +23,7 @@ pub(crate) enum Heard {
 
 /// Takes note of a frame of the heartbeats' Ethernet type. `None`: it begins with something else, and is none of ours.
 ///
-/// Cost: two calls of a helper, which copy 4 and 60 bytes, and the clock; measured in `docs/costs.md`. Whose it is says
+/// Cost: two calls of a helper, which copy 4 and 60 bytes, and the clock; measured in `docs/costs.md`. Which VM it belongs to says
 /// the tap that it came through, and nothing in the frame.
 #[inline(always)]
 pub(crate) fn hear(ctx: &TcContext, slot: u32) -> Option<Heard> {

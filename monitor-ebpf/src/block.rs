@@ -149,7 +149,7 @@ fn is_nested() -> bool {
 /// Counts the completion of requests on devices that have request queues, which most disks are.
 ///
 /// Hook: `tp_btf/block_rq_complete` with the request and the completed bytes as first and third argument
-/// (5.11). A request may carry several bios, merged while they waited. Bios that nobody follows cost a
+/// (5.11). A request may carry several bios, merged while they waited. Bios that aren't followed cost a
 /// look at the set where they would be.
 #[btf_tracepoint(function = "block_rq_complete")]
 pub(crate) fn block_request_completed(ctx: BtfTracePointContext) -> i32 {

@@ -1,7 +1,7 @@
 //! The frame by which a guest says that it lives, and what a tap's program keeps of it.
 //!
 //! A guest sends it on its own network card to an address that no bridge forwards, with an EtherType that is free for
-//! local use: it needs no address, no route, and nobody between the guest and the tap. Numbers are in network byte order.
+//! local use: it needs no address, no route, and nothing between the guest and the tap. Numbers are in network byte order.
 
 use core::mem::{offset_of, size_of};
 
@@ -67,7 +67,7 @@ pub struct Heartbeat {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HeartbeatRow {
-    /// QEMU's pid, the same in each CPU's copy; 0: the row is nobody's.
+    /// QEMU's pid, the same in each CPU's copy; 0: the row is unused.
     pub pid: u32,
     /// From one beat to the next, as the last frame has it.
     pub interval_ms: u32,

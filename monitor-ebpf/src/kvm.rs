@@ -4,7 +4,7 @@
 //! All hook in as raw tracepoints (4.17; those of a module, 5.0): they attach as fast as BTF-typed ones, and
 //! need no BTF, which a KVM that is a module has in a file of its own. Of their arguments, only numbers are
 //! read. Each costs a look-up of the current process and an addition; most fire in the vCPU's own thread,
-//! so that the process tells whose it is. None counts what an interrupt does that hits a QEMU by chance.
+//! so that the process tells which VM it belongs to. None counts what an interrupt does that hits a QEMU by chance.
 //!
 //! Argument lists: include/trace/events/kvm.h and arch/x86/kvm/trace.h of Linux 6.12.
 
@@ -44,7 +44,7 @@ fn current() -> Option<(&'static mut KvmRow, u32)> {
     // SAFETY: the row is this CPU's own copy. Another thread of the VM that preempts this one may make a
     // count be lost, which is one sign of life fewer, and never one too many.
     let row = unsafe { &mut *row };
-    // A row that user space could not fill is nobody's.
+    // A row that user space could not fill is unused.
     (row.pid == pid).then_some((row, ids as u32))
 }
 

@@ -5,7 +5,7 @@
 //! field's name is what `bpftool map dump pinned` prints, so it says its unit where it has one.
 //!
 //! VMs are counted in *slots*: a program that knows a slot reaches its row by index, which costs a tenth
-//! of a look-up by key. User space alone hands slots out, and names in each row whose it is.
+//! of a look-up by key. User space alone hands slots out, and names in each row the VM that it belongs to.
 #![no_std]
 
 pub mod heartbeat;
@@ -29,7 +29,7 @@ pub const PROBE_IPV6: [u8; 16] = {
 /// What one VM's guest did on its network and its storage: one row of `vms`, indexed by the VM's slot.
 ///
 /// Each CPU has a copy of its own, whose counters only grow; a reader adds them up. A row whose `pid` is
-/// 0 belongs to nobody.
+/// 0 is unused.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VmRow {
@@ -59,7 +59,7 @@ pub struct NetworkCounters {
     /// Bytes of those, with their Ethernet headers.
     pub guest_rx_bytes: u64,
     /// All that the guest sent because flatline had probed it, and that was therefore taken out of its
-    /// traffic: life only because somebody asked. Answers to ARP and NDP probes, and the frames by which a
+    /// traffic: life only in answer to a question. Answers to ARP and NDP probes, and the frames by which a
     /// guest finds out, for some seconds after an NDP probe, whether flatline is still there.
     pub probe_answers: u64,
     /// Bytes of those.
@@ -126,7 +126,7 @@ impl StorageCounters {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KvmRow {
-    /// QEMU's pid, the same in each CPU's copy; 0: the row is nobody's.
+    /// QEMU's pid, the same in each CPU's copy; 0: the row is unused.
     pub pid: u32,
     /// The vCPU thread that was last woken from `hlt` on this CPU and has not run guest code since; 0: none.
     pub woken: u32,
@@ -164,7 +164,7 @@ pub struct KvmCounters {
     pub set_irqs: u64,
 }
 
-/// One row of `taps`: which tap it is, whose, and the addresses that its guest was last seen to use.
+/// One row of `taps`: which tap it is, of which VM, and the addresses that its guest was last seen to use.
 ///
 /// Each address goes with the VLAN (802.1Q) that it was seen in; 0: none, since no VLAN has that number.
 ///

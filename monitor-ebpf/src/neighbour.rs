@@ -1,4 +1,4 @@
-//! The frames by which a guest's kernel tells its neighbours who it is: ARP (RFC 826) for IPv4, neighbour
+//! The frames by which a guest's kernel tells its neighbours its addresses: ARP (RFC 826) for IPv4, neighbour
 //! discovery (NDP, RFC 4861) for IPv6. What it says of itself is learned, so that it can be asked for it;
 //! what it says because flatline asked is told from all else.
 //!
@@ -115,7 +115,7 @@ fn arp(ctx: &TcContext, skb: &__sk_buff, tap: &mut TapRow) -> Option<Answer> {
         return Some(Answer::Arp);
     }
     // A sender of 0.0.0.0 is a guest that still tests its address for duplicates (RFC 5227), and a sender
-    // other than the frame's source speaks for somebody else.
+    // other than the frame's source speaks for another host.
     let usable = frame.hardware_length == 6
         && frame.protocol_length == 4
         && frame.sender_mac == frame.ethernet_source
@@ -166,7 +166,7 @@ fn ndp(ctx: &TcContext, skb: &__sk_buff, tap: &mut TapRow) -> Option<Answer> {
         return Some(Answer::Reachability);
     }
     // A source of `::` is a guest that still tests its address for duplicates (RFC 4862), and one other
-    // than the advertised address may speak for somebody else.
+    // than the advertised address may speak for another host.
     let usable = frame.hop_limit == NEVER_FORWARDED
         && frame.icmp_code == 0
         && frame.source != [0; 16]
@@ -187,7 +187,7 @@ fn ndp(ctx: &TcContext, skb: &__sk_buff, tap: &mut TapRow) -> Option<Answer> {
     None
 }
 
-/// Whether the frame was sent by whom it tells of. It needn't tell, to one who knows it already.
+/// Whether the frame was sent by the host that it tells of. It needn't tell that to a receiver that knows it already.
 #[inline(always)]
 fn link_layer_address_fits(ctx: &TcContext, frame: &NdpFrame) -> bool {
     match ctx.load::<LinkLayerOption>(size_of::<NdpFrame>()) {

@@ -61,7 +61,7 @@ pub(crate) fn tap_from_guest(ctx: TcContext) -> i32 {
     // Even the coarse one of the other clocks would be most of what a packet costs.
     // SAFETY: plain call.
     counters.guest_tx_last_jiffies = unsafe { bpf_jiffies64() };
-    // What only looks like a beat is a sign of life, and nobody else's business either.
+    // What only looks like a beat is a sign of life, and goes no further either.
     if heard.is_some() { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
 }
 

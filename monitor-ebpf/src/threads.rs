@@ -39,7 +39,7 @@ struct IteratorMeta {
 
 /// Writes a [`ThreadTime`] for each thread of a watched QEMU.
 ///
-/// Hook: `iter/task` (5.8). Runs only while somebody reads the pinned iterator, once for each thread of
+/// Hook: `iter/task` (5.8). Runs only while the pinned iterator is read, once for each thread of
 /// the host; those of other processes end at a look-up that fails.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]

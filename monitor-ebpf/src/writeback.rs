@@ -1,4 +1,4 @@
-//! Whose a page of the page cache is that the host writes back, and what a QEMU reads into it.
+//! Which VM a page of the page cache belongs to that the host writes back, and what a QEMU reads into it.
 //!
 //! A guest's write under `cache=writeback` ends in the host's page cache. A kernel worker submits it
 //! later, so that the task says nothing; but the page belongs to an inode, and user space knows which

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::arguments::MOST_WORDS;
 
-/// Where programs are looked for if nobody says.
+/// Where programs are looked for without a `PATH`.
 const USUAL_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// What a shell says of a program that it can't run.
 const NOT_RUN: i32 = 127;
@@ -44,7 +44,7 @@ impl Environment<'_> {
     /// The value of `PATH`.
     fn path(&self) -> &[u8] {
         let mut at = self.first;
-        // SAFETY: as whoever made it promised, `at` goes no further than the null pointer.
+        // SAFETY: by the promise of its constructor, `at` goes no further than the null pointer.
         while let Some(variable) = unsafe { (*at).as_ref() } {
             // SAFETY: as above.
             let variable = unsafe { CStr::from_ptr(variable) };
@@ -62,7 +62,7 @@ impl Environment<'_> {
 pub struct Child(i32);
 
 impl Child {
-    /// Starts it, with nothing to read and nobody to hear it; `None` if it can't be started.
+    /// Starts it, with nothing to read and its output discarded; `None` if it can't be started.
     pub fn start(words: &[&str], environment: &Environment<'_>) -> Option<Self> {
         let mut room = [0; TEXT_BYTES];
         let mut pointers = [ptr::null(); MOST_WORDS + 1];
@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn signals_that_this_process_waits_for_interrupt_it() {
-        // Of this thread alone, whose child has the same.
+        // Of this thread alone, and inherited by its child.
         assert!(Signals::block().is_some());
         let blocked = "s/SigBlk:[^0-9a-f]*//p";
         let none = [

@@ -35,7 +35,7 @@ struct TimeSpec {
     nanoseconds: i64,
 }
 
-/// Milliseconds of a clock that nobody sets, and that stands still while the guest is suspended.
+/// Milliseconds of a clock that can't be set, and that stands still while the guest is suspended.
 pub fn now_ms() -> u64 {
     let mut now = TimeSpec { seconds: 0, nanoseconds: 0 };
     let arguments = [CLOCK_MONOTONIC as usize, address(&raw mut now)];
@@ -125,7 +125,7 @@ fn write(descriptor: u32, bytes: &[u8]) -> Result<usize, Errno> {
 pub enum Written {
     /// All of it was taken.
     All,
-    /// There was no room for it: nobody reads.
+    /// There was no room for it: there is no reader.
     NoRoom,
     /// What was open is no longer there.
     Gone,
@@ -157,7 +157,7 @@ impl Descriptor {
         Self::open(path, O_WRONLY | O_NONBLOCK | O_NOCTTY)
     }
 
-    /// Writes all of it, or a part that nobody will understand.
+    /// Writes all of it, or a part, which no reader takes for a message.
     pub fn write(&self, bytes: &[u8]) -> Written {
         match write(self.0, bytes) {
             Ok(length) if length == bytes.len() => Written::All,
@@ -184,7 +184,7 @@ impl Descriptor {
 
 impl Drop for Descriptor {
     fn drop(&mut self) {
-        // SAFETY: it is ours, and nobody uses it any more.
+        // SAFETY: it is ours, and is not used any more.
         let _ = unsafe { call(__NR_close, [self.raw()]) };
     }
 }
@@ -222,11 +222,11 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_nobody_reads_has_no_room_and_one_that_ended_is_gone() {
+    fn a_port_without_a_reader_has_no_room_and_one_that_ended_is_gone() {
         let path = std::format!("/tmp/flatline-heartbeat-{}", std::process::id());
         let made = std::process::Command::new("mkfifo").arg(&path).status();
         assert!(made.is_ok_and(|status| status.success()));
-        // A pipe that nobody reads can't be opened.
+        // A pipe without a reader can't be opened.
         assert!(Descriptor::open_to_write(&path).is_none());
         let reads = std::fs::OpenOptions::new().read(true).write(true).open(&path).expect("a pipe");
         let port = Descriptor::open_to_write(&path).expect("it has a reader");

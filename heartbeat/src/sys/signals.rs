@@ -13,7 +13,7 @@ use super::{
 /// What ended a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waited {
-    /// Somebody wants this process to end.
+    /// This process is asked to end.
     Told,
     /// A child ended.
     ChildEnded,
@@ -27,7 +27,7 @@ pub struct Signals(());
 const END: [u32; 3] = [SIGTERM, SIGINT, SIGHUP];
 /// Of the kernel's own set of signals, one bit each.
 const WAITED_FOR: u64 = bit(SIGTERM) | bit(SIGINT) | bit(SIGHUP) | bit(SIGCHLD);
-/// A port that nobody reads is no reason to end.
+/// A port without a reader is no reason to end.
 const BLOCKED: u64 = WAITED_FOR | bit(SIGPIPE);
 
 const fn bit(signal: u32) -> u64 {
@@ -55,7 +55,7 @@ impl Signals {
         let set = WAITED_FOR;
         let arguments =
             [address(&raw const set), NOWHERE, address(&raw const limit), size_of_val(&set)];
-        // SAFETY: the set and the limit live as long as the call, which reads them; nobody wants to know more.
+        // SAFETY: the set and the limit live as long as the call, which reads them; no old action is asked for.
         let signal = unsafe { call(__NR_rt_sigtimedwait, arguments) };
         match signal.ok().and_then(|signal| u32::try_from(signal).ok()) {
             Some(signal) if END.contains(&signal) => Waited::Told,
@@ -67,6 +67,6 @@ impl Signals {
 
 fn set_mask(how: u32, set: u64) -> bool {
     let arguments = [how as usize, address(&raw const set), NOWHERE, size_of_val(&set)];
-    // SAFETY: the set lives as long as the call, which reads it; nobody wants to know the one before.
+    // SAFETY: the set lives as long as the call, which reads it; the set before is not asked for.
     unsafe { call(__NR_rt_sigprocmask, arguments) }.is_ok()
 }
