@@ -43,6 +43,8 @@ pub struct DaemonConfig {
     pub flat_for: Duration,
     /// Time given to a VM that starts.
     pub boot_grace: Duration,
+    /// Time from one tick to the next.
+    pub sample_interval: Duration,
     /// Where it serves its metrics: `off`, since several may run on one machine.
     pub metrics: String,
     /// A system call that is refused it (`EPERM`), as a seccomp filter or a security module would.
@@ -87,6 +89,7 @@ impl DaemonConfig {
             mode: "recover".to_owned(),
             flat_for: Duration::from_secs(5),
             boot_grace: Duration::from_secs(10),
+            sample_interval: Duration::from_secs(1),
             metrics: "off".to_owned(),
             refused_call: None,
             extra_toml: String::new(),
@@ -94,12 +97,12 @@ impl DaemonConfig {
     }
 
     fn toml(&self, dir: &Path) -> String {
-        let Self { executables, users, mode, flat_for, boot_grace, metrics, extra_toml, .. } = self;
+        let Self { executables, users, mode, metrics, extra_toml, .. } = self;
         // JSON's strings and lists of strings are TOML's too.
         let path = |name: &str| json!(dir.join(name).display().to_string());
         let mut toml = String::new();
-        let flat_for = humantime::format_duration(*flat_for);
-        let boot_grace = humantime::format_duration(*boot_grace);
+        let [flat_for, boot_grace, sample_interval] =
+            [self.flat_for, self.boot_grace, self.sample_interval].map(humantime::format_duration);
         let executables = match executables.as_slice() {
             [] => String::new(),
             some => format!("executables = {}\n", json!(some)),
@@ -112,7 +115,8 @@ impl DaemonConfig {
              [paths]\nstate_dir = {}\nruntime_dir = {}\nbpffs_dir = {}\n\n\
              [discovery]\n{executables}users = {users}\n\n\
              [metrics]\nlisten = {}\n\n\
-             [detection]\nflat_for = \"{flat_for}\"\nboot_grace = \"{boot_grace}\"\n\n{extra_toml}\n",
+             [detection]\nflat_for = \"{flat_for}\"\nboot_grace = \"{boot_grace}\"\n\
+             sample_interval = \"{sample_interval}\"\n\n{extra_toml}\n",
             json!(mode),
             path("state"),
             path("run"),

@@ -1,7 +1,7 @@
 //! Counts are true: what the daemon shows of taps and disks is what the kernel and QEMU counted.
 //!
 //! Only differences between two quiet moments are compared. The daemon begins to count when it finds a VM,
-//! the kernel when the tap is made; and a reading of the daemon is up to a second old, so that it means
+//! the kernel when the tap is made; and a reading of the daemon is up to a tick old, so that it means
 //! something only where nothing moved in the meantime.
 
 use std::{
@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use flatline_tests::{
     broadcast::Broadcast,
-    daemon::Daemon,
+    daemon::{Daemon, DaemonConfig},
     guest::{Guest, GuestConfig},
     interrupt,
     netns::{Netns, Tap, TapCounters},
@@ -24,10 +24,10 @@ use flatline_tests::{
 use libtest_mimic::Trial;
 use serde_json::Value;
 
-use crate::rig::{Rig, binary, boot_all, trial, trial_that_may_skip, vm, wait_for_vm};
+use crate::rig::{OFTEN, Rig, binary, boot_all, trial, trial_that_may_skip, vm, wait_for_vm};
 
-/// Longer than the daemon's sampling interval of a second by what a busy machine needs.
-pub(crate) const SAMPLE_AGE: Duration = Duration::from_millis(1500);
+/// Longer than [`OFTEN`] by what a busy machine needs.
+pub(crate) const SAMPLE_AGE: Duration = Duration::from_millis(750);
 /// Long enough for the daemon's rounds of probes, which disturb the quiet, to be over.
 pub(crate) const QUIET_LIMIT: Duration = Duration::from_secs(40);
 /// Until the daemon is sure that a completion was lost, while other tests use the disk.
@@ -120,6 +120,14 @@ impl Requests {
     }
 }
 
+/// A daemon that counts, and restarts nothing.
+pub(crate) fn observer(rig: &Rig) -> Result<DaemonConfig> {
+    let mut config = rig.daemon_config()?;
+    "observe".clone_into(&mut config.mode);
+    config.sample_interval = OFTEN;
+    Ok(config)
+}
+
 fn figures<const N: usize>(object: &Value, names: [&str; N]) -> Result<[u64; N]> {
     let mut figures = [0; N];
     for (figure, name) in figures.iter_mut().zip(names) {
@@ -167,6 +175,7 @@ fn taps(hook: &str) -> Result<()> {
     let mut config = rig.daemon_config()?;
     config.binary = binary_inside(&home, &rig)?;
     config.extra_toml = format!("[probes]\ntap_hook = \"{hook}\"");
+    config.sample_interval = OFTEN;
     let daemon = rig.daemon(&config)?;
     let pid = daemon.pid().context("it was started")?;
     ensure!(
@@ -302,7 +311,7 @@ fn disk(aio: &str) -> Result<Option<String>> {
     config.disk.as_mut().context("it has a disk")?.aio = aio.to_owned();
     let guests = boot_all(&[config])?;
     let guest = &guests[0];
-    let daemon = rig.daemon(&rig.daemon_config()?)?;
+    let daemon = rig.daemon(&observer(&rig)?)?;
     wait_for_vm(&daemon, guest.name(), "its row is read", COMMAND_LIMIT, |row| {
         row["storage"].is_object()
     })?;
@@ -348,7 +357,7 @@ fn two_disks() -> Result<()> {
         fill_disk(config)?;
     }
     let guests = boot_all(&configs)?;
-    let daemon = rig.daemon(&rig.daemon_config()?)?;
+    let daemon = rig.daemon(&observer(&rig)?)?;
     for guest in &guests {
         wait_for_vm(&daemon, guest.name(), "its row is read", COMMAND_LIMIT, |row| {
             row["storage"].is_object()

@@ -16,7 +16,7 @@ use crate::rig::{
     wait_for_incident, wait_for_vm,
 };
 
-/// For a guest that shows no sign of life to leave `starting`: the boot grace of 10 s and a little.
+/// For a guest that shows no sign of life to leave `starting`: the boot grace, and what a busy machine needs.
 const GRACE: Duration = Duration::from_secs(15);
 
 /// What the daemon may take of memory, and a client of its time, whatever the QEMUs do.
@@ -159,7 +159,6 @@ fn monitors() -> Result<()> {
     let thief = UnixListener::bind(&place)?;
 
     let mut config = rig.daemon_config()?;
-    config.flat_for = FLAT_FOR;
     config.executables.push(fake.display().to_string());
     let daemon = rig.daemon(&config)?;
     let begin = Instant::now();
@@ -210,15 +209,12 @@ fn stopped() -> Result<()> {
     let rig = Rig::new()?;
     let guests = boot_all(&[rig.linux("good", 1)?, rig.linux("stopped", 2)?])?;
     let [good, stopped] = &guests[..] else { unreachable!() };
-    let mut config = rig.daemon_config()?;
-    config.flat_for = FLAT_FOR;
-    let daemon = rig.daemon(&config)?;
+    let daemon = rig.daemon(&rig.daemon_config()?)?;
     let alive = |row: &Value| row["state"] == "alive";
     for guest in &guests {
         wait_for_vm(&daemon, guest.name(), "alive", GRACE, alive)?;
     }
     stopped.signal(Signal::STOP)?;
-    interrupt::sleep(PANIC_AFTER)?;
     let crash = Crash::now(&daemon, good)?;
     good.send("panic")?;
     let is_held = |row: &Value| {
@@ -234,11 +230,12 @@ fn stopped() -> Result<()> {
     check_restart(&daemon, good, &crash)?;
 
     stopped.signal(Signal::CONT)?;
+    let continued = Instant::now();
     wait_for_vm(&daemon, "stopped", "alive again", MARGIN, alive)?;
     // Through one more silence, at whose end it is asked, and answers.
-    worst.look_until(&daemon, FLAT_FOR * 6, "that time", || {
+    worst.look_until(&daemon, FLAT_FOR * 5, "that time", || {
         ensure!(vm(&daemon, "stopped")?["cause"].is_null(), "{}", daemon.show("stopped")?);
-        Ok(crash.at.elapsed()? >= FLAT_FOR * 5)
+        Ok(continued.elapsed() >= FLAT_FOR * 4)
     })?;
     wait_for_vm(&daemon, "stopped", "alive still", MARGIN, alive)?;
     ensure!(incidents_of(&daemon, "stopped")?.is_empty(), "stopped was convicted");

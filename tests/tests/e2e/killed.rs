@@ -14,10 +14,12 @@ use flatline_tests::{
 };
 use libtest_mimic::Trial;
 
-use crate::rig::{Rig, boot_all, incidents_of, outer_resets, trial, wait_for_vm};
+use crate::rig::{OFTEN, Rig, boot_all, incidents_of, outer_resets, trial, wait_for_vm};
 
 /// How often each guest crashes, unless `FLATLINE_KILLS` says otherwise.
 const KILLS: u32 = 4;
+/// For a guest that crashed to be found dead, restarted, and seen alive.
+const SETTLED: Duration = Duration::from_secs(4);
 /// For a guest to be back: one whose restart may or may not have taken place is waited for, a minute long, before it is
 /// restarted.
 const BACK_WITHIN: Duration = Duration::from_secs(100);
@@ -43,8 +45,9 @@ fn killed(name: &str, word: &str, busy: Duration) -> Result<()> {
     let guests = boot_all(&[config])?;
     let guest = &guests[0];
     let mut config = rig.daemon_config()?;
-    config.flat_for = Duration::from_secs(2);
-    config.boot_grace = Duration::from_secs(2);
+    config.flat_for = Duration::from_secs(1);
+    config.boot_grace = Duration::from_secs(1);
+    config.sample_interval = OFTEN;
     config.extra_toml = "[recovery]\nmax_restarts = 1000\npause = \"0s\"\n\
                          max_restarts_per_minute = 1000"
         .to_owned();
@@ -97,7 +100,7 @@ fn kill_sometime(
     let delay;
     let after;
     if number.is_multiple_of(2) {
-        (after, delay) = ("the crash", Duration::from_secs(6).mul_f64(share));
+        (after, delay) = ("the crash", SETTLED.mul_f64(share));
     } else {
         (after, delay) = ("the incident appeared", busy.mul_f64(share));
         let end = Instant::now() + Duration::from_secs(30);

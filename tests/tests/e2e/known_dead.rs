@@ -13,7 +13,7 @@ use libtest_mimic::Trial;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::rig::{FLAT_FOR, Rig, boot_all, incidents_of, trial, vm, wait_for_incident};
+use crate::rig::{Rig, boot_all, incidents_of, trial, vm, wait_for_incident};
 
 /// Until it is convicted again, and restarted where it may be, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(40);
@@ -27,7 +27,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 fn stays_dead() -> Result<()> {
     let rig = Rig::new()?;
     let mut config = rig.daemon_config()?;
-    (config.flat_for, config.boot_grace) = (FLAT_FOR, Duration::from_secs(1));
+    config.boot_grace = Duration::from_secs(1);
     config.mode = "observe".to_owned();
     let guests = boot_all(&[rig.boot_sector("dead", BootSector::CliHlt, Accelerator::Tcg)])?;
     let guest = &guests[0];

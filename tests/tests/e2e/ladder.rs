@@ -18,7 +18,7 @@ use crate::rig::{
 /// For a guest of a few bytes to be restarted, and to be seen so.
 const WITHIN: Duration = Duration::from_secs(40);
 /// Some time in which a reset would be seen.
-const A_WHILE: Duration = Duration::from_secs(4);
+const A_WHILE: Duration = Duration::from_secs(3);
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -48,7 +48,7 @@ fn ladder() -> Result<()> {
     config.pvpanic = true;
     config.extra_args.extend(["-action".to_owned(), "panic=pause".to_owned()]);
     let mut config_of_daemon = rig.daemon_config()?;
-    config_of_daemon.extra_toml = "[recovery]\nmax_restarts = 3\npause = \"3s\"".to_owned();
+    config_of_daemon.extra_toml = "[recovery]\nmax_restarts = 3\npause = \"2s\"".to_owned();
     let mut daemon = rig.daemon(&config_of_daemon)?;
     let guests = boot_all(&[config])?;
     let guest = &guests[0];
@@ -63,7 +63,7 @@ fn ladder() -> Result<()> {
     let about = |pause: Duration, seconds: u64| {
         pause + Duration::from_millis(1100) >= Duration::from_secs(seconds)
     };
-    ensure!(about(pauses[0], 3) && about(pauses[1], 6), "{pauses:?}");
+    ensure!(about(pauses[0], 2) && about(pauses[1], 4), "{pauses:?}");
     ensure!(pauses[1] > pauses[0], "{pauses:?}");
     let incidents = incidents_of(&daemon, name)?;
     let last = incidents.last().context("no incident")?;
@@ -136,7 +136,7 @@ fn hold() -> Result<()> {
 
     // Of all, for a time, which ends by itself.
     wait_for_vm(&daemon, name, "alive", WITHIN, alive)?;
-    let text = said(&daemon, &["hold", "--all", "--for", "6s"])?;
+    let text = said(&daemon, &["hold", "--all", "--for", "4s"])?;
     ensure!(text.contains("all VMs"), "{text}");
     guest.send("p")?;
     wait_for_incident(&daemon, name, "observed", WITHIN, observed)?;

@@ -7,13 +7,13 @@ use flatline_tests::{daemon::Daemon, guest::Guest, interrupt};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::rig::{FLAT_FOR, Load, Rig, boot_all, trial_with, vm, wait_for_vm};
+use crate::rig::{Load, Rig, boot_all, trial_with, vm, wait_for_vm};
 
-/// How long they are watched: twice as long as those are left alone that nobody can be asked about, and more.
-const WATCHED_FOR: Duration = Duration::from_secs(90);
-const UNCONFIRMED_FLAT_FOR: &str = "40s";
+/// How long they are watched: more than twice as long as a guest is left alone that no witness can be asked about.
+const WATCHED_FOR: Duration = Duration::from_secs(20);
+const UNCONFIRMED_FLAT_FOR: &str = "8s";
 /// How long some of them compute: they take two cores, which other tests' guests need as well.
-const COMPUTE_FOR: Duration = Duration::from_secs(50);
+const COMPUTE_FOR: Duration = Duration::from_secs(12);
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![trial_with(
@@ -26,8 +26,8 @@ pub(crate) fn trials() -> Vec<Trial> {
 fn left_alone() -> Result<()> {
     let rig = Rig::new()?;
     let mut config = rig.daemon_config()?;
-    config.flat_for = FLAT_FOR;
-    config.boot_grace = Duration::from_secs(5);
+    // They boot before its eyes.
+    config.boot_grace = Duration::from_secs(10);
     config.extra_toml = format!("unconfirmed_flat_for = \"{UNCONFIRMED_FLAT_FOR}\"");
     let daemon = rig.daemon(&config)?;
 

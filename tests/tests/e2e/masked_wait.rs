@@ -84,10 +84,10 @@ struct Terms {
 }
 
 impl Terms {
-    /// Twice as long as the longest silence that counts.
+    /// More than twice as long as the longest silence that counts.
     fn short() -> Self {
         let [flat_for, unconfirmed_flat_for, watched_for, beside_for] =
-            [3, 8, 16, 4].map(Duration::from_secs);
+            [2, 5, 12, 3].map(Duration::from_secs);
         Self { flat_for, unconfirmed_flat_for, watched_for, beside_for }
     }
 

@@ -16,7 +16,7 @@ use flatline_tests::{
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::rig::{Load, Rig, boot_all, incidents_of, trial, trial_with, vm, wait_for_vm};
+use crate::rig::{FLAT_FOR, Load, Rig, boot_all, incidents_of, trial, trial_with, vm, wait_for_vm};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -95,7 +95,7 @@ fn figures() -> Result<()> {
 fn thrashing() -> Result<()> {
     let rig = Rig::new()?;
     let mut config = config(&rig, "")?;
-    config.flat_for = Duration::from_secs(5);
+    config.flat_for = FLAT_FOR;
     let mut guest = rig.linux("thrashes", 1)?;
     (guest.balloon, guest.memory_mib) = (true, 256);
     guest.disk.as_mut().context("it has a disk")?.size = 512 << 20;
@@ -112,7 +112,7 @@ fn thrashing() -> Result<()> {
     ensure!(thrashes["state"] == "alive", "{thrashes}");
     ensure!(reason.contains("; thrashing: ") && reason.contains(" major faults/s"), "{reason}");
     // For longer than it takes to suspect, and to convict, a guest that does nothing.
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + FLAT_FOR * 4;
     while Instant::now() < until {
         let now = vm(&daemon, "thrashes")?;
         ensure!(now["state"] == "alive", "{now}");

@@ -22,13 +22,15 @@ use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
 use crate::{
-    counts::Traffic,
+    counts::{SAMPLE_AGE, Traffic, observer},
     foreign::{Foreign, Place, Verdict, detach_link},
     lifecycle::tc,
-    rig::{BOOT_LIMIT, Rig, boot_all, incidents_of, trial, trial_that_may_skip, vm, wait_for_vm},
+    rig::{
+        BOOT_LIMIT, OFTEN, Rig, boot_all, incidents_of, trial, trial_that_may_skip, vm, wait_for_vm,
+    },
 };
 
-/// Longer than the daemon takes to look at a VM's taps again, which it does every 10 s.
+/// Longer than the daemon takes to look at a VM's taps again, which it does every ten of its ticks.
 const SEEN_WITHIN: Duration = Duration::from_secs(15);
 /// Packets in each direction for the great count.
 const MANY: u64 = 500_000;
@@ -125,7 +127,7 @@ fn check_equal(daemon: &Daemon, name: &str, taps: &[&Tap], since: Traffic) -> Re
     let limit = Instant::now() + Duration::from_secs(40);
     loop {
         let before = kernels()?;
-        interrupt::sleep(Duration::from_millis(1500))?;
+        interrupt::sleep(SAMPLE_AGE)?;
         let daemons = Traffic::of_daemon(daemon, name)?;
         if kernels()? == before {
             let kernels = before.since(since);
@@ -158,9 +160,7 @@ pub(crate) fn wait_until_attached(daemon: &Daemon, name: &str, taps: &[&str]) ->
 }
 
 fn observing(rig: &Rig) -> Result<Daemon> {
-    let mut config = rig.daemon_config()?;
-    config.mode = "observe".to_owned();
-    rig.daemon(&config)
+    rig.daemon(&observer(rig)?)
 }
 
 fn a_million() -> Result<()> {
@@ -276,7 +276,7 @@ fn plugged() -> Result<()> {
     plug(&guest, 3, "tap2", 7003)?;
     wait_until_attached(&daemon, "plugs", &["renamed", "tap2"])?;
     send(&rig, &third, received, 7003, 400)?;
-    interrupt::sleep(Duration::from_millis(1500))?;
+    interrupt::sleep(SAMPLE_AGE)?;
     let now = Traffic::of_daemon(&daemon, "plugs")?;
     let kernels = Traffic::of_kernel(&first)? + gone + Traffic::of_kernel(&third)?;
     println!("plugs: {now:?}, before {before:?}; kernel: {kernels:?}");
@@ -363,7 +363,7 @@ fn macvtap() -> Result<Option<String>> {
     let storm = Broadcast::start(&outside, 200)?;
     interrupt::sleep(Duration::from_secs(2))?;
     drop(storm);
-    interrupt::sleep(Duration::from_millis(2500))?;
+    interrupt::sleep(SAMPLE_AGE)?;
     let kernel = tap.counters()?;
     let shown = Traffic::of_daemon(&daemon, "on-macvtap")?.since(before.0).figures();
     let kernels = [
@@ -386,6 +386,7 @@ fn detached() -> Result<()> {
     let _guest = config.start()?;
     let mut config = rig.daemon_config()?;
     config.boot_grace = Duration::from_secs(2);
+    config.sample_interval = OFTEN;
     let daemon = rig.daemon(&config)?;
     wait_until_attached(&daemon, "is-detached", &["tap1"])?;
     let links = rig.dir().join("bpf/flatline/links");
@@ -409,7 +410,7 @@ fn detached() -> Result<()> {
     let before = Traffic::of_daemon(&daemon, "is-detached")?;
     let kernel = Traffic::of_kernel(&tap)?;
     send(&rig, &tap, received, 7001, 100)?;
-    interrupt::sleep(Duration::from_millis(1500))?;
+    interrupt::sleep(SAMPLE_AGE)?;
     let shown = Traffic::of_daemon(&daemon, "is-detached")?.since(before);
     let passed = Traffic::of_kernel(&tap)?.since(kernel);
     ensure!(shown == passed, "attached again: shown {shown:?}, kernel {passed:?}");
@@ -440,11 +441,11 @@ fn taken() -> Result<()> {
     wait_for_vm(&daemon, "is-hidden", "read again", SEEN_WITHIN, is_read)?;
     // Ours stands before the other one now, which sees each packet as before. What is shown is up to a
     // second old, and packets were sent just now.
-    interrupt::sleep(Duration::from_millis(1500))?;
+    interrupt::sleep(SAMPLE_AGE)?;
     let before = (Traffic::of_daemon(&daemon, "is-hidden")?, Traffic::of_kernel(&tap)?);
     let stolen = thief.packets()?;
     send(&rig, &tap, received, 7001, 100)?;
-    interrupt::sleep(Duration::from_millis(1500))?;
+    interrupt::sleep(SAMPLE_AGE)?;
     let shown = Traffic::of_daemon(&daemon, "is-hidden")?.since(before.0);
     let passed = Traffic::of_kernel(&tap)?.since(before.1);
     ensure!(shown == passed && shown.figures()[0] >= 100, "shown {shown:?}, kernel {passed:?}");

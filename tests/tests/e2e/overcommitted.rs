@@ -13,12 +13,12 @@ use libtest_mimic::Trial;
 use rustix::process::{Pid, setpriority_process};
 use serde_json::Value;
 
-use crate::rig::{
-    BOOT_LIMIT, FLAT_FOR, Load, Rig, boot_all, incidents_of, trial_with, vm, wait_for_vm,
-};
+use crate::rig::{BOOT_LIMIT, Load, Rig, boot_all, incidents_of, trial_with, vm, wait_for_vm};
 
 /// Programs that want a CPU each, for each CPU of the host.
 const WANTED_OVER: usize = 4;
+/// Silence before one is suspected: on such a host less of it would say little.
+const FLAT_FOR: Duration = Duration::from_secs(5);
 /// How soon after a guest's panic it has to be convicted, at the latest.
 const LIMIT: Duration = Duration::from_secs(2 * FLAT_FOR.as_secs() + 5);
 /// From one look at how the guests stand to the next.

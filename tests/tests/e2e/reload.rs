@@ -22,7 +22,7 @@ use crate::{
     counts::{Traffic, quiet},
     metrics::{figure, scrape},
     rig::{
-        Rig, binary, boot_all, incidents_of, outer_resets, trial, vm, wait_for_incident,
+        OFTEN, Rig, binary, boot_all, incidents_of, outer_resets, trial, vm, wait_for_incident,
         wait_for_vm,
     },
 };
@@ -65,6 +65,7 @@ fn reloads() -> Result<()> {
     config.flat_for = Duration::from_secs(100);
     config.boot_grace = Duration::from_secs(1);
     config.mode = "observe".to_owned();
+    config.sample_interval = OFTEN;
     let daemon = rig.daemon(&config)?;
     for guest in &guests {
         wait_for_vm(&daemon, guest.name(), "it is judged", SOON, |row| row["state"] == "alive")?;
@@ -119,13 +120,14 @@ fn torn(good: &str) -> String {
 
 /// It was silent for longer than the new terms ask for: it is found at once, and not after as long once more.
 fn convicted_on_new_terms(rig: &Rig, daemon: &Daemon, halted: &Guest, good: &str) -> Result<()> {
-    let flat_for = 15.0;
+    let flat_for = 8.0;
     wait_for_vm(daemon, halted.name(), "silent for long", SOON, |row| {
         row["flat_seconds"].as_f64() > Some(flat_for)
     })?;
     let address = free_address()?;
     let hasty = good
-        .replace("flat_for = \"1m 40s\"", "flat_for = \"15s\"\nsample_interval = \"500ms\"")
+        .replace("flat_for = \"1m 40s\"", "flat_for = \"8s\"")
+        .replace("sample_interval = \"250ms\"", "sample_interval = \"500ms\"")
         .replace("listen = \"off\"", &format!("listen = \"{address}\""));
     let begun = Instant::now();
     reload(daemon, &hasty)?;

@@ -24,8 +24,13 @@ pub(crate) use flatline_tests::schedule::Load;
 
 /// `flat_for` of the daemons whose restarts are waited for, and what is granted on top of it: guests that spin share
 /// the cores with those of the test beside, and one that gets less than half of a core is given more time.
-pub(crate) const FLAT_FOR: Duration = Duration::from_secs(5);
-pub(crate) const MARGIN: Duration = Duration::from_secs(10);
+pub(crate) const FLAT_FOR: Duration = Duration::from_secs(3);
+pub(crate) const MARGIN: Duration = Duration::from_secs(12);
+/// `boot_grace` of these daemons: a guest that was started before its daemon and shows no sign of life is judged after
+/// that.
+pub(crate) const BOOT_GRACE: Duration = Duration::from_secs(3);
+/// The ticks of daemons whose figures are waited for, a quarter of the usual.
+pub(crate) const OFTEN: Duration = Duration::from_millis(250);
 /// Time for a guest to boot while other guests spin on both cores.
 pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(60);
 
@@ -105,7 +110,9 @@ impl Rig {
 
     /// The configuration of a daemon for this test's guests.
     pub(crate) fn daemon_config(&self) -> Result<DaemonConfig> {
-        Ok(DaemonConfig::new(&binary()?, &self.qemu))
+        let mut config = DaemonConfig::new(&binary()?, &self.qemu);
+        (config.flat_for, config.boot_grace) = (FLAT_FOR, BOOT_GRACE);
+        Ok(config)
     }
 
     /// Starts that daemon.

@@ -22,6 +22,9 @@ use crate::rig::{
 /// For a guest of a few bytes to be found dead, restarted, and seen alive.
 const WITHIN: Duration = Duration::from_secs(60);
 
+/// Longer than a guest that does nothing lives where it may be judged.
+const A_WHILE: Duration = Duration::from_secs(3 * FLAT_FOR.as_secs());
+
 /// Firmware resets the machine once more while it boots: until that is over, a reset must be one.
 const PUT_BACK_AFTER: Duration = Duration::from_secs(10);
 
@@ -100,7 +103,7 @@ fn paused() -> Result<()> {
     sleep(Duration::from_secs(1))?;
     guest.qmp("stop", &Value::Null)?;
     wait_for_vm(&daemon, name, "held", WITHIN, row_is("held"))?;
-    sleep(FLAT_FOR + MARGIN)?;
+    sleep(A_WHILE)?;
     let row = vm(&daemon, name)?;
     ensure!(row["state"] == "held" && row["run_state"] == "paused", "{row}");
     ensure!(incidents_of(&daemon, name)?.is_empty() && guest.run_state()? == "paused");
@@ -126,7 +129,7 @@ fn continued() -> Result<()> {
     guest.send("disk-write 2048 4")?;
     wait_until("no room", BOOT_LIMIT, || Ok((guest.run_state()? == "io-error").then_some(())))?;
     wait_for_vm(&daemon, name, "held", WITHIN, row_is("held"))?;
-    sleep(FLAT_FOR + MARGIN)?;
+    sleep(A_WHILE)?;
     let row = vm(&daemon, name)?;
     ensure!(row["state"] == "held" && row["run_state"] == "io-error", "{row}");
     small.resize(64 << 20)?;

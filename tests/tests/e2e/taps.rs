@@ -21,13 +21,14 @@ use monitor_ebpf::PROBE_MAC;
 use serde_json::Value;
 
 use crate::{
+    counts::{SAMPLE_AGE, observer},
     lifecycle::tc,
     network::{hub, hub_arguments, tap_of, wait_until_attached},
     programs,
     rig::{Rig, trial, trial_that_may_skip, vm, wait_for_vm},
 };
 
-/// Twice as long as the daemon takes to look at a VM's taps again, and a tick.
+/// Longer than the daemon takes to look twice at a VM's taps.
 const SEEN_WITHIN: Duration = Duration::from_secs(30);
 /// Where the socket of the guest's hub listens, and where it sends to.
 const TO_HUB: u16 = 7001;
@@ -51,8 +52,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 /// A daemon that attaches as one does on kernels without tcx.
 fn older(rig: &Rig) -> Result<DaemonConfig> {
-    let mut config = rig.daemon_config()?;
-    config.mode = "observe".to_owned();
+    let mut config = observer(rig)?;
     config.extra_toml = "[probes]\ntap_hook = \"clsact\"".to_owned();
     Ok(config)
 }
@@ -120,8 +120,7 @@ fn moved() -> Result<()> {
     third.interface("tap1").set(&["up"])?;
     // Another one has its name now where QEMU is.
     let other = rig.netns.tap("tap1", None)?;
-    let mut config = rig.daemon_config()?;
-    config.mode = "observe".to_owned();
+    let mut config = observer(&rig)?;
     config.boot_grace = Duration::from_secs(2);
     let daemon = rig.daemon(&config)?;
     wait_until_in(&daemon, "was-moved", &third)?;
@@ -171,8 +170,7 @@ fn by_name() -> Result<()> {
     let mut config = hub(&rig, "is-named", "")?;
     config.extra_args.extend(hub_arguments(1, &tap_of(1, &tap), TO_HUB));
     let _guest = config.start()?;
-    let mut config = rig.daemon_config()?;
-    config.mode = "observe".to_owned();
+    let mut config = observer(&rig)?;
     config.refused_call = Some(libc::SYS_pidfd_getfd);
     let daemon = rig.daemon(&config)?;
     wait_until_attached(&daemon, "is-named", &["tap1"])?;
@@ -357,6 +355,6 @@ fn overtaken() -> Result<()> {
         row["network"].is_object()
     })?;
     // What is shown is up to a second old, and packets were sent just now.
-    interrupt::sleep(Duration::from_millis(1500))?;
+    interrupt::sleep(SAMPLE_AGE)?;
     check_counted(&rig, &daemon, "is-mirrored")
 }

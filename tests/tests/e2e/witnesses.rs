@@ -12,7 +12,7 @@ use flatline_tests::{
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::rig::{BOOT_LIMIT, FLAT_FOR, Load, Rig, boot_all, trial_with, wait_for_incident};
+use crate::rig::{BOOT_LIMIT, Load, Rig, boot_all, trial_with, wait_for_incident};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -34,8 +34,6 @@ fn answer() -> Result<()> {
     let rig = Rig::new()?;
     let mut config = rig.daemon_config()?;
     config.mode = "observe".to_owned();
-    config.flat_for = FLAT_FOR;
-    config.boot_grace = Duration::from_secs(5);
     let mut with_both = rig.linux("with-both", 1)?;
     (with_both.agent, with_both.balloon) = (true, true);
     let mut without = rig.boot_sector("without-agent", BootSector::StiHlt, Accelerator::Tcg);
@@ -67,9 +65,6 @@ fn answer() -> Result<()> {
 /// it takes one as a console.)
 fn last_words() -> Result<()> {
     let rig = Rig::new()?;
-    let mut config = rig.daemon_config()?;
-    config.flat_for = FLAT_FOR;
-    config.boot_grace = Duration::from_secs(5);
     let mut guest = rig.linux("with-log", 1)?;
     let log = rig.dir().join("console.log");
     let log = log.to_str().unwrap_or_default();
@@ -78,7 +73,7 @@ fn last_words() -> Result<()> {
     guest.extra_args.push("virtconsole,chardev=log".into());
     guest.kernel_args.push("console=hvc0".into());
     let guests = boot_all(&[guest])?;
-    let daemon = rig.daemon(&config)?;
+    let daemon = rig.daemon(&rig.daemon_config()?)?;
     let mark = guests[0].mark();
     guests[0].send("panic")?;
     // Which of the two comes first is decided by when its vCPU was first seen to be pinned.

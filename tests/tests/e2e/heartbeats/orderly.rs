@@ -16,7 +16,9 @@ use crate::rig::{
 };
 
 /// Long enough for beats to be missed, and for that to be told.
-const A_WHILE: Duration = Duration::from_secs(13);
+const A_WHILE: Duration = Duration::from_secs(LOST_AFTER.as_secs() + 5);
+/// They boot before the daemon's eyes, one of them twice.
+const BOOT_GRACE: Duration = Duration::from_secs(10);
 
 pub(super) fn trials() -> Vec<Trial> {
     vec![
@@ -29,6 +31,7 @@ fn leaving() -> Result<()> {
     let rig = Rig::new()?;
     let configs = [rig.linux("powers-off", 1)?, rig.linux("reboots", 2)?];
     let mut config = rig.daemon_config()?;
+    config.boot_grace = BOOT_GRACE;
     config.extra_toml = "[recovery]\nrestart_without_heartbeat = true\n".to_owned();
     let daemon = rig.daemon(&config)?;
     let guests = boot_all(&configs)?;
@@ -79,6 +82,7 @@ fn stopped() -> Result<()> {
     arrives.extra_args.extend(["-incoming".to_owned(), way.clone()]);
     let configs = [rig.linux("paused", 1)?, rig.linux("suspended", 2)?, moves("leaves", 3)?];
     let mut config = rig.daemon_config()?;
+    config.boot_grace = BOOT_GRACE;
     config.extra_toml = "[recovery]\nrestart_without_heartbeat = true\n".to_owned();
     let daemon = rig.daemon(&config)?;
     let guests = boot_all(&configs)?;

@@ -9,7 +9,7 @@ use super::{
     figures::{OfQemu, Shown, ensure_close},
     machine::{Bus, fill, machine, qemu_io, wait_for_requests},
 };
-use crate::rig::Rig;
+use crate::{counts::observer, rig::Rig};
 
 /// Bytes of each request.
 const REQUEST: u64 = 64 << 10;
@@ -43,9 +43,7 @@ pub(super) fn on_one_file_system() -> Result<()> {
         let options = format!("format=raw,{options}");
         guests.push(machine(&rig, name, &image, &options, Bus::Virtio)?.start()?);
     }
-    let mut config = rig.daemon_config()?;
-    config.mode = "observe".to_owned();
-    let daemon = rig.daemon(&config)?;
+    let daemon = rig.daemon(&observer(&rig)?)?;
     let before = Shown::first(&daemon, &guests)?;
     let amounts = [23, 37, 51, 68];
     in_turn(&guests, &amounts, "aio_write -P 7")?;
@@ -85,9 +83,7 @@ pub(super) fn on_one_backing_file() -> Result<()> {
         let options = "format=qcow2,cache=none,aio=native";
         guests.push(machine(&rig, name, &image, options, Bus::Virtio)?.start()?);
     }
-    let mut config = rig.daemon_config()?;
-    config.mode = "observe".to_owned();
-    let daemon = rig.daemon(&config)?;
+    let daemon = rig.daemon(&observer(&rig)?)?;
     let before = Shown::first(&daemon, &guests)?;
     let amounts = [31, 57];
     in_turn(&guests, &amounts, "aio_read")?;
@@ -137,9 +133,7 @@ pub(super) fn numbered_alike() -> Result<Option<String>> {
         guests.push(machine(&rig, name, &image, options, Bus::Virtio)?.start()?);
     }
     ensure!(numbers[0] == numbers[1], "not alike: {numbers:?}");
-    let mut config = rig.daemon_config()?;
-    config.mode = "observe".to_owned();
-    let daemon = rig.daemon(&config)?;
+    let daemon = rig.daemon(&observer(&rig)?)?;
     let before = Shown::first(&daemon, &guests)?;
     in_turn(&guests[1..], &[20], "aio_write -P 9")?;
     wait_for_requests(&guests[1], "its writes", |done| done.write_ops == 20)?;

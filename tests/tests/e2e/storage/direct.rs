@@ -17,7 +17,10 @@ use super::{
     figures::{Charged, OfQemu, Shown},
     machine::{Bus, RECORD_REQUEST, SECTOR, fill, machine, record, wait_for_record},
 };
-use crate::{counts::refusal, rig::Rig};
+use crate::{
+    counts::{observer, refusal},
+    rig::Rig,
+};
 
 /// A configuration of the table.
 struct Row {
@@ -129,9 +132,8 @@ pub(super) fn by_a_program_that_is_read_itself() -> Result<()> {
     program.sync_all()?;
     fadvise(&program, 0, None, Advice::DontNeed)?;
     let guests = [config.start()?];
-    let mut config = rig.daemon_config()?;
+    let mut config = observer(&rig)?;
     config.executables = executables;
-    config.mode = "observe".to_owned();
     let daemon = rig.daemon(&config)?;
     let before = (Shown::first(&daemon, &guests)?[0], Charged::to(&guests[0])?);
     guests[0].qmp("cont", &Value::Null)?;
@@ -158,10 +160,8 @@ fn table(rig: &Rig, rows: &[Row]) -> Result<()> {
         let config: GuestConfig = machine(rig, &row.name, &row.image, &row.options, row.bus)?;
         guests.push(config.start()?);
     }
-    let mut config = rig.daemon_config()?;
     // They halt for good when they are done, which is not what is looked at here.
-    config.mode = "observe".to_owned();
-    let daemon = rig.daemon(&config)?;
+    let daemon = rig.daemon(&observer(&rig)?)?;
     let shown_before = Shown::first(&daemon, &guests)?;
     let charged_before = guests.iter().map(Charged::to).collect::<Result<Vec<_>>>()?;
     for guest in &guests {

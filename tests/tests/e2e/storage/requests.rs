@@ -7,7 +7,10 @@ use super::{
     figures::{OfQemu, Shown},
     machine::{Bus, DISK, DISK_BYTES, LOAD_LIMIT, fill, machine, qemu_io, wait_for_requests},
 };
-use crate::rig::{Rig, boot_all};
+use crate::{
+    counts::observer,
+    rig::{Rig, boot_all},
+};
 
 /// Room for what the real guest does.
 const GUEST_DISK_BYTES: u64 = 64 << 20;
@@ -23,9 +26,7 @@ pub(super) fn discards_and_flushes() -> Result<()> {
         let options = format!("format=raw,cache=none,aio={aio},discard=unmap,file.locking=off");
         guests.push(machine(&rig, name, device.path(), &options, Bus::Virtio)?.start()?);
     }
-    let mut config = rig.daemon_config()?;
-    config.mode = "observe".to_owned();
-    let daemon = rig.daemon(&config)?;
+    let daemon = rig.daemon(&observer(&rig)?)?;
     let before = Shown::first(&daemon, &guests)?;
     let amounts = [(5, 11), (8, 7)];
     for (guest, (discards, flushes)) in guests.iter().zip(amounts) {
@@ -109,9 +110,7 @@ pub(super) fn failures() -> Result<()> {
     let options = "format=raw,cache=none,aio=native,werror=report,rerror=report";
     let guests = [machine(&rig, "fails", device.path(), options, Bus::Virtio)?.start()?];
     let guest = &guests[0];
-    let mut config = rig.daemon_config()?;
-    config.mode = "observe".to_owned();
-    let daemon = rig.daemon(&config)?;
+    let daemon = rig.daemon(&observer(&rig)?)?;
     let before = Shown::first(&daemon, &guests)?;
     let writes = 40;
     for turn in 0..writes {

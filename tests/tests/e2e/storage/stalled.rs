@@ -18,7 +18,10 @@ use super::{
         Bus, DISK_BYTES, fill, machine, qemu_io, record, wait_for_record, wait_for_requests,
     },
 };
-use crate::rig::{Rig, vm, wait_for_incident, wait_for_vm};
+use crate::{
+    counts::observer,
+    rig::{Rig, vm, wait_for_incident, wait_for_vm},
+};
 
 /// Silence before a VM is suspected; a halted guest is convicted some seconds later.
 const FLAT_FOR: Duration = Duration::from_secs(2);
@@ -53,8 +56,7 @@ fn stalls<T>(rig: &Rig, device: &LoopDevice, stall: impl FnOnce() -> Result<T>) 
     fill(device.path(), &record(4, 4))?;
     let options = "format=raw,cache=none,aio=native";
     let guest = machine(rig, "stalls", device.path(), options, Bus::Virtio)?.start()?;
-    let mut config = rig.daemon_config()?;
-    config.mode = "observe".to_owned();
+    let mut config = observer(&rig)?;
     config.flat_for = FLAT_FOR;
     config.boot_grace = Duration::from_secs(1);
     let daemon = rig.daemon(&config)?;

@@ -13,7 +13,10 @@ use super::{
     figures::{OfQemu, Shown},
     machine::{Bus, DISK, DISK_BYTES, machine, qemu_io, wait_for_requests},
 };
-use crate::rig::{FLAT_FOR, MARGIN, Rig, incidents_of, vm, wait_for_incident};
+use crate::{
+    counts::observer,
+    rig::{FLAT_FOR, MARGIN, Rig, incidents_of, vm, wait_for_incident},
+};
 
 /// Writes to each.
 const WRITES: u64 = 16;
@@ -39,9 +42,7 @@ pub(super) fn is_named() -> Result<Option<String>> {
         let options = "format=raw,cache=writeback,aio=threads";
         guests.push(machine(&rig, name, image, options, Bus::Virtio)?.start()?);
     }
-    let mut config = rig.daemon_config()?;
-    config.mode = "observe".to_owned();
-    let daemon = rig.daemon(&config)?;
+    let daemon = rig.daemon(&observer(&rig)?)?;
     let before = Shown::first(&daemon, &guests)?;
     for guest in &guests {
         for turn in 0..WRITES {
@@ -88,7 +89,6 @@ pub(super) fn is_asked_of_qemu() -> Result<Option<String>> {
     config.extra_args.extend(["-device".to_owned(), format!("virtio-blk-pci,drive={DISK}")]);
     let guest = config.start()?;
     let mut config = rig.daemon_config()?;
-    config.flat_for = FLAT_FOR;
     config.boot_grace = Duration::from_secs(2);
     let daemon = rig.daemon(&config)?;
     let begin = Instant::now();

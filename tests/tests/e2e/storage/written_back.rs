@@ -17,7 +17,7 @@ use super::{
     figures::{Charged, OfQemu, Shown, ensure_close},
     machine::{Bus, fill, machine, qemu_io, wait_for_requests},
 };
-use crate::rig::Rig;
+use crate::{counts::observer, rig::Rig};
 
 /// Bytes of each write.
 const WRITE: u64 = 64 << 10;
@@ -80,9 +80,7 @@ fn compare(rig: &Rig, rows: &[Row]) -> Result<()> {
         let options = format!("format=raw,aio=threads,cache={}", row.cache);
         guests.push(machine(rig, row.name, &row.image, &options, Bus::Virtio)?.start()?);
     }
-    let mut config = rig.daemon_config()?;
-    config.mode = "observe".to_owned();
-    let daemon = rig.daemon(&config)?;
+    let daemon = rig.daemon(&observer(&rig)?)?;
     let shown_before = Shown::first(&daemon, &guests)?;
     let charged_before = guests.iter().map(Charged::to).collect::<Result<Vec<_>>>()?;
     let writes: Vec<u64> = (0..).map(|n| 20 + 7 * n).take(rows.len()).collect();
@@ -140,9 +138,7 @@ pub(super) fn reads_ahead() -> Result<()> {
     fadvise(File::open(&image)?, 0, None, Advice::DontNeed)?;
     let options = "format=raw,aio=threads,cache=writeback";
     let guests = [machine(&rig, "reads", &image, options, Bus::Virtio)?.start()?];
-    let mut config = rig.daemon_config()?;
-    config.mode = "observe".to_owned();
-    let daemon = rig.daemon(&config)?;
+    let daemon = rig.daemon(&observer(&rig)?)?;
     let before = (Shown::first(&daemon, &guests)?[0], Charged::to(&guests[0])?);
     for turn in 0..READS {
         // Not at the start, which QEMU has looked at.
