@@ -20,7 +20,11 @@ pub mod witness;
 pub mod recovery;
 mod vm;
 
+pub mod history;
+pub mod metrics;
+pub mod notify;
 pub mod report;
+mod single_flight;
 
 pub mod api;
 pub mod storage;

@@ -1,4 +1,4 @@
-//! How VMs stand, for people: who needs one first, how many there are of each, and how that looks.
+//! Severity of VM states: which to list first, how many there are of each, and in which tone they are shown.
 
 use std::collections::BTreeMap;
 

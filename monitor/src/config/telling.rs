@@ -13,7 +13,7 @@ use toml::Spanned;
 
 use super::means::words;
 use super::values::{DAY, MINUTE, Problem, SECOND, count, duration, pattern};
-use crate::report::telling::{
+use crate::notify::{
     event::{Event, EventKind},
     signature::Secret,
     url::Url,
@@ -263,7 +263,7 @@ mod tests {
 
     use super::super::Config;
     use super::{Target, To};
-    use crate::report::telling::event::{Event, EventKind, Subject};
+    use crate::notify::event::{Event, EventKind, Subject};
 
     fn targets(text: &str) -> Vec<Target> {
         Config::parse(text, "test.toml").expect("valid").tell

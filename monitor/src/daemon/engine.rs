@@ -18,14 +18,12 @@ use super::{
 use crate::{
     config::{Config, Source},
     discover::VmId,
+    history::RateHistory,
+    notify::Notifier,
     probe::{ProbeThread, ProgramHealth},
     qmp::{QmpHandle, QmpNotice},
     recovery::{EventSink, evidence::dump::UnderWay},
-    report::{
-        lines::Lines,
-        recording::archive::{Archive, Writing},
-        telling::Telling,
-    },
+    report::recording::archive::{Archive, Writing},
     sample::{CounterMaps, DeviceWatch, HeartbeatReader, KvmReader, ThreadReader},
     storage::{
         incident::Incident,
@@ -91,11 +89,11 @@ pub(super) struct Engine {
     /// What is still awaited before the first reading of all.
     pub(super) first_reading: FirstReading,
     /// Their last ticks, for whoever looks on.
-    pub(super) lines: Lines,
+    pub(super) lines: RateHistory,
     /// What is told to Prometheus.
     pub(super) figures: MetricsPublisher,
     /// Tells what happens to whoever is configured.
-    pub(super) telling: Telling,
+    pub(super) telling: Notifier,
 }
 
 /// All that reads maps.
@@ -127,10 +125,10 @@ impl Engine {
         let Inboxes { messages, notices } = ways;
         let Readers { counters, heartbeats, kvm, threads } = readers;
         let store = Arc::new(store);
-        let lines = Lines::new(config.sample_interval);
+        let lines = RateHistory::new(config.sample_interval);
         let figures = MetricsPublisher::start(&config, &lines, &store);
         let telling =
-            Telling::start(&config.tell, &config.paths.state_dir, figures.notifications.clone());
+            Notifier::start(&config.tell, &config.paths.state_dir, figures.notifications.clone());
         let events =
             EventSink::new(|event| trace!(id = event.incident.id, kind = ?event.kind, "event"));
         let (writer, writer_thread) = IncidentWriter::start(

@@ -11,13 +11,11 @@ use tracing::error;
 
 use crate::{
     error_chain,
+    metrics::IncidentCounts,
+    notify::Notifier,
     qmp::RunState,
     recovery::{EventKind, EventSink, Journal},
-    report::{
-        metrics::IncidentCounts,
-        recording::{Recording, file},
-        telling::Telling,
-    },
+    report::recording::{Recording, file},
     rfc3339,
     storage::{
         incident::{Attempt, Incident},
@@ -53,7 +51,7 @@ type Order = (Job, Option<oneshot::Sender<Result<(), String>>>);
 pub(super) struct IncidentWriter {
     orders: mpsc::Sender<Order>,
     counts: IncidentCounts,
-    telling: Telling,
+    telling: Notifier,
     /// What happened is said here, by the loop and by restarts that are under way.
     pub(super) events: EventSink,
 }
@@ -63,7 +61,7 @@ impl IncidentWriter {
     pub(super) fn start(
         store: Arc<IncidentStore>,
         counts: IncidentCounts,
-        telling: Telling,
+        telling: Notifier,
         events: EventSink,
     ) -> (Self, Option<JoinHandle<()>>) {
         let (orders, inbox) = mpsc::channel::<Order>();

@@ -14,12 +14,10 @@ use tokio::{sync::watch, time::Instant};
 use super::{engine::Engine, heartbeat_view::HeartbeatSummary};
 use crate::{
     config::Config,
-    report::{
-        lines::Lines,
-        metrics::{
-            Beats, Counts, Exposition, IncidentCounts, MapFill, NotificationCounts, ProgramFigures,
-            Snapshot, VmFigures,
-        },
+    history::RateHistory,
+    metrics::{
+        Beats, Counts, Exposition, IncidentCounts, MapFill, NotificationCounts, ProgramFigures,
+        Snapshot, VmFigures,
     },
     sample::VmSample,
     storage::incidents::IncidentStore,
@@ -38,7 +36,7 @@ pub(super) struct MetricsPublisher {
     pub(super) notifications: NotificationCounts,
     latest: watch::Sender<Option<Arc<Snapshot>>>,
     /// What the page is made of, beside what ticks leave.
-    lines: Lines,
+    lines: RateHistory,
     store: Arc<IncidentStore>,
     /// For the page; `None` where there is none.
     publisher: Option<Publisher>,
@@ -48,7 +46,7 @@ pub(super) struct MetricsPublisher {
 
 impl MetricsPublisher {
     /// Serves them from now on, if that is configured, and the page.
-    pub(super) fn start(config: &Config, lines: &Lines, store: &Arc<IncidentStore>) -> Self {
+    pub(super) fn start(config: &Config, lines: &RateHistory, store: &Arc<IncidentStore>) -> Self {
         let (counts, incidents) = (Counts::default(), IncidentCounts::new(SystemTime::now()));
         let mut figures = Self {
             counts,

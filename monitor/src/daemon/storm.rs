@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::engine::Engine;
 use crate::{
+    notify::event::EventKind,
     recovery::EventKind as RecoveryEvent,
-    report::telling::event::EventKind,
     storage::incident::{Incident, Outcome},
     verdict::{Input, StormAssessment, assess_storm, is_silent},
 };

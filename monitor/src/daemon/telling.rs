@@ -7,11 +7,11 @@ use std::time::{Duration, SystemTime};
 use super::engine::Engine;
 use crate::{
     discover::Vm,
-    recovery::EventKind as RecoveryEvent,
-    report::telling::{
+    notify::{
         event::{EventKind, Subject},
-        follow::Standing,
+        events::Standing,
     },
+    recovery::EventKind as RecoveryEvent,
     verdict::State,
     vm::WatchedVm,
 };

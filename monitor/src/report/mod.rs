@@ -4,8 +4,4 @@
 //! shapes are a promise (dashboards hold on to them), so they are structs of their own rather
 //! than the engine's types, which may change.
 
-pub mod lines;
-pub(crate) mod made;
-pub mod metrics;
 pub mod recording;
-pub mod telling;

@@ -21,11 +21,9 @@ use super::{
 };
 use crate::{
     api::view::{LineView, LinesView, ShowView, StatusView},
-    report::{
-        lines::{LINE_TICKS, Lines},
-        made::Made,
-    },
+    history::{HISTORY_TICKS, RateHistory},
     rfc3339,
+    single_flight::SingleFlight,
     storage::incidents::IncidentStore,
 };
 
@@ -42,15 +40,15 @@ const NO_EVIDENCE: HeaderName = HeaderName::from_static("flatline-no-evidence");
 #[derive(Debug)]
 pub(super) struct Api {
     subscriber: Subscriber,
-    lines: Lines,
+    lines: RateHistory,
     store: Arc<IncidentStore>,
     pub(super) evidence: Evidence,
     begun: Instant,
     /// By the tick that they are of.
-    status: Made<u64, Body>,
-    all_lines: Made<u64, Body>,
+    status: SingleFlight<u64, Body>,
+    all_lines: SingleFlight<u64, Body>,
     /// By the time.
-    incidents: Made<u64, Body>,
+    incidents: SingleFlight<u64, Body>,
 }
 
 /// The answer to `/api/status`.
@@ -100,7 +98,7 @@ impl From<&PageSnapshot> for AsOf {
 impl Api {
     pub(super) fn new(
         subscriber: Subscriber,
-        lines: Lines,
+        lines: RateHistory,
         store: Arc<IncidentStore>,
         evidence: Evidence,
     ) -> Self {
@@ -110,9 +108,9 @@ impl Api {
             store,
             evidence,
             begun: Instant::now(),
-            status: Made::default(),
-            all_lines: Made::default(),
-            incidents: Made::default(),
+            status: SingleFlight::default(),
+            all_lines: SingleFlight::default(),
+            incidents: SingleFlight::default(),
         }
     }
 
@@ -164,7 +162,7 @@ impl Api {
         let snapshot = self.subscriber.list().await.ok_or_else(no_tick)?;
         let lines = self.lines.clone();
         let make = move || {
-            let (tick, lines) = lines.last(LINE_TICKS);
+            let (tick, lines) = lines.last(HISTORY_TICKS);
             Body::json(&LinesPage { tick, lines })
         };
         self.all_lines.get(snapshot.tick, make).await.map_err(failed)

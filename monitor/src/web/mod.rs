@@ -34,8 +34,10 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use crate::report::{lines::Lines, metrics::Exposition};
-use crate::{config::EvidenceReaders, storage::incidents::IncidentStore};
+use crate::{
+    config::EvidenceReaders, history::RateHistory, metrics::Exposition,
+    storage::incidents::IncidentStore,
+};
 use api::Api;
 
 /// Connections at a time; the oldest one is cut off for one more.
@@ -75,7 +77,7 @@ pub struct Sources {
     /// What a tick leaves.
     pub subscriber: page_snapshot::Subscriber,
     /// The VMs' lines.
-    pub lines: Lines,
+    pub lines: RateHistory,
     /// The incidents.
     pub store: Arc<IncidentStore>,
     /// Where their evidence is.

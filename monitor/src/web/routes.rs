@@ -10,7 +10,7 @@ use super::{
     Site, Visitor, hosts, page,
     reply::{only_reading, response, text},
 };
-use crate::report::metrics::{Exposition, Format};
+use crate::metrics::{Exposition, Format};
 
 /// Where the figures are.
 const METRICS: &str = "/metrics";

@@ -12,7 +12,7 @@ use tokio::{runtime::Runtime, sync::watch};
 use super::{AGAIN_AFTER, CONNECTIONS_MAX, HEAD_LIMIT, HEAD_MAX_BYTES, Pages, Server, TIME_LIMIT};
 use crate::{
     config::Mode,
-    report::metrics::{Counts, Exposition, IncidentCounts, NotificationCounts, Snapshot},
+    metrics::{Counts, Exposition, IncidentCounts, NotificationCounts, Snapshot},
 };
 
 /// Longer than whatever is to come at once, and shorter than any limit.

@@ -16,7 +16,7 @@ use super::{AT_ONCE, Site, empty, exchange, get, site_with};
 use crate::{
     api::view::{ShowView, StatusView},
     config::EvidenceReaders,
-    report::lines::Lines,
+    history::RateHistory,
     storage::{incident::Incident, incidents::IncidentStore},
     web::{
         Pages, Sources,
@@ -57,7 +57,7 @@ fn pages(state: &TempDir, subscriber: Subscriber, evidence: EvidenceReaders) -> 
     store.put(&incident).expect("kept");
     Pages::new(Sources {
         subscriber,
-        lines: Lines::new(INTERVAL),
+        lines: RateHistory::new(INTERVAL),
         store,
         state_dir: state.path().to_owned(),
         evidence,

@@ -3,7 +3,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::{Follower, LASTING, Standing};
 use crate::{
     discover::VmId,
-    report::telling::event::{Event, EventKind, Subject},
+    notify::event::{Event, EventKind, Subject},
     storage::incident::{Attempt, Incident, Outcome},
 };
 

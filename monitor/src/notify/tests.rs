@@ -12,10 +12,10 @@ use std::{
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use super::{END_LIMIT, Telling, event::EventKind};
+use super::{END_LIMIT, Notifier, event::EventKind};
 use crate::{
     config::{Config, Target},
-    report::metrics::NotificationCounts,
+    metrics::NotificationCounts,
 };
 
 /// For what comes at once, on a busy machine.
@@ -86,7 +86,7 @@ fn webhook(address: SocketAddr, more: &str) -> String {
 
 /// One that tells, and what it lives in.
 struct Stage {
-    telling: Telling,
+    telling: Notifier,
     counts: NotificationCounts,
     dir: tempfile::TempDir,
     runtime: Runtime,
@@ -124,12 +124,12 @@ impl Stage {
     }
 }
 
-fn start(runtime: &Runtime, text: &str, dir: &Path, counts: &NotificationCounts) -> Telling {
+fn start(runtime: &Runtime, text: &str, dir: &Path, counts: &NotificationCounts) -> Notifier {
     let _entered = runtime.enter();
-    Telling::start(&targets(text), dir, counts.clone())
+    Notifier::start(&targets(text), dir, counts.clone())
 }
 
-fn tell(telling: &Telling, reason: &str) -> Duration {
+fn tell(telling: &Notifier, reason: &str) -> Duration {
     let begun = Instant::now();
     let reason = reason.to_owned();
     telling.follow(|follower, now| [follower.of_host(EventKind::SensorLost, reason, now)]);

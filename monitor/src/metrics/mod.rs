@@ -29,7 +29,7 @@ use prometheus_client::{
 };
 use tokio::sync::watch;
 
-use super::made::Made;
+use crate::single_flight::SingleFlight;
 pub use counts::Counts;
 pub use incidents::IncidentCounts;
 pub use notifications::{NotificationCounts, Told};
@@ -71,8 +71,8 @@ impl Format {
 pub struct Exposition {
     registry: Arc<Registry>,
     latest: Latest,
-    open_metrics: Made<Of, Bytes>,
-    prometheus_text: Made<Of, Bytes>,
+    open_metrics: SingleFlight<Of, Bytes>,
+    prometheus_text: SingleFlight<Of, Bytes>,
 }
 
 /// Which snapshot a text is of; as long as one is kept, no other is in its place.
@@ -102,8 +102,8 @@ impl Exposition {
         Self {
             registry: Arc::new(registry),
             latest,
-            open_metrics: Made::default(),
-            prometheus_text: Made::default(),
+            open_metrics: SingleFlight::default(),
+            prometheus_text: SingleFlight::default(),
         }
     }
 

@@ -26,9 +26,9 @@ use super::{
 use crate::{
     config::{Target, To},
     error_chain,
+    metrics::{NotificationCounts, Told},
     program::{Program, run},
     qmp::printable,
-    report::metrics::{NotificationCounts, Told},
 };
 
 /// Below an Alertmanager's URL.
@@ -38,7 +38,7 @@ const WORDS_CHARS: usize = 800;
 
 /// What waits for a target.
 #[derive(Debug)]
-pub(super) enum Lane {
+pub(super) enum DeliveryQueue {
     /// Events in their order.
     Events(Queue<Arc<Event>>),
     /// What is wrong now.
@@ -71,7 +71,7 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     target: Arc<Target>,
-    lane: Lane,
+    lane: DeliveryQueue,
     /// Why the last attempt failed, until one succeeds.
     complaint: Option<String>,
     /// It was said that events are lost, since the last delivery.
@@ -91,7 +91,7 @@ impl Drop for Worker {
     }
 }
 
-impl Lane {
+impl DeliveryQueue {
     fn new(target: &Target, host: &str) -> Self {
         let most = usize::try_from(target.queue).unwrap_or(usize::MAX);
         match &target.to {
@@ -153,7 +153,7 @@ impl Shared {
         let now = self.now();
         let mut state = self.state();
         let (job, expired) = match &mut state.lane {
-            Lane::Events(queue) => {
+            DeliveryQueue::Events(queue) => {
                 let (next, expired) = queue.next(now);
                 let job = match next {
                     queue::Next::Deliver(event, lost) => Ok(Job::Event(event, lost)),
@@ -162,7 +162,7 @@ impl Shared {
                 };
                 (job, expired)
             }
-            Lane::Alerts(alerts) => {
+            DeliveryQueue::Alerts(alerts) => {
                 let job = match alerts.next(now, SystemTime::now()) {
                     alerts::Next::Send(batch) => Ok(Job::Alerts(batch)),
                     alerts::Next::Wait(until) => Err(Some(until.saturating_sub(now))),
@@ -190,8 +190,8 @@ impl Shared {
         match result {
             Ok(()) => {
                 match &mut state.lane {
-                    Lane::Events(queue) => queue.delivered(),
-                    Lane::Alerts(alerts) => alerts.delivered(now),
+                    DeliveryQueue::Events(queue) => queue.delivered(),
+                    DeliveryQueue::Alerts(alerts) => alerts.delivered(now),
                 }
                 state.said_lost = false;
                 if state.complaint.take().is_some() {
@@ -200,13 +200,13 @@ impl Shared {
             }
             Err(Failure { words, is_final, asked_pause }) => {
                 let pause = match &mut state.lane {
-                    Lane::Events(queue) if is_final => {
+                    DeliveryQueue::Events(queue) if is_final => {
                         queue.refused();
                         None
                     }
-                    Lane::Events(queue) => Some(queue.failed(asked_pause, now)),
+                    DeliveryQueue::Events(queue) => Some(queue.failed(asked_pause, now)),
                     // What is wrong now is told again, however often that is refused.
-                    Lane::Alerts(alerts) => Some(alerts.failed(asked_pause, now)),
+                    DeliveryQueue::Alerts(alerts) => Some(alerts.failed(asked_pause, now)),
                 };
                 let waiting = state.lane.len();
                 match pause {
@@ -236,7 +236,7 @@ impl Worker {
         counts: &NotificationCounts,
     ) -> Self {
         counts.begin(&target.name);
-        let lane = Lane::new(&target, host);
+        let lane = DeliveryQueue::new(&target, host);
         let state = State { target: Arc::new(target), lane, complaint: None, said_lost: false };
         let shared = Arc::new(Shared {
             host: host.to_owned(),
@@ -268,12 +268,12 @@ impl Worker {
         }
         let most = usize::try_from(target.queue).unwrap_or(usize::MAX);
         let lost = match &mut state.lane {
-            Lane::Events(queue) => {
-                queue.hurry();
+            DeliveryQueue::Events(queue) => {
+                queue.retry_now();
                 queue.set_bounds(most, target.keep)
             }
-            Lane::Alerts(alerts) => {
-                alerts.hurry();
+            DeliveryQueue::Alerts(alerts) => {
+                alerts.retry_now();
                 alerts.set_bound(most)
             }
         };
@@ -289,15 +289,15 @@ impl Worker {
         let mut state = self.shared.state();
         let target = Arc::clone(&state.target);
         let lost = match &mut state.lane {
-            Lane::Events(queue) if is_news && target.wants(event) => {
+            DeliveryQueue::Events(queue) if is_news && target.wants(event) => {
                 queue.push(Arc::clone(event), now)
             }
-            Lane::Alerts(alerts)
+            DeliveryQueue::Alerts(alerts)
                 if Alerts::concerns(event.kind) && target.is_about_its_own(event) =>
             {
                 alerts.take(event, target.wants(event))
             }
-            Lane::Events(_) | Lane::Alerts(_) => return,
+            DeliveryQueue::Events(_) | DeliveryQueue::Alerts(_) => return,
         };
         self.shared.note_lost(&mut state, lost, Told::Dropped);
         self.shared.counts.waiting(&target.name, state.lane.len());
@@ -308,35 +308,35 @@ impl Worker {
     /// What waits for it, and how many were lost before; alerts are found anew.
     pub(super) fn left(&self) -> (Vec<Arc<Event>>, u64) {
         match &self.shared.state().lane {
-            Lane::Events(queue) => (queue.all().cloned().collect(), queue.lost()),
-            Lane::Alerts(alerts) => (Vec::new(), alerts.lost()),
+            DeliveryQueue::Events(queue) => (queue.all().cloned().collect(), queue.lost()),
+            DeliveryQueue::Alerts(alerts) => (Vec::new(), alerts.lost()),
         }
     }
 
     /// Takes up what an earlier daemon had left.
     pub(super) fn restore(&self, events: Vec<Event>, lost: u64) {
         let now = self.shared.now();
-        if let Lane::Events(queue) = &mut self.shared.state().lane {
+        if let DeliveryQueue::Events(queue) = &mut self.shared.state().lane {
             queue.restore(events.into_iter().map(Arc::new).collect(), lost, now);
         }
         self.shared.wake.notify_one();
     }
 
     /// Tries at once, once more.
-    pub(super) fn hurry(&self) {
+    pub(super) fn retry_now(&self) {
         match &mut self.shared.state().lane {
-            Lane::Events(queue) => queue.hurry(),
-            Lane::Alerts(alerts) => alerts.hurry(),
+            DeliveryQueue::Events(queue) => queue.retry_now(),
+            DeliveryQueue::Alerts(alerts) => alerts.retry_now(),
         }
         self.shared.wake.notify_one();
     }
 
     /// Whether nothing can be done for it now: all is told, or it has to wait.
-    pub(super) fn is_settled(&self) -> bool {
+    pub(super) fn is_drained(&self) -> bool {
         let now = self.shared.now();
         match &self.shared.state().lane {
-            Lane::Events(queue) => queue.is_settled(now),
-            Lane::Alerts(alerts) => alerts.is_settled(now),
+            DeliveryQueue::Events(queue) => queue.is_drained(now),
+            DeliveryQueue::Alerts(alerts) => alerts.is_drained(now),
         }
     }
 
@@ -413,7 +413,7 @@ async fn attempt(
 }
 
 /// Waits until nothing can be done for any of them, but no longer than `limit`.
-pub(super) async fn settle(workers: impl Fn() -> bool, limit: Duration) {
+pub(super) async fn drain(workers: impl Fn() -> bool, limit: Duration) {
     let until = Instant::now() + limit;
     while !workers() && Instant::now() < until {
         sleep(Duration::from_millis(10)).await;

@@ -79,7 +79,7 @@ mod tests {
 
     use super::{TEXT_CHARS, body, environment};
     use crate::{
-        report::telling::event::{Event, EventKind, Subject},
+        notify::event::{Event, EventKind, Subject},
         storage::incident::Incident,
     };
 
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn the_body_has_every_documented_field_and_no_more() {
         let body: Value = serde_json::from_str(&body(&event(), "kvm-1", 3)).expect("JSON");
-        let documented = include_str!("../../../../docs/telling.md");
+        let documented = include_str!("../../../docs/telling.md");
         for (name, _) in body.as_object().expect("an object") {
             let row = format!("| `{name}` |");
             assert!(documented.contains(&row), "docs/telling.md lacks {row}");
@@ -125,7 +125,7 @@ mod tests {
         let text = body(&event, "h", 0);
         assert!(text.len() < 4 * TEXT_CHARS, "{}", text.len());
         assert!(!text.contains("\\u001b") && !text.contains("\\n"), "{text}");
-        let documented = include_str!("../../../../docs/telling.md");
+        let documented = include_str!("../../../docs/telling.md");
         for (name, value) in environment(&event, "h", 0) {
             assert!(value.len() <= TEXT_CHARS && !value.chars().any(char::is_control), "{name}");
             assert!(documented.contains(name), "docs/telling.md lacks {name}");

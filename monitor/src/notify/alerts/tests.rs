@@ -3,7 +3,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use super::{AGAIN_EVERY, Alerts, FIRES_FOR, LONGEST, Next};
-use crate::report::telling::event::{Event, EventKind, Subject};
+use crate::notify::event::{Event, EventKind, Subject};
 
 fn at(seconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(seconds)

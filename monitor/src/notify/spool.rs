@@ -81,7 +81,7 @@ mod tests {
     use std::{collections::BTreeMap, os::unix::fs::PermissionsExt as _, time::UNIX_EPOCH};
 
     use super::{Left, Spool};
-    use crate::report::telling::event::{Event, EventKind};
+    use crate::notify::event::{Event, EventKind};
 
     #[test]
     fn what_waits_is_read_back_as_it_was_and_gone_once_nothing_waits() {

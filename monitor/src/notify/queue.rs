@@ -90,7 +90,7 @@ impl Pacing {
     }
 
     /// Tries now, once.
-    pub fn hurry(&mut self) {
+    pub fn retry_now(&mut self) {
         self.not_before = None;
     }
 }
@@ -177,12 +177,12 @@ impl<T: Clone> Queue<T> {
     }
 
     /// Tries at once, once.
-    pub fn hurry(&mut self) {
-        self.pacing.hurry();
+    pub fn retry_now(&mut self) {
+        self.pacing.retry_now();
     }
 
     /// Whether nothing can be done now: all is delivered, or has to wait.
-    pub fn is_settled(&self, now: Duration) -> bool {
+    pub fn is_drained(&self, now: Duration) -> bool {
         let waits = self.pacing.not_before.is_some_and(|moment| moment > now);
         self.under_way.is_none() && (waits || self.waiting.is_empty())
     }
@@ -323,7 +323,7 @@ mod tests {
         let mut queue = queue(4, 0..1);
         assert_eq!(queue.next(at(0)).0, Next::Deliver(0, 0));
         queue.failed(Some(at(60)), at(0));
-        queue.hurry();
+        queue.retry_now();
         assert_eq!(queue.next(at(1)).0, Next::Deliver(0, 0));
         queue.failed(None, at(1));
         assert!(matches!(queue.next(at(1)).0, Next::Wait(_)));

@@ -2,7 +2,7 @@
 //!
 //! The loop appends a moment a VM and tick, asked for or not: that is 40 bytes. Readers copy what there is, and make
 //! their text of the copy, so that the loop waits for no longer than 5 MB of 1,000 VMs take to copy. What a person looks
-//! into deeper is the recorder's ([`super::recording`]), which knows more and takes longer.
+//! into deeper is the recorder's ([`crate::report::recording`]), which knows more and takes longer.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -10,22 +10,22 @@ use std::{
     time::Duration,
 };
 
-use crate::api::view::{LineView, LinesView};
 use crate::{
     activity::Activity,
+    api::view::{LineView, LinesView},
     discover::{Vm, VmId},
 };
 
 /// Moments that are kept of each VM.
-pub const LINE_TICKS: usize = 120;
+pub const HISTORY_TICKS: usize = 120;
 
 /// What one tick says of a VM, a second; `None` where that is not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Moment([Option<f32>; 5]);
+struct TickRates([Option<f32>; 5]);
 
-const _: () = assert!(size_of::<Moment>() == 40);
+const _: () = assert!(size_of::<TickRates>() == 40);
 
-impl Moment {
+impl TickRates {
     fn of(activity: &Activity) -> Self {
         let seconds = activity.elapsed.as_secs_f32();
         let rate = |number: u64| (seconds > 0.0).then(|| rounded(count(number) / seconds));
@@ -57,7 +57,7 @@ fn rounded(figure: f32) -> f32 {
 #[derive(Clone, Debug)]
 struct Line {
     vm: Arc<Vm>,
-    moments: VecDeque<Moment>,
+    moments: VecDeque<TickRates>,
 }
 
 #[derive(Debug)]
@@ -70,11 +70,11 @@ struct All {
 
 /// All VMs' last ticks; clones are of the same ones.
 #[derive(Clone, Debug)]
-pub struct Lines {
+pub struct RateHistory {
     all: Arc<Mutex<All>>,
 }
 
-impl Lines {
+impl RateHistory {
     /// Of nobody so far; a tick is due each `interval`.
     pub fn new(interval: Duration) -> Self {
         let all = All { interval, ticks: 0, lines: BTreeMap::new() };
@@ -93,14 +93,14 @@ impl Lines {
         let mut before = std::mem::take(&mut all.lines);
         all.lines = vms
             .map(|(vm, activity)| {
-                let begin = || VecDeque::with_capacity(LINE_TICKS);
+                let begin = || VecDeque::with_capacity(HISTORY_TICKS);
                 let moments = before.remove(&vm.id).map_or_else(begin, |line| line.moments);
                 // What is plugged in and out makes a new one of it.
                 let mut line = Line { vm: Arc::clone(vm), moments };
-                if line.moments.len() == LINE_TICKS {
+                if line.moments.len() == HISTORY_TICKS {
                     line.moments.pop_front();
                 }
-                line.moments.push_back(activity.map_or_else(Moment::default, Moment::of));
+                line.moments.push_back(activity.map_or_else(TickRates::default, TickRates::of));
                 (vm.id, line)
             })
             .collect();
@@ -108,12 +108,12 @@ impl Lines {
 
     /// The lines of those whose name, UUID or process id this is; `None`: of all.
     pub fn view(&self, vm: Option<&str>) -> LinesView {
-        self.copy(|line| vm.is_none_or(|vm| line.vm.is_called(vm)), LINE_TICKS).1
+        self.copy(|line| vm.is_none_or(|vm| line.vm.is_called(vm)), HISTORY_TICKS).1
     }
 
     /// The line of the VM with this pid; `None` where there is none.
     pub fn of(&self, pid: u32) -> Option<LineView> {
-        self.copy(|line| line.vm.id.pid == pid, LINE_TICKS).1.vms.pop()
+        self.copy(|line| line.vm.id.pid == pid, HISTORY_TICKS).1.vms.pop()
     }
 
     /// All lines' last `most` ticks, and how many ticks there were, by which a reader goes on from what he has.
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_tick_is_a_figure_a_second_and_what_is_not_known_is_none() {
-        let lines = Lines::new(Duration::from_secs(2));
+        let lines = RateHistory::new(Duration::from_secs(2));
         let mut lost = activity(0);
         lost.storage = Err(Missing::new("storage", "the program is gone"));
         lost.network = Ok(None);
@@ -209,12 +209,12 @@ mod tests {
 
     #[test]
     fn no_more_is_kept_than_a_lines_ticks_and_nothing_of_whoever_is_gone() {
-        let lines = Lines::new(Duration::from_secs(1));
-        for tick in 0..LINE_TICKS as u64 + 3 {
+        let lines = RateHistory::new(Duration::from_secs(1));
+        for tick in 0..HISTORY_TICKS as u64 + 3 {
             lines.append([(&web(A), Some(&activity(tick * 2)))].into_iter());
         }
         let line = lines.view(Some("web")).vms.remove(0);
-        assert_eq!(line.packets_from_guest.len(), LINE_TICKS);
+        assert_eq!(line.packets_from_guest.len(), HISTORY_TICKS);
         assert_eq!(line.packets_from_guest.first(), Some(&Some(3.0)));
         lines.append([(&web(B), None)].into_iter());
         let view = lines.view(Some("7"));
@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn who_has_the_lines_goes_on_from_the_last_ticks_and_their_number() {
-        let lines = Lines::new(Duration::from_secs(1));
+        let lines = RateHistory::new(Duration::from_secs(1));
         assert_eq!(lines.last(2).0, 0);
         for tick in 1..=5 {
             lines.append([(&web(A), Some(&activity(tick * 2)))].into_iter());

@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn every_event_has_one_name_and_is_documented() {
-        let documented = include_str!("../../../../docs/telling.md");
+        let documented = include_str!("../../../docs/telling.md");
         for kind in EventKind::ALL {
             assert_eq!(EventKind::parse(kind.as_str()), Some(kind));
             assert_eq!(serde_json::to_value(kind).expect("a word"), kind.as_str());

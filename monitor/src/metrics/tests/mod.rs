@@ -143,7 +143,7 @@ fn of(families: &BTreeMap<String, Family>, family: &str) -> Vec<Sample> {
 
 #[test]
 fn every_family_is_described_and_documented() {
-    let documented = include_str!("../../../../../docs/metrics.md");
+    let documented = include_str!("../../../../docs/metrics.md");
     let is_family = |word: &str| ["flatline_", "process_"].iter().any(|own| word.starts_with(own));
     let families = served(vec![vm("web-1", 7)]);
     assert!(families.len() > 40, "{}", families.len());
@@ -192,14 +192,14 @@ fn assert_served<'a>(expressions: impl Iterator<Item = &'a str>) -> usize {
 
 #[test]
 fn every_figure_that_an_alert_rests_on_is_served() {
-    let rules = include_str!("../../../../packaging/prometheus/flatline.rules.yml");
+    let rules = include_str!("../../../packaging/prometheus/flatline.rules.yml");
     let names = assert_served(rules.lines().filter_map(|line| line.trim().strip_prefix("expr: ")));
     assert!(names > 10, "{names}");
 }
 
 #[test]
 fn every_figure_that_the_dashboard_shows_is_served() {
-    let dashboard = include_str!("../../../../packaging/grafana/flatline.json");
+    let dashboard = include_str!("../../../packaging/grafana/flatline.json");
     let expressions = dashboard.lines().filter(|line| {
         ["\"expr\": ", "\"query\": "].iter().any(|key| line.trim().starts_with(key))
     });
@@ -209,8 +209,8 @@ fn every_figure_that_the_dashboard_shows_is_served() {
 
 #[test]
 fn every_alert_is_documented_where_its_runbook_says() {
-    let rules = include_str!("../../../../packaging/prometheus/flatline.rules.yml");
-    let documented = include_str!("../../../../../docs/metrics.md");
+    let rules = include_str!("../../../packaging/prometheus/flatline.rules.yml");
+    let documented = include_str!("../../../../docs/metrics.md");
     let of = |key: &'static str| {
         rules.lines().filter_map(move |line| line.trim().strip_prefix(key)).collect::<Vec<_>>()
     };

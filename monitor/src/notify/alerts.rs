@@ -250,12 +250,12 @@ impl Alerts {
     }
 
     /// Tries at once, once, if there is any news.
-    pub fn hurry(&mut self) {
-        self.pacing.hurry();
+    pub fn retry_now(&mut self) {
+        self.pacing.retry_now();
     }
 
     /// Whether nothing can be done now: all news is taken, or has to wait.
-    pub fn is_settled(&self, moment: Duration) -> bool {
+    pub fn is_drained(&self, moment: Duration) -> bool {
         let waits = self.pacing.not_before().is_some_and(|until| until > moment);
         !self.is_under_way && (waits || self.known.values().all(|alert| !alert.is_news))
     }

@@ -12,7 +12,7 @@
 
 pub mod alerts;
 pub mod event;
-pub mod follow;
+pub mod events;
 pub mod http;
 pub mod payload;
 pub mod queue;
@@ -32,9 +32,9 @@ use std::{
 use tokio::{task::JoinHandle, time::sleep};
 use tracing::{info, warn};
 
-use crate::{config::Target, qmp::printable, report::metrics::NotificationCounts};
+use crate::{config::Target, metrics::NotificationCounts, qmp::printable};
 use event::{Event, EventKind, Severity};
-use follow::Follower;
+use events::Follower;
 use spool::{All, Left, Spool};
 use worker::Worker;
 
@@ -47,7 +47,7 @@ const HOST_CHARS: usize = 255;
 
 /// Tells; a clone tells the same.
 #[derive(Clone, Debug)]
-pub struct Telling(Arc<Inner>);
+pub struct Notifier(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -64,7 +64,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Telling {
+impl Notifier {
     /// Tells these targets from now on, beginning with what an earlier daemon left in `state_dir`. Call it within a tokio
     /// runtime.
     pub fn start(targets: &[Target], state_dir: &Path, counts: NotificationCounts) -> Self {
@@ -179,9 +179,9 @@ impl Telling {
             [follower.of_host(EventKind::DaemonStopped, String::new(), now)]
         });
         lock(&self.0.keeper).take().iter().for_each(JoinHandle::abort);
-        lock(&self.0.workers).iter().for_each(Worker::hurry);
-        let are_settled = || lock(&self.0.workers).iter().all(Worker::is_settled);
-        worker::settle(are_settled, END_LIMIT).await;
+        lock(&self.0.workers).iter().for_each(Worker::retry_now);
+        let are_drained = || lock(&self.0.workers).iter().all(Worker::is_drained);
+        worker::drain(are_drained, END_LIMIT).await;
         let left = self.0.left();
         lock(&self.0.workers).clear();
         for (name, Left { events, .. }) in &left {
