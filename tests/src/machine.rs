@@ -26,7 +26,7 @@ static NEXT_MAC: AtomicU32 = AtomicU32::new(1);
 /// What a machine boots.
 #[derive(Clone, Debug)]
 pub enum GuestKind {
-    /// Linux with the init of this crate, which obeys [`Guest::send`].
+    /// Linux with the init of this crate, which obeys [`Guest::send`](crate::guest::Guest::send).
     Linux(Images),
     /// A few bytes of machine code.
     BootSector(BootSector),
@@ -171,9 +171,9 @@ pub struct GuestConfig {
     pub no_monitor: bool,
     /// Whether QEMU names its threads.
     pub debug_threads: bool,
-    /// Whether QEMU writes down when it took which QMP command: [`Guest::took_command_at`].
+    /// Whether QEMU writes down when it took which QMP command: [`Guest::took_command_at`](crate::guest::Guest::took_command_at).
     ///
-    /// [`Guest::took_command_at`]: crate::guest::Guest::took_command_at
+    /// [`Guest::took_command_at`](crate::guest::Guest::took_command_at): crate::guest::Guest::took_command_at
     pub traces_commands: bool,
     /// More words for Linux' command line; they come last, and so win.
     pub kernel_args: Vec<String>,

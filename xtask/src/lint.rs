@@ -1,4 +1,4 @@
-//! `cargo xtask lint`: formatting, and clippy with warnings as errors.
+//! `cargo xtask lint`: formatting, clippy and rustdoc, with warnings as errors.
 //!
 //! The eBPF programs are judged for their own target, by the clippy that belongs to the compiler
 //! that builds them: only that one can read its core library. Where there is none, they are judged
@@ -49,10 +49,20 @@ pub(crate) fn check_all() -> Result<()> {
         process::run(&mut cargo_command(agent.iter().chain(&its))),
     );
     check("clippy for the eBPF programs", programs());
+    check("the documentation", documentation());
     if !failed.is_empty() {
         bail!("lint failed: {}", failed.join(", "));
     }
     Ok(())
+}
+
+/// Links of the code's documentation, of private items as well: most of it is read in the code.
+fn documentation() -> Result<()> {
+    heading("documentation");
+    let mut command =
+        cargo_command(["doc", "--workspace", "--no-deps", "--document-private-items"]);
+    let flags = ["-Dwarnings", "-Arustdoc::private_intra_doc_links"];
+    process::run(command.env("CARGO_ENCODED_RUSTDOCFLAGS", flags.join("\u{1f}")))
 }
 
 fn programs() -> Result<()> {

@@ -11,7 +11,7 @@
 //! `SO_PEERCRED` names the process that called `listen` last. QEMU (since 5.0) does so itself, also on a socket that
 //! it was handed (`-chardev socket,fd=N`).
 //!
-//! No QEMU is connected to that waits for its first client: see [`launch`](mod@discover::launch).
+//! No QEMU is connected to that waits for its first client: see `discover::launch`.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -1,6 +1,6 @@
 //! Stage six: the only one that touches a guest.
 //!
-//! A plan is complete before anything is done ([`plan`] is pure), and is made from the run state that
+//! A plan is complete before anything is done ([`mod@plan`] is pure), and is made from the run state that
 //! QEMU tells at that very moment: what was true when the verdict was given may have changed, and a
 //! VM that somebody paused meanwhile must be left alone.
 

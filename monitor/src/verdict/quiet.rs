@@ -1,6 +1,6 @@
 //! How long a guest has really shown nothing, and how much of that it was held for.
 //!
-//! The window of a [`Line`](super::Line) says what of a silence may speak against the guest, and begins anew after
+//! The window of a [`Line`] says what of a silence may speak against the guest, and begins anew after
 //! each hold. The end of a hold is no sign of life, though: what was known of the guest before is known still, and what
 //! people are told is what was observed.
 
