@@ -9,9 +9,14 @@ use flatline_tests::image;
 use crate::process::{elapsed, heading, workspace_root};
 use crate::{build_heartbeat, setup};
 
+/// Where the images are.
+pub(crate) fn directory() -> PathBuf {
+    workspace_root().join("target/guest")
+}
+
 /// Builds the images, as far as they aren't there yet; returns their directory.
 pub(crate) fn build() -> Result<PathBuf> {
-    let directory = workspace_root().join("target/guest");
+    let directory = directory();
     put_agent(&directory)?;
     heading("guest images");
     let started = Instant::now();

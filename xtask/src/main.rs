@@ -50,7 +50,7 @@ enum Task {
     BuildHeartbeat,
     /// Build the images of the tests' guests into target/guest
     Guest,
-    /// Check the formatting, and run clippy on everything
+    /// Check the formatting, and run clippy and rustdoc on everything
     Lint,
     /// Show three real guests, crash one, and watch flatline bring it back
     Demo,
@@ -66,6 +66,9 @@ enum Task {
     Matrix(matrix::Options),
     /// Let random faults come to many guests for long, and write down what came of it
     Soak(soak::Options),
+    /// Fetch and make what the end-to-end tests need; `test` runs it beside the compiling
+    #[command(name = test::PREPARE, hide = true)]
+    PrepareTests,
     /// Lint, then run the unit tests and the end-to-end tests with real guests
     Test(test::Options),
 }
@@ -88,6 +91,7 @@ fn main() -> ExitCode {
         Task::Fuzz(options) => fuzz::task(&options),
         Task::Matrix(options) => matrix::task(&options),
         Task::Soak(options) => soak::task(&options),
+        Task::PrepareTests => test::prepare(),
         Task::Test(options) => test::task(&options),
     };
     match result {

@@ -7,6 +7,7 @@
 //! The runners write to the terminal themselves; their closing lines are passed on as they are. A failure in one part doesn't
 //! keep the next from running: one run tells everything that is wrong.
 
+mod beside;
 mod parts;
 
 use std::path::{Path, PathBuf};
@@ -14,9 +15,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::executable::{self, Executable};
 use crate::process::{self, cargo_command, heading};
-use crate::{build_ebpf, build_heartbeat, dist, fuzz, guest, lint, matrix, setup, soak, tools};
+use crate::{build_ebpf, build_heartbeat, dist, executable, fuzz, lint, matrix, setup, soak};
+use beside::Beside;
+pub(crate) use beside::{PREPARE, prepare};
 use parts::Parts;
 
 /// What to run.
@@ -25,7 +27,7 @@ pub(crate) struct Options {
     /// Only the unit tests: no lint, no guests
     #[arg(long)]
     quick: bool,
-    /// Leave out formatting and clippy
+    /// Leave out formatting, clippy and rustdoc
     #[arg(long)]
     no_lint: bool,
     /// Also a choice of the matrix, a short soak, and some seconds of fuzzing a target
@@ -55,20 +57,15 @@ fn run(options: &Options, parts: &mut Parts) -> Option<()> {
     let set_up = if lints { setup::ensure_with_optional } else { setup::ensure };
     parts.run("setup", set_up)?;
     parts.run("eBPF programs", build_ebpf::build)?;
+    // Begun before all that compiles, and done before the first test, whose times it would disturb.
+    let beside = if options.quick { None } else { Some(Beside::start()) };
     if lints {
         parts.run("lint", lint::check_all);
     }
-    let executables = parts.run("build", || build(options));
+    let daemon = parts.run("build", || build(options));
+    let images = beside.map(|beside| parts.run("images, tools (beside)", || beside?.finish()));
     parts.run("unit tests", || unit_tests(options));
-    if options.quick {
-        return None;
-    }
-    let daemon = daemon(&executables?)?;
-    let images = parts.run("guest images", guest::build)?;
-    parts.run("programs of others", || {
-        tools::fetch();
-        Ok(())
-    });
+    let (daemon, images) = (daemon?, images??);
     let packages = parts.run("packages", || dist::debian(&daemon, &build_heartbeat::build()?));
     let packages = packages.unwrap_or_default();
     parts.run("end-to-end tests", || end_to_end_tests(options, &daemon, &images, &packages));
@@ -80,18 +77,15 @@ fn run(options: &Options, parts: &mut Parts) -> Option<()> {
     Some(())
 }
 
-/// Builds all tests, and the programs that they run.
-fn build(options: &Options) -> Result<Vec<Executable>> {
+/// Builds all tests, and the programs that they run. Returns the daemon's.
+fn build(options: &Options) -> Result<PathBuf> {
     heading("building the daemon and all tests");
     let mut command = cargo_command(["test", "--workspace", "--no-run", "--lib", "--bins"]);
     // By its pattern, since the end-to-end tests' target is none of those that `--tests` means.
     command.args(if options.quick { ["--tests"].as_slice() } else { &["--test", "*"] });
-    executable::built(&mut command)
-}
-
-fn daemon(executables: &[Executable]) -> Option<PathBuf> {
-    let mut programs = executables.iter().filter(|executable| !executable.is_test);
-    programs.find(|program| program.name == "flatline").map(|program| program.path.clone())
+    let built = executable::built(&mut command)?;
+    let daemon = built.into_iter().find(|built| built.name == "flatline" && !built.is_test);
+    daemon.map(|daemon| daemon.path).context("cargo built no flatline")
 }
 
 fn unit_tests(options: &Options) -> Result<()> {
