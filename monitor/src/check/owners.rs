@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{Item, Verdict, item, read};
 use crate::{
-    config::{Config, Means},
+    config::{ActuatorConfig, Config},
     program,
 };
 
@@ -39,8 +39,10 @@ pub(super) fn judge_program(found: Option<String>, is_in_use: bool) -> (Verdict,
 
 /// Programs that start QEMUs by themselves inherit what this process may not.
 pub(super) fn bounds(config: &Config) -> Item {
-    let starts = |means: &Means| means.start_exited || !means.command.is_empty();
-    let is_needed = starts(&config.means) || config.vms.iter().any(|rule| starts(&rule.means));
+    let starts =
+        |actuation: &ActuatorConfig| actuation.start_exited || !actuation.command.is_empty();
+    let is_needed =
+        starts(&config.actuation) || config.vms.iter().any(|rule| starts(&rule.actuation));
     let bound = |path: &str| read(path).ok().and_then(|status| bounding_set(&status));
     let (verdict, detail) =
         judge_bounds(is_needed, bound("/proc/self/status"), bound("/proc/1/status"));

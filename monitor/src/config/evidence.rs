@@ -18,7 +18,7 @@ const LONGEST_DUMP: Duration = HOUR;
 
 /// What is gathered of a crashed guest before it is restarted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gathering {
+pub struct EvidencePolicy {
     /// The time for all evidence but the memory; zero: none is gathered.
     pub limit: Duration,
     /// Whether the guest's memory is dumped as well.
@@ -31,7 +31,7 @@ pub struct Gathering {
 
 /// What is kept of it, on the whole host.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Keeping {
+pub struct RetentionConfig {
     /// How long an incident keeps its evidence; the record itself stays.
     pub keep: Duration,
     /// The most that the evidence of all incidents may take together.
@@ -50,7 +50,7 @@ pub(super) struct Keys {
     pub(super) inject_nmi: Option<Spanned<String>>,
 }
 
-impl Gathering {
+impl EvidencePolicy {
     /// What holds where nothing is said.
     pub(super) const DEFAULT: Self = Self {
         limit: Duration::from_secs(2),
@@ -62,10 +62,10 @@ impl Gathering {
 
 impl Keys {
     /// These put over `base`.
-    pub(super) fn over(&self, base: Gathering) -> Result<Gathering, Problem> {
+    pub(super) fn over(&self, base: EvidencePolicy) -> Result<EvidencePolicy, Problem> {
         let limit = self.evidence_limit.as_ref();
         let memory_limit = self.memory_dump_limit.as_ref();
-        Ok(Gathering {
+        Ok(EvidencePolicy {
             limit: duration(limit, base.limit, Duration::ZERO, LONGEST_EVIDENCE)?,
             memory: self.memory_dump.map_or(base.memory, |dump| dump == super::MemoryDump::On),
             memory_limit: duration(memory_limit, base.memory_limit, SECOND, LONGEST_DUMP)?,
@@ -80,18 +80,18 @@ impl Keys {
 }
 
 /// The keys that stand for the host alone.
-pub(super) fn keeping(
+pub(super) fn retention(
     keep: Option<&Spanned<String>>,
     max_mib: Option<&Spanned<i64>>,
     memory_dir: Option<Spanned<PathBuf>>,
     memory_quota_mib: Option<&Spanned<i64>>,
     state_dir: &std::path::Path,
-) -> Result<Keeping, Problem> {
+) -> Result<RetentionConfig, Problem> {
     let memory_dir = match memory_dir {
         None => state_dir.join("memory"),
         given => directory(given, "")?,
     };
-    Ok(Keeping {
+    Ok(RetentionConfig {
         keep: duration(keep, 90 * DAY, HOUR, 3660 * DAY)?,
         max_mib: count(max_mib, 1024, 1..=MOST_MIB)?,
         memory_dir,

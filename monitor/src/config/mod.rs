@@ -6,14 +6,14 @@
 //! terms that nobody chose. Limits that a value must keep are checked for the host and for every
 //! `[[vm]]` rule, since a rule may change only one of two values that depend on each other.
 
+mod actuation;
 mod evidence;
 mod executables;
-mod means;
+mod notify;
 mod passwd;
 mod raw;
 mod reload;
 mod resolve;
-mod telling;
 mod terms;
 #[cfg(test)]
 mod tests;
@@ -24,16 +24,16 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use evidence::{Gathering, Keeping};
+pub use evidence::{EvidencePolicy, RetentionConfig};
 use glob::Pattern;
 use serde::{Deserialize, Serialize};
 
-pub use means::{Actuator, CommandUser, Means, QmpTransport};
+pub use actuation::{Actuator, ActuatorConfig, CommandUser, QmpTransport};
+pub use notify::{Destination, Target};
 pub use reload::Source;
-pub use telling::{Target, To};
 
 use crate::discover::Scope;
-use telling::Secrets;
+use notify::Secrets;
 
 /// The file that is read when none is named; it need not exist.
 pub const DEFAULT_FILE: &str = "/etc/flatline/flatline.toml";
@@ -226,9 +226,9 @@ pub struct VmRule {
     /// The complete terms of these VMs: the host's, with the rule's keys put over them.
     pub policy: Policy,
     /// The same for what is gathered of them.
-    pub gathering: Gathering,
+    pub evidence_policy: EvidencePolicy,
     /// The means for these VMs, put together in the same way.
-    pub means: Means,
+    pub actuation: ActuatorConfig,
     /// Time between two readings of these VMs' memory; zero: none.
     pub memory_every: Duration,
 }
@@ -257,15 +257,15 @@ pub struct Config {
     /// What is served over HTTP.
     pub metrics: Metrics,
     /// Who is told of what happens: `[[tell]]` tables in the file's order.
-    pub tell: Vec<Target>,
+    pub notify: Vec<Target>,
     /// The terms of VMs that no rule names.
     pub policy: Policy,
     /// What is gathered of those.
-    pub gathering: Gathering,
+    pub evidence_policy: EvidencePolicy,
     /// How long evidence is kept, and where memory dumps go.
-    pub keeping: Keeping,
+    pub retention: RetentionConfig,
     /// The means for them.
-    pub means: Means,
+    pub actuation: ActuatorConfig,
     /// `[[vm]]` tables in the file's order.
     pub vms: Vec<VmRule>,
 }
@@ -344,13 +344,13 @@ impl Config {
     }
 
     /// What is gathered of the VM called `vm_name` when it crashed, by the same rule.
-    pub fn gathering_for(&self, vm_name: &str) -> Gathering {
-        self.rule_for(vm_name).map_or(self.gathering, |rule| rule.gathering)
+    pub fn evidence_policy_for(&self, vm_name: &str) -> EvidencePolicy {
+        self.rule_for(vm_name).map_or(self.evidence_policy, |rule| rule.evidence_policy)
     }
 
     /// The means for the VM called `vm_name`, in the same way.
-    pub fn means_for(&self, vm_name: &str) -> Means {
-        self.rule_for(vm_name).map_or(&self.means, |rule| &rule.means).clone()
+    pub fn actuation_for(&self, vm_name: &str) -> ActuatorConfig {
+        self.rule_for(vm_name).map_or(&self.actuation, |rule| &rule.actuation).clone()
     }
 
     /// How often the memory of the VM called `vm_name` is read, in the same way; zero: never.

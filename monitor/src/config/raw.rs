@@ -10,7 +10,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::telling::Tell;
+use super::notify::Table;
 use super::{
     Actuator, CommandUser, EvidenceReaders, MemoryDump, Mode, ProbeLog, QmpTransport, TapHook,
 };
@@ -34,7 +34,7 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) metrics: Metrics,
     #[serde(default)]
-    pub(super) tell: Vec<Spanned<Tell>>,
+    pub(super) tell: Vec<Spanned<Table>>,
     #[serde(default)]
     pub(super) vm: Vec<Spanned<Vm>>,
 }

@@ -1,4 +1,4 @@
-//! From the raw file to valid values: with `terms`, `means` and `evidence`, the only place that knows defaults and
+//! From the raw file to valid values: with `terms`, `actuation` and `evidence`, the only place that knows defaults and
 //! limits.
 
 use std::{
@@ -9,13 +9,14 @@ use std::{
 use glob::Pattern;
 use toml::Spanned;
 
-use super::evidence::{self, Gathering};
+use super::evidence::{self, EvidencePolicy};
 use super::{
     Config, Discovery, EvidenceReaders, Metrics, Mode, Paths, Policy, ProbeLog, Probes, Recorder,
-    Storm, TapHook, executables,
-    means::{Given, Means},
+    Storm, TapHook,
+    actuation::{ActuatorConfig, Given},
+    executables,
+    notify::{self, Secrets},
     passwd, raw,
-    telling::{self, Secrets},
     terms::{MAX_RESTARTS, Terms, every, vm_rule},
     values::{HOUR, MINUTE, MS, Problem, SECOND, count, directory, duration, pattern},
 };
@@ -94,7 +95,7 @@ pub(super) fn parse(text: &str, secrets: Secrets) -> Result<Config, Problem> {
         qmp,
         libvirt_uri,
     };
-    let means = given.over(&Means::default())?;
+    let actuation = given.over(&ActuatorConfig::default())?;
 
     let place = sample_interval.as_ref().map_or(0, |value| value.span().start);
     let sample_interval = duration(sample_interval.as_ref(), SECOND, 100 * MS, MINUTE)?;
@@ -128,14 +129,16 @@ pub(super) fn parse(text: &str, secrets: Secrets) -> Result<Config, Problem> {
     };
     // A long interval alone may contradict the default of `flat_for`: then it is what is wrong.
     let policy = host.over(&defaults, sample_interval, place)?;
-    let gathering = evidence::Keys { evidence_limit, memory_dump, memory_dump_limit, inject_nmi }
-        .over(Gathering::DEFAULT)?;
+    let evidence_policy =
+        evidence::Keys { evidence_limit, memory_dump, memory_dump_limit, inject_nmi }
+            .over(EvidencePolicy::DEFAULT)?;
     let memory_every = every(memory_every.as_ref(), 30 * SECOND)?;
-    let rule = |rule| vm_rule(rule, &policy, gathering, &means, memory_every, sample_interval);
+    let rule =
+        |rule| vm_rule(rule, &policy, evidence_policy, &actuation, memory_every, sample_interval);
     let vms = vm.into_iter().map(rule);
     let vms = vms.collect::<Result<Vec<_>, _>>()?;
     let paths = resolve_paths(paths)?;
-    let keeping = evidence::keeping(
+    let retention = evidence::retention(
         evidence_keep.as_ref(),
         evidence_max_mib.as_ref(),
         memory_dump_dir,
@@ -154,11 +157,11 @@ pub(super) fn parse(text: &str, secrets: Secrets) -> Result<Config, Problem> {
         memory_every,
         recorder: resolve_recorder(recorder)?,
         metrics: resolve_metrics(metrics)?,
-        tell: telling::resolve(tell, secrets)?,
+        notify: notify::resolve(tell, secrets)?,
         policy,
-        gathering,
-        keeping,
-        means,
+        evidence_policy,
+        retention,
+        actuation,
         vms,
     })
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use toml::Spanned;
 
-use super::evidence::{self, Gathering};
-use super::means::{Given, Means};
+use super::actuation::{ActuatorConfig, Given};
+use super::evidence::{self, EvidencePolicy};
 use super::values::{DAY, HOUR, MINUTE, Problem, SECOND, count, duration, pattern, say};
 use super::{Mode, Policy, VmRule, raw};
 
@@ -150,8 +150,8 @@ pub(super) fn every(
 pub(super) fn vm_rule(
     rule: Spanned<raw::Vm>,
     host: &Policy,
-    gathering: Gathering,
-    host_means: &Means,
+    evidence_policy: EvidencePolicy,
+    host_actuation: &ActuatorConfig,
     host_memory_every: Duration,
     sample_interval: Duration,
 ) -> Result<VmRule, Problem> {
@@ -202,7 +202,7 @@ pub(super) fn vm_rule(
         qmp,
         libvirt_uri,
     };
-    let means = given.over(host_means)?;
+    let actuation = given.over(host_actuation)?;
     if let Some(value) = refused {
         return Err(Problem::at(
             &value,
@@ -241,8 +241,9 @@ pub(super) fn vm_rule(
         restart_without_heartbeat,
     };
     let policy = terms.over(host, sample_interval, place)?;
-    let gathering = evidence::Keys { evidence_limit, memory_dump, memory_dump_limit, inject_nmi }
-        .over(gathering)?;
+    let evidence_policy =
+        evidence::Keys { evidence_limit, memory_dump, memory_dump_limit, inject_nmi }
+            .over(evidence_policy)?;
     let memory_every = every(memory_every.as_ref(), host_memory_every)?;
-    Ok(VmRule { pattern: pattern(&names)?, policy, gathering, means, memory_every })
+    Ok(VmRule { pattern: pattern(&names)?, policy, evidence_policy, actuation, memory_every })
 }

@@ -1,7 +1,8 @@
 use std::time::Duration;
 
 use super::{
-    Config, EvidenceReaders, Gathering, Keeping, Mode, Policy, ProbeLog, Recorder, TapHook,
+    Config, EvidencePolicy, EvidenceReaders, Mode, Policy, ProbeLog, Recorder, RetentionConfig,
+    TapHook,
 };
 
 fn parse(text: &str) -> Config {
@@ -33,10 +34,10 @@ fn an_empty_file_means_all_defaults() {
     assert!(config.metrics.hosts.is_empty());
     let Recorder { keep, disk, max_mib } = config.recorder;
     assert_eq!((keep, disk, max_mib), (Duration::from_secs(300), false, 256));
-    let Gathering { limit, memory, memory_limit, own_dump } = config.gathering;
+    let EvidencePolicy { limit, memory, memory_limit, own_dump } = config.evidence_policy;
     assert!(own_dump.is_zero());
     assert_eq!((limit.as_secs(), memory, memory_limit.as_secs()), (2, false, 60));
-    let Keeping { keep, max_mib, memory_dir, memory_quota_mib } = config.keeping;
+    let RetentionConfig { keep, max_mib, memory_dir, memory_quota_mib } = config.retention;
     assert_eq!((keep.as_secs(), max_mib, memory_quota_mib), (90 * 24 * 3600, 1024, 16384));
     assert_eq!(memory_dir.to_str(), Some("/var/lib/flatline/memory"));
     assert_eq!(config.discovery.executables.len(), 10);
@@ -164,12 +165,16 @@ memory_dump_limit = "10s"
     assert_eq!((policy.max_restarts, policy.window.as_secs()), (9, 86400));
     let every = |name| config.memory_every_for(name).as_secs();
     assert_eq!((every("web"), every("db-1")), (10, 0));
-    let gathering = |name| {
-        let Gathering { limit, memory, memory_limit, own_dump: _ } = config.gathering_for(name);
+    let evidence_policy = |name| {
+        let EvidencePolicy { limit, memory, memory_limit, own_dump: _ } =
+            config.evidence_policy_for(name);
         (limit.as_millis(), memory, memory_limit.as_secs())
     };
-    assert_eq!((gathering("web"), gathering("db-1")), ((0, true, 300), (500, false, 10)));
-    let Keeping { keep, max_mib, memory_dir, memory_quota_mib } = &config.keeping;
+    assert_eq!(
+        (evidence_policy("web"), evidence_policy("db-1")),
+        ((0, true, 300), (500, false, 10))
+    );
+    let RetentionConfig { keep, max_mib, memory_dir, memory_quota_mib } = &config.retention;
     assert_eq!((keep.as_secs(), *max_mib, *memory_quota_mib), (30 * 24 * 3600, 64, 4096));
     assert_eq!(memory_dir.to_str(), Some("/dumps"));
 }

@@ -29,7 +29,7 @@ use crate::{
         incident::Incident,
         incidents::IncidentStore,
         ledger::Ledger,
-        retention::{self, Keeper},
+        retention::{Keeper, RetentionPolicy},
     },
     verdict::{Act, Input, Monitor, State, Tick},
     vm::{HostReadings, WatchedVm},
@@ -128,7 +128,7 @@ impl Engine {
         let lines = RateHistory::new(config.sample_interval);
         let figures = MetricsPublisher::start(&config, &lines, &store);
         let telling =
-            Notifier::start(&config.tell, &config.paths.state_dir, figures.notifications.clone());
+            Notifier::start(&config.notify, &config.paths.state_dir, figures.notifications.clone());
         let events =
             EventSink::new(|event| trace!(id = event.incident.id, kind = ?event.kind, "event"));
         let (writer, writer_thread) = IncidentWriter::start(
@@ -143,8 +143,8 @@ impl Engine {
         }
         let (archive, archive_thread) =
             Archive::start(&config.paths.state_dir, config.recorder.max_mib);
-        let keeping = retention::Terms::from(&config.keeping);
-        let keeper = Keeper::start(&config.paths.state_dir, keeping);
+        let retention = RetentionPolicy::from(&config.retention);
+        let keeper = Keeper::start(&config.paths.state_dir, retention);
         Self {
             config,
             reloading: Reloading::new(source),

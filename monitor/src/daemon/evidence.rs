@@ -5,7 +5,7 @@ use tokio::{sync::oneshot, task::spawn_blocking};
 use super::engine::Engine;
 use crate::{
     api::{RefusalKind, Reply, view::DumpView},
-    config::Gathering,
+    config::EvidencePolicy,
     discover::VmId,
     recovery::evidence::{Wanted, dump},
     storage::{evidence, incident::Incident},
@@ -16,12 +16,12 @@ use crate::{
 impl Engine {
     /// What is to be gathered of a VM that is about to be restarted.
     pub(super) fn wanted(&self, watched: &WatchedVm, incident: &Incident) -> Wanted {
-        let Gathering { limit, memory, memory_limit, own_dump } =
-            self.config.gathering_for(&watched.vm.name);
-        let keeping = &self.config.keeping;
+        let EvidencePolicy { limit, memory, memory_limit, own_dump } =
+            self.config.evidence_policy_for(&watched.vm.name);
+        let retention = &self.config.retention;
         let memory = memory.then(|| dump::Wanted {
-            directory: keeping.memory_dir.clone(),
-            quota_bytes: u64::from(keeping.memory_quota_mib) << 20,
+            directory: retention.memory_dir.clone(),
+            quota_bytes: u64::from(retention.memory_quota_mib) << 20,
             limit: memory_limit,
             under_way: self.dumps.clone(),
         });

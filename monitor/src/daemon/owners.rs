@@ -3,7 +3,7 @@
 use super::engine::Engine;
 use crate::{
     api::view::OwnerView,
-    config::Means,
+    config::ActuatorConfig,
     discover::{Vm, VmId},
     qmp::QmpHandle,
     recovery::Stage,
@@ -19,8 +19,8 @@ use crate::{
 impl Engine {
     /// Who started it, for people.
     pub(super) fn owner_view(&self, vm: &Vm) -> OwnerView {
-        let means = self.config.means_for(&vm.name);
-        let by = chosen(&vm.ownership, &means);
+        let actuation = self.config.actuation_for(&vm.name);
+        let by = chosen(&vm.ownership, &actuation);
         OwnerView {
             kind: vm.ownership.owner.kind().to_owned(),
             name: vm.ownership.owner.name(),
@@ -35,14 +35,15 @@ impl Engine {
         let gone = || ("it is gone".to_owned(), Stage::Closed);
         let watched = self.vms.get(&id).ok_or_else(gone)?;
         let case = watched.recovery.case.as_ref().ok_or_else(gone)?;
-        let means = self.config.means_for(&watched.vm.name);
-        chosen(&watched.vm.ownership, &means).map_err(|why| (why.to_string(), Stage::Closed))?;
+        let actuation = self.config.actuation_for(&watched.vm.name);
+        chosen(&watched.vm.ownership, &actuation)
+            .map_err(|why| (why.to_string(), Stage::Closed))?;
         let hangs = watched.detector.watch.state.cause() == Some(Cause::QemuUnresponsive);
         let waits = |why: String| (why, Stage::WaitingForMonitor);
         let is_planned = |says| {
             let situation = Situation {
                 ownership: &watched.vm.ownership,
-                means: &means,
+                actuation: &actuation,
                 monitor: says,
                 reboot_action: watched.vm.reboot_action,
                 pid: id.pid,
@@ -59,14 +60,14 @@ impl Engine {
             Err(_) => is_planned(MonitorSays::IsNotThere).map(|()| Err(None))?,
         };
         let wanted = self.wanted(watched, &case.incident);
-        Ok(scene_of(wanted, means, monitor, &case.incident))
+        Ok(scene_of(wanted, actuation, monitor, &case.incident))
     }
 }
 
 /// What a program of its owner's is run for.
 pub(super) fn scene_of(
     evidence: Wanted,
-    means: Means,
+    actuation: ActuatorConfig,
     monitor: Result<QmpHandle, Option<String>>,
     incident: &Incident,
 ) -> RestartContext {
@@ -74,5 +75,5 @@ pub(super) fn scene_of(
     let attempts = attempts.len();
     let hangs = cause == Cause::QemuUnresponsive.as_str();
     let (vm, incident) = (evidence.vm.clone(), (id.clone(), cause.clone(), reason.clone()));
-    RestartContext { vm, means, monitor, attempts, hangs, incident, evidence }
+    RestartContext { vm, actuation, monitor, attempts, hangs, incident, evidence }
 }

@@ -87,16 +87,16 @@ impl Engine {
             // Nothing else is done to one that hangs.
             return true;
         }
-        let means = self.config.means_for(&vm.name);
-        if is_power_cycle(&vm.ownership, &means, attempts) {
+        let actuation = self.config.actuation_for(&vm.name);
+        if is_power_cycle(&vm.ownership, &actuation, attempts) {
             return true;
         }
-        match chosen(&vm.ownership, &means) {
+        match chosen(&vm.ownership, &actuation) {
             Ok(Actuator::Systemd | Actuator::Command) => true,
             Ok(Actuator::Qmp) => {
                 // Without a monitor, a unit is restarted, and a command run.
                 vm.qmp_sockets.is_empty()
-                    && (!means.command.is_empty()
+                    && (!actuation.command.is_empty()
                         || matches!(vm.ownership.owner, Owner::SystemdUnit { .. }))
             }
             _ => false,
@@ -105,9 +105,9 @@ impl Engine {
 
     /// Has a VM started again whose QEMU ended so, as far as that is configured and policy lets it.
     fn start_again(&mut self, watched: &mut WatchedVm, mut incident: Incident, why: &ExitReason) {
-        let means = self.config.means_for(&watched.vm.name);
+        let actuation = self.config.actuation_for(&watched.vm.name);
         let refusal = if why.is_crash() {
-            start_plan(&watched.vm.ownership, &means).err().map(|refusal| refusal.to_string())
+            start_plan(&watched.vm.ownership, &actuation).err().map(|refusal| refusal.to_string())
         } else {
             Some("one that may have been stopped on purpose is not started".to_owned())
         };

@@ -9,7 +9,7 @@ use crate::{
     config::{Config, ConfigError, Mode, Source},
     discover::VmId,
     recovery::Stage,
-    storage::{incident::Outcome, retention},
+    storage::{incident::Outcome, retention::RetentionPolicy},
     verdict::State,
     vm::terms_for,
 };
@@ -89,9 +89,9 @@ impl Engine {
         let judged_anew = self.judge_on_new_terms(old.recorder != self.config.recorder);
         self.lines.set_interval(self.config.sample_interval);
         self.archive.set_most_mib(self.config.recorder.max_mib);
-        self.keeper.set_terms(retention::Terms::from(&self.config.keeping));
-        if old.tell != self.config.tell {
-            self.telling.reconfigure(&self.config.tell);
+        self.keeper.set_policy(RetentionPolicy::from(&self.config.retention));
+        if old.notify != self.config.notify {
+            self.telling.reconfigure(&self.config.notify);
         }
         if old.metrics != self.config.metrics {
             self.figures.serve(&self.config);
@@ -102,7 +102,7 @@ impl Engine {
         }
         if self.vms.values().any(|watched| {
             let name = &watched.vm.name;
-            let (old, new) = (old.means_for(name), self.config.means_for(name));
+            let (old, new) = (old.actuation_for(name), self.config.actuation_for(name));
             (old.qmp, old.libvirt_uri) != (new.qmp, new.libvirt_uri)
         }) {
             warn!("another recovery.qmp or libvirt_uri is for QEMUs that are found from now on");

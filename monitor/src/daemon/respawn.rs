@@ -96,10 +96,10 @@ impl Engine {
     }
 
     fn begin_start(&mut self, mut awaited: Awaited, limit: String) {
-        let means = self.config.means_for(&awaited.vm.name);
+        let actuation = self.config.actuation_for(&awaited.vm.name);
         let incident = awaited.incident.clone();
         let wanted = Wanted::nothing(awaited.vm.clone(), incident.id.clone());
-        let scene = scene_of(wanted, means, Err(None), &incident);
+        let scene = scene_of(wanted, actuation, Err(None), &incident);
         let mut log = RestartJournal {
             writer: self.writer.clone(),
             store: self.store.clone(),

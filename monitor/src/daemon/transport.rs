@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{engine::Engine, watchers};
 use crate::{
-    config::{Means, QmpTransport},
+    config::{ActuatorConfig, QmpTransport},
     discover::{ListeningSocket, Owner, SocketAt, Vm},
     program::{self, virsh::Virsh},
     qmp::{LibvirtTarget, QmpState, QmpTarget, Transport},
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// By which way a QEMU is talked to; `None` if by none.
-fn transport(vm: &Vm, means: &Means, has_virsh: bool) -> Option<Transport> {
+fn transport(vm: &Vm, actuation: &ActuatorConfig, has_virsh: bool) -> Option<Transport> {
     let is_libvirts = matches!(vm.ownership.owner, Owner::Libvirt { .. });
     // The sockets that libvirt hands over are its own, which it comes back to after it was restarted.
     let may_be_used =
@@ -22,11 +22,11 @@ fn transport(vm: &Vm, means: &Means, has_virsh: bool) -> Option<Transport> {
     let sockets: Vec<_> = vm.qmp_sockets.iter().filter(may_be_used).cloned().collect();
     let target =
         (!sockets.is_empty()).then_some(QmpTarget { vm: vm.id, sockets, threads: vm.threads });
-    match (means.qmp, &vm.ownership.owner) {
+    match (actuation.qmp, &vm.ownership.owner) {
         (QmpTransport::Keep, _) => target.map(Transport::Keep),
         (QmpTransport::Brief, _) => target.map(Transport::Brief),
         (QmpTransport::Auto, Owner::Libvirt { uuid, domain, scope }) if has_virsh => {
-            match libvirt_uri(*scope, means) {
+            match libvirt_uri(*scope, actuation) {
                 Ok(uri) => Some(Transport::Libvirt(LibvirtTarget {
                     vm: vm.id,
                     virsh: Virsh::new(&uri, uuid),
@@ -65,8 +65,8 @@ impl Engine {
 
     /// By which way it is talked to; `None` if by none.
     pub(super) fn transport_to(&self, vm: &Vm) -> Option<Transport> {
-        let means = self.config.means_for(&vm.name);
-        transport(vm, &means, program::find("virsh").is_some())
+        let actuation = self.config.actuation_for(&vm.name);
+        transport(vm, &actuation, program::find("virsh").is_some())
     }
 }
 
@@ -105,9 +105,9 @@ mod tests {
     }
 
     fn way(owner: Owner, sockets: &[&str], toml: &str) -> Option<&'static str> {
-        let means = Config::parse(toml, "").unwrap().means;
+        let actuation = Config::parse(toml, "").unwrap().actuation;
         let ownership = Ownership { owner, ..Ownership::bare() };
-        transport(&Vm::stand_in(ownership, sockets), &means, true).map(|way| match way {
+        transport(&Vm::stand_in(ownership, sockets), &actuation, true).map(|way| match way {
             Transport::Keep(_) => "keep",
             Transport::Brief(_) => "brief",
             Transport::Libvirt(_) => "virsh",
@@ -134,7 +134,7 @@ mod tests {
             let mut vm = Vm::stand_in(Ownership { owner, ..Ownership::bare() }, &[]);
             let at = SocketAt::Descriptor(21);
             vm.qmp_sockets = vec![ListeningSocket { at, waits: false }];
-            transport(&vm, &Config::parse("", "").unwrap().means, false)
+            transport(&vm, &Config::parse("", "").unwrap().actuation, false)
         };
         assert_eq!(way(libvirt(LibvirtScope::System)), None);
         assert!(matches!(way(Owner::Bare), Some(Transport::Keep(_))));

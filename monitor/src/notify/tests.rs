@@ -75,7 +75,7 @@ fn say(text: &'static str) -> impl Fn(usize, &mut TcpStream) + Send + 'static {
 const OK: &str = "HTTP/1.1 204 No Content\r\n\r\n";
 
 fn targets(text: &str) -> Vec<Target> {
-    Config::parse(text, "test.toml").expect("valid").tell
+    Config::parse(text, "test.toml").expect("valid").notify
 }
 
 fn webhook(address: SocketAddr, more: &str) -> String {

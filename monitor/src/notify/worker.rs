@@ -24,7 +24,7 @@ use super::{
     queue::{self, Queue},
 };
 use crate::{
-    config::{Target, To},
+    config::{Destination, Target},
     error_chain,
     metrics::{NotificationCounts, Told},
     program::{Program, run},
@@ -95,8 +95,10 @@ impl DeliveryQueue {
     fn new(target: &Target, host: &str) -> Self {
         let most = usize::try_from(target.queue).unwrap_or(usize::MAX);
         match &target.to {
-            To::Alertmanager(_) => Self::Alerts(Alerts::new(host.to_owned(), most)),
-            To::Webhook { .. } | To::Command(_) => Self::Events(Queue::new(most, target.keep)),
+            Destination::Alertmanager(_) => Self::Alerts(Alerts::new(host.to_owned(), most)),
+            Destination::Webhook { .. } | Destination::Command(_) => {
+                Self::Events(Queue::new(most, target.keep))
+            }
         }
     }
 
@@ -378,7 +380,7 @@ async fn attempt(
     job: Job,
 ) -> Result<(), Failure> {
     let posted = match (&target.to, job) {
-        (To::Command(words), Job::Event(event, lost)) => {
+        (Destination::Command(words), Job::Event(event, lost)) => {
             let environment = payload::environment(&event, host, lost);
             let program = Program { words: words.clone() };
             let ran = run(&program, &environment, target.limit).await;
@@ -387,7 +389,7 @@ async fn attempt(
                 Failure { words, is_final: false, asked_pause: None }
             });
         }
-        (To::Webhook { url, secret }, Job::Event(event, lost)) => {
+        (Destination::Webhook { url, secret }, Job::Event(event, lost)) => {
             let body = payload::body(&event, host, lost);
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
             let mut headers =
@@ -397,13 +399,13 @@ async fn attempt(
             }
             client.post(url, &headers, body, target.limit).await
         }
-        (To::Alertmanager(url), Job::Alerts(batch)) => {
+        (Destination::Alertmanager(url), Job::Alerts(batch)) => {
             let body = Value::Array(batch).to_string();
             client.post(&url.join(ALERTS_PATH), &[], body, target.limit).await
         }
         // A target keeps its kind as long as its queue.
-        (To::Alertmanager(_), Job::Event(..))
-        | (To::Webhook { .. } | To::Command(_), Job::Alerts(_)) => return Ok(()),
+        (Destination::Alertmanager(_), Job::Event(..))
+        | (Destination::Webhook { .. } | Destination::Command(_), Job::Alerts(_)) => return Ok(()),
     };
     posted.map_err(|error| Failure {
         words: http::words(&error),

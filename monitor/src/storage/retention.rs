@@ -20,23 +20,23 @@ use rustix::{
 use tracing::{error, info, warn};
 
 use super::incidents::RECORD;
-use crate::config::Keeping;
+use crate::config::RetentionConfig;
 
 /// Time between two looks. An incident's evidence is bounded, and so are the restarts: no disk fills in between.
 const LOOK_EVERY: Duration = Duration::from_secs(600);
 
 /// How long, and how much.
 #[derive(Clone, Copy, Debug)]
-pub struct Terms {
+pub struct RetentionPolicy {
     /// What is older goes.
     pub keep: Duration,
     /// What all together is above that goes, the oldest first; in bytes.
     pub most_bytes: u64,
 }
 
-impl From<&Keeping> for Terms {
-    fn from(keeping: &Keeping) -> Self {
-        Self { keep: keeping.keep, most_bytes: u64::from(keeping.max_mib) << 20 }
+impl From<&RetentionConfig> for RetentionPolicy {
+    fn from(retention: &RetentionConfig) -> Self {
+        Self { keep: retention.keep, most_bytes: u64::from(retention.max_mib) << 20 }
     }
 }
 
@@ -50,13 +50,13 @@ struct Kept {
 }
 
 /// What is to go of `files` at `now`, the oldest first.
-fn expired(mut files: Vec<Kept>, terms: Terms, now: SystemTime) -> Vec<Kept> {
+fn expired(mut files: Vec<Kept>, policy: RetentionPolicy, now: SystemTime) -> Vec<Kept> {
     files.sort();
     let mut all = files.iter().map(|file| file.bytes).fold(0, u64::saturating_add);
     files.retain(|file| {
         // A file of the future, since the clock was set back, is young.
         let age = now.duration_since(file.written).unwrap_or_default();
-        let goes = age > terms.keep || all > terms.most_bytes;
+        let goes = age > policy.keep || all > policy.most_bytes;
         if goes {
             all = all.saturating_sub(file.bytes);
         }
@@ -67,21 +67,21 @@ fn expired(mut files: Vec<Kept>, terms: Terms, now: SystemTime) -> Vec<Kept> {
 
 /// The thread that looks now and then.
 pub struct Keeper {
-    terms: mpsc::Sender<Terms>,
+    policy: mpsc::Sender<RetentionPolicy>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Keeper {
     /// Looks at once, and then every few minutes, at the incidents below `state_dir`.
-    pub fn start(state_dir: &Path, terms: Terms) -> Self {
+    pub fn start(state_dir: &Path, policy: RetentionPolicy) -> Self {
         let directory = state_dir.join("incidents");
-        let (others, new_terms) = mpsc::channel();
-        let mut terms = terms;
+        let (other, new_policies) = mpsc::channel();
+        let mut policy = policy;
         let look = move || {
             loop {
-                sweep(&directory, terms, SystemTime::now());
-                match new_terms.recv_timeout(LOOK_EVERY) {
-                    Ok(others) => terms = others,
+                sweep(&directory, policy, SystemTime::now());
+                match new_policies.recv_timeout(LOOK_EVERY) {
+                    Ok(other) => policy = other,
                     Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
@@ -91,18 +91,18 @@ impl Keeper {
         let thread = thread
             .inspect_err(|error| error!("evidence is kept for good: no thread: {error}"))
             .ok();
-        Self { terms: others, thread }
+        Self { policy: other, thread }
     }
 
     /// Keeps on other terms from now on.
-    pub fn set_terms(&self, terms: Terms) {
+    pub fn set_policy(&self, policy: RetentionPolicy) {
         // Without a thread, all is kept.
-        let _ = self.terms.send(terms);
+        let _ = self.policy.send(policy);
     }
 
     /// Waits until a look that is under way has ended.
     pub fn finish(self) {
-        drop(self.terms);
+        drop(self.policy);
         if let Some(thread) = self.thread {
             let _ = thread.join();
         }
@@ -110,12 +110,12 @@ impl Keeper {
 }
 
 /// Removes what is no longer to be kept.
-fn sweep(directory: &Path, terms: Terms, now: SystemTime) {
+fn sweep(directory: &Path, policy: RetentionPolicy, now: SystemTime) {
     let found = match find(directory) {
         Ok(found) => found,
         Err(error) => return warn!("can't look through {}: {error}", directory.display()),
     };
-    let gone = expired(found, terms, now);
+    let gone = expired(found, policy, now);
     let mut removed = 0_u64;
     for Kept { incident, name, bytes, .. } in &gone {
         match remove(directory, incident, name) {
@@ -203,35 +203,35 @@ mod tests {
         Kept { written: at(days), incident: CString::new("i").unwrap(), name, bytes }
     }
 
-    fn gone(files: &[Kept], terms: Terms) -> Vec<String> {
-        let gone = expired(files.to_vec(), terms, at(100));
+    fn gone(files: &[Kept], policy: RetentionPolicy) -> Vec<String> {
+        let gone = expired(files.to_vec(), policy, at(100));
         gone.iter().map(|file| file.name.to_string_lossy().into_owned()).collect()
     }
 
     #[test]
     fn what_is_too_old_goes_and_what_is_just_old_enough_stays() {
         let files = [file(100, "new", 1), file(9, "older", 1), file(10, "old", 1)];
-        let terms = Terms { keep: DAY * 90, most_bytes: 100 };
-        assert_eq!(gone(&files, terms), ["older"]);
-        assert_eq!(gone(&files, Terms { keep: DAY * 89, ..terms }), ["older", "old"]);
+        let policy = RetentionPolicy { keep: DAY * 90, most_bytes: 100 };
+        assert_eq!(gone(&files, policy), ["older"]);
+        assert_eq!(gone(&files, RetentionPolicy { keep: DAY * 89, ..policy }), ["older", "old"]);
     }
 
     #[test]
     fn the_oldest_go_until_the_rest_fits() {
         let files = [file(99, "c", 40), file(97, "a", 40), file(98, "b", 40)];
-        let terms = |most_bytes| Terms { keep: DAY * 90, most_bytes };
-        assert_eq!(gone(&files, terms(120)), [""; 0]);
-        assert_eq!(gone(&files, terms(119)), ["a"]);
-        assert_eq!(gone(&files, terms(79)), ["a", "b"]);
-        assert_eq!(gone(&files, terms(0)), ["a", "b", "c"]);
+        let policy = |most_bytes| RetentionPolicy { keep: DAY * 90, most_bytes };
+        assert_eq!(gone(&files, policy(120)), [""; 0]);
+        assert_eq!(gone(&files, policy(119)), ["a"]);
+        assert_eq!(gone(&files, policy(79)), ["a", "b"]);
+        assert_eq!(gone(&files, policy(0)), ["a", "b", "c"]);
     }
 
     #[test]
     fn a_clock_that_was_set_back_makes_nothing_old_and_huge_sizes_do_not_overflow() {
-        let terms = Terms { keep: DAY, most_bytes: u64::MAX };
-        assert_eq!(gone(&[file(4000, "future", u64::MAX), file(100, "now", 5)], terms), [""; 0]);
-        let terms = Terms { keep: DAY * 2, most_bytes: 10 };
-        assert_eq!(gone(&[file(99, "huge", u64::MAX), file(100, "now", 5)], terms), ["huge"]);
+        let policy = RetentionPolicy { keep: DAY, most_bytes: u64::MAX };
+        assert_eq!(gone(&[file(4000, "future", u64::MAX), file(100, "now", 5)], policy), [""; 0]);
+        let policy = RetentionPolicy { keep: DAY * 2, most_bytes: 10 };
+        assert_eq!(gone(&[file(99, "huge", u64::MAX), file(100, "now", 5)], policy), ["huge"]);
     }
 
     fn names_in(directory: &Path) -> Vec<String> {
@@ -256,7 +256,7 @@ mod tests {
         symlink(&outside, incidents.join("linked")).unwrap();
         fs::write(incidents.join("stray"), "content").unwrap();
         let later = SystemTime::now() + DAY * 2;
-        sweep(&incidents, Terms { keep: DAY, most_bytes: 1 << 20 }, later);
+        sweep(&incidents, RetentionPolicy { keep: DAY, most_bytes: 1 << 20 }, later);
         assert_eq!(names_in(&one), [RECORD, "link.png"]);
         assert_eq!(names_in(&outside), ["mine", "x"]);
         assert_eq!(names_in(&incidents), ["linked", "one", "stray"]);
@@ -269,8 +269,8 @@ mod tests {
         fs::create_dir_all(&real).unwrap();
         fs::write(real.join("a.txt"), "a").unwrap();
         symlink(base.path().join("real"), base.path().join("incidents")).unwrap();
-        let terms = Terms { keep: DAY, most_bytes: 0 };
-        sweep(&base.path().join("incidents"), terms, SystemTime::now());
+        let policy = RetentionPolicy { keep: DAY, most_bytes: 0 };
+        sweep(&base.path().join("incidents"), policy, SystemTime::now());
         assert_eq!(names_in(&real), ["a.txt"]);
         assert!(find(&base.path().join("none")).unwrap().is_empty());
     }
@@ -281,7 +281,7 @@ mod tests {
         let one = base.path().join("incidents/one");
         fs::create_dir_all(&one).unwrap();
         fs::write(one.join("a.txt"), "a").unwrap();
-        let keeper = Keeper::start(base.path(), Terms { keep: DAY, most_bytes: 0 });
+        let keeper = Keeper::start(base.path(), RetentionPolicy { keep: DAY, most_bytes: 0 });
         while !names_in(&one).is_empty() {
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -30,8 +30,8 @@ pub async fn restart(
     let says = match &scene.monitor {
         Ok(qmp) => {
             // Nothing is asked twice: where QMP is the way, that is looked at there.
-            let is_reset = !is_power_cycle(&scene.vm.ownership, &scene.means, scene.attempts);
-            if let Ok(Actuator::Qmp) = chosen(&scene.vm.ownership, &scene.means)
+            let is_reset = !is_power_cycle(&scene.vm.ownership, &scene.actuation, scene.attempts);
+            if let Ok(Actuator::Qmp) = chosen(&scene.vm.ownership, &scene.actuation)
                 && is_reset
             {
                 let configured = scene.vm.reboot_action;
@@ -47,7 +47,7 @@ pub async fn restart(
     let planned = |monitor: MonitorSays| {
         restart_plan(&Situation {
             ownership: &scene.vm.ownership,
-            means: &scene.means,
+            actuation: &scene.actuation,
             monitor,
             reboot_action,
             pid: scene.vm.id.pid,
@@ -135,7 +135,7 @@ pub async fn restart(
     };
     let runs = matches!(after, RunState::Running | RunState::Other(_));
     // A command may do what takes longer than that.
-    let by_command = matches!(chosen(&scene.vm.ownership, &scene.means), Ok(Actuator::Command));
+    let by_command = matches!(chosen(&scene.vm.ownership, &scene.actuation), Ok(Actuator::Command));
     if !runs && !by_command {
         let (reset_at, kept) = (Some(done.at), Box::new(kept));
         return Err(RestartError::NotRunning { run_state: after, reset_at, kept });
@@ -157,7 +157,7 @@ pub async fn start(
     scene: &RestartContext,
     journal: &mut impl Journal,
 ) -> Result<Restart, RestartError> {
-    let steps = start_plan(&scene.vm.ownership, &scene.means).map_err(RestartError::Refused)?;
+    let steps = start_plan(&scene.vm.ownership, &scene.actuation).map_err(RestartError::Refused)?;
     let told = check_all(&steps).await?;
     journal.begun(&unknown(), steps.iter().map(ActuatorStep::words).collect()).await;
     let done = take_all(scene, &steps, "start", told, journal).await?;
@@ -183,7 +183,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::Means,
+        config::ActuatorConfig,
         discover::{Ownership, Vm},
         error_chain,
         recovery::evidence::Wanted,
@@ -211,12 +211,12 @@ mod tests {
         RestartContext {
             evidence: Wanted::nothing(vm.clone(), text("20261122T100001Z-web-1")),
             vm,
-            means: Means {
+            actuation: ActuatorConfig {
                 actuator: Actuator::Command,
                 command,
                 command_limit: Duration::from_secs(20),
                 start_exited: true,
-                ..Means::default()
+                ..ActuatorConfig::default()
             },
             monitor: Err(None),
             attempts: 0,
@@ -260,7 +260,7 @@ mod tests {
         let mut noted = Noted::default();
         let refused = restart(&scene, || None, &mut noted).await.unwrap_err();
         assert!(matches!(refused, RestartError::Refused(_)), "{refused:?}");
-        scene.means.start_exited = false;
+        scene.actuation.start_exited = false;
         let refused = start(&scene, &mut noted).await.unwrap_err();
         assert!(matches!(refused, RestartError::Refused(_)), "{refused:?}");
         assert!(noted.0.is_empty() && !mark.exists());

@@ -83,10 +83,10 @@ fn threads(reply: &str) -> Option<Vec<u32>> {
 pub(super) async fn reboot_action(scene: &RestartContext) -> Result<ResetAction, RestartError> {
     let told = scene.vm.reboot_action;
     let Owner::Libvirt { uuid, scope, .. } = &scene.vm.ownership.owner else { return Ok(told) };
-    if !matches!(chosen(&scene.vm.ownership, &scene.means), Ok(Actuator::Libvirt)) {
+    if !matches!(chosen(&scene.vm.ownership, &scene.actuation), Ok(Actuator::Libvirt)) {
         return Ok(told);
     }
-    let uri = libvirt_uri(*scope, &scene.means).map_err(RestartError::Refused)?;
+    let uri = libvirt_uri(*scope, &scene.actuation).map_err(RestartError::Refused)?;
     let xml = run(&Virsh::new(&uri, uuid).on_domain("dumpxml"), &[], CHECK_LIMIT).await;
     let xml = xml.map_err(RestartError::NotAsked)?;
     Ok(match on_reboot(&String::from_utf8_lossy(&xml.stdout)) {

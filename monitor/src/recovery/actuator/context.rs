@@ -6,7 +6,7 @@ use tracing::warn;
 
 use super::ActuatorStep;
 use crate::{
-    config::{CommandUser, Means},
+    config::{ActuatorConfig, CommandUser},
     discover::{Vm, is_there},
     program::{Place, Program, User},
     qmp::QmpHandle,
@@ -19,7 +19,7 @@ pub struct RestartContext {
     /// The VM.
     pub vm: Arc<Vm>,
     /// Its means.
-    pub means: Means,
+    pub actuation: ActuatorConfig,
     /// Its monitor, or why it can't be asked; the latter is `None` where there is none at all.
     pub monitor: Result<QmpHandle, Option<String>>,
     /// Restarts for this crash that brought no life.
@@ -38,14 +38,14 @@ impl RestartContext {
     /// not one that restarts a QEMU which is there, since it may have to end what is in that control group, or to
     /// wait for it. Programs of owners do all of that themselves.
     pub(super) fn place(&self, steps: &[ActuatorStep], action: &str) -> Place {
-        let is_command = |program: &Program| program.words == self.means.command;
+        let is_command = |program: &Program| program.words == self.actuation.command;
         let runs_it =
             steps.iter().any(|step| matches!(step, ActuatorStep::Run(one) if is_command(one)));
         if !runs_it {
             return Place::default();
         }
         let origin = &self.vm.origin;
-        let user = (self.means.command_user == CommandUser::Vm).then(|| User {
+        let user = (self.actuation.command_user == CommandUser::Vm).then(|| User {
             uid: origin.uid,
             gid: origin.gid,
             groups: origin.groups.clone(),

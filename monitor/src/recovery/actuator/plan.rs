@@ -2,7 +2,7 @@
 
 use super::programs;
 use crate::{
-    config::{Actuator, Means, QmpTransport},
+    config::{Actuator, ActuatorConfig, QmpTransport},
     discover::{LibvirtScope, Owner, Ownership, ResetAction},
     program::{Program, virsh::Virsh},
     qmp::RunState,
@@ -28,7 +28,7 @@ pub struct Situation<'a> {
     /// Who started the QEMU.
     pub ownership: &'a Ownership,
     /// What is configured.
-    pub means: &'a Means,
+    pub actuation: &'a ActuatorConfig,
     /// What QEMU says; of one that is gone, it doesn't matter.
     pub monitor: MonitorSays,
     /// What a guest's reboot leads to.
@@ -96,10 +96,10 @@ pub enum ActuatorPlan {
 ///
 /// # Errors
 /// If there is nothing, with what to configure.
-pub fn chosen(ownership: &Ownership, means: &Means) -> Result<Actuator, Refusal> {
+pub fn chosen(ownership: &Ownership, actuation: &ActuatorConfig) -> Result<Actuator, Refusal> {
     let owner = &ownership.owner;
-    let fits = match means.actuator {
-        Actuator::Auto => return by_owner(ownership, means),
+    let fits = match actuation.actuator {
+        Actuator::Auto => return by_owner(ownership, actuation),
         Actuator::None => {
             return Err(Refusal("recovery.actuator is \"none\": nothing is touched".to_owned()));
         }
@@ -108,31 +108,31 @@ pub fn chosen(ownership: &Ownership, means: &Means) -> Result<Actuator, Refusal>
         Actuator::Proxmox => matches!(owner, Owner::Proxmox { .. }),
         Actuator::Systemd => matches!(owner, Owner::SystemdUnit { .. }),
     };
-    let word = means.actuator.as_str();
-    if means.actuator == Actuator::Command && means.command.is_empty() {
+    let word = actuation.actuator.as_str();
+    if actuation.actuator == Actuator::Command && actuation.command.is_empty() {
         Err(Refusal(
             "recovery.actuator is \"command\", and there is no recovery.command".to_owned(),
         ))
     } else if fits {
-        Ok(means.actuator)
+        Ok(actuation.actuator)
     } else {
         let found = owner.kind();
         Err(Refusal(format!("recovery.actuator is \"{word}\", but its owner is {found}")))
     }
 }
 
-fn by_owner(ownership: &Ownership, means: &Means) -> Result<Actuator, Refusal> {
+fn by_owner(ownership: &Ownership, actuation: &ActuatorConfig) -> Result<Actuator, Refusal> {
     let owner = &ownership.owner;
     match owner {
         Owner::Bare | Owner::SystemdUnit { .. } => Ok(Actuator::Qmp),
-        Owner::Libvirt { scope, .. } => match libvirt_uri(*scope, means) {
-            Err(_) if !means.command.is_empty() => Ok(Actuator::Command),
+        Owner::Libvirt { scope, .. } => match libvirt_uri(*scope, actuation) {
+            Err(_) if !actuation.command.is_empty() => Ok(Actuator::Command),
             uri => uri.map(|_| Actuator::Libvirt),
         },
         Owner::Proxmox { .. } if ownership.is_certain => Ok(Actuator::Proxmox),
         // A number that a QEMU gave itself may be somebody else's, who would be reset; its own monitor is its own.
         Owner::Proxmox { .. } => Ok(Actuator::Qmp),
-        _ if !means.command.is_empty() => Ok(Actuator::Command),
+        _ if !actuation.command.is_empty() => Ok(Actuator::Command),
         _ => Err(Refusal(what_to_configure(owner))),
     }
 }
@@ -175,8 +175,8 @@ fn what_to_configure(owner: &Owner) -> String {
 ///
 /// # Errors
 /// If it is a user's own libvirt, which root doesn't speak to unless told how.
-pub fn libvirt_uri(scope: LibvirtScope, means: &Means) -> Result<String, Refusal> {
-    match (&means.libvirt_uri, scope) {
+pub fn libvirt_uri(scope: LibvirtScope, actuation: &ActuatorConfig) -> Result<String, Refusal> {
+    match (&actuation.libvirt_uri, scope) {
         (Some(uri), _) => Ok(uri.clone()),
         (None, LibvirtScope::System) => Ok("qemu:///system".to_owned()),
         (None, LibvirtScope::Session) => Err(Refusal(
@@ -193,8 +193,8 @@ pub fn libvirt_uri(scope: LibvirtScope, means: &Means) -> Result<String, Refusal
 /// # Errors
 /// If there is a reason not to; it says what to configure where that is the reason.
 pub fn restart_plan(situation: &Situation<'_>) -> Result<ActuatorPlan, Refusal> {
-    let Situation { ownership, means, monitor, reboot_action, pid, attempts } = situation;
-    let mut actuator = chosen(ownership, means)?;
+    let Situation { ownership, actuation, monitor, reboot_action, pid, attempts } = situation;
+    let mut actuator = chosen(ownership, actuation)?;
     let run_state = match monitor {
         MonitorSays::Is(run_state) => {
             // Whoever does it, a run state that somebody chose is none to be reset out of.
@@ -202,17 +202,17 @@ pub fn restart_plan(situation: &Situation<'_>) -> Result<ActuatorPlan, Refusal> 
             Some(run_state)
         }
         MonitorSays::Nothing(why) => return Err(Refusal(why.clone())),
-        MonitorSays::Hangs => return replacement(ownership, means, *pid),
+        MonitorSays::Hangs => return replacement(ownership, actuation, *pid),
         MonitorSays::IsNotThere => None,
     };
-    if means.actuator == Actuator::Auto && run_state.is_none() && actuator == Actuator::Qmp {
+    if actuation.actuator == Actuator::Auto && run_state.is_none() && actuator == Actuator::Qmp {
         actuator = match &ownership.owner {
             Owner::SystemdUnit { .. } => Actuator::Systemd,
-            _ if !means.command.is_empty() => Actuator::Command,
+            _ if !actuation.command.is_empty() => Actuator::Command,
             _ => actuator,
         };
     }
-    if let Some(steps) = power_cycle(ownership, means, *pid, *attempts) {
+    if let Some(steps) = power_cycle(ownership, actuation, *pid, *attempts) {
         return Ok(ActuatorPlan::Steps { steps, replaces_qemu: true });
     }
     let stands = run_state.is_some_and(|run_state| *run_state != RunState::Running);
@@ -225,7 +225,7 @@ pub fn restart_plan(situation: &Situation<'_>) -> Result<ActuatorPlan, Refusal> 
         }
         (Actuator::Qmp, _) => return Ok(ActuatorPlan::Qmp),
         (Actuator::Libvirt, Owner::Libvirt { uuid, scope, .. }) => {
-            let virsh = Virsh::new(&libvirt_uri(*scope, means)?, uuid);
+            let virsh = Virsh::new(&libvirt_uri(*scope, actuation)?, uuid);
             steps.push(threads_of(&virsh, *pid));
             let told = |action| ActuatorStep::Tell(programs::set_reboot_action(&virsh, action));
             if shuts_down {
@@ -237,7 +237,7 @@ pub fn restart_plan(situation: &Situation<'_>) -> Result<ActuatorPlan, Refusal> 
             }
         }
         (Actuator::Proxmox, Owner::Proxmox { vmid }) => {
-            if means.qmp == QmpTransport::Keep {
+            if actuation.qmp == QmpTransport::Keep {
                 let why = "recovery.qmp = \"keep\" holds the socket that `qm` needs: set it to \
                            \"brief\", or recovery.actuator = \"qmp\"";
                 return Err(Refusal(why.to_owned()));
@@ -256,7 +256,7 @@ pub fn restart_plan(situation: &Situation<'_>) -> Result<ActuatorPlan, Refusal> 
             return Ok(ActuatorPlan::Steps { steps, replaces_qemu: true });
         }
         (Actuator::Command, _) => {
-            steps.push(by_command(means));
+            steps.push(by_command(actuation));
         }
         (Actuator::Libvirt | Actuator::Proxmox | Actuator::Systemd, _)
         | (Actuator::Auto | Actuator::None, _) => {
@@ -267,27 +267,27 @@ pub fn restart_plan(situation: &Situation<'_>) -> Result<ActuatorPlan, Refusal> 
 }
 
 /// Whether the next restart ends this QEMU, and has its owner start another one, since so many brought no life.
-pub fn is_power_cycle(ownership: &Ownership, means: &Means, attempts: usize) -> bool {
-    power_cycle(ownership, means, 0, attempts).is_some()
+pub fn is_power_cycle(ownership: &Ownership, actuation: &ActuatorConfig, attempts: usize) -> bool {
+    power_cycle(ownership, actuation, 0, attempts).is_some()
 }
 
 /// Its owner's way to do that; `None` if it is not due, or there is none: then what was done before is done again.
 fn power_cycle(
     ownership: &Ownership,
-    means: &Means,
+    actuation: &ActuatorConfig,
     pid: u32,
     attempts: usize,
 ) -> Option<Vec<ActuatorStep>> {
-    let after = usize::try_from(means.power_cycle_after).ok().filter(|after| *after > 0)?;
+    let after = usize::try_from(actuation.power_cycle_after).ok().filter(|after| *after > 0)?;
     if attempts < after {
         return None;
     }
-    match (chosen(ownership, means).ok()?, &ownership.owner) {
+    match (chosen(ownership, actuation).ok()?, &ownership.owner) {
         (Actuator::Qmp | Actuator::Systemd, Owner::SystemdUnit { unit }) => {
             Some(vec![is_main(unit, pid), ActuatorStep::Run(programs::systemctl("restart", unit))])
         }
         (Actuator::Libvirt, Owner::Libvirt { uuid, scope, .. }) => {
-            let virsh = Virsh::new(&libvirt_uri(*scope, means).ok()?, uuid);
+            let virsh = Virsh::new(&libvirt_uri(*scope, actuation).ok()?, uuid);
             Some(vec![
                 threads_of(&virsh, pid),
                 ActuatorStep::Run(virsh.on_domain("destroy")),
@@ -298,7 +298,7 @@ fn power_cycle(
             ActuatorStep::Run(programs::qm("stop", *vmid)),
             ActuatorStep::Run(programs::qm("start", *vmid)),
         ]),
-        (Actuator::Qmp, _) if !means.command.is_empty() => Some(vec![by_command(means)]),
+        (Actuator::Qmp, _) if !actuation.command.is_empty() => Some(vec![by_command(actuation)]),
         _ => None,
     }
 }
@@ -309,8 +309,8 @@ fn is_main(unit: &str, pid: u32) -> ActuatorStep {
 }
 
 /// The configured command.
-fn by_command(means: &Means) -> ActuatorStep {
-    ActuatorStep::Run(Program { words: means.command.clone() })
+fn by_command(actuation: &ActuatorConfig) -> ActuatorStep {
+    ActuatorStep::Run(Program { words: actuation.command.clone() })
 }
 
 /// Makes sure that the vCPUs of libvirt's domain are this QEMU's.
@@ -323,11 +323,15 @@ fn threads_of(virsh: &Virsh, pid: u32) -> ActuatorStep {
 ///
 /// # Errors
 /// If its owner has no way that makes sure that it is this one.
-fn replacement(ownership: &Ownership, means: &Means, pid: u32) -> Result<ActuatorPlan, Refusal> {
-    let is_auto = means.actuator == Actuator::Auto;
-    let actuator = match (chosen(ownership, means)?, &ownership.owner) {
+fn replacement(
+    ownership: &Ownership,
+    actuation: &ActuatorConfig,
+    pid: u32,
+) -> Result<ActuatorPlan, Refusal> {
+    let is_auto = actuation.actuator == Actuator::Auto;
+    let actuator = match (chosen(ownership, actuation)?, &ownership.owner) {
         (Actuator::Qmp, Owner::SystemdUnit { .. }) if is_auto => Actuator::Systemd,
-        (_, _) if is_auto && !means.command.is_empty() => Actuator::Command,
+        (_, _) if is_auto && !actuation.command.is_empty() => Actuator::Command,
         (actuator, _) => actuator,
     };
     let steps = match (actuator, &ownership.owner) {
@@ -338,7 +342,7 @@ fn replacement(ownership: &Ownership, means: &Means, pid: u32) -> Result<Actuato
             ActuatorStep::Run(programs::systemctl("restart", unit)),
         ],
         (Actuator::Command, _) => {
-            vec![by_command(means)]
+            vec![by_command(actuation)]
         }
         _ => {
             let why = "QEMU hangs, and neither takes commands nor tells whose it is: set \
@@ -353,15 +357,18 @@ fn replacement(ownership: &Ownership, means: &Means, pid: u32) -> Result<Actuato
 ///
 /// # Errors
 /// If it is not to be started, or not known how; it says what to configure.
-pub fn start_plan(ownership: &Ownership, means: &Means) -> Result<Vec<ActuatorStep>, Refusal> {
+pub fn start_plan(
+    ownership: &Ownership,
+    actuation: &ActuatorConfig,
+) -> Result<Vec<ActuatorStep>, Refusal> {
     let refuse = |why: &str| Err(Refusal(why.to_owned()));
-    if !means.start_exited {
+    if !actuation.start_exited {
         return refuse("only its owner can start it again, and recovery.start_exited is not set");
     }
-    let is_auto = means.actuator == Actuator::Auto;
-    let actuator = match (chosen(ownership, means)?, &ownership.owner) {
+    let is_auto = actuation.actuator == Actuator::Auto;
+    let actuator = match (chosen(ownership, actuation)?, &ownership.owner) {
         (Actuator::Qmp, Owner::SystemdUnit { .. }) if is_auto => Actuator::Systemd,
-        (Actuator::Qmp, _) if is_auto && !means.command.is_empty() => Actuator::Command,
+        (Actuator::Qmp, _) if is_auto && !actuation.command.is_empty() => Actuator::Command,
         (Actuator::Qmp, Owner::Proxmox { .. }) if is_auto => Actuator::Proxmox,
         (Actuator::Qmp, owner) if is_auto => return Err(Refusal(what_to_configure(owner))),
         (Actuator::Qmp, _) => {
@@ -379,7 +386,7 @@ pub fn start_plan(ownership: &Ownership, means: &Means) -> Result<Vec<ActuatorSt
     }
     Ok(match (actuator, &ownership.owner) {
         (Actuator::Libvirt, Owner::Libvirt { domain, uuid, scope }) => {
-            let virsh = Virsh::new(&libvirt_uri(*scope, means)?, uuid);
+            let virsh = Virsh::new(&libvirt_uri(*scope, actuation)?, uuid);
             let name = virsh.on_domain("domname");
             vec![
                 ActuatorStep::Check(name, Check::IsCalled(domain.clone())),
@@ -395,7 +402,7 @@ pub fn start_plan(ownership: &Ownership, means: &Means) -> Result<Vec<ActuatorSt
             ActuatorStep::Run(programs::systemctl("start", unit)),
         ],
         (Actuator::Command, _) => {
-            vec![by_command(means)]
+            vec![by_command(actuation)]
         }
         (_, owner) => return Err(Refusal(what_to_configure(owner))),
     })

@@ -46,7 +46,8 @@ pub(super) async fn take_all(
             }
             ActuatorStep::Run(program) => {
                 let begin = SystemTime::now();
-                let ran = run_at(program, &environment, scene.means.command_limit, &place).await;
+                let ran =
+                    run_at(program, &environment, scene.actuation.command_limit, &place).await;
                 note(&mut told, program, &ran);
                 // One that failed may have done it all the same.
                 if at.is_none() {

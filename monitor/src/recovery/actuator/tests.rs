@@ -2,7 +2,7 @@
 
 use super::{ActuatorPlan, ActuatorStep, Check, MonitorSays, Situation, restart_plan, start_plan};
 use crate::{
-    config::{Actuator, Means, QmpTransport},
+    config::{Actuator, ActuatorConfig, QmpTransport},
     discover::{LibvirtScope, Owner, Ownership, ResetAction},
     program::Program,
     qmp::RunState,
@@ -22,39 +22,39 @@ fn unit() -> Owner {
     Owner::SystemdUnit { unit: text("qemu@web.service") }
 }
 
-fn means(actuator: Actuator) -> Means {
-    Means { actuator, ..Means::default() }
+fn actuation(actuator: Actuator) -> ActuatorConfig {
+    ActuatorConfig { actuator, ..ActuatorConfig::default() }
 }
 
-fn with_command(actuator: Actuator) -> Means {
-    Means { command: vec![text("/bin/again"), text("now")], ..means(actuator) }
+fn with_command(actuator: Actuator) -> ActuatorConfig {
+    ActuatorConfig { command: vec![text("/bin/again"), text("now")], ..actuation(actuator) }
 }
 
 fn restart(
     owner: Owner,
-    means: &Means,
+    actuation: &ActuatorConfig,
     monitor: MonitorSays,
     reboot_action: ResetAction,
 ) -> Result<ActuatorPlan, String> {
     let ownership = Ownership { owner, is_certain: true, evidence: Vec::new() };
-    again(&ownership, means, monitor, reboot_action, 0)
+    again(&ownership, actuation, monitor, reboot_action, 0)
 }
 
 /// The plan after so many restarts that brought no life.
 fn again(
     ownership: &Ownership,
-    means: &Means,
+    actuation: &ActuatorConfig,
     monitor: MonitorSays,
     reboot_action: ResetAction,
     attempts: usize,
 ) -> Result<ActuatorPlan, String> {
-    let situation = Situation { ownership, means, monitor, reboot_action, pid: 4711, attempts };
+    let situation = Situation { ownership, actuation, monitor, reboot_action, pid: 4711, attempts };
     restart_plan(&situation).map_err(|refusal| refusal.to_string())
 }
 
 /// The plan for a guest that crashed while it ran.
-fn running(owner: Owner, means: &Means) -> Result<ActuatorPlan, String> {
-    restart(owner, means, MonitorSays::Is(RunState::Running), ResetAction::Reset)
+fn running(owner: Owner, actuation: &ActuatorConfig) -> Result<ActuatorPlan, String> {
+    restart(owner, actuation, MonitorSays::Is(RunState::Running), ResetAction::Reset)
 }
 
 /// The lines of a plan's programs, checks in brackets.
@@ -76,7 +76,7 @@ fn steps(plan: Result<ActuatorPlan, String>) -> Vec<String> {
 
 #[test]
 fn without_a_word_each_owner_has_its_own_way() {
-    let auto = Means::default();
+    let auto = ActuatorConfig::default();
     assert_eq!(running(Owner::Bare, &auto), Ok(ActuatorPlan::Qmp));
     assert_eq!(running(unit(), &auto), Ok(ActuatorPlan::Qmp));
     assert_eq!(steps(running(Owner::Proxmox { vmid: 100 }, &auto)), ["qm reset 100"]);
@@ -92,17 +92,17 @@ fn without_a_word_each_owner_has_its_own_way() {
 fn a_number_that_a_qemu_gave_itself_resets_and_ends_nobody_but_itself() {
     let owner = Owner::Proxmox { vmid: 100 };
     let ownership = Ownership { owner, is_certain: false, evidence: Vec::new() };
-    let plan = |means: &Means| {
-        again(&ownership, means, MonitorSays::Is(RunState::Running), ResetAction::Reset, 1)
+    let plan = |actuation: &ActuatorConfig| {
+        again(&ownership, actuation, MonitorSays::Is(RunState::Running), ResetAction::Reset, 1)
     };
-    let cycled = Means { power_cycle_after: 1, ..Means::default() };
-    for means in [Means::default(), cycled] {
-        assert_eq!(plan(&means), Ok(ActuatorPlan::Qmp));
+    let cycled = ActuatorConfig { power_cycle_after: 1, ..ActuatorConfig::default() };
+    for actuation in [ActuatorConfig::default(), cycled] {
+        assert_eq!(plan(&actuation), Ok(ActuatorPlan::Qmp));
     }
     // The operator knows better.
-    let named = means(Actuator::Proxmox);
+    let named = actuation(Actuator::Proxmox);
     assert_eq!(steps(plan(&named)), ["qm reset 100"]);
-    let cycled = Means { power_cycle_after: 1, ..named };
+    let cycled = ActuatorConfig { power_cycle_after: 1, ..named };
     assert_eq!(steps(plan(&cycled)), ["qm stop 100", "qm start 100"]);
 }
 
@@ -128,32 +128,32 @@ fn an_owner_without_a_way_is_refused_with_what_to_configure_and_done_by_a_comman
         (Owner::Kata { sandbox: text("4ab1") }, "\"stopp\", \"4ab1\""),
         (Owner::Unclear { product: "libvirt", why: text("it has no UUID") }, "it has no UUID"),
     ] {
-        let refusal = running(owner.clone(), &Means::default()).unwrap_err();
+        let refusal = running(owner.clone(), &ActuatorConfig::default()).unwrap_err();
         assert!(refusal.contains(part) && refusal.contains("recovery.command"), "{refusal}");
         assert_eq!(
             steps(running(owner.clone(), &with_command(Actuator::Auto))),
             ["/bin/again now"],
             "{owner:?}"
         );
-        assert_eq!(running(owner, &means(Actuator::Qmp)), Ok(ActuatorPlan::Qmp));
+        assert_eq!(running(owner, &actuation(Actuator::Qmp)), Ok(ActuatorPlan::Qmp));
     }
 }
 
 #[test]
 fn after_restarts_without_life_its_owner_ends_it_and_starts_it_again_where_that_is_wanted() {
-    let after = |owner: &Owner, means: &Means, attempts| {
+    let after = |owner: &Owner, actuation: &ActuatorConfig, attempts| {
         let ownership = Ownership { owner: owner.clone(), is_certain: true, evidence: Vec::new() };
         let monitor = MonitorSays::Is(RunState::Running);
-        again(&ownership, means, monitor, ResetAction::Reset, attempts)
+        again(&ownership, actuation, monitor, ResetAction::Reset, attempts)
     };
-    let twice = Means { power_cycle_after: 2, ..Means::default() };
+    let twice = ActuatorConfig { power_cycle_after: 2, ..ActuatorConfig::default() };
     for (owner, programs) in [
         (unit(), &["systemctl restart -- qemu@web.service"][..]),
         (Owner::Proxmox { vmid: 100 }, &["qm stop 100", "qm start 100"]),
         (libvirt(LibvirtScope::System), &["destroy --domain", "start --domain"]),
     ] {
         let reset = after(&owner, &twice, 1);
-        assert_eq!(reset, after(&owner, &Means::default(), 9), "{owner:?}");
+        assert_eq!(reset, after(&owner, &ActuatorConfig::default(), 9), "{owner:?}");
         let plan = after(&owner, &twice, 2);
         assert!(matches!(plan, Ok(ActuatorPlan::Steps { replaces_qemu: true, .. })), "{plan:?}");
         let lines = steps(plan);
@@ -163,22 +163,22 @@ fn after_restarts_without_life_its_owner_ends_it_and_starts_it_again_where_that_
     }
     // Nobody else can: what was done is done again, or a command's.
     assert_eq!(after(&Owner::Bare, &twice, 2), Ok(ActuatorPlan::Qmp));
-    let command = Means { power_cycle_after: 2, ..with_command(Actuator::Auto) };
+    let command = ActuatorConfig { power_cycle_after: 2, ..with_command(Actuator::Auto) };
     assert_eq!(after(&Owner::Bare, &command, 1), Ok(ActuatorPlan::Qmp));
     assert_eq!(steps(after(&Owner::Bare, &command, 2)), ["/bin/again now"]);
 }
 
 #[test]
 fn one_that_hangs_is_replaced_by_whoever_can_be_sure_of_it() {
-    let hung = |owner: Owner, means: &Means| {
-        let plan = restart(owner, means, MonitorSays::Hangs, ResetAction::Reset);
+    let hung = |owner: Owner, actuation: &ActuatorConfig| {
+        let plan = restart(owner, actuation, MonitorSays::Hangs, ResetAction::Reset);
         assert!(!matches!(
             plan,
             Ok(ActuatorPlan::Qmp | ActuatorPlan::Steps { replaces_qemu: false, .. })
         ));
         plan
     };
-    let auto = Means::default();
+    let auto = ActuatorConfig::default();
     let expected = [
         "[systemctl show --property=MainPID -- qemu@web.service] IsMainProcess(4711)",
         "systemctl kill --kill-who=main --signal=SIGKILL -- qemu@web.service",
@@ -191,18 +191,19 @@ fn one_that_hangs_is_replaced_by_whoever_can_be_sure_of_it() {
         assert_eq!(steps(hung(owner.clone(), &with_command(Actuator::Auto))), ["/bin/again now"]);
         assert_eq!(steps(hung(owner, &with_command(Actuator::Command))), ["/bin/again now"]);
     }
-    assert!(hung(Owner::Bare, &means(Actuator::Qmp)).is_err());
-    assert!(hung(unit(), &means(Actuator::None)).is_err());
+    assert!(hung(Owner::Bare, &actuation(Actuator::Qmp)).is_err());
+    assert!(hung(unit(), &actuation(Actuator::None)).is_err());
 }
 
 #[test]
 fn a_user_s_libvirt_is_spoken_to_only_by_the_uri_that_is_configured() {
-    let refusal = running(libvirt(LibvirtScope::Session), &Means::default()).unwrap_err();
+    let refusal = running(libvirt(LibvirtScope::Session), &ActuatorConfig::default()).unwrap_err();
     assert!(refusal.contains("recovery.libvirt_uri"), "{refusal}");
     let command = with_command(Actuator::Auto);
     assert_eq!(steps(running(libvirt(LibvirtScope::Session), &command)), ["/bin/again now"]);
-    let means = Means { libvirt_uri: Some(text("qemu:///session")), ..Means::default() };
-    let steps = steps(running(libvirt(LibvirtScope::Session), &means));
+    let actuation =
+        ActuatorConfig { libvirt_uri: Some(text("qemu:///session")), ..ActuatorConfig::default() };
+    let steps = steps(running(libvirt(LibvirtScope::Session), &actuation));
     assert!(steps.iter().all(|step| step.contains("virsh -q -c qemu:///session ")), "{steps:?}");
 }
 
@@ -212,13 +213,13 @@ fn what_a_reset_leaves_standing_is_told_to_go_on() {
         let says = MonitorSays::Is(run_state);
         let plan = restart(
             Owner::Proxmox { vmid: 100 },
-            &Means::default(),
+            &ActuatorConfig::default(),
             says.clone(),
             ResetAction::Reset,
         );
         assert_eq!(steps(plan), ["qm reset 100", "qm resume 100"]);
         let owner = libvirt(LibvirtScope::System);
-        let lines = steps(restart(owner, &Means::default(), says, ResetAction::Reset));
+        let lines = steps(restart(owner, &ActuatorConfig::default(), says, ResetAction::Reset));
         assert!(lines[1].contains(" reset ") && lines[2].contains(" resume "), "{lines:?}");
     }
 }
@@ -227,10 +228,10 @@ fn what_a_reset_leaves_standing_is_told_to_go_on() {
 fn a_qemu_that_a_reset_would_end_is_told_otherwise_before() {
     let says = MonitorSays::Is(RunState::Running);
     let vm = Owner::Proxmox { vmid: 100 };
-    let plan = restart(vm, &Means::default(), says.clone(), ResetAction::Shutdown);
+    let plan = restart(vm, &ActuatorConfig::default(), says.clone(), ResetAction::Shutdown);
     assert_eq!(steps(plan), ["set-action Reset", "qm reset 100"]);
     let owner = libvirt(LibvirtScope::System);
-    let lines = steps(restart(owner, &Means::default(), says, ResetAction::Shutdown));
+    let lines = steps(restart(owner, &ActuatorConfig::default(), says, ResetAction::Shutdown));
     assert_eq!(lines.len(), 3, "{lines:?}");
     assert!(
         lines[1].contains(r#"{"reboot":"reset"}"#) && lines[2].contains(" reset "),
@@ -249,9 +250,9 @@ fn no_actuator_resets_what_somebody_stopped() {
     ];
     for name in ["paused", "shutdown", "suspended", "io-error", "prelaunch", "inmigrate", "odd"] {
         for owner in &owners {
-            for means in [with_command(Actuator::Auto), with_command(Actuator::Command)] {
+            for actuation in [with_command(Actuator::Auto), with_command(Actuator::Command)] {
                 let says = MonitorSays::Is(RunState::parse(name));
-                let plan = restart(owner.clone(), &means, says, ResetAction::Reset);
+                let plan = restart(owner.clone(), &actuation, says, ResetAction::Reset);
                 assert!(plan.is_err(), "{owner:?} {name} {plan:?}");
             }
         }
@@ -260,9 +261,11 @@ fn no_actuator_resets_what_somebody_stopped() {
 
 #[test]
 fn a_monitor_that_says_nothing_now_is_waited_for_whoever_the_owner_is() {
-    for means in [Means::default(), with_command(Actuator::Command), means(Actuator::Systemd)] {
+    for actuation in
+        [ActuatorConfig::default(), with_command(Actuator::Command), actuation(Actuator::Systemd)]
+    {
         let says = MonitorSays::Nothing(text("QMP is being connected"));
-        let plan = restart(unit(), &means, says, ResetAction::Reset);
+        let plan = restart(unit(), &actuation, says, ResetAction::Reset);
         assert_eq!(plan, Err(text("QMP is being connected")));
     }
 }
@@ -270,7 +273,7 @@ fn a_monitor_that_says_nothing_now_is_waited_for_whoever_the_owner_is() {
 #[test]
 fn without_a_monitor_a_unit_is_restarted_if_it_is_about_this_qemu() {
     let none = || MonitorSays::IsNotThere;
-    let plan = restart(unit(), &Means::default(), none(), ResetAction::Reset);
+    let plan = restart(unit(), &ActuatorConfig::default(), none(), ResetAction::Reset);
     assert!(matches!(plan, Ok(ActuatorPlan::Steps { replaces_qemu: true, .. })), "{plan:?}");
     assert_eq!(
         steps(plan),
@@ -284,7 +287,8 @@ fn without_a_monitor_a_unit_is_restarted_if_it_is_about_this_qemu() {
         steps(restart(Owner::Bare, &command, none(), ResetAction::Reset)),
         ["/bin/again now"]
     );
-    let refusal = restart(Owner::Bare, &Means::default(), none(), ResetAction::Reset).unwrap_err();
+    let refusal =
+        restart(Owner::Bare, &ActuatorConfig::default(), none(), ResetAction::Reset).unwrap_err();
     assert!(refusal.contains("recovery.command"), "{refusal}");
 }
 
@@ -295,26 +299,26 @@ fn an_actuator_of_another_owner_and_none_at_all_are_refused() {
         (Actuator::Proxmox, libvirt(LibvirtScope::System)),
         (Actuator::Systemd, Owner::Bare),
     ] {
-        let refusal = running(owner, &means(actuator)).unwrap_err();
+        let refusal = running(owner, &actuation(actuator)).unwrap_err();
         assert!(refusal.contains(actuator.as_str()), "{refusal}");
     }
-    let refusal = running(Owner::Bare, &means(Actuator::None)).unwrap_err();
+    let refusal = running(Owner::Bare, &actuation(Actuator::None)).unwrap_err();
     assert!(refusal.contains("nothing is touched"), "{refusal}");
-    assert!(running(Owner::Bare, &means(Actuator::Command)).is_err());
-    let held = Means { qmp: QmpTransport::Keep, ..Means::default() };
+    assert!(running(Owner::Bare, &actuation(Actuator::Command)).is_err());
+    let held = ActuatorConfig { qmp: QmpTransport::Keep, ..ActuatorConfig::default() };
     let refusal = running(Owner::Proxmox { vmid: 100 }, &held).unwrap_err();
     assert!(refusal.contains("\"brief\""), "{refusal}");
 }
 
-fn start(owner: Owner, is_certain: bool, means: Means) -> Result<Vec<String>, String> {
+fn start(owner: Owner, is_certain: bool, actuation: ActuatorConfig) -> Result<Vec<String>, String> {
     let ownership = Ownership { owner, is_certain, evidence: Vec::new() };
-    let means = Means { start_exited: true, ..means };
-    start_plan(&ownership, &means).map(|steps| lines(&steps)).map_err(|why| why.to_string())
+    let actuation = ActuatorConfig { start_exited: true, ..actuation };
+    start_plan(&ownership, &actuation).map(|steps| lines(&steps)).map_err(|why| why.to_string())
 }
 
 #[test]
 fn a_qemu_that_is_gone_is_started_by_its_owner_s_name_for_it() {
-    let auto = Means::default;
+    let auto = ActuatorConfig::default;
     assert_eq!(start(Owner::Proxmox { vmid: 100 }, true, auto()), Ok(vec![text("qm start 100")]));
     assert_eq!(
         start(unit(), true, auto()).unwrap(),
@@ -342,20 +346,20 @@ fn a_qemu_that_is_gone_is_started_by_its_owner_s_name_for_it() {
 #[test]
 fn nothing_that_is_gone_is_started_on_its_own_word_or_without_being_configured() {
     let ownership = Ownership { owner: unit(), is_certain: true, evidence: Vec::new() };
-    let refusal = start_plan(&ownership, &Means::default()).unwrap_err();
+    let refusal = start_plan(&ownership, &ActuatorConfig::default()).unwrap_err();
     assert!(refusal.to_string().contains("recovery.start_exited"), "{refusal}");
     for owner in [libvirt(LibvirtScope::System), Owner::Proxmox { vmid: 100 }, unit()] {
-        assert!(start(owner, false, Means::default()).is_err());
+        assert!(start(owner, false, ActuatorConfig::default()).is_err());
     }
     // What the operator says is believed.
-    assert!(start(libvirt(LibvirtScope::System), false, means(Actuator::Libvirt)).is_ok());
-    for (owner, means) in [
-        (Owner::Bare, Means::default()),
-        (Owner::Ganeti { instance: text("a") }, Means::default()),
-        (Owner::Bare, means(Actuator::Qmp)),
-        (unit(), means(Actuator::None)),
+    assert!(start(libvirt(LibvirtScope::System), false, actuation(Actuator::Libvirt)).is_ok());
+    for (owner, actuation) in [
+        (Owner::Bare, ActuatorConfig::default()),
+        (Owner::Ganeti { instance: text("a") }, ActuatorConfig::default()),
+        (Owner::Bare, actuation(Actuator::Qmp)),
+        (unit(), actuation(Actuator::None)),
     ] {
-        assert!(start(owner, true, means).is_err());
+        assert!(start(owner, true, actuation).is_err());
     }
 }
 
@@ -364,7 +368,7 @@ fn every_check_comes_before_the_first_step_that_changes_anything() {
     let none = MonitorSays::IsNotThere;
     let says = MonitorSays::Is(RunState::GuestPanicked);
     for (owner, monitor) in [(libvirt(LibvirtScope::System), says), (unit(), none)] {
-        let plan = restart(owner, &Means::default(), monitor, ResetAction::Shutdown);
+        let plan = restart(owner, &ActuatorConfig::default(), monitor, ResetAction::Shutdown);
         let Ok(ActuatorPlan::Steps { steps, .. }) = plan else { panic!("{plan:?}") };
         let is_check = |step: &ActuatorStep| matches!(step, ActuatorStep::Check(..));
         let first = steps.iter().position(|step| !is_check(step)).unwrap();

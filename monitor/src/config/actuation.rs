@@ -75,7 +75,7 @@ pub enum CommandUser {
 
 /// The means for one VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Means {
+pub struct ActuatorConfig {
     /// What restarts it.
     pub actuator: Actuator,
     /// The command that does, its program first; empty: none.
@@ -94,7 +94,7 @@ pub struct Means {
     pub libvirt_uri: Option<String>,
 }
 
-impl Default for Means {
+impl Default for ActuatorConfig {
     fn default() -> Self {
         Self {
             actuator: Actuator::Auto,
@@ -123,7 +123,7 @@ pub(super) struct Given {
 
 impl Given {
     /// These keys put over `base`.
-    pub(super) fn over(self, base: &Means) -> Result<Means, Problem> {
+    pub(super) fn over(self, base: &ActuatorConfig) -> Result<ActuatorConfig, Problem> {
         let Self {
             actuator,
             command,
@@ -136,7 +136,7 @@ impl Given {
         } = self;
         let place = actuator.as_ref().map(|given| given.span().start);
         let place = place.or(command.as_ref().map(|given| given.span().start));
-        let means = Means {
+        let actuation = ActuatorConfig {
             actuator: actuator.as_ref().map_or(base.actuator, |actuator| *actuator.get_ref()),
             command: match command {
                 None => base.command.clone(),
@@ -164,11 +164,13 @@ impl Given {
             },
         };
         match place {
-            Some(offset) if means.actuator == Actuator::Command && means.command.is_empty() => {
+            Some(offset)
+                if actuation.actuator == Actuator::Command && actuation.command.is_empty() =>
+            {
                 let message = "there is no recovery.command that could be run".to_owned();
                 Err(Problem { offset, message })
             }
-            _ => Ok(means),
+            _ => Ok(actuation),
         }
     }
 }
@@ -213,7 +215,7 @@ fn uri(given: &Spanned<String>) -> Result<String, Problem> {
 mod tests {
     use std::time::Duration;
 
-    use super::super::{Actuator, CommandUser, Config, Means, QmpTransport};
+    use super::super::{Actuator, ActuatorConfig, CommandUser, Config, QmpTransport};
 
     fn parse(text: &str) -> Config {
         Config::parse(text, "test.toml").expect("valid")
@@ -227,10 +229,13 @@ mod tests {
     #[test]
     fn without_a_word_the_owners_own_means_are_used_and_nothing_that_is_gone_is_started() {
         let config = parse("");
-        assert_eq!(config.means, Means::default());
-        assert_eq!((config.means.actuator, config.means.qmp), (Actuator::Auto, QmpTransport::Auto));
-        assert!(!config.means.start_exited && config.means.command.is_empty());
-        assert_eq!(config.means.command_limit, Duration::from_secs(60));
+        assert_eq!(config.actuation, ActuatorConfig::default());
+        assert_eq!(
+            (config.actuation.actuator, config.actuation.qmp),
+            (Actuator::Auto, QmpTransport::Auto)
+        );
+        assert!(!config.actuation.start_exited && config.actuation.command.is_empty());
+        assert_eq!(config.actuation.command_limit, Duration::from_secs(60));
     }
 
     #[test]
@@ -238,7 +243,7 @@ mod tests {
         let keys = "actuator = \"command\"\ncommand = [\"/bin/again\", \"-x\"]\n\
                     command_user = \"vm\"\ncommand_limit = \"5s\"\npower_cycle_after = 2\nstart_exited = true\nqmp = \"brief\"\n\
                     libvirt_uri = \"qemu:///session\"\n";
-        let all = Means {
+        let all = ActuatorConfig {
             actuator: Actuator::Command,
             command: vec!["/bin/again".to_owned(), "-x".to_owned()],
             command_user: CommandUser::Vm,
@@ -249,11 +254,14 @@ mod tests {
             libvirt_uri: Some("qemu:///session".to_owned()),
         };
         let config = parse(&format!("[recovery]\n{keys}[[vm]]\nmatch = \"a\"\nqmp = \"keep\"\n"));
-        assert_eq!(config.means, all);
-        assert_eq!(config.means_for("a"), Means { qmp: QmpTransport::Keep, ..all.clone() });
+        assert_eq!(config.actuation, all);
+        assert_eq!(
+            config.actuation_for("a"),
+            ActuatorConfig { qmp: QmpTransport::Keep, ..all.clone() }
+        );
         let config = parse(&format!("[[vm]]\nmatch = \"a\"\n{keys}"));
-        assert_eq!(config.means_for("a"), all);
-        assert_eq!(config.means_for("b"), Means::default());
+        assert_eq!(config.actuation_for("a"), all);
+        assert_eq!(config.actuation_for("b"), ActuatorConfig::default());
     }
 
     #[test]
@@ -267,7 +275,7 @@ mod tests {
             Actuator::None,
         ] {
             let text = format!("[recovery]\nactuator = \"{}\"\n", actuator.as_str());
-            assert_eq!(parse(&text).means.actuator, actuator);
+            assert_eq!(parse(&text).actuation.actuator, actuator);
         }
         assert_refused("[recovery]\nactuator = \"xen\"\n", "test.toml:2: recovery.actuator: ", "");
         assert_refused("[recovery]\nqmp = \"virsh\"\n", "test.toml:2: recovery.qmp: ", "");
@@ -289,7 +297,7 @@ mod tests {
             assert_refused(&text, "test.toml:3: vm[0].command", part);
         }
         let rule = "[recovery]\ncommand = [\"/bin/again\"]\n[[vm]]\nmatch = \"a\"\ncommand = []\n";
-        assert_eq!(parse(rule).means_for("a").command, Vec::<String>::new());
+        assert_eq!(parse(rule).actuation_for("a").command, Vec::<String>::new());
         let rule = rule.replace("\n[[", "\nactuator = \"command\"\n[[");
         assert_refused(&rule, "test.toml:6: vm[0].command: ", "no recovery.command");
         let many = format!("[recovery]\ncommand = [\"/a\"{}]\n", ", \"b\"".repeat(64));

@@ -11,7 +11,7 @@ use glob::Pattern;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::means::words;
+use super::actuation::words;
 use super::values::{DAY, MINUTE, Problem, SECOND, count, duration, pattern};
 use crate::notify::{
     event::{Event, EventKind},
@@ -31,7 +31,7 @@ const SECRET_MAX_BYTES: u64 = 4096;
 /// The table as it stands in the file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Tell {
+pub(super) struct Table {
     name: Option<Spanned<String>>,
     events: Option<Spanned<toml::Value>>,
     r#match: Option<Spanned<String>>,
@@ -55,7 +55,7 @@ pub(super) enum Secrets {
 
 /// How a target is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum To {
+pub enum Destination {
     /// Each event is posted as JSON.
     Webhook {
         /// Where to.
@@ -75,7 +75,7 @@ pub struct Target {
     /// By which it is known; no other has it.
     pub name: String,
     /// How.
-    pub to: To,
+    pub to: Destination,
     /// Of what.
     pub events: BTreeSet<EventKind>,
     /// Of which VMs only; `None`: of all, and of the host.
@@ -104,7 +104,7 @@ impl Target {
 
 /// All tables, checked.
 pub(super) fn resolve(
-    tables: Vec<Spanned<Tell>>,
+    tables: Vec<Spanned<Table>>,
     secrets: Secrets,
 ) -> Result<Vec<Target>, Problem> {
     let mut targets: Vec<Target> = Vec::new();
@@ -131,9 +131,9 @@ pub(super) fn resolve(
     Ok(targets)
 }
 
-fn one(table: Spanned<Tell>, secrets: Secrets) -> Result<Target, Problem> {
+fn one(table: Spanned<Table>, secrets: Secrets) -> Result<Target, Problem> {
     let place = table.span().start;
-    let Tell {
+    let Table {
         name,
         events,
         r#match,
@@ -157,7 +157,7 @@ fn one(table: Spanned<Tell>, secrets: Secrets) -> Result<Target, Problem> {
             let url = url(&given)?;
             let file = secret_file.as_ref().filter(|_| secrets == Secrets::Read);
             let secret = file.map(secret).transpose()?;
-            (format!("webhook:{}", url.authority()), To::Webhook { url, secret })
+            (format!("webhook:{}", url.authority()), Destination::Webhook { url, secret })
         }
         (None, Some(given), None) => {
             let url = url(&given)?;
@@ -165,13 +165,13 @@ fn one(table: Spanned<Tell>, secrets: Secrets) -> Result<Target, Problem> {
                 let message = "must be Alertmanager's own URL; /api/v2/alerts is put behind it";
                 return Err(Problem::at(&given, message));
             }
-            (format!("alertmanager:{}", url.authority()), To::Alertmanager(url))
+            (format!("alertmanager:{}", url.authority()), Destination::Alertmanager(url))
         }
         (None, None, Some(given)) => {
             let words = words(&given)?;
             let program = words.first().map(Path::new).and_then(Path::file_name);
             let program = program.unwrap_or_default().to_string_lossy().into_owned();
-            (format!("command:{program}"), To::Command(words))
+            (format!("command:{program}"), Destination::Command(words))
         }
         _ => {
             let message =
@@ -262,11 +262,11 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::super::Config;
-    use super::{Target, To};
+    use super::{Destination, Target};
     use crate::notify::event::{Event, EventKind, Subject};
 
     fn targets(text: &str) -> Vec<Target> {
-        Config::parse(text, "test.toml").expect("valid").tell
+        Config::parse(text, "test.toml").expect("valid").notify
     }
 
     fn assert_refused(text: &str, start: &str, part: &str) {
@@ -289,7 +289,7 @@ mod tests {
         let [pager, alerts] = &targets[..] else { panic!("{targets:?}") };
         assert_eq!((pager.name.as_str(), pager.queue), ("pager", 7));
         assert_eq!((pager.keep.as_secs(), pager.limit.as_secs()), (3600, 30));
-        assert!(matches!(&pager.to, To::Command(words) if words.len() == 2));
+        assert!(matches!(&pager.to, Destination::Command(words) if words.len() == 2));
         assert_eq!(pager.events.len(), 2);
         assert_eq!(alerts.name, "alertmanager:127.0.0.1:9093");
         assert_eq!(alerts.events.len(), EventKind::ALL.len());
@@ -387,7 +387,7 @@ mod tests {
         let file = dir.path().join("flatline.toml");
         std::fs::write(&file, text(&path)).expect("written");
         let clients = Config::load_without_secrets(Some(&file)).expect("no client needs it");
-        assert!(matches!(&clients.tell[0].to, To::Webhook { secret: None, .. }));
+        assert!(matches!(&clients.notify[0].to, Destination::Webhook { secret: None, .. }));
         assert!(Config::load(Some(&file)).is_err());
         std::fs::write(&path, "0123456789abcdef0123\n").expect("written");
         let mode = |mode| {
@@ -398,7 +398,7 @@ mod tests {
         assert_refused(&text(&path), start, "chmod 600");
         mode(0o600);
         let target = &targets(&text(&path))[0];
-        assert!(matches!(&target.to, To::Webhook { secret: Some(_), .. }));
+        assert!(matches!(&target.to, Destination::Webhook { secret: Some(_), .. }));
         assert_eq!(target.name, "webhook:example.org");
         assert!(!format!("{target:?}").contains("0123456789"), "{target:?}");
         std::fs::write(&path, "short").expect("written");
