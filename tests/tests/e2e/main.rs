@@ -53,56 +53,82 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
+/// Each subject and its tests, in the order in which they begin.
+const SUBJECTS: &[(&str, fn() -> Vec<Trial>)] = &[
+    ("left_alone", left_alone::trials),
+    ("masked_wait", masked_wait::trials),
+    ("idle_costs", idle_costs::trials),
+    ("brought_back", brought_back::trials),
+    ("unreadable", unreadable::trials),
+    ("counts", counts::trials),
+    ("network", network::trials),
+    ("taps", taps::trials),
+    ("neighbours", neighbours::trials),
+    ("storage", storage::trials),
+    ("reports", reports::trials),
+    ("recordings", recordings::trials),
+    ("documents", documents::trials),
+    ("evidence", evidence::trials),
+    ("answers", answers::trials),
+    ("lifecycle", lifecycle::trials),
+    ("reload", reload::trials),
+    ("upgrade", upgrade::trials),
+    ("version_before", version_before::trials),
+    ("ladder", ladder::trials),
+    ("state_dir", state_dir::trials),
+    ("run_states", run_states::trials),
+    ("killed", killed::trials),
+    ("owners", owners::trials),
+    ("hostile", hostile::trials),
+    ("peers", peers::trials),
+    ("named_files", named_files::trials),
+    ("executables", executables::trials),
+    ("sockets", sockets::trials),
+    ("heartbeats", heartbeats::trials),
+    ("metrics", metrics::trials),
+    ("page", page::trials),
+    ("alerts", alerts::trials),
+    ("witnesses", witnesses::trials),
+    ("overcommitted", overcommitted::trials),
+    ("known_dead", known_dead::trials),
+    ("memory", memory::trials),
+    ("packages", packages::trials),
+    ("top", top::trials),
+    ("telling", telling::trials),
+];
+/// Names the subjects to be tested, with commas between; without it all are.
+const CHOSEN: &str = "FLATLINE_SUBJECTS";
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     if let Err(error) = flatline_tests::interrupt::install() {
         eprintln!("signals can't be handled: {error:#}");
         return ExitCode::FAILURE;
     }
-    let mut trials: Vec<Trial> = Vec::new();
-    trials.extend(left_alone::trials());
-    trials.extend(masked_wait::trials());
-    trials.extend(idle_costs::trials());
-    trials.extend(brought_back::trials());
-    trials.extend(unreadable::trials());
-    trials.extend(counts::trials());
-    trials.extend(network::trials());
-    trials.extend(taps::trials());
-    trials.extend(neighbours::trials());
-    trials.extend(storage::trials());
-    trials.extend(reports::trials());
-    trials.extend(recordings::trials());
-    trials.extend(documents::trials());
-    trials.extend(evidence::trials());
-    trials.extend(answers::trials());
-    trials.extend(lifecycle::trials());
-    trials.extend(reload::trials());
-    trials.extend(upgrade::trials());
-    trials.extend(version_before::trials());
-    trials.extend(ladder::trials());
-    trials.extend(state_dir::trials());
-    trials.extend(run_states::trials());
-    trials.extend(killed::trials());
-    trials.extend(owners::trials());
-    trials.extend(hostile::trials());
-    trials.extend(peers::trials());
-    trials.extend(named_files::trials());
-    trials.extend(executables::trials());
-    trials.extend(sockets::trials());
-    trials.extend(heartbeats::trials());
-    trials.extend(metrics::trials());
-    trials.extend(page::trials());
-    trials.extend(alerts::trials());
-    trials.extend(witnesses::trials());
-    trials.extend(overcommitted::trials());
-    trials.extend(known_dead::trials());
-    trials.extend(memory::trials());
-    trials.extend(packages::trials());
-    trials.extend(top::trials());
-    trials.extend(telling::trials());
+    let trials = match trials() {
+        Ok(trials) => trials,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
     // Each has a thread, in which it waits for its turn.
     arguments.test_threads.get_or_insert(trials.len());
     let conclusion = libtest_mimic::run(&arguments, trials);
     turns::summarize();
     conclusion.exit_code()
+}
+
+/// The tests of the chosen subjects, or why that can't be told.
+fn trials() -> Result<Vec<Trial>, String> {
+    let Ok(chosen) = std::env::var(CHOSEN) else {
+        return Ok(SUBJECTS.iter().flat_map(|(_, trials)| trials()).collect());
+    };
+    let chosen: Vec<_> = chosen.split(',').collect();
+    if let Some(name) = chosen.iter().find(|name| !SUBJECTS.iter().any(|(known, _)| known == *name))
+    {
+        return Err(format!("{CHOSEN}: no subject is called {name:?}"));
+    }
+    let wanted = SUBJECTS.iter().filter(|(name, _)| chosen.contains(name));
+    Ok(wanted.flat_map(|(_, trials)| trials()).collect())
 }
