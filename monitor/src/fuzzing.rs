@@ -4,6 +4,7 @@
 //! Each entry takes any bytes, must come back, and states what must hold of whatever is made of them. A new
 //! one is a function here with a row in the table, and in `fuzz/` a target of one line with a few seeds.
 
+pub use flatline_detector::recording::fuzzing::recording;
 pub use flatline_qemu::fuzzing::{command_line, proc, qmp, registers};
 
 use crate::{
@@ -76,11 +77,6 @@ pub fn balloon(bytes: &[u8]) {
         assert!((0.0..=1.0).contains(&strain.available), "{strain:?}");
         assert!(strain.major_faults.is_finite(), "{strain:?}");
     }
-}
-
-/// A recording, which anybody may hand to `replay`.
-pub fn recording(bytes: &[u8]) {
-    crate::report::recording::fuzzing::recording(bytes);
 }
 
 #[cfg(test)]

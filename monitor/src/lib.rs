@@ -12,9 +12,8 @@ pub mod insight;
 pub mod probe;
 pub mod sample;
 
-pub mod activity;
+pub use flatline_detector::{activity, verdict};
 
-pub mod verdict;
 pub mod witness;
 
 pub mod recovery;

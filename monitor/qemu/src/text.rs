@@ -2,6 +2,8 @@
 
 use std::{error::Error, fmt::Write as _};
 
+pub use flatline_samples::{MAX_TEXT_CHARS, printable};
+
 /// `error` and all its causes, joined by ": ". For logs and for states that keep a reason as text; an
 /// error's own text never has its cause in it.
 pub fn error_chain(error: &dyn Error) -> String {
@@ -13,18 +15,6 @@ pub fn error_chain(error: &dyn Error) -> String {
         source = cause.source();
     }
     text
-}
-
-/// The most characters that any text from a QEMU keeps. QEMU's own names (run states, events,
-/// actions) are below 30; error descriptions are cut to four times this.
-pub const MAX_TEXT_CHARS: usize = 64;
-
-/// `text` as printable ASCII, every other character replaced by `?`, cut to `max_chars`.
-pub fn printable(text: &str, max_chars: usize) -> String {
-    text.chars()
-        .take(max_chars)
-        .map(|c| if c == ' ' || c.is_ascii_graphic() { c } else { '?' })
-        .collect()
 }
 
 #[cfg(test)]
@@ -41,15 +31,5 @@ mod tests {
     fn every_cause_is_named_once() {
         let error = Outer(io::Error::other("no key"));
         assert_eq!(error_chain(&error), "cannot open the door: no key");
-    }
-
-    #[test]
-    fn control_characters_and_non_ascii_do_not_get_through() {
-        assert_eq!(printable("a\u{1b}[31m\nb\u{e9}\u{202e} c", 64), "a?[31m?b?? c");
-    }
-
-    #[test]
-    fn long_text_is_cut() {
-        assert_eq!(printable(&"x".repeat(1_000_000), 64).len(), 64);
     }
 }

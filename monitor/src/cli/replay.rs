@@ -5,10 +5,10 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use flatline::config::Config;
-use flatline::report::recording::file::{ReadError, Reader};
 use flatline::report::recording::replay::{
     Decision, Line, Replay, Replayer, Summary, rfc3339_millis,
 };
+use flatline::report::recording::{file::ReadError, open};
 
 use super::table::safe;
 use super::{Answer, Failure, json};
@@ -18,7 +18,7 @@ const LIVE: usize = 44;
 
 pub(super) fn run(file: &Path, config: Option<&Config>, as_json: bool) -> Result<Answer, Failure> {
     let unreadable = |error: ReadError| Failure::BadNews(error.into());
-    let mut reader = Reader::open(file).map_err(unreadable)?;
+    let mut reader = open(file).map_err(unreadable)?;
     let header = reader.header().clone();
     let policy = config.map(|config| config.policy_for(&header.vm));
     let mut replayer = Replayer::new(header, policy);

@@ -5,7 +5,6 @@ use std::{
     collections::HashMap as StdHashMap,
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use aya::{
@@ -17,7 +16,7 @@ use monitor_ebpf::{
 };
 
 use super::{
-    Missing, Reading,
+    InFlightAges, Missing, Reading,
     addresses::{TapAddresses, without_addresses},
     batch, ticks,
 };
@@ -38,17 +37,6 @@ pub struct CounterMaps {
 #[derive(Clone, Debug)]
 pub struct VmRows {
     by_slot: Vec<VmRow>,
-}
-
-/// How long a VM's requests have been in flight.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct InFlightAges {
-    /// How many there are.
-    pub requests: u64,
-    /// The oldest one's age, to the kernel's tick.
-    pub oldest: Duration,
-    /// Their ages together.
-    pub total: Duration,
 }
 
 impl CounterMaps {

@@ -6,20 +6,7 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
-use super::{Missing, Reading};
-
-/// CPU time of one vCPU thread since it started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VcpuTime {
-    /// vCPU index. With TCG's single thread for all vCPUs, only index 0 exists.
-    pub index: u32,
-    /// Host thread id.
-    pub tid: u32,
-    /// Time spent running, in ns.
-    pub run_ns: u64,
-    /// Time spent runnable but waiting for a CPU, in ns.
-    pub wait_ns: u64,
-}
+use super::{Missing, Reading, VcpuTime};
 
 /// The open files of one VM's vCPU threads.
 #[derive(Debug, Default)]

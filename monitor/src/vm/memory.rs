@@ -206,7 +206,7 @@ impl WatchedVm {
         let errand = errand(self, stop);
         let (id, boot_began) = (self.vm.id, self.detector.watch.boot.began);
         async move {
-            let qemu = spawn_blocking(move || QemuMemory::read(id));
+            let qemu = spawn_blocking(move || crate::sample::memory::read(id));
             let (guest, balloon) = match errand {
                 Ok(errand) => errand.run().await,
                 Err(why) => (Err(why), known),

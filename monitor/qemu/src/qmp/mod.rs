@@ -17,21 +17,17 @@ pub(crate) mod commands;
 pub use crate::peer;
 
 pub mod codec;
-pub mod event;
 pub mod registers;
-pub mod run_state;
 pub mod session;
 
-pub use crate::text::{MAX_TEXT_CHARS, printable};
 pub use commands::QmpCpu;
-pub use event::QmpEvent;
+pub use flatline_samples::{MAX_TEXT_CHARS, QmpEvent, RunState, printable};
 pub use registers::{
     Lapic, Pic, RegistersError, TimerMode, VcpuRegisters, Vectors,
     aarch64::{ArmRegisters, parse_arm_registers},
     has_no_lapic, is_up, parse_lapic, parse_pic, parse_registers,
     system::operating_system,
 };
-pub use run_state::RunState;
 pub use session::{
     LibvirtTarget, Limits, QmpError, QmpHandle, QmpNotice, QmpState, QmpTarget, Transport, spawn,
     spawn_by, spawn_with_limits,

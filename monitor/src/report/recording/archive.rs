@@ -25,7 +25,7 @@ use tracing::{error, warn};
 
 use super::{
     Header, Malformed, Recording, Segment,
-    file::{block, preamble, to_bytes},
+    file::{preamble, segment_block, to_bytes},
 };
 use crate::{
     api::{RefusalKind, Reply, view::RecordView},
@@ -229,7 +229,7 @@ impl Directory {
         now: SystemTime,
     ) -> io::Result<()> {
         let vm = key(header);
-        let block = segment.to_bytes(lost).and_then(|bytes| block(&bytes)).map_err(invalid)?;
+        let block = segment_block(segment, lost).map_err(invalid)?;
         let files = u64::try_from(self.current.len().max(1)).unwrap_or(u64::MAX);
         let most = (self.most_bytes / files / 4).clamp(FILE_LEAST_BYTES, FILE_MAX_BYTES);
         self.current.retain(|key, current| {

@@ -17,7 +17,7 @@ use monitor_ebpf::heartbeat::{
 
 pub use listen::PortListener;
 
-use super::heartbeats::{Heard, Heartbeats, LastBeat, name};
+use super::{Heard, Heartbeats, LastBeat, heartbeats::name};
 
 /// How a line begins.
 const LINE: &[u8] = b"flatline ";

@@ -5,7 +5,7 @@ use tempfile::TempDir;
 use super::{
     super::{
         archive::{Archive, Directory},
-        file::Reader,
+        open,
     },
     *,
 };
@@ -25,7 +25,7 @@ fn files(state: &Path) -> Vec<String> {
 
 /// What each segment of a file says is lost before it.
 fn lost(path: &Path) -> Vec<u64> {
-    let mut reader = Reader::open(path).expect("a recording");
+    let mut reader = open(path).expect("a recording");
     std::iter::from_fn(|| reader.next_segment().expect("whole")).map(|(it, _)| it.lost).collect()
 }
 

@@ -1,5 +1,11 @@
+use std::path::Path;
+
 use super::{
-    super::history::{history, moments},
+    super::{
+        file::Reader,
+        history::{history, moments},
+        replay::Replayer,
+    },
     *,
 };
 use crate::{
@@ -86,4 +92,17 @@ fn what_was_decided_is_marked() {
     let told =
         |(moment, mark): (&super::super::history::Moment, &MarkView)| moment.text == mark.text;
     assert!(moments.iter().zip(&view.marks).all(told));
+}
+
+#[test]
+fn a_recording_of_format_1_has_a_moment_for_each_decision() {
+    const RECORDED: &[u8] = include_bytes!("../../../../detector/src/recording/tests/format-1.flr");
+    let mut reader = Reader::new(RECORDED, Path::new("format-1.flr")).expect("a recording");
+    let mut replayer = Replayer::new(reader.header().clone(), None);
+    let mut segments = Vec::new();
+    while let Some((segment, decoded)) = reader.next_segment().expect("whole") {
+        replayer.segment(&segment, decoded);
+        segments.push(Arc::new(segment));
+    }
+    assert_eq!(moments(&segments).len(), replayer.finish().lines.len());
 }

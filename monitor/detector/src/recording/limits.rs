@@ -1,0 +1,120 @@
+//! What a recording may hold: moments and spans that no sum of them carries beyond what a clock can tell.
+//!
+//! The state machine adds to the moments that it remembers. Live ones come from a clock; those of a file may
+//! be anything, and a sum of them must not overflow.
+
+use std::time::Duration;
+
+use super::Malformed;
+use crate::{
+    policy::Policy,
+    verdict::{Boot, Dump, Input, Line, Missed, Pulse, Quiet, State, Terms, Tick, Watch},
+};
+
+/// No host runs for so long: a hundred years.
+pub(super) const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
+
+/// Whether every one of `moments` is one that can be.
+fn check(moments: impl IntoIterator<Item = Option<Duration>>) -> Result<(), Malformed> {
+    match moments.into_iter().flatten().find(|moment| *moment > LONGEST) {
+        Some(moment) => Err(Malformed::new(format!(
+            "a time of {} s: no host runs for so long",
+            moment.as_secs()
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a moment that can't be.
+pub(super) fn moment(moment: Duration) -> Result<(), Malformed> {
+    check([Some(moment)])
+}
+
+/// Refuses terms that no configuration gives.
+pub(super) fn terms(terms: &Terms) -> Result<(), Malformed> {
+    let Terms { policy, tick } = terms;
+    let Policy {
+        mode: _,
+        flat_for,
+        unconfirmed_flat_for,
+        unresponsive_for,
+        heartbeat_lost_after,
+        boot_grace,
+        boot_loop_resets: _,
+        boot_loop_window,
+        max_restarts: _,
+        window,
+        pause,
+        restart_without_heartbeat: _,
+    } = policy;
+    check([Some(*tick), Some(*flat_for), Some(*unconfirmed_flat_for), Some(*unresponsive_for)])?;
+    check([*heartbeat_lost_after])?;
+    check([Some(*boot_grace), Some(*boot_loop_window), Some(*window), Some(*pause)])
+}
+
+/// Refuses an input that no clock gives.
+pub(super) fn input(input: &Input) -> Result<(), Malformed> {
+    match input {
+        Input::Tick(of) => tick(of),
+        _ => Ok(()),
+    }
+}
+
+fn tick(tick: &Tick) -> Result<(), Malformed> {
+    let oldest = tick.activity.storage.as_ref().ok().and_then(|storage| storage.oldest);
+    let heartbeat = tick.activity.heartbeat.as_ref().ok().and_then(Option::as_ref);
+    check([Some(tick.activity.elapsed), oldest, heartbeat.map(|said| said.interval)])
+}
+
+/// Refuses a state that no live one can be in.
+pub(super) fn watch(watch: &Watch) -> Result<(), Malformed> {
+    let Watch {
+        state,
+        reason: _,
+        since,
+        line,
+        boot,
+        resets,
+        reset_from_outside,
+        excuse: _,
+        storm: _,
+        mute_since,
+        last,
+        quiet,
+    } = watch;
+    let Quiet { life, since: quiet_since, held: quiet_held, suspected: _ } = quiet;
+    let Line {
+        last_life,
+        last_sign: _,
+        heard,
+        still_since,
+        zero_since,
+        pinned_since,
+        got: _,
+        wanted: _,
+        ran: _,
+    } = line;
+    let Boot { began, held, first_life, answered: _, calibrated, dump, pulse } = boot;
+    let dump = dump
+        .map(|Dump { since, last_write, quiet_for, unheard: _ }| [since, last_write, quiet_for]);
+    let deadline = match state {
+        State::Recovering { deadline, .. } => Some(*deadline),
+        _ => None,
+    };
+    check([Some(*since), Some(*last_life), *heard, *still_since, *zero_since, *pinned_since])?;
+    check([Some(*began), Some(*held), *first_life, *calibrated, deadline, *reset_from_outside])?;
+    check(dump.into_iter().flatten().map(Some))?;
+    check([*mute_since, Some(*life), Some(*quiet_since), Some(*quiet_held)])?;
+    if let Some(pulse) = pulse {
+        let Pulse { boot: _, interval, check: _, beat, heard, leaving, missed } = pulse;
+        let missed = missed.as_ref().map(|Missed { since, .. }| *since);
+        check([Some(*interval), *beat, Some(*heard), *leaving, missed])?;
+    }
+    if resets.len() > Watch::RESETS {
+        return Err(Malformed::new("more resets than are ever remembered"));
+    }
+    check(resets.iter().copied().map(Some))?;
+    let Some((at, last)) = last else { return Ok(()) };
+    moment(*at)?;
+    tick(last)
+}

@@ -1,0 +1,246 @@
+//! Silence that isn't the guest's fault: somebody stopped it, the host is ill, or it writes its own dump.
+
+use std::time::Duration;
+
+use super::{
+    Act, Cause, DUMP_PATIENCE, Dump, Line, Monitor, STALLED_AFTER, State, Tally, Tick, Watch,
+    examine::convict, hear, step::counted,
+};
+use crate::{activity::Activity, policy::Policy};
+use flatline_samples::{Missing, ProcessState, RunState};
+
+/// Whether somebody stopped this VM on purpose, so that it can show no life.
+pub(super) fn suspended(tick: &Tick) -> Option<String> {
+    if let Monitor::Answers(run_state) = &tick.monitor
+        && *run_state != RunState::Running
+    {
+        return Some(match run_state {
+            RunState::Paused => "paused by someone".to_owned(),
+            RunState::Suspended => "the guest suspended itself".to_owned(),
+            RunState::Shutdown => "the guest powered itself off; QEMU was told to stay".to_owned(),
+            RunState::Inmigrate => "waiting for a migration to come in".to_owned(),
+            RunState::FinishMigrate | RunState::Postmigrate => {
+                "it is migrating, or has migrated, to another host".to_owned()
+            }
+            RunState::SaveVm | RunState::RestoreVm => "a snapshot is at work".to_owned(),
+            RunState::Debug => "a debugger stopped it".to_owned(),
+            RunState::Prelaunch => "not started yet".to_owned(),
+            RunState::IoError => {
+                "paused by a storage error: mend the storage, then `cont`; a reset would lose data"
+                    .to_owned()
+            }
+            other => format!("its run state is {other}"),
+        });
+    }
+    if let Monitor::NotStarted(why) = &tick.monitor {
+        return Some(format!("not started yet: {why}"));
+    }
+    match tick.activity.process {
+        ProcessState::Stopped => {
+            Some("QEMU itself is stopped by a signal (SIGSTOP) or a debugger".to_owned())
+        }
+        ProcessState::Frozen => Some("QEMU itself is frozen (cgroup freezer)".to_owned()),
+        ProcessState::Gone => Some("QEMU is ending".to_owned()),
+        ProcessState::Uninterruptible if matches!(tick.monitor, Monitor::Unresponsive(_)) => Some(
+            "QEMU itself hangs in the kernel (D state), as on a stalled or frozen store".to_owned(),
+        ),
+        ProcessState::Running | ProcessState::Uninterruptible => None,
+    }
+}
+
+/// What is wrong with the host, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum HostFault {
+    /// Its storage is stalled.
+    Storage(String),
+    /// It hardly lets the guest run. Whoever says itself that it dies is as dead for that.
+    Starved(String),
+}
+
+impl HostFault {
+    fn into_words(self) -> String {
+        match self {
+            Self::Storage(words) | Self::Starved(words) => words,
+        }
+    }
+}
+
+/// Why this VM's silence says nothing about its guest, if so.
+pub(super) fn not_the_guests_fault(watch: &Watch, tick: &Tick) -> Option<String> {
+    host_fault(watch, tick).map(HostFault::into_words)
+}
+
+/// The same, by its kind.
+pub(super) fn host_fault(watch: &Watch, tick: &Tick) -> Option<HostFault> {
+    if let Ok(storage) = tick.activity.storage
+        && storage.in_flight > 0
+        && storage.oldest.is_none_or(|oldest| oldest >= STALLED_AFTER)
+    {
+        let requests = counted(storage.in_flight, "request");
+        let oldest = storage.oldest.map_or_else(String::new, |oldest| {
+            format!(", the oldest for {:.1} s", oldest.as_secs_f64())
+        });
+        return Some(HostFault::Storage(format!(
+            "{requests} in flight and none completes{oldest}: the host's storage is stalled"
+        )));
+    }
+    watch.line.is_starved().then(|| {
+        HostFault::Starved("its vCPUs want to run, and the host hardly lets them".to_owned())
+    })
+}
+
+impl Watch {
+    /// Whether it is held, by what the last tick saw, because of its host: storage that stalls or failed, or CPU time that
+    /// it doesn't get. A storm is told of as one.
+    pub fn is_held_by_host(&self) -> bool {
+        let Some((_, tick)) = &self.last else { return false };
+        let hangs_in_kernel = tick.activity.process == ProcessState::Uninterruptible
+            && matches!(tick.monitor, Monitor::Unresponsive(_));
+        let failed_storage = tick.monitor == Monitor::Answers(RunState::IoError);
+        let is_hosts = hangs_in_kernel
+            || failed_storage
+            || suspended(tick).is_none() && not_the_guests_fault(self, tick).is_some();
+        self.state == State::Held && self.storm.is_none() && is_hosts
+    }
+}
+
+/// A guest that writes its own crash dump is waited for, as long as it does write; `None` for any other.
+pub(super) fn dumping(
+    watch: &mut Watch,
+    tick: &Tick,
+    policy: &Policy,
+    now: Duration,
+) -> Option<Act> {
+    let mut dump = watch.boot.dump?;
+    dump.unheard |= !matches!(tick.monitor, Monitor::Answers(_));
+    if writes(&tick.activity) {
+        // It has booted its other kernel: from now on a pause is the end.
+        dump = Dump { last_write: now, quiet_for: policy.flat_for, ..dump };
+    } else if watch.storm.is_some() || not_the_guests_fault(watch, tick).is_some() {
+        dump.last_write = now;
+    }
+    watch.boot.dump = Some(dump);
+    let ended = if now.saturating_sub(dump.since) >= DUMP_PATIENCE {
+        format!("has been writing its crash dump for {} s", DUMP_PATIENCE.as_secs())
+    } else if now.saturating_sub(dump.last_write) >= dump.quiet_for {
+        format!("has written nothing for {} s", now.saturating_sub(dump.last_write).as_secs())
+    } else {
+        let reason = "the guest panicked, and is writing its own crash dump".to_owned();
+        return Some(hold(watch, reason, tick.activity.elapsed, now));
+    };
+    watch.boot.dump = None;
+    if dump.unheard || matches!(watch.state, State::Crashed { .. } | State::Failed { .. }) {
+        // From here on it is judged by what it shows, as anyone else.
+        return None;
+    }
+    let recovering = matches!(watch.state, State::Recovering { .. });
+    let act = convict(watch, Cause::Panicked, format!("the guest panicked, and {ended}"), now);
+    Some(if recovering { Act::NotRecovered(Cause::Panicked) } else { act })
+}
+
+/// Whether a dump goes on: to a disk, or over the network. What isn't known is no silence; the patience
+/// with it has its end all the same.
+fn writes(activity: &Activity) -> bool {
+    let stores = activity.storage.as_ref().map_or(true, |storage| {
+        storage.submitted > 0 || storage.completed > 0 || storage.in_flight > 0
+    });
+    let sends = match &activity.network {
+        Ok(network) => network.is_some_and(|network| network.guest_packets > 0),
+        Err(_) => true,
+    };
+    stores || sends
+}
+
+/// Time in which somebody had stopped it is none of its dump's.
+pub(super) fn pause_dump(watch: &mut Watch, elapsed: Duration, now: Duration) {
+    if let Some(dump) = &mut watch.boot.dump {
+        dump.since = now.min(dump.since + elapsed);
+        dump.last_write = now.min(dump.last_write + elapsed);
+    }
+}
+
+/// A guest that panicked was found to be writing still: it is left to that.
+pub(super) fn still_writing(watch: &mut Watch, policy: &Policy, now: Duration) {
+    watch.boot.dump = Some(Dump::new(now, policy.flat_for));
+    let reason = "the guest panicked, and is writing its own crash dump".to_owned();
+    watch.enter(State::Held, reason, now);
+}
+
+/// A figure without which silence can't be told from blindness.
+pub(super) fn blind(activity: &Activity) -> Option<&Missing> {
+    activity.network.as_ref().err().or(activity.storage.as_ref().err())
+}
+
+/// No verdict while `reason` holds; afterwards its window begins anew. Its silence goes on.
+pub(super) fn hold(watch: &mut Watch, reason: String, elapsed: Duration, now: Duration) -> Act {
+    watch.line.begin_anew(now, format!("none since it was held: {reason}"));
+    held(watch, reason, elapsed, now)
+}
+
+/// The same while somebody has stopped it, so that it can show no life: that is no silence, either.
+pub(super) fn pause(watch: &mut Watch, reason: String, elapsed: Duration, now: Duration) -> Act {
+    watch.quiet.pause(now);
+    hold(watch, reason, elapsed, now)
+}
+
+pub(super) fn held(watch: &mut Watch, reason: String, elapsed: Duration, now: Duration) -> Act {
+    // A guest that waits to be started, or that was paused while it booted, has its grace before it.
+    watch.boot.held = watch.boot.held.saturating_add(elapsed);
+    no_verdict(watch, State::Held, reason, elapsed, now)
+}
+
+/// No verdict while a figure is missing; afterwards its window begins anew.
+pub(super) fn unobservable(
+    watch: &mut Watch,
+    reason: String,
+    elapsed: Duration,
+    now: Duration,
+) -> Act {
+    watch.line.begin_anew(now, "none since a figure was missing".to_owned());
+    watch.quiet.pause(now);
+    no_verdict(watch, State::Unobservable, reason, elapsed, now)
+}
+
+fn no_verdict(
+    watch: &mut Watch,
+    state: State,
+    reason: String,
+    elapsed: Duration,
+    now: Duration,
+) -> Act {
+    if !hear::convicted(&watch.state) {
+        watch.quiet.held = watch.quiet.held.saturating_add(elapsed);
+    }
+    match &mut watch.state {
+        // A conviction outlasts the pause that QEMU itself makes of it.
+        State::Crashed { .. } | State::Failed { .. } => {}
+        // Time in which it could show no life, or nobody could see it, is not its own.
+        State::Recovering { deadline, tally, .. } => {
+            *deadline += elapsed;
+            *tally = Tally::default();
+        }
+        State::Starting
+        | State::Alive
+        | State::Suspect { .. }
+        | State::Held
+        | State::Unobservable => watch.enter(state, reason, now),
+    }
+    Act::Nothing
+}
+
+impl Line {
+    /// Nothing that was seen before counts any more, but for what the vCPUs do right now.
+    pub(super) fn begin_anew(&mut self, now: Duration, why: String) {
+        let Self { heard, still_since, zero_since, pinned_since, got, wanted, .. } = self;
+        let begins = |since: &Option<Duration>| since.map(|_| now);
+        *self = Self {
+            heard: *heard,
+            still_since: begins(still_since),
+            zero_since: begins(zero_since),
+            pinned_since: begins(pinned_since),
+            got: *got,
+            wanted: *wanted,
+            ..Self::begin(now, &why)
+        };
+    }
+}

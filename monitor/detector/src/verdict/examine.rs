@@ -1,0 +1,193 @@
+//! A suspect's trial: what the witnesses said is weighed, and more is asked until it is enough.
+
+use std::time::Duration;
+
+use super::{
+    Act, Answer, Boot, Cause, Line, Monitor, Questions, ROUNDS_TO_CONVICT,
+    SILENT_ROUNDS_TO_CONVICT, STILL_BUSY_RATIO, State, Tally, Terms, Testimony, Tick, Watch,
+    blame::unobservable,
+};
+use crate::policy::Policy;
+
+/// A guest that still tests its address for duplicates would take a probe for a conflict (RFC 5227).
+pub(super) fn past_grace(boot: &Boot, policy: &Policy, now: Duration) -> bool {
+    now.saturating_sub(boot.began).saturating_sub(boot.held) >= policy.boot_grace
+}
+
+/// Asks while all is well, so that a silence later means something.
+pub(super) fn calibrate(watch: &mut Watch, tick: &Tick, policy: &Policy, now: Duration) -> Act {
+    let due = watch.wants_calibration(now);
+    if !(due && tick.calibratable && past_grace(&watch.boot, policy, now)) {
+        return Act::Nothing;
+    }
+    watch.boot.calibrated = Some(now);
+    Act::Ask(Questions::Calibrate)
+}
+
+/// What may be asked now of a guest that is silent.
+pub(super) fn questions(watch: &Watch, policy: &Policy, now: Duration) -> Questions {
+    if !past_grace(&watch.boot, policy, now) {
+        return Questions::DuringBoot;
+    }
+    match watch.state {
+        State::Recovering { .. } => Questions::Recovering,
+        State::Starting
+        | State::Alive
+        | State::Suspect { .. }
+        | State::Crashed { .. }
+        | State::Held
+        | State::Failed { .. }
+        | State::Unobservable => Questions::All,
+    }
+}
+
+/// Weighs what was answered, and asks again where that isn't enough; until then the state is what
+/// `undecided` makes of the tally.
+pub(super) fn examine(
+    watch: &mut Watch,
+    tick: &Tick,
+    said: Option<&Testimony>,
+    terms: &Terms,
+    tally: Tally,
+    undecided: impl FnOnce(Tally) -> State,
+    now: Duration,
+) -> Act {
+    if let Some(reason) = nothing_to_examine(tick) {
+        return unobservable(watch, reason, Duration::ZERO, now);
+    }
+    let questions = questions(watch, &terms.policy, now);
+    let Some(said) = said else {
+        // Between two rounds the last answers stay in view.
+        if tally.rounds == 0 {
+            let reason = suspicion(watch, None, now);
+            watch.enter(undecided(tally), reason, now);
+        }
+        return Act::Ask(questions);
+    };
+    let tally = tally.count(said, &watch.boot.answered, now);
+    let convicted = conviction(watch, tick, said, tally, terms, now);
+    if let Some((cause, reason)) = convicted.filter(|_| !tick.undecided) {
+        return convict(watch, cause, reason, now);
+    }
+    let reason = suspicion(watch, Some(said), now);
+    watch.enter(undecided(tally), reason, now);
+    Act::Ask(questions)
+}
+
+/// Why a suspect can't be examined: neither its vCPUs' level nor QEMU's word can be had.
+pub(super) fn nothing_to_examine(tick: &Tick) -> Option<String> {
+    match (&tick.activity.vcpus, &tick.monitor) {
+        (Err(missing), _) => Some(missing.to_string()),
+        (_, Monitor::Unresponsive(why)) => Some(format!("QEMU's monitor does not answer: {why}")),
+        _ => None,
+    }
+}
+
+/// QEMU doesn't tell the run state, and the guest stands still: one that somebody paused does so, too, and
+/// answers nothing.
+pub(super) fn paused_maybe(line: &Line, tick: &Tick) -> Option<String> {
+    match &tick.monitor {
+        Monitor::Unknown(why) if line.still_since.is_some() => Some(format!(
+            "QEMU does not tell its run state ({why}), and a guest that somebody paused stands \
+             just as still"
+        )),
+        Monitor::Unknown(_)
+        | Monitor::NotStarted(_)
+        | Monitor::Unresponsive(_)
+        | Monitor::Answers(_) => None,
+    }
+}
+
+fn suspicion(watch: &Watch, said: Option<&Testimony>, now: Duration) -> String {
+    let Watch { line, quiet, .. } = watch;
+    let silence = quiet.silence(now).as_secs_f64();
+    let held = quiet.held_in_words().unwrap_or_default();
+    match said {
+        None => format!("silent for {silence:.1} s; asking its witnesses{held}"),
+        Some(said) => {
+            let held_back = line.held_back(now).unwrap_or_default();
+            format!("silent for {silence:.1} s; {}{held_back}{held}", said.summary())
+        }
+    }
+}
+
+/// Whether the evidence is complete, as the rows of the verdict's table have it.
+fn conviction(
+    watch: &Watch,
+    tick: &Tick,
+    said: &Testimony,
+    tally: Tally,
+    terms: &Terms,
+    now: Duration,
+) -> Option<(Cause, String)> {
+    let Watch { line, quiet, .. } = watch;
+    let policy = &terms.policy;
+    // Ticks are never on the dot: what is a hair's breadth too short is long enough.
+    let all_along =
+        |since, span: Duration| Line::held_for(since, span.saturating_sub(terms.tick / 2), now);
+    let seen = suspicion(watch, Some(said), now);
+    // A kernel that ended its panic has nothing left to do by itself, however little the host lets it run.
+    if tally.last_words >= ROUNDS_TO_CONVICT
+        && all_along(Some(quiet.since), policy.flat_for)
+        && all_along(line.pinned_since, policy.flat_for)
+    {
+        return Some((Cause::Panicked, format!("{seen}; a vCPU was pinned all along")));
+    }
+    if !all_along(Some(line.last_life), policy.flat_for) {
+        // One that is asked because its time is up may have been unseen a moment ago.
+        return None;
+    }
+    if line.wants_more_time(policy.flat_for.saturating_sub(terms.tick / 2), now) {
+        return None;
+    }
+    if tally.halted >= ROUNDS_TO_CONVICT && all_along(line.still_since, policy.flat_for) {
+        return Some((
+            Cause::Halted,
+            format!(
+                "{seen}; its vCPUs together used less than {STILL_BUSY_RATIO} of a CPU all along"
+            ),
+        ));
+    }
+    if tally.stuck >= ROUNDS_TO_CONVICT && all_along(line.pinned_since, policy.flat_for) {
+        return Some((Cause::Spinning, format!("{seen}; a vCPU was pinned all along")));
+    }
+    // A QEMU that stopped answering may be frozen with its guest in it.
+    let frozen_maybe = said.any(|answer| matches!(answer, Answer::Unresponsive(_)))
+        || paused_maybe(line, tick).is_some();
+    // A guest that jumps into another kernel answers nobody for seconds, either: what speaks against this one must
+    // have lasted.
+    let lasted = all_along(line.still_since, policy.flat_for)
+        || all_along(line.pinned_since, policy.flat_for)
+        || all_along(tally.silent_since, policy.flat_for);
+    if tally.silent >= SILENT_ROUNDS_TO_CONVICT && lasted && !frozen_maybe {
+        let cause = if said.any(|answer| *answer == Answer::Halted) {
+            Cause::Halted
+        } else if said.any(|answer| matches!(answer, Answer::Stuck(_))) {
+            Cause::Spinning
+        } else {
+            Cause::Silent
+        };
+        return Some((cause, format!("{seen}; it had answered before in this boot")));
+    }
+    let nobody_to_ask = tally.unseen == tally.rounds && tally.silent == 0;
+    let long = policy.unconfirmed_flat_for;
+    if nobody_to_ask && tally.rounds >= ROUNDS_TO_CONVICT && line.silence(now) >= long {
+        let unconfirmed =
+            |level| format!("{seen}; unconfirmed, but {level} for {} s", long.as_secs());
+        // That an idle guest never stands quite still was measured of x86's alone.
+        let opaque = said.any(|answer| matches!(answer, Answer::Opaque(_)));
+        if all_along(line.zero_since, long) && !frozen_maybe && !opaque {
+            return Some((Cause::Halted, unconfirmed("its vCPUs stood still")));
+        }
+        if all_along(line.pinned_since, long) {
+            return Some((Cause::Spinning, unconfirmed("a vCPU was pinned")));
+        }
+    }
+    None
+}
+
+pub(super) fn convict(watch: &mut Watch, cause: Cause, reason: String, now: Duration) -> Act {
+    watch.excuse = None;
+    watch.enter(State::Crashed { cause }, reason, now);
+    Act::Convict(cause)
+}

@@ -1,0 +1,269 @@
+//! A guest's pulse: what its agent says from inside, and what it means that it no longer does.
+//!
+//! A beat is a sign of life like any other. Where beats were heard in this boot and stay away for
+//! [`lost_after`], the guest is asked at once, however much its kernel still sends: one that is silent altogether is
+//! tried as any suspect, only sooner; one whose kernel goes on is *userland-dead*, or *service-dead* where the agent says
+//! itself that what it checks has failed. That is told, and acted upon only where
+//! [`Policy::restart_without_heartbeat`] says so: it stands beside the state, so that a crash is found as ever.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Act, Cause, ROUNDS_TO_CONVICT, State, Terms, Testimony, Tick, Watch,
+    blame::not_the_guests_fault,
+    examine::{convict, questions},
+};
+use crate::{
+    activity::{Activity, HeartbeatActivity},
+    policy::Policy,
+};
+
+/// How long a guest may take to go down in good order: as long as systemd gives a service to end, and half a minute.
+pub const LEAVING_PATIENCE: Duration = Duration::from_secs(120);
+
+/// What is known of a guest's agent in this boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pulse {
+    /// The boot's number, by the agent's account.
+    pub boot: u64,
+    /// From one beat to the next, by its own account.
+    pub interval: Duration,
+    /// What it checks; empty: nothing.
+    pub check: String,
+    /// The last beat, or since when the next one is waited for; `None`: there was none yet.
+    pub beat: Option<Duration>,
+    /// When it last said anything.
+    pub heard: Duration,
+    /// Since when the guest has been going down in good order.
+    pub leaving: Option<Duration>,
+    /// Its beats stay away.
+    pub missed: Option<Missed>,
+}
+
+/// Beats that stay away.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missed {
+    /// Since when that is known.
+    pub since: Duration,
+    /// Rounds of questions since then in which nothing of the guest's user space answered.
+    pub rounds: u32,
+    /// Those of many VMs stayed away at the same moment.
+    pub stormy: bool,
+    /// What was told of it.
+    pub told: Option<Cause>,
+    /// What is known of it, in words.
+    pub reason: String,
+}
+
+/// How long beats may stay away.
+pub fn lost_after(interval: Duration, policy: &Policy, tick: Duration) -> Duration {
+    let interval = interval.max(tick);
+    match policy.heartbeat_lost_after {
+        None => interval.saturating_mul(3).saturating_add(Duration::from_secs(2)),
+        // Whoever beats more rarely than that is not lost between two beats.
+        Some(configured) => configured.max(interval.saturating_add(tick * 2)),
+    }
+}
+
+impl Pulse {
+    fn patience(&self, terms: &Terms) -> Duration {
+        lost_after(self.interval, &terms.policy, terms.tick)
+    }
+
+    /// For how long beats have stayed away, where that is too long. Ticks are never on the dot: a hair's breadth too short
+    /// is long enough.
+    fn away(&self, terms: &Terms, now: Duration) -> Option<Duration> {
+        let away = now.saturating_sub(self.beat?);
+        (self.leaving.is_none() && away + terms.tick / 2 >= self.patience(terms)).then_some(away)
+    }
+}
+
+/// What an agent said, as a sign of life.
+pub(super) fn sign(said: &HeartbeatActivity) -> String {
+    match (said.leaving, said.failed) {
+        (true, _) => "its agent says that it goes down".to_owned(),
+        (false, true) => format!("its agent says that its check {} failed", said.check),
+        (false, false) => "its agent's heart beats".to_owned(),
+    }
+}
+
+/// Takes note of what the agent said during a tick.
+pub(super) fn hear(watch: &mut Watch, activity: &Activity, now: Duration) {
+    let Ok(Some(said)) = &activity.heartbeat else { return };
+    if watch.boot.pulse.as_ref().is_some_and(|pulse| pulse.boot != said.boot) {
+        // Where QEMU doesn't tell of resets, nothing else does.
+        watch.reboot(now, "its agent told of another boot");
+    }
+    let pulse = watch.boot.pulse.get_or_insert_with(|| Pulse {
+        boot: said.boot,
+        interval: said.interval,
+        check: String::new(),
+        beat: None,
+        heard: now,
+        leaving: None,
+        missed: None,
+    });
+    pulse.interval = said.interval;
+    pulse.check.clone_from(&said.check);
+    pulse.heard = now;
+    pulse.leaving = said.leaving.then(|| pulse.leaving.unwrap_or(now));
+    if said.beats > 0 {
+        pulse.beat = Some(now);
+    }
+}
+
+/// That the guest goes down in good order, while it may take its time for that.
+pub(super) fn leaving(watch: &mut Watch, now: Duration) -> Option<String> {
+    let since = watch.boot.pulse.as_ref()?.leaving?;
+    let seconds = now.saturating_sub(since).as_secs();
+    if now.saturating_sub(since) < LEAVING_PATIENCE {
+        return Some(format!("its agent said {seconds} s ago that it goes down in good order"));
+    }
+    // It was the agent alone that was told to end.
+    watch.boot.pulse = None;
+    None
+}
+
+/// The terms of a guest whose beats stay away: it is suspected as soon as that is known.
+pub(super) fn sooner(watch: &Watch, terms: &Terms, now: Duration) -> Option<Terms> {
+    let pulse = watch.boot.pulse.as_ref()?;
+    let patience = pulse.patience(terms);
+    let lost = patience < terms.policy.flat_for
+        && pulse.away(terms, now).is_some()
+        // From then on it is judged as if it had no agent.
+        && pulse.missed.as_ref().is_none_or(|missed| missed.told.is_none());
+    lost.then(|| {
+        let policy = Policy { flat_for: patience, ..terms.policy.clone() };
+        Terms { policy, tick: terms.tick }
+    })
+}
+
+/// Looks for beats that stay away, at the end of a tick in which nothing else was to be done. `stormy`: many VMs are
+/// silent together.
+pub(super) fn miss(
+    watch: &mut Watch,
+    tick: &Tick,
+    stormy: bool,
+    held_up: bool,
+    terms: &Terms,
+    now: Duration,
+) -> Act {
+    if watch.boot.pulse.is_none() {
+        return Act::Nothing;
+    }
+    let excused = held_up
+        || tick.activity.heartbeat.is_err()
+        || not_the_guests_fault(watch, tick).is_some()
+        || match watch.state {
+            State::Starting | State::Alive | State::Suspect { .. } => false,
+            State::Crashed { .. }
+            | State::Recovering { .. }
+            | State::Held
+            | State::Failed { .. }
+            | State::Unobservable => true,
+        };
+    // What speaks against a silent guest is more than that.
+    let is_tried = matches!(watch.state, State::Suspect { .. });
+    let asks = questions(watch, &terms.policy, now);
+    let Some(pulse) = &mut watch.boot.pulse else { return Act::Nothing };
+    if pulse.leaving.is_some() || pulse.beat.is_none() {
+        return Act::Nothing;
+    }
+    let told = pulse.missed.as_ref().is_some_and(|missed| missed.told.is_some());
+    if excused && !told {
+        (pulse.beat, pulse.heard, pulse.missed) = (Some(now), now, None);
+    }
+    let Some(away) = pulse.away(terms, now) else {
+        pulse.missed = None;
+        return if told { Act::BeatsAgain } else { Act::Nothing };
+    };
+    if excused || is_tried || told {
+        return Act::Nothing;
+    }
+    let speaks = now.saturating_sub(pulse.heard) < pulse.patience(terms);
+    let missed = pulse.missed.get_or_insert_with(|| Missed {
+        since: now,
+        rounds: 0,
+        stormy: false,
+        told: None,
+        reason: String::new(),
+    });
+    let seconds = away.as_secs_f64();
+    missed.reason = if speaks {
+        format!("its check {} has failed for {seconds:.0} s, its agent says", pulse.check)
+    } else {
+        format!("its agent's last beat was heard {seconds:.0} s ago, and its kernel lives")
+    };
+    let cause = if speaks { Cause::ServiceDead } else { Cause::UserlandDead };
+    let restarts = terms.policy.restart_without_heartbeat && !missed.stormy;
+    // A service that is only restarted fails its check for a while, too.
+    let lasted = away >= terms.policy.flat_for;
+    let proved =
+        if speaks { lasted || !restarts } else { lasted && missed.rounds >= ROUNDS_TO_CONVICT };
+    if stormy || tick.undecided || !proved {
+        return Act::Ask(asks);
+    }
+    let reason = missed.reason.clone();
+    if restarts {
+        return convict(watch, cause, reason, now);
+    }
+    missed.told = Some(cause);
+    watch.reason = reason;
+    Act::Report(cause)
+}
+
+/// Beats that stay away while many VMs are silent together are never a reason to restart their guest.
+pub(super) fn weather(watch: &mut Watch) {
+    if let (Some(_), Some(Pulse { missed: Some(missed), .. })) =
+        (&watch.storm, &mut watch.boot.pulse)
+    {
+        missed.stormy = true;
+    }
+}
+
+/// Counts a round in which a guest was asked whose beats stay away.
+pub(super) fn asked(watch: &mut Watch, said: &Testimony) {
+    let Some(Pulse { missed: Some(missed), .. }) = &mut watch.boot.pulse else { return };
+    if missed.told.is_some() {
+        return;
+    }
+    if said.user_space_lives() {
+        // It is the agent alone that is gone; it is waited for no longer.
+        watch.boot.pulse = None;
+    } else {
+        missed.rounds = missed.rounds.saturating_add(1);
+    }
+}
+
+impl Watch {
+    /// Where it stands in the eyes of those who watch it: its state's name, a cause and a reason. Beats that stay away
+    /// make a suspect of a guest that lives.
+    pub fn standing(&self) -> (&'static str, Option<Cause>, &str) {
+        match (&self.state, self.missed_beats()) {
+            (State::Starting | State::Alive, Some(missed)) => {
+                ("suspect", missed.told, &missed.reason)
+            }
+            (state, _) => (state.name(), state.cause(), &self.reason),
+        }
+    }
+
+    /// Beats that stay away, if they do.
+    pub fn missed_beats(&self) -> Option<&Missed> {
+        self.boot.pulse.as_ref()?.missed.as_ref()
+    }
+
+    /// Whether its agent said anything in the tick that ended at `now`.
+    pub(super) fn agent_speaks(&self, now: Duration) -> bool {
+        self.boot.pulse.as_ref().is_some_and(|pulse| pulse.heard == now)
+    }
+
+    /// Whether its heart beat in the tick that ended at `now`.
+    pub(super) fn beats(&self, now: Duration) -> bool {
+        self.boot
+            .pulse
+            .as_ref()
+            .is_some_and(|pulse| pulse.beat == Some(now) && self.agent_speaks(now))
+    }
+}

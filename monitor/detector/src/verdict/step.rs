@@ -1,0 +1,374 @@
+//! The steps of the state machine that is drawn in the parent module: one for a tick, one for a testimony.
+
+use std::time::Duration;
+
+use super::{
+    Act, Cause, LOOP_OVER_AFTER, Questions, ROUNDS_TO_CONVICT, State, Tally, Terms, Testimony,
+    Tick, Watch,
+    blame::{self, HostFault, hold, pause, unobservable},
+    examine::{
+        calibrate, convict, examine, nothing_to_examine, past_grace, paused_maybe, questions,
+    },
+    famine, hear, mute, pulse,
+};
+use crate::{activity::Activity, policy::Policy};
+
+/// Nobody watched meanwhile: what looks like one long silence may be our own.
+const HELD_UP: &str = "the daemon itself was held up";
+
+/// A tick that took longer says that the daemon was held up.
+fn longest_tick(terms: &Terms) -> Duration {
+    terms.tick * 3 + Duration::from_secs(1)
+}
+
+/// A tick ended at `now`.
+pub(super) fn tick(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration) -> Act {
+    let stormy = watch.storm.is_some();
+    let held_up = tick.activity.elapsed > longest_tick(terms);
+    pulse::hear(watch, &tick.activity, now);
+    match judge(watch, tick, terms, now) {
+        Act::Nothing => pulse::miss(watch, tick, stormy, held_up, terms, now),
+        act => act,
+    }
+}
+
+fn judge(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration) -> Act {
+    let Tick { activity, monitor, .. } = tick;
+    let asked = watch.is_being_asked();
+    watch.line.level(activity, asked, now);
+    if activity.elapsed > longest_tick(terms) {
+        begin_anew(watch, HELD_UP, now);
+    }
+    let mute_since = watch.mute_since.take();
+    match hear::announcement(watch, monitor, now) {
+        Some(act) => return act,
+        None if hear::convicted(&watch.state) && hear::ended_badly(monitor) => {
+            if blame::blind(activity).is_some() || sign_of_life(activity).is_some() {
+                // Should somebody let it run on all the same, this was no silence.
+                watch.line.begin_anew(now, "none since it was said to have crashed".to_owned());
+            }
+            return Act::Nothing;
+        }
+        None => {}
+    }
+    if let Some(reason) = blame::suspended(tick) {
+        watch.excuse = None;
+        blame::pause_dump(watch, activity.elapsed, now);
+        return pause(watch, reason, activity.elapsed, now);
+    }
+    if let Some(act) = blame::dumping(watch, tick, &terms.policy, now) {
+        return act;
+    }
+    if let Some(reason) = pulse::leaving(watch, now) {
+        return pause(watch, reason, activity.elapsed, now);
+    }
+    if let Some(sign) = sign_of_life(activity) {
+        return match lives(watch, sign, now) {
+            Act::Nothing => calibrate(watch, tick, &terms.policy, now),
+            act => act,
+        };
+    }
+    match blame::host_fault(watch, tick) {
+        Some(HostFault::Storage(reason)) => return hold(watch, reason, activity.elapsed, now),
+        Some(HostFault::Starved(reason)) if !famine::is_passed(watch) => {
+            famine::hold(watch, reason, activity.elapsed, now);
+            return famine::ask(watch, terms, now);
+        }
+        Some(HostFault::Starved(_)) | None => {}
+    }
+    if let Some(missing) = blame::blind(activity) {
+        return unobservable(watch, missing.to_string(), activity.elapsed, now);
+    }
+    if let Some(excuse) = watch.storm.clone().or_else(|| watch.excuse.clone()) {
+        hold(watch, excuse, activity.elapsed, now);
+        return ask_on(watch, &terms.policy, now);
+    }
+    mute::note(watch, tick, mute_since, now);
+    let hangs = mute::hangs(watch, tick, &terms.policy, now);
+    match silent(watch, tick, None, terms, now) {
+        Act::Nothing if hangs => Act::Ask(questions(watch, &terms.policy, now)),
+        act => act,
+    }
+}
+
+/// Asks on, of a guest that is held: whether that still holds, only the witnesses know.
+pub(super) fn ask_on(watch: &Watch, policy: &Policy, now: Duration) -> Act {
+    match watch.state {
+        // Nobody is asked about a guest that has time yet.
+        State::Recovering { deadline, .. } if !is_due(watch, deadline, policy, now) => Act::Nothing,
+        State::Crashed { .. } | State::Failed { .. } => Act::Nothing,
+        State::Starting
+        | State::Alive
+        | State::Suspect { .. }
+        | State::Recovering { .. }
+        | State::Held
+        | State::Unobservable => Act::Ask(questions(watch, policy, now)),
+    }
+}
+
+/// What was answered so far of a guest that is asked.
+pub(super) fn tally_of(watch: &Watch) -> Option<Tally> {
+    match watch.state {
+        State::Suspect { tally } | State::Recovering { tally, .. } => Some(tally),
+        State::Starting
+        | State::Alive
+        | State::Crashed { .. }
+        | State::Held
+        | State::Failed { .. }
+        | State::Unobservable => None,
+    }
+}
+
+/// Whether it has shown nothing for as long as a guest may that isn't suspected, or was suspected before. Ticks are never
+/// on the dot: what is a hair's breadth too short is long enough.
+pub(super) fn is_flat(watch: &Watch, terms: &Terms, now: Duration) -> bool {
+    watch.quiet.suspected || watch.quiet.silence(now) + terms.tick / 2 >= terms.policy.flat_for
+}
+
+/// Whether it may still be booting, and has shown no life so far.
+pub(super) fn has_grace(watch: &Watch, policy: &Policy, now: Duration) -> bool {
+    watch.boot.first_life.is_none() && !past_grace(&watch.boot, policy, now)
+}
+
+/// A round of questions ended at `now`.
+pub(super) fn testimony(watch: &mut Watch, said: &Testimony, terms: &Terms, now: Duration) -> Act {
+    let act = weigh(watch, said, terms, now);
+    pulse::asked(watch, said);
+    act
+}
+
+fn weigh(watch: &mut Watch, said: &Testimony, terms: &Terms, now: Duration) -> Act {
+    let Some((ticked, tick)) = watch.last.clone() else { return Act::Nothing };
+    if let State::Recovering { cause, deadline, tally, was_up } = watch.state {
+        let due = is_due(watch, deadline, &terms.policy, now);
+        if let (true, Some(why)) = (was_up, said.not_up()) {
+            if let Some(sign) = said.acquittal() {
+                // Firmware answers probes, too, and isn't dead then.
+                watch.lived(now, sign);
+            }
+            return not_up(watch, why, due, now);
+        }
+        // A guest that was restarted is to show life itself; it is asked only when its time is up.
+        let lives =
+            watch.boot.first_life.is_some() && watch.line.silence(now) < terms.policy.flat_for;
+        match (lives, due) {
+            (true, _) => return is_up(watch, now),
+            (false, true) => {}
+            (false, false) => return Act::Nothing,
+        }
+        let tally = Tally { not_up: 0, ..tally };
+        watch.state = State::Recovering { cause, deadline, tally, was_up };
+    }
+    // Whatever it stands accused of: a witness that was asked once is not asked again for a while.
+    watch.boot.answered.extend(said.answered().cloned());
+    if now.saturating_sub(ticked) > longest_tick(terms) {
+        // The sign of life that it would be weighed against may be waiting to be read.
+        begin_anew(watch, HELD_UP, now);
+        return Act::Nothing;
+    }
+    if hear::convicted(&watch.state)
+        || blame::suspended(&tick).is_some()
+        || watch.boot.dump.is_some()
+    {
+        return Act::Nothing;
+    }
+    if blame::blind(&tick.activity).is_some() {
+        return Act::Nothing;
+    }
+    let proven = said.proves() || tally_of(watch).is_some_and(|tally| tally.last_words > 0);
+    match blame::host_fault(watch, &tick) {
+        Some(HostFault::Storage(_)) => return Act::Nothing,
+        Some(HostFault::Starved(reason)) => {
+            let passes = proven && is_flat(watch, terms, now);
+            if let Some(act) = famine::weigh(watch, said, passes, reason, now) {
+                return act;
+            }
+        }
+        None => {}
+    }
+    if let Some(sign) = said.acquittal() {
+        return lives(watch, sign, now);
+    }
+    let suspected = matches!(watch.state, State::Suspect { .. } | State::Recovering { .. });
+    if watch.storm.is_some() {
+        return Act::Nothing;
+    }
+    let hangs = mute::hangs(watch, &tick, &terms.policy, now);
+    if suspected || hangs || watch.excuse.is_some() {
+        let excuse =
+            said.excuse(proven).map(ToOwned::to_owned).or_else(|| paused_maybe(&watch.line, &tick));
+        if let Some(excuse) = excuse {
+            watch.excuse = Some(excuse.clone());
+            hold(watch, excuse, Duration::ZERO, now);
+            return Act::Ask(questions(watch, &terms.policy, now));
+        }
+        if watch.excuse.take().is_some() && !proven {
+            begin_anew(watch, "what excused it is over", now);
+            return Act::Nothing;
+        }
+    }
+    if hangs {
+        return mute::convict(watch, said, now);
+    }
+    silent(watch, &tick, Some(said), terms, now)
+}
+
+/// Nobody watched meanwhile: what was seen before says nothing about a silence now, and undoes nothing that was known.
+pub(super) fn begin_anew(watch: &mut Watch, why: &str, now: Duration) {
+    watch.line.begin_anew(now, format!("none since the window began anew: {why}"));
+    watch.quiet.pause(now);
+    watch.mute_since = None;
+    match &mut watch.state {
+        State::Suspect { .. } => {
+            let tally = Tally::default();
+            watch.enter(State::Suspect { tally }, format!("its window began anew: {why}"), now);
+        }
+        State::Recovering { tally, .. } => *tally = Tally::default(),
+        State::Starting
+        | State::Alive
+        | State::Crashed { .. }
+        | State::Held
+        | State::Failed { .. }
+        | State::Unobservable => {}
+    }
+}
+
+fn sign_of_life(activity: &Activity) -> Option<String> {
+    if let Ok(Some(network)) = &activity.network
+        && network.guest_packets > 0
+    {
+        return Some(format!("guest sent {}", counted(network.guest_packets, "packet")));
+    }
+    match &activity.storage {
+        Ok(storage) if storage.completed > 0 => {
+            Some(format!("guest completed {}", counted(storage.completed, "request")))
+        }
+        _ => activity.heartbeat.as_ref().ok()?.as_ref().map(pulse::sign),
+    }
+}
+
+pub(super) fn counted(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+fn lives(watch: &mut Watch, sign: String, now: Duration) -> Act {
+    watch.boot.first_life.get_or_insert(now);
+    watch.lived(now, sign.clone());
+    (watch.excuse, watch.storm, watch.mute_since) = (None, None, None);
+    match watch.state {
+        // Its user space runs.
+        State::Recovering { .. } if watch.agent_speaks(now) => is_up(watch, now),
+        // A boot loader reads the disk, and a network boot sends packets.
+        State::Recovering { was_up: true, .. } => Act::Ask(Questions::IsItUp),
+        State::Recovering { was_up: false, .. } => is_up(watch, now),
+        State::Failed { cause: Cause::BootLoop } if in_a_loop(watch, now) => Act::Nothing,
+        // That its kernel lives was known.
+        State::Crashed { cause } | State::Failed { cause }
+            if cause.is_of_user_space() && !watch.beats(now) =>
+        {
+            Act::Nothing
+        }
+        State::Starting
+        | State::Alive
+        | State::Suspect { .. }
+        | State::Crashed { .. }
+        | State::Held
+        | State::Failed { .. }
+        | State::Unobservable => {
+            watch.enter(State::Alive, sign, now);
+            Act::Nothing
+        }
+    }
+}
+
+/// Whether the time is up in which a restarted guest was to show life; one that was reset since has its grace.
+pub(super) fn is_due(watch: &Watch, deadline: Duration, policy: &Policy, now: Duration) -> bool {
+    now >= deadline && past_grace(&watch.boot, policy, now)
+}
+
+/// A restarted guest is still in its firmware or boot loader, whatever it does there: when its time is up,
+/// that is no recovery.
+fn not_up(watch: &mut Watch, why: &str, due: bool, now: Duration) -> Act {
+    let State::Recovering { cause, tally, .. } = &mut watch.state else {
+        return Act::Nothing;
+    };
+    let cause = *cause;
+    // One look may have met a call into the firmware.
+    tally.not_up = if due { tally.not_up.saturating_add(1) } else { 0 };
+    watch.reason = format!("restarted, but not up: {why}");
+    if tally.not_up < ROUNDS_TO_CONVICT {
+        return Act::Nothing;
+    }
+    let reason = watch.reason.clone();
+    convict(watch, cause, reason, now);
+    Act::NotRecovered(cause)
+}
+
+/// A restarted guest is back.
+fn is_up(watch: &mut Watch, now: Duration) -> Act {
+    let sign = watch.line.last_sign.clone();
+    watch.enter(State::Alive, sign, now);
+    Act::Recovered
+}
+
+/// Each turn of a boot loop shows life.
+fn in_a_loop(watch: &Watch, now: Duration) -> bool {
+    watch.resets.last().is_some_and(|last| now.saturating_sub(*last) < LOOP_OVER_AFTER)
+}
+
+/// No sign of life in this tick, and nobody else to blame for it.
+fn silent(
+    watch: &mut Watch,
+    tick: &Tick,
+    said: Option<&Testimony>,
+    terms: &Terms,
+    now: Duration,
+) -> Act {
+    let sooner = pulse::sooner(watch, terms, now);
+    let terms = sooner.as_ref().unwrap_or(terms);
+    let policy = &terms.policy;
+    let flat = is_flat(watch, terms, now);
+    // A sensor that comes and goes says nothing new of a suspect, either.
+    let seen_for = watch.line.silence(now) + terms.tick / 2;
+    let is_seen = watch.quiet.suspected && seen_for >= terms.tick * 2;
+    if watch.state == State::Unobservable
+        && let Some(reason) = nothing_to_examine(tick)
+    {
+        return unobservable(watch, reason, tick.activity.elapsed, now);
+    }
+    match watch.state.clone() {
+        State::Crashed { .. } | State::Failed { .. } => Act::Nothing,
+        State::Recovering { deadline, .. } if !is_due(watch, deadline, policy, now) => Act::Nothing,
+        State::Recovering { cause, deadline, tally, was_up } => {
+            let stays = |tally| State::Recovering { cause, deadline, tally, was_up };
+            match examine(watch, tick, said, terms, tally, stays, now) {
+                Act::Convict(cause) => Act::NotRecovered(cause),
+                act => act,
+            }
+        }
+        State::Starting if !past_grace(&watch.boot, policy, now) => Act::Nothing,
+        State::Held | State::Unobservable
+            if has_grace(watch, policy, now) && !watch.quiet.suspected =>
+        {
+            watch.enter(State::Starting, "within the boot grace".to_owned(), now);
+            Act::Nothing
+        }
+        State::Alive if !flat => calibrate(watch, tick, policy, now),
+        State::Unobservable if seen_for < policy.flat_for && !is_seen => {
+            watch.reason = "not heard since a figure was missing".to_owned();
+            Act::Nothing
+        }
+        State::Starting | State::Held if !flat => {
+            watch.enter(State::Alive, "no sign of life was due yet".to_owned(), now);
+            Act::Nothing
+        }
+        State::Starting | State::Held | State::Unobservable | State::Alive => {
+            examine(watch, tick, said, terms, Tally::default(), suspect, now)
+        }
+        State::Suspect { tally } => examine(watch, tick, said, terms, tally, suspect, now),
+    }
+}
+
+fn suspect(tally: Tally) -> State {
+    State::Suspect { tally }
+}

@@ -1,0 +1,159 @@
+//! Guests that save a crash dump of their own, and how long they are waited for.
+
+use super::rig::{
+    FLAT_TICKS, GRACE_TICKS, Guest, Rig, TICK, busy_monitor, missing, packets, panicked_event,
+    running,
+};
+use crate::{
+    activity::StorageActivity,
+    verdict::{Act, Cause, DUMP_BOOTS_WITHIN, DUMP_PATIENCE, Input, Monitor},
+};
+use flatline_samples::{QmpEvent, RunState};
+
+fn writes(guest: &mut Guest) {
+    guest.activity.storage =
+        Ok(StorageActivity { submitted: 9, completed: 9, in_flight: 0, oldest: None });
+}
+
+fn writes_nothing(guest: &mut Guest) {
+    guest.activity.storage = Ok(StorageActivity::default());
+}
+
+/// A guest that said that it saves its dump, and spins, as a kernel does that boots on one vCPU.
+fn announced() -> Rig {
+    let mut rig = Rig::without_address();
+    assert_eq!(rig.event(&QmpEvent::GuestCrashloaded), Act::Nothing);
+    rig.guest.spin();
+    rig
+}
+
+#[test]
+fn a_guest_that_announced_a_dump_and_writes_nothing_is_left_to_boot_for_a_minute() {
+    let mut rig = announced();
+    let begin = rig.now;
+    while rig.now + TICK < begin + DUMP_BOOTS_WITHIN {
+        rig.tick();
+        assert_eq!(rig.state(), "held");
+    }
+    assert_eq!(rig.tick(), Act::Convict(Cause::Panicked));
+    assert!(rig.watch.reason.contains("has written nothing for 60 s"), "{}", rig.watch.reason);
+}
+
+#[test]
+fn a_guest_that_stops_writing_its_dump_has_as_long_as_any_silent_guest() {
+    let mut rig = announced();
+    rig.run(30, |n, guest| if n < 20 { writes_nothing(guest) } else { writes(guest) });
+    let last_write = rig.now;
+    rig.run(FLAT_TICKS - 1, |_, guest| writes_nothing(guest));
+    assert_eq!((rig.state(), rig.conviction()), ("held", None));
+    assert_eq!(rig.tick(), Act::Convict(Cause::Panicked));
+    assert_eq!(rig.conviction(), Some((last_write + TICK * FLAT_TICKS, Cause::Panicked)));
+}
+
+#[test]
+fn a_dump_that_never_ends_is_waited_for_so_long_and_no_longer() {
+    let sends: fn(&mut Guest) = |guest| guest.activity.network = Ok(Some(packets(7, 7)));
+    for write in [writes, sends] {
+        let mut rig = announced();
+        let begin = rig.now;
+        rig.run(2 * 600, |_, guest| write(guest));
+        let (when, cause) = rig.conviction().expect("it was waited for long enough");
+        assert_eq!((when, cause), (begin + DUMP_PATIENCE, Cause::Panicked));
+    }
+}
+
+#[test]
+fn a_dump_whose_progress_is_not_known_is_no_silence() {
+    let mut rig = announced();
+    rig.run(300, |_, guest| guest.activity.storage = Err(missing("storage")));
+    assert_eq!((rig.state(), rig.conviction()), ("held", None));
+    rig.guest.activity.storage = Ok(StorageActivity::default());
+    rig.run(300, |_, guest| guest.activity.network = Err(missing("network")));
+    let ended = rig.conviction().map(|(when, _)| when);
+    assert_eq!(ended, Some(rig.now - TICK * 600 + DUMP_PATIENCE));
+}
+
+#[test]
+fn time_in_which_somebody_paused_it_is_none_of_its_dumps() {
+    let mut rig = announced();
+    rig.run(5, |_, guest| writes(guest));
+    rig.run(2 * 600, |_, guest| {
+        writes_nothing(guest);
+        guest.monitor = Monitor::Answers(RunState::Paused);
+    });
+    assert_eq!(rig.state(), "held");
+    rig.guest.monitor = running();
+    rig.run(FLAT_TICKS - 1, |_, _| {});
+    assert_eq!((rig.state(), rig.conviction()), ("held", None));
+    rig.tick();
+    assert_eq!(rig.state(), "crashed");
+}
+
+#[test]
+fn a_dump_that_the_host_holds_up_has_not_ended() {
+    let mut rig = announced();
+    rig.run(5, |_, guest| writes(guest));
+    writes_nothing(&mut rig.guest);
+    rig.feed(&Input::Storm(Some("9 of 10 VMs fell silent at once".to_owned())));
+    rig.run(3 * FLAT_TICKS, |_, _| {});
+    assert_eq!((rig.state(), rig.conviction()), ("held", None));
+    rig.feed(&Input::Storm(None));
+    rig.run(FLAT_TICKS, |_, _| {});
+    assert_eq!(rig.state(), "crashed");
+}
+
+#[test]
+fn a_guest_whose_reset_after_its_dump_may_have_been_missed_is_judged_by_what_it_shows() {
+    let mut rig = announced();
+    rig.run(5, |_, guest| writes(guest));
+    rig.run(1, |_, guest| guest.monitor = busy_monitor());
+    // It has booted, and works; nobody told of its reset.
+    rig.guest.monitor = running();
+    rig.guest.level(&[(0.3, 0.0)]);
+    rig.run(2 * 600, |_, guest| writes(guest));
+    assert_eq!((rig.state(), rig.conviction()), ("alive", None), "{}", rig.watch.reason);
+    rig.run(2 * FLAT_TICKS, |_, guest| {
+        writes_nothing(guest);
+        guest.halt();
+    });
+    assert_eq!(rig.conviction().map(|(_, cause)| cause), Some(Cause::Halted));
+}
+
+#[test]
+fn a_panic_with_a_dump_to_come_is_no_conviction_if_the_guest_runs_on_and_one_if_qemu_stops_it() {
+    let mut rig = announced();
+    assert_eq!(rig.event(&panicked_event("run")), Act::Nothing);
+    assert_eq!(rig.event(&panicked_event("pause")), Act::Convict(Cause::Panicked));
+}
+
+#[test]
+fn a_guest_found_writing_after_its_panic_is_left_to_it_until_it_pauses() {
+    let mut rig = Rig::calibrated();
+    rig.event(&panicked_event("run"));
+    rig.acts.clear();
+    rig.feed(&Input::StillWriting);
+    rig.guest.spin();
+    rig.run(60, |_, guest| writes(guest));
+    assert_eq!((rig.state(), rig.conviction()), ("held", None));
+    rig.run(FLAT_TICKS, |_, guest| writes_nothing(guest));
+    assert_eq!(rig.acts, [(rig.now, Act::Convict(Cause::Panicked))]);
+}
+
+#[test]
+fn a_restarted_guest_that_dumps_is_not_recovered_when_it_stops() {
+    let mut rig = Rig::recovering();
+    rig.event(&QmpEvent::GuestCrashloaded);
+    rig.guest.spin();
+    rig.run(3 * GRACE_TICKS, |n, guest| if n < 90 { writes(guest) } else { writes_nothing(guest) });
+    assert_eq!(rig.acts.len(), 1);
+    assert_eq!(rig.acts[0].1, Act::NotRecovered(Cause::Panicked));
+}
+
+#[test]
+fn what_a_convicted_guest_announces_later_keeps_its_restart_from_nobody() {
+    let mut rig = Rig::crashed();
+    rig.acts.clear();
+    rig.event(&QmpEvent::GuestCrashloaded);
+    rig.run(2 * 600, |_, guest| guest.halt());
+    assert_eq!((rig.state(), &rig.acts[..]), ("crashed", &[][..]));
+}

@@ -1,0 +1,420 @@
+//! A reference model: the declared rules, evaluated over the raw history of what a VM showed, and held against
+//! the state machine in random sequences of inputs.
+//!
+//! The model is far simpler than what it judges. It keeps no state but a list of facts, and answers two
+//! questions: *may* a conviction be given now, and *must* one have been given by now?
+//!
+//! - A conviction that nobody announced needs a whole window in which nothing spoke for the guest or against the
+//!   figures, and as many answers in a row that speak against it as its kind needs; of a QEMU that hangs, a longer
+//!   one in which its monitor did not answer.
+//! - Whoever has been dead in all that can be seen for a window and [`PATIENCE`] has been convicted.
+
+use std::time::Duration;
+
+use super::rig::TICK;
+use crate::{
+    policy::Policy,
+    verdict::{
+        Answer, Cause, DUMP_BOOTS_WITHIN, Input, Monitor, STALLED_AFTER, State, Testimony, Tick,
+    },
+};
+use flatline_samples::{ProcessState, QmpEvent, RunState};
+
+/// Within this time after the window a crash is convicted, whatever went before; how long it takes to the
+/// second has tests of its own.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// What a tick or an answer said, as far as the rules speak of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fact {
+    /// Something spoke for the guest, or nothing could be known, or a boot began.
+    Clears,
+    /// A silent tick.
+    Silent(Level),
+    /// An answer that does not acquit.
+    Said(Said),
+}
+
+/// The level of the vCPUs in a silent tick, and what else it showed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Level {
+    still: bool,
+    zero: bool,
+    pinned: bool,
+    /// Nothing that a verdict needs is missing.
+    judgeable: bool,
+    /// QEMU's monitor does not answer.
+    mute: bool,
+    /// And it may be judged for that.
+    judgeable_if_mute: bool,
+    /// And nothing else is out of the ordinary.
+    usual: bool,
+}
+
+/// What one round of answers said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Said {
+    halted: bool,
+    stuck: bool,
+    last_words: bool,
+    /// A witness that had answered before in this boot did not.
+    silent: bool,
+    /// Nobody saw its vCPUs.
+    unseen: bool,
+    unresponsive: bool,
+}
+
+/// The history of one VM.
+#[derive(Debug, Default)]
+pub(super) struct Model {
+    facts: Vec<(Duration, Fact)>,
+    /// Witnesses that answered in this boot.
+    answered: Vec<String>,
+    /// When it announced a dump or was found writing one, and nobody has reset it since.
+    dump: Option<Duration>,
+    /// When this boot began, or watching did, and how old it was then.
+    boot: (Duration, Duration),
+    /// Many fell silent with it, and it has shown no life since.
+    storm: bool,
+    /// The last tick allows nobody to be heard.
+    deaf: bool,
+    /// When the host last let it wait for a CPU.
+    starved: Option<Duration>,
+    /// Its vCPUs stood still in the last tick, but for what our questions cost.
+    still: bool,
+    /// Something was held against it, and it has shown no life since, nor begun a new boot.
+    pub(super) is_accused: bool,
+}
+
+impl Model {
+    pub(super) fn new(now: Duration, age: Duration) -> Self {
+        Self { facts: vec![(now, Fact::Clears)], boot: (now, age), ..Self::default() }
+    }
+
+    /// Takes an input down; `before` is the state in which it came in.
+    pub(super) fn note(&mut self, input: &Input, before: &State, now: Duration) {
+        let convicted = matches!(before, State::Crashed { .. });
+        let fact = match input {
+            // It is about a conviction; anywhere else it is out of date.
+            Input::Restarted { .. } | Input::StillWriting | Input::SetAside(_) if !convicted => {
+                return;
+            }
+            Input::Tick(tick) => self.of_tick(tick, before, now),
+            Input::Testimony(said) => self.of_testimony(said, before),
+            Input::Event { event: QmpEvent::Reset { .. }, .. } | Input::Restarted { .. } => {
+                (self.answered, self.dump, self.boot) = (Vec::new(), None, (now, Duration::ZERO));
+                self.is_accused = false;
+                Fact::Clears
+            }
+            Input::Event { event: QmpEvent::GuestCrashloaded, .. } => {
+                self.dump = Some(now);
+                return;
+            }
+            Input::StillWriting => {
+                self.dump = Some(now);
+                Fact::Clears
+            }
+            Input::Storm(storm) => {
+                self.storm = storm.is_some();
+                return;
+            }
+            Input::SetAside(_) | Input::Unseen(_) => Fact::Clears,
+            Input::Released
+            | Input::MayBeTouched(_)
+            | Input::Event { .. }
+            | Input::RunState(_)
+            | Input::LimitReached { .. }
+            | Input::Reexamine
+            | Input::Memory(_) => return,
+        };
+        self.facts.push((now, fact));
+    }
+
+    /// Takes down in which state it is after the input that was noted last.
+    pub(super) fn stands(&mut self, after: &State) {
+        self.is_accused |=
+            matches!(after, State::Suspect { .. } | State::Crashed { .. } | State::Failed { .. });
+    }
+
+    fn of_tick(&mut self, tick: &Tick, before: &State, now: Duration) -> Fact {
+        let Tick { activity, monitor, .. } = tick;
+        let moved = activity
+            .network
+            .as_ref()
+            .is_ok_and(|network| network.is_some_and(|network| network.guest_packets > 0))
+            || activity.storage.as_ref().is_ok_and(|storage| storage.completed > 0);
+        let unknown = activity.network.is_err() || activity.storage.is_err();
+        let stalled = activity.storage.as_ref().is_ok_and(|storage| {
+            storage.in_flight > 0 && storage.oldest.is_none_or(|oldest| oldest >= STALLED_AFTER)
+        });
+        let paused = matches!(
+            monitor,
+            Monitor::Answers(run_state) if *run_state != RunState::Running && !says_crash(run_state)
+        ) || matches!(monitor, Monitor::NotStarted(_));
+        let stopped = matches!(
+            activity.process,
+            ProcessState::Stopped | ProcessState::Frozen | ProcessState::Gone
+        );
+        let late = activity.elapsed > TICK * 4;
+        let vcpus = activity.vcpus.clone().unwrap_or_default();
+        if vcpus.iter().any(|vcpu| vcpu.waiting >= 0.5) {
+            self.starved = Some(now);
+        }
+        let sum =
+            |share: fn(&crate::activity::VcpuActivity) -> f64| vcpus.iter().map(share).sum::<f64>();
+        let calm = !vcpus.is_empty() && sum(|vcpu| vcpu.waiting) < 0.5;
+        // What it does to answer our own questions is none of its doing.
+        let asked = matches!(before, State::Suspect { .. } | State::Recovering { .. });
+        let only_answers = vcpus.iter().all(|vcpu| vcpu.busy < 0.1 && vcpu.waiting < 0.5);
+        let still = calm && sum(|vcpu| vcpu.busy) < 0.010
+            || asked && self.still && activity.vcpus.is_ok() && only_answers;
+        self.still = still;
+        self.deaf = unknown || stalled || paused || stopped;
+        if moved && !paused && !stopped {
+            (self.storm, self.is_accused) = (false, false);
+        }
+        if moved || unknown || stalled || paused || stopped || late || self.storm {
+            return Fact::Clears;
+        }
+        let judgeable = !vcpus.is_empty()
+            && !tick.undecided
+            && match monitor {
+                Monitor::Answers(_) => true,
+                // Somebody may have paused it.
+                Monitor::Unknown(_) => !still,
+                Monitor::Unresponsive(_) | Monitor::NotStarted(_) => false,
+            };
+        let mute = matches!(monitor, Monitor::Unresponsive(_));
+        Fact::Silent(Level {
+            still,
+            mute,
+            judgeable_if_mute: mute && !vcpus.is_empty() && !tick.undecided,
+            zero: calm && sum(|vcpu| vcpu.busy) < 0.000_5,
+            pinned: vcpus.iter().any(|vcpu| vcpu.busy + vcpu.waiting >= 0.8),
+            judgeable,
+            usual: judgeable
+                && *monitor == Monitor::Answers(RunState::Running)
+                && activity.process == ProcessState::Running
+                && activity.elapsed <= TICK + TICK / 20
+                && vcpus.iter().all(|vcpu| vcpu.waiting < 0.1),
+        })
+    }
+
+    fn of_testimony(&mut self, said: &Testimony, before: &State) -> Fact {
+        let lives = |answer: &Answer| matches!(answer, Answer::Lives(_));
+        // What firmware answers says nothing of its operating system.
+        let firmware = matches!(before, State::Recovering { .. }) && said.not_up().is_some();
+        for statement in said.statements.iter().filter(|said| lives(&said.answer) && !firmware) {
+            self.answered.push(statement.witness.to_string());
+        }
+        // Whoever isn't suspected needs no excuse.
+        let needs_excuse = matches!(before, State::Suspect { .. } | State::Held);
+        if said.any(lives) && !self.deaf {
+            (self.storm, self.is_accused) = (false, false);
+        }
+        if said.any(lives) || (needs_excuse && said.excuse(false).is_some()) {
+            return Fact::Clears;
+        }
+        let any = |wanted: fn(&Answer) -> bool| said.any(wanted);
+        Fact::Said(Said {
+            halted: any(|answer| *answer == Answer::Halted),
+            stuck: any(|answer| matches!(answer, Answer::Stuck(_))),
+            last_words: any(|answer| matches!(answer, Answer::LastWords(_))),
+            silent: said.statements.iter().any(|said| {
+                matches!(said.answer, Answer::Silent(_))
+                    && self.answered.iter().any(|name| *name == said.witness)
+            }),
+            unseen: !any(|answer| {
+                matches!(
+                    answer,
+                    Answer::Halted
+                        | Answer::Stuck(_)
+                        | Answer::Neither(_)
+                        | Answer::Unresponsive(_)
+                )
+            }),
+            unresponsive: any(|answer| matches!(answer, Answer::Unresponsive(_))),
+        })
+    }
+
+    /// Facts after a moment, oldest first.
+    fn since(&self, moment: Duration) -> impl Iterator<Item = Fact> {
+        self.facts.iter().filter(move |(at, _)| *at > moment).map(|(_, fact)| *fact)
+    }
+
+    fn cleared_at(&self) -> Duration {
+        let last = self.facts.iter().rfind(|(_, fact)| *fact == Fact::Clears);
+        last.map_or(Duration::ZERO, |(at, _)| *at)
+    }
+
+    /// The last so many answers, latest first, if there were so many since all was cleared.
+    fn last_said(&self, count: usize) -> Option<Vec<Said>> {
+        let cleared = self.cleared_at();
+        let row = self.facts.iter().rev().take_while(|(at, _)| *at > cleared);
+        let said = row.filter_map(|(_, fact)| match fact {
+            Fact::Said(said) => Some(*said),
+            Fact::Clears | Fact::Silent(_) => None,
+        });
+        let said: Vec<_> = said.take(count).collect();
+        (said.len() == count).then_some(said)
+    }
+
+    /// Whether every tick of which a part lies within the last `span` was silent, and `so`.
+    fn all_along(&self, span: Duration, now: Duration, so: fn(&Level) -> bool) -> bool {
+        self.since(now.saturating_sub(span)).all(|fact| match fact {
+            Fact::Silent(level) => so(&level),
+            Fact::Said(_) => true,
+            Fact::Clears => false,
+        })
+    }
+
+    fn last_level(&self) -> Level {
+        let level = |(_, fact): &(Duration, Fact)| match fact {
+            Fact::Silent(level) => Some(*level),
+            Fact::Clears | Fact::Said(_) => None,
+        };
+        self.facts.iter().rev().find_map(level).unwrap_or_default()
+    }
+
+    /// Since when every answer has said that a witness which had answered no longer does.
+    fn silent_since(&self) -> Option<Duration> {
+        let cleared = self.cleared_at();
+        let row = self.facts.iter().rev().take_while(|(at, _)| *at > cleared);
+        let said = row.filter_map(|(at, fact)| match fact {
+            Fact::Said(said) => Some((*at, said.silent)),
+            Fact::Clears | Fact::Silent(_) => None,
+        });
+        said.take_while(|(_, silent)| *silent).last().map(|(at, _)| at)
+    }
+
+    /// Whether the declared rules allow this act, which the input that was noted last brought.
+    pub(super) fn may(
+        &self,
+        cause: Cause,
+        input: &Input,
+        before: &State,
+        policy: &Policy,
+        now: Duration,
+    ) -> bool {
+        if announces(input) {
+            return matches!(cause, Cause::Panicked | Cause::InternalError | Cause::Watchdog);
+        }
+        let quiet = policy.flat_for.min(DUMP_BOOTS_WITHIN);
+        if cause == Cause::Panicked && self.dump.is_some_and(|since| now - since >= quiet) {
+            return true;
+        }
+        // Half a tick of the window is let off.
+        let let_off = TICK / 2;
+        let window = policy.flat_for - let_off;
+        // Whoever does I/O in his firmware beyond his time shows life all the while.
+        if let (State::Recovering { deadline, was_up: true, .. }, Input::Testimony(said)) =
+            (before, input)
+            && said.not_up().is_some()
+        {
+            return now >= *deadline;
+        }
+        if cause == Cause::QemuUnresponsive {
+            let long = policy.unresponsive_for;
+            return !long.is_zero()
+                && !self.storm
+                && self.last_level().judgeable_if_mute
+                && now - self.cleared_at() >= long
+                && self.all_along(long, now, |level| level.mute);
+        }
+        if now - self.cleared_at() < window || self.storm || !self.last_level().judgeable {
+            return false;
+        }
+        let last = |count: usize, so: fn(&Said) -> bool| {
+            self.last_said(count).is_some_and(|said| said.iter().all(so))
+        };
+        let still = self.all_along(window, now, |level| level.still);
+        let pinned = self.all_along(window, now, |level| level.pinned);
+        let by_level = match cause {
+            Cause::Halted => still && last(2, |said| said.halted),
+            Cause::Spinning => pinned && last(2, |said| said.stuck),
+            Cause::Panicked => pinned && self.last_said(2).is_some() && self.had_last_words(),
+            _ => false,
+        };
+        let lasted = still || pinned || self.silent_since().is_some_and(|at| now - at >= window);
+        let by_silence =
+            lasted && last(3, |said| said.silent) && last(1, |said| !said.unresponsive);
+        let long = policy.unconfirmed_flat_for;
+        let alone = now - self.cleared_at() >= long && last(2, |said| said.unseen && !said.silent);
+        let unconfirmed = match cause {
+            Cause::Halted => self.all_along(long - let_off, now, |level| level.zero),
+            Cause::Spinning => self.all_along(long - let_off, now, |level| level.pinned),
+            _ => false,
+        };
+        by_level || by_silence || (alone && unconfirmed)
+    }
+
+    fn had_last_words(&self) -> bool {
+        let heard = |fact| matches!(fact, Fact::Said(Said { last_words: true, .. }));
+        self.since(self.cleared_at()).any(heard)
+    }
+
+    /// Whether it has been dead so long, in all that can be seen, that it must have been convicted by now, and
+    /// of what it died.
+    /// `free_since`: since when it has neither been convicted nor restarted.
+    pub(super) fn must(
+        &self,
+        policy: &Policy,
+        free_since: Duration,
+        now: Duration,
+    ) -> Option<Cause> {
+        let span = policy.flat_for + PATIENCE;
+        let begin = now.checked_sub(span)?;
+        if begin < self.cleared_at().max(free_since) || self.dump.is_some() {
+            return None;
+        }
+        // A famine is remembered for a while.
+        if self.starved.is_some_and(|at| begin < at + TICK * 5) {
+            return None;
+        }
+        // Time in which it was held is none of its grace, and no tick is shorter than this.
+        let (boot_began, age) = self.boot;
+        let silent = |(at, fact): &&(Duration, Fact)| {
+            (boot_began..=begin).contains(at) && matches!(fact, Fact::Silent(level) if level.usual)
+        };
+        let spent = u32::try_from(self.facts.iter().filter(silent).count()).unwrap_or(u32::MAX);
+        if age + TICK * spent < policy.boot_grace {
+            return None;
+        }
+        let all = |level: fn(&Level) -> bool, said: fn(&Said) -> bool| {
+            self.since(begin).all(|fact| match fact {
+                Fact::Silent(seen) => seen.usual && level(&seen),
+                Fact::Said(answers) => said(&answers),
+                Fact::Clears => false,
+            })
+        };
+        // Ticks enough that nothing can have gone unseen.
+        let ticks = self.since(begin).filter(|fact| matches!(fact, Fact::Silent(_))).count();
+        if ticks + 1 < usize::try_from(span.as_secs()).unwrap() {
+            return None;
+        }
+        if all(|level| level.still, |said| said.halted) {
+            return Some(Cause::Halted);
+        }
+        if all(|level| level.pinned, |said| said.stuck) {
+            return Some(Cause::Spinning);
+        }
+        all(|level| level.pinned, |said| said.silent && !said.unresponsive).then_some(Cause::Silent)
+    }
+}
+
+fn says_crash(run_state: &RunState) -> bool {
+    matches!(run_state, RunState::GuestPanicked | RunState::InternalError | RunState::Watchdog)
+}
+
+/// Whether this input itself says that the guest crashed.
+fn announces(input: &Input) -> bool {
+    let told = |monitor: &Monitor| matches!(monitor, Monitor::Answers(state) if says_crash(state));
+    match input {
+        Input::Tick(tick) => told(&tick.monitor),
+        Input::Event { monitor, event } => {
+            told(monitor) || matches!(event, QmpEvent::GuestPanicked { .. })
+        }
+        Input::RunState(run_state) => says_crash(run_state),
+        _ => false,
+    }
+}
