@@ -23,7 +23,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::qmp::{QmpError, QmpHandle};
+use flatline_qemu::qmp::{QmpError, QmpHandle};
 
 /// How often the polling is tried to be turned off, where QEMU doesn't answer.
 const PUT_BACK_TRIES: u32 = 12;

@@ -7,10 +7,8 @@
 pub use flatline_detector::recording::fuzzing::recording;
 pub use flatline_qemu::fuzzing::{command_line, proc, qmp, registers};
 
-use crate::{
-    config::{Config, ConfigError},
-    sample::{GuestMemory, Strain},
-};
+use crate::config::{Config, ConfigError};
+use flatline_samples::{GuestMemory, Strain};
 
 /// A name, and what takes the bytes.
 pub type Entry = (&'static str, fn(&[u8]));
@@ -63,7 +61,7 @@ pub fn picture(bytes: &[u8]) {
 
 /// What a guest writes to the port of flatline's agent: in one piece and byte by byte it says the same.
 pub fn port(bytes: &[u8]) {
-    crate::sample::port::fuzzing::port(bytes);
+    crate::sampler::port::fuzzing::port(bytes);
 }
 
 /// What QEMU answers when it is asked for a balloon's statistics.

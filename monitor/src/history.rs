@@ -2,7 +2,7 @@
 //!
 //! The loop appends a moment a VM and tick, asked for or not: that is 40 bytes. Readers copy what there is, and make
 //! their text of the copy, so that the loop waits for no longer than 5 MB of 1,000 VMs take to copy. What a person looks
-//! into deeper is the recorder's ([`crate::report::recording`]), which knows more and takes longer.
+//! into deeper is the recorder's ([`crate::recorder`]), which knows more and takes longer.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -10,11 +10,9 @@ use std::{
     time::Duration,
 };
 
-use crate::{
-    activity::Activity,
-    api::view::{LineView, LinesView},
-    discover::{Vm, VmId},
-};
+use crate::api::view::{LineView, LinesView};
+use flatline_detector::activity::Activity;
+use flatline_qemu::discover::{Vm, VmId};
 
 /// Moments that are kept of each VM.
 pub const HISTORY_TICKS: usize = 120;
@@ -161,11 +159,9 @@ fn view(line: &Line) -> LineView {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        activity::{NetworkActivity, StorageActivity, VcpuActivity},
-        discover::Ownership,
-        sample::{Missing, ProcessState},
-    };
+    use flatline_detector::activity::{NetworkActivity, StorageActivity, VcpuActivity};
+    use flatline_qemu::discover::Ownership;
+    use flatline_samples::{Missing, ProcessState};
 
     fn web(id: VmId) -> Arc<Vm> {
         Arc::new(Vm { id, name: "web".to_owned(), ..Vm::stand_in(Ownership::bare(), &[]) })

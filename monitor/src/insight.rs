@@ -17,10 +17,11 @@ use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use tracing::info;
 
-use crate::{
+use flatline_qemu::{
     discover::{Architecture, Encryption, Vm},
-    qmp::{MAX_TEXT_CHARS, QmpError, QmpHandle, parse_arm_registers, parse_registers, printable},
+    qmp::{QmpError, QmpHandle, parse_arm_registers, parse_registers},
 };
+use flatline_samples::{MAX_TEXT_CHARS, printable};
 
 /// What a machine calls that which makes its guest confidential: a link to it, or its id.
 const REFERENCES: [&str; 2] = ["confidential-guest-support", "memory-encryption"];

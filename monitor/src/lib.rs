@@ -4,17 +4,14 @@
 //! type, and nothing calls backwards. `ARCHITECTURE.md` has the map.
 
 pub mod config;
-pub use flatline_qemu::{discover, program, qmp};
 
 pub mod balloon;
 pub mod insight;
 
-pub mod probe;
-pub mod sample;
+pub mod bpf;
+pub mod sampler;
 
-pub use flatline_detector::{activity, verdict};
-
-pub mod witness;
+pub mod probes;
 
 pub mod recovery;
 mod vm;
@@ -22,14 +19,13 @@ mod vm;
 pub mod history;
 pub mod metrics;
 pub mod notify;
-pub mod report;
+pub mod recorder;
 mod single_flight;
 
 pub mod api;
 pub mod storage;
 pub mod web;
 
-use flatline_qemu::text::error_chain;
 pub mod rfc3339;
 
 #[cfg(any(fuzzing, test))]

@@ -12,10 +12,11 @@ use anyhow::{Context as _, Result, ensure};
 use aya::{Btf, Ebpf, programs::Iter};
 use clap::Args;
 use flatline::{
-    discover::{self, Scope, VcpuThreads},
-    probe::THREADS,
-    sample::{CounterMaps, Missing, ThreadReader, VcpuClocks},
+    bpf::THREADS,
+    sampler::{CounterMaps, ThreadReader, VcpuClocks},
 };
+use flatline_qemu::discover::{self, Scope, VcpuThreads};
+use flatline_samples::Missing;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{clock, kernel, print};

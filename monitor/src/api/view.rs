@@ -15,8 +15,8 @@ pub use lines::{LineView, LinesView};
 pub use memory::{MemoryMomentView, MemoryView};
 pub use policy::PolicyView;
 
-use crate::config::Mode;
 use crate::rfc3339;
+use flatline_detector::policy::Mode;
 
 /// The answer to `status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::{
+use flatline_qemu::{
     discover::{VmId, start_ticks},
     qmp::{self, QmpState, QmpTarget, Transport},
 };

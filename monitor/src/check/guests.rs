@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{Item, Verdict, item};
 use crate::config::Config;
-use crate::discover::{self, Owner};
+use flatline_qemu::discover::{self, Owner};
 
 /// The module's directory, also where it is built in.
 const KVM: &str = "/sys/module/kvm";

@@ -3,10 +3,8 @@
 use std::path::Path;
 
 use super::{Item, Verdict, item, read};
-use crate::{
-    config::{ActuatorConfig, Config},
-    program,
-};
+use crate::config::{ActuatorConfig, Config};
+use flatline_qemu::program;
 
 /// A program, what of this host says that it is in use, and what for.
 const PROGRAMS: [(&str, &str, &str, &str); 3] = [

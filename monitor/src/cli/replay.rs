@@ -5,10 +5,11 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use flatline::config::Config;
-use flatline::report::recording::replay::{
+use flatline::recorder::open;
+use flatline_detector::recording::file::ReadError;
+use flatline_detector::recording::replay::{
     Decision, Line, Replay, Replayer, Summary, rfc3339_millis,
 };
-use flatline::report::recording::{file::ReadError, open};
 
 use super::table::safe;
 use super::{Answer, Failure, json};

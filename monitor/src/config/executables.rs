@@ -48,7 +48,7 @@ pub(super) fn default() -> Vec<Pattern> {
 mod tests {
     use std::path::Path;
 
-    use crate::discover::Scope;
+    use flatline_qemu::discover::Scope;
 
     #[test]
     fn qemus_of_the_field_are_taken_and_their_neighbours_are_not() {

@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use evidence::{EvidencePolicy, RetentionConfig};
-pub use flatline_detector::policy::{Mode, Policy, Storm};
+use flatline_detector::policy::{Mode, Policy, Storm};
 use glob::Pattern;
 use serde::Deserialize;
 
@@ -33,7 +33,7 @@ pub use actuation::{Actuator, ActuatorConfig, CommandUser, QmpTransport};
 pub use notify::{Destination, Target};
 pub use reload::Source;
 
-use crate::discover::Scope;
+use flatline_qemu::discover::Scope;
 use notify::Secrets;
 
 /// The file that is read when none is named; it need not exist.

@@ -10,14 +10,15 @@ use tracing::info;
 
 use super::engine::Engine;
 use crate::{
-    config::Policy,
-    discover::VmId,
-    recovery::{Case, Stage, Tries},
-    recovery::{Circumstances, Clearance, EventKind, HOST_WINDOW, clearance},
+    recovery::{Case, Circumstances, Clearance, EventKind, HOST_WINDOW, Stage, Tries, clearance},
     storage::incident::{Incident, Outcome},
-    verdict::{Cause, Input, State},
     vm::WatchedVm,
 };
+use flatline_detector::{
+    policy::Policy,
+    verdict::{Cause, Input, State},
+};
+use flatline_qemu::discover::VmId;
 
 impl Engine {
     /// A VM was convicted just now.

@@ -16,24 +16,26 @@ use super::{
     reload::Reloading, respawn::Awaited, vm_lifecycle::FirstReading, watchers,
 };
 use crate::{
+    bpf::{ProbeThread, ProgramHealth},
     config::{Config, Source},
-    discover::VmId,
     history::RateHistory,
     notify::Notifier,
-    probe::{ProbeThread, ProgramHealth},
-    qmp::{QmpHandle, QmpNotice},
+    probes::ProbeSocket,
+    recorder::archive::{Archive, Writing},
     recovery::{EventSink, evidence::dump::UnderWay},
-    report::recording::archive::{Archive, Writing},
-    sample::{CounterMaps, DeviceWatch, HeartbeatReader, KvmReader, ThreadReader},
+    sampler::{CounterMaps, DeviceWatch, HeartbeatReader, KvmReader, ThreadReader},
     storage::{
         incident::Incident,
         incidents::IncidentStore,
         ledger::Ledger,
         retention::{Keeper, RetentionPolicy},
     },
-    verdict::{Act, Input, Monitor, State, Tick},
     vm::{HostReadings, WatchedVm},
-    witness::ProbeSocket,
+};
+use flatline_detector::verdict::{Act, Input, Monitor, State, Tick};
+use flatline_qemu::{
+    discover::VmId,
+    qmp::{QmpHandle, QmpNotice},
 };
 
 /// Ticks between two readings of what all guests' agents said, whoever said something meanwhile.

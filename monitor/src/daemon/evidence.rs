@@ -6,12 +6,12 @@ use super::engine::Engine;
 use crate::{
     api::{RefusalKind, Reply, view::DumpView},
     config::EvidencePolicy,
-    discover::VmId,
     recovery::evidence::{Wanted, dump},
     storage::{evidence, incident::Incident},
-    verdict::Cause,
     vm::WatchedVm,
 };
+use flatline_detector::verdict::Cause;
+use flatline_qemu::discover::VmId;
 
 impl Engine {
     /// What is to be gathered of a VM that is about to be restarted.
@@ -66,7 +66,9 @@ impl Engine {
                 Err(error @ evidence::ReadError::Nothing { .. }) => {
                     Reply::error(RefusalKind::Nothing, error.to_string())
                 }
-                Err(error) => Reply::error(RefusalKind::Internal, crate::error_chain(&error)),
+                Err(error) => {
+                    Reply::error(RefusalKind::Internal, flatline_qemu::text::error_chain(&error))
+                }
             };
             // The client may have gone.
             let _ = reply.send(answer);

@@ -3,10 +3,10 @@
 use super::engine::Engine;
 use crate::{
     api::view::{HeartbeatView, SignalView},
-    sample::{Heard, Heartbeats, LastBeat},
-    verdict::lost_after,
     vm::WatchedVm,
 };
+use flatline_detector::verdict::lost_after;
+use flatline_samples::{Heard, Heartbeats, LastBeat};
 
 /// What an agent said on all ways together.
 #[derive(Clone, Copy, Debug)]

@@ -8,14 +8,14 @@ use tracing::info;
 use super::engine::Engine;
 use crate::{
     api::{RefusalKind, Reply, view::HoldView},
-    discover::VmId,
     recovery::Stage,
     storage::{
         incident::Outcome,
         ledger::{Hold, Whom},
     },
-    verdict::{Input, State},
 };
+use flatline_detector::verdict::{Input, State};
+use flatline_qemu::discover::VmId;
 
 impl Engine {
     /// Leaves a VM alone, or all where none is named, for `seconds` or until it is released.

@@ -9,13 +9,12 @@ use super::{
     watchers::{self, Look, Looked},
 };
 use crate::{
-    discover::{self, OpenDevices, Tap, VmId},
-    probe::{AttachReport, Counted, THREADS, TapProbe},
-    sample::{ThreadTimes, VcpuClocks},
-    verdict::Input,
-    vm::PENDING,
-    vm::WatchedVm,
+    bpf::{AttachReport, Counted, THREADS, TapProbe},
+    sampler::{ThreadTimes, VcpuClocks},
+    vm::{PENDING, WatchedVm},
 };
+use flatline_detector::verdict::Input;
+use flatline_qemu::discover::{self, OpenDevices, Tap, VmId};
 
 /// Ticks between two looks at a VM's taps and threads, for hot-plug.
 const REFRESH_TICKS: u64 = 10;

@@ -10,12 +10,9 @@ use tokio::sync::oneshot;
 use tracing::error;
 
 use crate::{
-    error_chain,
     metrics::IncidentCounts,
     notify::Notifier,
-    qmp::RunState,
     recovery::{EventKind, EventSink, Journal},
-    report::recording::{Recording, file},
     rfc3339,
     storage::{
         incident::{Attempt, Incident},
@@ -24,6 +21,9 @@ use crate::{
     },
     vm::RECORDING,
 };
+use flatline_detector::recording::{Recording, file};
+use flatline_qemu::text::error_chain;
+use flatline_samples::RunState;
 
 /// Evidence for an incident: file names and contents.
 pub(super) type Files = Vec<(&'static str, Vec<u8>)>;

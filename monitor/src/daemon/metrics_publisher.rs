@@ -19,15 +19,15 @@ use crate::{
         Beats, Counts, Exposition, IncidentCounts, MapFill, NotificationCounts, ProgramFigures,
         Snapshot, VmFigures,
     },
-    sample::VmSample,
     storage::incidents::IncidentStore,
-    verdict::State,
     vm::WatchedVm,
     web::{
         self, Pages, Site, Sources,
         page_snapshot::{self, PageSnapshot, Publisher},
     },
 };
+use flatline_detector::verdict::State;
+use flatline_samples::VmSample;
 
 /// What is counted, what is left, and who serves it.
 pub(super) struct MetricsPublisher {

@@ -41,22 +41,22 @@ use tracing::{info, warn};
 
 use crate::{
     api::{self, BindError},
+    bpf::{AttachReport, DirectoryLock, ProbeError, ProbeThread, THREADS},
     check,
     config::{Config, ConfigError, Source},
-    discover::{ResetAction, Vm, VmId},
-    probe::{AttachReport, DirectoryLock, ProbeError, ProbeThread, THREADS},
-    qmp::RunState,
+    probes::Notes,
     recovery::{Restart, RestartError},
-    sample::{CounterMaps, HeartbeatReader, KvmReader, ThreadReader},
+    sampler::{CounterMaps, HeartbeatReader, KvmReader, ThreadReader},
     storage::{
         incident::Attempt,
         incidents::{IncidentStore, StoreError},
     },
-    verdict::Testimony,
     vm::MemoryRead,
-    witness::Notes,
 };
 use engine::{Engine, Inboxes, Readers};
+use flatline_detector::verdict::Testimony;
+use flatline_qemu::discover::{ResetAction, Vm, VmId};
+use flatline_samples::RunState;
 use systemd::Systemd;
 
 /// Time between two sweeps of `/proc`, for what events don't tell: a QEMU that daemonized, a lost event.
@@ -189,8 +189,8 @@ struct Prepared {
 async fn start(
     prepared: Prepared,
     probes: ProbeThread,
-    process_events: crate::probe::ProcessEvents,
-    health: Vec<crate::probe::ProgramHealth>,
+    process_events: crate::bpf::ProcessEvents,
+    health: Vec<crate::bpf::ProgramHealth>,
     attached: &mut mpsc::UnboundedReceiver<AttachReport>,
 ) -> (Result<(), StartError>, ProbeThread) {
     let Prepared { config, source, mut signals, store, listener } = prepared;

@@ -4,16 +4,17 @@ use super::engine::Engine;
 use crate::{
     api::view::OwnerView,
     config::ActuatorConfig,
-    discover::{Vm, VmId},
-    qmp::QmpHandle,
-    recovery::Stage,
     recovery::{
-        Refusal,
+        Refusal, Stage,
         actuator::{MonitorSays, RestartContext, Situation, chosen, restart_plan},
         evidence::Wanted,
     },
     storage::incident::Incident,
-    verdict::Cause,
+};
+use flatline_detector::verdict::Cause;
+use flatline_qemu::{
+    discover::{Vm, VmId},
+    qmp::QmpHandle,
 };
 
 impl Engine {

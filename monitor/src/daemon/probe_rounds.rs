@@ -7,12 +7,12 @@ use tracing::debug;
 
 use super::{Message, engine::Engine, hotplug::counted};
 use crate::{
-    discover::{Accelerator, Tap, TapKind, Vm, VmId},
-    probe::{namespace_of, near_namespace},
-    sample::TapAddresses,
-    verdict::{Input, Questions, Testimony},
-    witness::{self, Notes, ProbeSocket, Scene, TapTarget, of_suspects},
+    bpf::{namespace_of, near_namespace},
+    probes::{self, Notes, ProbeSocket, Scene, TapTarget, of_suspects},
+    sampler::TapAddresses,
 };
+use flatline_detector::verdict::{Input, Questions, Testimony};
+use flatline_qemu::discover::{Accelerator, Tap, TapKind, Vm, VmId};
 
 impl Engine {
     /// Starts a round of questions, unless one is under way or began just now: a later tick asks again.
@@ -64,7 +64,7 @@ impl Engine {
         let (boot_began, messages) = (watched.detector.watch.boot.began, self.messages.clone());
         tokio::spawn(async move {
             scene.targets = targets(id.pid, ways).await;
-            let (testimony, notes) = witness::ask(Arc::new(scene), notes).await;
+            let (testimony, notes) = probes::ask(Arc::new(scene), notes).await;
             let _ = messages.send(Message::Round { id, boot_began, testimony, notes });
         });
     }

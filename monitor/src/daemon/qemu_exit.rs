@@ -12,17 +12,16 @@ use super::{
 };
 use crate::{
     config::Actuator,
-    discover::{Owner, Vm},
-    recovery::{Case, Stage},
     recovery::{
-        EventKind, ExitReason,
+        Case, EventKind, ExitReason, Stage,
         actuator::{chosen, is_power_cycle, start_plan},
         exit_reason,
     },
     storage::incident::{Incident, Outcome},
-    verdict::Cause,
     vm::WatchedVm,
 };
+use flatline_detector::verdict::Cause;
+use flatline_qemu::discover::{Owner, Vm};
 
 impl Engine {
     /// QEMU itself is gone: told apart from a stop that somebody wanted, and started again where that is configured.

@@ -4,11 +4,12 @@ use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
 
 use super::{Message, engine::Engine};
-use crate::{
+use flatline_detector::verdict::{Input, Monitor};
+use flatline_qemu::{
     discover::{ThreadIds, VmId},
-    qmp::{QmpCpu, QmpEvent, QmpNotice, QmpState, RunState},
-    verdict::{Input, Monitor},
+    qmp::{QmpCpu, QmpNotice, QmpState},
 };
+use flatline_samples::{QmpEvent, RunState};
 
 impl Engine {
     pub(super) fn on_qmp(&mut self, id: VmId, notice: QmpNotice) {

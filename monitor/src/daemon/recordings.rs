@@ -7,11 +7,13 @@ use tokio::sync::oneshot;
 use super::engine::Engine;
 use crate::{
     api::{RefusalKind, Reply, view::HistoryView},
-    discover::Vm,
-    report::recording::{Header, Recording},
-    verdict::Terms,
     vm::{Recorder, WatchedVm},
 };
+use flatline_detector::{
+    recording::{Header, Recording},
+    verdict::Terms,
+};
+use flatline_qemu::discover::Vm;
 
 impl Engine {
     /// The recorder of a VM that was found just now.

@@ -6,13 +6,13 @@ use tracing::{error, info, warn};
 
 use super::{Message, engine::Engine, telling::subject};
 use crate::{
-    config::{Config, ConfigError, Mode, Source},
-    discover::VmId,
+    config::{Config, ConfigError, Source},
     recovery::Stage,
     storage::{incident::Outcome, retention::RetentionPolicy},
-    verdict::State,
     vm::terms_for,
 };
+use flatline_detector::{policy::Mode, verdict::State};
+use flatline_qemu::discover::VmId;
 
 /// How far the reading of a file has come.
 #[derive(Debug)]

@@ -12,12 +12,15 @@ use tracing::{info, warn};
 
 use super::{Message, engine::Engine, incident_writer::RestartJournal, owners::scene_of};
 use crate::{
-    discover::{self, Owner, Vm, VmId},
-    error_chain,
-    recovery::{Case, Stage},
-    recovery::{Clearance, EventKind, Restart, RestartError, actuator::start, evidence::Wanted},
+    recovery::{
+        Case, Clearance, EventKind, Restart, RestartError, Stage, actuator::start, evidence::Wanted,
+    },
     storage::incident::{Attempt, Incident, Outcome},
-    verdict::{Cause, State, Tally, Terms},
+};
+use flatline_detector::verdict::{Cause, State, Tally, Terms};
+use flatline_qemu::{
+    discover::{self, Owner, Vm, VmId},
+    text::error_chain,
 };
 
 /// After its owner's program ended well, the new QEMU has so long to be found: a sweep comes every 10 s.

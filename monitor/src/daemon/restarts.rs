@@ -6,12 +6,16 @@ use tracing::{info, warn};
 
 use super::{Message, engine::Engine, incident_writer::RestartJournal};
 use crate::{
-    discover::{ResetAction, VmId},
-    error_chain,
-    recovery::{Case, Stage},
-    recovery::{Kept, PUT_BACK_AFTER, Restart, RestartError, Stand, actuator::restart, put_back},
+    recovery::{
+        Case, Kept, PUT_BACK_AFTER, Restart, RestartError, Stage, Stand, actuator::restart,
+        put_back,
+    },
     storage::incident::{Attempt, Outcome},
-    verdict::{Cause, Input},
+};
+use flatline_detector::verdict::{Cause, Input};
+use flatline_qemu::{
+    discover::{ResetAction, VmId},
+    text::error_chain,
 };
 
 impl Engine {

@@ -12,12 +12,13 @@ use tracing::{info, warn};
 
 use super::{Message, engine::Engine, incident_writer::RestartJournal};
 use crate::{
-    discover::{self, VmId},
-    error_chain,
-    recovery::{Case, Stage},
-    recovery::{Clearance, EventKind, Remainder, RestartError, finish, remainder},
+    recovery::{Case, Clearance, EventKind, Remainder, RestartError, Stage, finish, remainder},
     storage::incident::{Attempt, Incident, Outcome},
-    verdict::{Cause, Input, Monitor, State, Tally},
+};
+use flatline_detector::verdict::{Cause, Input, Monitor, State, Tally};
+use flatline_qemu::{
+    discover::{self, VmId},
+    text::error_chain,
 };
 
 /// How a VM is taken up that has an incident.

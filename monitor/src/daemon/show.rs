@@ -17,13 +17,16 @@ use crate::{
             SignalView, StatusView, StorageView, TapView, VcpuView, VmView,
         },
     },
-    discover::{OpenDevices, Vm, VmId},
-    sample::{InFlightAges, Missing, ticks},
+    probes::{WITNESSES, kvm},
+    sampler::ticks,
     storage::incident::IncidentsView,
-    verdict::{Monitor, PINNED_RATIO, STILL_BUSY_RATIO, State, Statement, Watch},
     vm::{PENDING, WatchedVm},
-    witness::{WITNESSES, kvm},
 };
+use flatline_detector::verdict::{
+    Monitor, PINNED_RATIO, STILL_BUSY_RATIO, State, Statement, Watch,
+};
+use flatline_qemu::discover::{OpenDevices, Vm, VmId};
+use flatline_samples::{InFlightAges, Missing};
 
 /// The most VMs that are named with one reason.
 const MOST_NAMED: usize = 4;

@@ -7,8 +7,8 @@ use crate::{
     notify::event::EventKind,
     recovery::EventKind as RecoveryEvent,
     storage::incident::{Incident, Outcome},
-    verdict::{Input, StormAssessment, assess_storm, is_silent},
 };
+use flatline_detector::verdict::{Input, StormAssessment, assess_storm, is_silent};
 
 /// What stands for the VM in the incident of a whole host.
 const WHOLE_HOST: &str = "*";

@@ -20,7 +20,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tracing::warn;
 
 use super::engine::Engine;
-use crate::config::Mode;
+use flatline_detector::policy::Mode;
 
 /// So many times within its time the watchdog is fed, where the ticks are as close together.
 const FED_WITHIN: u32 = 4;

@@ -6,15 +6,15 @@ use std::time::{Duration, SystemTime};
 
 use super::engine::Engine;
 use crate::{
-    discover::Vm,
     notify::{
         event::{EventKind, Subject},
         events::Standing,
     },
     recovery::EventKind as RecoveryEvent,
-    verdict::State,
     vm::WatchedVm,
 };
+use flatline_detector::verdict::State;
+use flatline_qemu::discover::Vm;
 
 /// A VM as it is told of.
 pub(super) fn subject(vm: &Vm) -> Subject {

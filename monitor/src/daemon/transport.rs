@@ -5,12 +5,14 @@ use std::time::Duration;
 use super::{engine::Engine, watchers};
 use crate::{
     config::{ActuatorConfig, QmpTransport},
+    recovery::actuator::libvirt_uri,
+    vm::WatchedVm,
+};
+use flatline_detector::verdict::Monitor;
+use flatline_qemu::{
     discover::{ListeningSocket, Owner, SocketAt, Vm},
     program::{self, virsh::Virsh},
     qmp::{LibvirtTarget, QmpState, QmpTarget, Transport},
-    recovery::actuator::libvirt_uri,
-    verdict::Monitor,
-    vm::WatchedVm,
 };
 
 /// By which way a QEMU is talked to; `None` if by none.
@@ -94,10 +96,8 @@ impl WatchedVm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        config::Config,
-        discover::{LibvirtScope, Ownership},
-    };
+    use crate::config::Config;
+    use flatline_qemu::discover::{LibvirtScope, Ownership};
 
     fn libvirt(scope: LibvirtScope) -> Owner {
         let uuid = "c7a5fdbd-edaf-9455-926a-d65c16db1809".to_owned();

@@ -15,13 +15,15 @@ use super::{
     watchers::{self, Look},
 };
 use crate::{
-    discover::{self, Vm, VmId},
     insight::Insight,
-    qmp::{self, Transport},
     recovery::{EventKind, RecoveryState},
-    sample::port::PortListener,
-    verdict::Watch,
+    sampler::port::PortListener,
     vm::{Detector, MemoryWatch, MonitorLink, Sensors, WatchedVm, terms_for},
+};
+use flatline_detector::verdict::Watch;
+use flatline_qemu::{
+    discover::{self, Vm, VmId},
+    qmp::{self, Transport},
 };
 
 /// After a QEMU was found, it is looked at again: at first it has neither taps nor vCPU threads.

@@ -15,10 +15,8 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::Message;
-use crate::{
-    discover::{self, OpenDevices, Scope, VcpuThreads, Vm, VmId},
-    probe::{ProcessEvents, parse_process_event},
-};
+use crate::bpf::{ProcessEvents, parse_process_event};
+use flatline_qemu::discover::{self, OpenDevices, Scope, VcpuThreads, Vm, VmId};
 
 /// Time for the exit status of a process that is gone to arrive.
 const STATUS_DELAY: Duration = Duration::from_millis(20);

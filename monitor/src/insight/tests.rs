@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::{
+use flatline_qemu::{
     discover::{Ownership, VmId, start_ticks},
     qmp::{self, QmpNotice, QmpState, QmpTarget, Transport},
 };

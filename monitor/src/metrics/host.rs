@@ -8,7 +8,7 @@ use super::{
     families::{Family, Plain, Value},
     snapshot::Snapshot,
 };
-use crate::{config::Mode, verdict::State};
+use flatline_detector::{policy::Mode, verdict::State};
 
 const LAST_TICK: Family = Family::gauge(
     "last_tick_timestamp",

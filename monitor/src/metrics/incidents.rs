@@ -11,10 +11,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::{
-    storage::incident::{Incident, Outcome},
-    verdict::Cause,
-};
+use crate::storage::incident::{Incident, Outcome};
+use flatline_detector::verdict::Cause;
 
 /// Seconds from the last sign of life to the verdict: announced crashes in no time, silent ones after `flat_for` and
 /// two or three rounds of questions.

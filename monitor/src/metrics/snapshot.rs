@@ -7,13 +7,9 @@ use std::{
 
 use monitor_ebpf::{NetworkCounters, StorageCounters};
 
-use crate::{
-    config::Mode,
-    discover::Vm,
-    qmp::RunState,
-    sample::{Memory, VcpuTime},
-    verdict::Cause,
-};
+use flatline_detector::{policy::Mode, verdict::Cause};
+use flatline_qemu::discover::Vm;
+use flatline_samples::{Memory, RunState, VcpuTime};
 
 /// The host and its VMs at the end of a tick.
 #[derive(Clone, Debug)]

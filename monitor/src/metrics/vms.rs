@@ -14,7 +14,8 @@ use super::{
     families::{Family, Value, label_text},
     snapshot::{Snapshot, VmFigures},
 };
-use crate::{qmp::RunState, verdict::State};
+use flatline_detector::verdict::State;
+use flatline_samples::RunState;
 
 /// vCPUs of one VM that have series of their own.
 const MOST_VCPUS: usize = 256;
@@ -292,7 +293,7 @@ fn storage(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {
         Family::counter("vm_storage_completion", "Time that the completed ones took together.")
             .seconds();
     writer.each(family, |vm| {
-        Some(crate::sample::ticks(vm.storage?.completion_jiffies).as_secs_f64())
+        Some(crate::sampler::ticks(vm.storage?.completion_jiffies).as_secs_f64())
     })?;
     let family = Family::counter(
         "vm_storage_untracked_operations",
@@ -311,7 +312,7 @@ fn storage(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {
 }
 
 fn vcpus(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {
-    let times = |vm: &VmFigures, of: fn(&crate::sample::VcpuTime) -> u64| {
+    let times = |vm: &VmFigures, of: fn(&flatline_samples::VcpuTime) -> u64| {
         // A QEMU that isn't what it should be could give two of them one number.
         let all: BTreeMap<u32, u64> =
             vm.vcpus.iter().flatten().map(|vcpu| (vcpu.index, of(vcpu))).collect();

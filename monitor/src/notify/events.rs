@@ -16,11 +16,9 @@ use std::{
 use ring::digest;
 
 use super::event::{Event, EventKind, Subject};
-use crate::{
-    discover::VmId,
-    storage::incident::{Incident, Outcome},
-    verdict::Cause,
-};
+use crate::storage::incident::{Incident, Outcome};
+use flatline_detector::verdict::Cause;
+use flatline_qemu::discover::VmId;
 
 /// Incidents that are remembered.
 const REMEMBERED: usize = 1024;

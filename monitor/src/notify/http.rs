@@ -40,7 +40,8 @@ use tokio_rustls::{
 };
 
 use super::url::Url;
-use crate::{error_chain, qmp::printable};
+use flatline_qemu::text::error_chain;
+use flatline_samples::printable;
 
 /// Addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 4;

@@ -32,9 +32,10 @@ use std::{
 use tokio::{task::JoinHandle, time::sleep};
 use tracing::{info, warn};
 
-use crate::{config::Target, metrics::NotificationCounts, qmp::printable};
+use crate::{config::Target, metrics::NotificationCounts};
 use event::{Event, EventKind, Severity};
 use events::Follower;
+use flatline_samples::printable;
 use spool::{All, Left, Spool};
 use worker::Worker;
 

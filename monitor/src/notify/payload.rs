@@ -5,7 +5,8 @@
 use serde_json::{Value, json};
 
 use super::event::Event;
-use crate::{qmp::printable, rfc3339, storage::incident::Incident};
+use crate::{rfc3339, storage::incident::Incident};
+use flatline_samples::printable;
 
 /// Most characters of one text.
 const TEXT_CHARS: usize = 2000;

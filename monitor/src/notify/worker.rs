@@ -25,11 +25,13 @@ use super::{
 };
 use crate::{
     config::{Destination, Target},
-    error_chain,
     metrics::{NotificationCounts, Told},
-    program::{Program, run},
-    qmp::printable,
 };
+use flatline_qemu::{
+    program::{Program, run},
+    text::error_chain,
+};
+use flatline_samples::printable;
 
 /// Below an Alertmanager's URL.
 const ALERTS_PATH: &str = "/api/v2/alerts";

@@ -12,10 +12,11 @@ use super::{
     evidence::{self, Wanted},
     nmi, plan,
 };
-use crate::{
+use flatline_qemu::{
     discover::ResetAction,
-    qmp::{QmpError, QmpHandle, RunState},
+    qmp::{QmpError, QmpHandle},
 };
+use flatline_samples::RunState;
 
 /// Time for one command. A reset is answered within a millisecond by a QEMU whose main loop runs.
 pub(super) const STEP_LIMIT: Duration = Duration::from_secs(5);

@@ -4,7 +4,8 @@
 //! heard, and by its exit status. The event may have been lost, and is never heard where the monitor isn't kept open:
 //! so one that left in good order without it counts as stopped on purpose, and is never started again.
 
-use crate::{qmp::QmpEvent, verdict::Cause};
+use flatline_detector::verdict::Cause;
+use flatline_samples::QmpEvent;
 
 /// Why a QEMU is gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,7 +91,8 @@ pub fn exit_reason(
 #[cfg(test)]
 mod tests {
     use super::{ExitReason, exit_reason};
-    use crate::{qmp::QmpEvent, verdict::Cause};
+    use flatline_detector::verdict::Cause;
+    use flatline_samples::QmpEvent;
 
     const KILLED: Option<i32> = Some(9);
     const DUMPED: Option<i32> = Some(11 | 0x80);

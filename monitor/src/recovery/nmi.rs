@@ -6,10 +6,8 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use super::evidence::Wanted;
-use crate::{
-    error_chain,
-    qmp::{QmpHandle, RunState},
-};
+use flatline_qemu::{qmp::QmpHandle, text::error_chain};
+use flatline_samples::RunState;
 
 /// From one look at what the guest writes to the next.
 const LOOKS: Duration = Duration::from_millis(250);

@@ -5,11 +5,12 @@ use std::time::SystemTime;
 use thiserror::Error;
 
 use super::Refusal;
-use crate::{
+use flatline_qemu::{
     discover::ResetAction,
     program::{Ran, RunError},
-    qmp::{QmpError, RunState, printable},
+    qmp::QmpError,
 };
+use flatline_samples::{RunState, printable};
 
 /// A restart that was carried out.
 #[derive(Clone, Debug)]

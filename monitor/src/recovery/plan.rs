@@ -3,11 +3,9 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use crate::{
-    config::{Mode, Policy},
-    discover::ResetAction,
-    qmp::RunState,
-};
+use flatline_detector::policy::{Mode, Policy};
+use flatline_qemu::discover::ResetAction;
+use flatline_samples::RunState;
 
 /// One command to QEMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

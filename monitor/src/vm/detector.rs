@@ -5,12 +5,9 @@ use std::{sync::Arc, time::Duration};
 use tracing::{debug, info};
 
 use super::Recorder;
-use crate::{
-    config::Config,
-    discover::Vm,
-    verdict::{Act, Cause, Input, Terms, Testimony, Watch},
-    witness::Notes,
-};
+use crate::{config::Config, probes::Notes};
+use flatline_detector::verdict::{Act, Cause, Input, Terms, Testimony, Watch};
+use flatline_qemu::discover::Vm;
 
 /// The terms on which the VM called `name` is judged.
 pub(crate) fn terms_for(config: &Config, name: &str) -> Terms {

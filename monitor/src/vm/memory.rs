@@ -18,10 +18,10 @@ use super::WatchedVm;
 use crate::{
     api::view::MemoryView,
     balloon::{Balloon, Turns, Wait, last_update},
-    qmp::{QmpError, QmpHandle, RunState, Transport},
-    sample::{GuestMemory, Memory, Missing, QemuMemory, Reading, Strain},
-    verdict::{Input, Monitor, State},
 };
+use flatline_detector::verdict::{Input, Monitor, State};
+use flatline_qemu::qmp::{QmpError, QmpHandle, Transport};
+use flatline_samples::{GuestMemory, Memory, Missing, QemuMemory, Reading, RunState, Strain};
 
 /// How an answer is waited for. Looks are further apart than a brief session keeps its connection (100 ms), and a guest
 /// that thrashes may take longer than the 25 ms of one that is well.
@@ -206,7 +206,7 @@ impl WatchedVm {
         let errand = errand(self, stop);
         let (id, boot_began) = (self.vm.id, self.detector.watch.boot.began);
         async move {
-            let qemu = spawn_blocking(move || crate::sample::memory::read(id));
+            let qemu = spawn_blocking(move || crate::sampler::memory::read(id));
             let (guest, balloon) = match errand {
                 Ok(errand) => errand.run().await,
                 Err(why) => (Err(why), known),

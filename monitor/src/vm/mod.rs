@@ -20,12 +20,9 @@ pub(crate) use monitor_link::MonitorLink;
 pub(crate) use recorder::{RECORDING, Recorder};
 pub(crate) use sensors::{HostReadings, Sensors};
 
-use crate::{
-    config::Config,
-    discover::Vm,
-    recovery::RecoveryState,
-    verdict::{Act, Input, State},
-};
+use crate::{config::Config, recovery::RecoveryState};
+use flatline_detector::verdict::{Act, Input, State};
+use flatline_qemu::discover::Vm;
 
 /// Why nothing is counted of what was found just now.
 pub(crate) const PENDING: &str = "its programs are being attached";

@@ -1,10 +1,11 @@
 //! Link to a QEMU's monitor: the session, and what QEMU said last.
 
-use crate::{
+use flatline_detector::verdict::Monitor;
+use flatline_qemu::{
     discover::Vm,
-    qmp::{QmpEvent, QmpHandle, QmpState, RunState},
-    verdict::Monitor,
+    qmp::{QmpHandle, QmpState},
 };
+use flatline_samples::{QmpEvent, RunState};
 
 /// The link to the monitor of one VM.
 #[derive(Debug)]
@@ -100,7 +101,7 @@ impl MonitorLink {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::discover::Ownership;
+    use flatline_qemu::discover::Ownership;
 
     #[test]
     fn a_shutdown_counts_until_the_machine_is_reset() {

@@ -5,10 +5,11 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     api::view::HistoryView,
     config,
-    report::recording::{
-        Header, Limits, Recording, Ring, Segment, Standing, archive::Archive, history,
-    },
+    recorder::{archive::Archive, history},
     storage::incident::Incident,
+};
+use flatline_detector::{
+    recording::{Header, Limits, Recording, Ring, Segment, Standing},
     verdict::{Act, Input, Terms, Watch},
 };
 

@@ -7,16 +7,16 @@ use tokio::task::JoinHandle;
 
 use super::{MonitorLink, PENDING};
 use crate::{
-    activity::Activity,
-    discover::{self, VmId},
+    bpf::TapProbe,
     insight::Insight,
-    probe::TapProbe,
-    sample::{
-        Devices, HeartbeatRows, Heartbeats, InFlightAges, LostCompletions, Missing, ProcessState,
-        Reading, ThreadTimes, VcpuClocks, VmRows, VmSample, port::PortListener,
+    sampler::{
+        Devices, HeartbeatRows, LostCompletions, ThreadTimes, VcpuClocks, VmRows,
+        port::PortListener,
     },
-    verdict::Monitor,
 };
+use flatline_detector::{activity::Activity, verdict::Monitor};
+use flatline_qemu::discover::{self, VmId};
+use flatline_samples::{Heartbeats, InFlightAges, Missing, ProcessState, Reading, VmSample};
 
 /// What one tick reads of the whole host.
 pub(crate) struct HostReadings<'a> {

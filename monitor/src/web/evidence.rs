@@ -21,9 +21,9 @@ use super::{
 };
 use crate::{
     config::EvidenceReaders,
-    error_chain,
     storage::evidence::{self, ReadError},
 };
+use flatline_qemu::text::error_chain;
 
 /// The console's picture, which is the daemon's own PNG.
 const PICTURE: &str = "screen.png";

@@ -10,10 +10,8 @@ use std::{
 use tokio::{runtime::Runtime, sync::watch};
 
 use super::{AGAIN_AFTER, CONNECTIONS_MAX, HEAD_LIMIT, HEAD_MAX_BYTES, Pages, Server, TIME_LIMIT};
-use crate::{
-    config::Mode,
-    metrics::{Counts, Exposition, IncidentCounts, NotificationCounts, Snapshot},
-};
+use crate::metrics::{Counts, Exposition, IncidentCounts, NotificationCounts, Snapshot};
+use flatline_detector::policy::Mode;
 
 /// Longer than whatever is to come at once, and shorter than any limit.
 const AT_ONCE: Duration = Duration::from_secs(2);

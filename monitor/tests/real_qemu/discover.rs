@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal, getuid, pidfd_open, pidfd_send_signal};
 use tempfile::TempDir;
 
-use flatline::discover::{
+use flatline_qemu::discover::{
     Accelerator, DiscoverError, ListeningSocket, OpenDevices, ResetAction, Scope, VcpuThreads, Vm,
     in_netns, inspect, plugged, process_state, start_ticks, sweep, vcpu_threads,
 };

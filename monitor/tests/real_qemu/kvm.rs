@@ -7,12 +7,12 @@ use std::{
 };
 
 use flatline::{
+    bpf::{AttachReport, Counted, KvmHooks, ProbeThread},
     config::Config,
-    discover::{Accelerator, VmId, start_ticks},
-    probe::{AttachReport, Counted, KvmHooks, ProbeThread},
-    sample::{KvmReader, interrupts_are_hidden},
-    witness::kvm::{Finding, Look, SHORTEST_SILENCE, judge},
+    probes::kvm::{Finding, Look, SHORTEST_SILENCE, judge},
+    sampler::{KvmReader, interrupts_are_hidden},
 };
+use flatline_qemu::discover::{Accelerator, VmId, start_ticks};
 use flatline_tests::{
     boot_sector::BootSector,
     daemon::Bpffs,

@@ -6,13 +6,14 @@ use std::{
     time::Duration,
 };
 
-use flatline::{
+use flatline_qemu::{
     discover::{VmId, start_ticks},
     qmp::{
-        Limits, QmpError, QmpEvent, QmpHandle, QmpNotice, QmpState, QmpTarget, RunState,
-        parse_lapic, parse_registers, spawn_with_limits,
+        Limits, QmpError, QmpHandle, QmpNotice, QmpState, QmpTarget, parse_lapic, parse_registers,
+        spawn_with_limits,
     },
 };
+use flatline_samples::{QmpEvent, RunState};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{sync::mpsc, time::timeout};
 

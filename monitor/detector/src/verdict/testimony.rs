@@ -1,7 +1,7 @@
 //! What the witnesses said when a suspect was asked, and how often they said it.
 //!
 //! The verdict knows no witness by name: what counts is the kind of an answer. So a new witness needs no
-//! rule here, but a module and a row in the table of [`witness`](crate::witness).
+//! rule here, but a module and a row in the table of witnesses.
 
 use std::{borrow::Cow, collections::BTreeSet, time::Duration};
 

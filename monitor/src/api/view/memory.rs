@@ -4,10 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    rfc3339,
-    sample::{Memory, QemuMemory, Strain},
-};
+use crate::rfc3339;
+use flatline_samples::{Memory, QemuMemory, Strain};
 
 /// A VM's memory; `None` is what isn't told, or was not read yet.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

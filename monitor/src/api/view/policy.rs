@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Mode, Policy};
+use flatline_detector::policy::{Mode, Policy};
 
 /// The terms on which a VM is judged; durations as they would stand in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,10 +5,8 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 
 use super::{MemoryView, PolicyView, ShowView, StatusView, VmView};
-use crate::{
-    config::Config,
-    sample::{GuestMemory, Memory, Missing, QemuMemory, Strain},
-};
+use crate::config::Config;
+use flatline_samples::{GuestMemory, Memory, Missing, QemuMemory, Strain};
 
 fn vm() -> Value {
     json!({"name": "web-1", "uuid": null, "pid": 4711, "accelerator": "kvm",

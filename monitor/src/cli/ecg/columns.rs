@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use flatline::{
-    api::view::{HistoryView, MarkView},
-    verdict::{PINNED_RATIO, STILL_BUSY_RATIO},
-};
+use flatline::api::view::{HistoryView, MarkView};
+use flatline_detector::verdict::{PINNED_RATIO, STILL_BUSY_RATIO};
 
 use super::{
     super::table::duration,

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use flatline::api::view::MarkKind;
 use flatline::storage::incident::Incident;
-use flatline::verdict::{PINNED_RATIO, STILL_BUSY_RATIO};
+use flatline_detector::verdict::{PINNED_RATIO, STILL_BUSY_RATIO};
 
 use super::escape::escape;
 use super::recorded::{Recorded, word};

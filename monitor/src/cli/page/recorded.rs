@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use flatline::api::view::{HistoryView, MarkKind};
-use flatline::report::recording::file::Reader;
-use flatline::report::recording::history::{Moment, history, moments};
+use flatline::recorder::history::{Moment, history, moments};
 use flatline::storage::incident::Incident;
+use flatline_detector::recording::file::Reader;
 
 use super::{RECORDING, Row};
 

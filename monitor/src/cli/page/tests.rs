@@ -1,14 +1,14 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use flatline::activity::{Activity, NetworkActivity, StorageActivity, VcpuActivity};
 use flatline::config::Config;
-use flatline::qmp::RunState;
-use flatline::report::recording::file::to_bytes;
-use flatline::report::recording::{Header, Limits, Recording, Ring};
-use flatline::sample::{Missing, ProcessState};
 use flatline::storage::incident::{Attempt, Incident, Outcome};
-use flatline::verdict::{Cause, Input, Monitor, Terms, Tick, Watch};
+use flatline_detector::activity::{Activity, NetworkActivity, StorageActivity, VcpuActivity};
+use flatline_detector::recording::file::to_bytes;
+use flatline_detector::recording::{Header, Limits, Recording, Ring};
+use flatline_detector::verdict::{Cause, Input, Monitor, Terms, Tick, Watch};
+use flatline_samples::RunState;
+use flatline_samples::{Missing, ProcessState};
 
 use super::recorded::Recorded;
 use super::{File, page};

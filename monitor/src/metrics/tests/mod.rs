@@ -14,13 +14,12 @@ use super::{
     Beats, Counts, Exposition, Format, IncidentCounts, MapFill, NotificationCounts, ProgramFigures,
     Snapshot, Told, VmFigures,
 };
-use crate::{
-    config::Mode,
-    discover::{Ownership, Vm, VmId},
-    qmp::RunState,
-    sample::{GuestMemory, Memory, QemuMemory, Strain, VcpuTime},
+use flatline_detector::{
+    policy::Mode,
     verdict::{Cause, State},
 };
+use flatline_qemu::discover::{Ownership, Vm, VmId};
+use flatline_samples::{GuestMemory, Memory, QemuMemory, RunState, Strain, VcpuTime};
 use parse::{Family, Sample, open_metrics, sample};
 
 /// A VM of which everything is known.
@@ -471,7 +470,7 @@ fn a_client_gets_open_metrics_unless_it_asks_for_something_else() {
 
 #[test]
 fn every_state_is_among_the_names() {
-    let tally = crate::verdict::Tally::default;
+    let tally = flatline_detector::verdict::Tally::default;
     let (cause, deadline) = (Cause::Halted, Duration::ZERO);
     let states = [
         State::Starting,

@@ -2,10 +2,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Follower, LASTING, Standing};
 use crate::{
-    discover::VmId,
     notify::event::{Event, EventKind, Subject},
     storage::incident::{Attempt, Incident, Outcome},
 };
+use flatline_qemu::discover::VmId;
 
 const BEGAN: Duration = Duration::from_secs(1_000_000);
 const ID: VmId = VmId { pid: 7, start_ticks: 1 };

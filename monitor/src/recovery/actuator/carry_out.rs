@@ -8,10 +8,10 @@ use super::{
 };
 use crate::{
     config::Actuator,
-    discover::ResetAction,
-    qmp::RunState,
     recovery::{Journal, Kept, Refusal, Restart, RestartError, evidence, execute, nmi},
 };
+use flatline_qemu::discover::ResetAction;
+use flatline_samples::RunState;
 
 /// The name of the evidence that programs leave.
 const EVIDENCE: &str = "actuator.txt";
@@ -182,11 +182,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::{
-        config::ActuatorConfig,
+    use crate::{config::ActuatorConfig, recovery::evidence::Wanted};
+    use flatline_qemu::{
         discover::{Ownership, Vm},
-        error_chain,
-        recovery::evidence::Wanted,
+        text::error_chain,
     };
 
     /// What was written down, in order.

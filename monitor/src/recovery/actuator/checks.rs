@@ -5,11 +5,13 @@ use std::time::Duration;
 use super::{ActuatorStep, Check, RestartContext, chosen, libvirt_uri, steps::note};
 use crate::{
     config::Actuator,
-    discover::{self, Owner, ResetAction},
-    program::{run, virsh::Virsh},
-    qmp::{MAX_TEXT_CHARS, printable},
     recovery::{Refusal, RestartError},
 };
+use flatline_qemu::{
+    discover::{self, Owner, ResetAction},
+    program::{run, virsh::Virsh},
+};
+use flatline_samples::{MAX_TEXT_CHARS, printable};
 
 /// Time for a check, which reads something that its program knows.
 pub(super) const CHECK_LIMIT: Duration = Duration::from_secs(10);
@@ -106,7 +108,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::program::Program;
+    use flatline_qemu::program::Program;
 
     #[tokio::test]
     async fn a_check_that_fails_ends_a_plan_before_its_first_step() {

@@ -7,10 +7,12 @@ use tracing::warn;
 use super::ActuatorStep;
 use crate::{
     config::{ActuatorConfig, CommandUser},
+    recovery::evidence::Wanted,
+};
+use flatline_qemu::{
     discover::{Vm, is_there},
     program::{Place, Program, User},
     qmp::QmpHandle,
-    recovery::evidence::Wanted,
 };
 
 /// Whom it is about, and what may be used.

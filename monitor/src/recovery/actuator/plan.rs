@@ -3,11 +3,13 @@
 use super::programs;
 use crate::{
     config::{Actuator, ActuatorConfig, QmpTransport},
-    discover::{LibvirtScope, Owner, Ownership, ResetAction},
-    program::{Program, virsh::Virsh},
-    qmp::RunState,
     recovery::{Refusal, plan},
 };
+use flatline_qemu::{
+    discover::{LibvirtScope, Owner, Ownership, ResetAction},
+    program::{Program, virsh::Virsh},
+};
+use flatline_samples::RunState;
 
 /// What QEMU's monitor says of a guest that was convicted.
 #[derive(Clone, Debug, PartialEq, Eq)]

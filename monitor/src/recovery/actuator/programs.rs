@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::{
+use flatline_qemu::{
     discover::ResetAction,
     program::{Program, virsh::Virsh},
 };

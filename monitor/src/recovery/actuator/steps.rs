@@ -3,10 +3,10 @@
 use std::time::SystemTime;
 
 use super::{ActuatorStep, RestartContext, checks::CHECK_LIMIT};
-use crate::{
-    error_chain,
+use crate::recovery::{Journal, OwnerError, RestartError, Step, execute};
+use flatline_qemu::{
     program::{Program, Ran, RunError, run, run_at},
-    recovery::{Journal, OwnerError, RestartError, Step, execute},
+    text::error_chain,
 };
 
 /// What was done, and what was told.

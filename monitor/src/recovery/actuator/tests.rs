@@ -1,12 +1,12 @@
 //! Plans as a table: owner, configuration and run state against the steps, or the refusal.
 
 use super::{ActuatorPlan, ActuatorStep, Check, MonitorSays, Situation, restart_plan, start_plan};
-use crate::{
-    config::{Actuator, ActuatorConfig, QmpTransport},
+use crate::config::{Actuator, ActuatorConfig, QmpTransport};
+use flatline_qemu::{
     discover::{LibvirtScope, Owner, Ownership, ResetAction},
     program::Program,
-    qmp::RunState,
 };
+use flatline_samples::RunState;
 
 const UUID: &str = "c7a5fdbd-edaf-9455-926a-d65c16db1809";
 

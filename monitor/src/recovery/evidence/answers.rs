@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::{ANSWER_LIMIT, Content, Found, Piece, piece, pretty};
-use crate::{
-    error_chain,
+use flatline_qemu::{
     qmp::{QmpError, QmpHandle},
+    text::error_chain,
 };
 
 /// So many vCPUs are asked for what their guest said; the one that panicked told it.

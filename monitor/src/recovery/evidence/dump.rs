@@ -27,11 +27,8 @@ use tokio::{task::spawn_blocking, time::sleep};
 use tracing::info;
 
 use super::ANSWER_LIMIT;
-use crate::{
-    discover::VmId,
-    error_chain,
-    qmp::{MAX_TEXT_CHARS, QmpHandle, RunState, printable},
-};
+use flatline_qemu::{discover::VmId, qmp::QmpHandle, text::error_chain};
+use flatline_samples::{MAX_TEXT_CHARS, RunState, printable};
 
 /// Under this name QEMU keeps the pipe until it is told to write to it.
 const PIPE_NAME: &str = "flatline-dump";

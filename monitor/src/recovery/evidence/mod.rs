@@ -25,13 +25,13 @@ use std::{
 use tokio::{task::spawn_blocking, time::timeout};
 use tracing::warn;
 
-use crate::{
+use crate::{insight::Insight, probes::console};
+use flatline_qemu::{
     discover::Vm,
-    error_chain,
-    insight::Insight,
-    qmp::{QmpHandle, RunState, operating_system},
-    witness::console,
+    qmp::{QmpHandle, operating_system},
+    text::error_chain,
 };
+use flatline_samples::RunState;
 
 /// QEMU gets so long to answer before its monitor counts as unresponsive, which is longer than anybody here waits.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);

@@ -28,7 +28,8 @@ use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};
 use serde_json::json;
 
 use super::{ANSWER_LIMIT, ppm};
-use crate::{error_chain, qmp::QmpHandle, storage::incidents::EVIDENCE_MAX_BYTES};
+use crate::storage::incidents::EVIDENCE_MAX_BYTES;
+use flatline_qemu::{qmp::QmpHandle, text::error_chain};
 
 /// A picture that was taken, and not yet looked at.
 #[derive(Debug)]

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::{
+use flatline_qemu::{
     discover::{self, VmId},
     qmp::{self, QmpNotice, QmpState, QmpTarget, Transport},
 };
@@ -62,7 +62,7 @@ fn vm(id: VmId, console_logs: Vec<PathBuf>) -> Vm {
         netns: 0,
         qmp_sockets: Vec::new(),
         unused_monitors: Vec::new(),
-        threads: crate::discover::ThreadsTold::default(),
+        threads: flatline_qemu::discover::ThreadsTold::default(),
         has_own_pids: false,
         ownership: discover::Ownership::bare(),
         plugged: discover::OpenDevices::default(),

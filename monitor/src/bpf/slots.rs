@@ -1,0 +1,234 @@
+//! Which slot each VM is counted in.
+
+use std::{
+    collections::{HashMap as StdHashMap, HashSet, VecDeque},
+    mem,
+};
+
+use aya::{
+    Pod,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    util::nr_cpus,
+};
+use monitor_ebpf::{FileKey, KvmRow, SlotRow, SlotSet, VmRow, heartbeat::HeartbeatRow};
+use tracing::debug;
+
+use super::{ProbeError, pins::Pins};
+use flatline_qemu::discover::VmId;
+
+/// Hands slots out, and keeps the maps in step: `vms`, `kvm`, `heartbeats`, `slots` and `files`.
+pub(super) struct Slots {
+    rows: PerCpuArray<MapData, VmRow>,
+    kvm: PerCpuArray<MapData, KvmRow>,
+    heartbeats: PerCpuArray<MapData, HeartbeatRow>,
+    by_pid: ByPid,
+    owners: HashMap<MapData, FileKey, u32>,
+    taken: StdHashMap<VmId, Taken>,
+    /// The one that has been free for the longest comes first: what is still on its way for its last owner
+    /// must not be counted for the next.
+    free: VecDeque<u32>,
+}
+
+struct Taken {
+    slot: u32,
+    /// What it has open for its guest, whether that counts or not.
+    files: Vec<FileKey>,
+}
+
+/// The map `slots`.
+struct ByPid(Array<MapData, SlotSet>);
+
+impl ByPid {
+    /// All pids with their slots.
+    fn all(&self) -> Result<StdHashMap<u32, u32>, MapError> {
+        let mut all = StdHashMap::new();
+        for set in self.0.iter() {
+            let rows = set?.rows.into_iter().filter(|row| row.pid != 0);
+            all.extend(rows.map(|row| (row.pid, row.slot)));
+        }
+        Ok(all)
+    }
+
+    /// Notes a process. `Ok(false)`: there is no room for it.
+    fn insert(&mut self, pid: u32, slot: u32) -> Result<bool, MapError> {
+        self.exchange(pid, SlotRow { pid, slot })
+    }
+
+    fn remove(&mut self, pid: u32) -> Result<(), MapError> {
+        self.exchange(pid, SlotRow::default()).map(drop)
+    }
+
+    /// Puts `new` in place of the process' row, or into a free one.
+    fn exchange(&mut self, pid: u32, new: SlotRow) -> Result<bool, MapError> {
+        let index = pid & (self.0.len() - 1);
+        let mut set = self.0.get(&index, 0)?;
+        let its = set.rows.iter().position(|row| row.pid == pid);
+        let place = its.or_else(|| set.rows.iter().position(|row| row.pid == 0));
+        let Some(place) = place else { return Ok(false) };
+        set.rows[place] = new;
+        self.0.set(index, set, 0)?;
+        Ok(true)
+    }
+}
+
+impl Slots {
+    /// Opens the pinned maps, with the VMs that an earlier daemon left in them.
+    pub(super) fn open(pins: &Pins) -> Result<Self, ProbeError> {
+        let open = |map: &'static str| {
+            MapData::from_pin(pins.map(map)).map_err(|source| ProbeError::Map { map, source })
+        };
+        let rows = PerCpuArray::try_from(Map::PerCpuArray(open("vms")?));
+        let kvm = PerCpuArray::try_from(Map::PerCpuArray(open("kvm")?));
+        let heartbeats = PerCpuArray::try_from(Map::PerCpuArray(open("heartbeats")?));
+        let by_pid = Array::try_from(Map::Array(open("slots")?));
+        let owners = HashMap::try_from(Map::HashMap(open("files")?));
+        let mut slots = Self {
+            rows: rows.map_err(|source| ProbeError::Map { map: "vms", source })?,
+            kvm: kvm.map_err(|source| ProbeError::Map { map: "kvm", source })?,
+            heartbeats: heartbeats
+                .map_err(|source| ProbeError::Map { map: "heartbeats", source })?,
+            by_pid: ByPid(by_pid.map_err(|source| ProbeError::Map { map: "slots", source })?),
+            owners: owners.map_err(|source| ProbeError::Map { map: "files", source })?,
+            taken: StdHashMap::new(),
+            free: VecDeque::new(),
+        };
+        slots.take_over().map_err(|source| ProbeError::Map { map: "vms", source })?;
+        Ok(slots)
+    }
+
+    fn take_over(&mut self) -> Result<(), MapError> {
+        let mut known = self.by_pid.all()?;
+        let handed_out: HashSet<u32> = known.values().copied().collect();
+        self.free.extend((0..self.rows.len()).filter(|slot| !handed_out.contains(slot)));
+        known.retain(|pid, slot| match self.rows.get(slot, 0) {
+            Ok(row) if row[0].pid == *pid => {
+                let vm = VmId { pid: *pid, start_ticks: row[0].start_ticks };
+                self.taken.insert(vm, Taken { slot: *slot, files: Vec::new() });
+                false
+            }
+            _ => true,
+        });
+        for (pid, slot) in known {
+            self.by_pid.remove(pid)?;
+            self.free.push_back(slot);
+        }
+        for owned in self.owners.iter().collect::<Result<Vec<_>, _>>()? {
+            let owner = self.taken.values_mut().find(|taken| taken.slot == owned.1);
+            match owner {
+                Some(owner) => owner.files.push(owned.0),
+                None => self.owners.remove(&owned.0)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The slot that a VM has.
+    pub(super) fn of(&self, vm: VmId) -> Option<u32> {
+        self.taken.get(&vm).map(|taken| taken.slot)
+    }
+
+    /// Packets that the guest in a slot sent, as the programs counted them.
+    pub(super) fn sent(&self, slot: u32) -> Result<u64, MapError> {
+        let lanes = self.rows.get(&slot, 0)?;
+        Ok(lanes.iter().map(|lane| lane.network.guest_tx_packets).sum())
+    }
+
+    /// The VMs that have a slot.
+    pub(super) fn vms(&self) -> Vec<VmId> {
+        self.taken.keys().copied().collect()
+    }
+
+    /// The VM's slot, a new one with a row of zeros if it has none: from now on it counts.
+    ///
+    /// # Errors
+    /// [`ProbeError::Full`] where all are taken.
+    pub(super) fn take(&mut self, vm: VmId) -> Result<u32, ProbeError> {
+        if let Some(taken) = self.taken.get(&vm) {
+            return Ok(taken.slot);
+        }
+        let slot = self.free.pop_front().ok_or(ProbeError::Full { key: "probes.max_vms" })?;
+        let failed = |source| ProbeError::Map { map: "vms", source };
+        let made = match self.write(slot, vm) {
+            // The row first: a program that finds the slot finds the row.
+            Ok(()) => self.by_pid.insert(vm.pid, slot).map_err(failed).and_then(|is_in| {
+                is_in.then_some(()).ok_or(ProbeError::Full { key: "probes.max_vms" })
+            }),
+            Err(error) => Err(failed(error)),
+        };
+        match made {
+            Ok(()) => {
+                self.taken.insert(vm, Taken { slot, files: Vec::new() });
+                Ok(slot)
+            }
+            Err(error) => {
+                self.free.push_front(slot);
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives the slot's rows to a VM, with zeros for counters; the one of pid 0 is nobody.
+    fn write(&mut self, slot: u32, vm: VmId) -> Result<(), MapError> {
+        let VmId { pid, start_ticks } = vm;
+        write(&mut self.rows, slot, VmRow { pid, start_ticks, ..VmRow::default() })?;
+        write(&mut self.kvm, slot, KvmRow { pid, start_ticks, ..KvmRow::default() })?;
+        let silent = HeartbeatRow { pid, start_ticks, ..HeartbeatRow::default() };
+        write(&mut self.heartbeats, slot, silent)
+    }
+
+    /// Makes `files` the ones whose written back pages count for the VM. One that another VM has as well counts
+    /// for neither: whichever it was given to would seem to live by what the other does.
+    pub(super) fn own(&mut self, vm: VmId, files: &[FileKey]) -> Result<(), ProbeError> {
+        let Some(taken) = self.taken.get_mut(&vm) else { return Ok(()) };
+        let before = mem::replace(&mut taken.files, files.to_vec());
+        let gone = before.iter().filter(|file| !files.contains(file));
+        let come = files.iter().filter(|file| !before.contains(file));
+        let mut result = Ok(());
+        for file in gone.chain(come) {
+            if let Err(source) = self.assign(*file) {
+                // Whatever is not in its list is tried again the next time.
+                if let Some(taken) = self.taken.get_mut(&vm) {
+                    taken.files.retain(|kept| kept != file);
+                }
+                result = Err(ProbeError::Map { map: "files", source });
+            }
+        }
+        result
+    }
+
+    /// Counts what is written back to a file for the only VM that has it open, or for none.
+    fn assign(&mut self, file: FileKey) -> Result<(), MapError> {
+        let mut owners = self.taken.values().filter(|taken| taken.files.contains(&file));
+        match (owners.next(), owners.next()) {
+            (Some(only), None) => self.owners.insert(file, only.slot, 0),
+            _ => {
+                // It is not there if it never counted.
+                let _ = self.owners.remove(&file);
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes the slot back. Its row is emptied, so that it is nobody's.
+    pub(super) fn forget(&mut self, vm: VmId) {
+        let Some(Taken { slot, files }) = self.taken.remove(&vm) else { return };
+        if let Err(error) = self.by_pid.remove(vm.pid) {
+            debug!("no slot of VM {vm} to remove: {error}");
+        }
+        for file in files {
+            if let Err(error) = self.assign(file) {
+                debug!("what is written back to a file of VM {vm} can't be another's: {error}");
+            }
+        }
+        if let Err(error) = self.write(slot, VmId { pid: 0, start_ticks: 0 }) {
+            debug!("the row of VM {vm} could not be emptied: {error}");
+        }
+        self.free.push_back(slot);
+    }
+}
+
+/// Writes the same row for each CPU.
+fn write<T: Pod>(rows: &mut PerCpuArray<MapData, T>, slot: u32, row: T) -> Result<(), MapError> {
+    let cpus = nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
+    rows.set(slot, PerCpuValues::try_from(vec![row; cpus]).map_err(MapError::IoError)?, 0)
+}

@@ -1,0 +1,73 @@
+//! The ARP probe: asks a guest's kernel on its own tap whether it still owns its IPv4 address.
+//!
+//! The probe's sender is 0.0.0.0, as in RFC 5227: whoever owns the address answers, and nobody's cache
+//! changes. It goes to the guest's own Ethernet address from [`PROBE_MAC`], by which the tap program
+//! tells the answer and takes it out of the traffic. Nothing of it is seen beyond the tap.
+
+use std::{net::Ipv4Addr, sync::Arc};
+
+use monitor_ebpf::PROBE_MAC;
+
+use super::{
+    Asked, Note, Scene, Witness, ethernet, of_calibrated,
+    probing::{self, Probe},
+};
+use crate::sampler::TapAddress;
+use flatline_detector::verdict::Answer;
+
+/// The row in the table.
+pub const WITNESS: Witness = Witness {
+    name: "ARP probe",
+    looks_for: "an answer for the IPv4 address that it uses",
+    asked_in: of_calibrated,
+    ask: |scene, note| -> Asked { Box::pin(ask(scene, note)) },
+};
+
+const ETH_P_ARP: u16 = 0x0806;
+
+async fn ask(scene: Arc<Scene>, note: Note) -> (Answer, Note) {
+    let probe = probing::ask(
+        &scene,
+        |addresses| addresses.ipv4.map(|guest| Probe { ip: guest.ip, frame: frame(&guest) }),
+        |counters| counters.arp_answers,
+    );
+    (probe.await, note)
+}
+
+/// The frame that asks for `guest`.
+pub fn frame(guest: &TapAddress<Ipv4Addr>) -> Vec<u8> {
+    let mut frame = ethernet::header(guest.mac, guest.vlan, ETH_P_ARP);
+    // Hardware Ethernet, protocol IPv4, their address lengths, operation: request (RFC 826).
+    frame.extend([0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(PROBE_MAC);
+    frame.extend(Ipv4Addr::UNSPECIFIED.octets());
+    // The target's Ethernet address is what is asked for.
+    frame.extend([0; 6]);
+    frame.extend(guest.ip.octets());
+    frame
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+
+    use super::*;
+
+    #[test]
+    fn the_probe_is_a_request_from_nobody_for_the_guests_address() {
+        let ip = Ipv4Addr::new(10, 7, 0, 2);
+        let mut guest = TapAddress { ip, mac: [2, 0, 0, 0, 0, 9], vlan: None };
+        let request = [
+            [8, 6, 0, 1, 8, 0, 6, 4, 0, 1].as_slice(),
+            &PROBE_MAC,
+            &[0, 0, 0, 0],
+            &[0; 6],
+            &[10, 7, 0, 2],
+        ]
+        .concat();
+        let addresses = [[2, 0, 0, 0, 0, 9], PROBE_MAC].concat();
+        assert_eq!(frame(&guest), [addresses.clone(), request.clone()].concat());
+        guest.vlan = NonZeroU16::new(7);
+        assert_eq!(frame(&guest), [addresses, vec![0x81, 0, 0, 7], request].concat());
+    }
+}

@@ -1,0 +1,419 @@
+//! What KVM sees a suspect do: a vCPU that takes no interrupt is dead, however much time it burns.
+//!
+//! Signs of life are what only a guest does that takes interrupts: KVM injected one, the guest acknowledged
+//! one, it set its timer again, or it went on behind a `hlt`. Nothing else acquits. Measured with QEMU 7.2
+//! on Linux 6.18 (nested, under `kvm_pvm`), boot sectors on one vCPU, events a second, also with
+//! `info registers -a` asked for every 250 ms beside it:
+//!
+//! | guest | wakeups | acknowledged | `info registers` adds |
+//! |---|---|---|---|
+//! | `sti; hlt`, alive | 18.2 | 18.2 | 4 wakeups |
+//! | `sti; jmp`, alive | 0 | 18.2 | |
+//! | `cli; hlt`, dead | 0 | 0 | 4 wakeups |
+//! | `cli; jmp`, dead | 0 | 0 | |
+//! | local APIC's timer running, then `cli; hlt`, dead | **100** | 0 | 4 wakeups |
+//! | the same, then `cli; jmp`, dead | 0 | 0 | |
+//!
+//! So a wakeup is no sign of life: a signal to the vCPU's thread is one, and so is a timer whose interrupt is
+//! never taken. One after which guest code ran is; whether it did, only `kvm_entry` tells, which never fires
+//! on that machine (nor do `kvm_exit` and `kvm_inj_virq`). These guests acknowledge by a write to the old
+//! interrupt controller's port; `kvm_eoi` fires as well, but with nothing in service, which counts for
+//! nothing. Accesses to other ports acquit nobody: Linux blinks the keyboard's lights while it is panicked.
+//!
+//! Not measured: Linux, which KVM on that machine can't run; `kvm_entry`, `kvm_inj_virq` and the timers, which
+//! rest on the kernel's source (`vcpu_run` in arch/x86/kvm/x86.c of Linux 6.12 enters no vCPU that is halted
+//! and has nothing to take).
+//!
+//! What it can't tell: a VM lives as soon as one of its vCPUs does; a guest that crashed and takes interrupts
+//! all the same (Linux with `nolapic`, or one that locked up with interrupts on) counts as alive. Where the
+//! processor delivers interrupts itself (APICv, AVIC), a guest that computes on a periodic timer shows
+//! nothing, so that silence there says nothing.
+
+use std::{fmt::Write as _, sync::Arc, time::Duration};
+
+use monitor_ebpf::KvmCounters;
+use tokio::time::{Instant, sleep};
+
+use super::{Asked, Note, Scene, Witness, note, noted, of_suspects};
+use crate::{
+    bpf::KvmHooks,
+    sampler::{KvmReader, interrupts_are_hidden},
+};
+use flatline_detector::verdict::Answer;
+use flatline_qemu::discover::Accelerator;
+use flatline_samples::{Missing, Reading};
+
+/// The row in the table.
+pub const WITNESS: Witness = Witness {
+    name: "KVM",
+    looks_for: "interrupts that the guest takes",
+    asked_in: of_suspects,
+    ask: |scene, note| -> Asked { Box::pin(ask(scene, note)) },
+};
+
+/// Time in which a first round looks.
+const LOOK_FOR: Duration = Duration::from_millis(500);
+/// An older beginning is of an earlier suspicion, and the tracepoints were detached in between.
+const LONGEST_LOOK: Duration = Duration::from_secs(30);
+
+/// Where this suspicion's first round found the counters.
+struct Beginning {
+    at: Instant,
+    /// Which attachment of the tracepoints counts.
+    attachment: u64,
+    counters: KvmCounters,
+}
+
+async fn ask(scene: Arc<Scene>, before: Note) -> (Answer, Note) {
+    let Some(reader) = scene.kvm.as_ref().filter(|_| scene.vm.accelerator == Accelerator::Kvm)
+    else {
+        return (Answer::NotAsked(format!("it runs under {}", scene.vm.accelerator)), None);
+    };
+    let hooks = &scene.kvm_hooks;
+    if !hooks.attached {
+        return (Answer::NotAsked("KVM's tracepoints are being attached".to_owned()), None);
+    }
+    if let Some(why) = lacks_signs(hooks) {
+        return (Answer::NotAsked(why.to_owned()), None);
+    }
+    let now = Instant::now();
+    let goes_on = |beginning: &Beginning| {
+        beginning.attachment == hooks.times && now - beginning.at < LONGEST_LOOK
+    };
+    let beginning = match noted::<Beginning>(before).filter(goes_on) {
+        Some(beginning) => beginning,
+        None => match read(&scene, reader) {
+            Ok(counters) => Beginning { at: now, attachment: hooks.times, counters },
+            Err(missing) => return (Answer::NotAsked(missing.to_string()), None),
+        },
+    };
+    sleep(LOOK_FOR).await;
+    let look = Look {
+        accelerator: &scene.vm.accelerator,
+        hooks,
+        before: &Ok(beginning.counters),
+        after: &read(&scene, reader),
+        elapsed: beginning.at.elapsed(),
+        of_all: &reader.of_all(),
+        interrupts_are_hidden: interrupts_are_hidden(),
+    };
+    let answer = match judge(&look) {
+        Finding::NotAsked(why) => Answer::NotAsked(why),
+        Finding::Lives(what) => Answer::Lives(what),
+        Finding::Silent(what) => Answer::Silent(what),
+        Finding::Neither(what) => Answer::Nothing(what),
+    };
+    (answer, note(beginning))
+}
+
+fn read(scene: &Scene, reader: &KvmReader) -> Reading<KvmCounters> {
+    let slot = scene.slot.clone().map_err(|why| Missing::new("its row", why))?;
+    reader.of(scene.vm.id, slot)
+}
+
+/// Less silence than this says nothing. The longest that an idle Linux leaves a vCPU alone: its watchdog for
+/// soft lockups wakes each one every 4 s (`watchdog_thresh * 2 / 5`, kernel/watchdog.c of Linux 6.12).
+pub const SHORTEST_SILENCE: Duration = Duration::from_secs(5);
+
+/// Tracepoints whose silence means something only together: each is the only one to show some guests' life.
+const SIGNS: [&str; 6] =
+    ["kvm_vcpu_wakeup", "kvm_entry", "kvm_inj_virq", "kvm_eoi", "kvm_pio", "kvm_msr"];
+
+/// Those among them that every x86 KVM has, and no other (Linux 5.11 to 6.18). Elsewhere the others mean something
+/// else: arm64's KVM lets a CPU that a panic has parked in a loop of `wfi` enter its guest 8,000 times a second and more.
+const X86_SIGNS: [&str; 4] = ["kvm_inj_virq", "kvm_eoi", "kvm_pio", "kvm_msr"];
+
+/// Why this host's KVM can't be asked for interrupts that guests take; `None` where it can, or where its tracepoints
+/// were not attached yet.
+pub fn lacks_signs(hooks: &KvmHooks) -> Option<&'static str> {
+    let row = |sign: &str| hooks.health.iter().find(|row| row.hook == sign);
+    let is_lost = |sign: &str| row(sign).is_some_and(|row| row.failure.is_some());
+    // Where all are lost, it isn't for want of tracepoints.
+    let others = hooks.health.iter().any(|row| row.failure.is_none());
+    (others && X86_SIGNS.into_iter().all(is_lost))
+        .then_some("this host's KVM has none of the tracepoints that tell of interrupts taken")
+}
+
+/// What KVM says of a suspect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// It could not be asked, and why.
+    NotAsked(String),
+    /// The guest took interrupts.
+    Lives(String),
+    /// The guest did nothing that a living one does. That counts against it only if it did in this boot
+    /// before.
+    Silent(String),
+    /// No sign of life, and no silence that means anything.
+    Neither(String),
+}
+
+/// All that is known when the question is answered.
+#[derive(Clone, Copy, Debug)]
+pub struct Look<'a> {
+    /// What runs the guest.
+    pub accelerator: &'a Accelerator,
+    /// What is attached now. It must have been attached all the time since `before` was read.
+    pub hooks: &'a KvmHooks,
+    /// The VM's counters at the beginning.
+    pub before: &'a Reading<KvmCounters>,
+    /// The VM's counters now.
+    pub after: &'a Reading<KvmCounters>,
+    /// Time between the two.
+    pub elapsed: Duration,
+    /// All VMs' counters now: which tracepoints ever fire on this host.
+    pub of_all: &'a Reading<KvmCounters>,
+    /// Whether the processor delivers interrupts past KVM.
+    pub interrupts_are_hidden: bool,
+}
+
+/// Answers the question.
+pub fn judge(look: &Look<'_>) -> Finding {
+    if *look.accelerator != Accelerator::Kvm {
+        return Finding::NotAsked(format!("it runs under {}, not under KVM", look.accelerator));
+    }
+    if !look.hooks.sees_any() {
+        return Finding::NotAsked("none of KVM's tracepoints is attached".to_owned());
+    }
+    if let Some(why) = lacks_signs(look.hooks) {
+        return Finding::NotAsked(why.to_owned());
+    }
+    let (before, after) = match (look.before, look.after) {
+        (Ok(before), Ok(after)) => (before, after),
+        (Err(missing), _) | (_, Err(missing)) => return Finding::NotAsked(missing.to_string()),
+    };
+    let Some(moved) = difference(before, after) else {
+        return Finding::NotAsked("its counters began anew".to_owned());
+    };
+    let seconds = look.elapsed.as_secs_f64();
+    let signs = named(&[
+        (moved.injected, "interrupts taken"),
+        (moved.apic_eois + moved.pic_eois, "interrupts acknowledged"),
+        (moved.timers_set, "timers set"),
+        (moved.resumed, "wakeups from hlt"),
+    ]);
+    if let Some(signs) = signs {
+        return Finding::Lives(format!("{signs} in {seconds:.1} s"));
+    }
+    let nothing = format!("no interrupt taken in {seconds:.1} s");
+    let touched = named(&[
+        (moved.pio, "port accesses"),
+        (moved.mmio, "accesses to devices' memory"),
+        (moved.userspace_exits, "other exits to QEMU"),
+    ]);
+    if let Some(touched) = touched {
+        return Finding::Neither(format!("{nothing}, but {touched}"));
+    }
+    if let Some(why) = why_silence_says_nothing(look) {
+        return Finding::Neither(format!("{nothing}, but {why}"));
+    }
+    let in_vain = named(&[
+        (moved.wakeups, "wakeups in vain"),
+        (moved.set_irqs, "changes of interrupt lines"),
+    ]);
+    let in_vain = in_vain.map(|in_vain| format!(" ({in_vain})")).unwrap_or_default();
+    Finding::Silent(format!("{nothing}{in_vain}"))
+}
+
+fn why_silence_says_nothing(look: &Look<'_>) -> Option<String> {
+    if look.elapsed < SHORTEST_SILENCE {
+        return Some(format!("only {} s and more say anything", SHORTEST_SILENCE.as_secs()));
+    }
+    if let Some(missing) = SIGNS.into_iter().find(|tracepoint| !look.hooks.sees(tracepoint)) {
+        return Some(format!("{missing} can't be seen"));
+    }
+    if look.interrupts_are_hidden {
+        return Some("the processor delivers interrupts past KVM".to_owned());
+    }
+    match look.of_all {
+        // Where a guest resumes without it being seen, an idle one shows only its acknowledgements.
+        Ok(all) if all.injected + all.apic_eois + all.pic_eois > 0 => None,
+        Ok(_) => Some("no guest of this host was seen to take one".to_owned()),
+        Err(missing) => Some(missing.to_string()),
+    }
+}
+
+/// Those that aren't zero, in words; `None` if all are.
+fn named(counts: &[(u64, &str)]) -> Option<String> {
+    let mut text = String::new();
+    for (count, what) in counts.iter().filter(|(count, _)| *count > 0) {
+        let comma = if text.is_empty() { "" } else { ", " };
+        // Writing to a string can't fail.
+        let _ = write!(text, "{comma}{count} {what}");
+    }
+    (!text.is_empty()).then_some(text)
+}
+
+/// What was counted in between; `None` where a counter went backwards.
+fn difference(before: &KvmCounters, after: &KvmCounters) -> Option<KvmCounters> {
+    let since = |counter: fn(&KvmCounters) -> u64| counter(after).checked_sub(counter(before));
+    Some(KvmCounters {
+        wakeups: since(|counters| counters.wakeups)?,
+        resumed: since(|counters| counters.resumed)?,
+        entries: since(|counters| counters.entries)?,
+        injected: since(|counters| counters.injected)?,
+        apic_eois: since(|counters| counters.apic_eois)?,
+        pic_eois: since(|counters| counters.pic_eois)?,
+        timers_set: since(|counters| counters.timers_set)?,
+        pio: since(|counters| counters.pio)?,
+        mmio: since(|counters| counters.mmio)?,
+        userspace_exits: since(|counters| counters.userspace_exits)?,
+        set_irqs: since(|counters| counters.set_irqs)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bpf::ProgramHealth;
+    use flatline_samples::Missing;
+
+    const LONG: Duration = Duration::from_secs(8);
+
+    fn hooks(failed: &[&str]) -> KvmHooks {
+        let row = |hook: &'static str| ProgramHealth {
+            program: "kvm",
+            hook,
+            required: false,
+            failure: failed.contains(&hook).then(|| "no such tracepoint".to_owned()),
+        };
+        KvmHooks { attached: true, times: 1, health: SIGNS.map(row).into() }
+    }
+
+    /// All that a [`Look`] borrows.
+    struct Case {
+        accelerator: Accelerator,
+        hooks: KvmHooks,
+        before: Reading<KvmCounters>,
+        after: Reading<KvmCounters>,
+        elapsed: Duration,
+        of_all: Reading<KvmCounters>,
+        interrupts_are_hidden: bool,
+    }
+
+    /// Judges a guest of a host on which another one acknowledged interrupts, after some change to that.
+    fn judged(moved: KvmCounters, change: impl FnOnce(&mut Case)) -> Finding {
+        let before = KvmCounters { wakeups: 1000, apic_eois: 1000, pio: 7, ..still() };
+        let after = KvmCounters {
+            wakeups: before.wakeups + moved.wakeups,
+            apic_eois: before.apic_eois + moved.apic_eois,
+            pio: before.pio + moved.pio,
+            ..moved
+        };
+        let mut case = Case {
+            accelerator: Accelerator::Kvm,
+            hooks: hooks(&[]),
+            before: Ok(before),
+            after: Ok(after),
+            elapsed: LONG,
+            of_all: Ok(after),
+            interrupts_are_hidden: false,
+        };
+        change(&mut case);
+        judge(&Look {
+            accelerator: &case.accelerator,
+            hooks: &case.hooks,
+            before: &case.before,
+            after: &case.after,
+            elapsed: case.elapsed,
+            of_all: &case.of_all,
+            interrupts_are_hidden: case.interrupts_are_hidden,
+        })
+    }
+
+    fn still() -> KvmCounters {
+        KvmCounters::default()
+    }
+
+    #[test]
+    fn a_guest_that_acknowledges_sets_its_timer_takes_or_resumes_lives() {
+        for (moved, text) in [
+            (KvmCounters { apic_eois: 90, pic_eois: 10, ..still() }, "100 interrupts acknowledged"),
+            (KvmCounters { timers_set: 3, ..still() }, "3 timers set"),
+            (KvmCounters { injected: 1, ..still() }, "1 interrupts taken"),
+            (KvmCounters { resumed: 2, wakeups: 2, ..still() }, "2 wakeups from hlt"),
+        ] {
+            assert_eq!(judged(moved, |_| {}), Finding::Lives(format!("{text} in 8.0 s")));
+        }
+    }
+
+    #[test]
+    fn where_kvm_has_other_tracepoints_entries_into_the_guest_acquit_nobody() {
+        let of_arm64 = |case: &mut Case| case.hooks = hooks(&X86_SIGNS);
+        for moved in
+            [KvmCounters { resumed: 30_000, wakeups: 30_000, entries: 30_000, ..still() }, still()]
+        {
+            let finding = judged(moved, of_arm64);
+            assert!(matches!(finding, Finding::NotAsked(_)), "{moved:?}: {finding:?}");
+        }
+        for sign in X86_SIGNS {
+            let others: Vec<&str> = X86_SIGNS.into_iter().filter(|other| *other != sign).collect();
+            assert_eq!(lacks_signs(&hooks(&others)), None, "with {sign}");
+        }
+        assert_eq!(lacks_signs(&KvmHooks::default()), None);
+    }
+
+    #[test]
+    fn one_sign_acquits_however_short_the_look_and_however_much_can_not_be_seen() {
+        let others = ["kvm_vcpu_wakeup", "kvm_entry", "kvm_inj_virq", "kvm_pio", "kvm_msr"];
+        let finding = judged(KvmCounters { apic_eois: 1, ..still() }, |case| {
+            case.elapsed = Duration::from_millis(100);
+            case.hooks = hooks(&others);
+            case.interrupts_are_hidden = true;
+        });
+        assert!(matches!(finding, Finding::Lives(_)), "{finding:?}");
+    }
+
+    #[test]
+    fn wakeups_in_vain_entries_and_raised_lines_are_silence() {
+        let moved = KvmCounters { wakeups: 800, entries: 5000, set_irqs: 2, ..still() };
+        let text =
+            "no interrupt taken in 8.0 s (800 wakeups in vain, 2 changes of interrupt lines)";
+        assert_eq!(judged(moved, |_| {}), Finding::Silent(text.to_owned()));
+    }
+
+    #[test]
+    fn a_guest_that_only_touches_devices_neither_lives_nor_is_silent() {
+        for moved in [
+            KvmCounters { pio: 12, ..still() },
+            KvmCounters { mmio: 1, ..still() },
+            KvmCounters { userspace_exits: 1, ..still() },
+        ] {
+            assert!(matches!(judged(moved, |_| {}), Finding::Neither(_)), "{moved:?}");
+        }
+    }
+
+    #[test]
+    fn silence_says_nothing_where_a_living_guest_might_not_be_seen() {
+        assert!(matches!(judged(still(), |_| {}), Finding::Silent(_)));
+        for sign in SIGNS {
+            let finding = judged(still(), |case| case.hooks = hooks(&[sign]));
+            assert!(matches!(finding, Finding::Neither(_)), "without {sign}: {finding:?}");
+        }
+        let nobody = KvmCounters { wakeups: 9, entries: 9, resumed: 9, ..still() };
+        let unreadable = || Err(Missing::new("its row", "gone"));
+        for finding in [
+            judged(still(), |case| case.elapsed = SHORTEST_SILENCE - Duration::from_millis(1)),
+            judged(still(), |case| case.interrupts_are_hidden = true),
+            judged(still(), |case| case.of_all = Ok(nobody)),
+            judged(still(), |case| case.of_all = unreadable()),
+        ] {
+            assert!(matches!(finding, Finding::Neither(_)), "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn a_question_that_was_not_asked_is_no_silence() {
+        let gone = || Err(Missing::new("its row", "gone"));
+        let signs = KvmCounters { apic_eois: 5, ..still() };
+        for finding in [
+            judged(signs, |case| case.accelerator = Accelerator::Tcg),
+            judged(signs, |case| case.hooks.attached = false),
+            judged(signs, |case| case.before = gone()),
+            judged(signs, |case| case.after = gone()),
+            judged(signs, |case| case.after = Ok(still())),
+        ] {
+            assert!(matches!(finding, Finding::NotAsked(_)), "{finding:?}");
+        }
+    }
+}

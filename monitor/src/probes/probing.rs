@@ -1,0 +1,84 @@
+//! Probes by the addresses that a guest was seen to use, into its own taps.
+
+use std::{fmt::Display, sync::Arc, time::Duration};
+
+use monitor_ebpf::NetworkCounters;
+use tokio::time::sleep;
+
+use super::{ProbeSocket, Scene};
+use crate::sampler::TapAddresses;
+use flatline_detector::verdict::Answer;
+use flatline_samples::{Missing, Reading};
+
+/// Probes to an address in one round.
+const PROBES_PER_ROUND: u32 = 2;
+/// Time after each; an answer takes 1 ms where the host isn't overloaded.
+const PROBE_EVERY: Duration = Duration::from_millis(300);
+
+/// A tap to probe.
+#[derive(Clone, Debug)]
+pub struct TapTarget {
+    /// A socket in the tap's network namespace.
+    pub socket: Arc<ProbeSocket>,
+    /// The tap's index there.
+    pub ifindex: u32,
+    /// The addresses to ask for.
+    pub addresses: TapAddresses,
+}
+
+/// One address to ask for, and the frame that does.
+pub(super) struct Probe<Ip> {
+    pub(super) ip: Ip,
+    pub(super) frame: Vec<u8>,
+}
+
+/// Asks for the address of each tap that `probe` knows one of; `answers` is what the taps count of answers.
+pub(super) async fn ask<Ip: Display>(
+    scene: &Scene,
+    probe: impl Fn(&TapAddresses) -> Option<Probe<Ip>>,
+    answers: impl Fn(&NetworkCounters) -> u64,
+) -> Answer {
+    let targets = match &scene.targets {
+        Ok(targets) => targets,
+        Err(why) => return Answer::NotAsked(why.clone()),
+    };
+    let probes: Vec<(&TapTarget, Probe<Ip>)> =
+        targets.iter().filter_map(|target| Some((target, probe(&target.addresses)?))).collect();
+    if probes.is_empty() {
+        return Answer::NotAsked("it was not seen to use an address of this kind".to_owned());
+    }
+    send(scene, &probes, answers).await.unwrap_or_else(Answer::NotAsked)
+}
+
+async fn send<Ip: Display>(
+    scene: &Scene,
+    probes: &[(&TapTarget, Probe<Ip>)],
+    answers: impl Fn(&NetworkCounters) -> u64,
+) -> Result<Answer, String> {
+    let count = || counters(scene).map(|counters| answers(&counters));
+    let before = count().map_err(|missing| missing.to_string())?;
+    for _ in 0..PROBES_PER_ROUND {
+        let mut sent = Err("no probe".to_owned());
+        for (target, probe) in probes {
+            // A tap that is down doesn't keep another from being asked.
+            let this = target.socket.send(target.ifindex, &probe.frame);
+            sent = sent.or(this.map_err(|error| format!("the probe could not be sent: {error}")));
+        }
+        sent?;
+        sleep(PROBE_EVERY).await;
+    }
+    let addresses: Vec<String> = probes.iter().map(|(_, probe)| probe.ip.to_string()).collect();
+    let addresses = addresses.join(", ");
+    let now = count().map_err(|missing| missing.to_string())?;
+    Ok(if now > before {
+        Answer::Lives(format!("{addresses} answers"))
+    } else {
+        Answer::Silent(format!("{addresses} left {PROBES_PER_ROUND} probes unanswered"))
+    })
+}
+
+/// Answers are counted at the tap, which takes them out of the traffic.
+fn counters(scene: &Scene) -> Reading<NetworkCounters> {
+    let slot = scene.slot.clone().map_err(|why| Missing::new("its row", why))?;
+    Ok(scene.counters.row(scene.vm.id, slot)?.network)
+}

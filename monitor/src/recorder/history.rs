@@ -1,0 +1,171 @@
+//! The last minutes of a VM in figures a second, for people to look at.
+//!
+//! A second of which a figure is missing has none: missing is not zero.
+
+use std::time::Duration;
+
+use crate::api::view::{HistoryView, MarkKind, MarkView, MemoryMomentView};
+use flatline_detector::recording::{Decoded, Segment, record::Record};
+use flatline_detector::{
+    activity::Activity,
+    verdict::{Act, Input},
+};
+
+/// Of a second that was seen for less than this part, nothing is said.
+const SEEN_ENOUGH: f64 = 0.5;
+
+/// A figure a second, while it is gathered.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cell {
+    /// The figure's sum, weighted by time.
+    sum: f64,
+    /// Seconds over which it is known.
+    known: f64,
+    /// It was missing for a part.
+    missing: bool,
+}
+
+/// The figures of a second, in the order of [`figures`].
+type Second = [Cell; 7];
+
+/// What one tick says of each figure, per second.
+fn figures(activity: &Activity) -> [Option<f64>; 7] {
+    let rate = |number: u64| count(number) / activity.elapsed.as_secs_f64().max(1e-9);
+    let network = activity.network.as_ref().ok().copied().flatten();
+    let storage = activity.storage.as_ref().ok();
+    let vcpus = activity.vcpus.as_ref().ok();
+    [
+        network.map(|network| rate(network.guest_packets)),
+        storage.map(|storage| rate(storage.completed)),
+        vcpus.map(|vcpus| vcpus.iter().map(|vcpu| vcpu.busy).sum()),
+        vcpus.map(|vcpus| vcpus.iter().map(|vcpu| vcpu.busy + vcpu.waiting).fold(0.0, f64::max)),
+        storage.map(|storage| count(storage.in_flight)),
+        network.map(|network| rate(network.probe_answers)),
+        network.and_then(|network| network.packets_to_guest).map(rate),
+    ]
+}
+
+#[expect(clippy::cast_precision_loss, reason = "more than 2^53 packets a second are no figure")]
+fn count(number: u64) -> f64 {
+    number as f64
+}
+
+/// The seconds up to `now`, at most `keep` of them; segments that can't be read are left out.
+pub fn history(segments: &[impl AsRef<Segment>], now: Duration, keep: Duration) -> HistoryView {
+    let begins = segments.first().map_or(now, |segment| segment.as_ref().began);
+    let span = now.saturating_sub(begins).min(keep);
+    let seconds = usize::try_from(span.as_secs()).unwrap_or(usize::MAX);
+    // Seconds are counted back from now.
+    let zero = now.as_secs_f64() - span.as_secs_f64().floor();
+    let mut cells = vec![Second::default(); seconds];
+    let (mut marks, mut memory) = (Vec::new(), Vec::new());
+    for segment in segments {
+        let Ok(Decoded { records, .. }) = segment.as_ref().decode() else { continue };
+        for record in records {
+            let second = index(record.at.as_secs_f64() - zero).filter(|second| *second < seconds);
+            match (&record.input, second) {
+                (Input::Tick(tick), _) => add(&mut cells, zero, record.at, &tick.activity),
+                (Input::Memory(read), Some(second)) => {
+                    memory.push(MemoryMomentView::new(read, second));
+                }
+                _ => {}
+            }
+            if let (Some(kind), Some(second)) = (mark(&record), second) {
+                let text = record.changed.map(|changed| changed.reason).unwrap_or_default();
+                marks.push(MarkView { second, kind, text });
+            }
+        }
+    }
+    let row = |figure: usize| {
+        let value = |second: &Second| {
+            let cell = second.get(figure)?;
+            let known = !cell.missing && cell.known >= SEEN_ENOUGH;
+            known.then(|| (cell.sum / cell.known * 1e4).round() / 1e4)
+        };
+        cells.iter().map(value).collect()
+    };
+    HistoryView {
+        seconds,
+        packets_from_guest: row(0),
+        completed: row(1),
+        vcpu: row(2),
+        vcpu_wanted: row(3),
+        in_flight: row(4),
+        probe_answers: row(5),
+        packets_to_guest: row(6),
+        memory,
+        marks,
+    }
+}
+
+/// Something that was decided, or done, to the moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// When, since the host's start.
+    pub at: Duration,
+    /// What.
+    pub kind: MarkKind,
+    /// Why.
+    pub text: String,
+}
+
+/// All that was decided or done, the oldest first; segments that can't be read are left out.
+pub fn moments(segments: &[impl AsRef<Segment>]) -> Vec<Moment> {
+    let decoded = segments.iter().filter_map(|segment| segment.as_ref().decode().ok());
+    let moment = |record: Record| {
+        let kind = mark(&record)?;
+        let text = record.changed.map(|changed| changed.reason).unwrap_or_default();
+        Some(Moment { at: record.at, kind, text })
+    };
+    decoded.flat_map(|decoded| decoded.records).filter_map(moment).collect()
+}
+
+/// What a record marks, where it does.
+fn mark(record: &Record) -> Option<MarkKind> {
+    match (&record.act, &record.input, &record.changed) {
+        (Act::Recovered | Act::BeatsAgain, _, _) => Some(MarkKind::Life),
+        (Act::Convict(_) | Act::NotRecovered(_) | Act::GiveUp(_) | Act::Report(_), _, _) => {
+            Some(MarkKind::Verdict)
+        }
+        (_, Input::Restarted { .. }, _) => Some(MarkKind::Restart),
+        (_, _, Some(changed)) => match changed.state {
+            "suspect" => Some(MarkKind::Suspicion),
+            "held" => Some(MarkKind::Held),
+            "unobservable" => Some(MarkKind::Unobservable),
+            "alive" => Some(MarkKind::Life),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// Adds what a tick that ended at `at` says to the seconds that it covers.
+fn add(cells: &mut [Second], zero: f64, at: Duration, activity: &Activity) {
+    let ends = at.as_secs_f64() - zero;
+    let begins = ends - activity.elapsed.as_secs_f64();
+    let Some(last) = index(ends.max(0.0)) else { return };
+    let first = index(begins.max(0.0)).unwrap_or(0);
+    let figures = figures(activity);
+    for (second, row) in cells.iter_mut().enumerate().take(last.saturating_add(1)).skip(first) {
+        let start = count(second as u64);
+        let overlap = ends.min(start + 1.0) - begins.max(start);
+        if overlap <= 0.0 {
+            continue;
+        }
+        for (cell, figure) in row.iter_mut().zip(figures) {
+            match figure {
+                Some(figure) => {
+                    cell.sum += figure * overlap;
+                    cell.known += overlap;
+                }
+                None => cell.missing = true,
+            }
+        }
+    }
+}
+
+/// The second that a moment lies in.
+fn index(moment: f64) -> Option<usize> {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is bounded")]
+    (0.0..1e9).contains(&moment).then_some(moment as usize)
+}

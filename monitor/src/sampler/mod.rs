@@ -1,0 +1,38 @@
+//! Stage three: one reading of all that is known of a VM in numbers, and the only reader of maps.
+
+mod addresses;
+mod batch;
+mod counters;
+mod devices;
+mod heartbeats;
+mod kvm;
+mod lost_completions;
+pub mod memory;
+pub mod port;
+mod threads;
+mod vcpu_time;
+
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_getres};
+
+use flatline_samples::{
+    Heard, Heartbeats, InFlightAges, LastBeat, Missing, ProcessState, QemuMemory, Reading, VcpuTime,
+};
+
+pub use addresses::{TapAddress, TapAddresses};
+pub use counters::{CounterMaps, VmRows, totals};
+pub use devices::{DeviceWatch, Devices};
+pub use heartbeats::{HeartbeatReader, HeartbeatRows};
+pub use kvm::{KvmReader, interrupts_are_hidden};
+pub use lost_completions::LostCompletions;
+pub use threads::{ThreadReader, ThreadTimes};
+pub use vcpu_time::{VcpuClocks, thread_run_ns};
+
+/// So many of the kernel's ticks, in which the programs tell the time.
+pub fn ticks(jiffies: u64) -> Duration {
+    // The coarse clocks move with them (`posix_get_coarse_res` in kernel/time/posix-timers.c).
+    let tick = Duration::try_from(clock_getres(ClockId::MonotonicCoarse)).unwrap_or_default();
+    let nanos = tick.as_nanos().saturating_mul(u128::from(jiffies));
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
