@@ -44,8 +44,6 @@ impl Engine {
         if is_news {
             self.writer.events.emit(EventKind::Detected, &incident);
         }
-        // At once, and not only when its restart is written down.
-        self.telling.follow(|follower, now| follower.incident(&incident, now));
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let case = Case::new(incident, Stage::WaitingForMonitor, now);
         watched.recovery.case = Some(Case { tries, ..case });
@@ -221,7 +219,6 @@ impl Engine {
             self.close(id, Outcome::Recovered, None);
         } else if case.incident.outcome.is_none() {
             self.writer.events.emit(EventKind::AliveAgain, &case.incident);
-            self.telling.follow(|follower, now| [follower.alive_again(&case.incident, now)]);
             case.incident.reason = format!("{}; it lives after all", case.incident.reason);
             case.incident.recovered_at = Some(lived_at);
             self.note_outcome(id, Outcome::Refused, None);

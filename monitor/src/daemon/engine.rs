@@ -9,7 +9,7 @@ use std::{
 
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc::{Sender, UnboundedSender};
-use tracing::{error, trace};
+use tracing::error;
 
 use super::{
     Message, incident_writer::IncidentWriter, metrics_publisher::MetricsPublisher,
@@ -95,7 +95,7 @@ pub(super) struct Engine {
     /// What is told to Prometheus.
     pub(super) figures: MetricsPublisher,
     /// Tells what happens to whoever is configured.
-    pub(super) telling: Notifier,
+    pub(super) notifier: Notifier,
 }
 
 /// All that reads maps.
@@ -129,16 +129,12 @@ impl Engine {
         let store = Arc::new(store);
         let lines = RateHistory::new(config.sample_interval);
         let figures = MetricsPublisher::start(&config, &lines, &store);
-        let telling =
+        let notifier =
             Notifier::start(&config.notify, &config.paths.state_dir, figures.notifications.clone());
-        let events =
-            EventSink::new(|event| trace!(id = event.incident.id, kind = ?event.kind, "event"));
-        let (writer, writer_thread) = IncidentWriter::start(
-            store.clone(),
-            figures.incidents.clone(),
-            telling.clone(),
-            events,
-        );
+        let listener = notifier.clone();
+        let events = EventSink::new(move |event| listener.publish_recovery(event));
+        let (writer, writer_thread) =
+            IncidentWriter::start(store.clone(), figures.incidents.clone(), events);
         let ledger = Ledger::open(&config.paths.state_dir);
         if let Some(why) = ledger.complaint() {
             error!("{why}");
@@ -182,7 +178,7 @@ impl Engine {
             first_reading: FirstReading::default(),
             lines,
             figures,
-            telling,
+            notifier,
         }
     }
 

@@ -11,7 +11,6 @@ use tracing::error;
 
 use crate::{
     metrics::IncidentCounts,
-    notify::Notifier,
     recovery::{EventKind, EventSink, Journal},
     rfc3339,
     storage::{
@@ -51,7 +50,6 @@ type Order = (Job, Option<oneshot::Sender<Result<(), String>>>);
 pub(super) struct IncidentWriter {
     orders: mpsc::Sender<Order>,
     counts: IncidentCounts,
-    telling: Notifier,
     /// What happened is said here, by the loop and by restarts that are under way.
     pub(super) events: EventSink,
 }
@@ -61,7 +59,6 @@ impl IncidentWriter {
     pub(super) fn start(
         store: Arc<IncidentStore>,
         counts: IncidentCounts,
-        telling: Notifier,
         events: EventSink,
     ) -> (Self, Option<JoinHandle<()>>) {
         let (orders, inbox) = mpsc::channel::<Order>();
@@ -91,7 +88,7 @@ impl IncidentWriter {
                 );
             })
             .ok();
-        (Self { orders, counts, telling, events }, thread)
+        (Self { orders, counts, events }, thread)
     }
 
     pub(super) fn write(&self, incident: &Incident, evidence: Files, recording: Option<Recording>) {
@@ -128,7 +125,6 @@ impl IncidentWriter {
     fn order(&self, job: Job, done: Option<oneshot::Sender<Result<(), String>>>) {
         if let Job::Incident { incident, .. } = &job {
             self.counts.note(incident);
-            self.telling.follow(|follower, now| follower.incident(incident, now));
         }
         if self.orders.send((job, done)).is_err() {
             error!("an incident is not written: the writing thread has ended; restart the daemon");

@@ -258,7 +258,7 @@ async fn start(
     if let Some(processes) = processes {
         processes.abort();
     }
-    engine.telling.finish().await;
+    engine.notifier.finish().await;
     let probes = engine.stop();
     let _ = std::fs::remove_file(api::socket_path(&runtime_dir));
     (Ok(()), probes)

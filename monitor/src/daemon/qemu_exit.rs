@@ -30,6 +30,7 @@ impl Engine {
         let why = exit_reason(status, last_words.as_ref(), watched.detector.watch.state.cause());
         let words = why.words();
         let open = watched.recovery.case.take().filter(|case| case.stage != Stage::Closed);
+        let is_news = open.is_none();
         let incident = match open {
             Some(case)
                 if case.stage == Stage::Restarting
@@ -67,17 +68,16 @@ impl Engine {
             None if why.is_crash() => {
                 let reason = format!("QEMU is gone: {words}");
                 let incident = self.new_incident(watched, Cause::QemuExited, reason);
-                self.writer.events.emit(EventKind::Detected, &incident);
                 Incident { outcome: Some(Outcome::Refused), ..incident }
             }
             None => {
                 info!(vm = watched.vm.name, "QEMU has ended: {words}");
                 let who = subject(&watched.vm);
-                self.telling.follow(|follower, now| follower.ended(who, &words, now));
+                self.notifier.publish(|events, now| events.ended(who, &words, now));
                 return;
             }
         };
-        self.start_again(watched, incident, &why);
+        self.start_again(watched, incident, is_news, &why);
     }
 
     /// Whether what is being done to it ends its QEMU on purpose, after so many `attempts` that brought no life.
@@ -103,27 +103,35 @@ impl Engine {
     }
 
     /// Has a VM started again whose QEMU ended so, as far as that is configured and policy lets it.
-    fn start_again(&mut self, watched: &mut WatchedVm, mut incident: Incident, why: &ExitReason) {
+    fn start_again(
+        &mut self,
+        watched: &mut WatchedVm,
+        mut incident: Incident,
+        is_news: bool,
+        why: &ExitReason,
+    ) {
         let actuation = self.config.actuation_for(&watched.vm.name);
         let refusal = if why.is_crash() {
             start_plan(&watched.vm.ownership, &actuation).err().map(|refusal| refusal.to_string())
         } else {
             Some("one that may have been stopped on purpose is not started".to_owned())
         };
-        if let Some(refusal) = refusal {
-            incident.reason = format!("{}; {refusal}", incident.reason);
-            let recording = watched.detector.recorder.evidence(&mut incident);
-            if let Some(outcome) = incident.outcome {
-                self.writer.events.emit(EventKind::Closed(outcome), &incident);
-            }
-            self.writer.write(&incident, Vec::new(), recording);
-            return;
+        match refusal {
+            Some(refusal) => incident.reason = format!("{}; {refusal}", incident.reason),
+            None => incident.outcome = None,
         }
-        incident.outcome = None;
         let recording = watched.detector.recorder.evidence(&mut incident);
+        if is_news {
+            self.writer.events.emit(EventKind::Detected, &incident);
+        }
+        if let Some(outcome) = incident.outcome {
+            self.writer.events.emit(EventKind::Closed(outcome), &incident);
+        }
         self.writer.write(&incident, Vec::new(), recording);
-        self.expect(watched, incident, Progress::Pausing(self.now()));
-        self.start_due();
+        if incident.outcome.is_none() {
+            self.expect(watched, incident, Progress::Pausing(self.now()));
+            self.start_due();
+        }
     }
 
     fn expect(&mut self, watched: &WatchedVm, incident: Incident, progress: Progress) {

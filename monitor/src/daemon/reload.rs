@@ -91,7 +91,7 @@ impl Engine {
         self.archive.set_most_mib(self.config.recorder.max_mib);
         self.keeper.set_policy(RetentionPolicy::from(&self.config.retention));
         if old.notify != self.config.notify {
-            self.telling.reconfigure(&self.config.notify);
+            self.notifier.reconfigure(&self.config.notify);
         }
         if old.metrics != self.config.metrics {
             self.figures.serve(&self.config);
@@ -155,7 +155,7 @@ impl Engine {
                 info!(vm = watched.vm.name, pid = id.pid, "is not to be managed any more");
                 let who = subject(&watched.vm);
                 let why = "it is not to be managed any more";
-                self.telling.follow(|follower, now| follower.ended(who, why, now));
+                self.notifier.publish(|events, now| events.ended(who, why, now));
             }
         }
     }

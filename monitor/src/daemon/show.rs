@@ -138,7 +138,7 @@ impl Engine {
         let mut degraded: Vec<String> = self.storm.iter().cloned().collect();
         degraded.extend(self.reloading.complaint().map(ToOwned::to_owned));
         degraded.extend(self.figures.complaint());
-        degraded.extend(self.telling.complaints());
+        degraded.extend(self.notifier.complaints());
         if !lost.is_empty() {
             degraded.push(format!("not attached: {}", lost.join(", ")));
         }

@@ -1,15 +1,13 @@
-//! What the loop sees of its VMs and its sensors, handed to whoever tells it.
-//!
-//! Incidents are told where they are written down (`incident_writer`); here is how VMs stand, compared from tick to tick.
+//! Conditions of VMs and sensors at a tick's end, and other events that recovery doesn't say, for notifications.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use super::engine::Engine;
 use crate::{
-    notify::{
-        event::{EventKind, Subject},
-        events::Standing,
-    },
+    notify::event::{EventKind, Subject},
     recovery::EventKind as RecoveryEvent,
     vm::WatchedVm,
 };
@@ -21,16 +19,17 @@ pub(super) fn subject(vm: &Vm) -> Subject {
     Subject { vm: vm.name.clone(), uuid: vm.uuid.clone(), pid: vm.id.pid }
 }
 
-fn standing(watched: &WatchedVm) -> Standing {
+/// What is wrong with watching it, and why.
+fn condition(watched: &WatchedVm) -> Option<(EventKind, String)> {
     match watched.detector.watch.state {
         // Before it is counted there is nothing to be read, and nothing was lost.
         State::Unobservable if watched.sensors.is_counted => {
-            Standing::Unobservable(watched.detector.watch.reason.clone())
+            Some((EventKind::Unobservable, watched.detector.watch.reason.clone()))
         }
         State::Held if watched.detector.watch.is_held_by_host() => {
-            Standing::HostFault(watched.detector.watch.reason.clone())
+            Some((EventKind::HostFault, watched.detector.watch.reason.clone()))
         }
-        _ => Standing::Fine,
+        _ => None,
     }
 }
 
@@ -39,20 +38,19 @@ impl Engine {
     pub(super) fn tell_changes(&mut self, now: Duration) {
         self.end_what_a_boot_ended();
         let lost = self.lost_sensors();
-        self.telling.follow(|follower, wall_clock| {
-            let mut events = follower.sensors(lost, now, wall_clock);
+        self.notifier.publish(|events, wall_clock| {
+            let mut news = events.of_sensors(lost, now, wall_clock);
             for (id, watched) in &self.vms {
                 let who = || subject(&watched.vm);
-                events.extend(follower.standing(*id, who, standing(watched), (now, wall_clock)));
+                news.extend(events.of_vm(*id, who, condition(watched), (now, wall_clock)));
             }
-            if follower.any_is_down() {
+            if events.any_is_down() {
                 for watched in self.vms.values() {
                     let heard = self.heard_unawaited(watched);
-                    events
-                        .extend(heard.and_then(|at| follower.alive(watched.key(), at, wall_clock)));
+                    news.extend(heard.and_then(|at| events.alive(watched.key(), at, wall_clock)));
                 }
             }
-            events
+            news
         });
     }
 
@@ -64,12 +62,11 @@ impl Engine {
                 && let Some(told) = watched.recovery.reported.take()
             {
                 self.writer.events.emit(RecoveryEvent::AliveAgain, &told);
-                self.telling.follow(|follower, now| [follower.alive_again(&told, now)]);
             }
         }
     }
 
-    /// When a VM that is alive, and whose life nobody waits for, was heard last.
+    /// When a VM that is alive, and has no open case, was heard last.
     fn heard_unawaited(&self, watched: &WatchedVm) -> Option<SystemTime> {
         let is_awaited = watched.recovery.case.as_ref().is_some_and(|case| case.stage.is_open());
         let heard = watched.detector.watch.line.heard.filter(|_| !is_awaited)?;
@@ -77,7 +74,7 @@ impl Engine {
     }
 
     /// What flatline sees by, and that is out of order.
-    fn lost_sensors(&self) -> Vec<(String, String)> {
+    fn lost_sensors(&self) -> BTreeMap<String, String> {
         let programs = self.health.iter().filter_map(|program| {
             let why = program.failure.clone()?;
             Some((format!("program {}", program.program), why))
@@ -99,12 +96,12 @@ impl Engine {
 
     /// Something of the whole host that is told as it is.
     pub(super) fn tell_of_host(&self, kind: EventKind, reason: String) {
-        self.telling.follow(|follower, now| [follower.of_host(kind, reason, now)]);
+        self.notifier.publish(|events, now| [events.of_host(kind, reason, now)]);
     }
 
     /// A VM is no longer watched.
     pub(super) fn tell_of_end(&self, watched: &WatchedVm) {
         let (id, who) = (watched.vm.id, subject(&watched.vm));
-        self.telling.follow(|follower, now| follower.gone(id, who, now));
+        self.notifier.publish(|events, now| events.no_longer_watched(id, who, now));
     }
 }

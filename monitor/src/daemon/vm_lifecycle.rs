@@ -93,9 +93,7 @@ impl Engine {
             take_up(incident, started_at, self.ledger.counts_from(key))
         });
         if let Some(taken_up) = &left {
-            let incident = taken_up.incident();
-            self.writer.events.emit(EventKind::TakenUp, incident);
-            self.telling.take_up(|follower, now| follower.taken_up(incident, now));
+            self.writer.events.emit(EventKind::TakenUp, taken_up.incident());
         }
         let terms = terms_for(&self.config, &vm.name);
         let (state, case) = match left {

@@ -14,6 +14,7 @@ pub mod alerts;
 pub mod event;
 pub mod events;
 pub mod http;
+mod lasting;
 pub mod payload;
 pub mod queue;
 pub mod signature;
@@ -32,9 +33,9 @@ use std::{
 use tokio::{task::JoinHandle, time::sleep};
 use tracing::{info, warn};
 
-use crate::{config::Target, metrics::NotificationCounts};
+use crate::{config::Target, metrics::NotificationCounts, recovery};
 use event::{Event, EventKind, Severity};
-use events::Follower;
+use events::Events;
 use flatline_samples::printable;
 use spool::{All, Left, Spool};
 use worker::Worker;
@@ -55,7 +56,7 @@ struct Inner {
     host: String,
     began: Instant,
     counts: NotificationCounts,
-    follower: Mutex<Follower>,
+    events: Mutex<Events>,
     workers: Mutex<Vec<Worker>>,
     spool: Spool,
     keeper: Mutex<Option<JoinHandle<()>>>,
@@ -72,7 +73,7 @@ impl Notifier {
         let uname = rustix::system::uname();
         let host = printable(&uname.nodename().to_string_lossy(), HOST_CHARS);
         let telling = Self(Arc::new(Inner {
-            follower: Mutex::new(Follower::new(host.clone(), SystemTime::now())),
+            events: Mutex::new(Events::new(host.clone())),
             host,
             began: Instant::now(),
             counts,
@@ -148,23 +149,27 @@ impl Notifier {
         }
     }
 
-    /// Has the follower see something, and tells what of it is news.
-    pub fn follow<E>(&self, see: impl FnOnce(&mut Follower, SystemTime) -> E)
+    /// Logs and queues the events that `make` returns.
+    pub fn publish<E>(&self, make: impl FnOnce(&mut Events, SystemTime) -> E)
     where
         E: IntoIterator<Item = Event>,
     {
-        // Held until all of it waits in its order.
-        let mut follower = lock(&self.0.follower);
-        for event in see(&mut follower, SystemTime::now()) {
+        // Held until all of them wait in their order.
+        let mut events = lock(&self.0.events);
+        for event in make(&mut events, SystemTime::now()) {
             log(&event);
             self.0.hand_out(event, true);
         }
     }
 
-    /// Has the follower see what an earlier daemon told: what is wrong still goes on being so.
-    pub fn take_up(&self, see: impl FnOnce(&mut Follower, SystemTime) -> Vec<Event>) {
-        let mut follower = lock(&self.0.follower);
-        for event in see(&mut follower, SystemTime::now()) {
+    /// Publishes what recovery says, where it is to be told.
+    pub fn publish_recovery(&self, said: recovery::Event<'_>) {
+        if said.kind != recovery::EventKind::TakenUp {
+            return self.publish(|events, now| events.of_recovery(said, now));
+        }
+        // An earlier daemon told it, which is no news; its alerts go on.
+        let mut events = lock(&self.0.events);
+        for event in events.taken_up(said.incident, SystemTime::now()) {
             self.0.hand_out(event, false);
         }
     }
@@ -176,9 +181,7 @@ impl Notifier {
 
     /// Tells that the daemon ends, waits a little for what can be told still, and keeps the rest.
     pub async fn finish(&self) {
-        self.follow(|follower, now| {
-            [follower.of_host(EventKind::DaemonStopped, String::new(), now)]
-        });
+        self.publish(|events, now| [events.of_host(EventKind::DaemonStopped, String::new(), now)]);
         lock(&self.0.keeper).take().iter().for_each(JoinHandle::abort);
         lock(&self.0.workers).iter().for_each(Worker::retry_now);
         let are_drained = || lock(&self.0.workers).iter().all(Worker::is_drained);

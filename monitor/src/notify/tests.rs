@@ -132,7 +132,7 @@ fn start(runtime: &Runtime, text: &str, dir: &Path, counts: &NotificationCounts)
 fn tell(telling: &Notifier, reason: &str) -> Duration {
     let begun = Instant::now();
     let reason = reason.to_owned();
-    telling.follow(|follower, now| [follower.of_host(EventKind::SensorLost, reason, now)]);
+    telling.publish(|events, now| [events.of_host(EventKind::SensorLost, reason, now)]);
     begun.elapsed()
 }
 
@@ -370,7 +370,7 @@ fn an_alertmanager_gets_what_is_wrong_and_its_end() {
     let ends = alerts[0]["endsAt"].clone();
     stage
         .telling
-        .follow(|follower, now| [follower.of_host(EventKind::SensorBack, String::new(), now)]);
+        .publish(|events, now| [events.of_host(EventKind::SensorBack, String::new(), now)]);
     let alerts = body(&requests);
     assert_eq!(alerts.as_array().map(Vec::len), Some(1));
     assert!(alerts[0]["endsAt"].as_str() < ends.as_str(), "{alerts} {ends}");

@@ -1,8 +1,15 @@
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use super::{Follower, LASTING, Standing};
+use super::{Events, Happened};
 use crate::{
-    notify::event::{Event, EventKind, Subject},
+    notify::{
+        event::{Event, EventKind, Subject},
+        lasting::LASTING,
+    },
+    recovery,
     storage::incident::{Attempt, Incident, Outcome},
 };
 use flatline_qemu::discover::VmId;
@@ -14,8 +21,23 @@ fn at(seconds: u64) -> SystemTime {
     UNIX_EPOCH + BEGAN + Duration::from_secs(seconds)
 }
 
-fn follower() -> Follower {
-    Follower::new("kvm-1".to_owned(), UNIX_EPOCH + BEGAN)
+fn events() -> Events {
+    Events::new("kvm-1".to_owned())
+}
+
+/// What is told when recovery says this of an incident.
+fn say(
+    events: &mut Events,
+    kind: Happened,
+    incident: &Incident,
+    seconds: u64,
+) -> Option<&'static str> {
+    let event = events.of_recovery(recovery::Event { kind, incident }, at(seconds));
+    event.map(|event| event.kind.as_str())
+}
+
+fn closed(incident: &Incident) -> Happened {
+    Happened::Closed(incident.outcome.expect("it has an outcome"))
 }
 
 fn incident(id: &str, cause: &str) -> Incident {
@@ -42,26 +64,24 @@ fn kinds(events: &[Event]) -> Vec<&'static str> {
 }
 
 #[test]
-fn a_crash_is_told_once_with_each_restart_and_what_came_of_it() {
-    let (mut follower, mut incident) = (follower(), incident("a", "halted"));
+fn a_crash_is_told_with_each_restart_and_what_came_of_it() {
+    let (mut events, mut incident) = (events(), incident("a", "halted"));
     let mut told = Vec::new();
-    let mut write = |incident: &Incident| {
-        let events = follower.incident(incident, at(20));
-        told.extend(events.clone());
-        kinds(&events)
+    let mut say = |kind, incident: &Incident| {
+        let event = events.of_recovery(recovery::Event { kind, incident }, at(20));
+        told.extend(event.clone());
+        event.map(|event| event.kind.as_str())
     };
-    assert_eq!(write(&incident), ["crashed"]);
-    assert_eq!(write(&incident), [""; 0]);
+    assert_eq!(say(Happened::Detected, &incident), Some("crashed"));
     incident.attempts.push(attempt(None));
-    assert_eq!(write(&incident), [""; 0]);
+    assert_eq!(say(Happened::RestartBegun, &incident), None);
     incident.attempts[0].reset_at = Some(at(12));
-    assert_eq!(write(&incident), ["restarted"]);
+    assert_eq!(say(Happened::Restarted, &incident), Some("restarted"));
     incident.attempts.push(attempt(Some(at(60))));
-    assert_eq!(write(&incident), ["restarted"]);
+    assert_eq!(say(Happened::Restarted, &incident), Some("restarted"));
     incident.outcome = Some(Outcome::Recovered);
     incident.recover_seconds = Some(7.94);
-    assert_eq!(write(&incident), ["recovered"]);
-    assert_eq!(write(&incident), [""; 0]);
+    assert_eq!(say(closed(&incident), &incident), Some("recovered"));
     let attempts: Vec<_> = told.iter().map(|event| event.attempt).collect();
     assert_eq!(attempts, [0, 1, 2, 2]);
     assert_eq!(told[1].reason, "restart 1 of 3 within 1h, by system_reset; it had crashed: why");
@@ -74,146 +94,144 @@ fn a_crash_is_told_once_with_each_restart_and_what_came_of_it() {
 
 #[test]
 fn the_same_event_has_the_same_id_whichever_daemon_tells_it() {
-    let incident = incident("a", "halted");
-    let [first, second] = [follower(), Follower::new("kvm-1".to_owned(), at(5))]
-        .map(|mut follower| follower.incident(&incident, at(20)).remove(0).id);
-    assert_eq!(first, second);
-    let other = Follower::new("kvm-2".to_owned(), at(0)).incident(&incident, at(20)).remove(0).id;
-    assert_ne!(first, other);
+    let incident = &incident("a", "halted");
+    let id = |host: &str, seconds| {
+        let said = recovery::Event { kind: Happened::Detected, incident };
+        let event = Events::new(host.to_owned()).of_recovery(said, at(seconds));
+        event.expect("news").id
+    };
+    assert_eq!(id("kvm-1", 20), id("kvm-1", 25));
+    assert_ne!(id("kvm-1", 20), id("kvm-2", 20));
 }
 
 #[test]
 fn every_outcome_has_its_event() {
     for (outcome, kind) in [
+        (Outcome::Recovered, "recovered"),
         (Outcome::NotRecovered, "not-recovered"),
         (Outcome::Refused, "refused"),
         (Outcome::LimitReached, "failed"),
         (Outcome::Observed, "observed"),
     ] {
         let incident = Incident { outcome: Some(outcome), ..incident("a", "silent") };
-        assert_eq!(kinds(&follower().incident(&incident, at(20))), ["crashed", kind]);
+        assert_eq!(say(&mut events(), closed(&incident), &incident, 20), Some(kind));
     }
-    let outcome = Some(Outcome::LimitReached);
-    let boots_on = Incident { outcome, ..incident("a", "boot-loop") };
-    assert_eq!(kinds(&follower().incident(&boots_on, at(20))), ["failed"]);
+    let boots_on = incident("a", "boot-loop");
+    assert_eq!(say(&mut events(), Happened::Detected, &boots_on, 20), None);
 }
 
 #[test]
 fn an_outcome_that_comes_again_is_no_news() {
-    let (mut follower, refused) = (follower(), Some(Outcome::Refused));
-    let refused = Incident { outcome: refused, ..incident("a", "silent") };
-    assert_eq!(kinds(&follower.incident(&refused, at(20))), ["crashed", "refused"]);
+    let (mut events, refused) = (events(), Some(Outcome::Refused));
+    let mut refused = Incident { outcome: refused, ..incident("a", "silent") };
+    assert_eq!(say(&mut events, closed(&refused), &refused, 20), Some("refused"));
     // Convicted anew of the same crash, and refused anew.
-    let convicted = Incident { outcome: None, ..refused.clone() };
-    assert_eq!(kinds(&follower.incident(&convicted, at(30))), [""; 0]);
-    assert_eq!(kinds(&follower.incident(&refused, at(30))), [""; 0]);
+    assert_eq!(say(&mut events, closed(&refused), &refused, 30), None);
+    refused.attempts.push(attempt(Some(at(40))));
+    assert_eq!(say(&mut events, closed(&refused), &refused, 50), Some("refused"));
 }
 
 #[test]
 fn what_an_earlier_daemon_told_is_not_told_again_and_what_comes_of_it_is() {
-    let mut follower = follower();
-    let mut old =
+    let mut events = events();
+    let mut open =
         Incident { detected_at: at(0) - Duration::from_secs(60), ..incident("a", "halted") };
-    old.attempts.push(attempt(Some(at(0) - Duration::from_secs(50))));
-    old.outcome = Some(Outcome::Recovered);
-    assert_eq!(kinds(&follower.incident(&old, at(1))), ["recovered"]);
-    let mut open = Incident { id: "b".to_owned(), outcome: None, ..old };
-    assert_eq!(kinds(&follower.taken_up(&open, at(1))), ["crashed"]);
-    assert_eq!(kinds(&follower.incident(&open, at(2))), [""; 0]);
+    open.attempts.push(attempt(Some(at(0) - Duration::from_secs(50))));
+    open.outcome = Some(Outcome::Refused);
+    assert_eq!(kinds(&events.taken_up(&open, at(1))), ["crashed", "refused"]);
+    assert_eq!(say(&mut events, Happened::TakenUp, &open, 1), None);
+    assert_eq!(say(&mut events, closed(&open), &open, 2), None);
     open.outcome = Some(Outcome::LimitReached);
-    assert_eq!(kinds(&follower.incident(&open, at(3))), ["failed"]);
+    assert_eq!(say(&mut events, closed(&open), &open, 3), Some("failed"));
+    assert!(events.any_is_down());
 }
 
 #[test]
-fn who_failed_and_lives_all_the_same_is_told_of_once() {
-    let mut follower = follower();
+fn a_vm_that_failed_and_lives_all_the_same_is_told_of_once() {
+    let mut events = events();
     let failed = Incident { outcome: Some(Outcome::LimitReached), ..incident("a", "halted") };
-    follower.incident(&failed, at(20));
-    assert!(follower.any_is_down());
-    assert_eq!(follower.alive("web-1", at(9), at(21)), None, "heard before the crash");
-    assert_eq!(follower.alive("web-2", at(20), at(21)), None);
-    let event = follower.alive("web-1", at(20), at(21)).expect("it lives");
+    say(&mut events, closed(&failed), &failed, 20);
+    assert!(events.any_is_down());
+    assert_eq!(events.alive("web-1", at(9), at(21)), None, "heard before the crash");
+    assert_eq!(events.alive("web-2", at(20), at(21)), None);
+    let event = events.alive("web-1", at(20), at(21)).expect("it lives");
     assert_eq!((event.kind, event.attempt), (EventKind::AliveAgain, 0));
-    assert!(!follower.any_is_down());
-    assert_eq!(follower.alive("web-1", at(22), at(23)), None);
-    // What is written of it later is no news any more.
-    let refused = Incident { outcome: Some(Outcome::Refused), ..failed };
-    assert_eq!(kinds(&follower.incident(&refused, at(24))), [""; 0]);
+    assert!(!events.any_is_down());
+    assert_eq!(events.alive("web-1", at(22), at(23)), None);
 }
 
 #[test]
-fn who_failed_and_was_stopped_by_somebody_is_told_of_once() {
-    let mut follower = follower();
-    assert_eq!(follower.ended(subject(), "quit", at(20)), None);
+fn a_vm_that_failed_and_was_stopped_is_told_of_once() {
+    let mut events = events();
+    assert_eq!(events.ended(subject(), "quit", at(20)), None);
     let failed = Incident { outcome: Some(Outcome::LimitReached), ..incident("a", "halted") };
-    follower.incident(&failed, at(20));
-    let ended = follower.ended(subject(), "quit", at(21)).expect("it was down");
+    say(&mut events, closed(&failed), &failed, 20);
+    let ended = events.ended(subject(), "quit", at(21)).expect("it was down");
     assert_eq!((ended.kind, ended.reason.as_str()), (EventKind::Ended, "quit"));
-    assert_eq!(follower.ended(subject(), "quit", at(22)), None);
+    assert_eq!(events.ended(subject(), "quit", at(22)), None);
 }
 
 #[test]
-fn a_heart_that_stops_is_told_and_that_it_beats_again() {
-    for (cause, kind) in [("userland-dead", "userland-dead"), ("service-dead", "service-dead")] {
-        let mut follower = follower();
+fn a_heartbeat_that_stops_is_told_and_that_it_is_back() {
+    for cause in ["userland-dead", "service-dead"] {
+        let mut events = events();
         let mut told = Incident { outcome: Some(Outcome::Observed), ..incident("a", cause) };
-        assert_eq!(kinds(&follower.incident(&told, at(20))), [kind]);
-        assert_eq!(follower.alive("web-1", at(30), at(30)), None, "it has not crashed");
+        assert_eq!(say(&mut events, Happened::AgentLost, &told, 20), Some(cause));
+        assert_eq!(events.alive("web-1", at(30), at(30)), None, "it has not crashed");
         told.recovered_at = Some(at(40));
-        assert_eq!(kinds(&follower.incident(&told, at(40))), ["beats-again"]);
-        assert!(!follower.any_is_down());
+        assert_eq!(say(&mut events, Happened::AgentBack, &told, 40), Some("beats-again"));
+        assert!(!events.any_is_down());
         // One that is restarted for it has crashed like any other.
         let convicted = incident("b", cause);
-        assert_eq!(kinds(&follower.incident(&convicted, at(50))), ["crashed"]);
+        assert_eq!(say(&mut events, Happened::Detected, &convicted, 50), Some("crashed"));
     }
 }
 
 #[test]
-fn a_storm_is_the_hosts_and_told_once() {
-    let mut follower = follower();
+fn a_storm_is_the_hosts() {
     let storm = Incident { vm: "*".to_owned(), pid: 0, ..incident("s", "storm") };
-    let events = follower.incident(&storm, at(20));
-    assert_eq!(kinds(&events), ["host-incident"]);
-    assert_eq!(events[0].subject, None);
-    assert_eq!(kinds(&follower.incident(&storm, at(21))), [""; 0]);
+    let said = recovery::Event { kind: Happened::Storm, incident: &storm };
+    let event = events().of_recovery(said, at(20)).expect("news");
+    assert_eq!((event.kind, event.subject), (EventKind::HostIncident, None));
+    assert_eq!((event.cause.as_deref(), event.reason.as_str()), (Some("storm"), "why"));
 }
 
 #[test]
-fn how_a_vm_stands_is_told_once_it_lasts_and_when_it_is_over() {
-    let mut follower = follower();
-    let mut stand = |standing: Standing, second: u64| {
+fn a_vms_condition_is_told_once_it_lasts_and_when_it_is_over() {
+    let mut events = events();
+    let mut stand = |condition, second: u64| {
         let moment = Duration::from_secs(second);
-        kinds(&follower.standing(ID, subject, standing, (moment, at(second))))
+        kinds(&events.of_vm(ID, subject, condition, (moment, at(second))))
     };
-    let blind = || Standing::Unobservable("no tap".to_owned());
-    let host = || Standing::HostFault("storage".to_owned());
+    let blind = || Some((EventKind::Unobservable, "no tap".to_owned()));
+    let host = || Some((EventKind::HostFault, "storage".to_owned()));
     let lasting = LASTING.as_secs();
     assert_eq!(stand(blind(), 0), [""; 0]);
-    assert_eq!(stand(Standing::Fine, 1), [""; 0]);
+    assert_eq!(stand(None, 1), [""; 0]);
     assert_eq!(stand(blind(), 2), [""; 0]);
     assert_eq!(stand(blind(), 1 + lasting), [""; 0]);
     assert_eq!(stand(blind(), 2 + lasting), ["unobservable"]);
     assert_eq!(stand(blind(), 60), [""; 0]);
     assert_eq!(stand(host(), 61), ["observable-again"]);
     assert_eq!(stand(host(), 61 + lasting), ["host-fault"]);
-    assert_eq!(stand(Standing::Fine, 100), ["host-fault-over"]);
-    assert_eq!(stand(Standing::Fine, 101), [""; 0]);
+    assert_eq!(stand(None, 100), ["host-fault-over"]);
+    assert_eq!(stand(None, 101), [""; 0]);
     stand(blind(), 200);
     stand(blind(), 300);
-    let gone = follower.gone(ID, subject(), at(301)).expect("it was told");
+    let gone = events.no_longer_watched(ID, subject(), at(301)).expect("it was told");
     assert_eq!(gone.kind, EventKind::ObservableAgain);
-    assert_eq!(follower.gone(ID, subject(), at(302)), None);
+    assert_eq!(events.no_longer_watched(ID, subject(), at(302)), None);
 }
 
 #[test]
 fn each_sensor_is_told_by_its_name() {
-    let mut follower = follower();
+    let mut events = events();
     let lost = |names: &[&str]| {
-        names.iter().map(|name| ((*name).to_owned(), "why".to_owned())).collect::<Vec<_>>()
+        names.iter().map(|name| ((*name).to_owned(), "why".to_owned())).collect::<BTreeMap<_, _>>()
     };
     let mut look = |names: &[&str], second: u64| {
-        let events = follower.sensors(lost(names), Duration::from_secs(second), at(second));
-        events.iter().map(|e| format!("{} {}", e.kind.as_str(), e.sensor)).collect::<Vec<_>>()
+        let news = events.of_sensors(lost(names), Duration::from_secs(second), at(second));
+        news.iter().map(|e| format!("{} {}", e.kind.as_str(), e.sensor)).collect::<Vec<_>>()
     };
     assert_eq!(look(&["a"], 0), [""; 0]);
     assert_eq!(look(&["a", "b"], 10), ["sensor-lost a"]);
@@ -224,10 +242,12 @@ fn each_sensor_is_told_by_its_name() {
 
 #[test]
 fn what_is_remembered_is_bounded() {
-    let mut follower = follower();
+    let mut events = events();
     for number in 0..10_000 {
-        let uuid = Some(format!("u-{number}"));
-        follower.incident(&Incident { uuid, ..incident(&number.to_string(), "halted") }, at(20));
+        let (uuid, outcome) = (Some(format!("u-{number}")), Some(Outcome::Refused));
+        let refused = Incident { uuid, outcome, ..incident(&number.to_string(), "halted") };
+        say(&mut events, closed(&refused), &refused, 20);
     }
-    assert_eq!((follower.told.len(), follower.down.len()), (super::REMEMBERED, super::DOWN_MAX));
+    let bounds = (super::OUTCOMES_MAX, super::DOWN_MAX);
+    assert_eq!((events.outcomes.len(), events.down.len()), bounds);
 }
