@@ -1,31 +1,46 @@
-//! The commands' end of the control socket: blocking, and bounded in time and size, so that a
-//! stuck daemon can't hang a script.
+//! The commands' end of the Unix socket: blocking, and bounded in time and size, so that a stuck daemon can't hang a
+//! script.
 
-use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::{
+    error::Error,
+    io,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{
+    Method, StatusCode,
+    client::conn::http1,
+    header::{CONTENT_TYPE, HOST},
+};
+use hyper_util::rt::TokioIo;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::json;
 
-use super::{Refusal, Request, TIME_LIMIT};
+use super::{Refusal, Request, TIME_LIMIT, response::JSON, view::LinkView};
 
 /// Longest reply in bytes: tens of thousands of incidents fit.
 const REPLY_MAX_BYTES: usize = 64 << 20;
 
+type Http = hyper::Request<Full<Bytes>>;
+type Cause = Box<dyn Error + Send + Sync>;
+
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nothing serves the socket, or it may not be opened, or no reply came in time.
+    /// The socket is not served, or may not be opened, or no reply came in time.
     #[error("can't reach the daemon at {}", path.display())]
     Unreachable {
         /// The socket.
         path: PathBuf,
         /// Why not.
         #[source]
-        source: io::Error,
+        source: Cause,
     },
     /// What came back isn't what was asked for: most likely a daemon of another version.
     #[error("the daemon at {} answered something else than was asked", path.display())]
@@ -34,67 +49,107 @@ pub enum ClientError {
         path: PathBuf,
         /// What is wrong with it.
         #[source]
-        source: serde_json::Error,
+        source: Cause,
     },
     /// The daemon refused.
     #[error("{}", .0.message)]
     Refused(Refusal),
 }
 
-/// Asks the daemon whose socket is in `runtime_dir` and waits at most [`TIME_LIMIT`].
+/// Asks the daemon whose socket is in `runtime_dir` and waits at most [`TIME_LIMIT`]. Not to be called by a task.
+///
+/// # Errors
+/// Where there is no answer in time, or one that isn't a `T`.
 pub fn ask<T: DeserializeOwned>(runtime_dir: &Path, request: &Request) -> Result<T, ClientError> {
+    understood(runtime_dir, http(request, request.changes()))
+}
+
+/// Asks it for a link to the page, likewise.
+///
+/// # Errors
+/// As [`ask`].
+pub fn ask_for_link(runtime_dir: &Path) -> Result<LinkView, ClientError> {
+    understood(runtime_dir, http(&json!({"command": "web"}), true))
+}
+
+fn understood<T: DeserializeOwned>(
+    runtime_dir: &Path,
+    request: Result<Http, Cause>,
+) -> Result<T, ClientError> {
     let path = super::socket_path(runtime_dir);
     let not_understood = |source| ClientError::NotUnderstood { path: path.clone(), source };
-    let mut line = serde_json::to_vec(request).map_err(not_understood)?;
-    line.push(b'\n');
-    let reply = exchange(&path, &line, TIME_LIMIT)
-        .map_err(|source| ClientError::Unreachable { path: path.clone(), source })?;
-    match serde_json::from_slice(&reply).map_err(not_understood)? {
-        Answer::Ok(view) => Ok(view),
-        Answer::Error(refusal) => Err(ClientError::Refused(refusal)),
+    let answer = request.and_then(|request| exchange(&path, request, TIME_LIMIT));
+    let (status, body) = answer.map_err(|source| {
+        let other_protocol =
+            source.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse);
+        if other_protocol {
+            not_understood(source)
+        } else {
+            ClientError::Unreachable { path: path.clone(), source }
+        }
+    })?;
+    if status.is_success() {
+        return serde_json::from_slice(&body).map_err(|why| not_understood(why.into()));
+    }
+    match serde_json::from_slice(&body) {
+        Ok(refusal) => Err(ClientError::Refused(refusal)),
+        Err(_) => Err(not_understood(format!("{status}").into())),
     }
 }
 
-/// A [`super::Reply`] whose view is read at once: by way of a `Value`, 1,000 VMs take twice as long.
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Answer<T> {
-    Ok(T),
-    Error(Refusal),
+pub(super) fn exchange(
+    path: &Path,
+    request: Http,
+    limit: Duration,
+) -> Result<(StatusCode, Bytes), Cause> {
+    let stream = connect(path, limit)?;
+    stream.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let stream = TokioIo::new(tokio::net::UnixStream::from_std(stream)?);
+        let whole = async {
+            let (mut sender, connection) = http1::handshake(stream).await?;
+            tokio::spawn(connection);
+            let answer = sender.send_request(request).await?;
+            let status = answer.status();
+            let body = Limited::new(answer.into_body(), REPLY_MAX_BYTES).collect().await?;
+            Ok((status, body.to_bytes()))
+        };
+        tokio::time::timeout(limit, whole).await.unwrap_or_else(|_| Err(too_late(limit).into()))
+    })
 }
 
-pub(super) fn exchange(path: &Path, line: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
-    let deadline = Instant::now() + limit;
-    let mut stream = connect(path, limit)?;
-    // A reply may be on its way although the request was cut short (the daemon is busy, or the
-    // request too long): it says more than the broken pipe.
-    let sent = stream.write_all(line);
-    let mut reply = Vec::new();
-    let mut chunk = [0; 16 << 10];
-    while reply.last() != Some(&b'\n') {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(too_late(limit));
+/// `request` as it travels: its command is the path, its fields are in the query, or in the body if it changes
+/// something.
+pub(super) fn http(request: &impl Serialize, changes: bool) -> Result<Http, Cause> {
+    let fields = serde_json::to_value(request)?;
+    let mut fields = fields.as_object().cloned().unwrap_or_default();
+    let command = fields.remove("command").unwrap_or_default();
+    let mut target = format!("/{}", command.as_str().unwrap_or_default());
+    let built = hyper::Request::builder().header(HOST, "localhost");
+    let (built, body) = if changes {
+        let built = built.method(Method::POST).header(CONTENT_TYPE, JSON);
+        (built, serde_json::to_vec(&fields)?)
+    } else {
+        let mut separator = '?';
+        for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
+            let value = value.as_str().map_or_else(|| value.to_string(), percent_encoded);
+            target.push_str(&format!("{separator}{name}={value}"));
+            separator = '&';
         }
-        stream.set_read_timeout(Some(left))?;
-        match stream.read(&mut chunk) {
-            Ok(0) => {
-                sent?;
-                return Err(io::Error::new(
-                    io::ErrorKind::UnexpectedEof,
-                    "the connection ended without an answer",
-                ));
-            }
-            Ok(length) => reply.extend_from_slice(chunk.get(..length).unwrap_or_default()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(too_late(limit)),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(sent.err().unwrap_or(error)),
+        (built, Vec::new())
+    };
+    Ok(built.uri(target).body(Full::from(body))?)
+}
+
+fn percent_encoded(text: &str) -> String {
+    let encoded = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' => {
+            char::from(byte).to_string()
         }
-        if reply.len() > REPLY_MAX_BYTES {
-            return Err(io::Error::other(format!("a reply above {REPLY_MAX_BYTES} bytes")));
-        }
-    }
-    Ok(reply)
+        other => format!("%{other:02X}"),
+    };
+    text.bytes().map(encoded).collect()
 }
 
 /// Connects with a limit, which `UnixStream::connect` lacks: it waits for as long as the

@@ -1,29 +1,33 @@
-//! The control socket: one JSON line asks, one JSON line answers, then the connection ends.
+//! What can be asked of the daemon, and what is answered: HTTP with JSON, by one set of routes.
 //!
-//! The server only carries: each request goes to the task that owns the state, over a channel,
-//! with a way back for its reply. Who may open the socket is decided by its mode and its
-//! directory; it takes no privilege to ask, and nothing that can be asked touches a guest: to hold keeps
-//! the daemon from it, and to release lets it do what it is configured to. What it may have written goes to
-//! the daemon's own directory, under names that the daemon gives, and within its bounds.
+//! On the Unix socket all of them are served: its mode and its directory decide who may ask. On TCP only those of
+//! [`crate::web`] are, which never ask the loop. The routes of the loop only carry: each request goes to the task that
+//! owns the state, over a channel, with a way back for its reply. Nothing that can be asked touches a guest: to hold
+//! keeps the daemon from it, and to release lets it do what it is configured to. What it may have written goes to the
+//! daemon's own directory, under names that the daemon gives, and within its bounds.
 
 mod client;
-mod server;
+pub(crate) mod listener;
+pub(crate) mod response;
+mod routes;
+mod socket;
 #[cfg(test)]
 mod tests;
 pub mod view;
 
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-pub use client::{ClientError, ask};
-pub use server::{BindError, ControlRequest, bind, serve};
+pub use client::{ClientError, ask, ask_for_link};
+pub use routes::{ControlRequest, serve};
+pub use socket::{BindError, bind};
 
-/// Longest request in bytes, its newline not counted.
+/// Longest body of a request, in bytes.
 pub const REQUEST_MAX_BYTES: usize = 64 << 10;
 
-/// Connections that are served at a time; a further one is told that the daemon is busy.
+/// Connections to the Unix socket that are served at a time; the oldest one is cut off for one more.
 pub const CONNECTIONS_MAX: usize = 32;
 
 /// How long a request may take from connecting to the last byte of its reply, on either side.
@@ -34,8 +38,9 @@ pub fn socket_path(runtime_dir: &Path) -> PathBuf {
     runtime_dir.join("control.sock")
 }
 
-/// What can be asked.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What can be asked on the Unix socket. A command is a path; its fields are in the query, or in the JSON body of one
+/// that [changes](Self::changes) something.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "command", rename_all = "kebab-case")]
 pub enum Request {
     /// A [`view::StatusView`].
@@ -48,13 +53,11 @@ pub enum Request {
     /// A [`view::LinesView`]: the last ticks in figures, for a live picture.
     Lines {
         /// Of this VM; `None`: of all.
-        #[serde(default)]
         vm: Option<String>,
     },
     /// An [`crate::storage::incident::IncidentsView`].
     Incidents {
         /// Only those of this VM.
-        #[serde(default)]
         vm: Option<String>,
     },
     /// An [`crate::storage::evidence::EvidenceView`]: a part of a file of an incident's.
@@ -63,39 +66,47 @@ pub enum Request {
         id: String,
         /// The file's name.
         file: String,
-        /// Where the part begins.
-        #[serde(default)]
+        /// Where the part begins, in bytes.
         offset: u64,
     },
     /// A [`view::HoldView`]: touch nothing.
     Hold {
         /// Of this VM; `None`: of all.
-        #[serde(default)]
         vm: Option<String>,
         /// For so long; `None`: until it is released.
-        #[serde(default)]
         seconds: Option<u64>,
     },
     /// A [`view::HoldView`]: a hold is taken back, and what was restarted before counts no more.
     Release {
         /// Of this VM; `None`: of all.
-        #[serde(default)]
         vm: Option<String>,
     },
     /// A [`view::RecordView`]: what is kept of the last minutes is written to files.
     Record {
         /// Of this VM; `None`: of all.
-        #[serde(default)]
         vm: Option<String>,
     },
 }
 
+impl Request {
+    /// Whether it leaves anything changed, and so travels as POST.
+    fn changes(&self) -> bool {
+        match self {
+            Self::Status
+            | Self::Show { .. }
+            | Self::Lines { .. }
+            | Self::Incidents { .. }
+            | Self::Evidence { .. } => false,
+            Self::Hold { .. } | Self::Release { .. } | Self::Record { .. } => true,
+        }
+    }
+}
+
 /// The answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Reply {
-    /// What was asked for.
-    Ok(Value),
+    /// What was asked for, as JSON.
+    Ok(Bytes),
     /// Why there is no answer.
     Error(Refusal),
 }
@@ -103,8 +114,8 @@ pub enum Reply {
 impl Reply {
     /// The reply that carries `view`.
     pub fn ok(view: &impl Serialize) -> Self {
-        match serde_json::to_value(view) {
-            Ok(value) => Self::Ok(value),
+        match serde_json::to_vec(view) {
+            Ok(json) => Self::Ok(json.into()),
             Err(error) => Self::error(RefusalKind::Internal, error.to_string()),
         }
     }
@@ -134,7 +145,7 @@ pub enum RefusalKind {
     AmbiguousVm,
     /// The request is too long or not understood.
     BadRequest,
-    /// Too many connections.
+    /// Too much is asked for at the moment.
     Busy,
     /// There is nothing of what was asked for.
     Nothing,

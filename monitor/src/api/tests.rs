@@ -4,12 +4,13 @@ use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use axum::Router;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
-use super::client::exchange;
+use super::client::{exchange, http};
 use super::{
     BindError, CONNECTIONS_MAX, ClientError, ControlRequest, REQUEST_MAX_BYTES, RefusalKind, Reply,
     Request, TIME_LIMIT, ask, bind, serve, socket_path,
@@ -24,7 +25,7 @@ fn server() -> (TempDir, Runtime) {
     let entered = runtime.enter();
     let listener = bind(directory.path()).expect("bound");
     let (sender, mut requests) = mpsc::channel::<ControlRequest>(4);
-    runtime.spawn(serve(listener, sender));
+    runtime.spawn(serve(listener, sender, Router::new()));
     runtime.spawn(async move {
         while let Some(ControlRequest { request, reply }) = requests.recv().await {
             let answer = match request {
@@ -40,27 +41,70 @@ fn server() -> (TempDir, Runtime) {
     (directory, runtime)
 }
 
-fn raw(path: &Path, line: &[u8]) -> Value {
-    let reply = exchange(path, line, TIME_LIMIT).expect("a reply");
-    serde_json::from_slice(&reply).expect("JSON")
+/// What comes back for these bytes until the end: the status, and the body as JSON.
+fn raw(path: &Path, request: &[u8]) -> (u16, Value) {
+    let mut stream = StdStream::connect(path).expect("connected");
+    stream.set_read_timeout(Some(TIME_LIMIT * 2)).expect("a limit");
+    // It may be refused before all of it is sent.
+    let _ = stream.write_all(request);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    let answer = String::from_utf8(answer).expect("UTF-8");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    (status, serde_json::from_str(body).unwrap_or_default())
+}
+
+fn get(path: &Path, target: &str) -> (u16, Value) {
+    raw(path, format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes())
+}
+
+fn post(path: &Path, target: &str, body: &str) -> (u16, Value) {
+    let head = format!("POST {target} HTTP/1.1\r\nHost: localhost\r\n");
+    raw(path, format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes())
 }
 
 #[test]
 fn requests_have_their_documented_form_and_reach_the_owner_of_the_state() {
     let (directory, _runtime) = server();
     let path = socket_path(directory.path());
-    for line in [
-        json!({"command": "status"}),
-        json!({"command": "show", "vm": "a"}),
-        json!({"command": "incidents", "vm": null}),
-        json!({"command": "incidents", "vm": "a"}),
-        json!({"command": "evidence", "id": "i", "file": "f", "offset": 7}),
+    for (target, expected) in [
+        ("/status", json!({"command": "status"})),
+        ("/show?vm=a", json!({"command": "show", "vm": "a"})),
+        ("/lines", json!({"command": "lines", "vm": null})),
+        ("/incidents", json!({"command": "incidents", "vm": null})),
+        ("/incidents?vm=a%20%26b", json!({"command": "incidents", "vm": "a &b"})),
+        (
+            "/evidence?id=i&file=f&offset=7",
+            json!({"command": "evidence", "id": "i", "file": "f", "offset": 7}),
+        ),
     ] {
-        assert_eq!(raw(&path, format!("{line}\n").as_bytes()), json!({"ok": line}));
+        assert_eq!(get(&path, target), (200, expected), "{target}");
     }
-    let request = Request::Incidents { vm: Some("a".to_owned()) };
-    let answer: Request = ask(directory.path(), &request).expect("an answer");
-    assert_eq!(answer, request);
+    for (target, body, expected) in [
+        ("/hold", "", json!({"command": "hold", "vm": null, "seconds": null})),
+        (
+            "/hold",
+            r#"{"vm": "a", "seconds": 5}"#,
+            json!({"command": "hold", "vm": "a", "seconds": 5}),
+        ),
+        ("/release", r#"{"vm": "a"}"#, json!({"command": "release", "vm": "a"})),
+        ("/record", "{}", json!({"command": "record", "vm": null})),
+    ] {
+        assert_eq!(post(&path, target, body), (200, expected), "{target}");
+    }
+    let text = |text: &str| Some(text.to_owned());
+    for request in [
+        Request::Status,
+        Request::Show { vm: "a".to_owned() },
+        Request::Incidents { vm: text("a b&c=%d/é\u{202e}") },
+        Request::Evidence { id: "i?".to_owned(), file: "f#".to_owned(), offset: u64::MAX },
+        Request::Hold { vm: text("\"'\\"), seconds: Some(3) },
+        Request::Record { vm: None },
+    ] {
+        let answer: Value = ask(directory.path(), &request).expect("an answer");
+        assert_eq!(answer, serde_json::to_value(&request).expect("JSON"));
+    }
 }
 
 #[test]
@@ -69,23 +113,31 @@ fn a_refusal_comes_with_its_kind() {
     let answer = ask::<Value>(directory.path(), &Request::Show { vm: "b".to_owned() });
     let Err(ClientError::Refused(refusal)) = answer else { panic!("{answer:?}") };
     assert_eq!((refusal.kind, refusal.message.as_str()), (RefusalKind::NoSuchVm, "no VM b"));
-    let line = raw(&socket_path(directory.path()), b"{\"command\":\"show\",\"vm\":\"b\"}\n");
-    assert_eq!(line, json!({"error": {"kind": "no-such-vm", "message": "no VM b"}}));
+    let answer = get(&socket_path(directory.path()), "/show?vm=b");
+    assert_eq!(answer, (404, json!({"kind": "no-such-vm", "message": "no VM b"})));
 }
 
 #[test]
 fn a_request_that_is_not_understood_or_too_long_is_refused() {
     let (directory, _runtime) = server();
     let path = socket_path(directory.path());
-    for line in [&b"hello\n"[..], b"{\"command\":\"destroy\"}\n", b"\xff\n", b"\n"] {
-        assert_eq!(raw(&path, line)["error"]["kind"], "bad-request");
+    for (status, kind) in [
+        get(&path, "/show"),
+        get(&path, "/evidence?id=i&file=f&offset=x"),
+        post(&path, "/hold", "hello"),
+        post(&path, "/hold", r#"{"seconds": -1}"#),
+    ] {
+        assert_eq!((status, &kind["kind"]), (400, &json!("bad-request")));
     }
-    let long = raw(&path, &vec![b' '; REQUEST_MAX_BYTES + 1]);
-    assert!(long["error"]["message"].as_str().is_some_and(|text| text.contains("longer")));
-    let mut fits = b"{\"command\":\"status\"}".to_vec();
-    fits.resize(REQUEST_MAX_BYTES, b' ');
-    fits.push(b'\n');
-    assert_eq!(raw(&path, &fits)["ok"]["command"], "status");
+    assert_eq!(get(&path, "/destroy").0, 404);
+    assert_eq!(get(&path, "/hold").0, 405, "what changes something is no GET");
+    for garbage in [&b"hello\n"[..], b"{\"command\":\"status\"}\n", b"\xff\n\r\n"] {
+        assert_eq!(raw(&path, garbage).0, 400);
+    }
+    let fits = format!("{{}}{}", " ".repeat(REQUEST_MAX_BYTES - 2));
+    assert_eq!(post(&path, "/record", &fits).1["command"], "record");
+    let (status, long) = post(&path, "/record", &format!("{fits} "));
+    assert_eq!((status, &long["kind"]), (400, &json!("bad-request")));
 }
 
 #[test]
@@ -93,7 +145,7 @@ fn slow_clients_are_cut_off_and_do_not_stop_others() {
     let (directory, _runtime) = server();
     let path = socket_path(directory.path());
     let mut slow = StdStream::connect(&path).expect("connected");
-    slow.write_all(b"{\"comm").expect("written");
+    slow.write_all(b"GET /sta").expect("written");
     let start = Instant::now();
     ask::<Value>(directory.path(), &Request::Status).expect("others are served");
     assert!(start.elapsed() < TIME_LIMIT / 2);
@@ -103,15 +155,15 @@ fn slow_clients_are_cut_off_and_do_not_stop_others() {
 }
 
 #[test]
-fn one_client_too_many_is_told_that_the_daemon_is_busy() {
+fn more_silent_clients_than_there_are_places_keep_no_other_out() {
     let (directory, _runtime) = server();
     let path = socket_path(directory.path());
-    let idle = (0..CONNECTIONS_MAX).map(|_| StdStream::connect(&path).expect("connected"));
-    let idle = idle.collect::<Vec<_>>();
-    let answer = ask::<Value>(directory.path(), &Request::Status);
-    let Err(ClientError::Refused(refusal)) = answer else { panic!("{answer:?}") };
-    assert_eq!(refusal.kind, RefusalKind::Busy);
-    drop(idle);
+    let silent = (0..3 * CONNECTIONS_MAX).map(|_| StdStream::connect(&path).expect("connected"));
+    let silent = silent.collect::<Vec<_>>();
+    let start = Instant::now();
+    ask::<Value>(directory.path(), &Request::Status).expect("an answer");
+    assert!(start.elapsed() < TIME_LIMIT / 2);
+    drop(silent);
 }
 
 #[test]
@@ -128,7 +180,7 @@ fn the_socket_has_its_mode_and_nothing_else_is_left_in_the_directory() {
 fn a_stale_socket_is_replaced_a_served_one_and_a_file_are_not() {
     let directory = TempDir::new().expect("a directory");
     let path = socket_path(directory.path());
-    drop(StdListener::bind(&path).expect("a socket that nobody serves"));
+    drop(StdListener::bind(&path).expect("a socket that is not served"));
     let runtime = Runtime::new().expect("a runtime");
     let _entered = runtime.enter();
     let _served = bind(directory.path()).expect("replaced");
@@ -143,12 +195,28 @@ fn a_stale_socket_is_replaced_a_served_one_and_a_file_are_not() {
 fn a_daemon_that_is_not_there_or_never_answers_is_unreachable_at_its_path() {
     let directory = TempDir::new().expect("a directory");
     let answer = ask::<Value>(directory.path(), &Request::Status);
-    let error = answer.expect_err("nobody there");
+    let error = answer.expect_err("not there");
     assert!(matches!(error, ClientError::Unreachable { .. }));
     let path: PathBuf = socket_path(directory.path());
     assert!(error.to_string().contains(path.to_str().expect("a path")), "{error}");
 
     let _mute = StdListener::bind(&path).expect("bound");
-    let error = exchange(&path, b"{}\n", Duration::from_millis(200)).expect_err("mute");
+    let request = http(&Request::Status, false).expect("a request");
+    let error = exchange(&path, request, Duration::from_millis(200)).expect_err("mute");
+    let error = error.downcast_ref::<std::io::Error>().expect("of the system's");
     assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+}
+
+#[test]
+fn a_daemon_that_speaks_another_protocol_is_not_understood() {
+    let directory = TempDir::new().expect("a directory");
+    let listener = StdListener::bind(socket_path(directory.path())).expect("bound");
+    let older = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        let _ = stream.read(&mut [0; 1024]).expect("a request");
+        stream.write_all(b"{\"error\":{\"kind\":\"bad-request\"}}\n").expect("answered");
+    });
+    let answer = ask::<Value>(directory.path(), &Request::Status);
+    assert!(matches!(answer, Err(ClientError::NotUnderstood { .. })), "{answer:?}");
+    older.join().expect("it answered");
 }

@@ -4,6 +4,7 @@
 //! failing on them. `null` always means *not known*, never zero.
 
 mod lines;
+mod link;
 mod memory;
 mod policy;
 
@@ -12,6 +13,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 pub use lines::{LineView, LinesView};
+pub use link::LinkView;
 pub use memory::{MemoryMomentView, MemoryView};
 pub use policy::PolicyView;
 

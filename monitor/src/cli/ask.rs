@@ -1,7 +1,9 @@
 //! Asking the daemon, and what its refusals mean for the exit code.
 
-use flatline::api::{self, ClientError, RefusalKind, Request};
-use flatline::config::Config;
+use flatline::{
+    api::{self, ClientError, RefusalKind, Request},
+    config::Config,
+};
 use serde::de::DeserializeOwned;
 
 use super::Failure;

@@ -24,6 +24,7 @@ mod terminal;
 #[cfg(test)]
 mod tests;
 mod top;
+mod web;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -64,6 +65,12 @@ enum Command {
         /// Without colours, as with NO_COLOR in the environment
         #[arg(long)]
         no_color: bool,
+    },
+    /// A link to the daemon's web page, good for some minutes and one browser
+    Web {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// All that is known of one VM, why its verdict is what it is, and its last minutes as lines
     Show {
@@ -246,6 +253,7 @@ fn run(arguments: Arguments) -> Result<Answer, Failure> {
         }
         Command::Status { json } => status::run(&load(config)?, json),
         Command::Top { no_color } => top::run(&load(config)?, no_color),
+        Command::Web { json } => web::run(&load(config)?, json),
         Command::Show { vm, json } => show::run(&load(config)?, vm, json),
         Command::Incidents { command: Some(IncidentsCommand::Show { id, json, html }), .. } => {
             let config = load(config)?;

@@ -117,7 +117,7 @@ fn with_evidence(directory: &Path) -> (String, Runtime) {
     let entered = runtime.enter();
     let listener = bind(&directory.join("run")).expect("bound");
     let (sender, mut requests) = tokio::sync::mpsc::channel::<ControlRequest>(1);
-    runtime.spawn(serve(listener, sender));
+    runtime.spawn(serve(listener, sender, axum::Router::new()));
     runtime.spawn(async move {
         let content = b"<0123456789abcdef0123456789>\n!";
         while let Some(ControlRequest { request, reply }) = requests.recv().await {
@@ -176,7 +176,7 @@ fn a_vm_or_incident_that_does_not_exist_is_bad_news() {
     let entered = runtime.enter();
     let listener = bind(&directory.path().join("run")).expect("bound");
     let (sender, mut requests) = tokio::sync::mpsc::channel::<ControlRequest>(1);
-    runtime.spawn(serve(listener, sender));
+    runtime.spawn(serve(listener, sender, axum::Router::new()));
     runtime.spawn(async move {
         while let Some(ControlRequest { request, reply }) = requests.recv().await {
             let _ = reply.send(match request {

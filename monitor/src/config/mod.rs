@@ -130,19 +130,19 @@ pub struct Metrics {
     pub page: bool,
     /// Names by which browsers may ask for the page, besides IP addresses and `localhost`.
     pub hosts: Vec<String>,
-    /// Who is served the evidence of incidents there.
+    /// Which clients are served the evidence of incidents there.
     pub evidence: EvidenceReaders,
 }
 
-/// Who is served the evidence of incidents over HTTP: pictures of consoles, and what else was kept.
+/// Which clients are served the evidence of incidents over HTTP: pictures of consoles, and what else was kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EvidenceReaders {
-    /// Connections of root, or of the daemon's own user, on a loopback address.
+    /// Sessions on a loopback address.
     Root,
-    /// Whoever reaches the address.
+    /// All sessions.
     All,
-    /// Nobody.
+    /// None.
     Off,
 }
 

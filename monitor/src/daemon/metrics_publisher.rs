@@ -9,6 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use axum::Router;
 use tokio::{sync::watch, time::Instant};
 
 use super::{engine::Engine, heartbeat_view::HeartbeatSummary};
@@ -22,7 +23,7 @@ use crate::{
     storage::incidents::IncidentStore,
     vm::WatchedVm,
     web::{
-        self, Pages, Site, Sources,
+        self, Site, Sources,
         page_snapshot::{self, PageSnapshot, Publisher},
     },
 };
@@ -35,12 +36,9 @@ pub(super) struct MetricsPublisher {
     pub(super) incidents: IncidentCounts,
     pub(super) notifications: NotificationCounts,
     latest: watch::Sender<Option<Arc<Snapshot>>>,
-    /// What the page is made of, beside what ticks leave.
-    lines: RateHistory,
-    store: Arc<IncidentStore>,
-    /// For the page; `None` where there is none.
-    publisher: Option<Publisher>,
-    /// `None` where nothing is to be served.
+    publisher: Publisher,
+    site: Arc<Site>,
+    /// `None` where nothing is to be served over TCP.
     server: Option<web::Server>,
 }
 
@@ -48,43 +46,30 @@ impl MetricsPublisher {
     /// Serves them from now on, if that is configured, and the page.
     pub(super) fn start(config: &Config, lines: &RateHistory, store: &Arc<IncidentStore>) -> Self {
         let (counts, incidents) = (Counts::default(), IncidentCounts::new(SystemTime::now()));
-        let mut figures = Self {
-            counts,
-            incidents,
-            notifications: NotificationCounts::default(),
-            latest: watch::Sender::new(None),
+        let (notifications, latest) = (NotificationCounts::default(), watch::Sender::new(None));
+        let (publisher, subscriber) = page_snapshot::pair();
+        let sources = Sources {
+            exposition: Exposition::new(latest.subscribe(), &counts, &incidents, &notifications),
+            subscriber,
             lines: lines.clone(),
             store: store.clone(),
-            publisher: None,
-            server: None,
+            state_dir: config.paths.state_dir.clone(),
         };
-        figures.serve(config);
-        figures
+        let site = Site::new(sources, &config.metrics);
+        let server = web::Server::start(&site, &config.metrics);
+        Self { counts, incidents, notifications, latest, publisher, site, server }
     }
 
     /// Serves them where `config` has it, and nowhere else.
     pub(super) fn serve(&mut self, config: &Config) {
         // First of all, the old address is free again.
         self.server = None;
-        self.publisher = None;
-        let metrics = &config.metrics;
-        let Some(address) = metrics.listen else { return };
-        let latest = self.latest.subscribe();
-        let (counts, incidents) = (&self.counts, &self.incidents);
-        let exposition = Exposition::new(latest, counts, incidents, &self.notifications);
-        let pages = metrics.page.then(|| {
-            let (publisher, subscriber) = page_snapshot::pair();
-            self.publisher = Some(publisher);
-            Pages::new(Sources {
-                subscriber,
-                lines: self.lines.clone(),
-                store: self.store.clone(),
-                state_dir: config.paths.state_dir.clone(),
-                evidence: metrics.evidence,
-                hosts: metrics.hosts.clone(),
-            })
-        });
-        self.server = Some(web::Server::start(address, Site { exposition, pages }));
+        self.server = web::Server::start(&self.site, &config.metrics);
+    }
+
+    /// What the Unix socket has beside the loop's routes.
+    pub(super) fn socket_routes(&self) -> Router {
+        self.site.socket_routes()
     }
 
     /// Why they aren't served, where they should be.
@@ -98,10 +83,8 @@ impl Engine {
     pub(super) fn timed_tick(&mut self, due: Instant) {
         let begun = Instant::now();
         self.tick();
-        if self.figures.server.is_some() {
-            let snapshot = self.snapshot();
-            self.figures.latest.send_replace(Some(Arc::new(snapshot)));
-        }
+        let snapshot = self.snapshot();
+        self.figures.latest.send_replace(Some(Arc::new(snapshot)));
         self.publish_page_snapshot();
         let behind = begun.saturating_duration_since(due);
         self.figures.counts.ticked(behind, begun.elapsed(), self.config.sample_interval);
@@ -110,7 +93,7 @@ impl Engine {
     /// Leaves what is looked at.
     fn publish_page_snapshot(&self) {
         let now = std::time::Instant::now();
-        let Some(publisher) = &self.figures.publisher else { return };
+        let publisher = &self.figures.publisher;
         let interval = self.config.sample_interval;
         let Some(wanted) = publisher.wanted(now, interval) else { return };
         let of = |pid: &u32| self.vms.values().find(|watched| watched.vm.id.pid == *pid);

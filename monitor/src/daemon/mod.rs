@@ -202,7 +202,6 @@ async fn start(
         Err(error) => return (Err(error.into()), probes),
     };
     let (control_sender, mut requests) = mpsc::channel(CONTROL_REQUESTS);
-    let control = tokio::spawn(api::serve(listener, control_sender));
     let (messages, mut inbox) = mpsc::unbounded_channel();
     let (notices, mut qmp) = mpsc::channel(QMP_NOTICES);
     let processes = watchers::watch_processes(process_events, messages.clone());
@@ -217,6 +216,8 @@ async fn start(
     let ways = Inboxes { messages, notices };
     let readers = Readers { counters, heartbeats, kvm, threads };
     let mut engine = Engine::new(config, source, store, readers, probes, health, ways);
+    let others = engine.figures.socket_routes();
+    let control = tokio::spawn(api::serve(listener, control_sender, others));
     engine.sweep();
     info!("watching");
     engine.tell_of_start();

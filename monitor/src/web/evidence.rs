@@ -1,26 +1,17 @@
-//! The evidence of incidents over HTTP, to those whom it is for.
-//!
-//! What a console showed may be a secret, and a loopback address keeps out no process of this host, a QEMU that its
-//! guest took over as little as another one. So unless configured otherwise it is handed to connections of root alone
-//! (or of the user whom the daemon runs as), on a loopback address, by the kernel's account of whose they are.
+//! The evidence of incidents over HTTP.
 //!
 //! Files are those of a fixed list, of directories with plain names. Nothing but the picture is called anything else
 //! than text, so that no browser takes what a guest wrote for something to run.
 
 use std::{path::PathBuf, sync::Arc};
 
+use axum::{http::StatusCode, response::Response};
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::{Response, StatusCode, header::HeaderValue};
 use tokio::{sync::Semaphore, task::spawn_blocking};
 use tracing::debug;
 
-use super::{
-    Visitor, peer,
-    reply::{TEXT, response, text},
-};
 use crate::{
-    config::EvidenceReaders,
+    api::response::{TEXT, response, text},
     storage::evidence::{self, ReadError},
 };
 use flatline_qemu::text::error_chain;
@@ -47,80 +38,21 @@ const FILE_MAX_BYTES: usize = 4 << 20;
 /// Files that are held in memory at the same time, until they are sent.
 const FILES_AT_A_TIME: usize = 4;
 
-/// What is served, and to whom.
+/// The files, and how many of them are in memory.
 #[derive(Clone, Debug)]
-pub(super) struct Evidence {
+pub(super) struct EvidenceFiles {
     state_dir: PathBuf,
-    readers: EvidenceReaders,
     places: Arc<Semaphore>,
 }
 
-/// Why somebody is served no evidence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Withheld {
-    /// Nobody is.
-    Off,
-    /// The address is open to others than this host.
-    NotLoopback,
-    /// It isn't root who asks, as far as can be told.
-    NotRoot,
-}
-
-impl Withheld {
-    fn words(self) -> &'static str {
-        match self {
-            Self::Off => "no evidence is served here: metrics.evidence is \"off\"",
-            Self::NotLoopback => {
-                "evidence is served on a loopback address only, unless metrics.evidence is \"all\""
-            }
-            Self::NotRoot => {
-                "evidence is served to root's connections only, unless metrics.evidence is \"all\""
-            }
-        }
-    }
-
-    pub(super) fn header(self) -> HeaderValue {
-        HeaderValue::from_static(self.words())
-    }
-}
-
-impl Evidence {
-    pub(super) fn new(state_dir: PathBuf, readers: EvidenceReaders) -> Self {
-        Self { state_dir, readers, places: Arc::new(Semaphore::new(FILES_AT_A_TIME)) }
-    }
-
-    /// Whether `visitor` may have it.
-    pub(super) async fn is_for(&self, visitor: Visitor) -> Result<(), Withheld> {
-        match self.readers {
-            EvidenceReaders::Off => return Err(Withheld::Off),
-            EvidenceReaders::All => return Ok(()),
-            EvidenceReaders::Root => {}
-        }
-        let Visitor { peer, own } = visitor;
-        if !own.ip().is_loopback() || !peer.ip().is_loopback() {
-            return Err(Withheld::NotLoopback);
-        }
-        let found = spawn_blocking(move || peer::user(peer, own)).await;
-        let user = match found {
-            Ok(Ok(user)) => user,
-            Ok(Err(error)) => {
-                debug!("whose connection it is can't be read: {error}");
-                None
-            }
-            Err(_) => None,
-        };
-        let ours = rustix::process::geteuid().as_raw();
-        match user {
-            Some(user) if user == 0 || user == ours => Ok(()),
-            Some(_) | None => Err(Withheld::NotRoot),
-        }
+impl EvidenceFiles {
+    /// Those of incidents in this state directory.
+    pub(super) fn new(state_dir: PathBuf) -> Self {
+        Self { state_dir, places: Arc::new(Semaphore::new(FILES_AT_A_TIME)) }
     }
 
     /// The answer to a request for `path`, an incident's id and a file's name.
-    pub(super) async fn answer(&self, path: &str, visitor: Visitor) -> Response<Full<Bytes>> {
-        if let Err(why) = self.is_for(visitor).await {
-            return text(StatusCode::FORBIDDEN, why.words());
-        }
+    pub(super) async fn answer(&self, path: &str) -> Response {
         let nothing = || text(StatusCode::NOT_FOUND, "there is no such evidence, or no longer");
         let Some((id, file)) = path.split_once('/') else { return nothing() };
         if file != PICTURE && !TEXTS.contains(&file) {
@@ -162,31 +94,5 @@ struct Held {
 impl AsRef<[u8]> for Held {
     fn as_ref(&self) -> &[u8] {
         &self.content
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn nobody_else_is_served_evidence_unless_that_is_configured() {
-        let visitor = |peer: &str, own: &str| Visitor {
-            peer: peer.parse().expect("an address"),
-            own: own.parse().expect("an address"),
-        };
-        let outside = visitor("192.0.2.1:5", "192.0.2.2:9477");
-        let itself = visitor("192.0.2.2:5", "192.0.2.2:9477");
-        // Nobody is connected so.
-        let nobody = visitor("127.0.0.1:1", "127.0.0.1:2");
-        let evidence = |readers| Evidence::new(PathBuf::from("/nonexistent"), readers);
-        let root = evidence(EvidenceReaders::Root);
-        assert_eq!(root.is_for(outside).await, Err(Withheld::NotLoopback));
-        assert_eq!(root.is_for(itself).await, Err(Withheld::NotLoopback));
-        assert_eq!(root.is_for(nobody).await, Err(Withheld::NotRoot));
-        for visitor in [outside, itself, nobody] {
-            assert_eq!(evidence(EvidenceReaders::Off).is_for(visitor).await, Err(Withheld::Off));
-            assert_eq!(evidence(EvidenceReaders::All).is_for(visitor).await, Ok(()));
-        }
     }
 }

@@ -1,12 +1,12 @@
-//! Whom a browser believes to be speaking to.
+//! The host that a browser asks for, against DNS rebinding.
 //!
-//! A page of anybody's may name this host by a name of its own (DNS rebinding), and would then be of one origin with
-//! ours, and could read it. So the page is served to whoever asks for an address, for `localhost`, or for a name
-//! that is configured: none of those is in anybody else's hands.
+//! Another site may have a name of its own lead to this host, and would then be of one origin with the page, and could
+//! read it. So the page is served only where an address, `localhost`, or a configured name is asked for: no other site
+//! has any of those.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use hyper::{Request, header::HOST};
+use axum::http::{Request, header::HOST};
 
 /// Whether `request` asks for this host by an address or by a name of its own.
 pub(super) fn is_ours<B>(request: &Request<B>, names: &[String]) -> bool {

@@ -1,110 +1,151 @@
-//! The HTTP listener: read only, for whoever may open its address, which is this host alone unless configured otherwise.
+//! The web page and the figures: routes that answer from snapshots, never from the loop.
 //!
-//! No client can hold anything: a connection serves one request within [`TIME_LIMIT`], and where there are
-//! [`CONNECTIONS_MAX`], the oldest one makes room for the next. An address that can't be listened on (yet) is tried
-//! again; nothing else waits for it.
+//! The Unix socket has all of them, and hands out links to the page; the TCP listener has them behind [`access`], for
+//! this host alone unless configured otherwise. An address that can't be listened on (yet) is tried again; nothing else
+//! waits for it.
 
-mod api;
+mod access;
 mod evidence;
 mod hosts;
 mod page;
+mod page_data;
 pub mod page_snapshot;
-mod peer;
-mod reply;
-mod routes;
+mod session;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::VecDeque,
     io,
     net::{SocketAddr, TcpListener as BlockingListener},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::watch,
-    task::JoinHandle,
-    time::{sleep, timeout},
+use axum::{
+    Router,
+    extract::State,
+    http::{HeaderMap, StatusCode, Uri, header::ACCEPT},
+    middleware,
+    response::Response,
+    routing::{get, post},
 };
-use tracing::{debug, info, warn};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::sleep};
+use tracing::{info, warn};
 
 use crate::{
-    config::EvidenceReaders, history::RateHistory, metrics::Exposition,
+    api::{
+        listener::{self, Limits},
+        response::{response, text},
+    },
+    config::Metrics,
+    history::RateHistory,
+    metrics::{Exposition, Format},
     storage::incidents::IncidentStore,
 };
-use api::Api;
+use evidence::EvidenceFiles;
+use page_data::PageData;
+use session::Sessions;
 
 /// Connections at a time; the oldest one is cut off for one more.
 pub const CONNECTIONS_MAX: usize = 16;
 /// Time in which a connection must have asked, and taken the answer.
 pub const TIME_LIMIT: Duration = Duration::from_secs(10);
-/// Of that, for the request's head.
-const HEAD_LIMIT: Duration = Duration::from_secs(5);
-/// The most that is kept of a request: hyper's least.
-const HEAD_MAX_BYTES: usize = 8192;
-/// Header fields of a request.
-const HEADERS_MAX: usize = 64;
 /// Time from one attempt to listen to the next.
 const AGAIN_AFTER: Duration = Duration::from_secs(10);
-/// After a failed accept, which is a lack of file descriptors and fails again at once.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Where the figures are.
+const METRICS: &str = "/metrics";
+/// Where evidence is, by incident and file.
+const EVIDENCE: &str = "/api/evidence/";
 
-/// What is served.
+/// What the routes answer from.
 #[derive(Debug)]
 pub struct Site {
-    /// The figures.
-    pub exposition: Exposition,
-    /// The page, and what it asks for; `None`: there is none.
-    pub pages: Option<Pages>,
+    exposition: Exposition,
+    data: PageData,
+    evidence: EvidenceFiles,
+    sessions: Mutex<Sessions>,
+    settings: Mutex<Metrics>,
 }
 
-/// The page, and what it asks for.
-#[derive(Debug)]
-pub struct Pages {
-    hosts: Vec<String>,
-    api: Api,
-}
-
-/// Where the page has what it shows from, and whom it is for.
+/// Where a [`Site`] has what it shows from.
 #[derive(Debug)]
 pub struct Sources {
-    /// What a tick leaves.
+    /// The figures.
+    pub exposition: Exposition,
+    /// What a tick publishes for the page.
     pub subscriber: page_snapshot::Subscriber,
-    /// The VMs' lines.
+    /// The VMs' last ticks.
     pub lines: RateHistory,
     /// The incidents.
     pub store: Arc<IncidentStore>,
     /// Where their evidence is.
     pub state_dir: PathBuf,
-    /// Who may have that.
-    pub evidence: EvidenceReaders,
-    /// Names by which browsers may ask.
-    pub hosts: Vec<String>,
 }
 
-impl Pages {
+impl Site {
     /// Of these sources.
-    pub fn new(sources: Sources) -> Self {
-        let Sources { subscriber, lines, store, state_dir, evidence, hosts } = sources;
-        let evidence = evidence::Evidence::new(state_dir, evidence);
-        Self { hosts, api: Api::new(subscriber, lines, store, evidence) }
+    pub fn new(sources: Sources, settings: &Metrics) -> Arc<Self> {
+        let Sources { exposition, subscriber, lines, store, state_dir } = sources;
+        Arc::new(Self {
+            exposition,
+            data: PageData::new(subscriber, lines, store),
+            evidence: EvidenceFiles::new(state_dir),
+            sessions: Mutex::new(Sessions::new()),
+            settings: Mutex::new(settings.clone()),
+        })
+    }
+
+    /// What the Unix socket has beside the loop's routes.
+    pub fn socket_routes(self: &Arc<Self>) -> Router {
+        routes().route("/web", post(access::link)).with_state(self.clone())
+    }
+
+    /// What the TCP listener has, for those that may see it.
+    fn tcp_routes(self: &Arc<Self>) -> Router {
+        let check = middleware::from_fn_with_state(self.clone(), access::check);
+        routes().route(access::LOGIN, get(access::login)).layer(check).with_state(self.clone())
+    }
+
+    fn settings(&self) -> Metrics {
+        lock(&self.settings).clone()
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, Sessions> {
+        lock(&self.sessions)
     }
 }
 
-/// Both ends of a client's connection.
-#[derive(Clone, Copy, Debug)]
-struct Visitor {
-    peer: SocketAddr,
-    own: SocketAddr,
+/// What the locks guard is valid after every statement, so a panic elsewhere doesn't spoil it.
+fn lock<T>(guarded: &Mutex<T>) -> MutexGuard<'_, T> {
+    guarded.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The listener, which ends with it.
+fn routes() -> Router<Arc<Site>> {
+    let evidence = |State(site): State<Arc<Site>>, uri: Uri| async move {
+        // As it was asked for: no part of a name is decoded.
+        site.evidence.answer(uri.path().strip_prefix(EVIDENCE).unwrap_or_default()).await
+    };
+    Router::new()
+        .route(METRICS, get(metrics))
+        .route("/api/status", get(page_data::status))
+        .route("/api/lines", get(page_data::lines))
+        .route("/api/show", get(page_data::show))
+        .route("/api/incidents", get(page_data::incidents))
+        .route("/api/evidence/{*file}", get(evidence))
+        .fallback(page::file)
+}
+
+async fn metrics(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
+    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
+    let format = Format::accepted(accept);
+    match site.exposition.text(format).await {
+        Some(body) => response(StatusCode::OK, format.content_type(), body),
+        None => text(StatusCode::SERVICE_UNAVAILABLE, "nothing was sampled so far"),
+    }
+}
+
+/// The TCP listener, which ends with it.
 #[derive(Debug)]
 pub struct Server {
     task: JoinHandle<()>,
@@ -112,10 +153,13 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens on `address` and answers from now on. Call it within a tokio runtime.
-    pub fn start(address: SocketAddr, site: Site) -> Self {
+    /// Serves `site` as `settings` have it from now on; `None` where they have no address. Call it within a tokio runtime.
+    pub fn start(site: &Arc<Site>, settings: &Metrics) -> Option<Self> {
+        lock(&site.settings).clone_from(settings);
+        let address = settings.listen?;
         let (complain, complaint) = watch::channel(None);
         let listener = listen(address, &complain);
+        let routes = site.tcp_routes();
         let task = async move {
             let mut listener = listener;
             let listener = loop {
@@ -125,9 +169,10 @@ impl Server {
                 }
                 listener = listen(address, &complain);
             };
-            serve(listener, Arc::new(site)).await;
+            let limits = Limits { connections: CONNECTIONS_MAX, time: TIME_LIMIT };
+            listener::serve(listener, limits, routes).await;
         };
-        Self { task: tokio::spawn(task), complaint }
+        Some(Self { task: tokio::spawn(task), complaint })
     }
 
     /// Why nothing is served, as long as nothing is.
@@ -165,55 +210,4 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let listener = BlockingListener::bind(address)?;
     listener.set_nonblocking(true)?;
     TcpListener::from_std(listener)
-}
-
-/// Accepts clients until it is dropped, and cuts them all off then.
-async fn serve(listener: TcpListener, site: Arc<Site>) {
-    let mut connections: VecDeque<Connection> = VecDeque::with_capacity(CONNECTIONS_MAX);
-    loop {
-        let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                warn!("can't accept an HTTP client: {error}");
-                sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        connections.retain(|connection| !connection.0.is_finished());
-        if connections.len() == CONNECTIONS_MAX {
-            connections.pop_front();
-        }
-        // A client that is gone has no address any more.
-        let Ok(own) = stream.local_addr() else { continue };
-        let visitor = Visitor { peer, own };
-        connections.push_back(Connection(tokio::spawn(converse(stream, visitor, site.clone()))));
-    }
-}
-
-/// A client's task, which ends with it.
-struct Connection(JoinHandle<()>);
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-async fn converse(stream: TcpStream, visitor: Visitor, site: Arc<Site>) {
-    let service = service_fn(move |request| {
-        let site = site.clone();
-        async move { routes::answer(&request, &site, visitor).await }
-    });
-    let connection = http1::Builder::new()
-        .keep_alive(false)
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_LIMIT)
-        .max_buf_size(HEAD_MAX_BYTES)
-        .max_headers(HEADERS_MAX)
-        .serve_connection(TokioIo::new(stream), service);
-    match timeout(TIME_LIMIT, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!("an HTTP client went away: {error}"),
-        Err(_) => debug!("an HTTP client took too long"),
-    }
 }

@@ -1,16 +1,18 @@
-//! The page: files that stand in this program, and what a browser is told to let them do.
+//! The page's files, which stand in this program, and what a browser is told to let them do.
 //!
-//! Nothing is fetched from elsewhere, nothing stands inline, and nobody may frame it: names and reasons come from
+//! Nothing is fetched from elsewhere, nothing stands inline, and no other page may frame it: names and reasons come from
 //! guests and their QEMUs, and the page shows them as text alone.
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::{
-    Response, StatusCode,
-    header::{CONTENT_SECURITY_POLICY, HeaderName, HeaderValue, REFERRER_POLICY},
+use axum::{
+    http::{
+        HeaderName, HeaderValue, StatusCode, Uri,
+        header::{CONTENT_SECURITY_POLICY, REFERRER_POLICY},
+    },
+    response::Response,
 };
+use bytes::Bytes;
 
-use super::reply::response;
+use crate::api::response::{response, text};
 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
                       connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
@@ -35,14 +37,23 @@ const FILES: [(&str, &str, &str); 9] = [
     ("/page/words.js", SCRIPT, include_str!("page/words.js")),
 ];
 
-/// The file at `path`, if there is one.
-pub(super) fn file(path: &str) -> Option<Response<Full<Bytes>>> {
-    let (_, content_type, content) = FILES.iter().find(|(name, _, _)| *name == path)?;
-    Some(response(StatusCode::OK, content_type, Bytes::from_static(content.as_bytes())))
+/// The file that is asked for; what no other route has comes here as well.
+pub(super) async fn file(uri: Uri) -> Response {
+    match FILES.iter().find(|(name, _, _)| *name == uri.path()) {
+        Some((_, content_type, content)) => {
+            response(StatusCode::OK, content_type, Bytes::from_static(content.as_bytes()))
+        }
+        None => nothing(),
+    }
+}
+
+/// Says that there is no such thing.
+pub(super) fn nothing() -> Response {
+    text(StatusCode::NOT_FOUND, "flatline's page is at /, and its figures are at /metrics")
 }
 
 /// Tells a browser what it may do with this answer, whatever it is.
-pub(super) fn confine(answer: &mut Response<Full<Bytes>>) {
+pub(super) fn confine(answer: &mut Response) {
     let headers = answer.headers_mut();
     headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));

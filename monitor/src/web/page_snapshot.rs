@@ -1,8 +1,7 @@
-//! What a tick leaves for people who look at the page, and only while somebody does.
+//! Snapshot for the web page, built only while it has viewers.
 //!
-//! Nobody is told anything by the loop, and nobody can ask it: visitors leave a note of what they look at, and the next
-//! tick leaves that, once for all of them. However many visitors there are, a tick so copies what `status` says at most,
-//! and what `show` says of [`SHOWN_MAX`] VMs.
+//! Viewers never ask the loop: they note what they look at, and the next tick publishes that, once for all of them.
+//! However many viewers there are, a tick so copies what `status` says at most, and what `show` says of [`SHOWN_MAX`] VMs.
 
 use std::{
     collections::BTreeMap,
@@ -16,27 +15,27 @@ use crate::api::view::{ShowView, StatusView};
 
 /// VMs that are looked at in full at the same time; of more, the one that was asked for longest ago makes room.
 pub const SHOWN_MAX: usize = 16;
-/// Whoever didn't ask for so long, and for three ticks, no longer looks.
+/// A viewer that didn't ask for so long, and for three ticks, no longer looks.
 const LOOKS_FOR: Duration = Duration::from_secs(10);
-/// A tick may come so much later than it should before what the last one left is old.
+/// A tick may come so much later than it should before the last one's snapshot is old.
 const LATE: Duration = Duration::from_secs(1);
-/// The longest that a visitor waits for a tick, which is less than his connection has.
+/// The longest that a viewer waits for a tick, which is less than its connection has.
 const WAIT: Duration = Duration::from_secs(8);
 
-/// What one tick left.
+/// What one tick published.
 #[derive(Debug)]
 pub struct PageSnapshot {
     /// The tick's number.
     pub tick: u64,
     /// When it was.
     pub at: SystemTime,
-    /// The same by a clock that nobody sets.
+    /// The same by the monotonic clock.
     pub published: Instant,
     /// When the next one is due, after that.
     pub interval: Duration,
     /// What `status` says.
     pub status: StatusView,
-    /// What `show` says of those that somebody looks at, by pid.
+    /// What `show` says of those that are looked at, by pid.
     pub shown: BTreeMap<u32, ShowView>,
 }
 
@@ -66,7 +65,7 @@ pub struct Publisher {
     latest: watch::Sender<Option<Arc<PageSnapshot>>>,
 }
 
-/// The visitors' end.
+/// The viewers' end.
 #[derive(Clone, Debug)]
 pub struct Subscriber {
     looks: Arc<Mutex<Looks>>,
@@ -82,8 +81,8 @@ pub fn pair() -> (Publisher, Subscriber) {
 }
 
 impl Publisher {
-    /// The VMs to be left in full, beside the list; `None`: nobody looks, and what was left is given up. Ticks are due
-    /// each `interval`.
+    /// The VMs to be published in full, beside the list; `None`: there is no viewer, and the last snapshot is given up.
+    /// Ticks are due each `interval`.
     pub fn wanted(&self, now: Instant, interval: Duration) -> Option<Vec<u32>> {
         let looks_for = LOOKS_FOR.max(3 * interval);
         let looks_still = |at: Instant| now.saturating_duration_since(at) < looks_for;
@@ -97,14 +96,14 @@ impl Publisher {
         wanted.map(|vms| vms.into_iter().map(|(pid, _)| pid).collect())
     }
 
-    /// Leaves it.
+    /// Hands it to all viewers.
     pub fn publish(&self, snapshot: PageSnapshot) {
         self.latest.send_replace(Some(Arc::new(snapshot)));
     }
 }
 
 impl Subscriber {
-    /// What the last tick left, or the next one will; `None` where none comes.
+    /// The last tick's snapshot, or the next one's; `None` where none comes.
     pub async fn list(&self) -> Option<Arc<PageSnapshot>> {
         lock(&self.looks).list = Some(Instant::now());
         self.wait(|_| true).await

@@ -1,3 +1,4 @@
+mod access;
 mod pages;
 
 use std::{
@@ -9,22 +10,36 @@ use std::{
 
 use tokio::{runtime::Runtime, sync::watch};
 
-use super::{AGAIN_AFTER, CONNECTIONS_MAX, HEAD_LIMIT, HEAD_MAX_BYTES, Pages, Server, TIME_LIMIT};
-use crate::metrics::{Counts, Exposition, IncidentCounts, NotificationCounts, Snapshot};
+use tempfile::TempDir;
+
+use super::{
+    AGAIN_AFTER, CONNECTIONS_MAX, Server, Site, Sources, TIME_LIMIT,
+    page_snapshot::{self, Publisher},
+};
+use crate::{
+    api::listener::{HEAD_LIMIT, HEAD_MAX_BYTES},
+    config::{EvidenceReaders, Metrics},
+    history::RateHistory,
+    metrics::{Counts, Exposition, IncidentCounts, NotificationCounts, Snapshot},
+    storage::incidents::IncidentStore,
+};
 use flatline_detector::policy::Mode;
 
 /// Longer than whatever is to come at once, and shorter than any limit.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
 /// A server on a port of its own, and the runtime that it lives in.
-struct Site {
+struct TestSite {
     server: Server,
     address: SocketAddr,
+    site: Arc<Site>,
+    publisher: Publisher,
+    state: TempDir,
     _latest: watch::Sender<Option<Arc<Snapshot>>>,
     _runtime: Runtime,
 }
 
-fn site_at(address: SocketAddr, snapshot: Option<Snapshot>, pages: Option<Pages>) -> Site {
+fn site_at(address: SocketAddr, snapshot: Option<Snapshot>, settings: Metrics) -> TestSite {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("a runtime");
@@ -32,22 +47,38 @@ fn site_at(address: SocketAddr, snapshot: Option<Snapshot>, pages: Option<Pages>
     let (latest, receiver) = watch::channel(snapshot.map(Arc::new));
     let incidents = IncidentCounts::new(UNIX_EPOCH);
     let (counts, told) = (Counts::default(), NotificationCounts::default());
-    let exposition = Exposition::new(receiver, &counts, &incidents, &told);
-    let server = Server::start(address, super::Site { exposition, pages });
+    let (publisher, subscriber) = page_snapshot::pair();
+    let state = tempfile::tempdir().expect("a directory");
+    let sources = Sources {
+        exposition: Exposition::new(receiver, &counts, &incidents, &told),
+        subscriber,
+        lines: RateHistory::new(pages::INTERVAL),
+        store: Arc::new(IncidentStore::open(state.path()).expect("a store")),
+        state_dir: state.path().to_owned(),
+    };
+    let settings = Metrics { listen: Some(address), ..settings };
+    let site = Site::new(sources, &settings);
+    let server = Server::start(&site, &settings).expect("it has an address");
     drop(entered);
-    Site { server, address, _latest: latest, _runtime: runtime }
+    TestSite { server, address, site, publisher, state, _latest: latest, _runtime: runtime }
 }
 
-fn site(snapshot: Option<Snapshot>) -> Site {
-    site_with(snapshot, None)
+/// Figures, and no page.
+fn figures_only() -> Metrics {
+    let hosts = vec!["hypervisor".to_owned()];
+    Metrics { listen: None, page: false, hosts, evidence: EvidenceReaders::Root }
 }
 
-fn site_with(snapshot: Option<Snapshot>, pages: Option<Pages>) -> Site {
-    // Given back at once, and handed out again by nobody so soon.
+fn site(snapshot: Option<Snapshot>) -> TestSite {
+    site_with(snapshot, figures_only())
+}
+
+fn site_with(snapshot: Option<Snapshot>, settings: Metrics) -> TestSite {
+    // Given back at once, and not handed out again so soon.
     let free = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = free.local_addr().expect("an address");
     drop(free);
-    let site = site_at(address, snapshot, pages);
+    let site = site_at(address, snapshot, settings);
     assert_eq!(site.server.complaint(), None);
     site
 }
@@ -66,18 +97,22 @@ fn empty() -> Snapshot {
     }
 }
 
-/// What comes back for these bytes until the end.
-fn exchange(site: &Site, request: &str) -> String {
+/// What comes back for these bytes until the end, as text.
+fn exchange(site: &TestSite, request: &str) -> String {
+    String::from_utf8_lossy(&bytes(site, request)).into_owned()
+}
+
+fn bytes(site: &TestSite, request: &str) -> Vec<u8> {
     let mut stream = TcpStream::connect(site.address).expect("connected");
     stream.set_read_timeout(Some(TIME_LIMIT * 2)).expect("a limit");
     stream.write_all(request.as_bytes()).expect("written");
     let mut answer = Vec::new();
     // A reset after the answer is an end, too.
     let _ = stream.read_to_end(&mut answer);
-    String::from_utf8(answer).expect("UTF-8")
+    answer
 }
 
-fn get(site: &Site, path: &str) -> String {
+fn get(site: &TestSite, path: &str) -> String {
     exchange(site, &format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n"))
 }
 
@@ -135,7 +170,7 @@ fn what_is_no_request_or_too_long_is_refused_and_others_are_served_on() {
 }
 
 #[test]
-fn more_silent_clients_than_there_are_places_keep_nobody_out() {
+fn more_silent_clients_than_there_are_places_keep_no_other_out() {
     let site = site(Some(empty()));
     let mut silent: Vec<_> =
         (0..3 * CONNECTIONS_MAX).map(|_| TcpStream::connect(site.address).expect("open")).collect();
@@ -167,7 +202,7 @@ fn a_silent_client_is_cut_off() {
 #[test]
 fn an_address_that_is_taken_is_said_and_served_once_it_is_free() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let site = site_at(taken.local_addr().expect("an address"), Some(empty()), None);
+    let site = site_at(taken.local_addr().expect("an address"), Some(empty()), figures_only());
     let complaint = site.server.complaint().expect("it is taken");
     assert!(complaint.starts_with(&format!("no metrics: {}: ", site.address)), "{complaint}");
     drop(taken);
@@ -181,7 +216,7 @@ fn an_address_that_is_taken_is_said_and_served_once_it_is_free() {
 
 #[test]
 fn with_the_server_its_clients_and_its_address_go() {
-    let Site { server, address, _latest: latest, _runtime: runtime } = site(Some(empty()));
+    let TestSite { server, address, _latest: latest, _runtime: runtime, .. } = site(Some(empty()));
     let mut client = TcpStream::connect(address).expect("connected");
     client.set_read_timeout(Some(AT_ONCE)).expect("a limit");
     client.write_all(b"GET").expect("written");

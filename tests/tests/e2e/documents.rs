@@ -13,7 +13,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use flatline_tests::{boot_sector::BootSector, daemon::Daemon, guest::GuestConfig};
+use flatline_tests::{
+    boot_sector::BootSector,
+    daemon::{Daemon, free_address},
+    guest::GuestConfig,
+};
 use libtest_mimic::Trial;
 
 use crate::rig::{Rig, binary, trial, wait_for_incident, wait_for_vm};
@@ -70,7 +74,10 @@ fn commands() -> Result<()> {
     config.pvpanic = true;
     config.extra_args.extend(["-action", "panic=pause"].map(str::to_owned));
     let guest = config.start()?;
-    let daemon = rig.daemon(&rig.daemon_config()?)?;
+    let mut config = rig.daemon_config()?;
+    // For the page, to which there are links.
+    config.metrics = free_address()?.to_string();
+    let daemon = rig.daemon(&config)?;
     wait_for_vm(&daemon, NAME, "it lives", SOON, |row| row["state"] == "alive")?;
     guest.send("p")?;
     let incident = wait_for_incident(&daemon, NAME, "it is back", SOON, |incident| {

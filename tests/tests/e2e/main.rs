@@ -47,6 +47,7 @@ mod turns;
 mod unreadable;
 mod upgrade;
 mod version_before;
+mod web_access;
 mod witnesses;
 
 use std::process::ExitCode;
@@ -87,6 +88,7 @@ const SUBJECTS: &[(&str, fn() -> Vec<Trial>)] = &[
     ("heartbeats", heartbeats::trials),
     ("metrics", metrics::trials),
     ("page", page::trials),
+    ("web_access", web_access::trials),
     ("alerts", alerts::trials),
     ("witnesses", witnesses::trials),
     ("overcommitted", overcommitted::trials),

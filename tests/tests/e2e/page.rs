@@ -4,11 +4,8 @@
 
 use std::{
     env,
-    io::{Read as _, Write as _},
     net::SocketAddr,
-    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
@@ -17,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use flatline_tests::{
     boot_sector::BootSector,
     browser::{self, Browser},
-    daemon::free_address,
+    daemon::{Daemon, free_address},
     guest::{Accelerator, Guest},
     interrupt::{sleep, wait_until},
 };
@@ -27,14 +24,13 @@ use serde_json::Value;
 use crate::{
     hostile::Fake,
     rig::{BOOT_LIMIT, Load, Rig, put, skippable_trial_with},
+    web_access,
 };
 
 /// For what the page shows within two ticks, on a busy machine.
 const SOON: Duration = Duration::from_secs(10);
 /// From a crash to the conviction, and from there to the guest's life.
 const CRASH_LIMIT: Duration = Duration::from_secs(60);
-/// A user without any rights.
-const NOBODY: u32 = 65534;
 /// What would run if a name were taken for markup.
 const HOSTILE: &str = "<img src=x onerror=document.title=1><b>bold";
 
@@ -96,7 +92,7 @@ fn page() -> Result<Option<String>> {
     let begun = Instant::now();
     let mut browser = Browser::start(&chromium)?;
     Album::desktop(&mut browser, "light")?;
-    browser.open(&format!("http://{address}/"))?;
+    browser.open(&web_access::link(&daemon)?)?;
     browser.wait_for("document.querySelectorAll('.vms tbody tr').length === 4", SOON)?;
     keys_are_enough(&mut browser)?;
     names_are_text(&mut browser)?;
@@ -113,7 +109,7 @@ fn page() -> Result<Option<String>> {
     .with_context(|| daemon.log().text())?;
     incident_is_seen(&mut browser, &album)?;
     let incident = daemon.incidents()?.pop().context("no incident")?;
-    evidence_is_for_root(address, incident["id"].as_str().context("no id")?)?;
+    evidence_comes_with_a_session(&daemon, address, incident["id"].as_str().context("no id")?)?;
 
     unseen_it_asks_seldom(&mut browser)?;
 
@@ -163,35 +159,16 @@ fn unseen_it_asks_seldom(browser: &mut Browser) -> Result<()> {
     })
 }
 
-/// Another user of this host gets the page, and no evidence.
-fn evidence_is_for_root(address: SocketAddr, incident: &str) -> Result<()> {
-    let ask = |user: u32, path: &str| -> Result<String> {
-        let mut client = Command::new("busybox");
-        client.args(["nc", &address.ip().to_string(), &address.port().to_string()]);
-        client.uid(user).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut client = client.spawn().context("cannot start busybox")?;
-        // Open until the answer is there: who has nothing more to say would be taken for gone.
-        let mut asked = client.stdin.take().context("it was asked for")?;
-        write!(asked, "GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n")?;
-        let mut answer = Vec::new();
-        client.stdout.take().context("it was asked for")?.read_to_end(&mut answer)?;
-        drop(asked);
-        client.wait()?;
-        Ok(String::from_utf8_lossy(&answer).into_owned())
-    };
+/// A client without the browser's session gets no evidence.
+fn evidence_comes_with_a_session(daemon: &Daemon, address: SocketAddr, id: &str) -> Result<()> {
+    let (cookie, _) = web_access::session(daemon, address)?;
     for file in ["screen.png", "registers.txt"] {
-        let path = format!("/api/evidence/{incident}/{file}");
-        let root = ask(0, &path)?;
-        ensure!(root.starts_with("HTTP/1.1 200 "), "root: {file}: {root}");
-        let other = ask(NOBODY, &path)?;
-        ensure!(other.starts_with("HTTP/1.1 403 "), "another user: {file}: {other}");
-        ensure!(other.contains("root's connections only"), "{other}");
+        let path = format!("/api/evidence/{id}/{file}");
+        let with = web_access::ask(address, &path, &cookie)?;
+        ensure!(with.starts_with("HTTP/1.1 200 "), "with a session: {file}: {with}");
+        let without = web_access::ask(address, &path, "")?;
+        ensure!(without.starts_with("HTTP/1.1 403 "), "without: {file}: {without}");
     }
-    let other = ask(NOBODY, "/api/incidents")?;
-    ensure!(
-        other.starts_with("HTTP/1.1 200 ") && other.contains("flatline-no-evidence: "),
-        "{other}"
-    );
     Ok(())
 }
 
@@ -308,7 +285,7 @@ fn crash_is_seen(
     no_overflow(browser, "a VM")?;
     Album::desktop(browser, "light")?;
     browser.resize(1200, 900, false)?;
-    ensure!(browser.value("document.body.innerText.includes('suspect after 5s')")? == true);
+    ensure!(browser.value("document.body.innerText.includes('suspect after 3s')")? == true);
     album.take(browser, "web-vm.png")?;
     let back = "document.querySelector('main .state').textContent.includes('alive')";
     browser.wait_for(back, CRASH_LIMIT)?;

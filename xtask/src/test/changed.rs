@@ -14,7 +14,7 @@ use crate::process::{capture, workspace_root};
 /// The end-to-end tests of a room: of a module, wherever it stands, or of a directory.
 const ROOMS: [(&str, &[&str]); 28] = [
     ("activity", &["brought_back", "left_alone", "overcommitted"]),
-    ("api", &["reports", "metrics", "page", "hostile"]),
+    ("api", &["reports", "metrics", "page", "web_access", "top", "hostile"]),
     ("balloon", &["memory", "witnesses"]),
     ("check", &["packages", "documents"]),
     ("cli", &["reports", "top", "documents"]),
@@ -39,7 +39,7 @@ const ROOMS: [(&str, &[&str]); 28] = [
     ("storage", &["evidence", "state_dir", "version_before", "reports"]),
     ("verdict", &["brought_back", "left_alone", "masked_wait", "known_dead", "recordings"]),
     ("vm", &BASIC),
-    ("web", &["page"]),
+    ("web", &["page", "web_access", "metrics"]),
     ("witness", &["witnesses", "left_alone", "masked_wait", "network", "neighbours"]),
 ];
 /// Of whatever else the daemon and the tests' own harness have.

@@ -74,7 +74,7 @@ fn all_files_together_keep_to_the_bound_and_the_oldest_go_first() {
         let Reply::Ok(value) = directory.save(&[live.recording()], now(round)) else {
             panic!("refused")
         };
-        let view: RecordView = serde_json::from_value(value).expect("a view");
+        let view: RecordView = serde_json::from_slice(&value).expect("a view");
         last = view.paths[0].clone();
         // Times of files may be as coarse as the kernel's ticks.
         std::thread::sleep(Duration::from_millis(5));

@@ -3,28 +3,23 @@
 use std::{
     collections::BTreeMap,
     io::Read as _,
-    sync::Arc,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use flate2::read::GzDecoder;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-use super::{AT_ONCE, Site, empty, exchange, get, site_with};
+use super::{AT_ONCE, TestSite, bytes, empty, exchange, figures_only, site_with};
 use crate::{
     api::view::{ShowView, StatusView},
-    config::EvidenceReaders,
-    history::RateHistory,
+    config::{EvidenceReaders, Metrics},
     storage::{incident::Incident, incidents::IncidentStore},
-    web::{
-        Pages, Sources,
-        page_snapshot::{self, PageSnapshot, Publisher, SHOWN_MAX, Subscriber},
-    },
+    web::page_snapshot::{self, PageSnapshot, Publisher, SHOWN_MAX},
 };
 
-const INTERVAL: Duration = Duration::from_millis(100);
+pub(super) const INTERVAL: Duration = Duration::from_millis(100);
 /// Everything that a browser is told about each answer.
 const HEADERS: [&str; 5] = [
     "content-security-policy: default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
@@ -35,8 +30,15 @@ const HEADERS: [&str; 5] = [
     "cache-control: no-store\r\n",
 ];
 
-fn pages(state: &TempDir, subscriber: Subscriber, evidence: EvidenceReaders) -> Pages {
-    let store = Arc::new(IncidentStore::open(state.path()).expect("a store"));
+/// A site with an incident, and a cookie for it.
+pub(super) struct Page {
+    pub(super) site: TestSite,
+    pub(super) cookie: String,
+}
+
+pub(super) fn page_site(evidence: EvidenceReaders) -> Page {
+    let settings = Metrics { page: true, evidence, ..figures_only() };
+    let site = site_with(Some(empty()), settings);
     let mut incident = Incident::new(
         "20261122T100001Z-web".to_owned(),
         "web".to_owned(),
@@ -44,6 +46,7 @@ fn pages(state: &TempDir, subscriber: Subscriber, evidence: EvidenceReaders) -> 
         "<img src=x onerror=alert(1)>".to_owned(),
         UNIX_EPOCH,
     );
+    let store = IncidentStore::open(site.state.path()).expect("a store");
     let png: &[u8] = b"\x89PNG\r\n\x1a\nrest";
     for (name, content) in [
         ("screen.png", png),
@@ -55,31 +58,34 @@ fn pages(state: &TempDir, subscriber: Subscriber, evidence: EvidenceReaders) -> 
         incident.evidence.push(name.to_owned());
     }
     store.put(&incident).expect("kept");
-    Pages::new(Sources {
-        subscriber,
-        lines: RateHistory::new(INTERVAL),
-        store,
-        state_dir: state.path().to_owned(),
-        evidence,
-        hosts: vec!["hypervisor".to_owned()],
-    })
+    let link = site.site.sessions().link(Instant::now()).expect("random");
+    let session = site.site.sessions().open(&link, Instant::now()).expect("good");
+    Page { site, cookie: format!("flatline-session={session}") }
 }
 
-fn page_site(evidence: EvidenceReaders) -> (Site, Publisher, TempDir) {
-    let state = tempfile::tempdir().expect("a directory");
-    let (publisher, subscriber) = page_snapshot::pair();
-    (site_with(Some(empty()), Some(pages(&state, subscriber, evidence))), publisher, state)
+impl Page {
+    /// What a browser with the cookie gets for a path.
+    pub(super) fn get(&self, path: &str) -> String {
+        self.ask("GET", path, "localhost", "")
+    }
+
+    fn ask(&self, method: &str, path: &str, host: &str, headers: &str) -> String {
+        let cookie = match host.rsplit_once(':') {
+            Some((_, port)) if port.parse::<u16>().is_ok() => {
+                self.cookie.replace('=', &format!("-{port}="))
+            }
+            _ => self.cookie.clone(),
+        };
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nCookie: a=b; {cookie}\r\n");
+        exchange(&self.site, &format!("{head}{headers}\r\n"))
+    }
 }
 
-fn local(path: &str) -> String {
-    format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")
-}
-
-fn body(answer: &str) -> &str {
+pub(super) fn body(answer: &str) -> &str {
     answer.split_once("\r\n\r\n").map_or("", |(_, body)| body)
 }
 
-/// What is left of VMs with these pids, the first of which are shown.
+/// A tick of VMs with these pids, the first of which are shown.
 fn snapshot(tick: u64, pids: &[u32], shown: &[u32]) -> PageSnapshot {
     let vm = |pid: &u32| {
         json!({"name": "web", "uuid": null, "pid": pid, "accelerator": "kvm", "run_state": null,
@@ -113,40 +119,41 @@ fn snapshot(tick: u64, pids: &[u32], shown: &[u32]) -> PageSnapshot {
     }
 }
 
-/// Ticks as the loop does, until it is dropped.
-struct Loop(Arc<()>, Option<thread::JoinHandle<()>>);
-
-impl Loop {
-    fn start(publisher: Publisher) -> Self {
-        let alive = Arc::new(());
-        let watched = Arc::downgrade(&alive);
-        let thread = thread::spawn(move || {
-            let mut tick = 0;
-            while watched.strong_count() > 0 {
-                tick += 1;
-                if let Some(wanted) = publisher.wanted(Instant::now(), INTERVAL) {
-                    let shown: Vec<u32> = wanted.into_iter().filter(|pid| *pid == 7).collect();
-                    publisher.publish(snapshot(tick, &[7, 8], &shown));
-                }
-                thread::sleep(INTERVAL);
-            }
-        });
-        Self(alive, Some(thread))
+/// Ticks as the loop does.
+fn ticking(publisher: &Publisher, ends: &AtomicBool) {
+    let mut tick = 0;
+    while !ends.load(Ordering::Relaxed) {
+        tick += 1;
+        if let Some(wanted) = publisher.wanted(Instant::now(), INTERVAL) {
+            let shown: Vec<u32> = wanted.into_iter().filter(|pid| *pid == 7).collect();
+            publisher.publish(snapshot(tick, &[7, 8], &shown));
+        }
+        thread::sleep(INTERVAL);
     }
 }
 
-impl Drop for Loop {
+/// Ends the ticks however the test ends.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
     fn drop(&mut self) {
-        self.0 = Arc::new(());
-        if let Some(thread) = self.1.take() {
-            thread.join().expect("it ends");
-        }
+        self.0.store(true, Ordering::Relaxed);
     }
+}
+
+/// Carries `test` out while ticks come.
+fn while_ticking(page: &Page, test: impl FnOnce()) {
+    let ends = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| ticking(&page.site.publisher, &ends));
+        let _ends = Ends(&ends);
+        test();
+    });
 }
 
 #[test]
 fn the_page_and_its_files_are_served_with_all_that_confines_them() {
-    let (site, _giver, _state) = page_site(EvidenceReaders::Root);
+    let page = page_site(EvidenceReaders::Root);
     for (path, kind) in [
         ("/", "text/html; charset=utf-8"),
         ("/page/main.js", "text/javascript; charset=utf-8"),
@@ -154,7 +161,7 @@ fn the_page_and_its_files_are_served_with_all_that_confines_them() {
         ("/page/icon.svg", "image/svg+xml"),
         ("/api/incidents", "application/json"),
     ] {
-        let answer = exchange(&site, &local(path));
+        let answer = page.get(path);
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{path}: {answer}");
         assert!(answer.contains(&format!("content-type: {kind}\r\n")), "{path}: {answer}");
         for header in HEADERS {
@@ -165,7 +172,7 @@ fn the_page_and_its_files_are_served_with_all_that_confines_them() {
     for path in
         ["/page/", "/page/../main.js", "/page/main.js/", "/api/", "/api/hold", "//", "/index.html"]
     {
-        let answer = exchange(&site, &local(path));
+        let answer = page.get(path);
         assert!(
             answer.starts_with("HTTP/1.1 404 ") && answer.contains(HEADERS[0]),
             "{path}: {answer}"
@@ -174,18 +181,16 @@ fn the_page_and_its_files_are_served_with_all_that_confines_them() {
 }
 
 #[test]
-fn who_asks_for_a_host_that_is_not_ours_is_served_nothing_but_figures() {
-    let (site, _giver, _state) = page_site(EvidenceReaders::All);
-    let ask = |path: &str, host: &str| {
-        exchange(&site, &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"))
-    };
+fn a_browser_that_asks_for_a_host_that_is_not_ours_is_served_nothing_but_figures() {
+    let page = page_site(EvidenceReaders::All);
+    let ask = |path: &str, host: &str| page.ask("GET", path, host, "");
     for path in
         ["/", "/api/incidents", "/api/status", "/api/evidence/20261122T100001Z-web/screen.png"]
     {
         let answer = ask(path, "rebound.example:9477");
         assert!(answer.starts_with("HTTP/1.1 421 "), "{path}: {answer}");
         assert!(body(&answer).contains("metrics.hosts"), "{answer}");
-        let answer = exchange(&site, &format!("GET {path} HTTP/1.0\r\n\r\n"));
+        let answer = exchange(&page.site, &format!("GET {path} HTTP/1.0\r\n\r\n"));
         assert!(answer.starts_with("HTTP/1.0 421 "), "{path}: {answer}");
     }
     assert!(ask("/metrics", "rebound.example:9477").ends_with("# EOF\n"));
@@ -196,93 +201,93 @@ fn who_asks_for_a_host_that_is_not_ours_is_served_nothing_but_figures() {
 
 #[test]
 fn nothing_can_be_done_but_to_read() {
-    let (site, _giver, _state) = page_site(EvidenceReaders::All);
+    let page = page_site(EvidenceReaders::All);
     for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"] {
         for path in ["/", "/api/status", "/api/hold"] {
-            let answer =
-                exchange(&site, &format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+            let answer = page.ask(method, path, "localhost", "");
             assert!(answer.starts_with("HTTP/1.1 405 "), "{method} {path}: {answer}");
         }
     }
-    let answer = exchange(&site, "HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let answer = page.ask("HEAD", "/", "localhost", "");
     assert!(answer.starts_with("HTTP/1.1 200 ") && body(&answer).is_empty(), "{answer}");
 }
 
 #[test]
-fn whoever_looks_is_answered_from_the_next_tick_with_what_he_looks_at() {
-    let (site, publisher, _state) = page_site(EvidenceReaders::All);
-    let ticking = Loop::start(publisher);
-    let begun = Instant::now();
-    let json = |path: &str| -> Value {
-        let answer = exchange(&site, &local(path));
-        assert!(answer.starts_with("HTTP/1.1 200 "), "{path}: {answer}");
-        serde_json::from_str(body(&answer)).expect("JSON")
-    };
-    let status = json("/api/status");
-    assert_eq!(status["vms"][1]["pid"], 8, "{status}");
-    assert_eq!((&status["host"]["hostname"], &status["lines"]["tick"]), (&json!("h"), &json!(0)));
-    assert_eq!(json("/api/show?pid=7")["vm"]["pid"], 7);
-    assert_eq!(json("/api/show?pid=9")["vm"], Value::Null);
-    assert_eq!(json("/api/lines")["interval_seconds"], 0.1);
-    assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
-    for wrong in
-        ["/api/show", "/api/show?pid=", "/api/show?pid=x", "/api/show?pid=-1", "/api/show?vm=7"]
-    {
-        let answer = exchange(&site, &local(wrong));
-        assert!(answer.starts_with("HTTP/1.1 400 "), "{wrong}: {answer}");
-    }
-    drop(ticking);
+fn a_viewer_is_answered_from_the_next_tick_with_what_it_looks_at() {
+    let page = page_site(EvidenceReaders::All);
+    while_ticking(&page, || {
+        let begun = Instant::now();
+        let json = |path: &str| -> Value {
+            let answer = page.get(path);
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{path}: {answer}");
+            serde_json::from_str(body(&answer)).expect("JSON")
+        };
+        let status = json("/api/status");
+        assert_eq!(status["vms"][1]["pid"], 8, "{status}");
+        assert_eq!(
+            (&status["host"]["hostname"], &status["lines"]["tick"]),
+            (&json!("h"), &json!(0))
+        );
+        assert_eq!(json("/api/show?pid=7")["vm"]["pid"], 7);
+        assert_eq!(json("/api/show?pid=9")["vm"], Value::Null);
+        assert_eq!(json("/api/lines")["interval_seconds"], 0.1);
+        assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+        for wrong in
+            ["/api/show", "/api/show?pid=", "/api/show?pid=x", "/api/show?pid=-1", "/api/show?vm=7"]
+        {
+            let answer = page.get(wrong);
+            assert!(answer.starts_with("HTTP/1.1 400 "), "{wrong}: {answer}");
+        }
+    });
 }
 
 #[test]
-fn a_status_is_compressed_for_those_who_take_that() {
-    let (site, publisher, _state) = page_site(EvidenceReaders::All);
-    let ticking = Loop::start(publisher);
-    let ask = |accept: &str| {
-        use std::io::Write as _;
-        let mut stream = std::net::TcpStream::connect(site.address).expect("connected");
-        let head = format!("GET /api/status HTTP/1.1\r\nHost: localhost\r\n{accept}\r\n");
-        stream.write_all(head.as_bytes()).expect("written");
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).expect("read");
-        let end = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("a head") + 4;
-        let body = answer.split_off(end);
-        (String::from_utf8(answer).expect("text"), body)
-    };
-    let (head, body) = ask("Accept-Encoding: br, gzip\r\n");
-    assert!(head.contains("content-encoding: gzip\r\n") && head.contains("vary: accept-encoding"));
-    let mut text = String::new();
-    GzDecoder::new(&body[..]).read_to_string(&mut text).expect("compressed");
-    assert!(text.starts_with("{\"tick\":"), "{text}");
-    let (head, body) = ask("");
-    assert!(!head.contains("content-encoding") && body.starts_with(b"{\"tick\":"), "{head}");
-    drop(ticking);
+fn a_status_is_compressed_for_those_that_take_that() {
+    let page = page_site(EvidenceReaders::All);
+    while_ticking(&page, || {
+        let ask = |accept: &str| {
+            let cookie = &page.cookie;
+            let head = "GET /api/status HTTP/1.1\r\nHost: localhost\r\n";
+            let answer = bytes(&page.site, &format!("{head}Cookie: {cookie}\r\n{accept}\r\n"));
+            let end = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("a head") + 4;
+            let (head, body) = answer.split_at(end);
+            (String::from_utf8_lossy(head).into_owned(), body.to_vec())
+        };
+        let (head, body) = ask("Accept-Encoding: br, gzip\r\n");
+        assert!(head.contains("content-encoding: gzip\r\n"), "{head}");
+        assert!(head.contains("vary: accept-encoding"), "{head}");
+        let mut text = String::new();
+        GzDecoder::new(&body[..]).read_to_string(&mut text).expect("compressed");
+        assert!(text.starts_with("{\"tick\":"), "{text}");
+        let (head, body) = ask("");
+        assert!(!head.contains("content-encoding") && body.starts_with(b"{\"tick\":"), "{head}");
+    });
 }
 
 #[test]
-fn a_tick_leaves_something_only_while_somebody_looks_and_of_so_many_vms_at_most() {
+fn a_tick_is_published_only_while_it_has_viewers_and_of_so_many_vms_at_most() {
     let (publisher, subscriber) = page_snapshot::pair();
     assert_eq!(publisher.wanted(Instant::now(), INTERVAL), None);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("one");
     let pids: Vec<u32> = (0..).take(SHOWN_MAX + 3).collect();
     runtime.block_on(async {
         for pid in &pids {
-            // What was left before somebody asked is as good, while it is new.
+            // What was published before the question is as good, while it is new.
             publisher.publish(snapshot(1, &[], &[]));
             assert!(subscriber.vm(*pid).await.is_some_and(|snapshot| snapshot.shown.is_empty()));
         }
     });
     assert_eq!(publisher.wanted(Instant::now(), INTERVAL), Some(pids[3..].to_vec()));
     let later = Instant::now() + Duration::from_secs(11);
-    assert_eq!(publisher.wanted(later, INTERVAL), None, "nobody has looked for 11 s");
+    assert_eq!(publisher.wanted(later, INTERVAL), None, "no viewer for 11 s");
     let list = async { tokio::time::timeout(INTERVAL, subscriber.list()).await };
-    assert!(runtime.block_on(list).is_err(), "what was left is given up");
+    assert!(runtime.block_on(list).is_err(), "the last snapshot is given up");
 }
 
 #[test]
 fn incidents_are_served_as_they_were_recorded() {
-    let (site, _giver, _state) = page_site(EvidenceReaders::All);
-    let answer = exchange(&site, &local("/api/incidents"));
+    let page = page_site(EvidenceReaders::All);
+    let answer = page.get("/api/incidents");
     let incidents: Value = serde_json::from_str(body(&answer)).expect("JSON");
     assert_eq!(incidents["incidents"][0]["reason"], "<img src=x onerror=alert(1)>");
     assert_eq!(incidents["older"], 0);
@@ -291,21 +296,14 @@ fn incidents_are_served_as_they_were_recorded() {
 
 #[test]
 fn evidence_is_a_picture_or_text_of_a_known_name_and_nothing_else() {
-    let (site, _giver, state) = page_site(EvidenceReaders::All);
-    let ask = |path: &str| {
-        use std::io::Write as _;
-        let mut stream = std::net::TcpStream::connect(site.address).expect("connected");
-        stream.write_all(local(&format!("/api/evidence/{path}")).as_bytes()).expect("written");
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).expect("read");
-        String::from_utf8_lossy(&answer).into_owned()
-    };
+    let page = page_site(EvidenceReaders::All);
+    let ask = |path: &str| page.get(&format!("/api/evidence/{path}"));
     let picture = ask("20261122T100001Z-web/screen.png");
     assert!(picture.contains("content-type: image/png\r\n") && picture.ends_with("rest"));
     let text = ask("20261122T100001Z-web/registers.txt");
     assert!(text.contains("content-type: text/plain; charset=utf-8\r\n"), "{text}");
     assert!(text.contains("x-content-type-options: nosniff") && text.ends_with("<script>"));
-    std::fs::write(state.path().join("secret"), "s").expect("written");
+    std::fs::write(page.site.state.path().join("secret"), "s").expect("written");
     for path in [
         "",
         "20261122T100001Z-web",
@@ -324,23 +322,9 @@ fn evidence_is_a_picture_or_text_of_a_known_name_and_nothing_else() {
         let answer = ask(path);
         assert!(answer.starts_with("HTTP/1.1 404 "), "{path}: {answer}");
     }
-    let directory = state.path().join("incidents/20261122T100001Z-web");
+    let directory = page.site.state.path().join("incidents/20261122T100001Z-web");
     std::fs::write(directory.join("screen.png"), "<svg onload=alert(1)>").expect("written");
     assert!(ask("20261122T100001Z-web/screen.png").starts_with("HTTP/1.1 404 "), "no picture");
     std::fs::write(directory.join("console.txt"), vec![b'a'; (4 << 20) + 1]).expect("written");
     assert!(ask("20261122T100001Z-web/console.txt").starts_with("HTTP/1.1 413 "), "too large");
-}
-
-#[test]
-fn evidence_is_served_to_whom_it_is_for() {
-    let path = "/api/evidence/20261122T100001Z-web/registers.txt";
-    let (site, _giver, _state) = page_site(EvidenceReaders::Root);
-    // Whoever runs the tests is whom the daemon runs as here.
-    assert!(get(&site, path).starts_with("HTTP/1.1 421 "));
-    assert!(exchange(&site, &local(path)).starts_with("HTTP/1.1 200 "));
-    let (site, _giver, _state) = page_site(EvidenceReaders::Off);
-    let answer = exchange(&site, &local(path));
-    assert!(answer.starts_with("HTTP/1.1 403 ") && body(&answer).contains("metrics.evidence"));
-    let answer = exchange(&site, &local("/api/incidents"));
-    assert!(answer.contains("flatline-no-evidence: no evidence is served here"), "{answer}");
 }

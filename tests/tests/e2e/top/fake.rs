@@ -1,4 +1,4 @@
-//! A fake daemon: it speaks the control socket's protocol and makes its figures up. No guest stands behind it.
+//! A fake daemon: it serves the control socket's routes and makes its figures up. No guest stands behind it.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -75,23 +75,31 @@ impl Drop for FakeDaemon {
 }
 
 fn answer(mut stream: UnixStream, vms: u32, asked: &AtomicU64) -> Result<()> {
-    let mut line = String::new();
-    BufReader::new(stream.try_clone()?).read_line(&mut line)?;
-    let request: Value = serde_json::from_str(&line)?;
-    let reply = match request["command"].as_str() {
-        Some("status") => {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut request = String::new();
+    reader.read_line(&mut request)?;
+    let mut field = String::new();
+    while reader.read_line(&mut field)? > 2 {
+        field.clear();
+    }
+    let (status, reply) = match request.split(' ').nth(1) {
+        Some("/status") => {
             let tick = asked.fetch_add(1, Ordering::SeqCst) + 1;
             let all: Vec<Value> = (0..vms).map(|number| vm(number, tick)).collect();
-            json!({"ok": {"host": host(vms), "vms": all}})
+            ("200 OK", json!({"host": host(vms), "vms": all}))
         }
-        Some("lines") => {
+        Some("/lines") => {
             let all: Vec<Value> = (0..vms).map(lines).collect();
-            json!({"ok": {"interval_seconds": 1.0, "vms": all}})
+            ("200 OK", json!({"interval_seconds": 1.0, "vms": all}))
         }
-        _ => json!({"error": {"kind": "no-such-vm", "message": "this daemon is a fake"}}),
+        _ => ("404 Not Found", json!({"kind": "no-such-vm", "message": "this daemon is a fake"})),
     };
-    stream.write_all(reply.to_string().as_bytes())?;
-    stream.write_all(b"\n")?;
+    let body = reply.to_string();
+    let length = body.len();
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    )?;
     Ok(())
 }
 

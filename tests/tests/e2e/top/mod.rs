@@ -166,7 +166,7 @@ fn page(tmux: &Tmux, guests: &mut Vec<Guest>) -> Result<()> {
     ensure!(top.starts_with("dies  (process ") && top.contains("requests done"), "{top}");
     tmux.resize((80, 200))?;
     let all = tmux.wait_for("all of it", |screen| screen.contains("boot grace"))?;
-    for part in ["SIGNAL ", "THRESHOLD", "sign of life", "suspect after 5s", "INCIDENTS"] {
+    for part in ["SIGNAL ", "THRESHOLD", "sign of life", "suspect after 3s", "INCIDENTS"] {
         ensure!(all.contains(part), "no {part:?}: {all}");
     }
     ensure!(all.contains("halted, system_reset: recovered"), "{all}");

@@ -1,26 +1,30 @@
-//! What the page asks for: JSON of what the last tick left, and of what is on disk.
+//! What the page asks for: JSON of the last tick's snapshot, and of the incidents on disk.
 //!
 //! `/api/status` and `/api/show?pid=PID` say what the commands of these names say, `/api/lines` and what stands beside
-//! them under `lines` draw them. All that is made for everybody is made once a tick, however many ask.
+//! them under `lines` draw them. What all clients are told alike is made once a tick, however many ask.
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::{Request, Response, StatusCode, header::HeaderName};
-use serde::Serialize;
+use axum::{
+    extract::{Query, State},
+    http::{HeaderMap, StatusCode},
+    response::Response,
+};
+use serde::{Deserialize, Serialize};
 use tracing::debug;
 
 use super::{
-    evidence::Evidence,
+    Site,
     page_snapshot::{PageSnapshot, Subscriber},
-    reply::{Body, text},
 };
 use crate::{
-    api::view::{LineView, LinesView, ShowView, StatusView},
+    api::{
+        response::{Body, text},
+        view::{LineView, LinesView, ShowView, StatusView},
+    },
     history::{HISTORY_TICKS, RateHistory},
     rfc3339,
     single_flight::SingleFlight,
@@ -31,18 +35,15 @@ use crate::{
 const INCIDENTS_MAX: usize = 200;
 /// They are read from disk so often at most.
 const INCIDENTS_EVERY: Duration = Duration::from_secs(2);
-/// So many ticks stand beside a status: who missed more asks for all lines.
+/// So many ticks stand beside a status: a page that missed more asks for all lines.
 const LAST_TICKS: usize = 5;
-/// Says why this visitor is served no evidence, where he isn't.
-const NO_EVIDENCE: HeaderName = HeaderName::from_static("flatline-no-evidence");
 
-/// What the API serves from.
+/// What the page is told, and from what.
 #[derive(Debug)]
-pub(super) struct Api {
+pub(super) struct PageData {
     subscriber: Subscriber,
     lines: RateHistory,
     store: Arc<IncidentStore>,
-    pub(super) evidence: Evidence,
     begun: Instant,
     /// By the tick that they are of.
     status: SingleFlight<u64, Body>,
@@ -95,52 +96,22 @@ impl From<&PageSnapshot> for AsOf {
     }
 }
 
-impl Api {
+impl PageData {
+    /// Of these sources.
     pub(super) fn new(
         subscriber: Subscriber,
         lines: RateHistory,
         store: Arc<IncidentStore>,
-        evidence: Evidence,
     ) -> Self {
         Self {
             subscriber,
             lines,
             store,
-            evidence,
             begun: Instant::now(),
             status: SingleFlight::default(),
             all_lines: SingleFlight::default(),
             incidents: SingleFlight::default(),
         }
-    }
-
-    /// The answer to a request for `path`, which is all after `/api/`; `None`: there is nothing of that name.
-    pub(super) async fn answer<B>(
-        &self,
-        path: &str,
-        request: &Request<B>,
-        visitor: super::Visitor,
-    ) -> Option<Response<Full<Bytes>>> {
-        if let Some(file) = path.strip_prefix("evidence/") {
-            return Some(self.evidence.answer(file, visitor).await);
-        }
-        let body = match path {
-            "status" => self.status().await,
-            "lines" => self.all_lines().await,
-            "incidents" => self.incidents().await,
-            "show" => match pid(request) {
-                Some(pid) => self.show(pid).await,
-                None => Err(text(StatusCode::BAD_REQUEST, "say which VM: /api/show?pid=PID")),
-            },
-            _ => return None,
-        };
-        let mut answer = body.map_or_else(|refusal| refusal, |body| body.answer(request));
-        if path == "incidents"
-            && let Err(why) = self.evidence.is_for(visitor).await
-        {
-            answer.headers_mut().insert(NO_EVIDENCE, why.header());
-        }
-        Some(answer)
     }
 
     async fn status(&self) -> Answer {
@@ -185,17 +156,49 @@ impl Api {
     }
 }
 
-type Answer = Result<Body, Response<Full<Bytes>>>;
+type Answer = Result<Body, Response>;
 
-fn no_tick() -> Response<Full<Bytes>> {
+fn no_tick() -> Response {
     text(StatusCode::SERVICE_UNAVAILABLE, "nothing was sampled so far, or for a while")
 }
 
-fn failed(error: std::io::Error) -> Response<Full<Bytes>> {
+fn failed(error: std::io::Error) -> Response {
     debug!("no answer for the page: {error}");
     text(StatusCode::INTERNAL_SERVER_ERROR, "the answer can't be made")
 }
 
-fn pid<B>(request: &Request<B>) -> Option<u32> {
-    request.uri().query()?.strip_prefix("pid=")?.parse().ok()
+type Shared = State<Arc<Site>>;
+
+fn respond(answer: Answer, headers: &HeaderMap) -> Response {
+    answer.map_or_else(|refusal| refusal, |body| body.answer(headers))
+}
+
+/// All VMs, as `flatline status` has them, and their last ticks.
+pub(super) async fn status(State(site): Shared, headers: HeaderMap) -> Response {
+    respond(site.data.status().await, &headers)
+}
+
+/// The last ticks of all VMs.
+pub(super) async fn lines(State(site): Shared, headers: HeaderMap) -> Response {
+    respond(site.data.all_lines().await, &headers)
+}
+
+/// The newest incidents.
+pub(super) async fn incidents(State(site): Shared, headers: HeaderMap) -> Response {
+    respond(site.data.incidents().await, &headers)
+}
+
+/// Which VM.
+#[derive(Deserialize)]
+pub(super) struct Wanted {
+    pid: u32,
+}
+
+/// One VM, as `flatline show` has it.
+pub(super) async fn show(
+    State(site): Shared,
+    Query(Wanted { pid }): Query<Wanted>,
+    headers: HeaderMap,
+) -> Response {
+    respond(site.data.show(pid).await, &headers)
 }
