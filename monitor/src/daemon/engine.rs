@@ -12,31 +12,28 @@ use tokio::sync::mpsc::{Sender, UnboundedSender};
 use tracing::error;
 
 use super::{
-    Message, incident_writer::IncidentWriter, metrics_publisher::MetricsPublisher,
-    reload::Reloading, respawn::Awaited, vm_lifecycle::FirstReading, watchers,
+    Message, metrics_publisher::MetricsPublisher, reload::Reloading, vm_lifecycle::FirstReading,
+    watchers,
 };
 use crate::{
     bpf::{ProbeThread, ProgramHealth},
     config::{Config, Source},
     history::RateHistory,
+    metrics::IncidentCounts,
     notify::Notifier,
     probes::ProbeSocket,
     recorder::archive::{Archive, Writing},
-    recovery::{EventSink, evidence::dump::UnderWay},
+    recovery::{EventKind, EventSink, IncidentWriter, Supervisor},
     sampler::{CounterMaps, DeviceWatch, HeartbeatReader, KvmReader, ThreadReader},
     storage::{
-        incident::Incident,
         incidents::IncidentStore,
         ledger::Ledger,
         retention::{Keeper, RetentionPolicy},
     },
-    vm::{HostReadings, WatchedVm},
+    vm::{Context, HostReadings, WatchedVm},
 };
-use flatline_detector::verdict::{Act, Input, Monitor, State, Tick};
-use flatline_qemu::{
-    discover::VmId,
-    qmp::{QmpHandle, QmpNotice},
-};
+use flatline_detector::verdict::{Act, Input, Tick};
+use flatline_qemu::{discover::VmId, qmp::QmpNotice};
 
 /// Ticks between two readings of what all guests' agents said, whoever said something meanwhile.
 const ALL_HEARTBEATS_EVERY: u64 = 10;
@@ -51,17 +48,10 @@ pub(super) struct Engine {
     pub(super) vms: BTreeMap<VmId, WatchedVm>,
     pub(super) health: Vec<ProgramHealth>,
     pub(super) store: Arc<IncidentStore>,
-    pub(super) writer: IncidentWriter,
     /// Removes evidence that was kept for long enough.
     pub(super) keeper: Keeper,
-    /// Memory dumps that are under way.
-    pub(super) dumps: UnderWay,
     writer_thread: Option<JoinHandle<()>>,
-    pub(super) ledger: Ledger,
-    /// What is remembered beyond a QEMU's end.
-    pub(super) awaited: Vec<Awaited>,
-    /// The last incidents of QEMUs that earlier daemons watched, until these are found: by pid and start.
-    pub(super) left: HashMap<(u32, u64), Incident>,
+    pub(super) recovery: Supervisor,
     /// Writes recordings, on a thread of its own.
     pub(super) archive: Archive,
     archive_thread: Writing,
@@ -131,10 +121,8 @@ impl Engine {
         let figures = MetricsPublisher::start(&config, &lines, &store);
         let notifier =
             Notifier::start(&config.notify, &config.paths.state_dir, figures.notifications.clone());
-        let listener = notifier.clone();
-        let events = EventSink::new(move |event| listener.publish_recovery(event));
-        let (writer, writer_thread) =
-            IncidentWriter::start(store.clone(), figures.incidents.clone(), events);
+        let events = events(figures.incidents.clone(), notifier.clone());
+        let (writer, writer_thread) = IncidentWriter::start(store.clone(), events);
         let ledger = Ledger::open(&config.paths.state_dir);
         if let Some(why) = ledger.complaint() {
             error!("{why}");
@@ -151,12 +139,8 @@ impl Engine {
             vms: BTreeMap::new(),
             health,
             keeper,
-            dumps: UnderWay::default(),
-            writer,
             writer_thread,
-            ledger,
-            awaited: Vec::new(),
-            left: store.last_of_each(),
+            recovery: Supervisor::new(store.clone(), ledger, writer),
             archive,
             archive_thread,
             store,
@@ -204,7 +188,7 @@ impl Engine {
                 end.abort();
             }
         }
-        self.writer.end();
+        self.recovery.end();
         if let Some(thread) = self.writer_thread {
             let _ = thread.join();
         }
@@ -215,6 +199,7 @@ impl Engine {
     }
 
     pub(super) fn on_message(&mut self, message: Message) {
+        let now = self.now();
         match message {
             Message::Found(vm) => self.found(*vm),
             Message::Swept(all) => self.swept(&all),
@@ -236,19 +221,31 @@ impl Engine {
                 self.answered(id, boot_began, testimony, notes);
             }
             Message::Memory(vm, read) => {
-                let now = self.now();
                 if let Some(watched) = self.vms.get_mut(&vm) {
                     watched.memory_read(*read, now);
                 }
             }
-            Message::Restarted(vm, attempts, result) if self.vms.contains_key(&vm) => {
-                self.restarted(vm, attempts, result);
+            Message::Restarted(id, attempts, result) => {
+                let context = Context::at(&self.config, now);
+                match self.vms.get_mut(&id) {
+                    Some(vm) => self.recovery.restarted(vm, attempts, result, &context),
+                    None => self.recovery.started(&mut self.vms, id, attempts, result, &context),
+                }
             }
-            Message::Restarted(vm, attempts, result) => self.started(vm, attempts, result),
-            Message::PutBack(vm, number, configured) => self.put_back(vm, number, configured),
+            Message::PutBack(id, number, configured) => {
+                if let Some(watched) = self.vms.get(&id) {
+                    self.recovery.put_back(watched, number, configured);
+                }
+            }
             Message::Configured(read) => self.configured(read),
-            Message::Finished(vm, attempts, result) => self.rest_is_done(vm, attempts, result),
+            Message::Finished(id, attempts, result) => {
+                let context = Context::at(&self.config, now);
+                if let Some(watched) = self.vms.get_mut(&id) {
+                    self.recovery.rest_is_done(watched, attempts, result, &context);
+                }
+            }
         }
+        self.carry_out();
     }
 
     /// One tick: samples all VMs, then judges each on what moved.
@@ -294,19 +291,22 @@ impl Engine {
             self.judge(id, undecided, now);
         }
         self.watch_kvm();
-        self.start_due();
+        self.recovery.start_due(&self.vms, &Context::at(&self.config, now));
+        self.carry_out();
         self.read_memory(now);
         self.look_again(threads.as_ref());
         self.tell_changes(now);
     }
 
     fn judge(&mut self, id: VmId, undecided: bool, now: Duration) {
-        self.retry_restart(id);
+        if let Some(watched) = self.vms.get_mut(&id) {
+            self.recovery.tick(watched, &Context::at(&self.config, now));
+        }
+        self.carry_out();
         // A look into the map for each VM and tick would be half of what a tick costs.
         let may_be_asked =
             self.vms.get(&id).is_some_and(|watched| watched.detector.watch.wants_calibration(now));
         let calibratable = may_be_asked && self.somebody_answers(id);
-        self.lives_after_all(id);
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let Some(activity) = watched.sensors.activity.clone() else { return };
         if watched.recovery.is_restarting() {
@@ -319,35 +319,23 @@ impl Engine {
     }
 
     pub(super) fn act(&mut self, id: VmId, act: Act) {
-        match act {
-            Act::Nothing => {}
-            Act::Ask(questions) => self.ask(id, questions),
-            // Whoever showed no life after a restart is as convicted as before.
-            Act::Convict(cause) | Act::NotRecovered(cause) => self.convicted(id, cause),
-            Act::Recovered => self.recovered(id),
-            Act::GuestReset(times) => self.guest_reset(id, times),
-            Act::GiveUp(cause) => self.given_up(id, cause),
-            Act::Report(cause) => self.told(id, cause),
-            Act::BeatsAgain => self.beats_again(id),
+        if let Act::Ask(questions) = act {
+            return self.ask(id, questions);
         }
-    }
-
-    /// The QMP handle, where QEMU can be told something now.
-    pub(super) fn monitor_of(&self, id: VmId) -> Result<QmpHandle, String> {
-        let Some(watched) = self.vms.get(&id) else { return Err("it is gone".to_owned()) };
-        match (watched.link.monitor(), &watched.link.qmp) {
-            (Monitor::Answers(_), Some(qmp)) => Ok(qmp.clone()),
-            (Monitor::Unknown(why) | Monitor::Unresponsive(why) | Monitor::NotStarted(why), _) => {
-                Err(why)
-            }
-            (Monitor::Answers(_), None) => Err("no QMP socket is known".to_owned()),
+        let context = Context::at(&self.config, self.now());
+        if let Some(watched) = self.vms.get_mut(&id) {
+            self.recovery.act(watched, &act, &context);
         }
+        self.carry_out();
     }
+}
 
-    /// Whether this VM's conviction still stands.
-    pub(super) fn is_crashed(&self, id: VmId) -> bool {
-        self.vms.get(&id).is_some_and(|vm| matches!(vm.detector.watch.state, State::Crashed { .. }))
-    }
+/// Hands what recovery says to those that count it and notify of it.
+fn events(counts: IncidentCounts, notifier: Notifier) -> EventSink {
+    EventSink::new(move |event| match event.kind {
+        EventKind::Recorded => counts.note(event.incident),
+        _ => notifier.publish_recovery(event),
+    })
 }
 
 fn host_up() -> Duration {

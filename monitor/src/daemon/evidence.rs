@@ -1,53 +1,27 @@
-//! What is wanted of a crashed guest before it is restarted, and what clients are handed of it.
+//! Evidence: what is shown of a VM before its restart, and what clients are handed of its incidents.
 
 use tokio::{sync::oneshot, task::spawn_blocking};
 
 use super::engine::Engine;
 use crate::{
     api::{RefusalKind, Reply, view::DumpView},
-    config::EvidencePolicy,
-    recovery::evidence::{Wanted, dump},
-    storage::{evidence, incident::Incident},
-    vm::WatchedVm,
+    recovery::evidence::dump,
+    storage::evidence,
 };
-use flatline_detector::verdict::Cause;
 use flatline_qemu::discover::VmId;
 
 impl Engine {
-    /// What is to be gathered of a VM that is about to be restarted.
-    pub(super) fn wanted(&self, watched: &WatchedVm, incident: &Incident) -> Wanted {
-        let EvidencePolicy { limit, memory, memory_limit, own_dump } =
-            self.config.evidence_policy_for(&watched.vm.name);
-        let retention = &self.config.retention;
-        let memory = memory.then(|| dump::Wanted {
-            directory: retention.memory_dir.clone(),
-            quota_bytes: u64::from(retention.memory_quota_mib) << 20,
-            limit: memory_limit,
-            under_way: self.dumps.clone(),
-        });
-        Wanted {
-            vm: watched.vm.clone(),
-            incident: incident.id.clone(),
-            limit,
-            announced: watched.detector.watch.state.cause() == Some(Cause::Panicked),
-            figures: self.figures(watched),
-            memory,
-            insight: watched.sensors.insight.clone(),
-            own_dump,
-            asks: watched.recovery.case.as_ref().is_none_or(|case| !case.tries.is_curt),
-        }
-    }
-
     /// All that is known of a VM, but for the last minutes, which are in the recording.
-    fn figures(&self, watched: &WatchedVm) -> String {
+    pub(super) fn figures(&self, id: VmId) -> String {
+        let shown = self.vms.get(&id).map(|watched| self.show(watched, None));
         // It is made of values, strings and words, which always have a JSON form.
-        serde_json::to_string_pretty(&self.show(watched, None)).unwrap_or_default() + "\n"
+        serde_json::to_string_pretty(&shown).unwrap_or_default() + "\n"
     }
 
     /// How far the memory dump of a VM is.
     pub(super) fn dump_view(&self, id: VmId) -> Option<DumpView> {
         let dump::State { since, completed_bytes, total_bytes, written_bytes } =
-            self.dumps.of(id)?;
+            self.recovery.dump_of(id)?;
         Some(DumpView { since, completed_bytes, total_bytes, written_bytes })
     }
 

@@ -154,7 +154,7 @@ impl Engine {
                 State::Unobservable => None,
                 _ => Some(watched.detector.watch.quiet.silence(now)),
             },
-            is_held: self.ledger.held(watched.key(), SystemTime::now()).is_some(),
+            is_held: self.recovery.held(watched.key(), SystemTime::now()).is_some(),
             is_counted: watched.sensors.slot.is_ok(),
             restarts: watched.recovery.restarts,
             guest_resets_in_window: self.guest_resets_in_window(watched),

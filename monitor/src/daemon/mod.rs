@@ -3,24 +3,18 @@
 //! Whatever may wait (QMP, `/proc` of a hung process, attaching, disks) runs elsewhere and reports back
 //! as a `Message`; the loop here never waits for any of it, so that one VM can't delay another.
 
-mod cases;
+mod effects;
 mod engine;
 mod evidence;
 mod heartbeat_view;
 mod hold;
 mod hotplug;
-mod incident_writer;
 mod memory;
 mod metrics_publisher;
-mod owners;
 mod probe_rounds;
-mod qemu_exit;
 mod qmp_events;
 mod recordings;
 mod reload;
-mod respawn;
-mod restarts;
-mod resume;
 mod show;
 mod storm;
 mod systemd;

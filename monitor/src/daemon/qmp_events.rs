@@ -20,10 +20,8 @@ impl Engine {
                 let can_be_used = match &state {
                     QmpState::Ready => {
                         debug!(vm = watched.vm.name, "QMP is connected");
-                        if std::mem::take(&mut watched.recovery.put_back) {
-                            let configured = watched.vm.reboot_action;
-                            self.put_back_later(id, configured);
-                        }
+                        self.recovery.monitor_ready(watched);
+                        self.carry_out();
                         self.ask_cpus(id);
                         true
                     }

@@ -7,11 +7,10 @@ use tracing::{error, info, warn};
 use super::{Message, engine::Engine, telling::subject};
 use crate::{
     config::{Config, ConfigError, Source},
-    recovery::Stage,
-    storage::{incident::Outcome, retention::RetentionPolicy},
+    storage::retention::RetentionPolicy,
     vm::terms_for,
 };
-use flatline_detector::{policy::Mode, verdict::State};
+use flatline_detector::policy::Mode;
 use flatline_qemu::discover::VmId;
 
 /// How far the reading of a file has come.
@@ -130,19 +129,13 @@ impl Engine {
             let may_be_touched = watched.detector.terms.policy.mode == Mode::Observe
                 && terms.policy.mode == Mode::Recover;
             watched.detector.terms = terms;
-            if let Some(case) = watched.recovery.case.as_mut().filter(|_| may_be_touched)
-                && case.incident.outcome == Some(Outcome::Observed)
-                && matches!(watched.detector.watch.state, State::Crashed { .. })
-            {
-                // It is dead still: it is judged anew, as after a hold.
-                case.stage = Stage::OnHold;
+            if may_be_touched {
+                self.recovery.may_be_touched(watched);
             }
             watched.memory.set_every(memory_every);
             changed += usize::from(is_judged_anew);
         }
-        for awaited in &mut self.awaited {
-            awaited.terms = terms_for(&self.config, &awaited.vm.name);
-        }
+        self.recovery.set_terms(|name| terms_for(&self.config, name));
         changed
     }
 

@@ -13,11 +13,12 @@ use crate::{
     api::{
         ControlRequest, RefusalKind, Reply, Request,
         view::{
-            HistoryView, HostView, NetworkView, PolicyView, ProbeState, ProbeView, ShowView,
-            SignalView, StatusView, StorageView, TapView, VcpuView, VmView,
+            HistoryView, HostView, NetworkView, OwnerView, PolicyView, ProbeState, ProbeView,
+            ShowView, SignalView, StatusView, StorageView, TapView, VcpuView, VmView,
         },
     },
     probes::{WITNESSES, kvm},
+    recovery::actuator::chosen,
     sampler::ticks,
     storage::incident::IncidentsView,
     vm::{PENDING, WatchedVm},
@@ -215,9 +216,11 @@ impl Engine {
                 State::Unobservable => None,
                 _ => Some(watched.detector.watch.quiet.silence(self.now()).as_secs_f64()),
             },
-            restarts_in_window: u32::try_from(self.restarts_in_window(watched).len())
-                .unwrap_or(u32::MAX),
-            hold: self.ledger.held(watched.key(), SystemTime::now()),
+            restarts_in_window: u32::try_from(
+                self.recovery.restarts_in_window(watched, SystemTime::now()).len(),
+            )
+            .unwrap_or(u32::MAX),
+            hold: self.recovery.held(watched.key(), SystemTime::now()),
             guest_resets_in_window: self.guest_resets_in_window(watched),
             vcpus: vcpus.collect(),
             network: network.map(|network| NetworkView {
@@ -375,6 +378,19 @@ impl Engine {
             ),
             since,
             verdict: verdict.to_owned(),
+        }
+    }
+
+    /// Who started it, for people.
+    fn owner_view(&self, vm: &Vm) -> OwnerView {
+        let actuation = self.config.actuation_for(&vm.name);
+        let by = chosen(&vm.ownership, &actuation);
+        OwnerView {
+            kind: vm.ownership.owner.kind().to_owned(),
+            name: vm.ownership.owner.name(),
+            certain: vm.ownership.is_certain,
+            actuator: by.as_ref().ok().map(|actuator| actuator.as_str().to_owned()),
+            refusal: by.err().map(|refusal| refusal.to_string()),
         }
     }
 }

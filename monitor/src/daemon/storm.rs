@@ -3,15 +3,8 @@
 use std::time::Duration;
 
 use super::engine::Engine;
-use crate::{
-    notify::event::EventKind,
-    recovery::EventKind as RecoveryEvent,
-    storage::incident::{Incident, Outcome},
-};
+use crate::{notify::event::EventKind, vm::Context};
 use flatline_detector::verdict::{Input, StormAssessment, assess_storm, is_silent};
-
-/// What stands for the VM in the incident of a whole host.
-const WHOLE_HOST: &str = "*";
 
 impl Engine {
     /// Looks at all VMs together, and tells those which are silent together. Returns whether that is still
@@ -24,7 +17,7 @@ impl Engine {
             StormAssessment::Storm(seen) => Some(seen.clone()),
         };
         match (&self.storm, &storm) {
-            (None, Some(seen)) => self.storm_begins(seen.clone(), now),
+            (None, Some(seen)) => self.storm_begins(seen, now),
             (Some(_), None) => self.tell_of_host(
                 EventKind::HostIncidentOver,
                 "no longer are many VMs silent together".to_owned(),
@@ -48,18 +41,10 @@ impl Engine {
         assessment == StormAssessment::Undecided
     }
 
-    fn storm_begins(&self, seen: String, now: Duration) {
+    fn storm_begins(&self, seen: &str, now: Duration) {
         let silent = self.vms.values().filter(|watched| is_silent(&watched.detector.watch, now));
         let names: Vec<&str> = silent.map(|watched| watched.vm.name.as_str()).collect();
         let reason = format!("{seen}: {}", names.join(", "));
-        let detected_at = std::time::SystemTime::now();
-        let id = self.store.new_id(detected_at, "host");
-        let (vm, cause) = (WHOLE_HOST.to_owned(), "storm".to_owned());
-        let incident = Incident {
-            outcome: Some(Outcome::Refused),
-            ..Incident::new(id, vm, cause, reason, detected_at)
-        };
-        self.writer.events.emit(RecoveryEvent::Storm, &incident);
-        self.writer.write(&incident, Vec::new(), None);
+        self.recovery.storm_begins(reason, &Context::at(&self.config, now));
     }
 }

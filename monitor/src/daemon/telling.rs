@@ -8,7 +8,6 @@ use std::{
 use super::engine::Engine;
 use crate::{
     notify::event::{EventKind, Subject},
-    recovery::EventKind as RecoveryEvent,
     vm::WatchedVm,
 };
 use flatline_detector::verdict::State;
@@ -36,7 +35,7 @@ fn condition(watched: &WatchedVm) -> Option<(EventKind, String)> {
 impl Engine {
     /// A tick ended: tells what changed with it.
     pub(super) fn tell_changes(&mut self, now: Duration) {
-        self.end_what_a_boot_ended();
+        self.vms.values_mut().for_each(|watched| self.recovery.end_reports(watched));
         let lost = self.lost_sensors();
         self.notifier.publish(|events, wall_clock| {
             let mut news = events.of_sensors(lost, now, wall_clock);
@@ -52,18 +51,6 @@ impl Engine {
             }
             news
         });
-    }
-
-    /// What was told of a guest's agent is over with the boot in which it was so.
-    fn end_what_a_boot_ended(&mut self) {
-        for watched in self.vms.values_mut() {
-            if watched.detector.watch.state == State::Alive
-                && watched.detector.watch.missed_beats().is_none()
-                && let Some(told) = watched.recovery.reported.take()
-            {
-                self.writer.events.emit(RecoveryEvent::AliveAgain, &told);
-            }
-        }
     }
 
     /// When a VM that is alive, and has no open case, was heard last.

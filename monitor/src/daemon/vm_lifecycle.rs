@@ -1,24 +1,19 @@
 //! Finding QEMUs and taking them up, and letting go of those that are gone.
 
-use std::{
-    collections::HashSet,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tracing::{debug, info};
 
 use super::{
     engine::Engine,
     hotplug::counted,
-    resume::take_up,
+    telling::subject,
     watchers::{self, Look},
 };
 use crate::{
     insight::Insight,
-    recovery::{EventKind, RecoveryState},
     sampler::port::PortListener,
-    vm::{Detector, MemoryWatch, MonitorLink, Sensors, WatchedVm, terms_for},
+    vm::{Context, Detector, MemoryWatch, MonitorLink, Sensors, WatchedVm, terms_for},
 };
 use flatline_detector::verdict::Watch;
 use flatline_qemu::{
@@ -85,24 +80,9 @@ impl Engine {
             vms.insert(id);
         }
         self.probes.attach(id, counted(&vm.plugged));
-        let key = vm.uuid.as_deref().unwrap_or(&vm.name);
-        let left = self.left.remove(&(id.pid, id.start_ticks));
-        let put_back = left.as_ref().is_some_and(|incident| !incident.attempts.is_empty());
-        let left = left.and_then(|incident| {
-            let started_at = SystemTime::now() - age;
-            take_up(incident, started_at, self.ledger.counts_from(key))
-        });
-        if let Some(taken_up) = &left {
-            self.writer.events.emit(EventKind::TakenUp, taken_up.incident());
-        }
         let terms = terms_for(&self.config, &vm.name);
-        let (state, case) = match left {
-            Some(taken_up) => {
-                let (state, case) = taken_up.begin(now);
-                (state, Some(case))
-            }
-            None => self.adopt(&vm, &terms).unzip(),
-        };
+        let context = Context::at(&self.config, now);
+        let (state, recovery) = self.recovery.begin(&vm, age, &terms, &context);
         let watch = match state {
             Some((state, reason)) => Watch::resume(now, age, state, reason),
             None => Watch::begin(now, age, terms.policy.boot_grace),
@@ -113,7 +93,7 @@ impl Engine {
             link: MonitorLink::new(&vm, qmp, hears_late),
             sensors: Sensors::new(PortListener::start(&vm), insight, end),
             detector: Detector::new(terms, watch, recorder),
-            recovery: RecoveryState { case, put_back, ..RecoveryState::default() },
+            recovery,
             memory,
             vm: Arc::new(vm),
         };
@@ -125,6 +105,16 @@ impl Engine {
                 let look = Look { vm: id, names: true, unless: None };
                 watchers::refresh(&[look], &messages);
             });
+        }
+    }
+
+    /// A QEMU that takes another's place may be found before the end of that one was reported.
+    fn bury_predecessors(&mut self, vm: &Vm) {
+        let key = vm.uuid.as_deref().unwrap_or(&vm.name);
+        let is_gone = |id: VmId| discover::start_ticks(id.pid).ok() != Some(id.start_ticks);
+        let same = self.vms.iter().filter(|(_, watched)| watched.key() == key).map(|(id, _)| *id);
+        for id in same.filter(|id| is_gone(*id)).collect::<Vec<_>>() {
+            self.gone(id);
         }
     }
 
@@ -145,7 +135,7 @@ impl Engine {
         if let FirstReading::Awaits { swept, .. } = &mut self.first_reading {
             *swept = true;
         }
-        self.give_up_the_gone(all);
+        self.recovery.give_up_the_gone(all);
     }
 
     /// Whether all VMs that the first sweep found can be read since just now, and none was read yet: two
@@ -163,7 +153,14 @@ impl Engine {
         let Some(mut watched) = self.no_longer_watched(id) else { return };
         let status = self.statuses.remove(&id.pid);
         debug!(vm = watched.vm.name, pid = id.pid, ?status, "the process has ended");
-        self.qemu_ended(&mut watched, status);
+        let context = Context::at(&self.config, self.now());
+        let ended = self.recovery.qemu_ended(&mut watched, status, &self.vms, &context);
+        if let Some(words) = ended {
+            info!(vm = watched.vm.name, "QEMU has ended: {words}");
+            let who = subject(&watched.vm);
+            self.notifier.publish(|events, now| events.ended(who, &words, now));
+        }
+        self.carry_out();
     }
 
     /// Lets go of a VM, whatever has become of it.

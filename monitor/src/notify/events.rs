@@ -91,7 +91,7 @@ impl Events {
         let incident = said.incident;
         let attempts = incident.attempts.len();
         let (kind, attempt) = match said.kind {
-            Happened::TakenUp | Happened::RestartBegun => return None,
+            Happened::TakenUp | Happened::RestartBegun | Happened::Recorded => return None,
             Happened::Detected if !has_crashed_once(incident) => return None,
             Happened::Detected => (EventKind::Crashed, 0),
             Happened::Restarted => (EventKind::Restarted, attempts),

@@ -1,8 +1,13 @@
 //! A case: a conviction that is being dealt with, and how far it has come.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use crate::storage::incident::Incident;
+use flatline_detector::verdict::Terms;
+use flatline_qemu::discover::Vm;
 
 /// A conviction that is being dealt with.
 #[derive(Debug)]
@@ -115,6 +120,33 @@ impl RecoveryState {
     /// Whether it may have been told so, and what came of it is not known yet.
     pub(crate) fn is_resuming(&self) -> bool {
         self.case.as_ref().is_some_and(|case| case.stage == Stage::Resuming)
+    }
+}
+
+/// A VM without a QEMU, of which one is expected.
+#[derive(Debug)]
+pub(crate) struct Respawn {
+    pub(crate) vm: Arc<Vm>,
+    pub(crate) terms: Terms,
+    pub(crate) incident: Incident,
+    pub(crate) progress: Progress,
+}
+
+/// How far its start has come. Moments are times since the host's start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// It is not to be started before this moment.
+    Pausing(Duration),
+    /// Its owner is being told.
+    Starting,
+    /// Its owner was told, and a QEMU is to be found until this moment.
+    Expected(Duration),
+}
+
+impl Respawn {
+    /// The key under which its restarts are counted.
+    pub(super) fn key(&self) -> &str {
+        self.vm.uuid.as_deref().unwrap_or(&self.vm.name)
     }
 }
 

@@ -23,6 +23,8 @@ pub enum EventKind {
     AgentLost,
     /// The agent of such a guest is back.
     AgentBack,
+    /// The record is written down as it is now. Said with each change, whatever else is said of it.
+    Recorded,
     /// Many VMs are silent together: one incident of the whole host.
     Storm,
 }

@@ -5,21 +5,36 @@
 //! VM that somebody paused meanwhile must be left alone.
 
 pub mod actuator;
+mod budget;
 mod case;
+mod cases;
+mod effect;
 mod event;
 pub mod evidence;
 mod execute;
 mod exit_reason;
+mod hold;
+mod incident_writer;
+mod journal;
 mod nmi;
 mod outcome;
 mod plan;
+mod qemu_exit;
+mod respawn;
+mod restart_context;
+mod restarts;
+mod resume;
+mod supervisor;
 
 pub(crate) use case::{Case, RecoveryState, Stage, Tries};
+pub(crate) use effect::Effect;
 pub use event::{Event, EventKind, EventSink};
 pub use execute::{Journal, finish, put_back, restart};
 pub use exit_reason::{ExitReason, exit_reason};
+pub(crate) use incident_writer::IncidentWriter;
 pub use outcome::{Files, Kept, OwnerError, Restart, RestartError, Stand};
 pub use plan::{
     Circumstances, Clearance, HOST_WINDOW, PUT_BACK_AFTER, Plan, Refusal, Remainder, Step,
     clearance, plan, remainder,
 };
+pub(crate) use supervisor::Supervisor;

@@ -10,6 +10,7 @@ mod recorder;
 mod sensors;
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -22,7 +23,7 @@ pub(crate) use sensors::{HostReadings, Sensors};
 
 use crate::{config::Config, recovery::RecoveryState};
 use flatline_detector::verdict::{Act, Input, State};
-use flatline_qemu::discover::Vm;
+use flatline_qemu::discover::{Vm, VmId};
 
 /// Why nothing is counted of what was found just now.
 pub(crate) const PENDING: &str = "its programs are being attached";
@@ -38,12 +39,20 @@ pub(crate) struct Context<'a> {
     pub(crate) wall: SystemTime,
 }
 
-impl Context<'_> {
+impl<'a> Context<'a> {
+    /// At `now`, which is this very moment.
+    pub(crate) fn at(config: &'a Config, now: Duration) -> Self {
+        Self { config, now, wall: SystemTime::now() }
+    }
+
     /// The wall-clock time of a moment.
     pub(crate) fn wall_clock(&self, moment: Duration) -> SystemTime {
         self.wall - self.now.saturating_sub(moment)
     }
 }
+
+/// All VMs that are watched.
+pub(crate) type Vms = BTreeMap<VmId, WatchedVm>;
 
 /// One VM.
 #[derive(Debug)]
@@ -66,6 +75,16 @@ impl WatchedVm {
     /// Tells the detector something, and says what is to be done.
     pub(crate) fn step(&mut self, input: &Input, now: Duration) -> Act {
         self.detector.step(&self.vm, input, now)
+    }
+
+    /// The same, with a reason for people instead of the verdict's own: it is told of no more than it judges by.
+    pub(crate) fn step_saying(
+        &mut self,
+        input: &Input,
+        reason: Option<String>,
+        now: Duration,
+    ) -> Act {
+        self.detector.step_saying(&self.vm, input, reason, now)
     }
 
     /// Whether its conviction still stands.

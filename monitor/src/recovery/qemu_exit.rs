@@ -1,31 +1,35 @@
 //! What is made of a QEMU's end: a stop that somebody wanted, a replacement under way, or a crash of QEMU itself.
 //!
-//! A QEMU that ended without having been asked to is started again by its owner's means, where that is configured and
+//! A QEMU that ended without having been asked to is started again by its owner's actuation, where that is configured and
 //! its budget allows it: see [`awaited`](super::respawn).
 
 use tracing::info;
 
 use super::{
-    engine::Engine,
-    respawn::{Awaited, FOUND_WITHIN, Progress},
-    telling::subject,
+    Case, EventKind, ExitReason, Stage, Supervisor,
+    actuator::{chosen, is_power_cycle, start_plan},
+    case::{Progress, Respawn},
+    exit_reason,
+    respawn::FOUND_WITHIN,
 };
 use crate::{
     config::Actuator,
-    recovery::{
-        Case, EventKind, ExitReason, Stage,
-        actuator::{chosen, is_power_cycle, start_plan},
-        exit_reason,
-    },
     storage::incident::{Incident, Outcome},
-    vm::WatchedVm,
+    vm::{Context, Vms, WatchedVm},
 };
 use flatline_detector::verdict::Cause;
 use flatline_qemu::discover::{Owner, Vm};
 
-impl Engine {
-    /// QEMU itself is gone: told apart from a stop that somebody wanted, and started again where that is configured.
-    pub(super) fn qemu_ended(&mut self, watched: &mut WatchedVm, status: Option<i32>) {
+impl Supervisor {
+    /// QEMU itself is gone: told apart from a stop that was wanted, and started again where that is configured. Returns how
+    /// it ended, in words, where that was wanted and no case was open.
+    pub(crate) fn qemu_ended(
+        &mut self,
+        watched: &mut WatchedVm,
+        status: Option<i32>,
+        vms: &Vms,
+        context: &Context<'_>,
+    ) -> Option<String> {
         let last_words = watched.link.shutdown.take();
         let why = exit_reason(status, last_words.as_ref(), watched.detector.watch.state.cause());
         let words = why.words();
@@ -34,28 +38,30 @@ impl Engine {
         let incident = match open {
             Some(case)
                 if case.stage == Stage::Restarting
-                    && self.is_being_replaced(
+                    && Self::is_being_replaced(
                         &watched.vm,
                         &case.incident,
                         case.incident.attempts.len(),
+                        context,
                     ) =>
             {
                 info!(vm = watched.vm.name, "its QEMU is being replaced: {words}");
                 self.expect(watched, case.incident, Progress::Starting);
-                return;
+                return None;
             }
             Some(Case { incident, stage: Stage::AwaitingLife { .. }, .. })
                 // The last one is what it waits for the end of.
-                if self.is_being_replaced(
+                if Self::is_being_replaced(
                     &watched.vm,
                     &incident,
                     incident.attempts.len().saturating_sub(1),
+                    context,
                 ) =>
             {
                 // A command may end before what it leads to.
                 info!(vm = watched.vm.name, "its QEMU is being replaced: {words}");
-                self.expect(watched, incident, Progress::Expected(self.now() + FOUND_WITHIN));
-                return;
+                self.expect(watched, incident, Progress::Expected(context.now + FOUND_WITHIN));
+                return None;
             }
             Some(Case { mut incident, stage, .. }) => {
                 let was_told =
@@ -67,26 +73,29 @@ impl Engine {
             }
             None if why.is_crash() => {
                 let reason = format!("QEMU is gone: {words}");
-                let incident = self.new_incident(watched, Cause::QemuExited, reason);
+                let incident = self.new_incident(watched, Cause::QemuExited, reason, context);
                 Incident { outcome: Some(Outcome::Refused), ..incident }
             }
             None => {
-                info!(vm = watched.vm.name, "QEMU has ended: {words}");
-                let who = subject(&watched.vm);
-                self.notifier.publish(|events, now| events.ended(who, &words, now));
-                return;
+                return Some(words);
             }
         };
-        self.start_again(watched, incident, is_news, &why);
+        self.start_again(watched, incident, (is_news, &why), vms, context);
+        None
     }
 
     /// Whether what is being done to it ends its QEMU on purpose, after so many `attempts` that brought no life.
-    fn is_being_replaced(&self, vm: &Vm, incident: &Incident, attempts: usize) -> bool {
+    fn is_being_replaced(
+        vm: &Vm,
+        incident: &Incident,
+        attempts: usize,
+        context: &Context<'_>,
+    ) -> bool {
         if incident.cause == Cause::QemuUnresponsive.as_str() {
             // Nothing else is done to one that hangs.
             return true;
         }
-        let actuation = self.config.actuation_for(&vm.name);
+        let actuation = context.config.actuation_for(&vm.name);
         if is_power_cycle(&vm.ownership, &actuation, attempts) {
             return true;
         }
@@ -105,12 +114,13 @@ impl Engine {
     /// Has a VM started again whose QEMU ended so, as far as that is configured and policy lets it.
     fn start_again(
         &mut self,
-        watched: &mut WatchedVm,
+        watched: &WatchedVm,
         mut incident: Incident,
-        is_news: bool,
-        why: &ExitReason,
+        (is_news, why): (bool, &ExitReason),
+        vms: &Vms,
+        context: &Context<'_>,
     ) {
-        let actuation = self.config.actuation_for(&watched.vm.name);
+        let actuation = context.config.actuation_for(&watched.vm.name);
         let refusal = if why.is_crash() {
             start_plan(&watched.vm.ownership, &actuation).err().map(|refusal| refusal.to_string())
         } else {
@@ -129,13 +139,13 @@ impl Engine {
         }
         self.writer.write(&incident, Vec::new(), recording);
         if incident.outcome.is_none() {
-            self.expect(watched, incident, Progress::Pausing(self.now()));
-            self.start_due();
+            self.expect(watched, incident, Progress::Pausing(context.now));
+            self.start_due(vms, context);
         }
     }
 
     fn expect(&mut self, watched: &WatchedVm, incident: Incident, progress: Progress) {
         let (vm, terms) = (watched.vm.clone(), watched.detector.terms.clone());
-        self.awaited.push(Awaited { vm, terms, incident, progress });
+        self.respawns.push(Respawn { vm, terms, incident, progress });
     }
 }

@@ -1,31 +1,27 @@
 //! One restart: begun, waited for, and what came of it.
 
-use std::time::SystemTime;
-
 use tracing::{info, warn};
 
-use super::{Message, engine::Engine, incident_writer::RestartJournal};
+use super::{Case, Effect, Kept, Restart, RestartError, Stage, Stand, Supervisor};
 use crate::{
-    recovery::{
-        Case, Kept, PUT_BACK_AFTER, Restart, RestartError, Stage, Stand, actuator::restart,
-        put_back,
-    },
     storage::incident::{Attempt, Outcome},
+    vm::{Context, WatchedVm},
 };
 use flatline_detector::verdict::{Cause, Input};
-use flatline_qemu::{
-    discover::{ResetAction, VmId},
-    text::error_chain,
-};
+use flatline_qemu::{discover::ResetAction, text::error_chain};
 
-impl Engine {
+impl Supervisor {
     /// Has the guest restarted, or notes why it can't be told.
-    pub(super) fn begin_restart(&mut self, id: VmId, limit: String) {
-        let scene = match self.scene(id) {
-            Ok(scene) => scene,
-            Err((why, stage)) => return self.refuse(id, &why, stage),
+    pub(super) fn begin_restart(
+        &mut self,
+        watched: &mut WatchedVm,
+        limit: String,
+        context: &Context<'_>,
+    ) {
+        let restart = match self.restart_context(watched, context) {
+            Ok(restart) => Box::new(restart),
+            Err((why, stage)) => return self.refuse(watched, &why, stage),
         };
-        let Some(watched) = self.vms.get_mut(&id) else { return };
         let Some(case) = &mut watched.recovery.case else { return };
         case.stage = Stage::Restarting;
         watched.memory.give_up();
@@ -33,38 +29,26 @@ impl Engine {
         // What became of a try before this one is over.
         case.incident.reason.clone_from(&case.grounds);
         watched.recovery.restarts += 1;
-        let mut log = RestartJournal {
-            writer: self.writer.clone(),
-            store: self.store.clone(),
-            incident: case.incident.clone(),
-            limit,
-        };
-        let messages = self.messages.clone();
-        let (counters, slot) = (self.counters.clone(), watched.sensors.slot.clone());
-        let writes = move || {
-            let row = counters.row(id, slot.clone().ok()?).ok()?;
-            Some(row.storage.write_ops)
-        };
-        tokio::spawn(async move {
-            let result = restart(&scene, writes, &mut log).await;
-            let _ = messages.send(Message::Restarted(id, log.incident.attempts, result));
-        });
+        let journal = self.journal(&case.incident, limit);
+        self.effects.push(Effect::Restart { vm: watched.vm.id, context: restart, journal });
     }
 
     /// A VM that waits for its restart: until its QEMU can be told of it, or its pause is over.
-    pub(super) fn retry_restart(&mut self, id: VmId) {
-        let Some(watched) = self.vms.get(&id) else { return };
+    pub(super) fn retry_restart(&mut self, watched: &mut WatchedVm, context: &Context<'_>) {
         let Some(case) = &watched.recovery.case else { return };
-        let (stage, cause) = (case.stage, watched.detector.watch.state.cause());
-        let is_due = case.tries.not_before <= self.now();
-        let (true, Some(cause)) = (watched.is_crashed(), cause) else { return };
+        let (stage, now) = (case.stage, context.now);
+        let is_due = case.tries.not_before <= now;
+        let (true, Some(cause)) = (watched.is_crashed(), watched.detector.watch.state.cause())
+        else {
+            return;
+        };
         match stage {
-            Stage::Pausing { until } if until <= self.now() => self.proceed(id, cause),
+            Stage::Pausing { until } if until <= now => self.proceed(watched, cause, context),
             Stage::WaitingForMonitor if is_due && watched.link.ready().is_ok() => {
-                self.retry(id, cause);
+                self.retry(watched, cause, context);
             }
-            Stage::Resuming if is_due => self.resume(id, cause),
-            Stage::OnHold => self.end_of_hold(id),
+            Stage::Resuming if is_due => self.resume(watched, cause, context),
+            Stage::OnHold => self.end_hold(watched, context),
             Stage::Pausing { .. }
             | Stage::Restarting
             | Stage::AwaitingLife { .. }
@@ -76,11 +60,12 @@ impl Engine {
         }
     }
 
-    fn retry(&mut self, id: VmId, cause: Cause) {
-        let now = self.now();
+    fn retry(&mut self, watched: &mut WatchedVm, cause: Cause, context: &Context<'_>) {
         match cause {
             // Said by the guest or KVM, and still to be read in the run state.
-            Cause::Panicked | Cause::InternalError | Cause::Watchdog => self.proceed(id, cause),
+            Cause::Panicked | Cause::InternalError | Cause::Watchdog => {
+                self.proceed(watched, cause, context);
+            }
             // Convicted without a look at its registers, which can be had now.
             Cause::Halted
             | Cause::Spinning
@@ -90,37 +75,36 @@ impl Engine {
             | Cause::QemuUnresponsive
             | Cause::UserlandDead
             | Cause::ServiceDead => {
-                let Some(watched) = self.vms.get_mut(&id) else { return };
-                watched.step(&Input::Reexamine, now);
+                watched.step(&Input::Reexamine, context.now);
             }
         }
     }
 
-    /// A restart ended, one way or the other.
-    pub(super) fn restarted(
+    /// A restart ended, one way or the other; `attempts` are all restarts of its incident so far.
+    pub(crate) fn restarted(
         &mut self,
-        id: VmId,
+        watched: &mut WatchedVm,
         attempts: Vec<Attempt>,
         result: Result<Restart, RestartError>,
+        context: &Context<'_>,
     ) {
-        let now = self.now();
-        let Some(watched) = self.vms.get_mut(&id) else { return };
+        let (id, now) = (watched.vm.id, context.now);
         let cause = watched.detector.watch.state.cause();
         let (Some(case), Some(cause)) = (&mut watched.recovery.case, cause) else { return };
         case.incident.attempts = attempts;
         match result {
             Ok(done) => {
+                let incident = &case.incident.id;
+                let (before, after) = done.run_states;
+                let action = done.action;
                 info!(
                     vm = watched.vm.name,
                     pid = id.pid,
-                    incident = case.incident.id,
-                    "{}: {} -> {}",
-                    done.action,
-                    done.run_states.0,
-                    done.run_states.1
+                    incident,
+                    "{action}: {before} -> {after}"
                 );
                 case.stage = Stage::AwaitingLife { since: done.at };
-                case.incident.action = Some(done.action);
+                case.incident.action = Some(action);
                 case.incident.action_at = Some(done.at);
                 let Kept { files, was_up } = done.kept;
                 // A try before this one may have seen it.
@@ -129,12 +113,12 @@ impl Engine {
                 case.incident.name_evidence(&files);
                 let recording = watched.detector.recorder.evidence(&mut case.incident);
                 self.writer.write(&case.incident, files, recording);
-                watched.link.run_state = Some(done.run_states.1);
-                // Whatever was asked before belongs to the time before.
-                watched.link.run_state_answered = watched.link.run_state_asked;
+                // What was asked before belongs to the time before.
+                watched.link.forget_run_state();
+                watched.link.run_state = Some(after);
                 watched.step(&Input::Restarted { cause, was_up }, now);
-                self.forget_boot(id);
-                self.put_back_later(id, done.put_back);
+                self.effects.push(Effect::ForgetBoot(id));
+                self.put_back_later(watched, done.put_back);
             }
             Err(RestartError::StillWriting) => {
                 case.stage = Stage::WaitingForDump;
@@ -142,16 +126,21 @@ impl Engine {
             }
             Err(RestartError::Refused(why)) => {
                 watched.step(&Input::SetAside(format!("not restarted: {why}")), now);
-                self.refuse(id, &why.to_string(), Stage::Reopened);
+                self.refuse(watched, &why.to_string(), Stage::Reopened);
             }
-            Err(error) => self.restart_failed(id, cause, error),
+            Err(error) => self.restart_failed(watched, cause, error, context),
         }
     }
 
     /// A restart failed. Nothing says that the guest was restarted unless QEMU was told to reset it.
-    fn restart_failed(&mut self, id: VmId, cause: Cause, mut error: RestartError) {
-        let now = self.now();
-        let Some(watched) = self.vms.get_mut(&id) else { return };
+    fn restart_failed(
+        &mut self,
+        watched: &mut WatchedVm,
+        cause: Cause,
+        mut error: RestartError,
+        context: &Context<'_>,
+    ) {
+        let (id, now) = (watched.vm.id, context.now);
         let Some(case) = &mut watched.recovery.case else { return };
         let (why, stand, Kept { files, was_up }) =
             (error_chain(&error), error.stand(), error.take_kept());
@@ -169,8 +158,9 @@ impl Engine {
                 if !files.is_empty() {
                     self.writer.write(&case.incident, files, None);
                 }
-                self.refuse(id, &format!("not restarted: {why}"), Stage::WaitingForMonitor);
-                self.put_back_later(id, configured);
+                let why = format!("not restarted: {why}");
+                self.refuse(watched, &why, Stage::WaitingForMonitor);
+                self.put_back_later(watched, configured);
             }
             Stand::Open { reset_at } => {
                 case.tries.fail(true, now);
@@ -183,10 +173,8 @@ impl Engine {
                 case.incident.reason.clone_into(&mut watched.detector.watch.reason);
                 let recording = watched.detector.recorder.evidence(&mut case.incident);
                 self.writer.write(&case.incident, files, recording);
-                // What it was says nothing about what it is, nor does an answer to an earlier question.
-                watched.link.run_state = None;
-                watched.link.run_state_answered = watched.link.run_state_asked;
-                self.ask_run_state(id);
+                watched.link.forget_run_state();
+                self.effects.push(Effect::AskRunState(id));
             }
             Stand::Told { at, action } => {
                 case.stage = Stage::AwaitingLife { since: at };
@@ -198,60 +186,49 @@ impl Engine {
                 let reason = format!(
                     "its restart was begun because it was {cause}, and {why}; waiting for a sign of life"
                 );
-                watched.detector.step_saying(
-                    &watched.vm,
-                    &Input::Restarted { cause, was_up },
-                    Some(reason),
-                    now,
-                );
-                self.forget_boot(id);
-                self.put_back_later(id, configured);
+                watched.step_saying(&Input::Restarted { cause, was_up }, Some(reason), now);
+                self.effects.push(Effect::ForgetBoot(id));
+                self.put_back_later(watched, configured);
             }
         }
     }
 
     /// Has QEMU told again what it was `configured` to do at a reset, once this one is over.
-    pub(super) fn put_back_later(&self, id: VmId, configured: ResetAction) {
-        let Some(watched) = self.vms.get(&id).filter(|_| configured != ResetAction::Reset) else {
-            return;
-        };
-        let (number, messages) = (watched.recovery.restarts, self.messages.clone());
-        tokio::spawn(async move {
-            tokio::time::sleep(PUT_BACK_AFTER).await;
-            let _ = messages.send(Message::PutBack(id, number, configured));
-        });
+    pub(super) fn put_back_later(&mut self, watched: &WatchedVm, configured: ResetAction) {
+        if configured != ResetAction::Reset {
+            let (vm, number) = (watched.vm.id, watched.recovery.restarts);
+            self.effects.push(Effect::PutBackLater { vm, number, configured });
+        }
     }
 
     /// The time for that has come after restart `number`, unless there was another one since.
-    pub(super) fn put_back(&self, id: VmId, number: u64, configured: ResetAction) {
-        let Some(watched) = self.vms.get(&id) else { return };
+    pub(crate) fn put_back(&mut self, watched: &WatchedVm, number: u64, configured: ResetAction) {
         let Ok(qmp) = watched.link.ready() else { return };
         if watched.recovery.restarts != number || watched.recovery.is_restarting() {
             return;
         }
-        let vm = watched.vm.name.clone();
+        let name = watched.vm.name.clone();
         // Commands reach QEMU in this order: a restart that begins now tells it otherwise after this.
-        tokio::spawn(async move {
-            match put_back(&qmp, configured).await {
-                Ok(()) => info!(vm, "set-action reboot={}, as it was", configured.as_str()),
-                Err(error) => {
-                    warn!(vm, "what it does at a reset stays changed: {}", error_chain(&error))
-                }
-            }
-        });
+        self.effects.push(Effect::PutBack { name, qmp, configured });
+    }
+
+    /// QEMU's monitor can be used: it may not have been told again what to do at a reset after an earlier daemon's restart.
+    pub(crate) fn monitor_ready(&mut self, watched: &mut WatchedVm) {
+        if std::mem::take(&mut watched.recovery.put_back) {
+            self.put_back_later(watched, watched.vm.reboot_action);
+        }
     }
 
     /// A restarted guest showed life.
-    pub(super) fn recovered(&mut self, id: VmId) {
-        let Some(watched) = self.vms.get_mut(&id) else { return };
+    pub(super) fn recovered(&mut self, watched: &mut WatchedVm, context: &Context<'_>) {
         if let Some(Case { incident, stage: Stage::AwaitingLife { since }, .. }) =
             &mut watched.recovery.case
         {
-            let now = SystemTime::now();
+            let now = context.wall;
             incident.recovered_at = Some(now);
             incident.recover_seconds =
                 now.duration_since(*since).ok().map(|took| took.as_secs_f64());
         }
-        self.close(id, Outcome::Recovered, None);
+        self.close(watched, Outcome::Recovered, None);
     }
 }

@@ -1,42 +1,28 @@
-//! What a VM's owner has to do with it: by what it is restarted, and what is remembered of a QEMU beyond its end.
+//! What a restart may use: its owner's actuation, the monitor, and what is to be gathered before.
 
-use super::engine::Engine;
+use super::{
+    Refusal, Stage, Supervisor,
+    actuator::{MonitorSays, RestartContext, Situation, chosen, restart_plan},
+    evidence::{Wanted, dump},
+};
 use crate::{
-    api::view::OwnerView,
-    config::ActuatorConfig,
-    recovery::{
-        Refusal, Stage,
-        actuator::{MonitorSays, RestartContext, Situation, chosen, restart_plan},
-        evidence::Wanted,
-    },
+    config::{ActuatorConfig, EvidencePolicy},
     storage::incident::Incident,
+    vm::{Context, WatchedVm},
 };
 use flatline_detector::verdict::Cause;
-use flatline_qemu::{
-    discover::{Vm, VmId},
-    qmp::QmpHandle,
-};
+use flatline_qemu::{discover::VmId, qmp::QmpHandle};
 
-impl Engine {
-    /// Who started it, for people.
-    pub(super) fn owner_view(&self, vm: &Vm) -> OwnerView {
-        let actuation = self.config.actuation_for(&vm.name);
-        let by = chosen(&vm.ownership, &actuation);
-        OwnerView {
-            kind: vm.ownership.owner.kind().to_owned(),
-            name: vm.ownership.owner.name(),
-            certain: vm.ownership.is_certain,
-            actuator: by.as_ref().ok().map(|actuator| actuator.as_str().to_owned()),
-            refusal: by.err().map(|refusal| refusal.to_string()),
-        }
-    }
-
+impl Supervisor {
     /// What a restart of this VM may use, or why it can't be begun, and what its case waits for then.
-    pub(super) fn scene(&self, id: VmId) -> Result<RestartContext, (String, Stage)> {
+    pub(super) fn restart_context(
+        &self,
+        watched: &WatchedVm,
+        context: &Context<'_>,
+    ) -> Result<RestartContext, (String, Stage)> {
         let gone = || ("it is gone".to_owned(), Stage::Closed);
-        let watched = self.vms.get(&id).ok_or_else(gone)?;
         let case = watched.recovery.case.as_ref().ok_or_else(gone)?;
-        let actuation = self.config.actuation_for(&watched.vm.name);
+        let actuation = context.config.actuation_for(&watched.vm.name);
         chosen(&watched.vm.ownership, &actuation)
             .map_err(|why| (why.to_string(), Stage::Closed))?;
         let hangs = watched.detector.watch.state.cause() == Some(Cause::QemuUnresponsive);
@@ -47,7 +33,7 @@ impl Engine {
                 actuation: &actuation,
                 monitor: says,
                 reboot_action: watched.vm.reboot_action,
-                pid: id.pid,
+                pid: watched.vm.id.pid,
                 attempts: case.incident.attempts.len(),
             };
             restart_plan(&situation).map(drop).map_err(|refusal: Refusal| waits(refusal.0))
@@ -60,13 +46,40 @@ impl Engine {
             Err(why) if watched.link.qmp.is_some() => return Err(waits(why)),
             Err(_) => is_planned(MonitorSays::IsNotThere).map(|()| Err(None))?,
         };
-        let wanted = self.wanted(watched, &case.incident);
-        Ok(scene_of(wanted, actuation, monitor, &case.incident))
+        let wanted = self.wanted(watched, &case.incident, context);
+        Ok(context_of(wanted, actuation, monitor, &case.incident))
+    }
+
+    /// What is to be gathered of a VM that is about to be restarted. What is shown of it is added where that is known.
+    fn wanted(&self, watched: &WatchedVm, incident: &Incident, context: &Context<'_>) -> Wanted {
+        let EvidencePolicy { limit, memory, memory_limit, own_dump } =
+            context.config.evidence_policy_for(&watched.vm.name);
+        let retention = &context.config.retention;
+        let memory = memory.then(|| dump::Wanted {
+            directory: retention.memory_dir.clone(),
+            quota_bytes: u64::from(retention.memory_quota_mib) << 20,
+            limit: memory_limit,
+            under_way: self.dumps.clone(),
+        });
+        Wanted {
+            limit,
+            announced: watched.detector.watch.state.cause() == Some(Cause::Panicked),
+            memory,
+            insight: watched.sensors.insight.clone(),
+            own_dump,
+            asks: watched.recovery.case.as_ref().is_none_or(|case| !case.tries.is_curt),
+            ..Wanted::nothing(watched.vm.clone(), incident.id.clone())
+        }
+    }
+
+    /// How far the memory dump of a VM is.
+    pub(crate) fn dump_of(&self, id: VmId) -> Option<dump::State> {
+        self.dumps.of(id)
     }
 }
 
 /// What a program of its owner's is run for.
-pub(super) fn scene_of(
+pub(super) fn context_of(
     evidence: Wanted,
     actuation: ActuatorConfig,
     monitor: Result<QmpHandle, Option<String>>,

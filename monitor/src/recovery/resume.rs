@@ -10,20 +10,23 @@ use std::{
 
 use tracing::{info, warn};
 
-use super::{Message, engine::Engine, incident_writer::RestartJournal};
-use crate::{
-    recovery::{Case, Clearance, EventKind, Remainder, RestartError, Stage, finish, remainder},
-    storage::incident::{Attempt, Incident, Outcome},
+use super::{
+    Case, Clearance, Effect, EventKind, RecoveryState, Remainder, RestartError, Stage, Supervisor,
+    remainder,
 };
-use flatline_detector::verdict::{Cause, Input, Monitor, State, Tally};
+use crate::{
+    storage::incident::{Attempt, Incident, Outcome},
+    vm::{Context, WatchedVm},
+};
+use flatline_detector::verdict::{Cause, Input, Monitor, State, Tally, Terms};
 use flatline_qemu::{
-    discover::{self, VmId},
+    discover::{self, Vm, VmId},
     text::error_chain,
 };
 
 /// How a VM is taken up that has an incident.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum TakenUp {
+enum TakenUp {
     /// It is a suspect, of which no life was seen since; should it be convicted before it shows any, it is of the same
     /// crash.
     Afresh(Incident),
@@ -35,11 +38,7 @@ pub(super) enum TakenUp {
 
 /// How to go on after `incident`, the last one of a QEMU that was started at `started_at` and still runs; `None` where all
 /// was done, or it was another one before the host's last start. Somebody gave the VM a new start at `released_at`.
-pub(super) fn take_up(
-    incident: Incident,
-    started_at: SystemTime,
-    released_at: SystemTime,
-) -> Option<TakenUp> {
+fn take_up(incident: Incident, started_at: SystemTime, released_at: SystemTime) -> Option<TakenUp> {
     // Times in records have whole seconds, rounded down.
     if incident.detected_at + Duration::from_secs(1) < started_at {
         return None;
@@ -65,7 +64,7 @@ pub(super) fn take_up(
 
 impl TakenUp {
     /// Its incident.
-    pub(super) fn incident(&self) -> &Incident {
+    fn incident(&self) -> &Incident {
         match self {
             Self::Afresh(incident) | Self::Crashed(incident, _) | Self::Failed(incident, _) => {
                 incident
@@ -74,7 +73,7 @@ impl TakenUp {
     }
 
     /// The state to begin in, with its reason, if it is not that of any VM; and the case.
-    pub(super) fn begin(self, now: Duration) -> (Option<(State, String)>, Case) {
+    fn begin(self, now: Duration) -> (Option<(State, String)>, Case) {
         let case = |incident, stage| Case::new(incident, stage, now);
         match self {
             Self::Afresh(incident) => {
@@ -102,55 +101,67 @@ impl TakenUp {
     }
 }
 
-impl Engine {
+impl Supervisor {
+    /// What an earlier daemon left of `vm`, which was found just now and was started `age` ago: how to begin with it, if
+    /// that is not as with any other, and what recovery remembers of it.
+    pub(crate) fn begin(
+        &mut self,
+        vm: &Vm,
+        age: Duration,
+        terms: &Terms,
+        context: &Context<'_>,
+    ) -> (Option<(State, String)>, RecoveryState) {
+        let left = self.left.remove(&(vm.id.pid, vm.id.start_ticks));
+        let put_back = left.as_ref().is_some_and(|incident| !incident.attempts.is_empty());
+        let key = vm.uuid.as_deref().unwrap_or(&vm.name);
+        let released_at = self.ledger.counts_from(key);
+        let left = left.and_then(|incident| take_up(incident, context.wall - age, released_at));
+        let (state, case) = match left {
+            Some(taken_up) => {
+                self.writer.events.emit(EventKind::TakenUp, taken_up.incident());
+                let (state, case) = taken_up.begin(context.now);
+                (state, Some(case))
+            }
+            None => self.adopt(vm, terms, context).unzip(),
+        };
+        (state, RecoveryState { case, put_back, ..RecoveryState::default() })
+    }
+
     /// Goes on with a restart that an earlier daemon was ended in, as soon as QEMU tells its run state.
-    pub(super) fn resume(&mut self, id: VmId, cause: Cause) {
-        let Some(watched) = self.vms.get(&id) else { return };
+    pub(super) fn resume(&mut self, watched: &mut WatchedVm, cause: Cause, context: &Context<'_>) {
         let (Monitor::Answers(run_state), Ok(qmp)) = (watched.link.monitor(), watched.link.ready())
         else {
             return;
         };
-        let Some(attempt) =
-            watched.recovery.case.as_ref().and_then(|case| case.incident.attempts.last())
-        else {
-            return;
-        };
+        let clearance = self.clearance(watched, context);
+        let Some(case) = &mut watched.recovery.case else { return };
+        let Some(attempt) = case.incident.attempts.last() else { return };
         let (configured, limit) = (watched.vm.reboot_action, attempt.limit.clone());
         let rest = remainder(&run_state, attempt.reset_at.is_some());
         info!(vm = watched.vm.name, %run_state, "an earlier daemon was ended while it restarted it: {rest:?} is left");
-        match rest {
-            Remainder::All => match self.clearance_of(id) {
-                // The one that was begun is the one that counts.
-                Some(Clearance::ObserveOnly | Clearance::Held(_)) => self.proceed(id, cause),
-                _ => self.begin_restart(id, limit),
-            },
-            Remainder::Steps(steps) => {
-                let Some(case) = self.vms.get_mut(&id).and_then(|vm| vm.recovery.case.as_mut())
-                else {
-                    return;
-                };
-                case.stage = Stage::Restarting;
-                let (writer, store) = (self.writer.clone(), self.store.clone());
-                let mut log =
-                    RestartJournal { writer, store, incident: case.incident.clone(), limit };
-                let messages = self.messages.clone();
-                tokio::spawn(async move {
-                    let result = finish(&qmp, &steps, configured, &mut log).await;
-                    let _ = messages.send(Message::Finished(id, log.incident.attempts, result));
-                });
+        match (rest, clearance) {
+            // The one that was begun is the one that counts.
+            (Remainder::All, Clearance::ObserveOnly | Clearance::Held(_)) => {
+                self.proceed(watched, cause, context);
             }
-            Remainder::Nothing => self.finished(id, cause, None),
+            (Remainder::All, _) => self.begin_restart(watched, limit, context),
+            (Remainder::Steps(steps), _) => {
+                case.stage = Stage::Restarting;
+                let (vm, journal) = (watched.vm.id, self.journal(&case.incident, limit));
+                self.effects.push(Effect::Finish { vm, qmp, steps, configured, journal });
+            }
+            (Remainder::Nothing, _) => self.finished(watched, cause, None, context),
         }
     }
 
-    /// What was left of a restart is done, or was nothing.
-    pub(super) fn rest_is_done(
+    /// What was left of a restart is done, in QEMU's words, or was nothing.
+    pub(crate) fn rest_is_done(
         &mut self,
-        id: VmId,
+        watched: &mut WatchedVm,
         attempts: Vec<Attempt>,
         result: Result<String, RestartError>,
+        context: &Context<'_>,
     ) {
-        let Some(watched) = self.vms.get_mut(&id) else { return };
         let Some(cause) = watched.detector.watch.state.cause() else { return };
         if let Some(case) = &mut watched.recovery.case {
             case.incident.attempts = attempts;
@@ -158,12 +169,16 @@ impl Engine {
         if let Err(error) = &result {
             warn!(vm = watched.vm.name, "the rest of its restart: {}", error_chain(error));
         }
-        self.finished(id, cause, result.ok().as_deref());
+        self.finished(watched, cause, result.ok().as_deref(), context);
     }
 
-    fn finished(&mut self, id: VmId, cause: Cause, done: Option<&str>) {
-        let now = self.now();
-        let Some(watched) = self.vms.get_mut(&id) else { return };
+    fn finished(
+        &mut self,
+        watched: &mut WatchedVm,
+        cause: Cause,
+        done: Option<&str>,
+        context: &Context<'_>,
+    ) {
         let Some(case) = &mut watched.recovery.case else { return };
         let Some(attempt) = case.incident.attempts.last() else { return };
         let at = attempt.reset_at.unwrap_or(attempt.begun_at);
@@ -180,13 +195,13 @@ impl Engine {
             let begun = format!("its restart was begun because it was {cause}");
             format!("{begun}, and may have taken place; waiting for a sign of life")
         });
-        watched.detector.step_saying(&watched.vm, &Input::Restarted { cause, was_up }, reason, now);
-        self.forget_boot(id);
-        self.put_back_later(id, configured);
+        watched.step_saying(&Input::Restarted { cause, was_up }, reason, context.now);
+        self.effects.push(Effect::ForgetBoot(watched.vm.id));
+        self.put_back_later(watched, configured);
     }
 
-    /// The first sweep found these: whoever else has an incident without an end has no QEMU any more.
-    pub(super) fn give_up_the_gone(&mut self, found: &HashSet<VmId>) {
+    /// The first sweep found these: the others that have an incident without an end have no QEMU any more.
+    pub(crate) fn give_up_the_gone(&mut self, found: &HashSet<VmId>) {
         for ((pid, start_ticks), incident) in std::mem::take(&mut self.left) {
             let is_there = found.contains(&VmId { pid, start_ticks })
                 || discover::start_ticks(pid).ok() == Some(start_ticks);

@@ -3,29 +3,22 @@
 use std::{
     sync::{Arc, mpsc},
     thread::JoinHandle,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use tokio::sync::oneshot;
 use tracing::error;
 
 use crate::{
-    metrics::IncidentCounts,
-    recovery::{EventKind, EventSink, Journal},
-    rfc3339,
-    storage::{
-        incident::{Attempt, Incident},
-        incidents::IncidentStore,
-        ledger::Page,
-    },
+    recovery::{EventKind, EventSink},
+    storage::{incident::Incident, incidents::IncidentStore, ledger::Page},
     vm::RECORDING,
 };
-use flatline_detector::recording::{Recording, file};
+use flatline_detector::{recording::Recording, recording::file};
 use flatline_qemu::text::error_chain;
-use flatline_samples::RunState;
 
 /// Evidence for an incident: file names and contents.
-pub(super) type Files = Vec<(&'static str, Vec<u8>)>;
+pub(crate) type Files = Vec<(&'static str, Vec<u8>)>;
 
 /// How long a restart waits for its record to be safe: a disk that stalls must not keep a guest from being restarted.
 const SAFE_WITHIN: Duration = Duration::from_secs(1);
@@ -46,19 +39,17 @@ enum Job {
 type Order = (Job, Option<oneshot::Sender<Result<(), String>>>);
 
 /// The way to the thread.
-#[derive(Clone)]
-pub(super) struct IncidentWriter {
+#[derive(Clone, Debug)]
+pub(crate) struct IncidentWriter {
     orders: mpsc::Sender<Order>,
-    counts: IncidentCounts,
     /// What happened is said here, by the loop and by restarts that are under way.
-    pub(super) events: EventSink,
+    pub(crate) events: EventSink,
 }
 
 impl IncidentWriter {
     /// The thread ends after [`IncidentWriter::end`], and has written all by then.
-    pub(super) fn start(
+    pub(crate) fn start(
         store: Arc<IncidentStore>,
-        counts: IncidentCounts,
         events: EventSink,
     ) -> (Self, Option<JoinHandle<()>>) {
         let (orders, inbox) = mpsc::channel::<Order>();
@@ -88,16 +79,16 @@ impl IncidentWriter {
                 );
             })
             .ok();
-        (Self { orders, counts, events }, thread)
+        (Self { orders, events }, thread)
     }
 
-    pub(super) fn write(&self, incident: &Incident, evidence: Files, recording: Option<Recording>) {
+    pub(crate) fn write(&self, incident: &Incident, evidence: Files, recording: Option<Recording>) {
         let incident = Box::new(incident.clone());
         self.order(Job::Incident { incident, evidence, recording }, None);
     }
 
     /// Writes the ledger; what came of it is told to `done`.
-    pub(super) fn write_ledger(
+    pub(crate) fn write_ledger(
         &self,
         page: Page,
         done: Option<oneshot::Sender<Result<(), String>>>,
@@ -106,7 +97,7 @@ impl IncidentWriter {
     }
 
     /// Writes `incident`, and waits until it is safe, but not for long.
-    async fn make_safe(&self, incident: &Incident) {
+    pub(super) async fn make_safe(&self, incident: &Incident) {
         let (done, written) = oneshot::channel();
         let incident = Box::new(incident.clone());
         let id = incident.id.clone();
@@ -118,13 +109,13 @@ impl IncidentWriter {
     }
 
     /// Whoever still has a way to the thread, as a restart that is under way, must not keep it from ending.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         self.order(Job::End, None);
     }
 
     fn order(&self, job: Job, done: Option<oneshot::Sender<Result<(), String>>>) {
         if let Job::Incident { incident, .. } = &job {
-            self.counts.note(incident);
+            self.events.emit(EventKind::Recorded, incident);
         }
         if self.orders.send((job, done)).is_err() {
             error!("an incident is not written: the writing thread has ended; restart the daemon");
@@ -152,49 +143,4 @@ fn write_incident(
         }
     }
     written.and(store.put(incident).map_err(|error| of_it(error_chain(&error))))
-}
-
-/// The record of one restart, which is always a step ahead of it.
-pub(super) struct RestartJournal {
-    pub(super) writer: IncidentWriter,
-    pub(super) store: Arc<IncidentStore>,
-    pub(super) incident: Incident,
-    /// Which restart it is, in words.
-    pub(super) limit: String,
-}
-
-impl Journal for RestartJournal {
-    async fn begun(&mut self, run_state: &RunState, steps: Vec<String>) {
-        // One of which QEMU never heard is begun anew.
-        self.incident.attempts.pop_if(|last| last.reset_at.is_none());
-        self.incident.attempts.push(Attempt {
-            begun_at: SystemTime::now(),
-            run_state: run_state.to_string(),
-            steps,
-            limit: self.limit.clone(),
-            reset_at: None,
-        });
-        // It counts, whatever the disk does.
-        self.store.note_restarts(&self.incident);
-        self.writer.events.emit(EventKind::RestartBegun, &self.incident);
-        self.writer.make_safe(&self.incident).await;
-    }
-
-    async fn told(&mut self, at: SystemTime) {
-        if let Some(attempt) = self.incident.attempts.last_mut() {
-            attempt.reset_at = Some(at);
-        }
-        self.writer.events.emit(EventKind::Restarted, &self.incident);
-        self.writer.make_safe(&self.incident).await;
-    }
-}
-
-impl std::fmt::Debug for RestartJournal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let begun = self.incident.attempts.last().map(|last| rfc3339::format(last.begun_at));
-        f.debug_struct("RestartJournal")
-            .field("incident", &self.incident.id)
-            .field("begun", &begun)
-            .finish()
-    }
 }

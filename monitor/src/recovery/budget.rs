@@ -1,0 +1,64 @@
+//! Budgets: which restarts count towards a limit, and whether another one may be begun.
+
+use std::time::SystemTime;
+
+use tracing::info;
+
+use super::{Circumstances, Clearance, HOST_WINDOW, Supervisor, clearance};
+use crate::vm::{Context, WatchedVm};
+use flatline_detector::policy::Policy;
+
+impl Supervisor {
+    /// Whether a VM may be restarted now.
+    pub(super) fn clearance(&self, watched: &WatchedVm, context: &Context<'_>) -> Clearance {
+        self.clearance_for(watched.key(), &watched.detector.terms.policy, context)
+    }
+
+    /// The same of a VM whose restarts are counted under `key`.
+    pub(super) fn clearance_for(
+        &self,
+        key: &str,
+        policy: &Policy,
+        context: &Context<'_>,
+    ) -> Clearance {
+        let now = context.wall;
+        let held = self.ledger.held(key, now);
+        let since = now.checked_sub(HOST_WINDOW).unwrap_or(SystemTime::UNIX_EPOCH);
+        clearance(&Circumstances {
+            policy,
+            held: held.as_deref(),
+            restarts: &self.restarts_of(key, policy, now),
+            on_host: &self.store.restarts_since(None, since),
+            most_on_host: context.config.max_restarts_per_minute,
+            now,
+        })
+    }
+
+    /// When the VM was restarted, or its guest reset itself, as far as that counts towards its limit now.
+    pub(crate) fn restarts_in_window(
+        &self,
+        watched: &WatchedVm,
+        now: SystemTime,
+    ) -> Vec<SystemTime> {
+        self.restarts_of(watched.key(), &watched.detector.terms.policy, now)
+    }
+
+    fn restarts_of(&self, key: &str, policy: &Policy, now: SystemTime) -> Vec<SystemTime> {
+        let window = now.checked_sub(policy.window);
+        let since = self.ledger.counts_from(key);
+        let since = since.max(window.unwrap_or(SystemTime::UNIX_EPOCH));
+        let mut times = self.store.restarts_since(Some(key), since);
+        times.extend(self.ledger.resets_since(key, since));
+        times.sort_unstable();
+        times
+    }
+
+    /// The guest reset itself, which counts towards its limit like a restart, and outlives this daemon.
+    pub(super) fn guest_reset(&mut self, watched: &WatchedVm, times: usize, context: &Context<'_>) {
+        info!(vm = watched.vm.name, times, "the guest reset itself");
+        self.ledger.note_reset(watched.key(), context.wall);
+        if let Some(page) = self.ledger.page(context.wall) {
+            self.writer.write_ledger(page, None);
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! VMs whose QEMU is gone, from there to the QEMU that takes its place.
+//!
+//! Until the new one is found, the incident is kept among the [`Respawn`]s; the new QEMU takes it up, and is waited for
+//! like any guest that was reset.
+
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::{
+    Case, Clearance, Effect, EventKind, Restart, RestartError, Stage, Supervisor,
+    case::{Progress, Respawn},
+    evidence::Wanted,
+    restart_context::context_of,
+};
+use crate::{
+    storage::incident::{Attempt, Incident, Outcome},
+    vm::{Context, Vms},
+};
+use flatline_detector::verdict::{Cause, State, Tally, Terms};
+use flatline_qemu::{
+    discover::{Owner, Vm, VmId},
+    text::error_chain,
+};
+
+/// After its owner's program ended well, the new QEMU has so long to be found: a sweep comes every 10 s.
+pub(super) const FOUND_WITHIN: Duration = Duration::from_secs(30);
+
+impl Supervisor {
+    /// Starts those whose pause is over, and gives up those of whom no QEMU was found.
+    pub(crate) fn start_due(&mut self, vms: &Vms, context: &Context<'_>) {
+        let now = context.now;
+        for mut respawn in std::mem::take(&mut self.respawns) {
+            match respawn.progress {
+                Progress::Pausing(until) if until <= now => {
+                    self.start_if_cleared(respawn, vms, context)
+                }
+                Progress::Expected(until) if until <= now => {
+                    let incident = &mut respawn.incident;
+                    incident.reason = format!("{}; no QEMU came back", incident.reason);
+                    let was_told = !incident.attempts.is_empty();
+                    let outcome = if was_told { Outcome::NotRecovered } else { Outcome::Refused };
+                    self.conclude(respawn, outcome);
+                }
+                Progress::Pausing(_) | Progress::Starting | Progress::Expected(_) => {
+                    self.respawns.push(respawn);
+                }
+            }
+        }
+    }
+
+    fn start_if_cleared(&mut self, mut respawn: Respawn, vms: &Vms, context: &Context<'_>) {
+        if vms.values().any(|other| other.key() == respawn.key()) {
+            let reason = &respawn.incident.reason;
+            respawn.incident.reason = format!("{reason}; another QEMU of its name runs already");
+            return self.conclude(respawn, Outcome::Refused);
+        }
+        let clearance = self.clearance_for(respawn.key(), &respawn.terms.policy, context);
+        let (outcome, why) = match clearance {
+            Clearance::Granted(limit) => return self.begin_start(respawn, limit, context),
+            Clearance::Wait(left, why) => {
+                info!(vm = respawn.vm.name, "not started yet: {why}");
+                respawn.progress = Progress::Pausing(context.now + left);
+                self.respawns.push(respawn);
+                return;
+            }
+            Clearance::ObserveOnly => {
+                (Outcome::Observed, "only observing, nothing is started".to_owned())
+            }
+            Clearance::Held(why) => (Outcome::Observed, why),
+            Clearance::LimitReached(why) => (Outcome::LimitReached, why),
+        };
+        respawn.incident.reason = format!("{}; {why}", respawn.incident.reason);
+        self.conclude(respawn, outcome);
+    }
+
+    /// Those that wait are judged on other terms from now on.
+    pub(crate) fn set_terms(&mut self, terms_of: impl Fn(&str) -> Terms) {
+        for respawn in &mut self.respawns {
+            respawn.terms = terms_of(&respawn.vm.name);
+        }
+    }
+
+    fn begin_start(&mut self, mut respawn: Respawn, limit: String, context: &Context<'_>) {
+        let actuation = context.config.actuation_for(&respawn.vm.name);
+        let incident = &respawn.incident;
+        let wanted = Wanted::nothing(respawn.vm.clone(), incident.id.clone());
+        let start = Box::new(context_of(wanted, actuation, Err(None), incident));
+        let journal = self.journal(incident, limit);
+        self.effects.push(Effect::Start { vm: respawn.vm.id, context: start, journal });
+        respawn.progress = Progress::Starting;
+        self.respawns.push(respawn);
+    }
+
+    /// The owner of a VM whose QEMU is gone has been told to start it, or to replace it.
+    pub(crate) fn started(
+        &mut self,
+        vms: &mut Vms,
+        id: VmId,
+        attempts: Vec<Attempt>,
+        result: Result<Restart, RestartError>,
+        context: &Context<'_>,
+    ) {
+        let respawn = self.respawns.iter().position(|respawn| respawn.vm.id == id);
+        let Some(mut respawn) = respawn.map(|index| self.respawns.swap_remove(index)) else {
+            // Its QEMU ended by what should have reset it, or came back before this was heard of.
+            return self.note_start(vms, id, attempts, result);
+        };
+        respawn.incident.attempts = attempts;
+        match result {
+            Ok(done) => {
+                info!(vm = respawn.vm.name, "{}", done.action);
+                note(&mut respawn.incident, &done);
+                self.writer.write(&respawn.incident, done.kept.files, None);
+                respawn.progress = Progress::Expected(context.now + FOUND_WITHIN);
+                self.respawns.push(respawn);
+            }
+            Err(error) => {
+                let why = error_chain(&error);
+                warn!(vm = respawn.vm.name, "start: {why}");
+                respawn.incident.reason = format!("{}; {why}", respawn.incident.reason);
+                let is_unit = matches!(respawn.vm.ownership.owner, Owner::SystemdUnit { .. });
+                if is_unit && matches!(error, RestartError::Refused(_)) {
+                    // systemd may be starting it by itself.
+                    respawn.progress = Progress::Expected(context.now + FOUND_WITHIN);
+                    self.respawns.push(respawn);
+                    return;
+                }
+                let outcome = match error {
+                    RestartError::Refused(_) | RestartError::NotAsked(_) => Outcome::Refused,
+                    RestartError::StillWriting
+                    | RestartError::Unknown(_)
+                    | RestartError::Lost { .. }
+                    | RestartError::Step { .. }
+                    | RestartError::Owner { .. }
+                    | RestartError::NotRunning { .. } => Outcome::NotRecovered,
+                };
+                self.conclude(respawn, outcome);
+            }
+        }
+    }
+
+    /// The new QEMU was found before its owner's program had ended: the case has moved on to that one.
+    fn note_start(
+        &self,
+        vms: &mut Vms,
+        id: VmId,
+        attempts: Vec<Attempt>,
+        result: Result<Restart, RestartError>,
+    ) {
+        let is_of_it = |case: &Case| {
+            let Incident { pid, start_ticks, .. } = case.incident;
+            pid == id.pid && start_ticks == id.start_ticks
+        };
+        let case =
+            vms.values_mut().find_map(|vm| vm.recovery.case.as_mut().filter(|c| is_of_it(c)));
+        let Some(case) = case else { return };
+        case.incident.attempts = attempts;
+        match result {
+            Ok(done) => {
+                note(&mut case.incident, &done);
+                self.writer.write(&case.incident, done.kept.files, None);
+            }
+            Err(error) => warn!(vm = case.incident.vm, "start: {}", error_chain(&error)),
+        }
+    }
+
+    fn conclude(&mut self, respawn: Respawn, outcome: Outcome) {
+        let Respawn { mut incident, .. } = respawn;
+        incident.outcome = Some(outcome);
+        self.writer.events.emit(EventKind::Closed(outcome), &incident);
+        self.writer.write(&incident, Vec::new(), None);
+    }
+
+    /// A QEMU that was found now, and that is the one which was respawn: as a guest that was restarted.
+    pub(super) fn adopt(
+        &mut self,
+        vm: &Vm,
+        terms: &Terms,
+        context: &Context<'_>,
+    ) -> Option<((State, String), Case)> {
+        let key = vm.uuid.as_deref().unwrap_or(&vm.name);
+        let is_it =
+            |respawn: &Respawn| respawn.key() == key && respawn.vm.origin.uid == vm.origin.uid;
+        let index = self.respawns.iter().position(is_it)?;
+        let Respawn { incident, .. } = self.respawns.swap_remove(index);
+        let now = context.now;
+        let cause = Cause::parse(&incident.cause).unwrap_or(Cause::QemuExited);
+        let told_at = incident.attempts.last().and_then(|last| last.reset_at);
+        let since = incident.action_at.or(told_at).unwrap_or(context.wall);
+        let state = State::Recovering {
+            cause,
+            deadline: now + terms.policy.boot_grace,
+            tally: Tally::default(),
+            was_up: incident.was_up,
+        };
+        let reason = format!("started anew because it was {cause}; waiting for a sign of life");
+        info!(vm = vm.name, pid = vm.id.pid, "{reason}");
+        let stage = Stage::AwaitingLife { since };
+        Some(((state, reason), Case::new(incident, stage, now)))
+    }
+}
+
+fn note(incident: &mut Incident, done: &Restart) {
+    incident.action = Some(done.action.clone());
+    incident.action_at = Some(done.at);
+    incident.name_evidence(&done.kept.files);
+}
