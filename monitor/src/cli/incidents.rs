@@ -60,7 +60,7 @@ pub(super) fn write_html(config: &Config, id: &str, path: &Path) -> Result<Answe
     for name in &incident.evidence {
         files.push((name.clone(), file(config, &incident, name)?));
     }
-    let page = page::page(&incident, &files);
+    let page = page::page(&incident, &files).map_err(Failure::BadNews)?;
     if path == Path::new("-") {
         return Ok(Answer::good(page));
     }

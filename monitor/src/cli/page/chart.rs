@@ -1,6 +1,6 @@
 //! The guest's lines as an SVG drawing: a row for each figure, second by second, with what happened across them.
 //!
-//! What is not known is a grey band, and never a zero.
+//! What is not known is a grey band, and never a zero. All words in it are those of this program.
 
 use std::fmt::Write as _;
 use std::time::SystemTime;
@@ -9,7 +9,6 @@ use flatline::api::view::MarkKind;
 use flatline::storage::incident::Incident;
 use flatline_detector::verdict::{PINNED_RATIO, STILL_BUSY_RATIO};
 
-use super::escape::escape;
 use super::recorded::{Recorded, word};
 
 /// In the drawing's own units.
@@ -185,7 +184,7 @@ fn marks(out: &mut String, recorded: &Recorded, incident: &Incident, scale: &Sca
     let moments = recorded.kinds_of(incident).filter(|(_, kind)| {
         matches!(kind, MarkKind::Suspicion | MarkKind::Verdict | MarkKind::Restart | MarkKind::Life)
     });
-    let mut all: Vec<(SystemTime, &str, &str)> = moments
+    let mut all: Vec<(SystemTime, &'static str, &'static str)> = moments
         .map(|(at, kind)| {
             let class = match kind {
                 MarkKind::Verdict => "verdict",
@@ -209,17 +208,15 @@ fn marks(out: &mut String, recorded: &Recorded, incident: &Incident, scale: &Sca
         let line = places.iter().position(|end| x >= *end);
         let _ = writeln!(
             out,
-            "<path class=\"mark {class}\" d=\"M{x:.1} {TOP}V{:.1}\"><title>{}</title></path>",
-            height - 24.0,
-            escape(what)
+            "<path class=\"mark {class}\" d=\"M{x:.1} {TOP}V{:.1}\"><title>{what}</title></path>",
+            height - 24.0
         );
         if let Some((line, end)) = line.and_then(|line| Some((line, places.get_mut(line)?))) {
             *end = x + room;
             let y = TOP - 6.0 - index(line) * 14.0;
             let _ = writeln!(
                 out,
-                "<text class=\"mark {class}\" x=\"{x:.1}\" y=\"{y:.1}\">{}</text>",
-                escape(what)
+                "<text class=\"mark {class}\" x=\"{x:.1}\" y=\"{y:.1}\">{what}</text>"
             );
         }
     }

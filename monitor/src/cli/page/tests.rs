@@ -10,8 +10,8 @@ use flatline_detector::verdict::{Cause, Input, Monitor, Terms, Tick, Watch};
 use flatline_samples::RunState;
 use flatline_samples::{Missing, ProcessState};
 
+use super::File;
 use super::recorded::Recorded;
-use super::{File, page};
 
 fn incident() -> Incident {
     let text = |text: &str| text.to_owned();
@@ -33,6 +33,11 @@ fn incident() -> Incident {
             at(11),
         )
     }
+}
+
+/// The page, which a string has room for.
+fn page(incident: &Incident, files: &[File]) -> String {
+    super::page(incident, files).expect("a page")
 }
 
 fn file(name: &str, content: &[u8]) -> File {
