@@ -71,18 +71,21 @@ impl Engine {
 
     /// Its line among the signals, where it was ever heard in this boot.
     pub(super) fn heartbeat_signal(&self, watched: &WatchedVm) -> Option<SignalView> {
-        let pulse = watched.detector.watch.boot.pulse.as_ref()?;
-        let patience =
-            lost_after(pulse.interval, &watched.detector.terms.policy, watched.detector.terms.tick);
+        let heartbeat = watched.detector.watch.boot.heartbeat.as_ref()?;
+        let patience = lost_after(
+            heartbeat.interval,
+            &watched.detector.detection.policy,
+            watched.detector.detection.tick,
+        );
         let ago = |moment| self.now().saturating_sub(moment).as_secs_f64();
-        let mut value = match pulse.beat {
+        let mut value = match heartbeat.beat {
             Some(beat) => format!("{:.1} s ago", ago(beat)),
             None => "none in this boot".to_owned(),
         };
-        if !pulse.check.is_empty() {
-            value.push_str(&format!("; checks {}", pulse.check));
+        if !heartbeat.check.is_empty() {
+            value.push_str(&format!("; checks {}", heartbeat.check));
         }
-        let verdict = match (&pulse.leaving, &pulse.missed) {
+        let verdict = match (&heartbeat.leaving, &heartbeat.missed) {
             (Some(_), _) => "goes down",
             (None, Some(_)) => "missed",
             (None, None) => "beats",
@@ -91,7 +94,7 @@ impl Engine {
             name: "heartbeat".to_owned(),
             value,
             threshold: format!("missed after {:.0} s", patience.as_secs_f64()),
-            since: pulse.beat.map(|beat| crate::rfc3339::format(self.wall_clock(beat))),
+            since: heartbeat.beat.map(|beat| crate::rfc3339::format(self.wall_clock(beat))),
             verdict: verdict.to_owned(),
         })
     }

@@ -146,7 +146,7 @@ impl Engine {
         let (state, cause, _) = watched.detector.watch.standing();
         VmFigures {
             vm: watched.vm.clone(),
-            mode: watched.detector.terms.policy.mode,
+            mode: watched.detector.detection.policy.mode,
             state,
             cause,
             run_state: watched.link.run_state.clone(),

@@ -11,13 +11,13 @@ use crate::{
 };
 use flatline_detector::{
     recording::{Header, Recording},
-    verdict::Terms,
+    verdict::DetectionPolicy,
 };
 use flatline_qemu::discover::Vm;
 
 impl Engine {
     /// The recorder of a VM that was found just now.
-    pub(super) fn recorder(&self, vm: &Vm, terms: &Terms) -> Recorder {
+    pub(super) fn recorder(&self, vm: &Vm, detection: &DetectionPolicy) -> Recorder {
         let header = Header {
             flatline: env!("CARGO_PKG_VERSION").to_owned(),
             started: self.wall_clock(Duration::ZERO),
@@ -25,7 +25,7 @@ impl Engine {
             uuid: vm.uuid.clone(),
             pid: vm.id.pid,
             start_ticks: vm.id.start_ticks,
-            terms: terms.clone(),
+            detection: detection.clone(),
         };
         Recorder::start(self.config.recorder, header, &self.archive)
     }

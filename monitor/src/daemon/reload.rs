@@ -8,7 +8,7 @@ use super::{Message, engine::Engine, telling::subject};
 use crate::{
     config::{Config, ConfigError, Source},
     storage::retention::RetentionPolicy,
-    vm::terms_for,
+    vm::detection_policy,
 };
 use flatline_detector::policy::Mode;
 use flatline_qemu::discover::VmId;
@@ -114,28 +114,28 @@ impl Engine {
         for id in self.vms.keys().copied().collect::<Vec<VmId>>() {
             let Some(watched) = self.vms.get(&id) else { continue };
             let name = &watched.vm.name;
-            let terms = terms_for(&self.config, name);
+            let detection = detection_policy(&self.config, name);
             let memory_every = self.config.memory_every_for(name);
-            let is_judged_anew = terms != watched.detector.terms;
+            let is_judged_anew = detection != watched.detector.detection;
             // A recording is judged again on one set of terms.
-            let recorder =
-                (is_judged_anew || records_otherwise).then(|| self.recorder(&watched.vm, &terms));
+            let recorder = (is_judged_anew || records_otherwise)
+                .then(|| self.recorder(&watched.vm, &detection));
             let now = self.now();
             let Some(watched) = self.vms.get_mut(&id) else { continue };
             if let Some(recorder) = recorder {
                 let before = std::mem::replace(&mut watched.detector.recorder, recorder);
                 watched.detector.recorder.follows(before, now);
             }
-            let may_be_touched = watched.detector.terms.policy.mode == Mode::Observe
-                && terms.policy.mode == Mode::Recover;
-            watched.detector.terms = terms;
+            let may_be_touched = watched.detector.detection.policy.mode == Mode::Observe
+                && detection.policy.mode == Mode::Recover;
+            watched.detector.detection = detection;
             if may_be_touched {
                 self.recovery.may_be_touched(watched);
             }
             watched.memory.set_every(memory_every);
             changed += usize::from(is_judged_anew);
         }
-        self.recovery.set_terms(|name| terms_for(&self.config, name));
+        self.recovery.set_terms(|name| detection_policy(&self.config, name));
         changed
     }
 

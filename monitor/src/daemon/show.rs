@@ -240,7 +240,7 @@ impl Engine {
     }
 
     pub(super) fn guest_resets_in_window(&self, watched: &WatchedVm) -> usize {
-        let (now, window) = (self.now(), watched.detector.terms.policy.boot_loop_window);
+        let (now, window) = (self.now(), watched.detector.detection.policy.boot_loop_window);
         watched.detector.watch.resets.iter().filter(|at| now.saturating_sub(**at) < window).count()
     }
 
@@ -286,7 +286,7 @@ impl Engine {
             unseen_networks: (!networks.is_empty()).then(|| networks.join(", ")),
             unseen_storage: (!storage.is_empty()).then(|| storage.join(", ")),
             signals: self.signals(watched),
-            policy: PolicyView::from(&watched.detector.terms.policy),
+            policy: PolicyView::from(&watched.detector.detection.policy),
             history,
             memory_dump: self.dump_view(watched.vm.id),
             notes: watched.vm.notes.iter().cloned().chain(lacks).collect(),
@@ -294,18 +294,18 @@ impl Engine {
     }
 
     fn signals(&self, watched: &WatchedVm) -> Vec<SignalView> {
-        let Watch { line, quiet, .. } = &watched.detector.watch;
-        let policy = &watched.detector.terms.policy;
+        let Watch { liveness, quiet, .. } = &watched.detector.watch;
+        let policy = &watched.detector.detection.policy;
         let since = |moment: Option<Duration>| {
             moment.map(|moment| crate::rfc3339::format(self.wall_clock(moment)))
         };
         let ago = quiet.since_life(self.now()).as_secs_f64();
         // What the window began anew for is no sign of life.
-        let mark = if line.last_life == quiet.life { ":" } else { ";" };
+        let mark = if liveness.last_life == quiet.life { ":" } else { ";" };
         let is_silent = quiet.suspected || quiet.silence(self.now()) >= policy.flat_for;
         let mut signals = vec![SignalView {
             name: "sign of life".to_owned(),
-            value: format!("{ago:.1} s ago{mark} {}", line.last_sign),
+            value: format!("{ago:.1} s ago{mark} {}", liveness.last_sign),
             threshold: format!("suspect after {}", humantime::format_duration(policy.flat_for)),
             since: since(Some(quiet.life)),
             verdict: if is_silent { "silent" } else { "lives" }.to_owned(),
@@ -339,13 +339,13 @@ impl Engine {
             ));
         }
         signals.extend(self.heartbeat_signal(watched));
-        signals.push(self.level(watched, since(line.still_since.or(line.pinned_since))));
+        signals.push(self.level(watched, since(liveness.still_since.or(liveness.pinned_since))));
         signals.extend(witnesses(watched));
         signals
     }
 
     fn level(&self, watched: &WatchedVm, since: Option<String>) -> SignalView {
-        let line = &watched.detector.watch.line;
+        let liveness = &watched.detector.watch.liveness;
         let vcpus = watched.sensors.activity.as_ref().map(|activity| activity.vcpus.as_ref());
         let value = match vcpus {
             None => "not read yet".to_owned(),
@@ -363,7 +363,7 @@ impl Engine {
                 .collect::<Vec<_>>()
                 .join("; "),
         };
-        let verdict = match (line.still_since, line.pinned_since) {
+        let verdict = match (liveness.still_since, liveness.pinned_since) {
             (Some(_), _) => "stands still",
             (None, Some(_)) => "pinned",
             (None, None) => "moves",

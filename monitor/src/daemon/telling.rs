@@ -56,7 +56,7 @@ impl Engine {
     /// When a VM that is alive, and has no open case, was heard last.
     fn heard_unawaited(&self, watched: &WatchedVm) -> Option<SystemTime> {
         let is_awaited = watched.recovery.case.as_ref().is_some_and(|case| case.stage.is_open());
-        let heard = watched.detector.watch.line.heard.filter(|_| !is_awaited)?;
+        let heard = watched.detector.watch.liveness.heard.filter(|_| !is_awaited)?;
         (watched.detector.watch.state == State::Alive).then(|| self.wall_clock(heard))
     }
 

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     insight::Insight,
     sampler::port::PortListener,
-    vm::{Context, Detector, MemoryWatch, MonitorLink, Sensors, WatchedVm, terms_for},
+    vm::{Context, Detector, MemoryWatch, MonitorLink, Sensors, WatchedVm, detection_policy},
 };
 use flatline_detector::verdict::Watch;
 use flatline_qemu::{
@@ -80,19 +80,19 @@ impl Engine {
             vms.insert(id);
         }
         self.probes.attach(id, counted(&vm.plugged));
-        let terms = terms_for(&self.config, &vm.name);
+        let detection = detection_policy(&self.config, &vm.name);
         let context = Context::at(&self.config, now);
-        let (state, recovery) = self.recovery.begin(&vm, age, &terms, &context);
+        let (state, recovery) = self.recovery.begin(&vm, age, &detection, &context);
         let watch = match state {
             Some((state, reason)) => Watch::resume(now, age, state, reason),
-            None => Watch::begin(now, age, terms.policy.boot_grace),
+            None => Watch::begin(now, age, detection.policy.boot_grace),
         };
         let end = watchers::watch_end(&vm, self.messages.clone());
-        let recorder = self.recorder(&vm, &terms);
+        let recorder = self.recorder(&vm, &detection);
         let watched = WatchedVm {
             link: MonitorLink::new(&vm, qmp, hears_late),
             sensors: Sensors::new(PortListener::start(&vm), insight, end),
-            detector: Detector::new(terms, watch, recorder),
+            detector: Detector::new(detection, watch, recorder),
             recovery,
             memory,
             vm: Arc::new(vm),

@@ -11,7 +11,7 @@ use flatline_detector::policy::Policy;
 impl Supervisor {
     /// Whether a VM may be restarted now.
     pub(super) fn clearance(&self, watched: &WatchedVm, context: &Context<'_>) -> Clearance {
-        self.clearance_for(watched.key(), &watched.detector.terms.policy, context)
+        self.clearance_for(watched.key(), &watched.detector.detection.policy, context)
     }
 
     /// The same of a VM whose restarts are counted under `key`.
@@ -40,7 +40,7 @@ impl Supervisor {
         watched: &WatchedVm,
         now: SystemTime,
     ) -> Vec<SystemTime> {
-        self.restarts_of(watched.key(), &watched.detector.terms.policy, now)
+        self.restarts_of(watched.key(), &watched.detector.detection.policy, now)
     }
 
     fn restarts_of(&self, key: &str, policy: &Policy, now: SystemTime) -> Vec<SystemTime> {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::storage::incident::Incident;
-use flatline_detector::verdict::Terms;
+use flatline_detector::verdict::DetectionPolicy;
 use flatline_qemu::discover::Vm;
 
 /// A conviction that is being dealt with.
@@ -127,7 +127,7 @@ impl RecoveryState {
 #[derive(Debug)]
 pub(crate) struct Respawn {
     pub(crate) vm: Arc<Vm>,
-    pub(crate) terms: Terms,
+    pub(crate) detection: DetectionPolicy,
     pub(crate) incident: Incident,
     pub(crate) progress: Progress,
 }

@@ -158,7 +158,7 @@ impl Supervisor {
     pub(super) fn lives_after_all(&mut self, watched: &mut WatchedVm, context: &Context<'_>) {
         let Some(case) = &mut watched.recovery.case else { return };
         let waits = case.stage.is_open() && !matches!(case.stage, Stage::AwaitingLife { .. });
-        let heard = watched.detector.watch.line.heard.is_some_and(|at| at > case.since);
+        let heard = watched.detector.watch.liveness.heard.is_some_and(|at| at > case.since);
         if !(waits && heard && watched.detector.watch.state == State::Alive) {
             return;
         }

@@ -145,7 +145,7 @@ impl Supervisor {
     }
 
     fn expect(&mut self, watched: &WatchedVm, incident: Incident, progress: Progress) {
-        let (vm, terms) = (watched.vm.clone(), watched.detector.terms.clone());
-        self.respawns.push(Respawn { vm, terms, incident, progress });
+        let (vm, detection) = (watched.vm.clone(), watched.detector.detection.clone());
+        self.respawns.push(Respawn { vm, detection, incident, progress });
     }
 }

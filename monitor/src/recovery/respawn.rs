@@ -17,7 +17,7 @@ use crate::{
     storage::incident::{Attempt, Incident, Outcome},
     vm::{Context, Vms},
 };
-use flatline_detector::verdict::{Cause, State, Tally, Terms};
+use flatline_detector::verdict::{Cause, DetectionPolicy, State, Tally};
 use flatline_qemu::{
     discover::{Owner, Vm, VmId},
     text::error_chain,
@@ -55,7 +55,7 @@ impl Supervisor {
             respawn.incident.reason = format!("{reason}; another QEMU of its name runs already");
             return self.conclude(respawn, Outcome::Refused);
         }
-        let clearance = self.clearance_for(respawn.key(), &respawn.terms.policy, context);
+        let clearance = self.clearance_for(respawn.key(), &respawn.detection.policy, context);
         let (outcome, why) = match clearance {
             Clearance::Granted(limit) => return self.begin_start(respawn, limit, context),
             Clearance::Wait(left, why) => {
@@ -75,9 +75,9 @@ impl Supervisor {
     }
 
     /// Those that wait are judged on other terms from now on.
-    pub(crate) fn set_terms(&mut self, terms_of: impl Fn(&str) -> Terms) {
+    pub(crate) fn set_terms(&mut self, terms_of: impl Fn(&str) -> DetectionPolicy) {
         for respawn in &mut self.respawns {
-            respawn.terms = terms_of(&respawn.vm.name);
+            respawn.detection = terms_of(&respawn.vm.name);
         }
     }
 
@@ -176,7 +176,7 @@ impl Supervisor {
     pub(super) fn adopt(
         &mut self,
         vm: &Vm,
-        terms: &Terms,
+        detection: &DetectionPolicy,
         context: &Context<'_>,
     ) -> Option<((State, String), Case)> {
         let key = vm.uuid.as_deref().unwrap_or(&vm.name);
@@ -190,7 +190,7 @@ impl Supervisor {
         let since = incident.action_at.or(told_at).unwrap_or(context.wall);
         let state = State::Recovering {
             cause,
-            deadline: now + terms.policy.boot_grace,
+            deadline: now + detection.policy.boot_grace,
             tally: Tally::default(),
             was_up: incident.was_up,
         };

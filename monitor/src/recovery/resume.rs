@@ -18,7 +18,7 @@ use crate::{
     storage::incident::{Attempt, Incident, Outcome},
     vm::{Context, WatchedVm},
 };
-use flatline_detector::verdict::{Cause, Input, Monitor, State, Tally, Terms};
+use flatline_detector::verdict::{Cause, DetectionPolicy, Input, Monitor, State, Tally};
 use flatline_qemu::{
     discover::{self, Vm, VmId},
     text::error_chain,
@@ -108,7 +108,7 @@ impl Supervisor {
         &mut self,
         vm: &Vm,
         age: Duration,
-        terms: &Terms,
+        detection: &DetectionPolicy,
         context: &Context<'_>,
     ) -> (Option<(State, String)>, RecoveryState) {
         let left = self.left.remove(&(vm.id.pid, vm.id.start_ticks));
@@ -122,7 +122,7 @@ impl Supervisor {
                 let (state, case) = taken_up.begin(context.now);
                 (state, Some(case))
             }
-            None => self.adopt(vm, terms, context).unzip(),
+            None => self.adopt(vm, detection, context).unzip(),
         };
         (state, RecoveryState { case, put_back, ..RecoveryState::default() })
     }

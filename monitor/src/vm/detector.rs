@@ -6,18 +6,18 @@ use tracing::{debug, info};
 
 use super::Recorder;
 use crate::{config::Config, probes::Notes};
-use flatline_detector::verdict::{Act, Cause, Input, Terms, Testimony, Watch};
+use flatline_detector::verdict::{Act, Cause, DetectionPolicy, Input, Testimony, Watch};
 use flatline_qemu::discover::Vm;
 
 /// The terms on which the VM called `name` is judged.
-pub(crate) fn terms_for(config: &Config, name: &str) -> Terms {
-    Terms { policy: config.policy_for(name), tick: config.sample_interval }
+pub(crate) fn detection_policy(config: &Config, name: &str) -> DetectionPolicy {
+    DetectionPolicy { policy: config.policy_for(name), tick: config.sample_interval }
 }
 
 /// What judges one VM.
 #[derive(Debug)]
 pub(crate) struct Detector {
-    pub(crate) terms: Terms,
+    pub(crate) detection: DetectionPolicy,
     pub(crate) watch: Watch,
     pub(crate) recorder: Recorder,
     /// The witnesses' notes; `None` while a round of questions is under way, which has them.
@@ -30,9 +30,9 @@ pub(crate) struct Detector {
 
 impl Detector {
     /// Goes on from `watch`.
-    pub(crate) fn new(terms: Terms, watch: Watch, recorder: Recorder) -> Self {
+    pub(crate) fn new(detection: DetectionPolicy, watch: Watch, recorder: Recorder) -> Self {
         let notes = Some(Notes::default());
-        Self { terms, watch, recorder, notes, suspected_at: None, testimony: None }
+        Self { detection, watch, recorder, notes, suspected_at: None, testimony: None }
     }
 
     /// Tells the verdict something, and says what is to be done.
@@ -49,7 +49,7 @@ impl Detector {
         now: Duration,
     ) -> Act {
         let before = self.watch.standing().0;
-        let act = self.recorder.take(&mut self.watch, input, &self.terms, now);
+        let act = self.recorder.take(&mut self.watch, input, &self.detection, now);
         if let Some(reason) = reason {
             self.watch.reason = reason;
         }

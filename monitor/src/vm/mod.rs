@@ -15,7 +15,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-pub(crate) use detector::{Detector, terms_for};
+pub(crate) use detector::{Detector, detection_policy};
 pub(crate) use memory::{MemoryRead, MemoryWatch};
 pub(crate) use monitor_link::MonitorLink;
 pub(crate) use recorder::{RECORDING, Recorder};

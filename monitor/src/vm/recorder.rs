@@ -9,8 +9,8 @@ use crate::{
     storage::incident::Incident,
 };
 use flatline_detector::{
-    recording::{Header, Limits, Recording, Ring, Segment, Standing},
-    verdict::{Act, Input, Terms, Watch},
+    recording::{Header, Limits, Recording, Ring, Segment, StateSummary},
+    verdict::{Act, DetectionPolicy, Input, Watch},
 };
 
 /// An incident's recording, among its evidence.
@@ -56,17 +56,18 @@ impl Recorder {
         &mut self,
         watch: &mut Watch,
         input: &Input,
-        terms: &Terms,
+        detection: &DetectionPolicy,
         now: Duration,
     ) -> Act {
-        let Some(tape) = &mut self.0 else { return watch.take(input, terms, now) };
+        let Some(tape) = &mut self.0 else { return watch.take(input, detection, now) };
         if let Some(closed) = tape.ring.prepare(watch, now) {
             tape.send(&closed);
             tape.forget_earlier(now);
         }
-        let before = Standing::of(watch);
-        let act = watch.take(input, terms, now);
-        let decided = before != Standing::of(watch) || !matches!(act, Act::Nothing | Act::Ask(_));
+        let before = StateSummary::of(watch);
+        let act = watch.take(input, detection, now);
+        let decided =
+            before != StateSummary::of(watch) || !matches!(act, Act::Nothing | Act::Ask(_));
         let changed = decided.then_some((&watch.state, watch.reason.as_str()));
         tape.ring.note(now, input, &act, changed);
         act

@@ -173,7 +173,7 @@ impl<R: Read> Reader<R> {
             source,
         };
         let header: Header = take(&mut &bytes[..]).map_err(damaged)?;
-        limits::terms(&header.terms).map_err(damaged)?;
+        limits::detection(&header.detection).map_err(damaged)?;
         Ok(Self { from, path, offset, format, header })
     }
 

@@ -19,7 +19,7 @@ pub fn recording(mut bytes: &[u8]) {
         }
     }
     let Ok(header) = take::<Header>(&mut bytes) else { return };
-    if super::limits::terms(&header.terms).is_err() {
+    if super::limits::detection(&header.detection).is_err() {
         return;
     }
     for format in OLDEST_FORMAT..=FORMAT {

@@ -8,7 +8,10 @@ use std::time::Duration;
 use super::Malformed;
 use crate::{
     policy::Policy,
-    verdict::{Boot, Dump, Input, Line, Missed, Pulse, Quiet, State, Terms, Tick, Watch},
+    verdict::{
+        Boot, DetectionPolicy, Dump, HeartbeatLoss, HeartbeatState, Input, Liveness, Quiet, State,
+        Tick, Watch,
+    },
 };
 
 /// No host runs for so long: a hundred years.
@@ -31,8 +34,8 @@ pub(super) fn moment(moment: Duration) -> Result<(), Malformed> {
 }
 
 /// Refuses terms that no configuration gives.
-pub(super) fn terms(terms: &Terms) -> Result<(), Malformed> {
-    let Terms { policy, tick } = terms;
+pub(super) fn detection(detection: &DetectionPolicy) -> Result<(), Malformed> {
+    let DetectionPolicy { policy, tick } = detection;
     let Policy {
         mode: _,
         flat_for,
@@ -72,18 +75,18 @@ pub(super) fn watch(watch: &Watch) -> Result<(), Malformed> {
         state,
         reason: _,
         since,
-        line,
+        liveness,
         boot,
         resets,
         reset_from_outside,
         excuse: _,
         storm: _,
-        mute_since,
+        monitor_silent_since,
         last,
         quiet,
     } = watch;
     let Quiet { life, since: quiet_since, held: quiet_held, suspected: _ } = quiet;
-    let Line {
+    let Liveness {
         last_life,
         last_sign: _,
         heard,
@@ -93,8 +96,8 @@ pub(super) fn watch(watch: &Watch) -> Result<(), Malformed> {
         got: _,
         wanted: _,
         ran: _,
-    } = line;
-    let Boot { began, held, first_life, answered: _, calibrated, dump, pulse } = boot;
+    } = liveness;
+    let Boot { began, held, first_life, answered: _, calibrated, dump, heartbeat } = boot;
     let dump = dump
         .map(|Dump { since, last_write, quiet_for, unheard: _ }| [since, last_write, quiet_for]);
     let deadline = match state {
@@ -104,10 +107,11 @@ pub(super) fn watch(watch: &Watch) -> Result<(), Malformed> {
     check([Some(*since), Some(*last_life), *heard, *still_since, *zero_since, *pinned_since])?;
     check([Some(*began), Some(*held), *first_life, *calibrated, deadline, *reset_from_outside])?;
     check(dump.into_iter().flatten().map(Some))?;
-    check([*mute_since, Some(*life), Some(*quiet_since), Some(*quiet_held)])?;
-    if let Some(pulse) = pulse {
-        let Pulse { boot: _, interval, check: _, beat, heard, leaving, missed } = pulse;
-        let missed = missed.as_ref().map(|Missed { since, .. }| *since);
+    check([*monitor_silent_since, Some(*life), Some(*quiet_since), Some(*quiet_held)])?;
+    if let Some(heartbeat) = heartbeat {
+        let HeartbeatState { boot: _, interval, check: _, beat, heard, leaving, missed } =
+            heartbeat;
+        let missed = missed.as_ref().map(|HeartbeatLoss { since, .. }| *since);
         check([Some(*interval), *beat, Some(*heard), *leaving, missed])?;
     }
     if resets.len() > Watch::RESETS {

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use ring::{Decoded, Limits, Recording, Ring, Segment};
 
-use crate::verdict::{Cause, Terms, Watch};
+use crate::verdict::{Cause, DetectionPolicy, Watch};
 
 /// The form of what is recorded. It counts up with every change to [`crate::verdict::Input`], to what a
 /// [`Watch`] holds, or to the form of records or files, but for a variant that is added at an enum's end.
@@ -57,7 +57,7 @@ pub struct Header {
     /// When that process started, in clock ticks since the host's start.
     pub start_ticks: u64,
     /// The terms on which it was judged.
-    pub terms: Terms,
+    pub detection: DetectionPolicy,
 }
 
 impl Header {
@@ -69,14 +69,14 @@ impl Header {
 
 /// Where a VM stands, as far as a recording holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct StateSummary {
     /// The state's name.
     pub state: &'static str,
     /// What it was convicted of.
     pub cause: Option<Cause>,
 }
 
-impl Standing {
+impl StateSummary {
     /// Where `watch` stands.
     pub fn of(watch: &Watch) -> Self {
         Self { state: watch.state.name(), cause: watch.state.cause() }

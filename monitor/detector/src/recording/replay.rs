@@ -16,12 +16,12 @@ pub use outcome::{Decision, Line, Moment, Replay, Summary, rfc3339_millis};
 use outcome::decision;
 
 use super::{
-    Decoded, Header, Segment, Standing,
+    Decoded, Header, Segment, StateSummary,
     record::{Changed, Record},
 };
 use crate::{
     policy::Policy,
-    verdict::{Act, Cause, Input, Monitor, Questions, Terms, Testimony, Watch},
+    verdict::{Act, Cause, DetectionPolicy, Input, Monitor, Questions, Testimony, Watch},
 };
 use flatline_samples::QmpEvent;
 
@@ -36,11 +36,11 @@ const MOST_ASSUMED_ROUNDS: u32 = 1000;
 #[derive(Debug)]
 pub struct Replayer {
     header: Header,
-    terms: Terms,
+    detection: DetectionPolicy,
     exact: bool,
     /// The replay's state; `None` before the first segment.
     watch: Option<Watch>,
-    live: Standing,
+    live: StateSummary,
     /// When one side gave a conviction that the other has not given yet.
     pending_live: Option<Duration>,
     pending_replay: Option<Duration>,
@@ -58,8 +58,9 @@ impl Replayer {
     pub fn new(header: Header, policy: Option<Policy>) -> Self {
         let exact = policy.is_none();
         // Samples were taken at the recorded interval, whatever another configuration says of it.
-        let tick = header.terms.tick;
-        let terms = policy.map_or_else(|| header.terms.clone(), |policy| Terms { policy, tick });
+        let tick = header.detection.tick;
+        let detection = policy
+            .map_or_else(|| header.detection.clone(), |policy| DetectionPolicy { policy, tick });
         let replay = Replay {
             vm: header.vm.clone(),
             uuid: header.uuid.clone(),
@@ -71,10 +72,10 @@ impl Replayer {
             lines: Vec::new(),
             summary: Summary::default(),
         };
-        let live = Standing { state: "starting", cause: None };
+        let live = StateSummary { state: "starting", cause: None };
         Self {
             header,
-            terms,
+            detection,
             exact,
             watch: None,
             live,
@@ -133,7 +134,7 @@ impl Replayer {
     }
 
     fn begin(&mut self, checkpoint: Watch) {
-        self.live = Standing::of(&checkpoint);
+        self.live = StateSummary::of(&checkpoint);
         (self.asked_live, self.last_round, self.assumed) = (None, None, None);
         self.watch = Some(checkpoint);
     }
@@ -174,21 +175,21 @@ impl Replayer {
     fn step(&mut self, at: Duration, input: &Input, live_act: &Act, changed: Option<&Changed>) {
         let Some(watch) = &mut self.watch else { return };
         self.replay.summary.inputs += 1;
-        let before = Standing::of(watch);
+        let before = StateSummary::of(watch);
         // A restart is the end of a conviction; where there is none, it is a reset from outside like any other.
         let stranger = matches!(input, Input::Restarted { .. }) && before.state != "crashed";
         let act = if stranger {
             let monitor = Monitor::Unknown("it is being restarted".to_owned());
             let event = QmpEvent::Reset { guest: false };
-            watch.take(&Input::Event { monitor, event }, &self.terms, at)
+            watch.take(&Input::Event { monitor, event }, &self.detection, at)
         } else {
-            watch.take(input, &self.terms, at)
+            watch.take(input, &self.detection, at)
         };
-        let after = Standing::of(watch);
+        let after = StateSummary::of(watch);
         let replay = decision(before, after, &act, &watch.reason);
         let live_before = self.live;
         if let Some(changed) = changed {
-            self.live = Standing { state: changed.state, cause: changed.cause };
+            self.live = StateSummary { state: changed.state, cause: changed.cause };
         }
         let live_reason = changed.map_or("", |changed| &changed.reason);
         let live = decision(live_before, self.live, live_act, live_reason);

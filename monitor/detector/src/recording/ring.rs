@@ -92,7 +92,7 @@ impl Segment {
         let is_whole = self.format >= 2;
         watch.quiet = match is_whole {
             true => take(&mut bytes)?,
-            false => Quiet::of_old(&watch.line, &watch.state),
+            false => Quiet::of_old(&watch.liveness, &watch.state),
         };
         limits::watch(&watch)?;
         let mut before = Before::new(self.began);

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Pulse, WitnessName};
+use super::{HeartbeatState, WitnessName};
 
 /// What is known of a guest's present boot; all of it is forgotten when the guest is reset.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,7 +22,7 @@ pub struct Boot {
     /// It writes a crash dump of its own.
     pub dump: Option<Dump>,
     /// What its agent said, if it has one.
-    pub pulse: Option<Pulse>,
+    pub heartbeat: Option<HeartbeatState>,
 }
 
 /// A crash dump that a guest is writing.
@@ -55,7 +55,7 @@ impl Boot {
             answered: BTreeSet::new(),
             calibrated: None,
             dump: None,
-            pulse: None,
+            heartbeat: None,
         }
     }
 }

@@ -87,7 +87,7 @@ pub enum Input {
 
 /// The terms on which inputs are judged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Terms {
+pub struct DetectionPolicy {
     /// The VM's policy.
     pub policy: crate::policy::Policy,
     /// How long a tick should take.

@@ -48,21 +48,21 @@
 //! - What a guest was convicted of while it was not to be touched stands: once it may be, it is a *Suspect*, and two rounds
 //!   convict it, without a silence anew. The same goes for one that an earlier daemon found dead, after its window.
 //! - A QEMU whose monitor does not answer makes its guest *Unobservable*, and may
-//!   be convicted itself, of hanging: see `mute`.
+//!   be convicted itself, of hanging: see `qemu_hang`.
 //! - A guest whose agent no longer beats, or says that what it checks has failed, is asked though its kernel lives, and
-//!   told of as a suspect while it stays where it is: see `pulse`.
+//!   told of as a suspect while it stays where it is: see `heartbeat`.
 //! - *Failed* after resets of the guest's own ends when it has lived for [`LOOP_OVER_AFTER`] without one.
 
-mod blame;
+mod announcements;
 mod boot;
-mod examine;
-mod famine;
-mod hear;
+mod evaluate;
+mod heartbeat;
+mod inhibit;
 mod input;
-mod line;
-mod mute;
-mod pulse;
+mod liveness;
+mod qemu_hang;
 mod quiet;
+mod starvation;
 mod state;
 mod step;
 mod storm;
@@ -75,9 +75,9 @@ use std::{sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 pub use boot::{Boot, Dump};
-pub use input::{Input, Monitor, Terms, Tick};
-pub use line::{Line, PINNED_RATIO, STARVED_SHARE, STILL_BUSY_RATIO};
-pub use pulse::{LEAVING_PATIENCE, Missed, Pulse, lost_after};
+pub use heartbeat::{HeartbeatLoss, HeartbeatState, LEAVING_PATIENCE, lost_after};
+pub use input::{DetectionPolicy, Input, Monitor, Tick};
+pub use liveness::{Liveness, PINNED_RATIO, STARVED_SHARE, STILL_BUSY_RATIO};
 pub use quiet::Quiet;
 pub use state::{Cause, State};
 pub use storm::{StormAssessment, assess_storm, is_silent};
@@ -120,8 +120,8 @@ pub struct Watch {
     pub reason: String,
     /// Since when.
     pub since: Duration,
-    /// Its line.
-    pub line: Line,
+    /// What speaks for and against its life in the current window.
+    pub liveness: Liveness,
     /// This boot.
     pub boot: Boot,
     /// When the guest reset itself lately; a burst counts once, and never more than [`Watch::RESETS`] are kept.
@@ -132,8 +132,8 @@ pub struct Watch {
     pub excuse: Option<String>,
     /// What was seen of the host, while many of its VMs are silent together.
     pub storm: Option<String>,
-    /// Since when QEMU's monitor has answered nothing, and nothing was seen of the guest, with nobody else to blame.
-    pub mute_since: Option<Duration>,
+    /// Since when QEMU's monitor has answered nothing, and nothing was seen of the guest, with its host not at fault.
+    pub monitor_silent_since: Option<Duration>,
     /// When the last tick ended, and what it showed.
     pub last: Option<(Duration, Arc<Tick>)>,
     /// Its silence as it was observed. Recordings have it after all else, since format 2.
@@ -156,14 +156,14 @@ impl Watch {
             state,
             reason: reason.to_owned(),
             since: now,
-            line: Line::begin(now, "none seen yet"),
+            liveness: Liveness::begin(now, "none seen yet"),
             // A daemon that started after the guest knows no moment before its own start.
             boot: Boot::new(now.saturating_sub(age)),
             resets: Vec::new(),
             reset_from_outside: None,
             excuse: None,
             storm: None,
-            mute_since: None,
+            monitor_silent_since: None,
             last: None,
             quiet: Quiet::begin(now),
         }
@@ -181,7 +181,7 @@ impl Watch {
         match self.state {
             State::Suspect { .. } | State::Recovering { .. } => true,
             State::Held => {
-                let starved = self.quiet.suspected && self.line.is_starved();
+                let starved = self.quiet.suspected && self.liveness.is_starved();
                 self.excuse.is_some() || self.storm.is_some() || starved
             }
             State::Starting | State::Alive => {
@@ -209,18 +209,20 @@ impl Watch {
     }
 
     /// Takes one input in, at `now`, and says what is to be done.
-    pub fn take(&mut self, input: &Input, terms: &Terms, now: Duration) -> Act {
+    pub fn take(&mut self, input: &Input, detection: &DetectionPolicy, now: Duration) -> Act {
         match input {
             Input::Tick(tick) => {
-                let act = step::tick(self, tick, terms, now);
+                let act = step::tick(self, tick, detection, now);
                 self.last = Some((now, tick.clone()));
                 act
             }
-            Input::Testimony(said) => step::testimony(self, said, terms, now),
-            Input::Event { monitor, event } => hear::event(self, monitor, event, terms, now),
+            Input::Testimony(said) => step::testimony(self, said, detection, now),
+            Input::Event { monitor, event } => {
+                announcements::event(self, monitor, event, detection, now)
+            }
             Input::RunState(run_state) => {
                 let monitor = Monitor::Answers(run_state.clone());
-                hear::announcement(self, &monitor, now).unwrap_or(Act::Nothing)
+                announcements::announcement(self, &monitor, now).unwrap_or(Act::Nothing)
             }
             // What recovery reports is about a conviction; once that doesn't stand, it is out of date.
             Input::Restarted { .. }
@@ -233,16 +235,17 @@ impl Watch {
                 Act::Nothing
             }
             Input::Restarted { cause, was_up } => {
-                self.restarted(*cause, *was_up, terms.policy.boot_grace, now);
+                self.restarted(*cause, *was_up, detection.policy.boot_grace, now);
                 Act::Nothing
             }
             Input::StillWriting => {
-                blame::still_writing(self, &terms.policy, now);
+                inhibit::still_writing(self, &detection.policy, now);
                 Act::Nothing
             }
             Input::SetAside(reason) => {
-                self.mute_since = None;
-                self.line.begin_anew(now, format!("none since its restart was refused: {reason}"));
+                self.monitor_silent_since = None;
+                self.liveness
+                    .begin_anew(now, format!("none since its restart was refused: {reason}"));
                 self.enter(State::Held, reason.clone(), now);
                 Act::Nothing
             }
@@ -256,12 +259,12 @@ impl Watch {
                 Act::Nothing
             }
             Input::Unseen(why) => {
-                self.mute_since = None;
-                blame::unobservable(self, why.clone(), Duration::ZERO, now)
+                self.monitor_silent_since = None;
+                inhibit::unobservable(self, why.clone(), Duration::ZERO, now)
             }
             Input::Storm(storm) => {
                 self.storm.clone_from(storm);
-                pulse::weather(self);
+                heartbeat::storm_changed(self);
                 Act::Nothing
             }
             Input::Released => {
@@ -289,8 +292,8 @@ impl Watch {
 
     /// What it was convicted of no longer stands for good; nothing was seen to undo it, either.
     fn judge_anew(&mut self, why: &str, now: Duration) {
-        self.mute_since = None;
-        if hear::convicted(&self.state) {
+        self.monitor_silent_since = None;
+        if announcements::convicted(&self.state) {
             let reason = format!("{why}, and is judged anew");
             self.enter(State::Suspect { tally: Tally::default() }, reason, now);
         }
@@ -298,15 +301,15 @@ impl Watch {
 
     /// The guest was seen or heard to live.
     fn lived(&mut self, now: Duration, sign: String) {
-        self.line.alive(now, sign);
+        self.liveness.alive(now, sign);
         self.quiet = Quiet::begin(now);
     }
 
     /// The guest begins a new boot: whatever was learned of the last one says nothing about it.
     fn reboot(&mut self, now: Duration, why: &str) {
         self.boot = Boot::new(now);
-        (self.excuse, self.mute_since) = (None, None);
-        self.line = Line::begin(now, &format!("none since {why}"));
+        (self.excuse, self.monitor_silent_since) = (None, None);
+        self.liveness = Liveness::begin(now, &format!("none since {why}"));
         self.quiet = Quiet::begin(now);
     }
 

@@ -1,6 +1,6 @@
 //! How long a guest has really shown nothing, and how much of that it was held for.
 //!
-//! The window of a [`Line`] says what of a silence may speak against the guest, and begins anew after
+//! The window of a [`Liveness`] says what of a silence may speak against the guest, and begins anew after
 //! each hold. The end of a hold is no sign of life, though: what was known of the guest before is known still, and what
 //! people are told is what was observed.
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Line, State};
+use super::{Liveness, State};
 
 /// A guest's silence as it was observed. Moments are times since the host's start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,10 +31,10 @@ impl Quiet {
     }
 
     /// What format 1 of recordings tells of it.
-    pub(crate) fn of_old(line: &Line, state: &State) -> Self {
+    pub(crate) fn of_old(liveness: &Liveness, state: &State) -> Self {
         Self {
-            life: line.heard.unwrap_or(line.last_life),
-            since: line.last_life,
+            life: liveness.heard.unwrap_or(liveness.last_life),
+            since: liveness.last_life,
             held: Duration::ZERO,
             suspected: is_accused(state),
         }

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use super::{
-    Act, Cause, LOOP_OVER_AFTER, Questions, ROUNDS_TO_CONVICT, State, Tally, Terms, Testimony,
-    Tick, Watch,
-    blame::{self, HostFault, hold, pause, unobservable},
-    examine::{
-        calibrate, convict, examine, nothing_to_examine, past_grace, paused_maybe, questions,
+    Act, Cause, DetectionPolicy, LOOP_OVER_AFTER, Questions, ROUNDS_TO_CONVICT, State, Tally,
+    Testimony, Tick, Watch, announcements,
+    evaluate::{
+        calibrate, convict, evaluate, nothing_to_evaluate, past_grace, paused_maybe, questions,
     },
-    famine, hear, mute, pulse,
+    heartbeat,
+    inhibit::{self, HostFault, hold, pause, unobservable},
+    qemu_hang, starvation,
 };
 use crate::{activity::Activity, policy::Policy};
 
@@ -17,76 +18,81 @@ use crate::{activity::Activity, policy::Policy};
 const HELD_UP: &str = "the daemon itself was held up";
 
 /// A tick that took longer says that the daemon was held up.
-fn longest_tick(terms: &Terms) -> Duration {
-    terms.tick * 3 + Duration::from_secs(1)
+fn longest_tick(detection: &DetectionPolicy) -> Duration {
+    detection.tick * 3 + Duration::from_secs(1)
 }
 
 /// A tick ended at `now`.
-pub(super) fn tick(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration) -> Act {
+pub(super) fn tick(
+    watch: &mut Watch,
+    tick: &Tick,
+    detection: &DetectionPolicy,
+    now: Duration,
+) -> Act {
     let stormy = watch.storm.is_some();
-    let held_up = tick.activity.elapsed > longest_tick(terms);
-    pulse::hear(watch, &tick.activity, now);
-    match judge(watch, tick, terms, now) {
-        Act::Nothing => pulse::miss(watch, tick, stormy, held_up, terms, now),
+    let held_up = tick.activity.elapsed > longest_tick(detection);
+    heartbeat::note(watch, &tick.activity, now);
+    match judge(watch, tick, detection, now) {
+        Act::Nothing => heartbeat::miss(watch, tick, stormy, held_up, detection, now),
         act => act,
     }
 }
 
-fn judge(watch: &mut Watch, tick: &Tick, terms: &Terms, now: Duration) -> Act {
+fn judge(watch: &mut Watch, tick: &Tick, detection: &DetectionPolicy, now: Duration) -> Act {
     let Tick { activity, monitor, .. } = tick;
     let asked = watch.is_being_asked();
-    watch.line.level(activity, asked, now);
-    if activity.elapsed > longest_tick(terms) {
+    watch.liveness.level(activity, asked, now);
+    if activity.elapsed > longest_tick(detection) {
         begin_anew(watch, HELD_UP, now);
     }
-    let mute_since = watch.mute_since.take();
-    match hear::announcement(watch, monitor, now) {
+    let monitor_silent_since = watch.monitor_silent_since.take();
+    match announcements::announcement(watch, monitor, now) {
         Some(act) => return act,
-        None if hear::convicted(&watch.state) && hear::ended_badly(monitor) => {
-            if blame::blind(activity).is_some() || sign_of_life(activity).is_some() {
+        None if announcements::convicted(&watch.state) && announcements::ended_badly(monitor) => {
+            if inhibit::missing_signal(activity).is_some() || sign_of_life(activity).is_some() {
                 // Should somebody let it run on all the same, this was no silence.
-                watch.line.begin_anew(now, "none since it was said to have crashed".to_owned());
+                watch.liveness.begin_anew(now, "none since it was said to have crashed".to_owned());
             }
             return Act::Nothing;
         }
         None => {}
     }
-    if let Some(reason) = blame::suspended(tick) {
+    if let Some(reason) = inhibit::pause_reason(tick) {
         watch.excuse = None;
-        blame::pause_dump(watch, activity.elapsed, now);
+        inhibit::pause_dump(watch, activity.elapsed, now);
         return pause(watch, reason, activity.elapsed, now);
     }
-    if let Some(act) = blame::dumping(watch, tick, &terms.policy, now) {
+    if let Some(act) = inhibit::dumping(watch, tick, &detection.policy, now) {
         return act;
     }
-    if let Some(reason) = pulse::leaving(watch, now) {
+    if let Some(reason) = heartbeat::leaving(watch, now) {
         return pause(watch, reason, activity.elapsed, now);
     }
     if let Some(sign) = sign_of_life(activity) {
         return match lives(watch, sign, now) {
-            Act::Nothing => calibrate(watch, tick, &terms.policy, now),
+            Act::Nothing => calibrate(watch, tick, &detection.policy, now),
             act => act,
         };
     }
-    match blame::host_fault(watch, tick) {
+    match inhibit::host_fault(watch, tick) {
         Some(HostFault::Storage(reason)) => return hold(watch, reason, activity.elapsed, now),
-        Some(HostFault::Starved(reason)) if !famine::is_passed(watch) => {
-            famine::hold(watch, reason, activity.elapsed, now);
-            return famine::ask(watch, terms, now);
+        Some(HostFault::Starved(reason)) if !starvation::is_passed(watch) => {
+            starvation::hold(watch, reason, activity.elapsed, now);
+            return starvation::ask(watch, detection, now);
         }
         Some(HostFault::Starved(_)) | None => {}
     }
-    if let Some(missing) = blame::blind(activity) {
+    if let Some(missing) = inhibit::missing_signal(activity) {
         return unobservable(watch, missing.to_string(), activity.elapsed, now);
     }
     if let Some(excuse) = watch.storm.clone().or_else(|| watch.excuse.clone()) {
         hold(watch, excuse, activity.elapsed, now);
-        return ask_on(watch, &terms.policy, now);
+        return ask_on(watch, &detection.policy, now);
     }
-    mute::note(watch, tick, mute_since, now);
-    let hangs = mute::hangs(watch, tick, &terms.policy, now);
-    match silent(watch, tick, None, terms, now) {
-        Act::Nothing if hangs => Act::Ask(questions(watch, &terms.policy, now)),
+    qemu_hang::note(watch, tick, monitor_silent_since, now);
+    let hangs = qemu_hang::hangs(watch, tick, &detection.policy, now);
+    match silent(watch, tick, None, detection, now) {
+        Act::Nothing if hangs => Act::Ask(questions(watch, &detection.policy, now)),
         act => act,
     }
 }
@@ -121,8 +127,9 @@ pub(super) fn tally_of(watch: &Watch) -> Option<Tally> {
 
 /// Whether it has shown nothing for as long as a guest may that isn't suspected, or was suspected before. Ticks are never
 /// on the dot: what is a hair's breadth too short is long enough.
-pub(super) fn is_flat(watch: &Watch, terms: &Terms, now: Duration) -> bool {
-    watch.quiet.suspected || watch.quiet.silence(now) + terms.tick / 2 >= terms.policy.flat_for
+pub(super) fn is_flat(watch: &Watch, detection: &DetectionPolicy, now: Duration) -> bool {
+    watch.quiet.suspected
+        || watch.quiet.silence(now) + detection.tick / 2 >= detection.policy.flat_for
 }
 
 /// Whether it may still be booting, and has shown no life so far.
@@ -131,16 +138,21 @@ pub(super) fn has_grace(watch: &Watch, policy: &Policy, now: Duration) -> bool {
 }
 
 /// A round of questions ended at `now`.
-pub(super) fn testimony(watch: &mut Watch, said: &Testimony, terms: &Terms, now: Duration) -> Act {
-    let act = weigh(watch, said, terms, now);
-    pulse::asked(watch, said);
+pub(super) fn testimony(
+    watch: &mut Watch,
+    said: &Testimony,
+    detection: &DetectionPolicy,
+    now: Duration,
+) -> Act {
+    let act = weigh(watch, said, detection, now);
+    heartbeat::asked(watch, said);
     act
 }
 
-fn weigh(watch: &mut Watch, said: &Testimony, terms: &Terms, now: Duration) -> Act {
+fn weigh(watch: &mut Watch, said: &Testimony, detection: &DetectionPolicy, now: Duration) -> Act {
     let Some((ticked, tick)) = watch.last.clone() else { return Act::Nothing };
     if let State::Recovering { cause, deadline, tally, was_up } = watch.state {
-        let due = is_due(watch, deadline, &terms.policy, now);
+        let due = is_due(watch, deadline, &detection.policy, now);
         if let (true, Some(why)) = (was_up, said.not_up()) {
             if let Some(sign) = said.acquittal() {
                 // Firmware answers probes, too, and isn't dead then.
@@ -149,8 +161,8 @@ fn weigh(watch: &mut Watch, said: &Testimony, terms: &Terms, now: Duration) -> A
             return not_up(watch, why, due, now);
         }
         // A guest that was restarted is to show life itself; it is asked only when its time is up.
-        let lives =
-            watch.boot.first_life.is_some() && watch.line.silence(now) < terms.policy.flat_for;
+        let lives = watch.boot.first_life.is_some()
+            && watch.liveness.silence(now) < detection.policy.flat_for;
         match (lives, due) {
             (true, _) => return is_up(watch, now),
             (false, true) => {}
@@ -161,26 +173,26 @@ fn weigh(watch: &mut Watch, said: &Testimony, terms: &Terms, now: Duration) -> A
     }
     // Whatever it stands accused of: a witness that was asked once is not asked again for a while.
     watch.boot.answered.extend(said.answered().cloned());
-    if now.saturating_sub(ticked) > longest_tick(terms) {
+    if now.saturating_sub(ticked) > longest_tick(detection) {
         // The sign of life that it would be weighed against may be waiting to be read.
         begin_anew(watch, HELD_UP, now);
         return Act::Nothing;
     }
-    if hear::convicted(&watch.state)
-        || blame::suspended(&tick).is_some()
+    if announcements::convicted(&watch.state)
+        || inhibit::pause_reason(&tick).is_some()
         || watch.boot.dump.is_some()
     {
         return Act::Nothing;
     }
-    if blame::blind(&tick.activity).is_some() {
+    if inhibit::missing_signal(&tick.activity).is_some() {
         return Act::Nothing;
     }
     let proven = said.proves() || tally_of(watch).is_some_and(|tally| tally.last_words > 0);
-    match blame::host_fault(watch, &tick) {
+    match inhibit::host_fault(watch, &tick) {
         Some(HostFault::Storage(_)) => return Act::Nothing,
         Some(HostFault::Starved(reason)) => {
-            let passes = proven && is_flat(watch, terms, now);
-            if let Some(act) = famine::weigh(watch, said, passes, reason, now) {
+            let passes = proven && is_flat(watch, detection, now);
+            if let Some(act) = starvation::weigh(watch, said, passes, reason, now) {
                 return act;
             }
         }
@@ -193,14 +205,16 @@ fn weigh(watch: &mut Watch, said: &Testimony, terms: &Terms, now: Duration) -> A
     if watch.storm.is_some() {
         return Act::Nothing;
     }
-    let hangs = mute::hangs(watch, &tick, &terms.policy, now);
+    let hangs = qemu_hang::hangs(watch, &tick, &detection.policy, now);
     if suspected || hangs || watch.excuse.is_some() {
-        let excuse =
-            said.excuse(proven).map(ToOwned::to_owned).or_else(|| paused_maybe(&watch.line, &tick));
+        let excuse = said
+            .excuse(proven)
+            .map(ToOwned::to_owned)
+            .or_else(|| paused_maybe(&watch.liveness, &tick));
         if let Some(excuse) = excuse {
             watch.excuse = Some(excuse.clone());
             hold(watch, excuse, Duration::ZERO, now);
-            return Act::Ask(questions(watch, &terms.policy, now));
+            return Act::Ask(questions(watch, &detection.policy, now));
         }
         if watch.excuse.take().is_some() && !proven {
             begin_anew(watch, "what excused it is over", now);
@@ -208,16 +222,16 @@ fn weigh(watch: &mut Watch, said: &Testimony, terms: &Terms, now: Duration) -> A
         }
     }
     if hangs {
-        return mute::convict(watch, said, now);
+        return qemu_hang::convict(watch, said, now);
     }
-    silent(watch, &tick, Some(said), terms, now)
+    silent(watch, &tick, Some(said), detection, now)
 }
 
 /// Nobody watched meanwhile: what was seen before says nothing about a silence now, and undoes nothing that was known.
 pub(super) fn begin_anew(watch: &mut Watch, why: &str, now: Duration) {
-    watch.line.begin_anew(now, format!("none since the window began anew: {why}"));
+    watch.liveness.begin_anew(now, format!("none since the window began anew: {why}"));
     watch.quiet.pause(now);
-    watch.mute_since = None;
+    watch.monitor_silent_since = None;
     match &mut watch.state {
         State::Suspect { .. } => {
             let tally = Tally::default();
@@ -243,7 +257,7 @@ fn sign_of_life(activity: &Activity) -> Option<String> {
         Ok(storage) if storage.completed > 0 => {
             Some(format!("guest completed {}", counted(storage.completed, "request")))
         }
-        _ => activity.heartbeat.as_ref().ok()?.as_ref().map(pulse::sign),
+        _ => activity.heartbeat.as_ref().ok()?.as_ref().map(heartbeat::sign),
     }
 }
 
@@ -254,7 +268,7 @@ pub(super) fn counted(number: u64, what: &str) -> String {
 fn lives(watch: &mut Watch, sign: String, now: Duration) -> Act {
     watch.boot.first_life.get_or_insert(now);
     watch.lived(now, sign.clone());
-    (watch.excuse, watch.storm, watch.mute_since) = (None, None, None);
+    (watch.excuse, watch.storm, watch.monitor_silent_since) = (None, None, None);
     match watch.state {
         // Its user space runs.
         State::Recovering { .. } if watch.agent_speaks(now) => is_up(watch, now),
@@ -306,7 +320,7 @@ fn not_up(watch: &mut Watch, why: &str, due: bool, now: Duration) -> Act {
 
 /// A restarted guest is back.
 fn is_up(watch: &mut Watch, now: Duration) -> Act {
-    let sign = watch.line.last_sign.clone();
+    let sign = watch.liveness.last_sign.clone();
     watch.enter(State::Alive, sign, now);
     Act::Recovered
 }
@@ -316,23 +330,23 @@ fn in_a_loop(watch: &Watch, now: Duration) -> bool {
     watch.resets.last().is_some_and(|last| now.saturating_sub(*last) < LOOP_OVER_AFTER)
 }
 
-/// No sign of life in this tick, and nobody else to blame for it.
+/// No sign of life in this tick, and the host is not at fault for it.
 fn silent(
     watch: &mut Watch,
     tick: &Tick,
     said: Option<&Testimony>,
-    terms: &Terms,
+    detection: &DetectionPolicy,
     now: Duration,
 ) -> Act {
-    let sooner = pulse::sooner(watch, terms, now);
-    let terms = sooner.as_ref().unwrap_or(terms);
-    let policy = &terms.policy;
-    let flat = is_flat(watch, terms, now);
+    let sooner = heartbeat::sooner(watch, detection, now);
+    let detection = sooner.as_ref().unwrap_or(detection);
+    let policy = &detection.policy;
+    let flat = is_flat(watch, detection, now);
     // A sensor that comes and goes says nothing new of a suspect, either.
-    let seen_for = watch.line.silence(now) + terms.tick / 2;
-    let is_seen = watch.quiet.suspected && seen_for >= terms.tick * 2;
+    let seen_for = watch.liveness.silence(now) + detection.tick / 2;
+    let is_seen = watch.quiet.suspected && seen_for >= detection.tick * 2;
     if watch.state == State::Unobservable
-        && let Some(reason) = nothing_to_examine(tick)
+        && let Some(reason) = nothing_to_evaluate(tick)
     {
         return unobservable(watch, reason, tick.activity.elapsed, now);
     }
@@ -341,7 +355,7 @@ fn silent(
         State::Recovering { deadline, .. } if !is_due(watch, deadline, policy, now) => Act::Nothing,
         State::Recovering { cause, deadline, tally, was_up } => {
             let stays = |tally| State::Recovering { cause, deadline, tally, was_up };
-            match examine(watch, tick, said, terms, tally, stays, now) {
+            match evaluate(watch, tick, said, detection, tally, stays, now) {
                 Act::Convict(cause) => Act::NotRecovered(cause),
                 act => act,
             }
@@ -363,9 +377,9 @@ fn silent(
             Act::Nothing
         }
         State::Starting | State::Held | State::Unobservable | State::Alive => {
-            examine(watch, tick, said, terms, Tally::default(), suspect, now)
+            evaluate(watch, tick, said, detection, Tally::default(), suspect, now)
         }
-        State::Suspect { tally } => examine(watch, tick, said, terms, tally, suspect, now),
+        State::Suspect { tally } => evaluate(watch, tick, said, detection, tally, suspect, now),
     }
 }
 

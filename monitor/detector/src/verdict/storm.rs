@@ -18,7 +18,7 @@ pub enum StormAssessment {
     Few,
     /// Enough may be: some were not heard yet.
     Undecided,
-    /// So many are, in words; no guest is to blame.
+    /// So many are, in words; no guest is at fault.
     Storm(String),
 }
 

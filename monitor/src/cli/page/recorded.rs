@@ -72,7 +72,7 @@ impl Recorded {
         recorded.history = history(&segments, ends, MOST_KEPT);
         let span = Duration::from_secs(recorded.history.seconds as u64);
         recorded.begins = header.wall_clock(ends.saturating_sub(span));
-        recorded.flat_for = Some(header.terms.policy.flat_for);
+        recorded.flat_for = Some(header.detection.policy.flat_for);
         let at = |moment: Moment| (header.wall_clock(moment.at), moment);
         recorded.moments = moments(&segments).into_iter().map(at).collect();
         recorded

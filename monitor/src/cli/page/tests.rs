@@ -6,7 +6,7 @@ use flatline::storage::incident::{Attempt, Incident, Outcome};
 use flatline_detector::activity::{Activity, NetworkActivity, StorageActivity, VcpuActivity};
 use flatline_detector::recording::file::to_bytes;
 use flatline_detector::recording::{Header, Limits, Recording, Ring};
-use flatline_detector::verdict::{Cause, Input, Monitor, Terms, Tick, Watch};
+use flatline_detector::verdict::{Cause, DetectionPolicy, Input, Monitor, Tick, Watch};
 use flatline_samples::RunState;
 use flatline_samples::{Missing, ProcessState};
 
@@ -196,7 +196,7 @@ fn tick(second: u64) -> Input {
 /// The incident of that guest, and its recording.
 fn panicked() -> (Incident, Vec<u8>) {
     let policy = Config::parse("", "").expect("defaults").policy;
-    let terms = Terms { policy, tick: Duration::from_secs(1) };
+    let detection = DetectionPolicy { policy, tick: Duration::from_secs(1) };
     let (mut watch, mut ring) = (
         Watch::begin(Duration::ZERO, Duration::from_secs(1000), Duration::from_secs(1)),
         Ring::new(Limits { keep: Duration::from_secs(300), most_bytes: Limits::MOST_BYTES }, 0),
@@ -204,7 +204,7 @@ fn panicked() -> (Incident, Vec<u8>) {
     let mut tell = |input: &Input, now: Duration| {
         ring.prepare(&watch, now);
         let before = watch.state.name();
-        let act = watch.take(input, &terms, now);
+        let act = watch.take(input, &detection, now);
         let changed = before != watch.state.name();
         ring.note(now, input, &act, changed.then_some((&watch.state, watch.reason.as_str())));
     };
@@ -224,7 +224,7 @@ fn panicked() -> (Incident, Vec<u8>) {
         uuid: None,
         pid: 1,
         start_ticks: 1,
-        terms,
+        detection,
     };
     let recording = Recording { header: Arc::new(header), segments: ring.segments() };
     let at = |second: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(STARTED + second);

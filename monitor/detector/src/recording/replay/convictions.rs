@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::{Replayer, Standing};
+use super::{Replayer, StateSummary};
 use crate::verdict::Cause;
 
 impl Replayer {
@@ -39,8 +39,8 @@ impl Replayer {
     }
 
     /// A conviction counts as missing once the guest has moved on without it.
-    pub(super) fn end_episodes(&mut self, at: Duration, reset: bool, replay: Standing) {
-        let moves_on = |standing: Standing| matches!(standing.state, "alive" | "starting");
+    pub(super) fn end_episodes(&mut self, at: Duration, reset: bool, replay: StateSummary) {
+        let moves_on = |standing: StateSummary| matches!(standing.state, "alive" | "starting");
         if self.pending_live.is_some() && (reset || moves_on(self.live)) {
             self.missing(at, if reset { "the guest was restarted" } else { "it came back" });
         }

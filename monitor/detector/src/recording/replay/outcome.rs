@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Serialize, Serializer};
 
-use super::Standing;
+use super::StateSummary;
 use crate::verdict::Act;
 
 /// What was decided at a moment.
@@ -107,8 +107,8 @@ pub fn rfc3339_millis(time: SystemTime) -> String {
 
 /// What was decided, if anything was.
 pub(super) fn decision(
-    before: Standing,
-    after: Standing,
+    before: StateSummary,
+    after: StateSummary,
     act: &Act,
     reason: &str,
 ) -> Option<Decision> {
@@ -122,7 +122,7 @@ pub(super) fn decision(
         Act::Report(cause) => Some(format!("told ({cause})")),
         Act::BeatsAgain => Some("its heart beats again".to_owned()),
     };
-    let to = |standing: Standing| match standing.cause {
+    let to = |standing: StateSummary| match standing.cause {
         None => standing.state.to_owned(),
         Some(cause) => format!("{} ({cause})", standing.state),
     };

@@ -123,7 +123,7 @@ fn moments_that_no_host_lives_to_see_are_refused() {
     let (_, error) = read(&to_bytes(&live.recording()).expect("written"));
     assert!(matches!(error, Some(ReadError::Damaged { .. })), "{error:?}");
     let mut header = header();
-    header.terms.policy.boot_grace = Duration::MAX;
+    header.detection.policy.boot_grace = Duration::MAX;
     let recording = Recording { header: Arc::new(header), segments: Vec::new() };
     let (_, error) = read(&to_bytes(&recording).expect("written"));
     assert!(matches!(error, Some(ReadError::Damaged { .. })), "{error:?}");

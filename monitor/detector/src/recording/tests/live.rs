@@ -8,14 +8,16 @@ use std::{
 use flatline_detector::{
     activity::{Activity, NetworkActivity, StorageActivity, VcpuActivity},
     policy::{Mode, Policy},
-    recording::{Header, Limits, Recording, Ring, Segment, Standing},
-    verdict::{Act, Answer, Input, Monitor, Questions, Statement, Terms, Testimony, Tick, Watch},
+    recording::{Header, Limits, Recording, Ring, Segment, StateSummary},
+    verdict::{
+        Act, Answer, DetectionPolicy, Input, Monitor, Questions, Statement, Testimony, Tick, Watch,
+    },
 };
 use flatline_samples::{GuestMemory, Memory, ProcessState, QemuMemory, RunState, Strain};
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 
-pub(crate) fn terms() -> Terms {
+pub(crate) fn detection() -> DetectionPolicy {
     // Those of an empty configuration.
     let policy = Policy {
         mode: Mode::Recover,
@@ -31,7 +33,7 @@ pub(crate) fn terms() -> Terms {
         pause: 10 * SECOND,
         restart_without_heartbeat: false,
     };
-    Terms { policy, tick: SECOND }
+    DetectionPolicy { policy, tick: SECOND }
 }
 
 pub(crate) fn header() -> Header {
@@ -42,7 +44,7 @@ pub(crate) fn header() -> Header {
         uuid: None,
         pid: 4711,
         start_ticks: 99,
-        terms: terms(),
+        detection: detection(),
     }
 }
 
@@ -98,7 +100,7 @@ pub(crate) struct Live {
 impl Live {
     pub(crate) fn new(limits: Limits) -> Self {
         let now = Duration::from_secs(5);
-        let watch = Watch::begin(now, 1000 * SECOND, terms().policy.boot_grace);
+        let watch = Watch::begin(now, 1000 * SECOND, detection().policy.boot_grace);
         let ring = Ring::new(limits, 0);
         Self {
             watch,
@@ -113,10 +115,10 @@ impl Live {
 
     pub(crate) fn tell(&mut self, input: &Input) -> Act {
         self.closed.extend(self.ring.prepare(&self.watch, self.now));
-        let before = Standing::of(&self.watch);
-        let act = self.watch.take(input, &terms(), self.now);
+        let before = StateSummary::of(&self.watch);
+        let act = self.watch.take(input, &detection(), self.now);
         let decided =
-            before != Standing::of(&self.watch) || !matches!(act, Act::Nothing | Act::Ask(_));
+            before != StateSummary::of(&self.watch) || !matches!(act, Act::Nothing | Act::Ask(_));
         let changed = decided.then_some((&self.watch.state, self.watch.reason.as_str()));
         self.ring.note(self.now, input, &act, changed);
         self.acts.push((self.now, act.clone()));

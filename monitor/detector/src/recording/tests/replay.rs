@@ -13,7 +13,7 @@ fn replay(recording: &Recording, policy: Option<Policy>) -> Replay {
 }
 
 fn flat_for(seconds: u64) -> Option<Policy> {
-    Some(Policy { flat_for: Duration::from_secs(seconds), ..terms().policy })
+    Some(Policy { flat_for: Duration::from_secs(seconds), ..detection().policy })
 }
 
 fn notes(replay: &Replay) -> Vec<&str> {

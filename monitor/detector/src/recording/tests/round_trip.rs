@@ -9,8 +9,8 @@ use super::super::{
 use crate::{
     activity::{Activity, HeartbeatActivity, NetworkActivity, StorageActivity, VcpuActivity},
     verdict::{
-        Act, Answer, Cause, Dump, Input, Line, Missed, Monitor, Pulse, Questions, State, Statement,
-        Tally, Testimony, Tick, Watch,
+        Act, Answer, Cause, Dump, HeartbeatLoss, HeartbeatState, Input, Liveness, Monitor,
+        Questions, State, Statement, Tally, Testimony, Tick, Watch,
     },
 };
 use flatline_samples::{
@@ -249,17 +249,17 @@ fn a_change_to_what_is_recorded_changes_the_formats_number() {
     let mut watch = Watch::begin(second, second, second);
     watch.state = State::Recovering { cause, deadline: second, tally, was_up: true };
     watch.reason = "text".to_owned();
-    watch.line = Line { pinned_since: Some(second), ..Line::begin(second, "text") };
+    watch.liveness = Liveness { pinned_since: Some(second), ..Liveness::begin(second, "text") };
     watch.boot.answered.insert("arp".into());
     watch.boot.dump = Some(Dump::new(second, second));
-    watch.boot.pulse = Some(Pulse {
+    watch.boot.heartbeat = Some(HeartbeatState {
         boot: 7,
         interval: second,
         check: "web".to_owned(),
         beat: Some(second),
         heard: second,
         leaving: None,
-        missed: Some(Missed {
+        missed: Some(HeartbeatLoss {
             since: second,
             rounds: 1,
             stormy: false,

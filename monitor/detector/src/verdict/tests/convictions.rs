@@ -18,7 +18,7 @@ use flatline_samples::{QmpEvent, RunState};
 
 /// How long after the last sign of life it is convicted, and as what.
 fn convicted(mut rig: Rig, dead: impl Fn(&mut Guest)) -> (Duration, Cause) {
-    let last_life = rig.watch.line.last_life;
+    let last_life = rig.watch.liveness.last_life;
     assert_eq!(last_life, rig.now, "it was alive just now");
     rig.run(FLAT_TICKS * 30, |_, guest| dead(guest));
     let (when, cause) = rig.conviction().expect("it is dead, and was not convicted");
@@ -175,7 +175,7 @@ fn with_nobody_to_ask_only_the_longer_silence_convicts() {
         (1.0, busy_monitor(), Cause::Spinning),
     ] {
         let rig = Rig::without_address();
-        let long = rig.terms.policy.unconfirmed_flat_for;
+        let long = rig.detection.policy.unconfirmed_flat_for;
         let verdict = convicted(rig, |guest| {
             guest.level(&[(level, 0.0)]);
             guest.monitor = monitor.clone();

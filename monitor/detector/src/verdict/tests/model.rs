@@ -44,9 +44,9 @@ struct Level {
     /// Nothing that a verdict needs is missing.
     judgeable: bool,
     /// QEMU's monitor does not answer.
-    mute: bool,
+    hanging: bool,
     /// And it may be judged for that.
-    judgeable_if_mute: bool,
+    judgeable_if_hanging: bool,
     /// And nothing else is out of the ordinary.
     usual: bool,
 }
@@ -184,11 +184,11 @@ impl Model {
                 Monitor::Unknown(_) => !still,
                 Monitor::Unresponsive(_) | Monitor::NotStarted(_) => false,
             };
-        let mute = matches!(monitor, Monitor::Unresponsive(_));
+        let hanging = matches!(monitor, Monitor::Unresponsive(_));
         Fact::Silent(Level {
             still,
-            mute,
-            judgeable_if_mute: mute && !vcpus.is_empty() && !tick.undecided,
+            hanging,
+            judgeable_if_hanging: hanging && !vcpus.is_empty() && !tick.undecided,
             zero: calm && sum(|vcpu| vcpu.busy) < 0.000_5,
             pinned: vcpus.iter().any(|vcpu| vcpu.busy + vcpu.waiting >= 0.8),
             judgeable,
@@ -317,9 +317,9 @@ impl Model {
             let long = policy.unresponsive_for;
             return !long.is_zero()
                 && !self.storm
-                && self.last_level().judgeable_if_mute
+                && self.last_level().judgeable_if_hanging
                 && now - self.cleared_at() >= long
-                && self.all_along(long, now, |level| level.mute);
+                && self.all_along(long, now, |level| level.hanging);
         }
         if now - self.cleared_at() < window || self.storm || !self.last_level().judgeable {
             return false;
@@ -367,7 +367,7 @@ impl Model {
         if begin < self.cleared_at().max(free_since) || self.dump.is_some() {
             return None;
         }
-        // A famine is remembered for a while.
+        // Starvation is remembered for a while.
         if self.starved.is_some_and(|at| begin < at + TICK * 5) {
             return None;
         }

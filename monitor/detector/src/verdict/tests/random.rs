@@ -246,7 +246,7 @@ struct Life {
 impl Life {
     fn begin(age: u32) -> Self {
         let mut rig = Rig::new(TICK * age);
-        let policy = &mut rig.terms.policy;
+        let policy = &mut rig.detection.policy;
         policy.flat_for = TICK * 5;
         policy.unconfirmed_flat_for = TICK * 20;
         policy.unresponsive_for = TICK * 8;
@@ -320,7 +320,7 @@ impl Life {
     /// Holds all that happened since the last look against the model.
     fn check(&mut self) -> Result<(), TestCaseError> {
         let log = self.rig.log.replace(Vec::new()).unwrap_or_default();
-        let policy = &self.rig.terms.policy;
+        let policy = &self.rig.detection.policy;
         for told in log {
             let fail = |what: String| {
                 let (state, reason) = (&told.after, &self.rig.watch.reason);
@@ -364,7 +364,7 @@ impl Life {
             }
         }
         let Rig { watch, now, .. } = &self.rig;
-        if watch.since.max(watch.line.last_life).max(watch.boot.began) > *now {
+        if watch.since.max(watch.liveness.last_life).max(watch.boot.began) > *now {
             return Err(TestCaseError::fail("something is later than now"));
         }
         Ok(())

@@ -141,7 +141,7 @@ fn an_answer_before_its_time_is_up_is_no_recovery_since_it_may_be_about_the_boot
 #[test]
 fn a_restarted_guest_that_shows_no_life_in_time_is_reported_once() {
     let mut rig = Rig::recovering();
-    let deadline = rig.now + LEAST_RECOVERY_PATIENCE.max(rig.terms.policy.boot_grace);
+    let deadline = rig.now + LEAST_RECOVERY_PATIENCE.max(rig.detection.policy.boot_grace);
     rig.guest.spin();
     rig.run(5 * GRACE_TICKS, |_, _| {});
     let convicted = deadline + ROUND * ROUNDS_TO_CONVICT;
@@ -152,7 +152,7 @@ fn a_restarted_guest_that_shows_no_life_in_time_is_reported_once() {
 #[test]
 fn a_restarted_guest_without_any_io_that_is_sound_when_asked_has_recovered() {
     let mut rig = Rig::recovering();
-    let deadline = rig.now + LEAST_RECOVERY_PATIENCE.max(rig.terms.policy.boot_grace);
+    let deadline = rig.now + LEAST_RECOVERY_PATIENCE.max(rig.detection.policy.boot_grace);
     rig.guest.arp = no_address();
     rig.guest.registers = healthy();
     rig.run(5 * GRACE_TICKS, |_, _| {});
@@ -167,7 +167,7 @@ fn time_in_which_a_restarted_guest_could_show_no_life_is_not_its_own() {
     ];
     for shape in shapes {
         let mut rig = Rig::recovering();
-        let patience = LEAST_RECOVERY_PATIENCE.max(rig.terms.policy.boot_grace);
+        let patience = LEAST_RECOVERY_PATIENCE.max(rig.detection.policy.boot_grace);
         let begin = rig.now;
         shape(&mut rig.guest);
         rig.run(300, |_, _| {});
@@ -194,7 +194,7 @@ fn a_reset_by_an_operator_is_not_judged_by_the_run_state_before_it() {
 fn a_short_boot_grace_does_not_shorten_the_patience_with_a_restarted_guest() {
     for (grace, patience) in [(TICK, LEAST_RECOVERY_PATIENCE), (TICK * 300, TICK * 300)] {
         let mut rig = Rig::crashed();
-        rig.terms.policy.boot_grace = grace;
+        rig.detection.policy.boot_grace = grace;
         rig.restarted();
         let deadline = rig.now + patience;
         let expected = State::Recovering {

@@ -36,7 +36,7 @@ fn a_burst_of_the_guests_own_resets_counts_once() {
 #[test]
 fn resets_that_are_further_apart_than_the_window_never_make_a_loop() {
     let mut rig = Rig::calibrated();
-    let apart = rig.terms.policy.boot_loop_window / 4;
+    let apart = rig.detection.policy.boot_loop_window / 4;
     bursts(&mut rig, 40, apart);
     assert_eq!((rig.state(), given_up(&rig)), ("starting", 0));
 }

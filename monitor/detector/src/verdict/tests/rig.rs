@@ -7,8 +7,8 @@ use crate::{
     activity::{Activity, NetworkActivity, StorageActivity, VcpuActivity},
     policy::{Mode, Policy},
     verdict::{
-        Act, Answer, Cause, Input, Monitor, Questions, State, Statement, Terms, Testimony, Tick,
-        Watch,
+        Act, Answer, Cause, DetectionPolicy, Input, Monitor, Questions, State, Statement,
+        Testimony, Tick, Watch,
     },
 };
 use flatline_samples::{Missing, ProcessState, QmpEvent, RunState};
@@ -242,7 +242,7 @@ pub(super) struct Rig {
     pub(super) now: Duration,
     /// When the last tick ended.
     pub(super) ticked: Duration,
-    pub(super) terms: Terms,
+    pub(super) detection: DetectionPolicy,
     pub(super) watch: Watch,
     pub(super) guest: Guest,
     /// How long a round takes.
@@ -269,7 +269,7 @@ impl Rig {
             now,
             ticked: now,
             watch: Watch::begin(now, age, policy.boot_grace),
-            terms: Terms { policy, tick: TICK },
+            detection: DetectionPolicy { policy, tick: TICK },
             guest: Guest::idle(),
             round: ROUND,
             undecided: false,
@@ -384,7 +384,7 @@ impl Rig {
     pub(super) fn feed(&mut self, input: &Input) -> Act {
         let before = self.state();
         let stood = self.log.is_some().then(|| self.watch.state.clone());
-        let act = self.watch.take(input, &self.terms, self.now);
+        let act = self.watch.take(input, &self.detection, self.now);
         if let (Some(log), Some(before)) = (&mut self.log, stood) {
             let (at, after) = (self.now, self.watch.state.clone());
             log.push(Told { at, input: input.clone(), before, act: act.clone(), after });

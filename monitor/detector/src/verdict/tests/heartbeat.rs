@@ -101,7 +101,7 @@ fn what_was_told_is_no_verdict_and_a_crash_is_found_all_the_same() {
 #[test]
 fn where_it_is_configured_a_dead_user_space_is_a_crash_and_its_kernel_does_not_speak_for_it() {
     let mut rig = beating();
-    rig.terms.policy.restart_without_heartbeat = true;
+    rig.detection.policy.restart_without_heartbeat = true;
     rig.guest.activity.heartbeat = Ok(None);
     rig.guest.sends(1);
     let begin = rig.now;
@@ -121,7 +121,7 @@ fn where_it_is_configured_a_dead_user_space_is_a_crash_and_its_kernel_does_not_s
 #[test]
 fn a_guest_agent_that_answers_says_that_only_the_program_that_beats_is_gone() {
     let mut rig = beating();
-    rig.terms.policy.restart_without_heartbeat = true;
+    rig.detection.policy.restart_without_heartbeat = true;
     rig.guest.activity.heartbeat = Ok(None);
     rig.guest.sends(1);
     rig.guest.registers = Answer::UserSpaceLives("its agent answers".to_owned());
@@ -141,7 +141,7 @@ fn a_check_that_fails_is_named_though_the_guest_lives() {
     assert!(reason.starts_with("its check web has failed for"), "{reason}");
     // Nobody is restarted for a service that is restarted itself.
     let mut rig = beating();
-    rig.terms.policy.restart_without_heartbeat = true;
+    rig.detection.policy.restart_without_heartbeat = true;
     rig.guest.activity.heartbeat = says(fails.clone());
     rig.run(FLAT_TICKS - 1, |_, _| {});
     assert_eq!(rig.conviction(), None);
@@ -178,7 +178,7 @@ fn a_crash_is_found_sooner_than_without_an_agent() {
 #[test]
 fn a_guest_that_goes_down_in_good_order_is_given_its_time() {
     let mut rig = beating();
-    rig.terms.policy.restart_without_heartbeat = true;
+    rig.detection.policy.restart_without_heartbeat = true;
     rig.guest.activity.heartbeat = says(HeartbeatActivity { beats: 0, leaving: true, ..beat() });
     rig.tick();
     assert_eq!(rig.state(), "held");
@@ -194,7 +194,7 @@ fn a_guest_that_goes_down_in_good_order_is_given_its_time() {
 #[test]
 fn an_agent_that_was_told_to_end_is_waited_for_no_longer() {
     let mut rig = beating();
-    rig.terms.policy.restart_without_heartbeat = true;
+    rig.detection.policy.restart_without_heartbeat = true;
     rig.guest.activity.heartbeat = says(HeartbeatActivity { beats: 0, leaving: true, ..beat() });
     rig.guest.sends(1);
     rig.tick();
@@ -225,7 +225,7 @@ fn who_is_stopped_or_cannot_be_seen_misses_no_beats() {
     ];
     for (what, change) in changes {
         let mut rig = beating();
-        rig.terms.policy.restart_without_heartbeat = true;
+        rig.detection.policy.restart_without_heartbeat = true;
         rig.guest.sends(1);
         let healthy = rig.guest.clone();
         rig.guest.activity.heartbeat = Ok(None);
@@ -275,7 +275,7 @@ fn a_restarted_guest_whose_agent_beats_is_back() {
 #[test]
 fn agents_that_fall_silent_together_are_only_told_of() {
     let mut rig = beating();
-    rig.terms.policy.restart_without_heartbeat = true;
+    rig.detection.policy.restart_without_heartbeat = true;
     rig.guest.activity.heartbeat = Ok(None);
     rig.guest.sends(1);
     rig.run(PATIENCE, |_, _| {});
@@ -289,14 +289,14 @@ fn agents_that_fall_silent_together_are_only_told_of() {
 #[test]
 fn beats_that_are_rarer_than_configured_are_not_missed_between_two() {
     let mut rig = beating();
-    rig.terms.policy.heartbeat_lost_after = Some(TICK * 3);
+    rig.detection.policy.heartbeat_lost_after = Some(TICK * 3);
     let rare = HeartbeatActivity { interval: TICK * 30, ..beat() };
     rig.run(300, |n, guest| {
         guest.sends(1);
         guest.activity.heartbeat = if n % 30 == 0 { says(rare.clone()) } else { Ok(None) };
     });
     assert_eq!(reports(&rig), []);
-    rig.terms.policy.heartbeat_lost_after = None;
+    rig.detection.policy.heartbeat_lost_after = None;
     rig.run(300, |n, guest| {
         guest.activity.heartbeat = if n % 90 == 0 { says(rare.clone()) } else { Ok(None) };
     });

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{
-    Act, State, Terms, Testimony, Watch, blame,
+    Act, DetectionPolicy, State, Testimony, Watch, inhibit,
     step::{ask_on, has_grace, is_flat, tally_of},
 };
 
@@ -16,19 +16,19 @@ pub(super) fn is_passed(watch: &Watch) -> bool {
 /// No verdict while the host hardly lets it run; afterwards its window begins anew. How long it has wanted to run, and how
 /// much it did, is known still.
 pub(super) fn hold(watch: &mut Watch, reason: String, elapsed: Duration, now: Duration) -> Act {
-    watch.line.last_life = now;
-    watch.line.last_sign = format!("none since it was held: {reason}");
-    blame::held(watch, reason, elapsed, now)
+    watch.liveness.last_life = now;
+    watch.liveness.last_sign = format!("none since it was held: {reason}");
+    inhibit::held(watch, reason, elapsed, now)
 }
 
 /// Asks it once it has been silent for as long as any suspect: it may say itself that it is
 /// dead.
-pub(super) fn ask(watch: &mut Watch, terms: &Terms, now: Duration) -> Act {
-    if !is_flat(watch, terms, now) || has_grace(watch, &terms.policy, now) {
+pub(super) fn ask(watch: &mut Watch, detection: &DetectionPolicy, now: Duration) -> Act {
+    if !is_flat(watch, detection, now) || has_grace(watch, &detection.policy, now) {
         return Act::Nothing;
     }
     watch.quiet.suspected |= watch.state == State::Held;
-    ask_on(watch, &terms.policy, now)
+    ask_on(watch, &detection.policy, now)
 }
 
 /// What a round says of it; `None` where that is weighed as of any other: an acquittal, and
@@ -45,7 +45,7 @@ pub(super) fn weigh(
         (Some(sign), State::Held) => {
             watch.boot.first_life.get_or_insert(now);
             watch.lived(now, sign);
-            (watch.excuse, watch.storm, watch.mute_since) = (None, None, None);
+            (watch.excuse, watch.storm, watch.monitor_silent_since) = (None, None, None);
             return Some(Act::Nothing);
         }
         (Some(_), _) => return None,

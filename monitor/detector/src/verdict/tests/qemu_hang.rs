@@ -9,13 +9,13 @@ use crate::{
 };
 use flatline_samples::ProcessState;
 
-/// For how long it must be mute here.
+/// For how long its monitor must be silent here.
 const MUTE_TICKS: u32 = 60;
 
 /// A VM whose QEMU answers nothing any more, and that is judged for that after a minute.
-fn mute() -> Rig {
+fn hanging() -> Rig {
     let mut rig = Rig::without_address();
-    rig.terms.policy.unresponsive_for = TICK * MUTE_TICKS;
+    rig.detection.policy.unresponsive_for = TICK * MUTE_TICKS;
     hang(&mut rig);
     rig
 }
@@ -28,7 +28,7 @@ fn hang(rig: &mut Rig) {
 
 #[test]
 fn a_qemu_that_is_mute_for_long_is_convicted_of_hanging_and_its_witnesses_are_heard_first() {
-    let mut rig = mute();
+    let mut rig = hanging();
     let begin = rig.now;
     rig.run(MUTE_TICKS, |_, _| {});
     assert_eq!((rig.state(), rig.rounds), ("unobservable", 0), "{}", rig.watch.reason);
@@ -68,7 +68,7 @@ fn whatever_speaks_for_it_or_for_the_host_s_fault_begins_its_time_anew() {
         ("a vCPU that starves", |rig| rig.guest.level(&[(0.01, 0.99)])),
     ];
     for (what, change) in changes {
-        let mut rig = mute();
+        let mut rig = hanging();
         // Once in a while is enough, for however long it lasts.
         for _ in 0..10 {
             let ticks = MUTE_TICKS - 10;
@@ -87,12 +87,12 @@ fn whatever_speaks_for_it_or_for_the_host_s_fault_begins_its_time_anew() {
 
 #[test]
 fn a_witness_that_lives_or_excuses_it_is_believed() {
-    let mut rig = mute();
+    let mut rig = hanging();
     rig.guest.arp = answered();
     rig.run(MUTE_TICKS * 5, |_, _| {});
     assert_eq!(rig.conviction(), None, "{}", rig.watch.reason);
 
-    let mut rig = mute();
+    let mut rig = hanging();
     rig.guest.jobs = excused();
     rig.run(MUTE_TICKS * 5, |_, _| {});
     assert_eq!((rig.state(), rig.conviction()), ("held", None));
@@ -104,7 +104,7 @@ fn a_witness_that_lives_or_excuses_it_is_believed() {
 #[test]
 fn one_that_hangs_after_its_restart_is_not_recovered() {
     let mut rig = Rig::recovering();
-    rig.terms.policy.unresponsive_for = Duration::from_secs(30);
+    rig.detection.policy.unresponsive_for = Duration::from_secs(30);
     hang(&mut rig);
     rig.run(300, |_, _| {});
     let (_, cause) = rig.conviction().expect("it hangs");
@@ -114,7 +114,7 @@ fn one_that_hangs_after_its_restart_is_not_recovered() {
 #[test]
 fn one_that_boots_has_its_grace() {
     let mut rig = Rig::new(Duration::ZERO);
-    rig.terms.policy.unresponsive_for = Duration::from_secs(30);
+    rig.detection.policy.unresponsive_for = Duration::from_secs(30);
     rig.guest.arp = no_address();
     hang(&mut rig);
     rig.run(59, |_, _| {});

@@ -34,7 +34,7 @@ const FADES_TO: f64 = 0.8;
 
 /// What is remembered of one guest's line. Moments are times since the host's start.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Line {
+pub struct Liveness {
     /// When the guest last showed a sign of life; at first, when watching began.
     pub last_life: Duration,
     /// Which sign that was.
@@ -55,7 +55,7 @@ pub struct Line {
     pub ran: f64,
 }
 
-impl Line {
+impl Liveness {
     /// A line that begins at `now`.
     pub fn begin(now: Duration, why: &str) -> Self {
         Self {
@@ -96,7 +96,7 @@ impl Line {
         let seconds = activity.elapsed.as_secs_f64();
         let (busy, waiting) =
             pinned(&activity.vcpus).map_or((0.0, 0.0), |vcpu| (vcpu.busy, vcpu.waiting));
-        // One bad second on a busy host is no famine.
+        // One bad second on a busy host is no starvation.
         let fade = |sum: f64, now: f64| sum * FADES_TO.powf(seconds) + now * seconds;
         self.got = fade(self.got, busy);
         self.wanted = fade(self.wanted, busy + waiting);

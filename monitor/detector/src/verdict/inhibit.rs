@@ -1,16 +1,16 @@
-//! Silence that isn't the guest's fault: somebody stopped it, the host is ill, or it writes its own dump.
+//! What inhibits a verdict: the VM was stopped, its host is at fault, a figure is missing, or it writes its own dump.
 
 use std::time::Duration;
 
 use super::{
-    Act, Cause, DUMP_PATIENCE, Dump, Line, Monitor, STALLED_AFTER, State, Tally, Tick, Watch,
-    examine::convict, hear, step::counted,
+    Act, Cause, DUMP_PATIENCE, Dump, Liveness, Monitor, STALLED_AFTER, State, Tally, Tick, Watch,
+    announcements, evaluate::convict, step::counted,
 };
 use crate::{activity::Activity, policy::Policy};
 use flatline_samples::{Missing, ProcessState, RunState};
 
 /// Whether somebody stopped this VM on purpose, so that it can show no life.
-pub(super) fn suspended(tick: &Tick) -> Option<String> {
+pub(super) fn pause_reason(tick: &Tick) -> Option<String> {
     if let Monitor::Answers(run_state) = &tick.monitor
         && *run_state != RunState::Running
     {
@@ -57,20 +57,7 @@ pub(super) enum HostFault {
     Starved(String),
 }
 
-impl HostFault {
-    fn into_words(self) -> String {
-        match self {
-            Self::Storage(words) | Self::Starved(words) => words,
-        }
-    }
-}
-
-/// Why this VM's silence says nothing about its guest, if so.
-pub(super) fn not_the_guests_fault(watch: &Watch, tick: &Tick) -> Option<String> {
-    host_fault(watch, tick).map(HostFault::into_words)
-}
-
-/// The same, by its kind.
+/// Why the silence of this VM says nothing about its guest, if so.
 pub(super) fn host_fault(watch: &Watch, tick: &Tick) -> Option<HostFault> {
     if let Ok(storage) = tick.activity.storage
         && storage.in_flight > 0
@@ -84,7 +71,7 @@ pub(super) fn host_fault(watch: &Watch, tick: &Tick) -> Option<HostFault> {
             "{requests} in flight and none completes{oldest}: the host's storage is stalled"
         )));
     }
-    watch.line.is_starved().then(|| {
+    watch.liveness.is_starved().then(|| {
         HostFault::Starved("its vCPUs want to run, and the host hardly lets them".to_owned())
     })
 }
@@ -99,7 +86,7 @@ impl Watch {
         let failed_storage = tick.monitor == Monitor::Answers(RunState::IoError);
         let is_hosts = hangs_in_kernel
             || failed_storage
-            || suspended(tick).is_none() && not_the_guests_fault(self, tick).is_some();
+            || pause_reason(tick).is_none() && host_fault(self, tick).is_some();
         self.state == State::Held && self.storm.is_none() && is_hosts
     }
 }
@@ -116,7 +103,7 @@ pub(super) fn dumping(
     if writes(&tick.activity) {
         // It has booted its other kernel: from now on a pause is the end.
         dump = Dump { last_write: now, quiet_for: policy.flat_for, ..dump };
-    } else if watch.storm.is_some() || not_the_guests_fault(watch, tick).is_some() {
+    } else if watch.storm.is_some() || host_fault(watch, tick).is_some() {
         dump.last_write = now;
     }
     watch.boot.dump = Some(dump);
@@ -167,13 +154,13 @@ pub(super) fn still_writing(watch: &mut Watch, policy: &Policy, now: Duration) {
 }
 
 /// A figure without which silence can't be told from blindness.
-pub(super) fn blind(activity: &Activity) -> Option<&Missing> {
+pub(super) fn missing_signal(activity: &Activity) -> Option<&Missing> {
     activity.network.as_ref().err().or(activity.storage.as_ref().err())
 }
 
 /// No verdict while `reason` holds; afterwards its window begins anew. Its silence goes on.
 pub(super) fn hold(watch: &mut Watch, reason: String, elapsed: Duration, now: Duration) -> Act {
-    watch.line.begin_anew(now, format!("none since it was held: {reason}"));
+    watch.liveness.begin_anew(now, format!("none since it was held: {reason}"));
     held(watch, reason, elapsed, now)
 }
 
@@ -196,7 +183,7 @@ pub(super) fn unobservable(
     elapsed: Duration,
     now: Duration,
 ) -> Act {
-    watch.line.begin_anew(now, "none since a figure was missing".to_owned());
+    watch.liveness.begin_anew(now, "none since a figure was missing".to_owned());
     watch.quiet.pause(now);
     no_verdict(watch, State::Unobservable, reason, elapsed, now)
 }
@@ -208,7 +195,7 @@ fn no_verdict(
     elapsed: Duration,
     now: Duration,
 ) -> Act {
-    if !hear::convicted(&watch.state) {
+    if !announcements::convicted(&watch.state) {
         watch.quiet.held = watch.quiet.held.saturating_add(elapsed);
     }
     match &mut watch.state {
@@ -228,7 +215,7 @@ fn no_verdict(
     Act::Nothing
 }
 
-impl Line {
+impl Liveness {
     /// Nothing that was seen before counts any more, but for what the vCPUs do right now.
     pub(super) fn begin_anew(&mut self, now: Duration, why: String) {
         let Self { heard, still_since, zero_since, pinned_since, got, wanted, .. } = self;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Act, Cause, DUMP_BOOTS_WITHIN, Dump, Monitor, RESET_BURST, State, Tally, Terms, Watch,
-    examine::convict,
+    Act, Cause, DUMP_BOOTS_WITHIN, DetectionPolicy, Dump, Monitor, RESET_BURST, State, Tally,
+    Watch, evaluate::convict,
 };
 use flatline_samples::{QmpEvent, RunState};
 
@@ -16,11 +16,11 @@ pub(super) fn event(
     watch: &mut Watch,
     monitor: &Monitor,
     event: &QmpEvent,
-    terms: &Terms,
+    detection: &DetectionPolicy,
     now: Duration,
 ) -> Act {
     match event {
-        QmpEvent::Reset { guest: true } => return guest_reset(watch, terms, now),
+        QmpEvent::Reset { guest: true } => return guest_reset(watch, detection, now),
         QmpEvent::Reset { guest: false } => {
             watch.reset_from_outside = Some(now);
             match watch.state {
@@ -85,7 +85,7 @@ pub(super) fn convicted(state: &State) -> bool {
 }
 
 /// The guest reset itself, as after a panic with `panic=5`: that is counted, and not answered with another.
-fn guest_reset(watch: &mut Watch, terms: &Terms, now: Duration) -> Act {
+fn guest_reset(watch: &mut Watch, detection: &DetectionPolicy, now: Duration) -> Act {
     let outer = watch.reset_from_outside;
     if outer.is_some_and(|outer| now.saturating_sub(outer) < OWN_RESETS_AFTER_OUTER) {
         match watch.state {
@@ -100,7 +100,7 @@ fn guest_reset(watch: &mut Watch, terms: &Terms, now: Duration) -> Act {
         }
         return Act::Nothing;
     }
-    let policy = &terms.policy;
+    let policy = &detection.policy;
     let begins = watch.resets.last().is_none_or(|last| now.saturating_sub(*last) >= RESET_BURST);
     if begins {
         watch.resets.retain(|at| now.saturating_sub(*at) < policy.boot_loop_window);

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::{
-    Act, Answer, Boot, Cause, Line, Monitor, Questions, ROUNDS_TO_CONVICT,
-    SILENT_ROUNDS_TO_CONVICT, STILL_BUSY_RATIO, State, Tally, Terms, Testimony, Tick, Watch,
-    blame::unobservable,
+    Act, Answer, Boot, Cause, DetectionPolicy, Liveness, Monitor, Questions, ROUNDS_TO_CONVICT,
+    SILENT_ROUNDS_TO_CONVICT, STILL_BUSY_RATIO, State, Tally, Testimony, Tick, Watch,
+    inhibit::unobservable,
 };
 use crate::policy::Policy;
 
@@ -43,19 +43,19 @@ pub(super) fn questions(watch: &Watch, policy: &Policy, now: Duration) -> Questi
 
 /// Weighs what was answered, and asks again where that isn't enough; until then the state is what
 /// `undecided` makes of the tally.
-pub(super) fn examine(
+pub(super) fn evaluate(
     watch: &mut Watch,
     tick: &Tick,
     said: Option<&Testimony>,
-    terms: &Terms,
+    detection: &DetectionPolicy,
     tally: Tally,
     undecided: impl FnOnce(Tally) -> State,
     now: Duration,
 ) -> Act {
-    if let Some(reason) = nothing_to_examine(tick) {
+    if let Some(reason) = nothing_to_evaluate(tick) {
         return unobservable(watch, reason, Duration::ZERO, now);
     }
-    let questions = questions(watch, &terms.policy, now);
+    let questions = questions(watch, &detection.policy, now);
     let Some(said) = said else {
         // Between two rounds the last answers stay in view.
         if tally.rounds == 0 {
@@ -65,7 +65,7 @@ pub(super) fn examine(
         return Act::Ask(questions);
     };
     let tally = tally.count(said, &watch.boot.answered, now);
-    let convicted = conviction(watch, tick, said, tally, terms, now);
+    let convicted = conviction(watch, tick, said, tally, detection, now);
     if let Some((cause, reason)) = convicted.filter(|_| !tick.undecided) {
         return convict(watch, cause, reason, now);
     }
@@ -74,8 +74,8 @@ pub(super) fn examine(
     Act::Ask(questions)
 }
 
-/// Why a suspect can't be examined: neither its vCPUs' level nor QEMU's word can be had.
-pub(super) fn nothing_to_examine(tick: &Tick) -> Option<String> {
+/// Why a suspect can't be judged: neither its vCPUs' level nor QEMU's word can be had.
+pub(super) fn nothing_to_evaluate(tick: &Tick) -> Option<String> {
     match (&tick.activity.vcpus, &tick.monitor) {
         (Err(missing), _) => Some(missing.to_string()),
         (_, Monitor::Unresponsive(why)) => Some(format!("QEMU's monitor does not answer: {why}")),
@@ -85,9 +85,9 @@ pub(super) fn nothing_to_examine(tick: &Tick) -> Option<String> {
 
 /// QEMU doesn't tell the run state, and the guest stands still: one that somebody paused does so, too, and
 /// answers nothing.
-pub(super) fn paused_maybe(line: &Line, tick: &Tick) -> Option<String> {
+pub(super) fn paused_maybe(liveness: &Liveness, tick: &Tick) -> Option<String> {
     match &tick.monitor {
-        Monitor::Unknown(why) if line.still_since.is_some() => Some(format!(
+        Monitor::Unknown(why) if liveness.still_since.is_some() => Some(format!(
             "QEMU does not tell its run state ({why}), and a guest that somebody paused stands \
              just as still"
         )),
@@ -99,13 +99,13 @@ pub(super) fn paused_maybe(line: &Line, tick: &Tick) -> Option<String> {
 }
 
 fn suspicion(watch: &Watch, said: Option<&Testimony>, now: Duration) -> String {
-    let Watch { line, quiet, .. } = watch;
+    let Watch { liveness, quiet, .. } = watch;
     let silence = quiet.silence(now).as_secs_f64();
     let held = quiet.held_in_words().unwrap_or_default();
     match said {
         None => format!("silent for {silence:.1} s; asking its witnesses{held}"),
         Some(said) => {
-            let held_back = line.held_back(now).unwrap_or_default();
+            let held_back = liveness.held_back(now).unwrap_or_default();
             format!("silent for {silence:.1} s; {}{held_back}{held}", said.summary())
         }
     }
@@ -117,30 +117,31 @@ fn conviction(
     tick: &Tick,
     said: &Testimony,
     tally: Tally,
-    terms: &Terms,
+    detection: &DetectionPolicy,
     now: Duration,
 ) -> Option<(Cause, String)> {
-    let Watch { line, quiet, .. } = watch;
-    let policy = &terms.policy;
+    let Watch { liveness, quiet, .. } = watch;
+    let policy = &detection.policy;
     // Ticks are never on the dot: what is a hair's breadth too short is long enough.
-    let all_along =
-        |since, span: Duration| Line::held_for(since, span.saturating_sub(terms.tick / 2), now);
+    let all_along = |since, span: Duration| {
+        Liveness::held_for(since, span.saturating_sub(detection.tick / 2), now)
+    };
     let seen = suspicion(watch, Some(said), now);
     // A kernel that ended its panic has nothing left to do by itself, however little the host lets it run.
     if tally.last_words >= ROUNDS_TO_CONVICT
         && all_along(Some(quiet.since), policy.flat_for)
-        && all_along(line.pinned_since, policy.flat_for)
+        && all_along(liveness.pinned_since, policy.flat_for)
     {
         return Some((Cause::Panicked, format!("{seen}; a vCPU was pinned all along")));
     }
-    if !all_along(Some(line.last_life), policy.flat_for) {
+    if !all_along(Some(liveness.last_life), policy.flat_for) {
         // One that is asked because its time is up may have been unseen a moment ago.
         return None;
     }
-    if line.wants_more_time(policy.flat_for.saturating_sub(terms.tick / 2), now) {
+    if liveness.wants_more_time(policy.flat_for.saturating_sub(detection.tick / 2), now) {
         return None;
     }
-    if tally.halted >= ROUNDS_TO_CONVICT && all_along(line.still_since, policy.flat_for) {
+    if tally.halted >= ROUNDS_TO_CONVICT && all_along(liveness.still_since, policy.flat_for) {
         return Some((
             Cause::Halted,
             format!(
@@ -148,16 +149,16 @@ fn conviction(
             ),
         ));
     }
-    if tally.stuck >= ROUNDS_TO_CONVICT && all_along(line.pinned_since, policy.flat_for) {
+    if tally.stuck >= ROUNDS_TO_CONVICT && all_along(liveness.pinned_since, policy.flat_for) {
         return Some((Cause::Spinning, format!("{seen}; a vCPU was pinned all along")));
     }
     // A QEMU that stopped answering may be frozen with its guest in it.
     let frozen_maybe = said.any(|answer| matches!(answer, Answer::Unresponsive(_)))
-        || paused_maybe(line, tick).is_some();
+        || paused_maybe(liveness, tick).is_some();
     // A guest that jumps into another kernel answers nobody for seconds, either: what speaks against this one must
     // have lasted.
-    let lasted = all_along(line.still_since, policy.flat_for)
-        || all_along(line.pinned_since, policy.flat_for)
+    let lasted = all_along(liveness.still_since, policy.flat_for)
+        || all_along(liveness.pinned_since, policy.flat_for)
         || all_along(tally.silent_since, policy.flat_for);
     if tally.silent >= SILENT_ROUNDS_TO_CONVICT && lasted && !frozen_maybe {
         let cause = if said.any(|answer| *answer == Answer::Halted) {
@@ -171,15 +172,15 @@ fn conviction(
     }
     let nobody_to_ask = tally.unseen == tally.rounds && tally.silent == 0;
     let long = policy.unconfirmed_flat_for;
-    if nobody_to_ask && tally.rounds >= ROUNDS_TO_CONVICT && line.silence(now) >= long {
+    if nobody_to_ask && tally.rounds >= ROUNDS_TO_CONVICT && liveness.silence(now) >= long {
         let unconfirmed =
             |level| format!("{seen}; unconfirmed, but {level} for {} s", long.as_secs());
         // That an idle guest never stands quite still was measured of x86's alone.
         let opaque = said.any(|answer| matches!(answer, Answer::Opaque(_)));
-        if all_along(line.zero_since, long) && !frozen_maybe && !opaque {
+        if all_along(liveness.zero_since, long) && !frozen_maybe && !opaque {
             return Some((Cause::Halted, unconfirmed("its vCPUs stood still")));
         }
-        if all_along(line.pinned_since, long) {
+        if all_along(liveness.pinned_since, long) {
             return Some((Cause::Spinning, unconfirmed("a vCPU was pinned")));
         }
     }

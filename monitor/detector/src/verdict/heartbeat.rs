@@ -1,4 +1,4 @@
-//! A guest's pulse: what its agent says from inside, and what it means that it no longer does.
+//! Heartbeats of a guest's agent: what it says from inside, and what it means that it no longer does.
 //!
 //! A beat is a sign of life like any other. Where beats were heard in this boot and stay away for
 //! [`lost_after`], the guest is asked at once, however much its kernel still sends: one that is silent altogether is
@@ -11,9 +11,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Act, Cause, ROUNDS_TO_CONVICT, State, Terms, Testimony, Tick, Watch,
-    blame::not_the_guests_fault,
-    examine::{convict, questions},
+    Act, Cause, DetectionPolicy, ROUNDS_TO_CONVICT, State, Testimony, Tick, Watch,
+    evaluate::{convict, questions},
+    inhibit::host_fault,
 };
 use crate::{
     activity::{Activity, HeartbeatActivity},
@@ -25,7 +25,7 @@ pub const LEAVING_PATIENCE: Duration = Duration::from_secs(120);
 
 /// What is known of a guest's agent in this boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pulse {
+pub struct HeartbeatState {
     /// The boot's number, by the agent's account.
     pub boot: u64,
     /// From one beat to the next, by its own account.
@@ -39,12 +39,12 @@ pub struct Pulse {
     /// Since when the guest has been going down in good order.
     pub leaving: Option<Duration>,
     /// Its beats stay away.
-    pub missed: Option<Missed>,
+    pub missed: Option<HeartbeatLoss>,
 }
 
 /// Beats that stay away.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Missed {
+pub struct HeartbeatLoss {
     /// Since when that is known.
     pub since: Duration,
     /// Rounds of questions since then in which nothing of the guest's user space answered.
@@ -67,16 +67,17 @@ pub fn lost_after(interval: Duration, policy: &Policy, tick: Duration) -> Durati
     }
 }
 
-impl Pulse {
-    fn patience(&self, terms: &Terms) -> Duration {
-        lost_after(self.interval, &terms.policy, terms.tick)
+impl HeartbeatState {
+    fn patience(&self, detection: &DetectionPolicy) -> Duration {
+        lost_after(self.interval, &detection.policy, detection.tick)
     }
 
     /// For how long beats have stayed away, where that is too long. Ticks are never on the dot: a hair's breadth too short
     /// is long enough.
-    fn away(&self, terms: &Terms, now: Duration) -> Option<Duration> {
+    fn away(&self, detection: &DetectionPolicy, now: Duration) -> Option<Duration> {
         let away = now.saturating_sub(self.beat?);
-        (self.leaving.is_none() && away + terms.tick / 2 >= self.patience(terms)).then_some(away)
+        (self.leaving.is_none() && away + detection.tick / 2 >= self.patience(detection))
+            .then_some(away)
     }
 }
 
@@ -90,13 +91,13 @@ pub(super) fn sign(said: &HeartbeatActivity) -> String {
 }
 
 /// Takes note of what the agent said during a tick.
-pub(super) fn hear(watch: &mut Watch, activity: &Activity, now: Duration) {
+pub(super) fn note(watch: &mut Watch, activity: &Activity, now: Duration) {
     let Ok(Some(said)) = &activity.heartbeat else { return };
-    if watch.boot.pulse.as_ref().is_some_and(|pulse| pulse.boot != said.boot) {
+    if watch.boot.heartbeat.as_ref().is_some_and(|heartbeat| heartbeat.boot != said.boot) {
         // Where QEMU doesn't tell of resets, nothing else does.
         watch.reboot(now, "its agent told of another boot");
     }
-    let pulse = watch.boot.pulse.get_or_insert_with(|| Pulse {
+    let heartbeat = watch.boot.heartbeat.get_or_insert_with(|| HeartbeatState {
         boot: said.boot,
         interval: said.interval,
         check: String::new(),
@@ -105,38 +106,42 @@ pub(super) fn hear(watch: &mut Watch, activity: &Activity, now: Duration) {
         leaving: None,
         missed: None,
     });
-    pulse.interval = said.interval;
-    pulse.check.clone_from(&said.check);
-    pulse.heard = now;
-    pulse.leaving = said.leaving.then(|| pulse.leaving.unwrap_or(now));
+    heartbeat.interval = said.interval;
+    heartbeat.check.clone_from(&said.check);
+    heartbeat.heard = now;
+    heartbeat.leaving = said.leaving.then(|| heartbeat.leaving.unwrap_or(now));
     if said.beats > 0 {
-        pulse.beat = Some(now);
+        heartbeat.beat = Some(now);
     }
 }
 
 /// That the guest goes down in good order, while it may take its time for that.
 pub(super) fn leaving(watch: &mut Watch, now: Duration) -> Option<String> {
-    let since = watch.boot.pulse.as_ref()?.leaving?;
+    let since = watch.boot.heartbeat.as_ref()?.leaving?;
     let seconds = now.saturating_sub(since).as_secs();
     if now.saturating_sub(since) < LEAVING_PATIENCE {
         return Some(format!("its agent said {seconds} s ago that it goes down in good order"));
     }
     // It was the agent alone that was told to end.
-    watch.boot.pulse = None;
+    watch.boot.heartbeat = None;
     None
 }
 
 /// The terms of a guest whose beats stay away: it is suspected as soon as that is known.
-pub(super) fn sooner(watch: &Watch, terms: &Terms, now: Duration) -> Option<Terms> {
-    let pulse = watch.boot.pulse.as_ref()?;
-    let patience = pulse.patience(terms);
-    let lost = patience < terms.policy.flat_for
-        && pulse.away(terms, now).is_some()
+pub(super) fn sooner(
+    watch: &Watch,
+    detection: &DetectionPolicy,
+    now: Duration,
+) -> Option<DetectionPolicy> {
+    let heartbeat = watch.boot.heartbeat.as_ref()?;
+    let patience = heartbeat.patience(detection);
+    let lost = patience < detection.policy.flat_for
+        && heartbeat.away(detection, now).is_some()
         // From then on it is judged as if it had no agent.
-        && pulse.missed.as_ref().is_none_or(|missed| missed.told.is_none());
+        && heartbeat.missed.as_ref().is_none_or(|missed| missed.told.is_none());
     lost.then(|| {
-        let policy = Policy { flat_for: patience, ..terms.policy.clone() };
-        Terms { policy, tick: terms.tick }
+        let policy = Policy { flat_for: patience, ..detection.policy.clone() };
+        DetectionPolicy { policy, tick: detection.tick }
     })
 }
 
@@ -147,15 +152,15 @@ pub(super) fn miss(
     tick: &Tick,
     stormy: bool,
     held_up: bool,
-    terms: &Terms,
+    detection: &DetectionPolicy,
     now: Duration,
 ) -> Act {
-    if watch.boot.pulse.is_none() {
+    if watch.boot.heartbeat.is_none() {
         return Act::Nothing;
     }
     let excused = held_up
         || tick.activity.heartbeat.is_err()
-        || not_the_guests_fault(watch, tick).is_some()
+        || host_fault(watch, tick).is_some()
         || match watch.state {
             State::Starting | State::Alive | State::Suspect { .. } => false,
             State::Crashed { .. }
@@ -166,24 +171,24 @@ pub(super) fn miss(
         };
     // What speaks against a silent guest is more than that.
     let is_tried = matches!(watch.state, State::Suspect { .. });
-    let asks = questions(watch, &terms.policy, now);
-    let Some(pulse) = &mut watch.boot.pulse else { return Act::Nothing };
-    if pulse.leaving.is_some() || pulse.beat.is_none() {
+    let asks = questions(watch, &detection.policy, now);
+    let Some(heartbeat) = &mut watch.boot.heartbeat else { return Act::Nothing };
+    if heartbeat.leaving.is_some() || heartbeat.beat.is_none() {
         return Act::Nothing;
     }
-    let told = pulse.missed.as_ref().is_some_and(|missed| missed.told.is_some());
+    let told = heartbeat.missed.as_ref().is_some_and(|missed| missed.told.is_some());
     if excused && !told {
-        (pulse.beat, pulse.heard, pulse.missed) = (Some(now), now, None);
+        (heartbeat.beat, heartbeat.heard, heartbeat.missed) = (Some(now), now, None);
     }
-    let Some(away) = pulse.away(terms, now) else {
-        pulse.missed = None;
+    let Some(away) = heartbeat.away(detection, now) else {
+        heartbeat.missed = None;
         return if told { Act::BeatsAgain } else { Act::Nothing };
     };
     if excused || is_tried || told {
         return Act::Nothing;
     }
-    let speaks = now.saturating_sub(pulse.heard) < pulse.patience(terms);
-    let missed = pulse.missed.get_or_insert_with(|| Missed {
+    let speaks = now.saturating_sub(heartbeat.heard) < heartbeat.patience(detection);
+    let missed = heartbeat.missed.get_or_insert_with(|| HeartbeatLoss {
         since: now,
         rounds: 0,
         stormy: false,
@@ -192,14 +197,14 @@ pub(super) fn miss(
     });
     let seconds = away.as_secs_f64();
     missed.reason = if speaks {
-        format!("its check {} has failed for {seconds:.0} s, its agent says", pulse.check)
+        format!("its check {} has failed for {seconds:.0} s, its agent says", heartbeat.check)
     } else {
         format!("its agent's last beat was heard {seconds:.0} s ago, and its kernel lives")
     };
     let cause = if speaks { Cause::ServiceDead } else { Cause::UserlandDead };
-    let restarts = terms.policy.restart_without_heartbeat && !missed.stormy;
+    let restarts = detection.policy.restart_without_heartbeat && !missed.stormy;
     // A service that is only restarted fails its check for a while, too.
-    let lasted = away >= terms.policy.flat_for;
+    let lasted = away >= detection.policy.flat_for;
     let proved =
         if speaks { lasted || !restarts } else { lasted && missed.rounds >= ROUNDS_TO_CONVICT };
     if stormy || tick.undecided || !proved {
@@ -215,9 +220,9 @@ pub(super) fn miss(
 }
 
 /// Beats that stay away while many VMs are silent together are never a reason to restart their guest.
-pub(super) fn weather(watch: &mut Watch) {
-    if let (Some(_), Some(Pulse { missed: Some(missed), .. })) =
-        (&watch.storm, &mut watch.boot.pulse)
+pub(super) fn storm_changed(watch: &mut Watch) {
+    if let (Some(_), Some(HeartbeatState { missed: Some(missed), .. })) =
+        (&watch.storm, &mut watch.boot.heartbeat)
     {
         missed.stormy = true;
     }
@@ -225,13 +230,15 @@ pub(super) fn weather(watch: &mut Watch) {
 
 /// Counts a round in which a guest was asked whose beats stay away.
 pub(super) fn asked(watch: &mut Watch, said: &Testimony) {
-    let Some(Pulse { missed: Some(missed), .. }) = &mut watch.boot.pulse else { return };
+    let Some(HeartbeatState { missed: Some(missed), .. }) = &mut watch.boot.heartbeat else {
+        return;
+    };
     if missed.told.is_some() {
         return;
     }
     if said.user_space_lives() {
         // It is the agent alone that is gone; it is waited for no longer.
-        watch.boot.pulse = None;
+        watch.boot.heartbeat = None;
     } else {
         missed.rounds = missed.rounds.saturating_add(1);
     }
@@ -250,20 +257,20 @@ impl Watch {
     }
 
     /// Beats that stay away, if they do.
-    pub fn missed_beats(&self) -> Option<&Missed> {
-        self.boot.pulse.as_ref()?.missed.as_ref()
+    pub fn missed_beats(&self) -> Option<&HeartbeatLoss> {
+        self.boot.heartbeat.as_ref()?.missed.as_ref()
     }
 
     /// Whether its agent said anything in the tick that ended at `now`.
     pub(super) fn agent_speaks(&self, now: Duration) -> bool {
-        self.boot.pulse.as_ref().is_some_and(|pulse| pulse.heard == now)
+        self.boot.heartbeat.as_ref().is_some_and(|heartbeat| heartbeat.heard == now)
     }
 
     /// Whether its heart beat in the tick that ended at `now`.
     pub(super) fn beats(&self, now: Duration) -> bool {
         self.boot
-            .pulse
+            .heartbeat
             .as_ref()
-            .is_some_and(|pulse| pulse.beat == Some(now) && self.agent_speaks(now))
+            .is_some_and(|heartbeat| heartbeat.beat == Some(now) && self.agent_speaks(now))
     }
 }
