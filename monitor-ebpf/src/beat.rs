@@ -26,7 +26,7 @@ pub(crate) enum Heard {
 /// Cost: two calls of a helper, which copy 4 and 60 bytes, and the clock; measured in `docs/costs.md`. Which VM it belongs to says
 /// the tap that it came through, and nothing in the frame.
 #[inline(always)]
-pub(crate) fn hear(ctx: &TcContext, slot: u32) -> Option<Heard> {
+pub(crate) fn record_heartbeat(ctx: &TcContext, slot: u32) -> Option<Heard> {
     if ctx.load::<[u8; 4]>(ETH_HLEN) != Ok(HEARTBEAT_MAGIC) {
         return None;
     }

@@ -100,7 +100,11 @@ pub(crate) enum Answer {
 /// to 0.3 ns, two bytes read in place. A helper's call that copies 42 bytes for ARP, 18 ns, and two for NDP,
 /// 78 and 8 bytes, 27 ns.
 #[inline(always)]
-pub(crate) fn look(ctx: &TcContext, skb: &__sk_buff, tap: &mut TapRow) -> Option<Answer> {
+pub(crate) fn classify_neighbour(
+    ctx: &TcContext,
+    skb: &__sk_buff,
+    tap: &mut TapRow,
+) -> Option<Answer> {
     match skb.protocol {
         ETH_P_ARP_BE => arp(ctx, skb, tap),
         ETH_P_IPV6_BE if is_ndp(ctx) => ndp(ctx, skb, tap),

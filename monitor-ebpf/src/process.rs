@@ -20,7 +20,7 @@ offsets! {
 /// `exec` is rare enough to let user space decide. Cost: 23 us with the wake-up of user space.
 #[btf_tracepoint(function = "sched_process_exec")]
 pub(crate) fn process_started(ctx: BtfTracePointContext) -> i32 {
-    tell(&ctx, ProcessEvent { kind: PROCESS_EXEC, pid: ctx.tgid(), status: 0, reserved: 0 });
+    emit(&ctx, ProcessEvent { kind: PROCESS_EXEC, pid: ctx.tgid(), status: 0, reserved: 0 });
     0
 }
 
@@ -38,12 +38,12 @@ pub(crate) fn process_ended(ctx: BtfTracePointContext) -> i32 {
     let task: *const u8 = ctx.arg(0);
     // SAFETY: `task` is the tracepoint's own argument.
     let status = unsafe { field::<i32>(task, &TASK_EXIT_CODE_OFFSET) };
-    tell(&ctx, ProcessEvent { kind: PROCESS_EXIT, pid, status, reserved: 0 });
+    emit(&ctx, ProcessEvent { kind: PROCESS_EXIT, pid, status, reserved: 0 });
     0
 }
 
 #[inline(always)]
-fn tell(ctx: &BtfTracePointContext, event: ProcessEvent) {
+fn emit(ctx: &BtfTracePointContext, event: ProcessEvent) {
     debug!(ctx, "process {}: event {}, status {}", event.pid, event.kind, event.status);
     if PROCESS_EVENTS.output(event, 0).is_err() {
         // User space sweeps /proc from time to time as well, so that this delays and loses nothing.

@@ -12,10 +12,10 @@ use aya_log_ebpf::debug;
 use monitor_ebpf::{NetworkCounters, TAP_PROBES, TapRow, tap_home};
 
 use crate::{
-    beat::{ETH_HEARTBEAT_BE, Heard, hear},
+    beat::{ETH_HEARTBEAT_BE, Heard, record_heartbeat},
     kernel::global,
     maps::{TAPS, VMS},
-    neighbour::{Answer, look},
+    neighbour::{Answer, classify_neighbour},
 };
 
 /// Inode number of the network namespace whose taps this copy of the programs is attached to.
@@ -41,7 +41,7 @@ pub(crate) fn tap_from_guest(ctx: TcContext) -> i32 {
     };
     counters.guest_tx_packets += 1;
     counters.guest_tx_bytes += u64::from(ctx.len());
-    if let Some(answer) = look(&ctx, sk_buff(&ctx), tap) {
+    if let Some(answer) = classify_neighbour(&ctx, sk_buff(&ctx), tap) {
         counters.probe_answers += 1;
         counters.probe_answer_bytes += u64::from(ctx.len());
         counters.arp_answers += u64::from(answer == Answer::Arp);
@@ -50,7 +50,7 @@ pub(crate) fn tap_from_guest(ctx: TcContext) -> i32 {
         return TC_ACT_SHOT;
     }
     let heard = match sk_buff(&ctx).protocol {
-        ETH_HEARTBEAT_BE => hear(&ctx, tap.slot),
+        ETH_HEARTBEAT_BE => record_heartbeat(&ctx, tap.slot),
         _ => None,
     };
     if heard == Some(Heard::Beat) {

@@ -8,7 +8,7 @@ use tracing::debug;
 use super::{Message, engine::Engine, hotplug::counted};
 use crate::{
     bpf::{namespace_of, near_namespace},
-    probes::{self, Notes, ProbeSocket, Scene, TapTarget, of_suspects},
+    probes::{self, Notes, ProbeContext, ProbeSocket, TapTarget, of_suspects},
     sampler::TapAddresses,
 };
 use flatline_detector::verdict::{Input, Questions, Testimony};
@@ -40,7 +40,7 @@ impl Engine {
         let Some(watched) = self.vms.get_mut(&id) else { return };
         let Some(notes) = watched.detector.notes.take() else { return };
         watched.memory.give_up();
-        let mut scene = Scene {
+        let mut scene = ProbeContext {
             questions,
             vm: watched.vm.clone(),
             vcpu_threads: watched.sensors.threads.clone(),

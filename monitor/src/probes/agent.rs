@@ -27,7 +27,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::{Asked, Note, Scene, Witness, note, noted, of_calibrated};
+use super::{Asked, Note, ProbeContext, Witness, note, noted, of_calibrated};
 use flatline_detector::verdict::{Answer, Questions};
 use flatline_qemu::blocking::{UnderWay, within};
 use flatline_qemu::{
@@ -61,7 +61,7 @@ const MOST_REPLY_BYTES: usize = 4096;
 const MOST_CHARDEVS: usize = 4096;
 
 /// What is kept from round to round.
-struct Record {
+struct AgentMemory {
     /// A look-up of the socket that is under way still.
     lookup: UnderWay<Result<Found, PeerError>>,
     /// What the agent is to answer, the same in each round: a process that answers when we have left is blocked
@@ -70,13 +70,14 @@ struct Record {
     number: u64,
 }
 
-async fn ask(scene: Arc<Scene>, before: Note) -> (Answer, Note) {
-    let mut record = noted(before).unwrap_or_else(|| Record { lookup: None, number: new_number() });
+async fn ask(scene: Arc<ProbeContext>, before: Note) -> (Answer, Note) {
+    let mut record =
+        noted(before).unwrap_or_else(|| AgentMemory { lookup: None, number: new_number() });
     let answer = question(&scene, &mut record).await.unwrap_or_else(Answer::NotAsked);
     (answer, note(record))
 }
 
-async fn question(scene: &Scene, record: &mut Record) -> Result<Answer, String> {
+async fn question(scene: &ProbeContext, record: &mut AgentMemory) -> Result<Answer, String> {
     let Some(socket) = &scene.vm.agent_socket else {
         return Err(if scene.vm.has_agent_channel {
             "its channel is no socket that could be connected to".to_owned()

@@ -9,7 +9,7 @@ use std::{net::Ipv4Addr, sync::Arc};
 use monitor_ebpf::PROBE_MAC;
 
 use super::{
-    Asked, Note, Scene, Witness, ethernet, of_calibrated,
+    Asked, Note, ProbeContext, Witness, ethernet, of_calibrated,
     probing::{self, Probe},
 };
 use crate::sampler::TapAddress;
@@ -25,7 +25,7 @@ pub const WITNESS: Witness = Witness {
 
 const ETH_P_ARP: u16 = 0x0806;
 
-async fn ask(scene: Arc<Scene>, note: Note) -> (Answer, Note) {
+async fn ask(scene: Arc<ProbeContext>, note: Note) -> (Answer, Note) {
     let probe = probing::ask(
         &scene,
         |addresses| addresses.ipv4.map(|guest| Probe { ip: guest.ip, frame: frame(&guest) }),

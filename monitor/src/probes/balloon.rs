@@ -9,7 +9,7 @@ use std::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Asked, Note, Scene, Witness, note, noted, of_calibrated};
+use super::{Asked, Note, ProbeContext, Witness, note, noted, of_calibrated};
 use crate::balloon::{Balloon, Wait, last_update};
 use flatline_detector::verdict::Answer;
 use flatline_qemu::qmp::{QmpError, QmpHandle};
@@ -34,14 +34,14 @@ const SILENT_AFTER: Duration = Duration::from_millis(2500);
 const RECENT: Duration = Duration::from_secs(10);
 
 /// What is kept from round to round.
-struct Record {
+struct BalloonMemory {
     balloon: Balloon,
-    look: Option<Look>,
+    look: Option<BalloonReading>,
 }
 
 /// What was seen of the statistics.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Look {
+struct BalloonReading {
     /// Since when the guest has been asked, and there was no answer.
     since: Instant,
     /// When this was seen.
@@ -50,7 +50,7 @@ struct Look {
     last_update: u64,
 }
 
-async fn ask(scene: Arc<Scene>, before: Note) -> (Answer, Note) {
+async fn ask(scene: Arc<ProbeContext>, before: Note) -> (Answer, Note) {
     if !scene.vm.has_balloon {
         return (Answer::NotAsked("it has no balloon".to_owned()), None);
     }
@@ -58,21 +58,21 @@ async fn ask(scene: Arc<Scene>, before: Note) -> (Answer, Note) {
         Ok(qmp) => qmp,
         Err(why) => return (Answer::NotAsked(why.clone()), before),
     };
-    let mut record = noted::<Record>(before);
+    let mut record = noted::<BalloonMemory>(before);
     let answer = question(qmp, &scene, &mut record).await;
     (answer.unwrap_or_else(|error| Answer::NotAsked(error.to_string())), record.and_then(note))
 }
 
 async fn question(
     qmp: &QmpHandle,
-    scene: &Scene,
-    record: &mut Option<Record>,
+    scene: &ProbeContext,
+    record: &mut Option<BalloonMemory>,
 ) -> Result<Answer, QmpError> {
     let known = record.take();
-    let Record { balloon, look } = match known {
+    let BalloonMemory { balloon, look } = match known {
         Some(known) => known,
         None => match Balloon::find(qmp).await? {
-            Some(balloon) => Record { balloon, look: None },
+            Some(balloon) => BalloonMemory { balloon, look: None },
             None => return Ok(Answer::NotAsked("QEMU names no balloon".to_owned())),
         },
     };
@@ -84,8 +84,8 @@ async fn question(
     // An answer of another boot says nothing of this one.
     let within = RECENT.min(scene.boot_age);
     let before = look.filter(|look| now.saturating_duration_since(look.at) <= within);
-    let before = before.unwrap_or(Look { since: now, at: now, last_update: told });
-    let mut seen = Look { at: now, last_update: told, ..before };
+    let before = before.unwrap_or(BalloonReading { since: now, at: now, last_update: told });
+    let mut seen = BalloonReading { at: now, last_update: told, ..before };
     if interval == 0 && seen.last_update == before.last_update {
         let wait = wait(told, SystemTime::now());
         let renewed = balloon.renew(qmp, told, wait, turn, CancellationToken::new()).await?;
@@ -96,7 +96,7 @@ async fn question(
     if matches!(answer, Answer::Lives(_)) {
         seen.since = seen.at;
     }
-    *record = Some(Record { balloon, look: Some(seen) });
+    *record = Some(BalloonMemory { balloon, look: Some(seen) });
     Ok(answer)
 }
 
@@ -109,7 +109,7 @@ fn wait(told: u64, now: SystemTime) -> Wait {
 }
 
 /// What two looks say. `interval` is that of somebody who polls as well, or zero.
-fn compare(before: Look, now: Look, interval: Duration) -> Answer {
+fn compare(before: BalloonReading, now: BalloonReading, interval: Duration) -> Answer {
     if now.last_update != before.last_update {
         return Answer::Lives("its balloon's statistics were renewed".to_owned());
     }
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn only_statistics_that_move_acquit_and_only_a_long_wait_is_silence() {
         let began = Instant::now();
-        let look = |ms, last_update| Look {
+        let look = |ms, last_update| BalloonReading {
             since: began,
             at: began + Duration::from_millis(ms),
             last_update,
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn who_is_polled_by_others_is_given_their_interval_as_well_however_long() {
         let began = Instant::now();
-        let look = |seconds| Look {
+        let look = |seconds| BalloonReading {
             since: began,
             at: began + Duration::from_secs(seconds),
             last_update: 5,

@@ -36,7 +36,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Asked, Note, Scene, Witness, note, noted, of_suspects};
+use super::{Asked, Note, ProbeContext, Witness, note, noted, of_suspects};
 use file::{End, Tail};
 use flatline_detector::verdict::{Answer, Questions};
 use flatline_qemu::blocking::{UnderWay, within};
@@ -70,7 +70,7 @@ const BANNERS: [&str; 4] = ["Linux version ", "SeaBIOS (", "BdsDxe: ", "UEFI fir
 type Read = Result<Vec<Tail>, String>;
 
 #[derive(Default)]
-struct Record {
+struct ConsoleMemory {
     under_way: UnderWay<Read>,
     /// Where what doesn't count ends.
     known: Vec<End>,
@@ -78,7 +78,7 @@ struct Record {
     last: Option<(Instant, Vec<End>)>,
 }
 
-impl Record {
+impl ConsoleMemory {
     /// What was there in a round of an earlier boot doesn't count.
     fn forget_earlier_boots(&mut self, now: Instant, boot_age: Duration) {
         if let Some((_, ends)) =
@@ -89,8 +89,8 @@ impl Record {
     }
 }
 
-async fn ask(scene: Arc<Scene>, before: Note) -> (Answer, Note) {
-    let mut record: Record = noted(before).unwrap_or_default();
+async fn ask(scene: Arc<ProbeContext>, before: Note) -> (Answer, Note) {
+    let mut record: ConsoleMemory = noted(before).unwrap_or_default();
     let vm = scene.vm.clone();
     if vm.console_logs.is_empty() {
         return (Answer::NotAsked("no file has its console".to_owned()), None);
@@ -148,10 +148,10 @@ impl Tail {
 
 /// The words with which a kernel died at the end of `text`.
 fn last_words(text: &str) -> Option<String> {
-    let lines: Vec<Line<'_>> = text.lines().map(Line::parse).collect();
+    let lines: Vec<ConsoleLine<'_>> = text.lines().map(ConsoleLine::parse).collect();
     let at = lines.iter().rposition(|line| line.text.starts_with(LAST_WORDS))?;
     let (words, after) = (&lines[at], &lines[at + 1..]);
-    let goes_on = |line: &Line<'_>| {
+    let goes_on = |line: &ConsoleLine<'_>| {
         line.text.contains("login:")
             || BANNERS.iter().any(|banner| line.text.starts_with(banner))
             // Another boot's clock begins anew.
@@ -162,14 +162,14 @@ fn last_words(text: &str) -> Option<String> {
 }
 
 /// A line of a console.
-struct Line<'a> {
+struct ConsoleLine<'a> {
     /// Microseconds since the kernel's start, if it is a kernel's line that has them.
     clock: Option<u64>,
     /// Without that, and without who said it.
     text: &'a str,
 }
 
-impl<'a> Line<'a> {
+impl<'a> ConsoleLine<'a> {
     /// Takes `[   12.283862] ` off, and the `[    T1] ` that CONFIG_PRINTK_CALLER adds.
     fn parse(line: &'a str) -> Self {
         let line = line.trim();
@@ -327,7 +327,8 @@ mod tests {
     fn only_a_round_of_an_earlier_boot_ends_what_is_known() {
         let ends = vec![End { file: (1, 2), length: 9 }];
         let at = Instant::now();
-        let mut record = Record { last: Some((at, ends.clone())), ..Record::default() };
+        let mut record =
+            ConsoleMemory { last: Some((at, ends.clone())), ..ConsoleMemory::default() };
         let now = at + Duration::from_secs(10);
         record.forget_earlier_boots(now, Duration::from_secs(30));
         assert_eq!(record.known, []);

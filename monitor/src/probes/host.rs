@@ -34,7 +34,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Asked, Note, Scene, Witness, note, noted, of_suspects};
+use super::{Asked, Note, ProbeContext, Witness, note, noted, of_suspects};
 use cgroup::{Cgroups, Quota};
 use flatline_detector::verdict::Answer;
 use flatline_qemu::blocking::{UnderWay, within};
@@ -70,7 +70,7 @@ const MOST_BYTES: u64 = 16 << 10;
 
 /// What one round saw.
 #[derive(Debug)]
-struct Look {
+struct HostSnapshot {
     at: Instant,
     hanging: BTreeMap<u32, Hanging>,
     frozen: bool,
@@ -88,24 +88,24 @@ struct CpuTime {
 }
 
 #[derive(Default)]
-struct Record {
-    under_way: UnderWay<Look>,
-    last: Option<Look>,
+struct HostMemory {
+    under_way: UnderWay<HostSnapshot>,
+    last: Option<HostSnapshot>,
 }
 
-async fn ask(scene: Arc<Scene>, before: Note) -> (Answer, Note) {
-    let Record { mut under_way, last } = noted(before).unwrap_or_default();
+async fn ask(scene: Arc<ProbeContext>, before: Note) -> (Answer, Note) {
+    let HostMemory { mut under_way, last } = noted(before).unwrap_or_default();
     let pid = scene.vm.id.pid;
     let Some(now) = within(READ_WITHIN, &mut under_way, move || look(pid)).await else {
         let why = "looking at QEMU's threads takes too long".to_owned();
-        return (Answer::NotAsked(why), note(Record { under_way, last }));
+        return (Answer::NotAsked(why), note(HostMemory { under_way, last }));
     };
     let answer = judge(last.as_ref(), &now);
-    (answer, note(Record { under_way, last: Some(now) }))
+    (answer, note(HostMemory { under_way, last: Some(now) }))
 }
 
 /// Looks at everything. Takes as long as [`threads::hanging`] does, and blocks.
-fn look(pid: u32) -> Look {
+fn look(pid: u32) -> HostSnapshot {
     let hanging = threads::hanging(pid);
     let cgroups = Cgroups::of(pid);
     let of_cgroup = cgroups.pressure();
@@ -119,7 +119,7 @@ fn look(pid: u32) -> Look {
     } else {
         of_cgroup
     };
-    Look {
+    HostSnapshot {
         at: Instant::now(),
         hanging,
         frozen: cgroups.is_frozen(),
@@ -130,7 +130,7 @@ fn look(pid: u32) -> Look {
 }
 
 /// What the last two looks say.
-fn judge(before: Option<&Look>, now: &Look) -> Answer {
+fn judge(before: Option<&HostSnapshot>, now: &HostSnapshot) -> Answer {
     if now.frozen {
         return Answer::Excuse("QEMU's cgroup is frozen".to_owned());
     }
@@ -139,8 +139,8 @@ fn judge(before: Option<&Look>, now: &Look) -> Answer {
             "everything stalls on the host's {what} ({percent:.0} % of the time)"
         ));
     }
-    let elapsed = |before: &&Look| now.at.saturating_duration_since(before.at);
-    let recent = |before: &&Look| (LEAST_ELAPSED..=RECENT).contains(&elapsed(before));
+    let elapsed = |before: &&HostSnapshot| now.at.saturating_duration_since(before.at);
+    let recent = |before: &&HostSnapshot| (LEAST_ELAPSED..=RECENT).contains(&elapsed(before));
     let Some(before) = before.filter(recent) else {
         return Answer::Nothing("looked at for the first time in this silence".to_owned());
     };

@@ -34,7 +34,7 @@ use std::{fmt::Write as _, sync::Arc, time::Duration};
 use monitor_ebpf::KvmCounters;
 use tokio::time::{Instant, sleep};
 
-use super::{Asked, Note, Scene, Witness, note, noted, of_suspects};
+use super::{Asked, Note, ProbeContext, Witness, note, noted, of_suspects};
 use crate::{
     bpf::KvmHooks,
     sampler::{KvmReader, interrupts_are_hidden},
@@ -64,7 +64,7 @@ struct Beginning {
     counters: KvmCounters,
 }
 
-async fn ask(scene: Arc<Scene>, before: Note) -> (Answer, Note) {
+async fn ask(scene: Arc<ProbeContext>, before: Note) -> (Answer, Note) {
     let Some(reader) = scene.kvm.as_ref().filter(|_| scene.vm.accelerator == Accelerator::Kvm)
     else {
         return (Answer::NotAsked(format!("it runs under {}", scene.vm.accelerator)), None);
@@ -88,7 +88,7 @@ async fn ask(scene: Arc<Scene>, before: Note) -> (Answer, Note) {
         },
     };
     sleep(LOOK_FOR).await;
-    let look = Look {
+    let look = KvmLook {
         accelerator: &scene.vm.accelerator,
         hooks,
         before: &Ok(beginning.counters),
@@ -106,7 +106,7 @@ async fn ask(scene: Arc<Scene>, before: Note) -> (Answer, Note) {
     (answer, note(beginning))
 }
 
-fn read(scene: &Scene, reader: &KvmReader) -> Reading<KvmCounters> {
+fn read(scene: &ProbeContext, reader: &KvmReader) -> Reading<KvmCounters> {
     let slot = scene.slot.clone().map_err(|why| Missing::new("its row", why))?;
     reader.of(scene.vm.id, slot)
 }
@@ -150,7 +150,7 @@ pub enum Finding {
 
 /// All that is known when the question is answered.
 #[derive(Clone, Copy, Debug)]
-pub struct Look<'a> {
+pub struct KvmLook<'a> {
     /// What runs the guest.
     pub accelerator: &'a Accelerator,
     /// What is attached now. It must have been attached all the time since `before` was read.
@@ -168,7 +168,7 @@ pub struct Look<'a> {
 }
 
 /// Answers the question.
-pub fn judge(look: &Look<'_>) -> Finding {
+pub fn judge(look: &KvmLook<'_>) -> Finding {
     if *look.accelerator != Accelerator::Kvm {
         return Finding::NotAsked(format!("it runs under {}, not under KVM", look.accelerator));
     }
@@ -215,7 +215,7 @@ pub fn judge(look: &Look<'_>) -> Finding {
     Finding::Silent(format!("{nothing}{in_vain}"))
 }
 
-fn why_silence_says_nothing(look: &Look<'_>) -> Option<String> {
+fn why_silence_says_nothing(look: &KvmLook<'_>) -> Option<String> {
     if look.elapsed < SHORTEST_SILENCE {
         return Some(format!("only {} s and more say anything", SHORTEST_SILENCE.as_secs()));
     }
@@ -310,7 +310,7 @@ mod tests {
             interrupts_are_hidden: false,
         };
         change(&mut case);
-        judge(&Look {
+        judge(&KvmLook {
             accelerator: &case.accelerator,
             hooks: &case.hooks,
             before: &case.before,

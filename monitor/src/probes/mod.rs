@@ -52,7 +52,7 @@ pub struct Notes(Vec<Note>);
 
 /// What there is to ask with.
 #[derive(Clone)]
-pub struct Scene {
+pub struct ProbeContext {
     /// Which questions this round has.
     pub questions: Questions,
     /// The VM, as it was found.
@@ -97,7 +97,7 @@ pub struct Witness {
     /// In which rounds it is asked.
     pub asked_in: fn(Questions) -> bool,
     /// Asks it.
-    pub ask: fn(Arc<Scene>, Note) -> Asked,
+    pub ask: fn(Arc<ProbeContext>, Note) -> Asked,
 }
 
 /// All of them.
@@ -126,7 +126,7 @@ pub const fn of_calibrated(questions: Questions) -> bool {
 }
 
 /// Asks one round of questions. The notes come back with what was learned.
-pub async fn ask(scene: Arc<Scene>, notes: Notes) -> (Testimony, Notes) {
+pub async fn ask(scene: Arc<ProbeContext>, notes: Notes) -> (Testimony, Notes) {
     let Notes(mut notes) = notes;
     notes.resize_with(WITNESSES.len(), || None);
     let rounds = WITNESSES.iter().zip(notes).map(|(witness, note)| {

@@ -11,7 +11,7 @@ use std::{net::Ipv6Addr, sync::Arc};
 use monitor_ebpf::{PROBE_IPV6, PROBE_MAC};
 
 use super::{
-    Asked, Note, Scene, Witness, ethernet, of_calibrated,
+    Asked, Note, ProbeContext, Witness, ethernet, of_calibrated,
     probing::{self, Probe},
 };
 use crate::sampler::TapAddress;
@@ -34,7 +34,7 @@ const SOURCE_LINK_LAYER_ADDRESS: u8 = 1;
 /// The solicitation and its option.
 const MESSAGE_BYTES: u16 = 32;
 
-async fn ask(scene: Arc<Scene>, note: Note) -> (Answer, Note) {
+async fn ask(scene: Arc<ProbeContext>, note: Note) -> (Answer, Note) {
     let probe = probing::ask(
         &scene,
         |addresses| addresses.ipv6.map(|guest| Probe { ip: guest.ip, frame: frame(&guest) }),

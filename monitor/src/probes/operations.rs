@@ -27,7 +27,7 @@ use std::{
 use serde_json::Value;
 use tokio::join;
 
-use super::{Asked, Note, Scene, Witness, note, noted, of_suspects};
+use super::{Asked, Note, ProbeContext, Witness, note, noted, of_suspects};
 use flatline_detector::verdict::Answer;
 use flatline_qemu::blocking::{UnderWay, within};
 use flatline_qemu::qmp::QmpError;
@@ -54,7 +54,7 @@ const READ_WITHIN: Duration = Duration::from_millis(300);
 /// A `status` is some 1.5 KiB.
 const MOST_STATUS_BYTES: u64 = 16 << 10;
 
-async fn ask(scene: Arc<Scene>, before: Note) -> (Answer, Note) {
+async fn ask(scene: Arc<ProbeContext>, before: Note) -> (Answer, Note) {
     let mut under_way: UnderWay<io::Result<String>> = noted(before).flatten();
     let pid = scene.vm.id.pid;
     let told = told(&scene);
@@ -65,7 +65,7 @@ async fn ask(scene: Arc<Scene>, before: Note) -> (Answer, Note) {
 }
 
 /// What QEMU says of a migration and of its jobs. A QEMU that doesn't know a command has nothing of the kind.
-async fn told(scene: &Scene) -> Result<(Option<Value>, Option<Value>), String> {
+async fn told(scene: &ProbeContext) -> Result<(Option<Value>, Option<Value>), String> {
     let qmp = scene.qmp.as_ref().map_err(Clone::clone)?;
     let (migration, jobs) = join!(qmp.reply("query-migrate", None), qmp.reply("query-jobs", None));
     let known = |reply: Result<Value, QmpError>| match reply {

@@ -5,7 +5,7 @@ use std::{fmt::Display, sync::Arc, time::Duration};
 use monitor_ebpf::NetworkCounters;
 use tokio::time::sleep;
 
-use super::{ProbeSocket, Scene};
+use super::{ProbeContext, ProbeSocket};
 use crate::sampler::TapAddresses;
 use flatline_detector::verdict::Answer;
 use flatline_samples::{Missing, Reading};
@@ -34,7 +34,7 @@ pub(super) struct Probe<Ip> {
 
 /// Asks for the address of each tap that `probe` knows one of; `answers` is what the taps count of answers.
 pub(super) async fn ask<Ip: Display>(
-    scene: &Scene,
+    scene: &ProbeContext,
     probe: impl Fn(&TapAddresses) -> Option<Probe<Ip>>,
     answers: impl Fn(&NetworkCounters) -> u64,
 ) -> Answer {
@@ -51,7 +51,7 @@ pub(super) async fn ask<Ip: Display>(
 }
 
 async fn send<Ip: Display>(
-    scene: &Scene,
+    scene: &ProbeContext,
     probes: &[(&TapTarget, Probe<Ip>)],
     answers: impl Fn(&NetworkCounters) -> u64,
 ) -> Result<Answer, String> {
@@ -78,7 +78,7 @@ async fn send<Ip: Display>(
 }
 
 /// Answers are counted at the tap, which takes them out of the traffic.
-fn counters(scene: &Scene) -> Reading<NetworkCounters> {
+fn counters(scene: &ProbeContext) -> Reading<NetworkCounters> {
     let slot = scene.slot.clone().map_err(|why| Missing::new("its row", why))?;
     Ok(scene.counters.row(scene.vm.id, slot)?.network)
 }

@@ -26,9 +26,9 @@ use tokio::time::sleep;
 
 use self::{
     course::{Course, Spot, course},
-    look::{Look, look_once},
+    look::{VcpuSnapshot, look_once},
 };
-use super::{Asked, Note, Scene, Witness, aarch64, note, noted, of_suspects};
+use super::{Asked, Note, ProbeContext, Witness, aarch64, note, noted, of_suspects};
 use crate::insight::{Readable, Unreadable};
 use flatline_detector::verdict::Answer;
 use flatline_qemu::qmp::QmpHandle;
@@ -61,10 +61,10 @@ struct Before {
     /// Where vCPUs stood that did not move.
     spots: Vec<Spot>,
     /// The last look.
-    looks: Vec<Look>,
+    looks: Vec<VcpuSnapshot>,
 }
 
-async fn ask(scene: Arc<Scene>, before: Note) -> (Answer, Note) {
+async fn ask(scene: Arc<ProbeContext>, before: Note) -> (Answer, Note) {
     if let Some(why) = scene.insight.never() {
         return (Answer::Opaque(why), before);
     }
@@ -94,7 +94,7 @@ async fn ask(scene: Arc<Scene>, before: Note) -> (Answer, Note) {
 }
 
 /// Looks at all vCPUs [`LOOKS_PER_ROUND`] times, and more often where a vCPU seems to leave an interrupt alone.
-async fn look(scene: &Scene, qmp: &QmpHandle) -> Result<Vec<Vec<Look>>, Answer> {
+async fn look(scene: &ProbeContext, qmp: &QmpHandle) -> Result<Vec<Vec<VcpuSnapshot>>, Answer> {
     let mut looks = Vec::with_capacity(LOOKS_PER_ROUND + LOOKS_TO_BE_SURE);
     for n in 0..LOOKS_PER_ROUND {
         if n > 0 {
@@ -114,7 +114,7 @@ async fn look(scene: &Scene, qmp: &QmpHandle) -> Result<Vec<Vec<Look>>, Answer> 
 
 /// What each vCPU did over all looks, with its number; none where the vCPUs changed. `before` is the last look of the round
 /// before.
-fn courses(looks: &[Vec<Look>], before: Option<&[Look]>) -> Vec<(u32, Course)> {
+fn courses(looks: &[Vec<VcpuSnapshot>], before: Option<&[VcpuSnapshot]>) -> Vec<(u32, Course)> {
     let Some(first) = looks.first().filter(|first| has_same_vcpus(looks, first)) else {
         return Vec::new();
     };
@@ -124,13 +124,13 @@ fn courses(looks: &[Vec<Look>], before: Option<&[Look]>) -> Vec<(u32, Course)> {
     first.iter().enumerate().map(|(n, vcpu)| (vcpu.registers.index, course(n))).collect()
 }
 
-fn has_same_vcpus(looks: &[Vec<Look>], first: &[Look]) -> bool {
-    let index = |look: &Look| look.registers.index;
+fn has_same_vcpus(looks: &[Vec<VcpuSnapshot>], first: &[VcpuSnapshot]) -> bool {
+    let index = |look: &VcpuSnapshot| look.registers.index;
     looks.iter().all(|look| look.iter().map(index).eq(first.iter().map(index)))
 }
 
 /// What several looks say together, and where vCPUs stand that did not move.
-fn classify(looks: &[Vec<Look>], before: Option<&Before>) -> (Answer, Vec<Spot>) {
+fn classify(looks: &[Vec<VcpuSnapshot>], before: Option<&Before>) -> (Answer, Vec<Spot>) {
     let Some(first) = looks.first().filter(|first| !first.is_empty()) else {
         return (Answer::NotAsked("QEMU named no vCPU".to_owned()), Vec::new());
     };

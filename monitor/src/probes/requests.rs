@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Asked, Note, Scene, Witness, note, noted, of_suspects};
+use super::{Asked, Note, ProbeContext, Witness, note, noted, of_suspects};
 use flatline_detector::verdict::Answer;
 
 /// The row in the table.
@@ -26,7 +26,7 @@ struct Count {
     completed: u64,
 }
 
-async fn ask(scene: Arc<Scene>, before: Note) -> (Answer, Note) {
+async fn ask(scene: Arc<ProbeContext>, before: Note) -> (Answer, Note) {
     if !scene.unseen_storage {
         return (Answer::NotAsked("the host sees its requests".to_owned()), None);
     }

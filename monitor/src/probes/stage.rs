@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use super::{Asked, Note, Scene, Witness};
+use super::{Asked, Note, ProbeContext, Witness};
 use flatline_detector::verdict::{Answer, Questions};
 use flatline_qemu::qmp::operating_system;
 
@@ -19,7 +19,7 @@ pub const WITNESS: Witness = Witness {
     ask: |scene, note| -> Asked { Box::pin(ask(scene, note)) },
 };
 
-async fn ask(scene: Arc<Scene>, note: Note) -> (Answer, Note) {
+async fn ask(scene: Arc<ProbeContext>, note: Note) -> (Answer, Note) {
     let qmp = match &scene.qmp {
         Ok(qmp) => qmp,
         Err(why) => return (Answer::NotAsked(why.clone()), note),

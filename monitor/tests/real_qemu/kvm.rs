@@ -9,7 +9,7 @@ use std::{
 use flatline::{
     bpf::{AttachReport, Counted, KvmHooks, ProbeThread},
     config::Config,
-    probes::kvm::{Finding, Look, SHORTEST_SILENCE, judge},
+    probes::kvm::{Finding, KvmLook, SHORTEST_SILENCE, judge},
     sampler::{KvmReader, interrupts_are_hidden},
 };
 use flatline_qemu::discover::{Accelerator, VmId, start_ticks};
@@ -126,7 +126,7 @@ pub(crate) fn guests_that_take_interrupts_live_and_dead_ones_are_silent() -> Out
     }
     let (elapsed, after, of_all) = (start.elapsed(), read(), kvm.of_all());
     for (n, (guest, expected)) in guests.iter().enumerate() {
-        let finding = judge(&Look {
+        let finding = judge(&KvmLook {
             accelerator: &Accelerator::Kvm,
             hooks: &hooks,
             before: &before[n],

@@ -31,10 +31,10 @@ pub fn assess_storm<'a>(
     let (mut all, mut silent, mut unheard) = (0_u32, 0_u32, 0_u32);
     for watch in watches {
         match standing(watch, now) {
-            Standing::Elsewhere => continue,
-            Standing::Lives => {}
-            Standing::Unheard => unheard += 1,
-            Standing::Silent => silent += 1,
+            StormVote::Elsewhere => continue,
+            StormVote::Lives => {}
+            StormVote::Unheard => unheard += 1,
+            StormVote::Silent => silent += 1,
         }
         all += 1;
     }
@@ -52,10 +52,10 @@ pub fn assess_storm<'a>(
 
 /// Whether this VM is one of those that are silent together.
 pub fn is_silent(watch: &Watch, now: Duration) -> bool {
-    matches!(standing(watch, now), Standing::Silent)
+    matches!(standing(watch, now), StormVote::Silent)
 }
 
-enum Standing {
+enum StormVote {
     /// Says nothing of the host: stopped by somebody, or can't be seen.
     Elsewhere,
     Lives,
@@ -64,20 +64,20 @@ enum Standing {
     Silent,
 }
 
-fn standing(watch: &Watch, now: Duration) -> Standing {
+fn standing(watch: &Watch, now: Duration) -> StormVote {
     match &watch.state {
-        State::Held if watch.storm.is_some() => Standing::Silent,
-        State::Held | State::Unobservable | State::Failed { .. } => Standing::Elsewhere,
+        State::Held if watch.storm.is_some() => StormVote::Silent,
+        State::Held | State::Unobservable | State::Failed { .. } => StormVote::Elsewhere,
         // Agents that fall silent together have one reason.
         State::Starting | State::Alive => match watch.missed_beats() {
-            Some(missed) if now.saturating_sub(missed.since) < REMEMBERED => Standing::Silent,
-            _ => Standing::Lives,
+            Some(missed) if now.saturating_sub(missed.since) < REMEMBERED => StormVote::Silent,
+            _ => StormVote::Lives,
         },
         State::Suspect { tally } => match tally {
-            Tally { rounds: 0, .. } => Standing::Unheard,
+            Tally { rounds: 0, .. } => StormVote::Unheard,
             // Guests that boot together do nothing that can be seen, either, and nothing speaks against them.
-            Tally { halted: 0, stuck: 0, silent: 0, last_words: 0, .. } => Standing::Lives,
-            Tally { .. } => Standing::Silent,
+            Tally { halted: 0, stuck: 0, silent: 0, last_words: 0, .. } => StormVote::Lives,
+            Tally { .. } => StormVote::Silent,
         },
         State::Crashed { cause } | State::Recovering { cause, .. } => {
             let recent = now.saturating_sub(watch.since) < REMEMBERED;
@@ -89,20 +89,20 @@ fn standing(watch: &Watch, now: Duration) -> Standing {
                 | Cause::UserlandDead
                     if recent =>
                 {
-                    Standing::Silent
+                    StormVote::Silent
                 }
                 // Who said so himself did not fall silent.
                 Cause::Panicked
                 | Cause::InternalError
                 | Cause::Watchdog
                 | Cause::BootLoop
-                | Cause::ServiceDead => Standing::Elsewhere,
+                | Cause::ServiceDead => StormVote::Elsewhere,
                 Cause::Halted
                 | Cause::Spinning
                 | Cause::Silent
                 | Cause::QemuExited
                 | Cause::QemuUnresponsive
-                | Cause::UserlandDead => Standing::Lives,
+                | Cause::UserlandDead => StormVote::Lives,
             }
         }
     }

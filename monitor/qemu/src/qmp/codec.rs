@@ -77,7 +77,7 @@ struct Skipping {
 }
 
 /// How far a look at the buffer came.
-enum Look {
+enum Scan {
     /// The message ends before this byte.
     Ends(usize),
     /// More of it has to come.
@@ -88,7 +88,7 @@ enum Look {
 
 impl QmpCodec {
     /// Goes on looking for the end of the message at the buffer's start.
-    fn scan(&mut self, buffer: &[u8]) -> Look {
+    fn scan(&mut self, buffer: &[u8]) -> Scan {
         let window = &buffer[..buffer.len().min(MAX_MESSAGE_BYTES)];
         for (at, byte) in window.iter().enumerate().skip(self.scanned) {
             if self.in_string {
@@ -117,20 +117,20 @@ impl QmpCodec {
                 _ => {}
             }
             if self.members > MAX_MESSAGE_MEMBERS {
-                return Look::Exceeds(Excess::Members { at });
+                return Scan::Exceeds(Excess::Members { at });
             }
             if self.braces + self.brackets > MAX_DEPTH {
-                return Look::Exceeds(Excess::Depth { at });
+                return Scan::Exceeds(Excess::Depth { at });
             }
             if self.braces == 0 {
-                return Look::Ends(at + 1);
+                return Scan::Ends(at + 1);
             }
         }
         if buffer.len() > MAX_MESSAGE_BYTES {
-            return Look::Exceeds(Excess::Bytes);
+            return Scan::Exceeds(Excess::Bytes);
         }
         self.scanned = buffer.len();
-        Look::GoesOn
+        Scan::GoesOn
     }
 
     /// Drops what is there of the message that is being skipped.
@@ -170,9 +170,9 @@ impl Decoder for QmpCodec {
             }
         }
         let length = match self.scan(buffer) {
-            Look::Ends(length) => length,
-            Look::GoesOn => return Ok(None),
-            Look::Exceeds(excess) => {
+            Scan::Ends(length) => length,
+            Scan::GoesOn => return Ok(None),
+            Scan::Exceeds(excess) => {
                 // From its start on, since what it is may stand there.
                 let skipping = Skipping { excess, outline: Outline::default(), bytes: 0 };
                 *self = Self { skipping: Some(skipping), ..Self::default() };

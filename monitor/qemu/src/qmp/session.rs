@@ -29,13 +29,13 @@
 
 mod brief;
 mod conversation;
+mod disconnect;
 mod flood;
 mod kept;
 mod limits;
 mod notice;
 mod outbox;
 mod outgoing;
-mod parting;
 mod requests;
 mod sockets;
 #[cfg(test)]

@@ -4,8 +4,8 @@ use super::{
     *,
 };
 
-fn looked() -> Look {
-    Look {
+fn looked() -> HostSnapshot {
+    HostSnapshot {
         at: Instant::now(),
         hanging: BTreeMap::new(),
         frozen: false,
@@ -16,19 +16,19 @@ fn looked() -> Look {
 }
 
 /// A look with something in it, one second after `before`.
-fn later(before: &Look, change: impl FnOnce(&mut Look)) -> Look {
+fn later(before: &HostSnapshot, change: impl FnOnce(&mut HostSnapshot)) -> HostSnapshot {
     let mut now = looked();
     now.at = before.at + Duration::from_secs(1);
     change(&mut now);
     now
 }
 
-fn hangs(look: &mut Look, tid: u32) {
+fn hangs(look: &mut HostSnapshot, tid: u32) {
     let hanging = Hanging { name: "IO iothread1".into(), wchan: Some("nfs_wait_bit".into()) };
     look.hanging.insert(tid, hanging);
 }
 
-fn excuse(before: Option<&Look>, now: &Look) -> Option<String> {
+fn excuse(before: Option<&HostSnapshot>, now: &HostSnapshot) -> Option<String> {
     match judge(before, now) {
         Answer::Excuse(why) | Answer::Starved(why) => Some(why),
         Answer::Nothing(_) => None,

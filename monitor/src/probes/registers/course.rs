@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use flatline_qemu::qmp::{Lapic, Vectors};
 
-use super::look::{Look, Standing};
+use super::look::{VcpuRunState, VcpuSnapshot};
 
 /// A spin of a few instructions stays within so many bytes; a decompressor or a memory test does not.
 ///
@@ -24,7 +24,7 @@ pub(super) struct Spot {
 }
 
 impl Spot {
-    fn of(look: &Look) -> Self {
+    fn of(look: &VcpuSnapshot) -> Self {
         let registers = &look.registers;
         let (index, ip) = (registers.index, registers.ip);
         Self { index, ip, general_digest: registers.general_digest }
@@ -54,29 +54,29 @@ pub(super) enum Course {
 }
 
 /// What a vCPU did; `before` is a look at it before the others.
-pub(super) fn course(before: Option<&Look>, looks: &[&Look]) -> Course {
-    let standings: Vec<Standing> = looks.iter().map(|look| look.standing()).collect();
-    if standings.contains(&Standing::Idle) {
+pub(super) fn course(before: Option<&VcpuSnapshot>, looks: &[&VcpuSnapshot]) -> Course {
+    let standings: Vec<VcpuRunState> = looks.iter().map(|look| look.standing()).collect();
+    if standings.contains(&VcpuRunState::Idle) {
         return Course::Healthy("waits with interrupts on".to_owned());
     }
-    if standings.contains(&Standing::User) {
+    if standings.contains(&VcpuRunState::User) {
         return Course::Healthy("runs user code".to_owned());
     }
     let always = |wanted| standings.iter().all(|standing| *standing == wanted);
-    if always(Standing::Unreachable) {
+    if always(VcpuRunState::Unreachable) {
         return Course::Unreachable;
     }
-    let is_quiet = |standing| matches!(standing, Standing::Stopped | Standing::Masked);
+    let is_quiet = |standing| matches!(standing, VcpuRunState::Stopped | VcpuRunState::Masked);
     // A kernel with interrupts on may take them and be dead all the same, of a soft lockup.
     if standings.iter().copied().all(is_quiet)
         && let Some(sign) = sign_of_life(before, looks)
     {
         return Course::Healthy(sign);
     }
-    if always(Standing::Stopped) {
+    if always(VcpuRunState::Stopped) {
         return Course::Stopped;
     }
-    if !always(Standing::Masked) {
+    if !always(VcpuRunState::Masked) {
         return Course::Neither("runs kernel code");
     }
     let spots: Vec<Spot> = looks.iter().map(|look| Spot::of(look)).collect();
@@ -103,8 +103,9 @@ fn one_spot(spots: &[Spot]) -> Option<Spot> {
 }
 
 /// An interrupt that was pending in every look, in words.
-fn pending_all_along(looks: &[&Look]) -> Option<String> {
-    let vectors = |look: &&Look| look.lapic.as_ref().map(Lapic::pending).unwrap_or_default();
+fn pending_all_along(looks: &[&VcpuSnapshot]) -> Option<String> {
+    let vectors =
+        |look: &&VcpuSnapshot| look.lapic.as_ref().map(Lapic::pending).unwrap_or_default();
     let vector = looks.iter().map(vectors).reduce(Vectors::and)?.first();
     let lines = looks.iter().map(|look| look.pic_pending).reduce(|all, look| all & look)?;
     match vector {
@@ -114,7 +115,7 @@ fn pending_all_along(looks: &[&Look]) -> Option<String> {
     }
 }
 
-fn ran_all_along(looks: &[&Look]) -> bool {
+fn ran_all_along(looks: &[&VcpuSnapshot]) -> bool {
     looks.windows(2).all(|pair| match (pair[0].ran_ns, pair[1].ran_ns) {
         (Some(then), Some(now)) => now.saturating_sub(then) >= RAN_AT_LEAST_NS,
         _ => false,
@@ -122,13 +123,13 @@ fn ran_all_along(looks: &[&Look]) -> bool {
 }
 
 /// What a vCPU, which always shows one spot with interrupts off or `hlt`, did between the looks all the same.
-fn sign_of_life(before: Option<&Look>, looks: &[&Look]) -> Option<String> {
+fn sign_of_life(before: Option<&VcpuSnapshot>, looks: &[&VcpuSnapshot]) -> Option<String> {
     let then = before.into_iter().chain(looks.iter().copied());
     let now = looks.iter().skip(usize::from(before.is_none()));
     then.zip(now).find_map(|(then, now)| sign_between(then, now))
 }
 
-fn sign_between(then: &Look, now: &Look) -> Option<String> {
+fn sign_between(then: &VcpuSnapshot, now: &VcpuSnapshot) -> Option<String> {
     let elapsed = now.at.saturating_duration_since(then.at);
     let (then, now) = (then.lapic?, now.lapic?);
     // One that was disabled, or reset, forgets what it was asked for.

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::super::Scene;
+use super::super::ProbeContext;
 use crate::sampler::thread_run_ns;
 use flatline_detector::verdict::Answer;
 use flatline_qemu::qmp::{
@@ -15,7 +15,7 @@ const MOST_LAPICS: usize = 8;
 
 /// What one look shows of one vCPU.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Look {
+pub(super) struct VcpuSnapshot {
     /// When QEMU had answered.
     pub(super) at: Instant,
     pub(super) registers: VcpuRegisters,
@@ -29,7 +29,7 @@ pub(super) struct Look {
 
 /// What one look at a vCPU says of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum VcpuRunState {
     /// In `hlt` with interrupts on: idle.
     Idle,
     /// Runs user code.
@@ -44,39 +44,42 @@ pub(super) enum Standing {
     Unreachable,
 }
 
-impl Look {
-    pub(super) fn standing(&self) -> Standing {
+impl VcpuSnapshot {
+    pub(super) fn standing(&self) -> VcpuRunState {
         let registers = &self.registers;
         let unreachable = |lapic: Lapic| !lapic.software_enabled && !lapic.lint0_accepts_external;
         match (registers.halted, registers.interrupts_enabled) {
-            (true, true) => Standing::Idle,
-            (true, false) => Standing::Stopped,
+            (true, true) => VcpuRunState::Idle,
+            (true, false) => VcpuRunState::Stopped,
             // Under KVM, a vCPU that waits for its start-up IPI doesn't count as halted.
-            (false, false) if registers.is_at_reset_vector() => Standing::Stopped,
-            (false, _) if registers.cpl == 3 => Standing::User,
-            (false, _) if self.lapic.is_some_and(unreachable) => Standing::Unreachable,
-            (false, false) => Standing::Masked,
-            (false, true) => Standing::Kernel,
+            (false, false) if registers.is_at_reset_vector() => VcpuRunState::Stopped,
+            (false, _) if registers.cpl == 3 => VcpuRunState::User,
+            (false, _) if self.lapic.is_some_and(unreachable) => VcpuRunState::Unreachable,
+            (false, false) => VcpuRunState::Masked,
+            (false, true) => VcpuRunState::Kernel,
         }
     }
 }
 
 /// Looks once.
-pub(super) async fn look_once(scene: &Scene, qmp: &QmpHandle) -> Result<Vec<Look>, Answer> {
+pub(super) async fn look_once(
+    scene: &ProbeContext,
+    qmp: &QmpHandle,
+) -> Result<Vec<VcpuSnapshot>, Answer> {
     let text = qmp.human("info registers -a").await.map_err(unavailable)?;
     let at = Instant::now();
     let vcpus = parse_registers(&text).map_err(|error| Answer::NotAsked(error.to_string()))?;
-    let mut looks: Vec<Look> = vcpus
+    let mut looks: Vec<VcpuSnapshot> = vcpus
         .into_iter()
-        .map(|registers| Look { at, registers, lapic: None, pic_pending: 0, ran_ns: None })
+        .map(|registers| VcpuSnapshot { at, registers, lapic: None, pic_pending: 0, ran_ns: None })
         .collect();
     let some_lives =
-        looks.iter().any(|look| matches!(look.standing(), Standing::Idle | Standing::User));
+        looks.iter().any(|look| matches!(look.standing(), VcpuRunState::Idle | VcpuRunState::User));
     // The inner guest of a healthy guest hypervisor may be stopped, too.
-    let is_asked = |look: &&mut Look| match look.standing() {
-        Standing::Idle | Standing::User => false,
-        Standing::Stopped => !some_lives && !look.registers.is_at_reset_vector(),
-        Standing::Kernel | Standing::Masked | Standing::Unreachable => true,
+    let is_asked = |look: &&mut VcpuSnapshot| match look.standing() {
+        VcpuRunState::Idle | VcpuRunState::User => false,
+        VcpuRunState::Stopped => !some_lives && !look.registers.is_at_reset_vector(),
+        VcpuRunState::Kernel | VcpuRunState::Masked | VcpuRunState::Unreachable => true,
     };
     let mut reached_by_pic = Vec::new();
     for look in looks.iter_mut().filter(is_asked).take(MOST_LAPICS) {
@@ -89,7 +92,7 @@ pub(super) async fn look_once(scene: &Scene, qmp: &QmpHandle) -> Result<Vec<Look
         }
         if takes_external.unwrap_or_else(|| has_no_lapic(&text)) {
             reached_by_pic.push(look);
-        } else if look.standing() == Standing::Masked {
+        } else if look.standing() == VcpuRunState::Masked {
             look.ran_ns = ran_ns(scene, index);
         }
     }
@@ -105,7 +108,7 @@ pub(super) async fn look_once(scene: &Scene, qmp: &QmpHandle) -> Result<Vec<Look
     Ok(looks)
 }
 
-fn ran_ns(scene: &Scene, index: u32) -> Option<u64> {
+fn ran_ns(scene: &ProbeContext, index: u32) -> Option<u64> {
     let threads = &scene.vcpu_threads;
     let own = threads.iter().find(|(vcpu, _)| *vcpu == index);
     // TCG may have one thread for all vCPUs.

@@ -1,7 +1,7 @@
 use super::*;
 use flatline_qemu::qmp::{Lapic, TimerMode, VcpuRegisters, Vectors};
 
-fn vcpu(halted: bool, interrupts_enabled: bool, cpl: u8, ip: u64) -> Look {
+fn vcpu(halted: bool, interrupts_enabled: bool, cpl: u8, ip: u64) -> VcpuSnapshot {
     let registers = VcpuRegisters {
         index: 0,
         ip,
@@ -12,7 +12,7 @@ fn vcpu(halted: bool, interrupts_enabled: bool, cpl: u8, ip: u64) -> Look {
         in_upper_half: true,
         general_digest: 7,
     };
-    Look { at: Instant::now(), registers, lapic: None, pic_pending: 0, ran_ns: None }
+    VcpuSnapshot { at: Instant::now(), registers, lapic: None, pic_pending: 0, ran_ns: None }
 }
 
 fn lapic(software_enabled: bool, lint0_accepts_external: bool) -> Lapic {
@@ -31,26 +31,30 @@ fn lapic(software_enabled: bool, lint0_accepts_external: bool) -> Lapic {
     }
 }
 
-fn with_lapic(look: Look, software_enabled: bool, lint0_accepts_external: bool) -> Look {
-    Look { lapic: Some(lapic(software_enabled, lint0_accepts_external)), ..look }
+fn with_lapic(
+    look: VcpuSnapshot,
+    software_enabled: bool,
+    lint0_accepts_external: bool,
+) -> VcpuSnapshot {
+    VcpuSnapshot { lapic: Some(lapic(software_enabled, lint0_accepts_external)), ..look }
 }
 
-fn always(look: Look) -> Vec<Vec<Look>> {
+fn always(look: VcpuSnapshot) -> Vec<Vec<VcpuSnapshot>> {
     vec![vec![look]; LOOKS_PER_ROUND]
 }
 
 /// What looks say without a round before.
-fn answer(looks: &[Vec<Look>]) -> Answer {
+fn answer(looks: &[Vec<VcpuSnapshot>]) -> Answer {
     classify(looks, None).0
 }
 
 /// Looks at a vCPU that runs with interrupts off at one spot, with these interrupts pending in each.
-fn masked(pending: &[&[u8]]) -> Vec<Vec<Look>> {
+fn masked(pending: &[&[u8]]) -> Vec<Vec<VcpuSnapshot>> {
     let look = |(n, vectors): (usize, &&[u8])| {
         let requested = vectors.iter().copied().collect();
         let lapic = Lapic { requested, ..lapic(true, false) };
         let ran_ns = Some(n as u64 * 50_000_000);
-        vec![Look { lapic: Some(lapic), ran_ns, ..vcpu(false, false, 0, 0x1000) }]
+        vec![VcpuSnapshot { lapic: Some(lapic), ran_ns, ..vcpu(false, false, 0, 0x1000) }]
     };
     pending.iter().enumerate().map(look).collect()
 }
@@ -73,7 +77,8 @@ fn a_guest_halted_with_interrupts_off_is_halted_and_one_look_at_user_code_is_eno
 fn a_panicked_linux_is_stuck_though_its_interrupts_are_on_and_it_moves() {
     let spin = |ip| with_lapic(vcpu(false, true, 0, ip), false, false);
     let parked = vcpu(true, false, 0, 0xfd09a);
-    let parked = Look { registers: VcpuRegisters { index: 1, ..parked.registers }, ..parked };
+    let parked =
+        VcpuSnapshot { registers: VcpuRegisters { index: 1, ..parked.registers }, ..parked };
     let looks: Vec<_> = [0x1000, 0x9000, 0x1004, 0x5000].map(|ip| vec![spin(ip), parked]).into();
     assert!(matches!(answer(&looks), Answer::Stuck(_)));
 }
@@ -139,7 +144,7 @@ fn an_interrupt_that_was_pending_and_is_not_any_more_was_taken() {
 }
 
 /// As [`masked`], each with its interrupt pending, after some change to each local APIC.
-fn masked_with(change: impl Fn(usize, &mut Lapic)) -> Vec<Vec<Look>> {
+fn masked_with(change: impl Fn(usize, &mut Lapic)) -> Vec<Vec<VcpuSnapshot>> {
     let mut looks = masked(&[&[236], &[236], &[236]]);
     for (n, look) in looks.iter_mut().enumerate() {
         if let Some(lapic) = &mut look[0].lapic {
@@ -202,7 +207,7 @@ fn a_periodic_timer_that_ran_out_without_its_interrupt_pending_was_taken() {
 
 #[test]
 fn what_was_pending_in_the_round_before_or_where_it_stood_counts_on() {
-    let before = |looks: &[Vec<Look>]| {
+    let before = |looks: &[Vec<VcpuSnapshot>]| {
         let (_, spots) = classify(looks, None);
         Before { at: Instant::now(), spots, looks: looks[looks.len() - 1].clone() }
     };
@@ -220,7 +225,7 @@ fn what_was_pending_in_the_round_before_or_where_it_stood_counts_on() {
 #[test]
 fn a_dead_vcpu_beside_a_healthy_one_convicts_and_acquits_nobody() {
     let idle = vcpu(true, true, 0, 0x2000);
-    let idle = Look { registers: VcpuRegisters { index: 1, ..idle.registers }, ..idle };
+    let idle = VcpuSnapshot { registers: VcpuRegisters { index: 1, ..idle.registers }, ..idle };
     for pending in [[&[236][..], &[236], &[236]], [&[], &[], &[]]] {
         let mut looks = masked(&pending);
         looks.iter_mut().for_each(|look| look.push(idle));
@@ -234,7 +239,7 @@ fn a_dead_vcpu_beside_one_that_may_only_wait_is_no_dead_guest() {
     let second = masked(&[&[], &[], &[]]);
     for (look, other) in looks.iter_mut().zip(second) {
         let registers = VcpuRegisters { index: 1, ..other[0].registers };
-        look.push(Look { registers, ..other[0] });
+        look.push(VcpuSnapshot { registers, ..other[0] });
     }
     assert!(matches!(answer(&looks), Answer::Motionless(_)));
 }
@@ -242,7 +247,8 @@ fn a_dead_vcpu_beside_one_that_may_only_wait_is_no_dead_guest() {
 #[test]
 fn a_vcpu_that_was_never_started_counts_for_nothing() {
     let waiting = vcpu(false, false, 0, 0xfff0);
-    let waiting = Look { registers: VcpuRegisters { index: 1, ..waiting.registers }, ..waiting };
+    let waiting =
+        VcpuSnapshot { registers: VcpuRegisters { index: 1, ..waiting.registers }, ..waiting };
     let idle = vcpu(true, true, 0, 0x2000);
     let looks = vec![vec![idle, waiting]; LOOKS_PER_ROUND];
     assert!(matches!(answer(&looks), Answer::Lives(_)));

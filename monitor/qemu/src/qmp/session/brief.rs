@@ -15,10 +15,10 @@ use tokio::time::sleep;
 use super::{
     QmpTarget,
     conversation::{self, Style},
+    disconnect::{Disconnect, Pauses},
     limits::Limits,
     notice::QmpState,
     outbox::Outbox,
-    parting::{Parting, Pauses},
     requests::{Ended, Inbox},
     sockets::Sockets,
 };
@@ -38,26 +38,26 @@ pub(super) async fn attempts(
     loop {
         inbox.keeps = limits.unanswered;
         let patience = limits.greeting * GREETINGS;
-        let parting = match sockets.connect(inbox, outbox, patience).await? {
-            Err(parting) => parting,
+        let disconnect = match sockets.connect(inbox, outbox, patience).await? {
+            Err(disconnect) => disconnect,
             Ok(stream) => {
                 // It may have been in use for so long that nobody's commands were kept any more.
                 inbox.keeps = limits.unanswered;
                 match conversation::hold(stream, inbox, outbox, limits, Style::Brief).await? {
-                    Parting::Done => Parting::Done,
-                    parting if outbox.last == Some(QmpState::Ready) => parting,
-                    parting => match sockets.failed(parting) {
-                        Some(parting) => parting,
+                    Disconnect::Done => Disconnect::Done,
+                    disconnect if outbox.last == Some(QmpState::Ready) => disconnect,
+                    disconnect => match sockets.failed(disconnect) {
+                        Some(disconnect) => disconnect,
                         None => continue,
                     },
                 }
             }
         };
-        if let Parting::Done = parting {
+        if let Disconnect::Done = disconnect {
             pauses.reset();
             inbox.first_or(sleep(limits.brief_poll)).await?;
         } else {
-            pauses.after(parting, inbox, outbox).await?;
+            pauses.after(disconnect, inbox, outbox).await?;
         }
     }
 }

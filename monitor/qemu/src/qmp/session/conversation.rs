@@ -20,12 +20,12 @@ use tokio_util::codec::{Decoder, Encoder};
 use replies::NoResult;
 use serde_json::Value;
 
+use super::disconnect::Disconnect;
 use super::flood::Flood;
 use super::limits::Limits;
 use super::notice::{QmpError, QmpNotice};
 use super::outbox::Outbox;
 use super::outgoing::Outgoing;
-use super::parting::Parting;
 use super::requests::{Ended, Inbox, Request};
 use crate::qmp::QmpEvent;
 use crate::qmp::codec::{Command, Message, QmpCodec};
@@ -51,7 +51,7 @@ pub(super) async fn hold(
     outbox: &mut Outbox,
     limits: Limits,
     style: Style,
-) -> Result<Parting, Ended> {
+) -> Result<Disconnect, Ended> {
     let (mut reader, writer) = stream.into_split();
     let mut talk = Conversation::new(limits, style);
     let mut received = BytesMut::with_capacity(READ_BYTES);
@@ -73,20 +73,20 @@ pub(super) async fn hold(
                 Ok(())
             }
             read = reader.read_buf(&mut received) => match read {
-                Ok(0) => Err(Parting::Closed("QEMU closed the connection".to_owned())),
+                Ok(0) => Err(Disconnect::Closed("QEMU closed the connection".to_owned())),
                 Ok(bytes) => talk.receive(bytes, &mut received, outbox).await,
-                Err(error) => Err(Parting::Closed(error_chain(&error))),
+                Err(error) => Err(Disconnect::Closed(error_chain(&error))),
             },
             sent = talk.unsent.send(writer.as_ref()), if !talk.unsent.is_empty() => {
-                sent.map_err(|error| Parting::Closed(error_chain(&error)))
+                sent.map_err(|error| Disconnect::Closed(error_chain(&error)))
             }
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                 talk.expire(outbox).await
             }
         };
-        if let Err(parting) = step {
+        if let Err(disconnect) = step {
             talk.disconnect();
-            return Ok(parting);
+            return Ok(disconnect);
         }
         // A long message's room is given back; there is one such buffer for each VM of the host.
         if received.is_empty() && received.capacity() > READ_BYTES {
@@ -221,15 +221,15 @@ impl Conversation {
     }
 
     /// Whatever is due: the greeting, or the answers to commands.
-    async fn expire(&mut self, outbox: &mut Outbox) -> Result<(), Parting> {
+    async fn expire(&mut self, outbox: &mut Outbox) -> Result<(), Disconnect> {
         let now = Instant::now();
         if let Phase::Greeting { deadline } = self.phase
             && deadline <= now
         {
-            return Err(Parting::Busy);
+            return Err(Disconnect::Busy);
         }
         if self.idle_since.is_some_and(|since| since + self.limits.brief_linger <= now) {
-            return Err(Parting::Done);
+            return Err(Disconnect::Done);
         }
         let mut since = None;
         for one in self.unanswered.values_mut().filter(|one| !one.expired && one.deadline <= now) {
@@ -253,11 +253,12 @@ impl Conversation {
         bytes: usize,
         received: &mut BytesMut,
         outbox: &mut Outbox,
-    ) -> Result<(), Parting> {
+    ) -> Result<(), Disconnect> {
         self.flood.bytes(bytes, &self.limits)?;
         loop {
             let decoded = self.codec.decode(received);
-            let Some(message) = decoded.map_err(|error| Parting::Refused(error_chain(&error)))?
+            let Some(message) =
+                decoded.map_err(|error| Disconnect::Refused(error_chain(&error)))?
             else {
                 return Ok(());
             };
@@ -266,7 +267,7 @@ impl Conversation {
         }
     }
 
-    async fn take(&mut self, message: Message, outbox: &mut Outbox) -> Result<(), Parting> {
+    async fn take(&mut self, message: Message, outbox: &mut Outbox) -> Result<(), Disconnect> {
         match (message, &self.phase) {
             (Message::Greeting, Phase::Greeting { .. }) => {
                 self.phase = Phase::Negotiation;
@@ -274,10 +275,10 @@ impl Conversation {
                 Ok(())
             }
             (Message::Greeting, Phase::Negotiation | Phase::Open) => {
-                Err(Parting::Refused("a second greeting on one connection".to_owned()))
+                Err(Disconnect::Refused("a second greeting on one connection".to_owned()))
             }
             (_, Phase::Greeting { .. }) => {
-                Err(Parting::Refused("something else than a greeting at first".to_owned()))
+                Err(Disconnect::Refused("something else than a greeting at first".to_owned()))
             }
             (Message::Return { id, value }, _) => self.reply(id, Ok(value), outbox).await,
             (Message::Error { id, class, desc }, _) => {

@@ -3,10 +3,10 @@
 use super::{
     QmpTarget,
     conversation::{self, Style},
+    disconnect::Pauses,
     limits::Limits,
     notice::QmpState,
     outbox::Outbox,
-    parting::Pauses,
     requests::{Ended, Inbox},
     sockets::Sockets,
 };
@@ -21,22 +21,22 @@ pub(super) async fn attempts(
     let mut sockets = Sockets::new(target, limits);
     outbox.state_at_last(QmpState::Connecting, inbox).await?;
     loop {
-        let parting = match sockets.connect(inbox, outbox, limits.greeting).await? {
-            Err(parting) => parting,
+        let disconnect = match sockets.connect(inbox, outbox, limits.greeting).await? {
+            Err(disconnect) => disconnect,
             Ok(stream) => {
-                let parting =
+                let disconnect =
                     conversation::hold(stream, inbox, outbox, limits, Style::Kept).await?;
                 if matches!(outbox.last, Some(QmpState::Ready | QmpState::Unresponsive { .. })) {
                     pauses.reset();
-                    parting
+                    disconnect
                 } else {
-                    match sockets.failed(parting) {
-                        Some(parting) => parting,
+                    match sockets.failed(disconnect) {
+                        Some(disconnect) => disconnect,
                         None => continue,
                     }
                 }
             }
         };
-        pauses.after(parting, inbox, outbox).await?;
+        pauses.after(disconnect, inbox, outbox).await?;
     }
 }

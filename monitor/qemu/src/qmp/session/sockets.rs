@@ -21,10 +21,10 @@ use tokio::{
 
 use super::{
     QmpTarget,
+    disconnect::Disconnect,
     limits::Limits,
     notice::{QmpState, in_words},
     outbox::Outbox,
-    parting::Parting,
     requests::{Ended, Inbox},
 };
 use crate::{
@@ -52,7 +52,7 @@ struct Socket {
     /// A look-up that is under way still.
     lookup: UnderWay<Result<Found, PeerError>>,
     /// Why it did not serve last, and until when it is left alone for that.
-    trouble: Option<(Parting, Instant)>,
+    trouble: Option<(Disconnect, Instant)>,
 }
 
 impl Sockets {
@@ -74,7 +74,7 @@ impl Sockets {
         inbox: &mut Inbox,
         outbox: &mut Outbox,
         patience: Duration,
-    ) -> Result<Result<UnixStream, Parting>, Ended> {
+    ) -> Result<Result<UnixStream, Disconnect>, Ended> {
         let mut late = None;
         loop {
             if let Some(stream) = self.try_each(inbox, outbox).await? {
@@ -104,20 +104,20 @@ impl Sockets {
     }
 
     /// The one that [`Self::connect`] handed out did not serve. `None` if another one is to be tried at once.
-    pub(super) fn failed(&mut self, parting: Parting) -> Option<Parting> {
-        let pause = match &parting {
-            Parting::Done | Parting::NotStarted(_) => Duration::ZERO,
-            Parting::Busy => self.limits.busy_pause,
-            Parting::Refused(_) => self.limits.refused_pause,
-            Parting::Closed(_) => self.limits.closed_pause_max,
+    pub(super) fn failed(&mut self, disconnect: Disconnect) -> Option<Disconnect> {
+        let pause = match &disconnect {
+            Disconnect::Done | Disconnect::NotStarted(_) => Duration::ZERO,
+            Disconnect::Busy => self.limits.busy_pause,
+            Disconnect::Refused(_) => self.limits.refused_pause,
+            Disconnect::Closed(_) => self.limits.closed_pause_max,
         };
         let (first, now) = (self.first, Instant::now());
         let others = self.each.iter().enumerate().filter(|(at, _)| *at != first);
         if !others.into_iter().any(|(_, other)| !other.rests(now)) {
-            return Some(parting);
+            return Some(disconnect);
         }
         if let Some(socket) = self.each.get_mut(first) {
-            socket.trouble = Some((parting, now + pause));
+            socket.trouble = Some((disconnect, now + pause));
         }
         None
     }
@@ -155,7 +155,7 @@ impl Sockets {
                     inbox.meanwhile(words(outbox), joined).await?;
                     may_greet = socket.waiting.is_some();
                 }
-                Err(parting) => socket.fail(parting, &self.limits),
+                Err(disconnect) => socket.fail(disconnect, &self.limits),
             }
         }
         let waits = self.each.iter().any(|socket| socket.waiting.is_some());
@@ -204,35 +204,35 @@ impl Sockets {
 
     /// Why there is no connection at all: what will be over soonest, or all that was wrong. `None` while QEMU has no
     /// vCPUs for the first moments of its life.
-    fn trouble(&mut self) -> Option<Parting> {
-        let all: Vec<&Parting> =
+    fn trouble(&mut self) -> Option<Disconnect> {
+        let all: Vec<&Disconnect> =
             self.each.iter().filter_map(|socket| Some(&socket.trouble.as_ref()?.0)).collect();
-        let launches = all.iter().find(|one| matches!(one, Parting::NotStarted(_)));
+        let launches = all.iter().find(|one| matches!(one, Disconnect::NotStarted(_)));
         if let Some(launches) = launches {
             let since = *self.not_started.get_or_insert_with(Instant::now);
             return (since.elapsed() >= self.limits.greeting).then(|| (*launches).clone());
         }
         self.not_started = None;
-        if all.iter().any(|one| matches!(one, Parting::Busy)) {
-            return Some(Parting::Busy);
+        if all.iter().any(|one| matches!(one, Disconnect::Busy)) {
+            return Some(Disconnect::Busy);
         }
         let mut reasons: Vec<&str> = Vec::new();
         let mut is_refused = true;
         for one in all {
             let reason = match one {
-                Parting::Refused(reason) => reason,
-                Parting::Closed(reason) => {
+                Disconnect::Refused(reason) => reason,
+                Disconnect::Closed(reason) => {
                     is_refused = false;
                     reason
                 }
-                Parting::Done | Parting::Busy | Parting::NotStarted(_) => continue,
+                Disconnect::Done | Disconnect::Busy | Disconnect::NotStarted(_) => continue,
             };
             if !reasons.contains(&reason.as_str()) {
                 reasons.push(reason);
             }
         }
         let reasons = reasons.join("; ");
-        Some(if is_refused { Parting::Refused(reasons) } else { Parting::Closed(reasons) })
+        Some(if is_refused { Disconnect::Refused(reasons) } else { Disconnect::Closed(reasons) })
     }
 }
 
@@ -241,14 +241,15 @@ impl Socket {
         self.trouble.as_ref().is_some_and(|(_, until)| *until > now)
     }
 
-    fn fail(&mut self, parting: Parting, limits: &Limits) {
-        let pause = match parting {
-            Parting::Refused(_) => limits.refused_pause,
-            Parting::Done | Parting::Busy | Parting::NotStarted(_) | Parting::Closed(_) => {
-                Duration::ZERO
-            }
+    fn fail(&mut self, disconnect: Disconnect, limits: &Limits) {
+        let pause = match disconnect {
+            Disconnect::Refused(_) => limits.refused_pause,
+            Disconnect::Done
+            | Disconnect::Busy
+            | Disconnect::NotStarted(_)
+            | Disconnect::Closed(_) => Duration::ZERO,
         };
-        self.trouble = Some((parting, Instant::now() + pause));
+        self.trouble = Some((disconnect, Instant::now() + pause));
     }
 
     /// The path may lead through a file system that a hostile QEMU serves itself and that never answers. Such a look-up
@@ -258,14 +259,14 @@ impl Socket {
         vm: VmId,
         threads: ThreadsTold,
         limits: &Limits,
-    ) -> Result<Found, Parting> {
+    ) -> Result<Found, Disconnect> {
         let socket = self.socket.clone();
         let look = move || peer::resolve(vm.pid, &socket, threads);
         match within(limits.greeting, &mut self.lookup, look).await {
-            Some(found) => found.map_err(Parting::from),
-            None => {
-                Err(Parting::Closed("looking up the path of the socket takes too long".to_owned()))
-            }
+            Some(found) => found.map_err(Disconnect::from),
+            None => Err(Disconnect::Closed(
+                "looking up the path of the socket takes too long".to_owned(),
+            )),
         }
     }
 
@@ -274,7 +275,7 @@ impl Socket {
         match timeout(limits.greeting, peer::connect(vm, found, &self.socket.at)).await {
             Ok(Ok(stream)) => (self.waiting, self.trouble) = (Some(stream), None),
             Ok(Err(error)) => self.fail(error.into(), limits),
-            Err(_) => self.fail(Parting::Busy, limits),
+            Err(_) => self.fail(Disconnect::Busy, limits),
         }
     }
 }

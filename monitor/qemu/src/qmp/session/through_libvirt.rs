@@ -21,11 +21,11 @@ use tokio::{
 
 use super::{
     LibvirtTarget,
+    disconnect::{Disconnect, Pauses},
     flood::Flood,
     limits::Limits,
     notice::{QmpError, QmpNotice, QmpState},
     outbox::Outbox,
-    parting::{Parting, Pauses},
     requests::{Ended, Inbox, Request},
 };
 use crate::{discover, qmp::commands::run_state, text::error_chain};
@@ -52,21 +52,21 @@ pub(super) async fn attempts(
     outbox.state_at_last(QmpState::Connecting, inbox).await?;
     loop {
         let verified = inbox.meanwhile("connecting", verify(target, limits.handshake)).await?;
-        let parting = match verified {
-            Err(parting) => parting,
+        let disconnect = match verified {
+            Err(disconnect) => disconnect,
             Ok(()) => {
                 pauses.reset();
                 talk(target, inbox, outbox, limits).await?
             }
         };
-        pauses.after(parting, inbox, outbox).await?;
+        pauses.after(disconnect, inbox, outbox).await?;
     }
 }
 
 /// Makes sure that the domain's vCPUs are threads of the QEMU that was found.
-async fn verify(target: &LibvirtTarget, limit: Duration) -> Result<(), Parting> {
+async fn verify(target: &LibvirtTarget, limit: Duration) -> Result<(), Disconnect> {
     let reply = execute(target, "query-cpus-fast", None, limit).await;
-    let reply = reply.map_err(|error| Parting::Closed(error_chain(&error)))?;
+    let reply = reply.map_err(|error| Disconnect::Closed(error_chain(&error)))?;
     let threads = reply.as_array().map(Vec::as_slice).unwrap_or_default();
     let pid = target.vm.pid;
     // libvirt passes on what QEMU calls its threads, which may live in a PID namespace of its own.
@@ -82,7 +82,7 @@ async fn verify(target: &LibvirtTarget, limit: Duration) -> Result<(), Parting> 
         return Ok(());
     }
     let reason = "the domain that libvirt has under its UUID is another QEMU";
-    Err(Parting::Refused(reason.to_owned()))
+    Err(Disconnect::Refused(reason.to_owned()))
 }
 
 /// Serves commands and passes events on, until libvirt is lost.
@@ -91,7 +91,7 @@ async fn talk(
     inbox: &mut Inbox,
     outbox: &mut Outbox,
     limits: Limits,
-) -> Result<Parting, Ended> {
+) -> Result<Disconnect, Ended> {
     let (outcomes, mut ended) = mpsc::unbounded_channel();
     let mut under_way = 0_usize;
     let mut events = Events::begin(target);
@@ -119,22 +119,22 @@ async fn talk(
                 under_way = under_way.saturating_sub(1);
                 match outcome {
                     Outcome::Answered => settle(target, outbox, limits, false).await,
-                    Outcome::Late(since) => outbox.unresponsive(since).await.map_err(Parting::from),
-                    Outcome::Lost(reason) => Err(Parting::Closed(reason)),
+                    Outcome::Late(since) => outbox.unresponsive(since).await.map_err(Disconnect::from),
+                    Outcome::Lost(reason) => Err(Disconnect::Closed(reason)),
                 }
             }
             event = events.next(target) => match event {
                 Some(event) => match flood.bytes(0, &limits).and_then(|()| flood.event(&event, &limits)) {
-                    Ok(true) => outbox.tell(QmpNotice::Event(event)).await.map_err(Parting::from),
+                    Ok(true) => outbox.tell(QmpNotice::Event(event)).await.map_err(Disconnect::from),
                     Ok(false) => Ok(()),
-                    Err(parting) => Err(parting),
+                    Err(disconnect) => Err(disconnect),
                 },
                 None => Ok(()),
             },
             _ = poll.tick() => settle(target, outbox, limits, true).await,
         };
-        if let Err(parting) = step {
-            return Ok(parting);
+        if let Err(disconnect) = step {
+            return Ok(disconnect);
         }
     }
 }
@@ -145,7 +145,7 @@ async fn settle(
     outbox: &mut Outbox,
     limits: Limits,
     always: bool,
-) -> Result<(), Parting> {
+) -> Result<(), Disconnect> {
     let news = outbox.last != Some(QmpState::Ready);
     if !(news || always) {
         return Ok(());
@@ -155,13 +155,13 @@ async fn settle(
         Ok(reply) => {
             let Some(state) = run_state(&reply) else {
                 let reason = "query-status is not answered with a run state";
-                return Err(Parting::Refused(reason.to_owned()));
+                return Err(Disconnect::Refused(reason.to_owned()));
             };
             outbox.state(QmpState::Ready).await?;
             Ok(outbox.tell(QmpNotice::RunState(state)).await?)
         }
         Err(QmpError::Timeout { .. }) => Ok(outbox.unresponsive(since).await?),
-        Err(error) => Err(Parting::Closed(error_chain(&error))),
+        Err(error) => Err(Disconnect::Closed(error_chain(&error))),
     }
 }
 

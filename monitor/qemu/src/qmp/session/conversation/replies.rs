@@ -8,9 +8,9 @@ use crate::qmp::{
     codec::{Excess, SkippedKind},
     commands::run_state,
     session::{
+        disconnect::Disconnect,
         notice::{QmpError, QmpNotice, QmpState},
         outbox::Outbox,
-        parting::Parting,
     },
 };
 
@@ -29,13 +29,13 @@ impl Conversation {
         id: Option<u64>,
         excess: Excess,
         outbox: &mut Outbox,
-    ) -> Result<(), Parting> {
+    ) -> Result<(), Disconnect> {
         match kind {
             SkippedKind::Reply if id.is_some_and(|id| self.unanswered.contains_key(&id)) => {
                 self.reply(id, Err(NoResult::Skipped(excess)), outbox).await
             }
             SkippedKind::Reply => {
-                Err(Parting::Refused(format!("an answer that nobody waits for, {excess}")))
+                Err(Disconnect::Refused(format!("an answer that nobody waits for, {excess}")))
             }
             SkippedKind::Event(name) => {
                 self.flood.skipped_event(&self.limits)?;
@@ -47,10 +47,10 @@ impl Conversation {
                 Ok(())
             }
             SkippedKind::Greeting => {
-                Err(Parting::Refused(format!("a second greeting on one connection, {excess}")))
+                Err(Disconnect::Refused(format!("a second greeting on one connection, {excess}")))
             }
             SkippedKind::Unknown => {
-                Err(Parting::Refused(format!("a QMP message of no known kind, {excess}")))
+                Err(Disconnect::Refused(format!("a QMP message of no known kind, {excess}")))
             }
         }
     }
@@ -60,7 +60,7 @@ impl Conversation {
         id: Option<u64>,
         result: Result<Value, NoResult>,
         outbox: &mut Outbox,
-    ) -> Result<(), Parting> {
+    ) -> Result<(), Disconnect> {
         let Some((id, answered)) =
             id.and_then(|id| self.unanswered.remove(&id).map(|one| (id, one)))
         else {
@@ -73,10 +73,10 @@ impl Conversation {
             Waiting::Negotiation => match result {
                 Ok(_) => self.phase = Phase::Open,
                 Err(NoResult::Error { class, desc }) => {
-                    return Err(Parting::Refused(format!("no negotiation: {class}: {desc}")));
+                    return Err(Disconnect::Refused(format!("no negotiation: {class}: {desc}")));
                 }
                 Err(NoResult::Skipped(excess)) => {
-                    return Err(Parting::Refused(format!(
+                    return Err(Disconnect::Refused(format!(
                         "no negotiation: its answer is {excess}"
                     )));
                 }
@@ -84,7 +84,7 @@ impl Conversation {
             Waiting::Status => {
                 let Some(state) = result.ok().as_ref().and_then(run_state) else {
                     let reason = "query-status is not answered with a run state";
-                    return Err(Parting::Refused(reason.to_owned()));
+                    return Err(Disconnect::Refused(reason.to_owned()));
                 };
                 self.ready(outbox).await?;
                 return Ok(outbox.tell(QmpNotice::RunState(state)).await?);
@@ -104,7 +104,7 @@ impl Conversation {
     }
 
     /// Reports Ready if that is news.
-    async fn ready(&mut self, outbox: &mut Outbox) -> Result<bool, Parting> {
+    async fn ready(&mut self, outbox: &mut Outbox) -> Result<bool, Disconnect> {
         let news = matches!(self.phase, Phase::Open) && outbox.last != Some(QmpState::Ready);
         if news {
             outbox.state(QmpState::Ready).await?;

@@ -18,7 +18,7 @@ use crate::{
 
 /// How an attempt or a connection ended.
 #[derive(Clone, Debug)]
-pub(super) enum Parting {
+pub(super) enum Disconnect {
     /// Nothing more is wanted of a brief one.
     Done,
     Busy,
@@ -28,7 +28,7 @@ pub(super) enum Parting {
     Closed(String),
 }
 
-impl Parting {
+impl Disconnect {
     fn state(self) -> QmpState {
         // Reasons may quote a path that QEMU's command line chose.
         let reason = |text: String| printable(&text, 4 * MAX_TEXT_CHARS);
@@ -42,13 +42,13 @@ impl Parting {
     }
 }
 
-impl From<NotTaken> for Parting {
+impl From<NotTaken> for Disconnect {
     fn from(NotTaken: NotTaken) -> Self {
         Self::Closed("its notices were not taken in time".to_owned())
     }
 }
 
-impl From<PeerError> for Parting {
+impl From<PeerError> for Disconnect {
     fn from(error: PeerError) -> Self {
         let text = error_chain(&error);
         match error {
@@ -88,22 +88,22 @@ impl Pauses {
     /// once.
     pub(super) async fn after(
         &mut self,
-        parting: Parting,
+        disconnect: Disconnect,
         inbox: &mut Inbox,
         outbox: &mut Outbox,
     ) -> Result<(), Ended> {
-        let pause = match parting {
-            Parting::Done => return Ok(()),
-            Parting::Busy => self.limits.busy_pause,
-            Parting::NotStarted(_) => self.limits.launch_pause,
-            Parting::Refused(_) => self.limits.refused_pause,
-            Parting::Closed(_) => {
+        let pause = match disconnect {
+            Disconnect::Done => return Ok(()),
+            Disconnect::Busy => self.limits.busy_pause,
+            Disconnect::NotStarted(_) => self.limits.launch_pause,
+            Disconnect::Refused(_) => self.limits.refused_pause,
+            Disconnect::Closed(_) => {
                 let pause = self.closed;
                 self.closed = (self.closed * 2).min(self.limits.closed_pause_max);
                 pause
             }
         };
-        let state = parting.state();
+        let state = disconnect.state();
         // Nobody waits for a connection that isn't to be had.
         inbox.refuse_kept(in_words(&state));
         outbox.state_at_last(state.clone(), inbox).await?;
