@@ -1,10 +1,13 @@
-//! The last minutes of a VM in figures a second, for people to look at.
+//! The last minutes of a VM, second by second, made of its recording: for `show`, and for an incident's page.
 //!
-//! A second of which a figure is missing has none: missing is not zero.
+//! A second in which a rate was missing has none: missing is not zero.
 
 use std::time::Duration;
 
-use crate::api::view::{HistoryView, MarkKind, MarkView, MemoryMomentView};
+use crate::{
+    api::view::{HistoryView, MarkKind, MarkView, MemoryMomentView},
+    history::{RATES, Rate, TickRates},
+};
 use flatline_detector::recording::{Decoded, Segment, record::Record};
 use flatline_detector::{
     activity::Activity,
@@ -25,30 +28,8 @@ struct Cell {
     missing: bool,
 }
 
-/// The figures of a second, in the order of [`figures`].
-type Second = [Cell; 7];
-
-/// What one tick says of each figure, per second.
-fn figures(activity: &Activity) -> [Option<f64>; 7] {
-    let rate = |number: u64| count(number) / activity.elapsed.as_secs_f64().max(1e-9);
-    let network = activity.network.as_ref().ok().copied().flatten();
-    let storage = activity.storage.as_ref().ok();
-    let vcpus = activity.vcpus.as_ref().ok();
-    [
-        network.map(|network| rate(network.guest_packets)),
-        storage.map(|storage| rate(storage.completed)),
-        vcpus.map(|vcpus| vcpus.iter().map(|vcpu| vcpu.busy).sum()),
-        vcpus.map(|vcpus| vcpus.iter().map(|vcpu| vcpu.busy + vcpu.waiting).fold(0.0, f64::max)),
-        storage.map(|storage| count(storage.in_flight)),
-        network.map(|network| rate(network.probe_answers)),
-        network.and_then(|network| network.packets_to_guest).map(rate),
-    ]
-}
-
-#[expect(clippy::cast_precision_loss, reason = "more than 2^53 packets a second are no figure")]
-fn count(number: u64) -> f64 {
-    number as f64
-}
+/// The rates of a second, in the order of [`Rate`].
+type Second = [Cell; RATES];
 
 /// The seconds up to `now`, at most `keep` of them; segments that can't be read are left out.
 pub fn history(segments: &[impl AsRef<Segment>], now: Duration, keep: Duration) -> HistoryView {
@@ -76,9 +57,9 @@ pub fn history(segments: &[impl AsRef<Segment>], now: Duration, keep: Duration) 
             }
         }
     }
-    let row = |figure: usize| {
+    let row = |rate: Rate| {
         let value = |second: &Second| {
-            let cell = second.get(figure)?;
+            let cell = second[rate as usize];
             let known = !cell.missing && cell.known >= SEEN_ENOUGH;
             known.then(|| (cell.sum / cell.known * 1e4).round() / 1e4)
         };
@@ -86,13 +67,13 @@ pub fn history(segments: &[impl AsRef<Segment>], now: Duration, keep: Duration) 
     };
     HistoryView {
         seconds,
-        packets_from_guest: row(0),
-        completed: row(1),
-        vcpu: row(2),
-        vcpu_wanted: row(3),
-        in_flight: row(4),
-        probe_answers: row(5),
-        packets_to_guest: row(6),
+        packets_from_guest: row(Rate::PacketsFromGuest),
+        completed: row(Rate::Completed),
+        vcpu: row(Rate::Vcpu),
+        vcpu_wanted: row(Rate::VcpuWanted),
+        in_flight: row(Rate::InFlight),
+        probe_answers: row(Rate::ProbeAnswers),
+        packets_to_guest: row(Rate::PacketsToGuest),
         memory,
         marks,
     }
@@ -145,17 +126,18 @@ fn add(cells: &mut [Second], zero: f64, at: Duration, activity: &Activity) {
     let begins = ends - activity.elapsed.as_secs_f64();
     let Some(last) = index(ends.max(0.0)) else { return };
     let first = index(begins.max(0.0)).unwrap_or(0);
-    let figures = figures(activity);
+    let rates = TickRates::of(activity).all();
     for (second, row) in cells.iter_mut().enumerate().take(last.saturating_add(1)).skip(first) {
-        let start = count(second as u64);
+        #[expect(clippy::cast_precision_loss, reason = "it is bounded")]
+        let start = second as f64;
         let overlap = ends.min(start + 1.0) - begins.max(start);
         if overlap <= 0.0 {
             continue;
         }
-        for (cell, figure) in row.iter_mut().zip(figures) {
-            match figure {
-                Some(figure) => {
-                    cell.sum += figure * overlap;
+        for (cell, rate) in row.iter_mut().zip(rates) {
+            match rate {
+                Some(rate) => {
+                    cell.sum += rate * overlap;
                     cell.known += overlap;
                 }
                 None => cell.missing = true,

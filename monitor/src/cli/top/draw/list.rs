@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use flatline::history::Rate;
 use ratatui::style::Modifier;
 use unicode_width::UnicodeWidthStr as _;
 
@@ -11,7 +12,7 @@ use super::paint::{Paint, REVERSED, STRONG};
 use super::stale_text;
 use crate::cli::severity::{self, Tone};
 use crate::cli::table::{brief, duration, or_dash, safe};
-use crate::cli::top::model::{Model, Overlay, Row, Stale};
+use crate::cli::top::model::{Model, Overlay, Row, Stale, life};
 
 const KEYS: &str = "F1 Help  F3/ Filter  F6 Sort  R Reverse  Enter Details  Esc All  q Quit";
 
@@ -176,7 +177,6 @@ fn header(paint: &mut Paint, y: u16, widths: &Widths) {
 
 fn draw_row(paint: &mut Paint, y: u16, row: &Row, widths: &Widths) {
     let vm = &row.vm;
-    let now = row.trail.now();
     let plain = paint.style(Tone::Plain);
     let tone = paint.style(Tone::of(&vm.state));
     let mut places = Places(1);
@@ -191,11 +191,15 @@ fn draw_row(paint: &mut Paint, y: u16, row: &Row, widths: &Widths) {
         paint.text(x, y, width, &format!("{}{hold}", vm.state), tone);
     }
     let flat = vm.flat_seconds.and_then(|flat| Duration::try_from_secs_f64(flat).ok());
-    let figures =
-        [percent(now.vcpu), figure(now.sent), figure(now.received), figure(now.completed)];
+    let figures = [
+        percent(row.rate(Rate::Vcpu)),
+        figure(row.rate(Rate::PacketsFromGuest)),
+        figure(row.rate(Rate::PacketsToGuest)),
+        figure(row.rate(Rate::Completed)),
+    ];
     let figures = widths.figures.into_iter().zip(figures);
     let more = [
-        (widths.in_flight, figure(now.in_flight)),
+        (widths.in_flight, figure(row.rate(Rate::InFlight))),
         (widths.life, or_dash(flat.map(brief))),
         (widths.restarts, figure(Some(vm.restarts_in_window.into()))),
     ];
@@ -206,7 +210,7 @@ fn draw_row(paint: &mut Paint, y: u16, row: &Row, widths: &Widths) {
     }
     if let Some((x, width)) = places.next(widths.line) {
         let silent = !matches!(&*vm.state, "alive" | "starting" | "held");
-        let drawn = line(&row.trail.life(width.into()), silent, paint.look.unicode);
+        let drawn = line(&life(&row.ticks, width.into()), silent, paint.look.unicode);
         paint.text(x, y, width, &drawn, tone);
     }
     if let Some((x, width)) = places.next(widths.reason) {

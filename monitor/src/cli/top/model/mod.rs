@@ -5,22 +5,23 @@
 
 mod feed;
 mod keys;
+mod life;
 mod page;
 mod row;
 #[cfg(test)]
 mod tests;
-mod trail;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use flatline::api::view::{HostView, LinesView, StatusView, VmView};
+use flatline::history::{TickRates, Ticks};
 
 pub(super) use feed::{Feed, Stale};
 pub(super) use keys::Effect;
+pub(super) use life::life;
 pub(super) use page::{Page, PageAnswer};
 pub(super) use row::{Column, Key, Row};
-use trail::{Moment, Trail};
 
 /// What the terminal can show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +102,7 @@ impl Model {
     /// The daemon gave no answer, and this is why.
     pub(super) fn on_silence(&mut self, why: String, now: Instant) {
         self.feed.failed(why, now);
-        self.rows.iter_mut().for_each(|row| row.trail.skip());
+        self.rows.iter_mut().for_each(|row| row.ticks.push(TickRates::UNKNOWN));
     }
 
     /// The daemon's answer; `lines` come with the first one.
@@ -110,16 +111,20 @@ impl Model {
         self.host = Some(host);
         let same_sample = self.is_same_sample(&vms);
         let elapsed = self.feed.answered(now, !same_sample);
-        let mut trails: HashMap<Key, Trail> =
-            lines.into_iter().flat_map(|lines| lines.vms).map(remembered).collect();
+        let remembered = lines.into_iter().flat_map(|lines| lines.vms);
+        let mut remembered: HashMap<Key, Ticks> = remembered
+            .map(|line| (Key { pid: line.pid, name: line.name.clone() }, Ticks::from(&line)))
+            .collect();
         let before = std::mem::take(&mut self.rows);
-        trails.extend(before.into_iter().map(|row| (Key::of(&row.vm), row.trail)));
+        let mut before: HashMap<Key, Row> =
+            before.into_iter().map(|row| (Key::of(&row.vm), row)).collect();
         let row = |vm: VmView| {
-            let mut trail = trails.remove(&Key::of(&vm)).unwrap_or_default();
-            if !same_sample {
-                trail.append(&vm, elapsed);
+            let key = Key::of(&vm);
+            match before.remove(&key) {
+                Some(row) if same_sample => Row { vm, ..row },
+                Some(row) => row.next(vm, elapsed),
+                None => Row::first(vm, remembered.remove(&key).unwrap_or_default()),
             }
-            Row { vm, trail }
         };
         self.rows = vms.into_iter().map(row).collect();
         if let Some(page) = &mut self.page {
@@ -207,21 +212,6 @@ impl Model {
             page.scroll_to(page.scroll, super::draw::page_lines(self.size));
         }
     }
-}
-
-/// The trail of a VM that the daemon remembers.
-fn remembered(line: flatline::api::view::LineView) -> (Key, Trail) {
-    let key = Key { pid: line.pid, name: line.name };
-    let at =
-        |figures: &[Option<f32>], tick: usize| figures.get(tick).copied().flatten().map(f64::from);
-    let moment = |tick| Moment {
-        sent: at(&line.packets_from_guest, tick),
-        received: at(&line.packets_to_guest, tick),
-        completed: at(&line.completed, tick),
-        vcpu: at(&line.vcpu, tick),
-        in_flight: at(&line.in_flight, tick),
-    };
-    (key, Trail::new((0..line.packets_from_guest.len()).map(moment)))
 }
 
 /// Until when an answer is fresh, in intervals between two questions.

@@ -1,10 +1,11 @@
 //! A VM's row: what is shown of it, by what it is sorted, and whether a filter lets it through.
 
 use std::cmp::Ordering;
+use std::time::Duration;
 
 use flatline::api::view::VmView;
+use flatline::history::{Rate, TickRates, Ticks};
 
-use super::trail::Trail;
 use crate::cli::severity;
 
 /// By what rows can be sorted, in the order of the columns.
@@ -82,10 +83,30 @@ impl Key {
 #[derive(Clone, Debug)]
 pub(in crate::cli::top) struct Row {
     pub(in crate::cli::top) vm: VmView,
-    pub(in crate::cli::top) trail: Trail,
+    pub(in crate::cli::top) ticks: Ticks,
 }
 
 impl Row {
+    /// A VM that is seen first, of which the daemon remembers these ticks, the last of which is this one.
+    pub(super) fn first(vm: VmView, mut ticks: Ticks) -> Self {
+        if ticks.is_empty() {
+            ticks.push(TickRates::between(None, &vm, None));
+        }
+        Self { vm, ticks }
+    }
+
+    /// The row once the daemon says `vm` of it, `elapsed` later; `None`: that isn't known.
+    pub(super) fn next(self, vm: VmView, elapsed: Option<Duration>) -> Self {
+        let mut ticks = self.ticks;
+        ticks.push(TickRates::between(Some(&self.vm), &vm, elapsed));
+        Self { vm, ticks }
+    }
+
+    /// A rate of the last tick.
+    pub(in crate::cli::top) fn rate(&self, rate: Rate) -> Option<f64> {
+        self.ticks.newest().get(rate).map(f64::from)
+    }
+
     /// Whether this is the VM of that key.
     pub(in crate::cli::top) fn is(&self, key: &Key) -> bool {
         self.vm.pid == key.pid && self.vm.name == key.name
@@ -108,19 +129,17 @@ impl Row {
 
     /// Packets from and to the guest together, a second.
     pub(in crate::cli::top) fn network(&self) -> Option<f64> {
-        let now = self.trail.now();
-        Some(now.sent? + now.received?)
+        Some(self.rate(Rate::PacketsFromGuest)? + self.rate(Rate::PacketsToGuest)?)
     }
 
     /// What `column` sorts by, the highest first.
     fn figure(&self, column: Column) -> Option<f64> {
-        let now = self.trail.now();
         match column {
             Column::Name | Column::State => None,
-            Column::Vcpu => now.vcpu,
+            Column::Vcpu => self.rate(Rate::Vcpu),
             Column::Network => self.network(),
-            Column::Disk => now.completed,
-            Column::InFlight => now.in_flight,
+            Column::Disk => self.rate(Rate::Completed),
+            Column::InFlight => self.rate(Rate::InFlight),
             Column::Life => self.vm.flat_seconds,
             Column::Restarts => Some(f64::from(self.vm.restarts_in_window)),
         }

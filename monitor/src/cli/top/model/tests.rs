@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use flatline::api::view::{LineView, LinesView, VmView};
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
-use super::{Column, Effect, Key, Look, Model, Overlay, PageAnswer};
+use super::{Column, Effect, Key, Look, Model, Overlay, PageAnswer, life};
 use crate::cli::samples::{now, status, vm};
 
 const LOOK: Look = Look { unicode: true, colours: false };
@@ -228,12 +228,12 @@ fn without_an_answer_the_picture_is_kept_as_stale_and_the_gap_is_not_known() {
     let stale = model.feed.stale().expect("it is");
     assert_eq!((stale.age, &*stale.why), (Duration::from_secs(5), "nobody is there"));
     assert_eq!(names(&model), ["a"]);
-    // Its counters went on meanwhile; how fast, nobody knows.
+    // Its counters went on meanwhile; how fast is not known.
     let mut after = vm("a", 1, "alive");
     after.vcpus[0].busy_ratio = Some(0.3);
     model.on_status(status(vec![after]), None, later(6));
     assert_eq!(model.feed.stale(), None);
-    assert_eq!(model.rows[0].trail.life(3), [None, None, None]);
+    assert_eq!(life(&model.rows[0].ticks, 3), [None, None, None]);
 }
 
 #[test]
@@ -255,7 +255,7 @@ fn lines_begin_with_what_the_daemon_remembers_of_that_very_vm() {
     let mut model = Model::new(LOOK, (80, 24), begin, now());
     let vms = vec![vm("a", 1, "alive"), vm("b", 2, "alive")];
     model.on_status(status(vms), Some(lines), begin);
-    let life = |index: usize| model.rows[index].trail.life(2);
+    let life = |index: usize| super::life(&model.rows[index].ticks, 2);
     assert_eq!((life(0), life(1)), (vec![None, Some(3.0)], vec![None, None]));
 }
 
@@ -278,6 +278,6 @@ fn the_same_sample_seen_twice_is_no_silent_tick() {
     model.on_status(sample(15, 0.3), None, later(3));
     // A vCPU that ran as long as before, to the nanosecond, isn't one that stood still.
     model.on_status(sample(15, 0.31), None, later(4));
-    let life = model.rows[0].trail.life(4);
+    let life = life(&model.rows[0].ticks, 4);
     assert_eq!(life, [None, Some(1.0), Some(2.0), Some(0.0)]);
 }
