@@ -3,6 +3,7 @@
 //! States and causes are strings here, so that a client shows a newer daemon's words instead of
 //! failing on them. `null` always means *not known*, never zero.
 
+mod history;
 mod lines;
 mod link;
 mod memory;
@@ -12,6 +13,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+pub use history::{HistoryView, MarkKind, MarkView};
 pub use lines::{LineView, LinesView};
 pub use link::LinkView;
 pub use memory::{MemoryMomentView, MemoryView};
@@ -104,7 +106,7 @@ pub struct VmView {
     pub flat_seconds: Option<f64>,
     /// Restarts that count towards the limit now, the guest's own among them.
     pub restarts_in_window: u32,
-    /// Who wants it left alone, if somebody does; `None` otherwise.
+    /// Why it is to be left alone; `None`: it isn't.
     #[serde(default)]
     pub hold: Option<String>,
     /// Resets of the guest's own within `boot_loop_window`; a burst of them counts once.
@@ -141,7 +143,7 @@ pub struct OwnerView {
 /// The answer to `hold` and `release`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HoldView {
-    /// Whom it is about.
+    /// The VMs that it is about.
     pub vms: Vec<String>,
     /// When a hold ends by itself.
     #[serde(with = "rfc3339::option", default)]
@@ -312,34 +314,6 @@ pub struct SignalView {
     pub verdict: String,
 }
 
-/// The last minutes of a VM, a figure a second, the oldest first; `None` where it is not known, or the VM has
-/// nothing that it could be read of. All rows are of the same length.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct HistoryView {
-    /// How many seconds.
-    pub seconds: usize,
-    /// Packets that the guest sent of its own accord.
-    pub packets_from_guest: Vec<Option<f64>>,
-    /// Packets that were sent to it; empty where an older daemon doesn't tell.
-    #[serde(default)]
-    pub packets_to_guest: Vec<Option<f64>>,
-    /// Requests that completed.
-    pub completed: Vec<Option<f64>>,
-    /// CPUs that the vCPUs used together.
-    pub vcpu: Vec<Option<f64>>,
-    /// Share of the time in which the vCPU that wanted to most ran, or waited for a CPU of the host.
-    pub vcpu_wanted: Vec<Option<f64>>,
-    /// Requests in flight.
-    pub in_flight: Vec<Option<f64>>,
-    /// Answers to flatline's own probes.
-    pub probe_answers: Vec<Option<f64>>,
-    /// Its memory, whenever that was read, the oldest first.
-    #[serde(default)]
-    pub memory: Vec<MemoryMomentView>,
-    /// What was decided meanwhile, the oldest first.
-    pub marks: Vec<MarkView>,
-}
-
 /// A memory dump that is being taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DumpView {
@@ -352,38 +326,6 @@ pub struct DumpView {
     pub total_bytes: Option<u64>,
     /// Bytes of the file, which may be compressed.
     pub written_bytes: u64,
-}
-
-/// Something that was decided, or done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MarkView {
-    /// In which second of the rows.
-    pub second: usize,
-    /// What.
-    pub kind: MarkKind,
-    /// Why.
-    pub text: String,
-}
-
-/// What was decided, or done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum MarkKind {
-    /// It was suspected.
-    Suspicion,
-    /// It was convicted.
-    Verdict,
-    /// It was restarted.
-    Restart,
-    /// It lives.
-    Life,
-    /// No verdict is given, for a reason that lies outside of it.
-    Held,
-    /// A figure that the verdict needs could not be read.
-    Unobservable,
-    /// A kind that this version doesn't know.
-    #[serde(other)]
-    Other,
 }
 
 /// The answer to `record`.

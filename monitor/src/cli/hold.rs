@@ -1,4 +1,4 @@
-//! `flatline hold` and `flatline release`: who is left alone, and who gets a new start.
+//! `flatline hold` and `flatline release`: which VMs are left alone, and which get a new start.
 
 use std::time::{Duration, SystemTime};
 

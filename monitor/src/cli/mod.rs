@@ -54,7 +54,7 @@ enum Command {
         #[arg(long)]
         observe: bool,
     },
-    /// A row for each VM, those first that need somebody
+    /// A row for each VM, those first that need a look
     Status {
         /// Print JSON
         #[arg(long)]
@@ -104,7 +104,7 @@ enum Command {
         #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
         span: Option<std::time::Duration>,
     },
-    /// Take a hold back, and give a new start: restarts of before no longer count, who had failed is judged anew
+    /// Take a hold back, and give a new start: restarts of before no longer count, what had failed is judged anew
     Release {
         /// Name, UUID or process id
         #[arg(required_unless_present = "all", conflicts_with = "all")]
@@ -164,7 +164,7 @@ enum IncidentsCommand {
         /// Print JSON
         #[arg(long)]
         json: bool,
-        /// Write it as one HTML file with all its evidence, for people who weren't there; - prints it
+        /// Write it as one HTML file with all its evidence, to be read elsewhere; - prints it
         #[arg(long, value_name = "FILE", conflicts_with = "json")]
         html: Option<PathBuf>,
     },
@@ -300,7 +300,7 @@ fn print(text: &str) -> io::Result<()> {
 
 fn complain(message: &str) {
     for line in message.lines() {
-        // Without standard error there is nobody left to tell; the exit code still does.
+        // Without standard error only the exit code tells.
         let _ = writeln!(io::stderr(), "flatline: {}", table::safe(line));
     }
 }

@@ -15,7 +15,7 @@ pub(super) enum Tone {
     Good,
     /// Something is going on.
     Notable,
-    /// Somebody may be needed.
+    /// A person may be needed.
     Bad,
     /// As any text.
     Plain,

@@ -19,7 +19,7 @@ use flatline_qemu::text::error_chain;
 /// The console's picture, which is the daemon's own PNG.
 const PICTURE: &str = "screen.png";
 const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
-/// What is text. Recordings are for `flatline replay`, and memory dumps for nobody here.
+/// What is text. Recordings are for `flatline replay`, and memory dumps are not served.
 const TEXTS: [&str; 11] = [
     "actuator.txt",
     "block.json",

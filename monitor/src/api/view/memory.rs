@@ -16,7 +16,7 @@ pub struct MemoryView {
     pub used_bytes: Option<u64>,
     /// What could be had without swapping.
     pub available_bytes: Option<u64>,
-    /// What nobody uses.
+    /// What is unused.
     pub free_bytes: Option<u64>,
     /// What holds files' contents, and could be given back.
     pub disk_cache_bytes: Option<u64>,

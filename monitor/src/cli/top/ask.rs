@@ -25,7 +25,7 @@ pub(super) struct Answers {
     pub(super) page: Option<PageAnswer>,
 }
 
-/// The first question, whose failure is the caller's: the lines of before, where the daemon has any to tell of.
+/// The first question, with the ticks of before, where the daemon has any to tell of. Its failure is the caller's.
 pub(super) fn begin(runtime_dir: &Path) -> Result<(StatusView, Option<LinesView>), ClientError> {
     let status = ask(runtime_dir, &Request::Status)?;
     // An older daemon doesn't know the question; the lines begin now then.

@@ -1,4 +1,4 @@
-// All VMs, a row each: those that need somebody first. Only rows that are seen are written and drawn, so that a thousand
+// All VMs, a row each: those that need a look first. Only rows that are seen are written and drawn, so that a thousand
 // cost no more than those that fit on a screen.
 
 import { Lines, Spark, last } from "./lines.js";
@@ -149,7 +149,7 @@ export class List {
       this.seen.unobserve(gone);
       gone.remove();
     }
-    // Whoever is moved loses the focus.
+    // An element that is moved loses the focus.
     if (focused !== document.activeElement && focused?.isConnected) focused.focus({ preventScroll: true });
   }
 

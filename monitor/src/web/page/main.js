@@ -1,5 +1,5 @@
 // Shows the view that the address names, and asks the daemon for it anew: once a second at most, one question at a
-// time, and seldom while nobody sees the page.
+// time, and seldom while the page is in the background.
 
 import { Incidents, IncidentPage } from "./incidents.js";
 import { List, problems } from "./list.js";
@@ -50,7 +50,7 @@ function go() {
     else link.removeAttribute("aria-current");
   }
   scrollTo(0, view.scroll ?? 0);
-  // Whoever goes by keyboard goes on where he is led, and where he was when he comes back.
+  // By keyboard, one goes on where the link leads, and from where one was on the way back.
   if (before !== null) (view.place?.() ?? content).focus({ preventScroll: true });
   ask();
 }
@@ -67,7 +67,7 @@ async function ask() {
       why = error.message;
     }
     isAsking = false;
-    // Somebody went on to another view meanwhile.
+    // Another view was opened meanwhile.
     if (asked !== view) return void ask();
   }
   timer = setTimeout(ask, document.hidden ? HIDDEN_EVERY_MS : view.every);

@@ -25,7 +25,7 @@ export function attribute(element, name, value) {
   if (element.getAttribute(name) !== value) element.setAttribute(name, value);
 }
 
-/** The states, those first that need somebody, each with a sign that needs no colour. */
+/** The states, those first that need a look, each with a sign that needs no colour. */
 export const STATES = {
   failed: { sign: "✖", needs: "bad" },
   crashed: { sign: "✖", needs: "bad" },
@@ -39,7 +39,7 @@ export const STATES = {
 
 const RANKS = new Map(Object.keys(STATES).map((state, rank) => [state, rank]));
 
-/** States of a newer daemon stand among those that need somebody. */
+/** States of a newer daemon stand among those that need a look. */
 export function rank(state) {
   return RANKS.get(state) ?? 2;
 }
