@@ -15,10 +15,10 @@ const MOST_FAULTS: u64 = 1 << 53;
 
 /// A guest with less of its memory available than this share is short of it. What a Linux has left while it thrashes is no
 /// zero, since it keeps some files' pages, and its programs come and go: 3 to 12 % of 200 to 80 MiB, measured.
-pub const SCARCE_SHARE: f64 = 0.20;
+pub(crate) const SCARCE_SHARE: f64 = 0.20;
 /// And thrashes with so many major faults a second: each waits for its store, and a rotating disk has some hundred
 /// random reads a second to give. A healthy guest has such a rate only while programs start, with memory to spare.
-pub const THRASHING_FAULTS: f64 = 50.0;
+pub(crate) const THRASHING_FAULTS: f64 = 50.0;
 
 /// What is known of a VM's memory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

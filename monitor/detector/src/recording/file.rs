@@ -24,11 +24,11 @@ use super::{
 /// What a file begins with; the last byte tells a file that was taken for text on its way.
 const MAGIC: [u8; 9] = *b"flatline\n";
 /// Before the first block: the magic word and the format's number.
-pub const PREAMBLE_BYTES: usize = MAGIC.len() + 4;
+pub(crate) const PREAMBLE_BYTES: usize = MAGIC.len() + 4;
 /// Before a block's bytes.
 const FRAME_BYTES: usize = 12;
 /// The most that a block may hold. A segment is closed at an eighth of what a VM's ring holds.
-pub const BLOCK_MAX_BYTES: usize = 1 << 20;
+pub(crate) const BLOCK_MAX_BYTES: usize = 1 << 20;
 
 /// Why a recording can't be read, or not to its end.
 #[derive(Debug, thiserror::Error)]

@@ -39,7 +39,7 @@ use crate::verdict::{Cause, DetectionPolicy, Watch};
 /// | 2 | [`Quiet`](crate::verdict::Quiet) behind each checkpoint |
 pub const FORMAT: u32 = 2;
 /// The oldest format that is still read.
-pub const OLDEST_FORMAT: u32 = 1;
+pub(crate) const OLDEST_FORMAT: u32 = 1;
 
 /// Whose recording it is, and on which terms it was judged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

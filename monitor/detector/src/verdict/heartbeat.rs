@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// How long a guest may take to go down in good order: as long as systemd gives a service to end, and half a minute.
-pub const LEAVING_PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const LEAVING_PATIENCE: Duration = Duration::from_secs(120);
 
 /// What is known of a guest's agent in this boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

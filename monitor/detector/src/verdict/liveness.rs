@@ -27,7 +27,7 @@ pub(super) const STILL_WAITING_RATIO: f64 = 0.5;
 /// guests were measured at 0.93 to 1.0, waiting included.
 pub const PINNED_RATIO: f64 = 0.80;
 /// A pinned vCPU that gets less than this share of what it asks for is starved by the host.
-pub const STARVED_SHARE: f64 = 0.10;
+pub(crate) const STARVED_SHARE: f64 = 0.10;
 
 /// What is left after a second of what a vCPU got and wanted: half of it all is of the last three.
 const FADES_TO: f64 = 0.8;
@@ -104,19 +104,19 @@ impl Liveness {
     }
 
     /// Whether the vCPUs have wanted to run lately, and the host hardly let them.
-    pub fn is_starved(&self) -> bool {
+    pub(crate) fn is_starved(&self) -> bool {
         self.pinned_since.is_some() && self.got < STARVED_SHARE * self.wanted
     }
 
     /// Whether a vCPU has wanted to run for `span`, and the host gave it less than half of that: what it would have done
     /// by itself meanwhile, such as a reboot a few seconds after a panic, it had no time to do.
-    pub fn wants_more_time(&self, span: Duration, now: Duration) -> bool {
+    pub(crate) fn wants_more_time(&self, span: Duration, now: Duration) -> bool {
         Self::held_for(self.pinned_since, span, now) && self.ran < span.as_secs_f64() / 2.0
     }
 
     /// How long the host let a vCPU run that wanted to, where that was less than half of the time: why a verdict may
     /// take longer.
-    pub fn held_back(&self, now: Duration) -> Option<String> {
+    pub(crate) fn held_back(&self, now: Duration) -> Option<String> {
         let wanted = now.saturating_sub(self.pinned_since?).as_secs_f64();
         (self.ran < wanted / 2.0).then(|| {
             format!(
@@ -127,7 +127,7 @@ impl Liveness {
     }
 
     /// Whether the vCPUs stood still, or one was pinned, for at least `span` up to `now`.
-    pub fn held_for(since: Option<Duration>, span: Duration, now: Duration) -> bool {
+    pub(crate) fn held_for(since: Option<Duration>, span: Duration, now: Duration) -> bool {
         since.is_some_and(|since| now.saturating_sub(since) >= span)
     }
 }

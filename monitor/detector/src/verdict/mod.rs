@@ -75,21 +75,23 @@ use std::{sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 pub use boot::{Boot, Dump};
-pub use heartbeat::{HeartbeatLoss, HeartbeatState, LEAVING_PATIENCE, lost_after};
+#[cfg(test)]
+pub(crate) use heartbeat::LEAVING_PATIENCE;
+pub use heartbeat::{HeartbeatLoss, HeartbeatState, lost_after};
 pub use input::{DetectionPolicy, Input, Monitor, Tick};
-pub use liveness::{Liveness, PINNED_RATIO, STARVED_SHARE, STILL_BUSY_RATIO};
+pub use liveness::{Liveness, PINNED_RATIO, STILL_BUSY_RATIO};
 pub use quiet::Quiet;
 pub use state::{Cause, State};
 pub use storm::{StormAssessment, assess_storm, is_silent};
 pub use testimony::{Answer, Questions, Statement, Tally, Testimony, WitnessName};
 
 /// Rounds in a row that must show dead registers before a silent guest is convicted.
-pub const ROUNDS_TO_CONVICT: u32 = 2;
+pub(crate) const ROUNDS_TO_CONVICT: u32 = 2;
 /// Rounds in a row in which every witness that had answered before must be silent where nothing else speaks
 /// against the guest: a host under load may delay an answer, and an interface may be taken down on purpose.
-pub const SILENT_ROUNDS_TO_CONVICT: u32 = 3;
+pub(crate) const SILENT_ROUNDS_TO_CONVICT: u32 = 3;
 /// Rounds of questions are at least so far apart at first, ..
-pub const HURRIED_ROUNDS_APART: Duration = Duration::from_millis(500);
+pub(crate) const HURRIED_ROUNDS_APART: Duration = Duration::from_millis(500);
 /// .. for so long after the state was entered in which it is asked, or for so many rounds after a restart, ..
 const HURRIED_FOR: Duration = Duration::from_secs(5);
 const HURRIED_ROUNDS: u32 = 6;
@@ -97,19 +99,19 @@ const HURRIED_ROUNDS: u32 = 6;
 pub const ROUNDS_APART: Duration = Duration::from_secs(3);
 /// The least time that a restarted guest has to show life: a firmware's menu and a file system check
 /// take longer than a short boot grace.
-pub const LEAST_RECOVERY_PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const LEAST_RECOVERY_PATIENCE: Duration = Duration::from_secs(60);
 /// A guest that announced a crash dump of its own, or writes on after its panic, is left to it for this long.
-pub const DUMP_PATIENCE: Duration = Duration::from_secs(600);
+pub(crate) const DUMP_PATIENCE: Duration = Duration::from_secs(600);
 /// A guest that announced a crash dump boots another kernel first, which may take so long without a write.
-pub const DUMP_BOOTS_WITHIN: Duration = Duration::from_secs(60);
+pub(crate) const DUMP_BOOTS_WITHIN: Duration = Duration::from_secs(60);
 /// Resets of the guest's own within this time are one: a single one gives up to four events.
-pub const RESET_BURST: Duration = Duration::from_secs(2);
+pub(crate) const RESET_BURST: Duration = Duration::from_secs(2);
 /// A guest that reset itself again and again has left that behind when it lived so long without a reset.
-pub const LOOP_OVER_AFTER: Duration = Duration::from_secs(60);
+pub(crate) const LOOP_OVER_AFTER: Duration = Duration::from_secs(60);
 /// A request that has been in flight for so long says that the store is stalled; a younger one, that it was made.
-pub const STALLED_AFTER: Duration = Duration::from_secs(1);
+pub(crate) const STALLED_AFTER: Duration = Duration::from_secs(1);
 /// A witness that isn't needed is asked this often, so that its silence later means something.
-pub const CALIBRATE_EVERY: Duration = Duration::from_secs(300);
+pub(crate) const CALIBRATE_EVERY: Duration = Duration::from_secs(300);
 
 /// Everything that the verdict remembers of one VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -143,7 +145,7 @@ pub struct Watch {
 
 impl Watch {
     /// Resets of a guest that are remembered: more than any policy counts.
-    pub const RESETS: usize = 128;
+    pub(crate) const RESETS: usize = 128;
 
     /// Begins to watch a VM whose QEMU has been running for `age`.
     pub fn begin(now: Duration, age: Duration, boot_grace: Duration) -> Self {

@@ -131,7 +131,7 @@ impl Testimony {
     }
 
     /// An answer that only a living guest gives.
-    pub fn acquittal(&self) -> Option<String> {
+    pub(crate) fn acquittal(&self) -> Option<String> {
         self.statements.iter().find_map(|said| match &said.answer {
             Answer::Lives(text) | Answer::UserSpaceLives(text) => {
                 Some(format!("no I/O, but {}: {text}", said.witness))
@@ -141,7 +141,7 @@ impl Testimony {
     }
 
     /// Whether more than its kernel lives.
-    pub fn user_space_lives(&self) -> bool {
+    pub(crate) fn user_space_lives(&self) -> bool {
         self.any(|answer| matches!(answer, Answer::UserSpaceLives(_)))
     }
 
@@ -156,12 +156,12 @@ impl Testimony {
 
     /// Whether what the guest said or shows speaks against it, and not how late it is: its last words, or vCPUs that no
     /// interrupt can reach.
-    pub fn proves(&self) -> bool {
+    pub(crate) fn proves(&self) -> bool {
         self.any(|answer| matches!(answer, Answer::LastWords(_) | Answer::Stuck(_)))
     }
 
     /// Why a guest that shows life isn't up for all that.
-    pub fn not_up(&self) -> Option<&str> {
+    pub(crate) fn not_up(&self) -> Option<&str> {
         self.statements.iter().find_map(|said| match &said.answer {
             Answer::NotUp(why) => Some(why.as_str()),
             _ => None,

@@ -3,6 +3,8 @@
 mod convictions;
 mod drawing;
 mod dumps;
+mod graces;
+mod guest;
 mod healthy;
 mod heartbeat;
 mod holds;
@@ -15,3 +17,4 @@ mod resets;
 mod rig;
 mod timing;
 mod transitions;
+mod unseen;

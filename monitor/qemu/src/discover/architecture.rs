@@ -29,7 +29,7 @@ impl Architecture {
     }
 
     /// By the name of the executable. One that doesn't tell (`kvm`, `qemu-kvm`) is of the host's.
-    pub fn of_executable(path: &Path) -> Self {
+    pub(crate) fn of_executable(path: &Path) -> Self {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let target = name.split_once(PREFIX).map(|(_, rest)| {
             // What a distribution or a wrapper appends (`-headless`, `.real`) is none of it.

@@ -349,5 +349,4 @@ fn well_formed_uuid(text: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-#[path = "command_line_tests.rs"]
 mod tests;

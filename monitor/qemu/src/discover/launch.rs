@@ -43,7 +43,7 @@ pub enum Launch {
 ///
 /// # Errors
 /// [`DiscoverError::Gone`] if there is no such process; otherwise if it can't be read.
-pub fn launch(pid: u32, told: ThreadsTold) -> Result<Launch, DiscoverError> {
+pub(crate) fn launch(pid: u32, told: ThreadsTold) -> Result<Launch, DiscoverError> {
     let descriptors = proc::descriptors(pid)?;
     let has = |prefix: &str| {
         descriptors

@@ -109,7 +109,7 @@ pub enum NotFound {
 /// # Errors
 /// [`NotFound`]; `Unseen` where the kernel doesn't permit the look: it needs `CAP_SYS_PTRACE`, and
 /// `CAP_NET_ADMIN` in the network namespace of the socket.
-pub fn listening_socket(pid: u32, at: &SocketAt) -> Result<Found, NotFound> {
+pub(crate) fn listening_socket(pid: u32, at: &SocketAt) -> Result<Found, NotFound> {
     let unseen = |source: io::Error| NotFound::Unseen { pid, source };
     let gone = || unseen(Errno::SRCH.into());
     let pidfd = open_pidfd(pid).map_err(|error| unseen(io::Error::other(error)))?;

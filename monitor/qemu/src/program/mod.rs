@@ -6,7 +6,8 @@ mod run;
 pub mod virsh;
 
 pub use place::{Place, User};
-pub use run::{Ran, RunError, find, run, run_at, run_keeping, spawn};
+pub(crate) use run::run_keeping;
+pub use run::{Ran, RunError, find, run, run_at, spawn};
 
 /// A program to be run.
 #[derive(Clone, Debug, PartialEq, Eq)]

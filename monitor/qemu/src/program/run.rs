@@ -123,7 +123,7 @@ pub async fn run_at(
 ///
 /// # Errors
 /// As above.
-pub async fn run_keeping(
+pub(crate) async fn run_keeping(
     program: &Program,
     environment: &[(&'static str, String)],
     limit: Duration,

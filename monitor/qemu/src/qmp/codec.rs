@@ -24,23 +24,23 @@ use outline::Outline;
 /// The longest message that is taken, in bytes. The longest that is ever asked for is
 /// `info registers -a`: 1.4 to 6 KB a vCPU (AVX-512 state), so a few hundred vCPUs, JSON's escapes
 /// of line ends included.
-pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
+pub(crate) const MAX_MESSAGE_BYTES: usize = 4 << 20;
 
 /// The longest message that is skipped, in bytes: the registers of 4,096 vCPUs, QEMU's maximum. One that is longer is
 /// taken for one that never ends.
-pub const MAX_SKIPPED_BYTES: usize = 24 << 20;
+pub(crate) const MAX_SKIPPED_BYTES: usize = 24 << 20;
 
 /// How deep the objects and arrays of a message may be nested: as deep as serde_json follows. `query-block` nests a
 /// level for each overlay of a disk.
-pub const MAX_DEPTH: usize = 127;
+pub(crate) const MAX_DEPTH: usize = 127;
 
 /// The most objects, arrays and further members in one message. Parsed JSON takes up to 100 times
 /// the room of its text (an object of one member is a whole tree node), which this bounds to some
 /// 50 MB. `query-cpus-fast` of 4,096 vCPUs has 50,000.
-pub const MAX_MESSAGE_MEMBERS: usize = 1 << 17;
+pub(crate) const MAX_MESSAGE_MEMBERS: usize = 1 << 17;
 
 /// The longest command that is sent, in bytes.
-pub const MAX_COMMAND_BYTES: usize = 64 << 10;
+pub(crate) const MAX_COMMAND_BYTES: usize = 64 << 10;
 
 /// A command to a QEMU.
 #[derive(Debug, Clone, Copy, Serialize)]

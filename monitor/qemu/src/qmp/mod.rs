@@ -30,5 +30,5 @@ pub use registers::{
 };
 pub use session::{
     LibvirtTarget, Limits, QmpError, QmpHandle, QmpNotice, QmpState, QmpTarget, Transport, spawn,
-    spawn_by, spawn_with_limits,
+    spawn_with_limits,
 };

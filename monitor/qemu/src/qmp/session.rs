@@ -128,7 +128,7 @@ pub fn spawn_with_limits(
 
 /// Starts a session's task, on the current tokio runtime.
 #[must_use]
-pub fn spawn_by(
+pub(crate) fn spawn_by(
     transport: Transport,
     notices: mpsc::Sender<(VmId, QmpNotice)>,
     limits: Limits,

@@ -1,19 +1,22 @@
 //! What must never be convicted, however long it goes on.
 
-use std::time::Duration;
-
 use super::rig::{
-    FLAT_TICKS, GRACE_TICKS, Guest, HOUR, Rig, TICK, busy_monitor, healthy, inconclusive, missing,
-    motionless, no_address, packets, running, stuck, unanswered, unavailable, unresponsive, vcpus,
+    FLAT_TICKS, Guest, HOUR, Rig, TICK, busy_monitor, healthy, inconclusive, motionless,
+    no_address, packets, stuck, unanswered, unavailable, unresponsive,
 };
+use super::unseen::dead;
 use crate::{
     activity::StorageActivity,
-    verdict::{Act, Answer, Cause, HURRIED_ROUNDS_APART, Monitor, Questions, ROUNDS_APART},
+    verdict::{Answer, Cause, HURRIED_ROUNDS_APART, Monitor, ROUNDS_APART},
 };
 use flatline_samples::{ProcessState, RunState};
 
 /// Runs it for an hour. `states`: those it may be in, each of which it must have been in.
-fn an_hour(mut rig: Rig, states: &[&str], mut shape: impl FnMut(u32, &mut Guest)) -> Rig {
+pub(super) fn an_hour(
+    mut rig: Rig,
+    states: &[&str],
+    mut shape: impl FnMut(u32, &mut Guest),
+) -> Rig {
     let mut seen = Vec::new();
     for n in 0..HOUR {
         shape(n, &mut rig.guest);
@@ -236,113 +239,6 @@ fn a_vm_that_the_host_starves_is_held() {
     });
 }
 
-/// All that would convict it, were all figures known.
-fn dead(guest: &mut Guest, n: u32) {
-    guest.sends(0);
-    guest.arp = unanswered();
-    if n.is_multiple_of(2) {
-        guest.level(&[(0.0, 0.0)]);
-        guest.registers = Answer::Halted;
-    } else {
-        guest.level(&[(1.0, 0.0)]);
-        guest.registers = stuck();
-    }
-}
-
-#[test]
-fn a_vm_is_never_convicted_while_its_io_is_not_known() {
-    for (network, storage) in [(true, false), (false, true), (true, true)] {
-        an_hour(Rig::calibrated(), &["unobservable"], |n, guest| {
-            dead(guest, n / HOUR);
-            if network {
-                guest.activity.network = Err(missing("network"));
-            }
-            if storage {
-                guest.activity.storage = Err(missing("storage"));
-            }
-        });
-    }
-}
-
-#[test]
-fn a_vm_is_never_convicted_while_its_vcpus_are_not_known() {
-    an_hour(Rig::calibrated(), &["alive", "unobservable"], |_, guest| {
-        dead(guest, 0);
-        guest.activity.vcpus = Err(missing("vCPU time"));
-    });
-}
-
-#[test]
-fn figures_that_are_missing_every_other_tick_convict_nobody() {
-    for which in ["network", "storage"] {
-        an_hour(Rig::calibrated(), &["unobservable"], |n, guest| {
-            dead(guest, 0);
-            guest.activity.storage = Ok(StorageActivity::default());
-            match (n % 2, which) {
-                (0, "network") => guest.activity.network = Err(missing("network")),
-                (0, _) => guest.activity.storage = Err(missing("storage")),
-                _ => {}
-            }
-        });
-    }
-    an_hour(Rig::calibrated(), &["alive", "suspect", "unobservable"], |n, guest| {
-        dead(guest, 0);
-        if n % 2 == 0 {
-            guest.activity.vcpus = Err(missing("vCPU time"));
-        }
-    });
-}
-
-#[test]
-fn a_guest_that_the_host_starves_is_given_the_time_that_it_did_not_get() {
-    for (busy, seconds) in [(0.95, 10), (0.5, 10), (0.25, 20), (0.125, 40)] {
-        let mut rig = Rig::without_address();
-        rig.guest.spin();
-        rig.guest.level(&[(busy, 0.95 - busy)]);
-        let last_life = rig.now;
-        rig.run(60, |_, _| {});
-        let (when, cause) = rig.conviction().expect("it is dead");
-        assert_eq!(cause, crate::verdict::Cause::Spinning);
-        let reason = &rig.watch.reason;
-        let told = reason.contains("the host let a vCPU run for");
-        assert!(told == (busy < 0.5) || busy == 0.5, "{busy}: {reason}");
-        // A silence of ten ticks is needed, and to have run for half of that; half a tick of it is let off.
-        let (took, least) = (when - last_life, TICK * seconds);
-        assert!(took >= least.mul_f64(0.95) && took <= least + TICK * 3, "{busy}: {took:?}");
-    }
-}
-
-#[test]
-fn a_figure_that_is_missing_once_makes_the_window_begin_anew() {
-    let mut rig = Rig::without_address();
-    rig.guest.halt();
-    rig.run(FLAT_TICKS, |_, _| {});
-    rig.guest.activity.network = Err(missing("network"));
-    rig.tick();
-    assert_eq!(rig.state(), "unobservable");
-    rig.run(1, |_, guest| guest.sends(0));
-    assert_eq!(rig.state(), "unobservable");
-    rig.run(FLAT_TICKS - 2, |_, _| {});
-    assert_eq!((rig.state(), rig.conviction()), ("suspect", None));
-    rig.run(4, |_, _| {});
-    assert_eq!(rig.state(), "crashed");
-}
-
-#[test]
-fn a_hold_makes_the_window_begin_anew() {
-    let mut rig = Rig::without_address();
-    rig.guest.halt();
-    rig.next_round();
-    assert_eq!(rig.state(), "suspect");
-    rig.guest.monitor = Monitor::Answers(RunState::Paused);
-    rig.tick();
-    rig.guest.monitor = super::rig::running();
-    rig.run(FLAT_TICKS - 1, |_, _| {});
-    assert_eq!((rig.state(), rig.conviction()), ("suspect", None));
-    rig.run(4, |_, _| {});
-    assert_eq!(rig.state(), "crashed");
-}
-
 #[test]
 fn a_qemu_that_does_not_answer_is_never_judged() {
     an_hour(Rig::calibrated(), &["alive", "unobservable"], |_, guest| {
@@ -386,156 +282,4 @@ fn a_guest_without_a_tap_is_judged_by_its_disk_and_its_registers() {
         guest.registers = Answer::Halted;
     });
     assert_eq!((rig.state(), rig.rounds), ("alive", 0));
-}
-
-#[test]
-fn no_suspicion_falls_on_a_guest_that_boots_until_the_grace_is_over() {
-    let mut rig = Rig::new(std::time::Duration::ZERO);
-    for n in 1..GRACE_TICKS {
-        dead(&mut rig.guest, n / 8);
-        assert_eq!(rig.tick(), Act::Nothing, "{n} s after its start");
-        assert_eq!(rig.state(), "starting");
-    }
-    rig.tick();
-    assert_eq!(rig.state(), "suspect");
-}
-
-#[test]
-fn a_guest_that_may_still_test_its_address_is_not_asked_for_it() {
-    let mut rig = Rig::new(std::time::Duration::ZERO);
-    rig.guest.sends(1);
-    rig.tick();
-    rig.guest.sends(0);
-    rig.guest.registers = inconclusive();
-    let (mut within, mut after) = (0, 0);
-    for n in 2..=2 * GRACE_TICKS {
-        rig.tick();
-        let Some(questions) = rig.questions() else { continue };
-        // A round that began within the grace may be under way when it ends.
-        if n != GRACE_TICKS {
-            let gentle = questions == Questions::DuringBoot;
-            assert_eq!(gentle, n < GRACE_TICKS, "{n} s after its start");
-        }
-        *(if n < GRACE_TICKS { &mut within } else { &mut after }) += 1;
-    }
-    assert!(within > 0 && after > 0, "{within} rounds within the grace and {after} after it");
-}
-
-#[test]
-fn a_guest_that_talks_is_calibrated_only_if_it_falls_silent_and_only_now_and_then() {
-    let mut rig = Rig::new(TICK * HOUR);
-    rig.run(HOUR, |n, guest| guest.sends(u64::from(n % 2)));
-    let most = HOUR / 300 + 1;
-    assert!((2..=most).contains(&rig.rounds), "{} rounds", rig.rounds);
-}
-
-#[test]
-fn a_vcpu_that_waits_for_the_host_does_not_stand_still() {
-    an_hour(Rig::without_address(), &["alive", "suspect"], |_, guest| {
-        guest.activity.vcpus = Ok(vcpus(&[(0.0, 0.6)]));
-        guest.registers = Answer::Halted;
-    });
-}
-
-#[test]
-fn a_guest_that_is_acquitted_begins_a_whole_window_anew() {
-    let mut rig = Rig::suspect();
-    rig.guest.registers = healthy();
-    rig.tick();
-    rig.guest.halt();
-    rig.run(FLAT_TICKS - 1, |_, _| {});
-    assert_eq!((rig.state(), rig.questions()), ("alive", None));
-}
-
-#[test]
-fn a_late_tick_makes_a_suspect_wait_for_a_whole_window_again() {
-    let mut rig = Rig::calibrated();
-    rig.guest.fall_silent();
-    rig.next_round();
-    assert_eq!(rig.state(), "suspect");
-    // The daemon did not run, so nobody asked either.
-    rig.asked = None;
-    rig.run(1, |_, guest| guest.activity.elapsed = TICK * 30);
-    rig.run(FLAT_TICKS - 1, |_, guest| guest.activity.elapsed = TICK);
-    assert_eq!((rig.state(), rig.conviction()), ("suspect", None));
-}
-
-#[test]
-fn one_round_without_a_look_at_the_registers_does_not_make_an_hour_unconfirmed() {
-    let mut rig = Rig::without_address();
-    rig.guest.level(&[(1.0, 0.0)]);
-    rig.guest.registers = inconclusive();
-    rig.run(HOUR, |_, _| {});
-    rig.guest.registers = unavailable();
-    rig.tick();
-    assert_eq!(rig.conviction(), None, "{}", rig.watch.reason);
-}
-
-#[test]
-fn an_idle_guest_whose_registers_can_never_be_read_is_left_alone() {
-    let mut rig = Rig::without_address();
-    rig.guest.registers = unavailable();
-    rig.run(HOUR, |_, _| {});
-    assert_eq!(rig.conviction(), None, "{}", rig.watch.reason);
-}
-
-#[test]
-fn storage_that_takes_requests_and_completes_none_is_stalled() {
-    let mut rig = Rig::without_address();
-    rig.run(300, |n, guest| {
-        guest.level(&[(0.0, 0.0)]);
-        guest.registers = unavailable();
-        let in_flight = u64::from(n) + 1;
-        guest.activity.storage =
-            Ok(StorageActivity { submitted: 1, completed: 0, in_flight, oldest: None });
-    });
-    assert_eq!((rig.state(), rig.conviction()), ("held", None), "{}", rig.watch.reason);
-}
-
-#[test]
-fn a_guest_in_a_qemu_that_stopped_answering_is_not_called_silent() {
-    let mut rig = Rig::calibrated();
-    rig.run(30, |_, guest| {
-        guest.halt();
-        guest.arp = unanswered();
-        guest.registers = unresponsive();
-    });
-    assert_eq!(rig.conviction(), None, "{}", rig.watch.reason);
-}
-
-#[test]
-fn a_guest_that_could_not_be_seen_at_first_has_its_boot_grace_all_the_same() {
-    let mut rig = Rig::new(TICK);
-    rig.guest.arp = no_address();
-    rig.guest.activity.network = Err(missing("network"));
-    rig.run(2, |_, _| {});
-    assert_eq!(rig.state(), "unobservable");
-    rig.guest.sends(0);
-    rig.guest.spin();
-    rig.run(GRACE_TICKS - 4, |_, _| {});
-    assert_eq!((rig.state(), rig.rounds), ("starting", 0));
-}
-
-#[test]
-fn a_guest_that_waited_to_be_started_has_its_boot_grace_before_it() {
-    let mut rig = Rig::new(TICK);
-    rig.guest.monitor = Monitor::Answers(RunState::Prelaunch);
-    rig.run(HOUR, |_, _| {});
-    rig.guest.monitor = running();
-    rig.guest.spin();
-    rig.run(GRACE_TICKS - 2, |_, _| {});
-    assert_eq!((rig.state(), rig.rounds), ("starting", 0));
-}
-
-#[test]
-fn a_request_that_was_made_just_now_is_no_stalled_store() {
-    let mut rig = Rig::calibrated();
-    let made = |oldest| StorageActivity { submitted: 1, completed: 0, in_flight: 1, oldest };
-    rig.guest.activity.storage = Ok(made(Some(Duration::from_millis(300))));
-    rig.tick();
-    assert_eq!(rig.state(), "alive");
-    rig.guest.activity.storage = Ok(made(Some(TICK)));
-    rig.tick();
-    assert_eq!(rig.state(), "held");
-    assert!(rig.watch.reason.contains("the oldest for 1.0 s"), "{}", rig.watch.reason);
 }

@@ -17,7 +17,7 @@ use crate::{
     program::virsh::Virsh,
     qmp::{
         LibvirtTarget, Limits, QmpError, QmpEvent, QmpHandle, QmpNotice, QmpState, RunState,
-        Transport, codec::MAX_MESSAGE_BYTES, spawn_by,
+        Transport, codec::MAX_MESSAGE_BYTES, session::spawn_by,
     },
 };
 

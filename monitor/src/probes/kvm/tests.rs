@@ -1,0 +1,151 @@
+use super::*;
+use crate::bpf::ProgramHealth;
+use flatline_samples::Missing;
+
+const LONG: Duration = Duration::from_secs(8);
+
+fn hooks(failed: &[&str]) -> KvmHooks {
+    let row = |hook: &'static str| ProgramHealth {
+        program: "kvm",
+        hook,
+        required: false,
+        failure: failed.contains(&hook).then(|| "no such tracepoint".to_owned()),
+    };
+    KvmHooks { attached: true, times: 1, health: SIGNS.map(row).into() }
+}
+
+/// All that a [`Look`] borrows.
+struct Case {
+    accelerator: Accelerator,
+    hooks: KvmHooks,
+    before: Reading<KvmCounters>,
+    after: Reading<KvmCounters>,
+    elapsed: Duration,
+    of_all: Reading<KvmCounters>,
+    interrupts_are_hidden: bool,
+}
+
+/// Judges a guest of a host on which another one acknowledged interrupts, after some change to that.
+fn judged(moved: KvmCounters, change: impl FnOnce(&mut Case)) -> Finding {
+    let before = KvmCounters { wakeups: 1000, apic_eois: 1000, pio: 7, ..still() };
+    let after = KvmCounters {
+        wakeups: before.wakeups + moved.wakeups,
+        apic_eois: before.apic_eois + moved.apic_eois,
+        pio: before.pio + moved.pio,
+        ..moved
+    };
+    let mut case = Case {
+        accelerator: Accelerator::Kvm,
+        hooks: hooks(&[]),
+        before: Ok(before),
+        after: Ok(after),
+        elapsed: LONG,
+        of_all: Ok(after),
+        interrupts_are_hidden: false,
+    };
+    change(&mut case);
+    judge(&KvmLook {
+        accelerator: &case.accelerator,
+        hooks: &case.hooks,
+        before: &case.before,
+        after: &case.after,
+        elapsed: case.elapsed,
+        of_all: &case.of_all,
+        interrupts_are_hidden: case.interrupts_are_hidden,
+    })
+}
+
+fn still() -> KvmCounters {
+    KvmCounters::default()
+}
+
+#[test]
+fn a_guest_that_acknowledges_sets_its_timer_takes_or_resumes_lives() {
+    for (moved, text) in [
+        (KvmCounters { apic_eois: 90, pic_eois: 10, ..still() }, "100 interrupts acknowledged"),
+        (KvmCounters { timers_set: 3, ..still() }, "3 timers set"),
+        (KvmCounters { injected: 1, ..still() }, "1 interrupts taken"),
+        (KvmCounters { resumed: 2, wakeups: 2, ..still() }, "2 wakeups from hlt"),
+    ] {
+        assert_eq!(judged(moved, |_| {}), Finding::Lives(format!("{text} in 8.0 s")));
+    }
+}
+
+#[test]
+fn where_kvm_has_other_tracepoints_entries_into_the_guest_acquit_nobody() {
+    let of_arm64 = |case: &mut Case| case.hooks = hooks(&X86_SIGNS);
+    for moved in
+        [KvmCounters { resumed: 30_000, wakeups: 30_000, entries: 30_000, ..still() }, still()]
+    {
+        let finding = judged(moved, of_arm64);
+        assert!(matches!(finding, Finding::NotAsked(_)), "{moved:?}: {finding:?}");
+    }
+    for sign in X86_SIGNS {
+        let others: Vec<&str> = X86_SIGNS.into_iter().filter(|other| *other != sign).collect();
+        assert_eq!(lacks_signs(&hooks(&others)), None, "with {sign}");
+    }
+    assert_eq!(lacks_signs(&KvmHooks::default()), None);
+}
+
+#[test]
+fn one_sign_acquits_however_short_the_look_and_however_much_can_not_be_seen() {
+    let others = ["kvm_vcpu_wakeup", "kvm_entry", "kvm_inj_virq", "kvm_pio", "kvm_msr"];
+    let finding = judged(KvmCounters { apic_eois: 1, ..still() }, |case| {
+        case.elapsed = Duration::from_millis(100);
+        case.hooks = hooks(&others);
+        case.interrupts_are_hidden = true;
+    });
+    assert!(matches!(finding, Finding::Lives(_)), "{finding:?}");
+}
+
+#[test]
+fn wakeups_in_vain_entries_and_raised_lines_are_silence() {
+    let moved = KvmCounters { wakeups: 800, entries: 5000, set_irqs: 2, ..still() };
+    let text = "no interrupt taken in 8.0 s (800 wakeups in vain, 2 changes of interrupt lines)";
+    assert_eq!(judged(moved, |_| {}), Finding::Silent(text.to_owned()));
+}
+
+#[test]
+fn a_guest_that_only_touches_devices_neither_lives_nor_is_silent() {
+    for moved in [
+        KvmCounters { pio: 12, ..still() },
+        KvmCounters { mmio: 1, ..still() },
+        KvmCounters { userspace_exits: 1, ..still() },
+    ] {
+        assert!(matches!(judged(moved, |_| {}), Finding::Neither(_)), "{moved:?}");
+    }
+}
+
+#[test]
+fn silence_says_nothing_where_a_living_guest_might_not_be_seen() {
+    assert!(matches!(judged(still(), |_| {}), Finding::Silent(_)));
+    for sign in SIGNS {
+        let finding = judged(still(), |case| case.hooks = hooks(&[sign]));
+        assert!(matches!(finding, Finding::Neither(_)), "without {sign}: {finding:?}");
+    }
+    let nobody = KvmCounters { wakeups: 9, entries: 9, resumed: 9, ..still() };
+    let unreadable = || Err(Missing::new("its row", "gone"));
+    for finding in [
+        judged(still(), |case| case.elapsed = SHORTEST_SILENCE - Duration::from_millis(1)),
+        judged(still(), |case| case.interrupts_are_hidden = true),
+        judged(still(), |case| case.of_all = Ok(nobody)),
+        judged(still(), |case| case.of_all = unreadable()),
+    ] {
+        assert!(matches!(finding, Finding::Neither(_)), "{finding:?}");
+    }
+}
+
+#[test]
+fn a_question_that_was_not_asked_is_no_silence() {
+    let gone = || Err(Missing::new("its row", "gone"));
+    let signs = KvmCounters { apic_eois: 5, ..still() };
+    for finding in [
+        judged(signs, |case| case.accelerator = Accelerator::Tcg),
+        judged(signs, |case| case.hooks.attached = false),
+        judged(signs, |case| case.before = gone()),
+        judged(signs, |case| case.after = gone()),
+        judged(signs, |case| case.after = Ok(still())),
+    ] {
+        assert!(matches!(finding, Finding::NotAsked(_)), "{finding:?}");
+    }
+}
