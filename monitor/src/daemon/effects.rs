@@ -2,7 +2,7 @@
 
 use tracing::{info, warn};
 
-use super::{Message, engine::Engine};
+use super::{Message, event_loop::EventLoop};
 use crate::recovery::{
     Effect, PUT_BACK_AFTER,
     actuator::{restart, start},
@@ -10,11 +10,11 @@ use crate::recovery::{
 };
 use flatline_qemu::{discover::VmId, text::error_chain};
 
-impl Engine {
+impl EventLoop {
     /// Carries out what recovery wants done.
     pub(super) fn carry_out(&mut self) {
         for effect in self.recovery.take_effects() {
-            let messages = self.messages.clone();
+            let messages = self.inboxes.messages.clone();
             match effect {
                 Effect::Restart { vm, mut context, mut journal } => {
                     context.evidence.figures = self.figures(vm);
@@ -67,8 +67,8 @@ impl Engine {
 
     /// Tells how many writes a guest has submitted so far; `None` where that can't be read.
     fn writes_of(&self, id: VmId) -> impl Fn() -> Option<u64> + Send + Sync + use<> {
-        let slot = self.vms.get(&id).and_then(|watched| watched.sensors.slot.clone().ok());
-        let counters = self.counters.clone();
+        let slot = self.registry.vms.get(&id).and_then(|watched| watched.sensors.slot.clone().ok());
+        let counters = self.sampler.counters.clone();
         move || Some(counters.row(id, slot?).ok()?.storage.write_ops)
     }
 }

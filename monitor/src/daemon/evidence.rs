@@ -2,7 +2,7 @@
 
 use tokio::{sync::oneshot, task::spawn_blocking};
 
-use super::engine::Engine;
+use super::event_loop::EventLoop;
 use crate::{
     api::{RefusalKind, Reply, view::DumpView},
     recovery::evidence::dump,
@@ -10,10 +10,10 @@ use crate::{
 };
 use flatline_qemu::discover::VmId;
 
-impl Engine {
+impl EventLoop {
     /// All that is known of a VM, but for the last minutes, which are in the recording.
     pub(super) fn figures(&self, id: VmId) -> String {
-        let shown = self.vms.get(&id).map(|watched| self.show(watched, None));
+        let shown = self.registry.vms.get(&id).map(|watched| self.show(watched, None));
         // It is made of values, strings and words, which always have a JSON form.
         serde_json::to_string_pretty(&shown).unwrap_or_default() + "\n"
     }

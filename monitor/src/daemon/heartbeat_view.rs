@@ -1,6 +1,6 @@
 //! What is shown of guests' agents.
 
-use super::engine::Engine;
+use super::event_loop::EventLoop;
 use crate::{
     api::view::{HeartbeatView, SignalView},
     vm::WatchedVm,
@@ -18,7 +18,7 @@ pub(super) struct HeartbeatSummary<'a> {
     pub(super) last: Option<(&'a LastBeat, Option<f64>)>,
 }
 
-impl Engine {
+impl EventLoop {
     /// Puts together what was heard on all ways, such as cards and port; `None` where nothing was.
     pub(super) fn heart<'a>(
         &self,
@@ -44,7 +44,7 @@ impl Engine {
     /// What the VM's agent said, read anew.
     pub(super) fn heartbeat_view(&self, watched: &WatchedVm) -> Option<HeartbeatView> {
         let slot = watched.sensors.slot.as_ref().ok();
-        let on_cards = slot.and_then(|slot| self.heartbeats.of(watched.vm.id, *slot).ok());
+        let on_cards = slot.and_then(|slot| self.sampler.heartbeats.of(watched.vm.id, *slot).ok());
         let by_port = watched.sensors.port.as_ref().and_then(|port| port.heartbeats().ok());
         let HeartbeatSummary { beats, failures, malformed, last } =
             self.heart(on_cards.iter().chain(&by_port))?;
@@ -64,7 +64,7 @@ impl Engine {
 
     pub(super) fn age_of(&self, heard: Heard) -> Option<f64> {
         match heard {
-            Heard::Jiffies(jiffies) => self.since_jiffies(jiffies),
+            Heard::Jiffies(jiffies) => self.sampler.since_jiffies(jiffies, self.now()),
             Heard::At(moment) => Some(self.now().saturating_sub(moment).as_secs_f64()),
         }
     }
@@ -94,7 +94,7 @@ impl Engine {
             name: "heartbeat".to_owned(),
             value,
             threshold: format!("missed after {:.0} s", patience.as_secs_f64()),
-            since: heartbeat.beat.map(|beat| crate::rfc3339::format(self.wall_clock(beat))),
+            since: heartbeat.beat.map(|beat| crate::rfc3339::format(self.clock.wall_clock(beat))),
             verdict: verdict.to_owned(),
         })
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::oneshot;
 use tracing::info;
 
-use super::engine::Engine;
+use super::event_loop::EventLoop;
 use crate::{
     api::{RefusalKind, Reply, view::HoldView},
     storage::ledger::{Hold, Whom},
@@ -13,7 +13,7 @@ use crate::{
 };
 use flatline_qemu::discover::VmId;
 
-impl Engine {
+impl EventLoop {
     /// Leaves a VM alone, or all where none is named, for `seconds` or until it is released.
     pub(super) fn hold(
         &mut self,
@@ -55,7 +55,7 @@ impl Engine {
             self.recovery.release_all(&context);
         }
         for (id, _, _) in &chosen {
-            if let Some(watched) = self.vms.get_mut(id) {
+            if let Some(watched) = self.registry.vms.get_mut(id) {
                 self.recovery.release(watched, &context);
             }
         }
@@ -69,8 +69,8 @@ impl Engine {
             (watched.vm.id, watched.key().to_owned(), watched.vm.name.clone())
         };
         match vm {
-            Some(vm) => Ok(vec![of(self.find(vm)?)]),
-            None => Ok(self.vms.values().map(of).collect()),
+            Some(vm) => Ok(vec![of(self.registry.find(vm)?)]),
+            None => Ok(self.registry.vms.values().map(of).collect()),
         }
     }
 

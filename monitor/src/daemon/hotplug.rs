@@ -5,13 +5,13 @@ use std::sync::Arc;
 use tracing::{debug, info, warn};
 
 use super::{
-    engine::Engine,
+    event_loop::EventLoop,
     watchers::{self, Look, Looked},
 };
 use crate::{
-    bpf::{AttachReport, Counted, THREADS, TapProbe},
+    bpf::{AttachReport, Counted, TapProbe},
     sampler::{ThreadTimes, VcpuClocks},
-    vm::{PENDING, WatchedVm},
+    vm::PENDING,
 };
 use flatline_detector::verdict::Input;
 use flatline_qemu::discover::{self, OpenDevices, Tap, VmId};
@@ -23,13 +23,13 @@ const REFRESH_TICKS: u64 = 10;
 /// may have been closed and another opened.
 const LOOKS_IN_FULL: u32 = 6;
 
-impl Engine {
+impl EventLoop {
     /// Has those looked at again whose turn it is in this tick.
     pub(super) fn look_again(&mut self, threads: Option<&ThreadTimes>) {
         // Not all in one tick: a thousand looks would delay the next.
         let mut due = Vec::new();
-        for (id, watched) in &mut self.vms {
-            if u64::from(id.pid) % REFRESH_TICKS == self.ticks % REFRESH_TICKS
+        for (id, watched) in &mut self.registry.vms {
+            if u64::from(id.pid) % REFRESH_TICKS == self.sampler.ticks % REFRESH_TICKS
                 && !watched.sensors.looking
             {
                 let its = threads.map(|threads| threads.of(id.pid));
@@ -45,11 +45,11 @@ impl Engine {
                 due.push(Look { vm: *id, names, unless });
             }
         }
-        watchers::refresh(&due, &self.messages);
+        watchers::refresh(&due, &self.inboxes.messages);
     }
 
     pub(super) fn refreshed(&mut self, id: VmId, looked: Looked) {
-        let Some(watched) = self.vms.get_mut(&id) else { return };
+        let Some(watched) = self.registry.vms.get_mut(&id) else { return };
         let Looked { plugged, descriptors, threads } = looked;
         watched.sensors.looking = false;
         watched.sensors.descriptors = descriptors;
@@ -63,9 +63,10 @@ impl Engine {
             Arc::make_mut(&mut watched.vm).plugged = plugged;
         }
         // Also where nothing changed: somebody may have detached a program.
-        self.probes.attach(id, counted(&watched.vm.plugged));
+        self.sampler.probes.attach(id, counted(&watched.vm.plugged));
         let Some(threads) = threads else { return };
-        let by_name = self.vms.get(&id).is_some_and(|watched| !watched.sensors.threads_from_qmp);
+        let by_name =
+            self.registry.vms.get(&id).is_some_and(|watched| !watched.sensors.threads_from_qmp);
         if !threads.is_empty() && by_name {
             self.set_threads(id, threads, false);
         }
@@ -74,7 +75,7 @@ impl Engine {
     }
 
     pub(super) fn set_threads(&mut self, id: VmId, threads: Vec<(u32, u32)>, from_qmp: bool) {
-        let Some(watched) = self.vms.get_mut(&id) else { return };
+        let Some(watched) = self.registry.vms.get_mut(&id) else { return };
         if watched.sensors.threads == threads {
             watched.sensors.threads_from_qmp = from_qmp;
             return;
@@ -84,7 +85,7 @@ impl Engine {
             return debug!(vm = watched.vm.name, "it has no thread {tid}, which it names");
         }
         watched.sensors.threads_from_qmp = from_qmp;
-        if self.has_clocks {
+        if self.sampler.has_clocks {
             match VcpuClocks::open(id.pid, &threads) {
                 Ok(clocks) => watched.sensors.clocks = clocks,
                 Err(error) => {
@@ -98,40 +99,10 @@ impl Engine {
         watched.sensors.threads = threads;
     }
 
-    /// All threads' times, in one reading; `None` where each VM's have to be read from its own clocks: always, or as
-    /// long as the iterator can't be read.
-    pub(super) fn read_threads(&mut self) -> Option<ThreadTimes> {
-        let read = self.threads.as_ref()?.read();
-        let failure = read.as_ref().err().map(ToString::to_string);
-        if failure.is_some() != self.has_clocks {
-            self.has_clocks = failure.is_some();
-            match &failure {
-                Some(why) => {
-                    warn!("{why}; each VM's times are read from /proc until it can be read")
-                }
-                None => info!("the iterator over threads can be read again"),
-            }
-            for (id, watched) in &mut self.vms {
-                watched.sensors.clocks = VcpuClocks::default();
-                if failure.is_some() {
-                    // Should that fail, its threads are looked for once more.
-                    match VcpuClocks::open(id.pid, &watched.sensors.threads) {
-                        Ok(clocks) => watched.sensors.clocks = clocks,
-                        Err(_) => watched.sensors.threads.clear(),
-                    }
-                }
-            }
-            for program in self.health.iter_mut().filter(|program| program.program == THREADS) {
-                program.failure.clone_from(&failure);
-            }
-        }
-        read.ok()
-    }
-
     pub(super) fn on_attached(&mut self, report: AttachReport) {
         let now = self.now();
-        self.no_longer_awaited(report.vm);
-        let Some(watched) = self.vms.get_mut(&report.vm) else { return };
+        self.registry.no_longer_awaited(report.vm);
+        let Some(watched) = self.registry.vms.get_mut(&report.vm) else { return };
         let AttachReport { vm: _, slot, taps, lost, renamed, look_in } = report;
         watched.sensors.is_counted = true;
         for probe in taps.iter().filter(|probe| !watched.sensors.taps.contains(probe)) {
@@ -168,7 +139,7 @@ impl Engine {
         watched.sensors.slot = slot;
         watched.sensors.taps = taps;
         if let Some(delay) = look_in {
-            let (id, messages) = (report.vm, self.messages.clone());
+            let (id, messages) = (report.vm, self.inboxes.messages.clone());
             tokio::spawn(async move {
                 tokio::time::sleep(delay).await;
                 watchers::refresh(&[Look { vm: id, names: false, unless: None }], &messages);
@@ -177,22 +148,8 @@ impl Engine {
         if (could && !can || renamed) && !watched.sensors.looking {
             watched.sensors.looking = true;
             let look = Look { vm: report.vm, names: false, unless: None };
-            watchers::refresh(&[look], &self.messages);
+            watchers::refresh(&[look], &self.inboxes.messages);
         }
-    }
-
-    /// Whatever of a VM's storage the host does not see, or can't tell to be its own, for people to read.
-    pub(super) fn unseen_storage(&self, watched: &WatchedVm) -> Vec<String> {
-        let keys = &watched.vm.plugged.files.keys;
-        let shares = |other: &&WatchedVm| {
-            let theirs = &other.vm.plugged.files.keys;
-            other.vm.id != watched.vm.id && keys.iter().any(|key| theirs.contains(key))
-        };
-        let shared = self.vms.values().filter(shares).map(|other| {
-            let name = &other.vm.name;
-            format!("what is written back to a file that is VM {name}'s too, or numbered as its is")
-        });
-        watched.vm.unseen_storage().chain(shared).collect()
     }
 }
 

@@ -3,8 +3,10 @@
 //! Whatever may wait (QMP, `/proc` of a hung process, attaching, disks) runs elsewhere and reports back
 //! as a `Message`; the loop here never waits for any of it, so that one VM can't delay another.
 
+mod clock;
+mod disk;
 mod effects;
-mod engine;
+mod event_loop;
 mod evidence;
 mod heartbeat_view;
 mod hold;
@@ -12,10 +14,15 @@ mod hotplug;
 mod memory;
 mod metrics_publisher;
 mod probe_rounds;
+mod publisher;
 mod qmp_events;
+mod reconfigure;
 mod recordings;
+mod registry;
 mod reload;
+mod sampler;
 mod show;
+mod snapshot;
 mod storm;
 mod systemd;
 mod telling;
@@ -47,10 +54,11 @@ use crate::{
     },
     vm::MemoryRead,
 };
-use engine::{Engine, Inboxes, Readers};
+use event_loop::{EventLoop, Inboxes};
 use flatline_detector::verdict::Testimony;
 use flatline_qemu::discover::{ResetAction, Vm, VmId};
 use flatline_samples::RunState;
+use sampler::Readers;
 use systemd::Systemd;
 
 /// Time between two sweeps of `/proc`, for what events don't tell: a QEMU that daemonized, a lost event.
@@ -209,14 +217,14 @@ async fn start(
         .ok();
     let ways = Inboxes { messages, notices };
     let readers = Readers { counters, heartbeats, kvm, threads };
-    let mut engine = Engine::new(config, source, store, readers, probes, health, ways);
-    let others = engine.figures.socket_routes();
+    let mut event_loop = EventLoop::new(config, source, store, readers, probes, health, ways);
+    let others = event_loop.publisher.metrics.socket_routes();
     let control = tokio::spawn(api::serve(listener, control_sender, others));
-    engine.sweep();
+    event_loop.sweep();
     info!("watching");
-    engine.tell_of_start();
+    event_loop.tell_of_start();
 
-    let mut tick = ticks(Instant::now(), engine.config.sample_interval);
+    let mut tick = ticks(Instant::now(), event_loop.config.sample_interval);
     let mut sweep = interval_at(Instant::now() + SWEEP_EVERY, SWEEP_EVERY);
     loop {
         tokio::select! {
@@ -225,27 +233,27 @@ async fn start(
             _ = signals.interrupted.recv() => break,
             _ = signals.hangup.recv() => {
                 notifier.reloading();
-                engine.reload();
+                event_loop.reload();
             }
             due = tick.tick() => {
-                engine.timed_tick(due);
-                notifier.ticked(&engine);
+                event_loop.timed_tick(due);
+                notifier.ticked(&event_loop);
             }
-            Some((vm, notice)) = qmp.recv() => engine.on_qmp(vm, notice),
-            Some(message) = inbox.recv() => engine.on_message(message),
-            Some(report) = attached.recv() => engine.on_attached(report),
-            Some(request) = requests.recv() => engine.on_request(request),
-            _ = sweep.tick() => engine.sweep(),
+            Some((vm, notice)) = qmp.recv() => event_loop.on_qmp(vm, notice),
+            Some(message) = inbox.recv() => event_loop.on_message(message),
+            Some(report) = attached.recv() => event_loop.on_attached(report),
+            Some(request) = requests.recv() => event_loop.on_request(request),
+            _ = sweep.tick() => event_loop.sweep(),
         }
-        if engine.first_reading_is_due() {
+        if event_loop.registry.first_reading_is_due() {
             tick.reset_immediately();
         }
-        let interval = engine.config.sample_interval;
+        let interval = event_loop.config.sample_interval;
         if tick.period() != interval {
             tick = ticks(Instant::now() + interval, interval);
             notifier.outlast(interval);
         }
-        notifier.reloaded(&engine);
+        notifier.reloaded(&event_loop);
     }
     info!("stopping");
     notifier.stopping();
@@ -253,8 +261,8 @@ async fn start(
     if let Some(processes) = processes {
         processes.abort();
     }
-    engine.notifier.finish().await;
-    let probes = engine.stop();
+    event_loop.publisher.notifier.finish().await;
+    let probes = event_loop.stop();
     let _ = std::fs::remove_file(api::socket_path(&runtime_dir));
     (Ok(()), probes)
 }

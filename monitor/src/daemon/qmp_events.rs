@@ -3,7 +3,7 @@
 use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
 
-use super::{Message, engine::Engine};
+use super::{Message, event_loop::EventLoop};
 use flatline_detector::verdict::{Input, Monitor};
 use flatline_qemu::{
     discover::{ThreadIds, VmId},
@@ -11,9 +11,9 @@ use flatline_qemu::{
 };
 use flatline_samples::{QmpEvent, RunState};
 
-impl Engine {
+impl EventLoop {
     pub(super) fn on_qmp(&mut self, id: VmId, notice: QmpNotice) {
-        let Some(watched) = self.vms.get_mut(&id) else { return };
+        let Some(watched) = self.registry.vms.get_mut(&id) else { return };
         match notice {
             QmpNotice::State(state) => {
                 let is_news = watched.link.state != state;
@@ -35,7 +35,7 @@ impl Engine {
                         false
                     }
                 };
-                let Some(watched) = self.vms.get_mut(&id) else { return };
+                let Some(watched) = self.registry.vms.get_mut(&id) else { return };
                 if state != QmpState::Ready {
                     // What it was says nothing about what it is.
                     watched.link.run_state = None;
@@ -57,7 +57,7 @@ impl Engine {
 
     fn on_event(&mut self, id: VmId, event: &QmpEvent) {
         let now = self.now();
-        let Some(watched) = self.vms.get_mut(&id) else { return };
+        let Some(watched) = self.registry.vms.get_mut(&id) else { return };
         debug!(vm = watched.vm.name, ?event, "event");
         watched.link.note_shutdown(event);
         if matches!(
@@ -73,7 +73,7 @@ impl Engine {
         ) {
             self.ask_run_state(id);
         }
-        let Some(watched) = self.vms.get_mut(&id) else { return };
+        let Some(watched) = self.registry.vms.get_mut(&id) else { return };
         let is_reset = matches!(event, QmpEvent::Reset { .. });
         if watched.recovery.is_restarting() || watched.recovery.is_resuming() && is_reset {
             // What it says now belongs to the crash or to our own reset.
@@ -90,10 +90,10 @@ impl Engine {
 
     /// Asks for the run state, and hears of it with a later message.
     pub(super) fn ask_run_state(&mut self, id: VmId) {
-        let Some(watched) = self.vms.get_mut(&id) else { return };
+        let Some(watched) = self.registry.vms.get_mut(&id) else { return };
         let Some(qmp) = watched.link.qmp.clone() else { return };
         watched.link.run_state_asked += 1;
-        let (number, messages) = (watched.link.run_state_asked, self.messages.clone());
+        let (number, messages) = (watched.link.run_state_asked, self.inboxes.messages.clone());
         tokio::spawn(async move {
             if let Ok(run_state) = qmp.query_status().await {
                 let _ = messages.send(Message::RunState(id, number, run_state));
@@ -103,7 +103,7 @@ impl Engine {
 
     pub(super) fn learn_run_state(&mut self, id: VmId, run_state: RunState) {
         let now = self.now();
-        let Some(watched) = self.vms.get_mut(&id) else { return };
+        let Some(watched) = self.registry.vms.get_mut(&id) else { return };
         watched.link.run_state = Some(run_state);
         if watched.recovery.is_restarting() {
             return;
@@ -115,9 +115,9 @@ impl Engine {
     }
 
     pub(super) fn ask_cpus(&self, id: VmId) {
-        let Some(watched) = self.vms.get(&id) else { return };
+        let Some(watched) = self.registry.vms.get(&id) else { return };
         let Some(qmp) = watched.link.qmp.clone() else { return };
-        let (messages, has_own_pids) = (self.messages.clone(), watched.vm.has_own_pids);
+        let (messages, has_own_pids) = (self.inboxes.messages.clone(), watched.vm.has_own_pids);
         tokio::spawn(async move {
             let Ok(cpus) = qmp.query_cpus().await else { return };
             if has_own_pids {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::engine::Engine;
+use super::event_loop::EventLoop;
 use crate::{
     api::{RefusalKind, Reply, view::HistoryView},
     vm::{Recorder, WatchedVm},
@@ -15,19 +15,19 @@ use flatline_detector::{
 };
 use flatline_qemu::discover::Vm;
 
-impl Engine {
+impl EventLoop {
     /// The recorder of a VM that was found just now.
     pub(super) fn recorder(&self, vm: &Vm, detection: &DetectionPolicy) -> Recorder {
         let header = Header {
             flatline: env!("CARGO_PKG_VERSION").to_owned(),
-            started: self.wall_clock(Duration::ZERO),
+            started: self.clock.wall_clock(Duration::ZERO),
             vm: vm.name.clone(),
             uuid: vm.uuid.clone(),
             pid: vm.id.pid,
             start_ticks: vm.id.start_ticks,
             detection: detection.clone(),
         };
-        Recorder::start(self.config.recorder, header, &self.archive)
+        Recorder::start(self.config.recorder, header, &self.disk.archive)
     }
 
     /// The last minutes of a VM.
@@ -37,9 +37,9 @@ impl Engine {
 
     /// Has what is kept written to files, whose names are the answer.
     pub(super) fn record(&self, vm: Option<&str>, reply: oneshot::Sender<Reply>) {
-        let chosen = match vm.map(|vm| self.find(vm)).transpose() {
+        let chosen = match vm.map(|vm| self.registry.find(vm)).transpose() {
             Ok(Some(only)) => vec![only],
-            Ok(None) => self.vms.values().collect(),
+            Ok(None) => self.registry.vms.values().collect(),
             // The client may have gone, here and below.
             Err(refusal) => return drop(reply.send(refusal)),
         };
@@ -49,6 +49,6 @@ impl Engine {
             let why = "nothing is recorded yet, or recorder.keep is 0s";
             return drop(reply.send(Reply::error(RefusalKind::Nothing, why)));
         }
-        self.archive.save(recordings, reply);
+        self.disk.archive.save(recordings, reply);
     }
 }

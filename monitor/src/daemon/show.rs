@@ -8,10 +8,10 @@ use std::{
 use monitor_ebpf::StorageCounters;
 use tokio::task::spawn_blocking;
 
-use super::engine::Engine;
+use super::event_loop::EventLoop;
 use crate::{
     api::{
-        ControlRequest, RefusalKind, Reply, Request,
+        ControlRequest, Reply, Request,
         view::{
             HistoryView, HostView, NetworkView, OwnerView, PolicyView, ProbeState, ProbeView,
             ShowView, SignalView, StatusView, StorageView, TapView, VcpuView, VmView,
@@ -32,7 +32,7 @@ use flatline_samples::{InFlightAges, Missing};
 /// The most VMs that are named with one reason.
 const MOST_NAMED: usize = 4;
 
-impl Engine {
+impl EventLoop {
     /// Answers a client's request.
     pub(super) fn on_request(&mut self, request: ControlRequest) {
         let reply = match request.request {
@@ -45,16 +45,16 @@ impl Engine {
                 });
                 return;
             }
-            Request::Show { vm } => match self.find(&vm) {
+            Request::Show { vm } => match self.registry.find(&vm) {
                 Ok(watched) => Reply::ok(&self.show(watched, self.history(watched))),
                 Err(reply) => reply,
             },
             Request::Lines { vm } => {
-                if let Some(Err(reply)) = vm.as_deref().map(|vm| self.find(vm)) {
+                if let Some(Err(reply)) = vm.as_deref().map(|vm| self.registry.find(vm)) {
                     let _ = request.reply.send(reply);
                     return;
                 }
-                let lines = self.lines.clone();
+                let lines = self.publisher.history.clone();
                 // The text of 1,000 VMs takes longer than a tick has.
                 spawn_blocking(move || {
                     let _ = request.reply.send(Reply::ok(&lines.view(vm.as_deref())));
@@ -71,11 +71,11 @@ impl Engine {
             Request::Record { vm } => return self.record(vm.as_deref(), request.reply),
             Request::Incidents { vm } => {
                 // A VM that is gone keeps its incidents, so that its name need not be found here.
-                let names = vm.map(|wanted| match self.find(&wanted) {
+                let names = vm.map(|wanted| match self.registry.find(&wanted) {
                     Ok(found) => (found.vm.name.clone(), found.vm.uuid.clone()),
                     Err(_) => (wanted.clone(), Some(wanted)),
                 });
-                let store = self.store.clone();
+                let store = self.publisher.store.clone();
                 spawn_blocking(move || {
                     let (mut incidents, complaints) = store.all();
                     if let Some((name, uuid)) = names {
@@ -91,21 +91,8 @@ impl Engine {
         let _ = request.reply.send(reply);
     }
 
-    pub(super) fn find(&self, wanted: &str) -> Result<&WatchedVm, Reply> {
-        let matches: Vec<&WatchedVm> =
-            self.vms.values().filter(|watched| watched.vm.is_called(wanted)).collect();
-        match matches[..] {
-            [only] => Ok(only),
-            [] => Err(Reply::error(RefusalKind::NoSuchVm, format!("no VM {wanted}"))),
-            _ => Err(Reply::error(
-                RefusalKind::AmbiguousVm,
-                format!("several VMs match {wanted}; give a UUID or a pid"),
-            )),
-        }
-    }
-
     pub(super) fn status(&self) -> StatusView {
-        let probes = self.health.iter().map(|program| ProbeView {
+        let probes = self.sampler.health.iter().map(|program| ProbeView {
             name: program.program.to_owned(),
             required: program.required,
             state: if program.failure.is_none() {
@@ -122,31 +109,31 @@ impl Engine {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 hostname: host.nodename().to_str().ok().map(ToOwned::to_owned),
                 kernel: host.release().to_string_lossy().into_owned(),
-                uptime_seconds: self.started.elapsed().as_secs(),
+                uptime_seconds: self.clock.uptime().as_secs(),
                 mode: self.config.mode,
-                vms: self.vms.len(),
+                vms: self.registry.vms.len(),
                 probes: probes.collect(),
                 degraded: (!degraded.is_empty()).then(|| degraded.join("; ")),
             },
-            vms: self.vms.values().map(|watched| self.view(watched)).collect(),
+            vms: self.registry.vms.values().map(|watched| self.view(watched)).collect(),
         }
     }
 
     /// What of the host or of its VMs can't be seen as it should.
     pub(super) fn degraded(&self) -> Vec<String> {
-        let lost = self.health.iter().filter(|program| program.failure.is_some());
+        let lost = self.sampler.health.iter().filter(|program| program.failure.is_some());
         let lost: Vec<&str> = lost.map(|program| program.program).collect();
-        let mut degraded: Vec<String> = self.storm.iter().cloned().collect();
+        let mut degraded: Vec<String> = self.registry.storm.iter().cloned().collect();
         degraded.extend(self.reloading.complaint().map(ToOwned::to_owned));
-        degraded.extend(self.figures.complaint());
-        degraded.extend(self.notifier.complaints());
+        degraded.extend(self.publisher.metrics.complaint());
+        degraded.extend(self.publisher.notifier.complaints());
         if !lost.is_empty() {
             degraded.push(format!("not attached: {}", lost.join(", ")));
         }
         degraded.extend(self.unread_registers());
-        degraded.extend(kvm::lacks_signs(&self.probes.kvm_hooks()).map(ToOwned::to_owned));
+        degraded.extend(kvm::lacks_signs(&self.sampler.probes.kvm_hooks()).map(ToOwned::to_owned));
         degraded.extend(self.unused_monitors());
-        for watched in self.vms.values() {
+        for watched in self.registry.vms.values() {
             let name = &watched.vm.name;
             match &watched.sensors.slot {
                 Err(why) => degraded.push(format!("{name} is not counted: {why}")),
@@ -170,7 +157,7 @@ impl Engine {
     /// The VMs whose registers say nothing, by the reason: there may be many of them.
     fn unread_registers(&self) -> impl Iterator<Item = String> {
         let mut unread: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-        for watched in self.vms.values() {
+        for watched in self.registry.vms.values() {
             if let Some(why) = watched.sensors.insight.lacks_registers() {
                 unread.entry(why).or_default().push(&watched.vm.name);
             }
@@ -211,7 +198,7 @@ impl Engine {
             state: state.to_owned(),
             cause: cause.map(|cause| cause.to_string()),
             reason: said(watched, state, reason),
-            since: self.wall_clock(watched.detector.watch.since),
+            since: self.clock.wall_clock(watched.detector.watch.since),
             flat_seconds: match watched.detector.watch.state {
                 State::Unobservable => None,
                 _ => Some(watched.detector.watch.quiet.silence(self.now()).as_secs_f64()),
@@ -228,7 +215,9 @@ impl Engine {
                 guest_tx_bytes: network.guest_tx_bytes,
                 guest_rx_packets: sees_to_guest.then_some(network.guest_rx_packets),
                 guest_rx_bytes: sees_to_guest.then_some(network.guest_rx_bytes),
-                guest_last_sent_seconds: self.since_jiffies(network.guest_tx_last_jiffies),
+                guest_last_sent_seconds: self
+                    .sampler
+                    .since_jiffies(network.guest_tx_last_jiffies, self.clock.now()),
                 probe_answers: network.probe_answers,
                 arp_answers: network.arp_answers,
                 ndp_answers: network.ndp_answers,
@@ -242,14 +231,6 @@ impl Engine {
     pub(super) fn guest_resets_in_window(&self, watched: &WatchedVm) -> usize {
         let (now, window) = (self.now(), watched.detector.detection.policy.boot_loop_window);
         watched.detector.watch.resets.iter().filter(|at| now.saturating_sub(**at) < window).count()
-    }
-
-    /// Seconds since a moment in the kernel's ticks; `None` for the tick 0, which is never, and where nothing
-    /// tells which tick it is.
-    pub(super) fn since_jiffies(&self, moment: u64) -> Option<f64> {
-        let (read, jiffies) = self.jiffies.filter(|_| moment != 0)?;
-        let age = ticks(jiffies.saturating_sub(moment)) + self.now().saturating_sub(read);
-        Some(age.as_secs_f64())
     }
 
     /// All that is known of a VM; its last minutes are the caller's to give, since they take a while to put together.
@@ -268,7 +249,7 @@ impl Engine {
         let Vm { unseen_networks, plugged, .. } = &*watched.vm;
         let networks: Vec<&str> =
             unseen_networks.iter().chain(&plugged.unseen_taps).map(String::as_str).collect();
-        let storage = self.unseen_storage(watched);
+        let storage = self.registry.unseen_storage(watched);
         let lacks = watched.sensors.insight.lacks().map(|why| format!("not asked for: {why}"));
         let qmp = match watched.link.monitor() {
             Monitor::Answers(run_state) => format!("answers; run state {run_state}"),
@@ -297,7 +278,7 @@ impl Engine {
         let Watch { liveness, quiet, .. } = &watched.detector.watch;
         let policy = &watched.detector.detection.policy;
         let since = |moment: Option<Duration>| {
-            moment.map(|moment| crate::rfc3339::format(self.wall_clock(moment)))
+            moment.map(|moment| crate::rfc3339::format(self.clock.wall_clock(moment)))
         };
         let ago = quiet.since_life(self.now()).as_secs_f64();
         // What the window began anew for is no sign of life.
@@ -326,7 +307,7 @@ impl Engine {
             signals.push(moved(
                 "storage",
                 activity.storage.as_ref().map(|storage| {
-                    let unseen = self.unseen_storage(watched);
+                    let unseen = self.registry.unseen_storage(watched);
                     format!(
                         "{} submitted, {} completed, {} in flight{}{}",
                         storage.submitted,

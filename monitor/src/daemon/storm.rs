@@ -2,21 +2,21 @@
 
 use std::time::Duration;
 
-use super::engine::Engine;
+use super::event_loop::EventLoop;
 use crate::{notify::event::EventKind, vm::Context};
 use flatline_detector::verdict::{Input, StormAssessment, assess_storm, is_silent};
 
-impl Engine {
+impl EventLoop {
     /// Looks at all VMs together, and tells those which are silent together. Returns whether that is still
     /// undecided.
-    pub(super) fn storm(&mut self, now: Duration) -> bool {
-        let watches = self.vms.values().map(|watched| &watched.detector.watch);
+    pub(super) fn assess_storm(&mut self, now: Duration) -> bool {
+        let watches = self.registry.vms.values().map(|watched| &watched.detector.watch);
         let assessment = assess_storm(watches, &self.config.storm, now);
         let storm = match &assessment {
             StormAssessment::Few | StormAssessment::Undecided => None,
             StormAssessment::Storm(seen) => Some(seen.clone()),
         };
-        match (&self.storm, &storm) {
+        match (&self.registry.storm, &storm) {
             (None, Some(seen)) => self.storm_begins(seen, now),
             (Some(_), None) => self.tell_of_host(
                 EventKind::HostIncidentOver,
@@ -24,7 +24,7 @@ impl Engine {
             ),
             (Some(_), Some(_)) | (None, None) => {}
         }
-        for watched in self.vms.values_mut() {
+        for watched in self.registry.vms.values_mut() {
             let concerned = match &storm {
                 // Whoever falls silent during it belongs to it.
                 Some(_) => {
@@ -37,12 +37,13 @@ impl Engine {
                 watched.step(&Input::Storm(storm.clone()), now);
             }
         }
-        self.storm = storm;
+        self.registry.storm = storm;
         assessment == StormAssessment::Undecided
     }
 
     fn storm_begins(&self, seen: &str, now: Duration) {
-        let silent = self.vms.values().filter(|watched| is_silent(&watched.detector.watch, now));
+        let silent =
+            self.registry.vms.values().filter(|watched| is_silent(&watched.detector.watch, now));
         let names: Vec<&str> = silent.map(|watched| watched.vm.name.as_str()).collect();
         let reason = format!("{seen}: {}", names.join(", "));
         self.recovery.storm_begins(reason, &Context::at(&self.config, now));

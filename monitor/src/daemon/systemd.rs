@@ -19,7 +19,7 @@ use std::{
 use rustix::time::{ClockId, clock_gettime};
 use tracing::warn;
 
-use super::engine::Engine;
+use super::event_loop::EventLoop;
 use flatline_detector::policy::Mode;
 
 /// So many times within its time the watchdog is fed, where the ticks are as close together.
@@ -68,7 +68,7 @@ impl Systemd {
     }
 
     /// A tick is through: after the first one the daemon is ready, and each one feeds the watchdog.
-    pub(super) fn ticked(&mut self, engine: &Engine) {
+    pub(super) fn ticked(&mut self, engine: &EventLoop) {
         if self.manager.is_some() {
             self.tell(&engine.in_words(), Instant::now());
         }
@@ -84,7 +84,7 @@ impl Systemd {
     }
 
     /// Says so where it was read, whatever came of it: what was wrong with it, status and log say.
-    pub(super) fn reloaded(&mut self, engine: &Engine) {
+    pub(super) fn reloaded(&mut self, engine: &EventLoop) {
         if self.is_reloading && !engine.reloading.is_reading() {
             self.is_reloading = false;
             self.is_ready = self.send("READY=1");
@@ -160,15 +160,15 @@ fn watchdog(microseconds: Option<String>, pid: Option<String>, own: u32) -> Opti
     Some(Duration::from_micros(microseconds))
 }
 
-impl Engine {
+impl EventLoop {
     /// What the daemon does, in a line for `systemctl status`.
     fn in_words(&self) -> String {
         let observes = self.config.mode == Mode::Observe;
         let doing = if observes { "Observing" } else { "Watching" };
-        let vms = self.vms.len();
+        let vms = self.registry.vms.len();
         let mut words = format!("{doing} {vms} VM{}", if vms == 1 { "" } else { "s" });
         let mut states = std::collections::BTreeMap::new();
-        for watched in self.vms.values() {
+        for watched in self.registry.vms.values() {
             *states.entry(watched.detector.watch.standing().0).or_insert(0_usize) += 1;
         }
         let states: Vec<_> =
@@ -179,7 +179,7 @@ impl Engine {
         if observes {
             words += "; no guest is touched";
         }
-        if self.storm.is_some() {
+        if self.registry.storm.is_some() {
             words += "; many are silent together, which is the host's fault";
         }
         words

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::engine::Engine;
+use super::event_loop::EventLoop;
 use crate::{
     notify::event::{EventKind, Subject},
     vm::WatchedVm,
@@ -32,19 +32,19 @@ fn condition(watched: &WatchedVm) -> Option<(EventKind, String)> {
     }
 }
 
-impl Engine {
+impl EventLoop {
     /// A tick ended: tells what changed with it.
     pub(super) fn tell_changes(&mut self, now: Duration) {
-        self.vms.values_mut().for_each(|watched| self.recovery.end_reports(watched));
+        self.registry.vms.values_mut().for_each(|watched| self.recovery.end_reports(watched));
         let lost = self.lost_sensors();
-        self.notifier.publish(|events, wall_clock| {
+        self.publisher.notifier.publish(|events, wall_clock| {
             let mut news = events.of_sensors(lost, now, wall_clock);
-            for (id, watched) in &self.vms {
+            for (id, watched) in &self.registry.vms {
                 let who = || subject(&watched.vm);
                 news.extend(events.of_vm(*id, who, condition(watched), (now, wall_clock)));
             }
             if events.any_is_down() {
-                for watched in self.vms.values() {
+                for watched in self.registry.vms.values() {
                     let heard = self.heard_unawaited(watched);
                     news.extend(heard.and_then(|at| events.alive(watched.key(), at, wall_clock)));
                 }
@@ -57,16 +57,16 @@ impl Engine {
     fn heard_unawaited(&self, watched: &WatchedVm) -> Option<SystemTime> {
         let is_awaited = watched.recovery.case.as_ref().is_some_and(|case| case.stage.is_open());
         let heard = watched.detector.watch.liveness.heard.filter(|_| !is_awaited)?;
-        (watched.detector.watch.state == State::Alive).then(|| self.wall_clock(heard))
+        (watched.detector.watch.state == State::Alive).then(|| self.clock.wall_clock(heard))
     }
 
     /// What flatline sees by, and that is out of order.
     fn lost_sensors(&self) -> BTreeMap<String, String> {
-        let programs = self.health.iter().filter_map(|program| {
+        let programs = self.sampler.health.iter().filter_map(|program| {
             let why = program.failure.clone()?;
             Some((format!("program {}", program.program), why))
         });
-        let uncounted = self.vms.values().filter(|watched| watched.sensors.is_counted);
+        let uncounted = self.registry.vms.values().filter(|watched| watched.sensors.is_counted);
         let uncounted = uncounted.filter_map(|watched| {
             let why = watched.sensors.slot.as_ref().err()?.clone();
             Some((format!("counters of {}", watched.vm.name), why))
@@ -83,12 +83,12 @@ impl Engine {
 
     /// Something of the whole host that is told as it is.
     pub(super) fn tell_of_host(&self, kind: EventKind, reason: String) {
-        self.notifier.publish(|events, now| [events.of_host(kind, reason, now)]);
+        self.publisher.notifier.publish(|events, now| [events.of_host(kind, reason, now)]);
     }
 
     /// A VM is no longer watched.
     pub(super) fn tell_of_end(&self, watched: &WatchedVm) {
         let (id, who) = (watched.vm.id, subject(&watched.vm));
-        self.notifier.publish(|events, now| events.no_longer_watched(id, who, now));
+        self.publisher.notifier.publish(|events, now| events.no_longer_watched(id, who, now));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{engine::Engine, watchers};
+use super::{event_loop::EventLoop, watchers};
 use crate::{
     config::{ActuatorConfig, QmpTransport},
     recovery::actuator::libvirt_uri,
@@ -49,10 +49,11 @@ const LISTENS_AFTER: Duration = Duration::from_secs(10);
 /// VMs that are named at most.
 const NAMED: usize = 5;
 
-impl Engine {
+impl EventLoop {
     /// Whose monitor can't be used though QEMU was told to have one, and why, for people to read.
     pub(super) fn unused_monitors(&self) -> Option<String> {
         let unused: Vec<(&str, String)> = self
+            .registry
             .vms
             .values()
             .filter(|watched| watchers::age(watched.vm.id) >= Some(LISTENS_AFTER))

@@ -5,7 +5,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use tracing::{debug, info};
 
 use super::{
-    engine::Engine,
+    event_loop::EventLoop,
     hotplug::counted,
     telling::subject,
     watchers::{self, Look},
@@ -25,42 +25,31 @@ use flatline_qemu::{
 const LOOK_AGAIN: [Duration; 3] =
     [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(3)];
 
-/// A daemon that starts reads as soon as there is something to read, and doesn't wait for a tick.
-pub(super) enum FirstReading {
-    /// The first sweep is under way; of these, it isn't known yet where they are counted.
-    Awaits {
-        swept: bool,
-        vms: HashSet<VmId>,
-    },
-    Done,
-}
-
-impl Default for FirstReading {
-    fn default() -> Self {
-        Self::Awaits { swept: false, vms: HashSet::new() }
-    }
-}
-
-impl Engine {
+impl EventLoop {
     pub(super) fn sweep(&self) {
         // Only those whose end is waited for are sure to be there.
         let waits = |watched: &WatchedVm| {
             watched.sensors.end.as_ref().is_some_and(|end| !end.is_finished())
         };
-        let known = self.vms.iter().filter(|(_, watched)| waits(watched)).map(|(id, _)| *id);
-        watchers::sweep(self.config.discovery.scope(), known.collect(), self.messages.clone());
+        let known =
+            self.registry.vms.iter().filter(|(_, watched)| waits(watched)).map(|(id, _)| *id);
+        watchers::sweep(
+            self.config.discovery.scope(),
+            known.collect(),
+            self.inboxes.messages.clone(),
+        );
     }
 
     pub(super) fn found(&mut self, vm: Vm) {
-        if self.vms.contains_key(&vm.id) {
+        if self.registry.vms.contains_key(&vm.id) {
             return;
         }
-        self.has_grown = true;
+        self.registry.has_grown = true;
         self.bury_predecessors(&vm);
         let now = self.now();
         let id = vm.id;
         // A status that nobody asked for belongs to an earlier process with this pid.
-        self.statuses.remove(&id.pid);
+        self.registry.statuses.remove(&id.pid);
         let owner = vm.ownership.owner.kind();
         info!(vm = vm.name, pid = id.pid, accelerator = %vm.accelerator, owner, "found");
         let unused = vm.unused_monitors.iter().filter(|_| vm.qmp_sockets.is_empty());
@@ -75,11 +64,9 @@ impl Engine {
         let way = self.transport_to(&vm);
         let hears_late = matches!(way, Some(Transport::Brief(_) | Transport::Libvirt(_)));
         let memory = MemoryWatch::new(self.config.memory_every_for(&vm.name), way.as_ref(), now);
-        let qmp = way.map(|way| qmp::spawn(way, self.notices.clone()));
-        if let FirstReading::Awaits { vms, .. } = &mut self.first_reading {
-            vms.insert(id);
-        }
-        self.probes.attach(id, counted(&vm.plugged));
+        let qmp = way.map(|way| qmp::spawn(way, self.inboxes.notices.clone()));
+        self.registry.first_reading.awaits(id);
+        self.sampler.probes.attach(id, counted(&vm.plugged));
         let detection = detection_policy(&self.config, &vm.name);
         let context = Context::at(&self.config, now);
         let (state, recovery) = self.recovery.begin(&vm, age, &detection, &context);
@@ -87,7 +74,7 @@ impl Engine {
             Some((state, reason)) => Watch::resume(now, age, state, reason),
             None => Watch::begin(now, age, detection.policy.boot_grace),
         };
-        let end = watchers::watch_end(&vm, self.messages.clone());
+        let end = watchers::watch_end(&vm, self.inboxes.messages.clone());
         let recorder = self.recorder(&vm, &detection);
         let watched = WatchedVm {
             link: MonitorLink::new(&vm, qmp, hears_late),
@@ -97,9 +84,9 @@ impl Engine {
             memory,
             vm: Arc::new(vm),
         };
-        self.vms.insert(id, watched);
+        self.registry.vms.insert(id, watched);
         for delay in LOOK_AGAIN {
-            let messages = self.messages.clone();
+            let messages = self.inboxes.messages.clone();
             tokio::spawn(async move {
                 tokio::time::sleep(delay).await;
                 let look = Look { vm: id, names: true, unless: None };
@@ -112,7 +99,8 @@ impl Engine {
     fn bury_predecessors(&mut self, vm: &Vm) {
         let key = vm.uuid.as_deref().unwrap_or(&vm.name);
         let is_gone = |id: VmId| discover::start_ticks(id.pid).ok() != Some(id.start_ticks);
-        let same = self.vms.iter().filter(|(_, watched)| watched.key() == key).map(|(id, _)| *id);
+        let same =
+            self.registry.vms.iter().filter(|(_, watched)| watched.key() == key).map(|(id, _)| *id);
         for id in same.filter(|id| is_gone(*id)).collect::<Vec<_>>() {
             self.gone(id);
         }
@@ -120,53 +108,41 @@ impl Engine {
 
     /// A VM that the sweep didn't see has ended, should its pidfd not have told.
     pub(super) fn swept(&mut self, all: &HashSet<VmId>) {
-        let unseen: Vec<VmId> = self.vms.keys().filter(|id| !all.contains(id)).copied().collect();
+        let unseen: Vec<VmId> =
+            self.registry.vms.keys().filter(|id| !all.contains(id)).copied().collect();
         for id in unseen {
             if discover::start_ticks(id.pid).ok() != Some(id.start_ticks) {
                 self.gone(id);
             }
         }
-        self.probes.found(self.vms.keys().copied().collect());
-        if std::mem::take(&mut self.has_grown) {
+        self.sampler.probes.found(self.registry.vms.keys().copied().collect());
+        if std::mem::take(&mut self.registry.has_grown) {
             // SAFETY: a plain call, which only gives free memory back: to read a QEMU that was found takes
             // several times what is kept of it.
             unsafe { libc::malloc_trim(0) };
         }
-        if let FirstReading::Awaits { swept, .. } = &mut self.first_reading {
-            *swept = true;
-        }
+        self.registry.first_reading.is_swept();
         self.recovery.give_up_the_gone(all);
-    }
-
-    /// Whether all VMs that the first sweep found can be read since just now, and none was read yet: two
-    /// readings one after the other would measure nothing.
-    pub(super) fn first_reading_is_due(&mut self) -> bool {
-        let FirstReading::Awaits { swept: true, vms } = &self.first_reading else { return false };
-        if !vms.is_empty() {
-            return false;
-        }
-        self.first_reading = FirstReading::Done;
-        self.vms.values().all(|watched| watched.sensors.sample.is_none())
     }
 
     pub(super) fn gone(&mut self, id: VmId) {
         let Some(mut watched) = self.no_longer_watched(id) else { return };
-        let status = self.statuses.remove(&id.pid);
+        let status = self.registry.statuses.remove(&id.pid);
         debug!(vm = watched.vm.name, pid = id.pid, ?status, "the process has ended");
         let context = Context::at(&self.config, self.now());
-        let ended = self.recovery.qemu_ended(&mut watched, status, &self.vms, &context);
+        let ended = self.recovery.qemu_ended(&mut watched, status, &self.registry.vms, &context);
         if let Some(words) = ended {
             info!(vm = watched.vm.name, "QEMU has ended: {words}");
             let who = subject(&watched.vm);
-            self.notifier.publish(|events, now| events.ended(who, &words, now));
+            self.publisher.notifier.publish(|events, now| events.ended(who, &words, now));
         }
         self.carry_out();
     }
 
     /// Lets go of a VM, whatever has become of it.
     pub(super) fn no_longer_watched(&mut self, id: VmId) -> Option<WatchedVm> {
-        let mut watched = self.vms.remove(&id)?;
-        self.no_longer_awaited(id);
+        let mut watched = self.registry.vms.remove(&id)?;
+        self.registry.no_longer_awaited(id);
         self.tell_of_end(&watched);
         watched.detector.recorder.end();
         if let Some(end) = watched.sensors.end.take() {
@@ -175,16 +151,10 @@ impl Engine {
         if let Some(qmp) = watched.link.qmp.take() {
             qmp.close();
         }
-        self.probes.forget(id);
-        if self.vms.values().all(|other| other.vm.netns != watched.vm.netns) {
-            self.probe_sockets.remove(&watched.vm.netns);
+        self.sampler.probes.forget(id);
+        if self.registry.vms.values().all(|other| other.vm.netns != watched.vm.netns) {
+            self.probe_runner.sockets.remove(&watched.vm.netns);
         }
         Some(watched)
-    }
-
-    pub(super) fn no_longer_awaited(&mut self, id: VmId) {
-        if let FirstReading::Awaits { vms, .. } = &mut self.first_reading {
-            vms.remove(&id);
-        }
     }
 }
