@@ -63,7 +63,7 @@ fn init_log() -> anyhow::Result<()> {
 }
 
 /// Whether standard error is the stream that `JOURNAL_STREAM` names (systemd.exec(5)): the
-/// variable is inherited also by a process whose output goes elsewhere.
+/// variable is inherited also by a process with its output elsewhere.
 fn is_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else {
         return false;

@@ -34,10 +34,10 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// To whoever listens at `socket`.
+    /// To what listens at `socket`.
     ///
     /// # Errors
-    /// If nobody does.
+    /// If nothing does.
     pub(super) fn connect(socket: &Path) -> io::Result<Self> {
         let connected = UnixDatagram::unbound()?;
         connected.connect(socket)?;
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_that_takes_nothing_holds_nobody_up_and_is_told_how_much_it_missed() {
+    fn a_journal_that_takes_nothing_holds_nothing_up_and_is_told_how_much_it_missed() {
         let (_directory, socket, journal) = journal();
         let mut sent = 0_u64;
         while journal.lost.load(Ordering::Relaxed) < 3 {

@@ -1,4 +1,4 @@
-//! `flatline status`: a row for each VM, those first that need somebody.
+//! `flatline status`: a row for each VM, the most severe states first.
 
 use std::time::{Duration, SystemTime};
 

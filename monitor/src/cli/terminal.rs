@@ -24,7 +24,7 @@ pub(super) fn unicode() -> bool {
     set("NO_UNICODE").is_none() && (locale.contains("utf-8") || locale.contains("utf8"))
 }
 
-/// Whether standard output is a terminal with colours, and nobody asked for none (<https://no-color.org>).
+/// Whether standard output is a terminal with colours, and it was not asked for none (<https://no-color.org>).
 pub(super) fn colours() -> bool {
     stdout().is_terminal() && set("NO_COLOR").is_none() && has_colours(set("TERM").as_deref())
 }

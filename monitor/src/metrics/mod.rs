@@ -1,7 +1,7 @@
 //! The figures for Prometheus: what the last tick saw, as OpenMetrics text.
 //!
 //! The loop hands over a [`Snapshot`] a tick, which is copied numbers and nothing else; all text is made here, when
-//! somebody asks for it, and outside of the loop. What is asked for again before the next tick is not made again.
+//! it is asked for, and outside of the loop. What is asked for again before the next tick is not made again.
 //! Counters of the daemon itself live here between ticks ([`Counts`]).
 //!
 //! How many series there may be is bounded: by the VMs that are counted (`probes.max_vms`), by the vCPUs of each, by
@@ -43,7 +43,7 @@ pub type Latest = watch::Receiver<Option<Arc<Snapshot>>>;
 pub enum Format {
     /// OpenMetrics 1.0.
     OpenMetrics,
-    /// Prometheus' own text format 0.0.4, for whoever knows nothing else.
+    /// Prometheus' own text format 0.0.4, for clients that know nothing else.
     PrometheusText,
 }
 

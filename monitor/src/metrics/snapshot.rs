@@ -1,4 +1,4 @@
-//! What a tick leaves for whoever asks: numbers, and names that others own.
+//! Snapshot of a tick, of which metrics are made: numbers, and names that are shared.
 
 use std::{
     sync::Arc,
@@ -69,7 +69,7 @@ pub struct VmFigures {
     pub run_state: Option<RunState>,
     /// Time since the last sign of life, where that is known.
     pub flat: Option<Duration>,
-    /// Somebody wants it left alone.
+    /// It is on hold.
     pub is_held: bool,
     /// It has a row that it is counted in.
     pub is_counted: bool,

@@ -1,7 +1,7 @@
 //! What is wrong now, as Alertmanager has it: alerts that fire until they are over. Pure: times come in.
 //!
 //! Alertmanager forgets an alert whose end has passed, and is told of each again and again with an end that moves on; one
-//! whose daemon is gone ends by itself. What is over is sent with its end until Alertmanager has taken it once.
+//! of a daemon that is gone ends by itself. What is over is sent with its end until Alertmanager has taken it once.
 
 #[cfg(test)]
 mod tests;
@@ -57,7 +57,7 @@ fn ends(kind: EventKind) -> &'static [&'static str] {
     }
 }
 
-/// An alert's name, and whose it is.
+/// An alert's name, and the key of its subject.
 type Key = (&'static str, String);
 
 #[derive(Clone, Debug)]
@@ -94,7 +94,7 @@ pub struct Alerts {
     is_under_way: bool,
 }
 
-fn whose(event: &Event) -> String {
+fn subject_key(event: &Event) -> String {
     match &event.subject {
         Some(subject) => subject.key().to_owned(),
         None => event.sensor.clone(),
@@ -134,9 +134,9 @@ impl Alerts {
     /// Takes an event in, and whether those that begin an alert are wanted; what ends one always is.
     /// Returns how many alerts had to go for it.
     pub fn take(&mut self, event: &Event, is_wanted: bool) -> u64 {
-        let whose = whose(event);
+        let subject = subject_key(event);
         for name in ends(event.kind) {
-            if let Some(alert) = self.known.get_mut(&(*name, whose.clone()))
+            if let Some(alert) = self.known.get_mut(&(*name, subject.clone()))
                 && alert.ended.is_none()
             {
                 alert.ended = Some(event.at);
@@ -144,9 +144,9 @@ impl Alerts {
             }
         }
         let Some(name) = begins(event.kind).filter(|_| is_wanted) else { return 0 };
-        let key = (name, whose);
+        let key = (name, subject);
         let known = self.known.get(&key).filter(|alert| alert.ended.is_none());
-        // Who it is stays as it was told first: Alertmanager knows an alert by its labels.
+        // Its subject stays as it was told first: Alertmanager knows an alert by its labels.
         let (labels, begun) = match known {
             Some(alert) => (alert.labels.clone(), alert.begun),
             None => (
@@ -185,7 +185,7 @@ impl Alerts {
         labels
     }
 
-    /// Whoever is over goes first, then who began first.
+    /// One that is over goes first, then the one that began first.
     fn drop_oldest(&mut self) -> bool {
         let oldest =
             self.known.iter().min_by_key(|(_, alert)| (alert.ended.is_none(), alert.begun));

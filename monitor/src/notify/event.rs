@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{rfc3339, storage::incident::Incident};
 
-/// How much an event matters, for whoever sorts by that.
+/// How much an event matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
@@ -49,7 +49,7 @@ pub enum EventKind {
     Observed,
     /// A guest that was not brought back lives all the same.
     AliveAgain,
-    /// The QEMU of a guest of which something bad was told has ended, as somebody wanted.
+    /// The QEMU of a guest of which something bad was told has ended on purpose.
     Ended,
     /// A guest's kernel lives, and its agent's heart does not beat.
     UserlandDead,

@@ -65,7 +65,7 @@ pub enum PostError {
         /// Why not.
         why: String,
     },
-    /// Nobody listens there.
+    /// Nothing listens there.
     #[error("cannot connect to {at}: check that it runs and that no firewall is between")]
     Connect {
         /// Where.
@@ -213,7 +213,7 @@ impl Client {
         let ask = move || {
             let addresses = asked.to_socket_addrs().map(Vec::from_iter);
             looks_up.store(false, Ordering::Release);
-            // Nobody may wait any more.
+            // Its caller may wait no longer.
             let _ = done.send(addresses);
         };
         if let Err(error) = std::thread::Builder::new().name("look-up".to_owned()).spawn(ask) {

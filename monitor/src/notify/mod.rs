@@ -1,16 +1,18 @@
-//! Tells what happens to whoever is configured (`[[tell]]`): webhooks, Alertmanagers, commands, and always the log.
+//! Notifications of what happens, to the configured targets (`[[notify]]`): webhooks, Alertmanagers, commands, and always
+//! the log.
 //!
 //! ```text
-//!   the loop, the scribe ──▶ follow (what of it is news) ──▶ Event ──▶ log
+//!   recovery, ticks ──▶ events (what of it is news) ──▶ Event ──▶ log
 //!                                                             ├──▶ queue ──▶ worker ──▶ webhook
 //!                                                             ├──▶ queue ──▶ worker ──▶ command
 //!                                                             └──▶ alerts ─▶ worker ──▶ Alertmanager
 //! ```
 //!
-//! Whoever tells something waits for nothing: an event is put into each target's bounded queue, and a task a target takes
+//! Producers never block: an event is put into each target's bounded queue, and a task a target takes
 //! it from there. What waits is on disk as well, a few seconds later, as long as a target can't be told.
 
 pub mod alerts;
+mod delivery_queue;
 pub mod event;
 pub mod events;
 pub mod http;

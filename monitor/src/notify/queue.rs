@@ -6,7 +6,7 @@
 //!              └── failed ──┘   tried again after a pause that grows with each failure
 //! ```
 //!
-//! Whoever comes when there is no room, or waits for longer than events are kept, makes the oldest one be lost: what
+//! Where there is no room for another one, or one waits for longer than events are kept, the oldest one is lost: what
 //! happened last is what a person needs to know. How many were lost is told with the next delivery, and never forgotten.
 
 use std::{collections::VecDeque, time::Duration};
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_is_lost_and_holds_nobody_up() {
+    fn what_is_refused_is_lost_and_holds_nothing_up() {
         let mut queue = queue(4, 0..2);
         assert_eq!(queue.next(at(0)).0, Next::Deliver(0, 0));
         queue.refused();

@@ -1,12 +1,12 @@
 //! Signs what is told, as [Standard Webhooks](https://www.standardwebhooks.com) do: HMAC-SHA-256 over the event's id, the
-//! moment at which it is sent, and the body, so that nobody can make one up, change one, or send an old one again.
+//! moment at which it is sent, and the body, so that none can be made up, changed, or sent again later.
 
 use std::fmt;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ring::hmac;
 
-/// What a secret begins with whose bytes are given as Base64.
+/// What a secret begins with that is given as Base64.
 const BASE64_MARK: &str = "whsec_";
 /// Fewer bytes could be guessed.
 const LEAST_BYTES: usize = 16;

@@ -175,7 +175,7 @@ fn a_webhook_gets_each_event_in_order_with_its_headers() {
 }
 
 #[test]
-fn whoever_tells_waits_for_no_receiver_and_no_receiver_for_another() {
+fn no_producer_waits_for_a_receiver_and_no_receiver_for_another() {
     let (slow, slow_address) = listen();
     let (good, good_address) = listen();
     // It takes connections, and never answers.
@@ -196,7 +196,7 @@ fn whoever_tells_waits_for_no_receiver_and_no_receiver_for_another() {
     stage.wait_for_complaint("did not answer within 1s");
     stage.wait_for_complaint("cannot connect");
     assert!(stage.complaint().contains("95 events are lost"), "{}", stage.complaint());
-    // At the end, nobody waits for them either.
+    // At the end, nothing waits for them either.
     let begun = Instant::now();
     stage.finish();
     assert!(begun.elapsed() < END_LIMIT + SOON, "{:?}", begun.elapsed());
@@ -204,7 +204,7 @@ fn whoever_tells_waits_for_no_receiver_and_no_receiver_for_another() {
 }
 
 #[test]
-fn who_is_down_and_comes_back_gets_all_that_waited_and_hears_how_many_did_not() {
+fn a_receiver_that_is_down_and_comes_back_gets_all_that_waited_and_hears_how_many_did_not() {
     let (listener, address) = listen();
     drop(listener);
     let stage = Stage::new(&webhook(address, "queue = 3"));
@@ -224,7 +224,7 @@ fn who_is_down_and_comes_back_gets_all_that_waited_and_hears_how_many_did_not() 
 }
 
 #[test]
-fn who_refuses_loses_that_event_and_gets_the_next() {
+fn a_receiver_that_refuses_loses_that_event_and_gets_the_next() {
     let (listener, address) = listen();
     let requests = receiver(listener, |number, stream| {
         let refusal = "HTTP/1.1 401 Unauthorized\r\nContent-Length: 9\r\n\r\nno\u{1b}[31m!\n";
@@ -242,7 +242,7 @@ fn who_refuses_loses_that_event_and_gets_the_next() {
 }
 
 #[test]
-fn who_asks_for_a_pause_gets_it_and_then_the_same_event_with_the_same_id() {
+fn a_receiver_that_asks_for_a_pause_gets_it_and_then_the_same_event_with_the_same_id() {
     let (listener, address) = listen();
     let requests = receiver(listener, |number, stream| {
         let later = "HTTP/1.1 429 Too Many\r\nRetry-After: 2\r\nContent-Length: 0\r\n\r\n";
@@ -307,7 +307,7 @@ fn what_waits_is_told_by_the_next_daemon_and_gone_once_it_was() {
 }
 
 #[test]
-fn a_new_configuration_takes_over_what_waits_for_whoever_stays() {
+fn a_new_configuration_takes_over_what_waits_for_a_target_that_stays() {
     let (listener, address) = listen();
     drop(listener);
     let (good, good_address) = listen();
@@ -329,7 +329,7 @@ fn a_new_configuration_takes_over_what_waits_for_whoever_stays() {
     assert_eq!(reasons(&requests, 1), ["new"]);
     assert_eq!(reasons(&others, 1), ["new"]);
     stage.telling.reconfigure(&[]);
-    stage.tell("to nobody");
+    stage.tell("to no target");
     assert_eq!(stage.telling.complaints(), [""; 0]);
 }
 

@@ -1,7 +1,7 @@
 //! The task of one target: takes what waits for it, one after the other, and tells it.
 //!
-//! A target that is slow, down or unwilling holds up nobody but itself: what waits does so in a bounded queue, and whoever
-//! puts something in only takes a lock that is never held across an await.
+//! A target that is slow, down or unwilling holds up only itself: what waits does so in a bounded queue, and a producer
+//! only takes a lock that is never held across an await.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -17,11 +17,10 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use super::{
-    alerts::{self, Alerts},
+    delivery_queue::{DeliveryQueue, Job},
     event::Event,
     http::{self, Client},
     payload,
-    queue::{self, Queue},
 };
 use crate::{
     config::{Destination, Target},
@@ -38,21 +37,6 @@ const ALERTS_PATH: &str = "/api/v2/alerts";
 /// Characters of what went wrong.
 const WORDS_CHARS: usize = 800;
 
-/// What waits for a target.
-#[derive(Debug)]
-pub(super) enum DeliveryQueue {
-    /// Events in their order.
-    Events(Queue<Arc<Event>>),
-    /// What is wrong now.
-    Alerts(Alerts),
-}
-
-/// What is to be told now.
-enum Job {
-    Event(Arc<Event>, u64),
-    Alerts(Vec<Value>),
-}
-
 /// Why it wasn't.
 struct Failure {
     words: String,
@@ -60,7 +44,7 @@ struct Failure {
     asked_pause: Option<Duration>,
 }
 
-/// What a target's task shares with whoever tells it something.
+/// What a target's task shares with the producers.
 #[derive(Debug)]
 struct Shared {
     host: String,
@@ -73,7 +57,7 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     target: Arc<Target>,
-    lane: DeliveryQueue,
+    queue: DeliveryQueue,
     /// Why the last attempt failed, until one succeeds.
     complaint: Option<String>,
     /// It was said that events are lost, since the last delivery.
@@ -90,39 +74,6 @@ pub(super) struct Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.task.abort();
-    }
-}
-
-impl DeliveryQueue {
-    fn new(target: &Target, host: &str) -> Self {
-        let most = usize::try_from(target.queue).unwrap_or(usize::MAX);
-        match &target.to {
-            Destination::Alertmanager(_) => Self::Alerts(Alerts::new(host.to_owned(), most)),
-            Destination::Webhook { .. } | Destination::Command(_) => {
-                Self::Events(Queue::new(most, target.keep))
-            }
-        }
-    }
-
-    fn len(&self) -> usize {
-        match self {
-            Self::Events(queue) => queue.len(),
-            Self::Alerts(alerts) => alerts.news(),
-        }
-    }
-
-    fn lost(&self) -> u64 {
-        match self {
-            Self::Events(queue) => queue.lost(),
-            Self::Alerts(alerts) => alerts.lost(),
-        }
-    }
-
-    fn failures(&self) -> u32 {
-        match self {
-            Self::Events(queue) => queue.failures(),
-            Self::Alerts(alerts) => alerts.failures(),
-        }
     }
 }
 
@@ -156,27 +107,9 @@ impl Shared {
     fn next(&self) -> Result<(Arc<Target>, Job), Option<Duration>> {
         let now = self.now();
         let mut state = self.state();
-        let (job, expired) = match &mut state.lane {
-            DeliveryQueue::Events(queue) => {
-                let (next, expired) = queue.next(now);
-                let job = match next {
-                    queue::Next::Deliver(event, lost) => Ok(Job::Event(event, lost)),
-                    queue::Next::Wait(until) => Err(Some(until.saturating_sub(now))),
-                    queue::Next::Nothing => Err(None),
-                };
-                (job, expired)
-            }
-            DeliveryQueue::Alerts(alerts) => {
-                let job = match alerts.next(now, SystemTime::now()) {
-                    alerts::Next::Send(batch) => Ok(Job::Alerts(batch)),
-                    alerts::Next::Wait(until) => Err(Some(until.saturating_sub(now))),
-                    alerts::Next::Nothing => Err(None),
-                };
-                (job, 0)
-            }
-        };
+        let (job, expired) = state.queue.next(now, SystemTime::now());
         self.note_lost(&mut state, expired, Told::Expired);
-        self.counts.waiting(&state.target.name, state.lane.len());
+        self.counts.waiting(&state.target.name, state.queue.len());
         job.map(|job| (Arc::clone(&state.target), job))
     }
 
@@ -184,7 +117,7 @@ impl Shared {
     fn done(&self, target: &Target, result: Result<(), Failure>) {
         let now = self.now();
         let mut state = self.state();
-        let (name, before) = (&target.name, state.lane.failures());
+        let (name, before) = (&target.name, state.queue.failures());
         let told = match &result {
             Ok(()) => Told::Delivered,
             Err(failure) if failure.is_final => Told::Refused,
@@ -193,26 +126,15 @@ impl Shared {
         self.counts.note(name, told, 1);
         match result {
             Ok(()) => {
-                match &mut state.lane {
-                    DeliveryQueue::Events(queue) => queue.delivered(),
-                    DeliveryQueue::Alerts(alerts) => alerts.delivered(now),
-                }
+                state.queue.delivered(now);
                 state.said_lost = false;
                 if state.complaint.take().is_some() {
                     info!(receiver = name, "{name} is told again");
                 }
             }
             Err(Failure { words, is_final, asked_pause }) => {
-                let pause = match &mut state.lane {
-                    DeliveryQueue::Events(queue) if is_final => {
-                        queue.refused();
-                        None
-                    }
-                    DeliveryQueue::Events(queue) => Some(queue.failed(asked_pause, now)),
-                    // What is wrong now is told again, however often that is refused.
-                    DeliveryQueue::Alerts(alerts) => Some(alerts.failed(asked_pause, now)),
-                };
-                let waiting = state.lane.len();
+                let pause = state.queue.failed(is_final, asked_pause, now);
+                let waiting = state.queue.len();
                 match pause {
                     None => error!(
                         receiver = name,
@@ -227,7 +149,7 @@ impl Shared {
                 state.complaint = Some(words);
             }
         }
-        self.counts.waiting(name, state.lane.len());
+        self.counts.waiting(name, state.queue.len());
     }
 }
 
@@ -240,8 +162,8 @@ impl Worker {
         counts: &NotificationCounts,
     ) -> Self {
         counts.begin(&target.name);
-        let lane = DeliveryQueue::new(&target, host);
-        let state = State { target: Arc::new(target), lane, complaint: None, said_lost: false };
+        let queue = DeliveryQueue::new(&target, host);
+        let state = State { target: Arc::new(target), queue, complaint: None, said_lost: false };
         let shared = Arc::new(Shared {
             host: host.to_owned(),
             began,
@@ -270,84 +192,54 @@ impl Worker {
         if *state.target == target {
             return;
         }
-        let most = usize::try_from(target.queue).unwrap_or(usize::MAX);
-        let lost = match &mut state.lane {
-            DeliveryQueue::Events(queue) => {
-                queue.retry_now();
-                queue.set_bounds(most, target.keep)
-            }
-            DeliveryQueue::Alerts(alerts) => {
-                alerts.retry_now();
-                alerts.set_bound(most)
-            }
-        };
+        let lost = state.queue.set_bounds(&target);
         state.target = Arc::new(target);
         self.shared.note_lost(&mut state, lost, Told::Dropped);
         drop(state);
         self.shared.wake.notify_one();
     }
 
-    /// Has the event told, if the target wants it. One that `is_news` to nobody only counts for what is wrong now.
+    /// Has the event told, if the target wants it. One that is no news only counts for what is wrong now.
     pub(super) fn tell(&self, event: &Arc<Event>, is_news: bool) {
         let now = self.shared.now();
         let mut state = self.shared.state();
         let target = Arc::clone(&state.target);
-        let lost = match &mut state.lane {
-            DeliveryQueue::Events(queue) if is_news && target.wants(event) => {
-                queue.push(Arc::clone(event), now)
-            }
-            DeliveryQueue::Alerts(alerts)
-                if Alerts::concerns(event.kind) && target.is_about_its_own(event) =>
-            {
-                alerts.take(event, target.wants(event))
-            }
-            DeliveryQueue::Events(_) | DeliveryQueue::Alerts(_) => return,
-        };
+        let Some(lost) = state.queue.take(event, &target, is_news, now) else { return };
         self.shared.note_lost(&mut state, lost, Told::Dropped);
-        self.shared.counts.waiting(&target.name, state.lane.len());
+        self.shared.counts.waiting(&target.name, state.queue.len());
         drop(state);
         self.shared.wake.notify_one();
     }
 
     /// What waits for it, and how many were lost before; alerts are found anew.
     pub(super) fn left(&self) -> (Vec<Arc<Event>>, u64) {
-        match &self.shared.state().lane {
-            DeliveryQueue::Events(queue) => (queue.all().cloned().collect(), queue.lost()),
-            DeliveryQueue::Alerts(alerts) => (Vec::new(), alerts.lost()),
-        }
+        let queue = &self.shared.state().queue;
+        (queue.events(), queue.lost())
     }
 
     /// Takes up what an earlier daemon had left.
     pub(super) fn restore(&self, events: Vec<Event>, lost: u64) {
         let now = self.shared.now();
-        if let DeliveryQueue::Events(queue) = &mut self.shared.state().lane {
-            queue.restore(events.into_iter().map(Arc::new).collect(), lost, now);
-        }
+        self.shared.state().queue.restore(events, lost, now);
         self.shared.wake.notify_one();
     }
 
     /// Tries at once, once more.
     pub(super) fn retry_now(&self) {
-        match &mut self.shared.state().lane {
-            DeliveryQueue::Events(queue) => queue.retry_now(),
-            DeliveryQueue::Alerts(alerts) => alerts.retry_now(),
-        }
+        self.shared.state().queue.retry_now();
         self.shared.wake.notify_one();
     }
 
     /// Whether nothing can be done for it now: all is told, or it has to wait.
     pub(super) fn is_drained(&self) -> bool {
         let now = self.shared.now();
-        match &self.shared.state().lane {
-            DeliveryQueue::Events(queue) => queue.is_drained(now),
-            DeliveryQueue::Alerts(alerts) => alerts.is_drained(now),
-        }
+        self.shared.state().queue.is_drained(now)
     }
 
     /// What is wrong with it, if anything is.
     pub(super) fn complaint(&self) -> Option<String> {
         let state = self.shared.state();
-        let (name, waiting, lost) = (&state.target.name, state.lane.len(), state.lane.lost());
+        let (name, waiting, lost) = (&state.target.name, state.queue.len(), state.queue.lost());
         let lost =
             if lost > 0 { format!("; {lost} events are lost for it") } else { String::new() };
         match &state.complaint {

@@ -21,7 +21,7 @@ fn some() -> StatusView {
 }
 
 #[test]
-fn who_needs_somebody_stands_first_and_nothing_is_cut_where_no_terminal_is() {
+fn a_vm_that_needs_a_person_stands_first_and_nothing_is_cut_where_no_terminal_is() {
     let expected = "\
 flatline 0.1.0 on h, Linux 6.18, up 1m5s, mode recover
 5 VMs: 2 alive, 1 failed, 1 unobservable, 1 starting, 1 on hold

@@ -44,7 +44,7 @@ pub(super) fn run(config: &Config, no_color: bool) -> Result<Answer, Failure> {
         .context("can't start the runtime")
         .map_err(Failure::BadNews)?;
     let watched = runtime.block_on(watch::watch(&mut model, runtime_dir));
-    // A question to the daemon may be under way, whose answer nobody needs.
+    // A question to the daemon may be under way, and its answer is not needed.
     runtime.shutdown_background();
     watched.map_err(Failure::BadNews)?;
     Ok(Answer::good(String::new()))

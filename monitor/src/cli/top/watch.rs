@@ -1,6 +1,6 @@
 //! The loop: keys, answers, ticks and signals become what the model knows, and that a picture.
 //!
-//! Whatever waits for somebody does so elsewhere: keys are read by a thread of their own, and so is the daemon asked, so
+//! What waits does so elsewhere: keys are read by a thread of their own, and so is the daemon asked, so
 //! that a key is answered at once while the daemon doesn't.
 
 use std::io;
@@ -23,7 +23,7 @@ use super::screen::Screen;
 /// Keys that were pressed and not read yet; a further one waits in the terminal.
 const KEYS: usize = 64;
 
-/// Shows `model`, which has its first answer, until somebody ends it.
+/// Shows `model`, which has its first answer, until it is ended.
 pub(super) async fn watch(model: &mut Model, runtime_dir: &Path) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("can't listen for signals")?;
     let mut screen = Screen::take().context("can't take over the terminal")?;
@@ -166,7 +166,7 @@ impl Signals {
             _ = three.recv() => Effect::Quit,
             _ = four.recv() => Effect::Quit,
             _ = self.stop.recv() => Effect::Suspend,
-            // Somebody stopped this without asking, and let it go on.
+            // This was stopped without asking, and let it go on.
             _ = self.continued.recv() => Effect::DrawAll,
         }
     }

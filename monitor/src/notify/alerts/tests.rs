@@ -60,7 +60,7 @@ fn a_crash_fires_again_and_again_until_it_is_over_and_is_then_sent_with_its_end(
 }
 
 #[test]
-fn whoever_is_not_brought_back_fires_as_down_until_he_lives() {
+fn a_guest_that_is_not_brought_back_fires_as_down_until_it_lives() {
     let mut alerts = alerts(9);
     alerts.take(&event(EventKind::Crashed, "a", 1), true);
     alerts.take(&event(EventKind::Failed, "a", 2), true);
@@ -81,7 +81,7 @@ fn whoever_is_not_brought_back_fires_as_down_until_he_lives() {
 }
 
 #[test]
-fn what_ends_an_alert_is_taken_though_nobody_asked_for_it() {
+fn what_ends_an_alert_is_taken_though_it_was_not_asked_for() {
     let mut alerts = alerts(9);
     alerts.take(&event(EventKind::Crashed, "a", 1), false);
     assert_eq!(alerts.next(moment(1), at(1)), Next::Nothing);

@@ -20,7 +20,7 @@ use tokio_rustls::{
 
 use super::{Client, PostError, Url, may_succeed_later, retry_after, words};
 
-/// A certificate of `localhost` that nobody has signed but itself, until 2120.
+/// A certificate of `localhost` that is signed by itself, until 2120.
 const CERTIFICATE: &str = "MIIBXjCCAQSgAwIBAgIBATAKBggqhkjOPQQDAjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwIBcNMjAwMTAxMDAwMDAwWhgPMjEy\
     MDAxMDEwMDAwMDBaMBQxEjAQBgNVBAMMCWxvY2FsaG9zdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABBdX+LE/Y9dtOKS0\
     e1lOLAk/IhRBwsD3+DFZCtomT/K+tAlXtcYON7jq1yNNYfETrYh8aMM68GmEKV+ln6rH6+yjRTBDMAwGA1UdEwEB/wQCMAAw\
@@ -88,7 +88,7 @@ async fn a_certificate_that_is_trusted_and_is_of_that_name_is_taken_and_no_other
     let text = words(&other.expect_err("another name"));
     assert!(text.contains("not valid for name"), "{text}");
     let stranger = post(&mut Client::default(), &format!("https://localhost:{port}/")).await;
-    let text = words(&stranger.expect_err("nobody signed it"));
+    let text = words(&stranger.expect_err("it is not signed"));
     assert!(
         text.contains("invalid peer certificate") && text.contains("update-ca-certificates"),
         "{text}"

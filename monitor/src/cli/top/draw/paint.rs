@@ -64,7 +64,7 @@ impl Paint<'_> {
     }
 
     /// `text` as the terminal shows it. Marks that have no columns of their own are left out: terminals don't agree about
-    /// them, and whoever names a VM could shift all that stands behind its name.
+    /// them, and a VM's name could shift all that stands behind its name.
     fn drawable(&self, text: &str) -> String {
         let seen = |c: &char| c.width().is_some_and(|width| width > 0);
         let ascii = |c: char| if c.is_ascii() || self.look.unicode { c } else { '?' };

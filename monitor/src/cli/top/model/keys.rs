@@ -57,7 +57,7 @@ impl Model {
             KeyCode::PageUp => self.move_to(self.cursor.saturating_sub(lines)),
             KeyCode::PageDown => self.move_to(self.cursor + lines),
             KeyCode::Home | KeyCode::Char('g') => {
-                // At the top it stays, whoever comes to stand there.
+                // At the top it stays, whichever VM comes to stand there.
                 self.selected = None;
                 self.cursor = 0;
             }

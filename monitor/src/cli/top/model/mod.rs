@@ -1,7 +1,7 @@
 //! What is shown, and what came of the keys: no terminal, no socket, no clock.
 //!
 //! The VM under the cursor is kept by what it is, not by where it stands, so that it stays under the cursor when the
-//! rows change places. While nobody moved the cursor, it stays at the top.
+//! rows change places. A cursor that was not moved stays at the top.
 
 mod feed;
 mod keys;
@@ -64,7 +64,7 @@ pub(super) struct Model {
     pub(super) cursor: usize,
     /// Which of `shown` is the first one on the screen.
     pub(super) offset: usize,
-    /// The VM whose page is open.
+    /// The page of a VM, while it is open.
     pub(super) page: Option<Page>,
     pub(super) feed: Feed,
     /// What time it is.

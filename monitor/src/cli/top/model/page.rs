@@ -40,7 +40,7 @@ pub(in crate::cli::top) struct PageAnswer {
 /// An open page.
 #[derive(Debug)]
 pub(in crate::cli::top) struct Page {
-    /// Whose it is.
+    /// The VM.
     pub(in crate::cli::top) key: Key,
     view: Option<Box<ShowView>>,
     incidents: Option<Vec<Incident>>,

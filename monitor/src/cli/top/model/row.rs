@@ -13,7 +13,7 @@ use crate::cli::severity;
 pub(in crate::cli::top) enum Column {
     /// Its name.
     Name,
-    /// Who needs somebody first.
+    /// The most severe state first.
     State,
     /// vCPU time.
     Vcpu,

@@ -42,7 +42,7 @@ fn at(model: &Model) -> &str {
 }
 
 #[test]
-fn who_needs_somebody_stands_first() {
+fn a_vm_that_needs_a_person_stands_first() {
     let model = model(vec![
         vm("a", 1, "alive"),
         vm("b", 2, "suspect"),
@@ -122,7 +122,7 @@ fn a_filter_is_typed_kept_taken_back_and_cleared() {
 }
 
 #[test]
-fn the_cursor_goes_with_its_vm_and_stays_at_the_top_while_nobody_moved_it() {
+fn the_cursor_goes_with_its_vm_and_stays_at_the_top_while_it_was_not_moved() {
     let mut model = model(vec![vm("a", 1, "alive"), vm("b", 2, "alive"), vm("c", 3, "alive")]);
     let changed = |states: [&str; 3]| {
         let vms = ["a", "b", "c"].into_iter().zip(1..).zip(states);
