@@ -12,10 +12,11 @@ use anyhow::{Context, Result};
 use crate::process::{capture, workspace_root};
 
 /// The end-to-end tests of a room: of a module, wherever it stands, or of a directory.
-const ROOMS: [(&str, &[&str]); 28] = [
+const ROOMS: [(&str, &[&str]); 30] = [
     ("activity", &["brought_back", "left_alone", "overcommitted"]),
     ("api", &["reports", "metrics", "page", "web_access", "top", "hostile"]),
     ("balloon", &["memory", "witnesses"]),
+    ("bpf", &["counts", "network", "taps", "storage", "upgrade"]),
     ("check", &["packages", "documents"]),
     ("cli", &["reports", "top", "documents"]),
     ("config", &["reload", "documents"]),
@@ -26,21 +27,22 @@ const ROOMS: [(&str, &[&str]); 28] = [
     ("heartbeat", &["heartbeats"]),
     ("history", &["top", "page"]),
     ("insight", &["unreadable"]),
+    ("memory", &["memory"]),
     ("metrics", &["metrics", "alerts"]),
     ("monitor-ebpf", &["counts", "network", "taps", "storage", "neighbours", "upgrade"]),
     ("notify", &["telling", "alerts"]),
     ("packaging", &["packages", "documents", "alerts"]),
-    ("probe", &["counts", "network", "taps", "storage", "upgrade"]),
+    ("probes", &["witnesses", "left_alone", "masked_wait", "network", "neighbours"]),
     ("program", &["owners", "packages"]),
     ("qmp", &["hostile", "answers", "peers", "sockets", "unreadable"]),
+    ("recorder", &["recordings"]),
+    ("recording", &["recordings"]),
     ("recovery", &["brought_back", "ladder", "run_states", "killed", "evidence", "owners"]),
-    ("report", &["recordings"]),
-    ("sample", &["counts", "storage", "memory", "overcommitted", "idle_costs"]),
+    ("sampler", &["counts", "storage", "memory", "overcommitted", "idle_costs"]),
     ("storage", &["evidence", "state_dir", "version_before", "reports"]),
     ("verdict", &["brought_back", "left_alone", "masked_wait", "known_dead", "recordings"]),
     ("vm", &BASIC),
     ("web", &["page", "web_access", "metrics"]),
-    ("witness", &["witnesses", "left_alone", "masked_wait", "network", "neighbours"]),
 ];
 /// Of whatever else the daemon and the tests' own harness have.
 const BASIC: [&str; 2] = ["brought_back", "lifecycle"];
