@@ -87,7 +87,8 @@ fn put(source: &Path, target: &Path, mode: u32, is_built: bool) -> Result<()> {
 fn is_compressed(path: &Path) -> bool {
     let text = path.to_string_lossy();
     text.contains("/usr/share/man/")
-        || (text.contains("/usr/share/doc/") && text.ends_with("/changelog.Debian"))
+        || (text.contains("/usr/share/doc/")
+            && ["/changelog", "/changelog.Debian"].iter().any(|name| text.ends_with(name)))
 }
 
 #[cfg(test)]

@@ -22,6 +22,8 @@ const PLACES: [(&str, &str); 4] = [
     // Not in place: an upgrade would overwrite what the administrator wrote.
     ("etc/flatline", "share/flatline/etc"),
 ];
+/// Debian's packages have them in `copyright`, which is not for everybody else.
+const LICENCES: [&str; 2] = ["LICENSE-APACHE", "LICENSE-MIT"];
 /// Units that have a path of their program in them.
 const UNITS: &str = "lib/systemd/system";
 
@@ -49,6 +51,10 @@ pub(super) fn build() -> Result<PathBuf> {
         fs::write(&unit, text.replace("file:/usr/share", "file:/usr/local/share"))?;
     }
     agents(&root.join("share/flatline/heartbeat"))?;
+    for licence in LICENCES {
+        fs::copy(workspace_root().join(licence), root.join("share/doc/flatline").join(licence))
+            .with_context(|| format!("no {licence}"))?;
+    }
     let file = directory().join(format!("{name}.tar.gz"));
     pack(&root, &file)?;
     Ok(file)
