@@ -12,10 +12,10 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use flatline::{
-    discover::{Tap as WatchedTap, TapKind},
-    sample::{CounterMaps, TapAddress, TapAddresses},
-    witness::{ProbeSocket, arp, ndp},
+    probes::{ProbeSocket, arp, ndp},
+    sampler::{CounterMaps, TapAddress, TapAddresses},
 };
+use flatline_qemu::discover::{Tap as WatchedTap, TapKind};
 use flatline_tests::{
     capture::Capture,
     daemon::Daemon,
