@@ -18,8 +18,19 @@ echo 1 >/proc/sys/kernel/sysrq
 address=
 address6=
 vlan=
-for word in $(cat /proc/cmdline); do
+words=$(cat /proc/cmdline)
+case $words in
+    # The state in which it waits here is saved; each guest that goes on from it is told who it is.
+    *flatline.asks*)
+        echo "FLATLINE-GUEST SAVABLE"
+        read -r words
+        ;;
+esac
+mac=
+for word in $words; do
     case $word in
+        flatline.now=*) date -s "@${word#flatline.now=}" >/dev/null ;;
+        flatline.mac=*) mac=${word#flatline.mac=} ;;
         flatline.ip=*) address=${word#flatline.ip=} ;;
         flatline.ip6=*) address6=${word#flatline.ip6=} ;;
         flatline.vlan=*) vlan=${word#flatline.vlan=} ;;
@@ -40,6 +51,7 @@ fi
 gateway=${address%/*}
 gateway=${gateway%.*}.1
 gateway6=${address6%%::*}::1
+[ -n "$mac" ] && ip link set eth0 address "$mac"
 if [ -n "$address$address6" ] && [ -d /sys/class/net/eth0 ]; then
     interface=eth0
     if [ -n "$vlan" ]; then

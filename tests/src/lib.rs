@@ -31,6 +31,7 @@ pub mod scenario;
 pub mod schedule;
 mod seccomp;
 pub mod soak;
+pub mod state;
 pub mod stopped;
 pub mod store;
 pub mod tools;

@@ -141,6 +141,8 @@ pub struct GuestConfig {
     pub memory_mib: u32,
     /// A tap for its network card, if it has one.
     pub tap: Option<Tap>,
+    /// The card's address; `None`: one that no other guest has.
+    pub mac: Option<String>,
     /// Linux' address with its prefix, such as `10.7.0.2/24`; the gateway is the network's first.
     pub ip: Option<String>,
     /// Linux' IPv6 address with its prefix, such as `fd00:7::2/64`; the gateway is the network's first.
@@ -203,6 +205,7 @@ impl GuestConfig {
             accelerator: Accelerator::Tcg,
             memory_mib,
             tap: None,
+            mac: None,
             ip: None,
             ip6: None,
             vlan: None,
@@ -369,10 +372,9 @@ impl GuestConfig {
             GuestKind::Nothing => {}
         }
         if let Some(tap) = &self.tap {
-            let [_, a, b, c] = NEXT_MAC.fetch_add(1, Ordering::Relaxed).to_be_bytes();
             add(&["-netdev"]);
             add(&[&format!("tap,id=net0,ifname={},script=no,downscript=no,vhost=off", tap.name())]);
-            let mac = format!("52:54:00:{a:02x}:{b:02x}:{c:02x}");
+            let mac = self.mac.clone().unwrap_or_else(next_mac);
             // Without a ROM: nobody boots from the network.
             add(&["-device", &format!("virtio-net-pci,netdev=net0,mac={mac},romfile=")]);
         }
@@ -426,31 +428,45 @@ impl GuestConfig {
         Ok(arguments)
     }
 
+    /// Linux' addresses, as words for its init.
+    pub(crate) fn address_words(&self) -> String {
+        let mut words = String::new();
+        if let Some(ip) = &self.ip {
+            words.push_str(&format!(" flatline.ip={ip}"));
+        }
+        if let Some(ip6) = &self.ip6 {
+            words.push_str(&format!(" flatline.ip6={ip6}"));
+        }
+        if let Some(vlan) = self.vlan {
+            words.push_str(&format!(" flatline.vlan={vlan}"));
+        }
+        words
+    }
+
     fn kernel_command_line(&self) -> String {
         // All but the first three save boot time: no calibration against timers that the emulation
-        // makes late, and no self-tests.
+        // makes late, no self-tests, no certificates of modules to be verified, no list of probes.
         let mut line = format!("console={} ", self.board.console());
         line.push_str(
             "panic=0 quiet tsc=reliable no_timer_check mitigations=off \
-             cryptomgr.notests init_on_alloc=0",
+             cryptomgr.notests init_on_alloc=0 \
+             initcall_blacklist=load_system_certificate_list,init_kprobe_trace,init_ima",
         );
         if self.maxcpus {
             line.push_str(" maxcpus=1");
         }
-        if let Some(ip) = &self.ip {
-            line.push_str(&format!(" flatline.ip={ip}"));
-        }
-        if let Some(ip6) = &self.ip6 {
-            line.push_str(&format!(" flatline.ip6={ip6}"));
-        }
-        if let Some(vlan) = self.vlan {
-            line.push_str(&format!(" flatline.vlan={vlan}"));
-        }
+        line.push_str(&self.address_words());
         for word in &self.kernel_args {
             line.push_str(&format!(" {word}"));
         }
         line
     }
+}
+
+/// A card's address that no other guest of this process has.
+pub(crate) fn next_mac() -> String {
+    let [_, a, b, c] = NEXT_MAC.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
 }
 
 /// The command of a QEMU in `directory`, which finds its firmware and modules there; the rest is the caller's to say.

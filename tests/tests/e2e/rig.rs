@@ -15,6 +15,7 @@ use flatline_tests::{
     image, interrupt,
     netns::Netns,
     qmp::time_of,
+    state,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -48,12 +49,10 @@ impl Rig {
     /// Makes the place.
     pub(crate) fn new() -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("flatline-test-").tempdir()?;
-        let guest_dir = env::var_os("FLATLINE_GUEST_DIR")
-            .context("FLATLINE_GUEST_DIR is not set: run this through `cargo xtask test`")?;
         Ok(Self {
             netns: Netns::new()?,
             qemu: private_qemu(dir.path())?,
-            images: image::build(Path::new(&guest_dir), |_| {})?,
+            images: image::build(&guest_dir()?, |_| {})?,
             dir,
         })
     }
@@ -128,9 +127,18 @@ pub(crate) fn binary() -> Result<PathBuf> {
     Ok(binary.into())
 }
 
-/// Starts all guests and waits until each has booted.
+/// Where the guests' images and states are.
+fn guest_dir() -> Result<PathBuf> {
+    let directory = env::var_os("FLATLINE_GUEST_DIR")
+        .context("FLATLINE_GUEST_DIR is not set: run this through `cargo xtask test`")?;
+    Ok(directory.into())
+}
+
+/// Starts all guests, from a saved state where there is one of their shape, and waits until each takes commands.
 pub(crate) fn boot_all(configs: &[GuestConfig]) -> Result<Vec<Guest>> {
-    let guests = configs.iter().map(GuestConfig::start).collect::<Result<Vec<_>>>()?;
+    let states = guest_dir()?.join("states");
+    let start = |config| state::start(config, &states);
+    let guests = configs.iter().map(start).collect::<Result<Vec<_>>>()?;
     for (guest, config) in guests.iter().zip(configs) {
         if matches!(config.kind, GuestKind::Linux(_)) {
             guest
