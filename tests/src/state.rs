@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::guest::{Accelerator, Board, DiskConfig, Guest, GuestConfig, GuestKind};
 use crate::interrupt::{self, sleep};
-use crate::machine::next_mac;
+use crate::machine::arguments::next_mac;
 use crate::netns::Netns;
 
 /// A Linux with [`ASKS`] among its words prints this when it may be saved.
@@ -124,7 +124,9 @@ fn save(mut shape: GuestConfig, like: &GuestConfig, state: &Path) -> Result<()> 
 fn restore(config: &GuestConfig, state: &Path) -> Result<Guest> {
     let mut config = config.clone();
     let incoming = format!("exec:exec cat {}", quoted(state)?);
-    config.extra_args.extend(["-incoming".to_owned(), incoming]);
+    // Without frames with which QEMU announces that it moved: it didn't.
+    let options = ["-incoming", &incoming, "-global", "migration.announce-rounds=0"];
+    config.extra_args.extend(options.map(str::to_owned));
     let mut words =
         format!("flatline.now={}", SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs());
     if config.tap.is_some() {

@@ -4,7 +4,6 @@
 use std::{
     net::UdpSocket,
     os::unix::fs::PermissionsExt as _,
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -12,7 +11,6 @@ use anyhow::{Context as _, Result, ensure};
 use flatline_tests::{
     boot_sector::BootSector,
     broadcast::{Broadcast, flood},
-    command,
     daemon::Daemon,
     guest::{Accelerator, Guest, GuestConfig},
     interrupt,
@@ -26,7 +24,8 @@ use crate::{
     foreign::{Foreign, Place, Verdict, detach_link},
     lifecycle::tc,
     rig::{
-        BOOT_LIMIT, OFTEN, Rig, boot_all, incidents_of, trial, trial_that_may_skip, vm, wait_for_vm,
+        BOOT_LIMIT, Macvtap, OFTEN, Rig, boot_all, incidents_of, trial, trial_that_may_skip, vm,
+        wait_for_vm,
     },
 };
 
@@ -334,22 +333,10 @@ fn several_queues() -> Result<()> {
 
 fn macvtap() -> Result<Option<String>> {
     let rig = Rig::new()?;
-    rig.netns.ip(&["link", "add", "below", "type", "veth", "peer", "name", "outside"])?;
-    let add = ["link", "add", "link", "below", "name", "mv1", "type", "macvtap", "mode", "bridge"];
-    if let Err(error) = rig.netns.ip(&add) {
-        return Ok(Some(format!("no macvtap can be made: {error:#}")));
-    }
-    for name in ["below", "outside", "mv1"] {
-        rig.netns.ip(&["link", "set", name, "up"])?;
-    }
-    let tap = rig.netns.interface("mv1");
-    let output = command::run("ip", ["-n", rig.netns.name(), "-j", "link", "show", "mv1"])?;
-    let shown: Value = serde_json::from_slice(&output)?;
-    let index = shown[0]["ifindex"].as_u64().context("no ifindex")?;
-    let device = PathBuf::from(format!("/dev/tap{index}"));
-    if !device.exists() {
-        return Ok(Some(format!("no {}: nobody makes the nodes of macvtaps", device.display())));
-    }
+    let Macvtap { tap, device } = match Macvtap::new(&rig.netns)? {
+        Ok(macvtap) => macvtap,
+        Err(why) => return Ok(Some(why)),
+    };
     let mut config = hub(&rig, "on-macvtap", &format!("exec 9<>{}", device.display()))?;
     config.extra_args = hub_arguments(1, "tap,id=t1,fd=9", 7001);
     let _guest = config.start()?;

@@ -9,11 +9,11 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use flatline_tests::{
     boot_sector::BootSector,
-    cpu,
+    command, cpu,
     daemon::{Daemon, DaemonConfig},
     guest::{Accelerator, DiskConfig, Guest, GuestConfig, GuestKind, private_qemu},
     image, interrupt,
-    netns::Netns,
+    netns::{Netns, Tap},
     qmp::time_of,
     state,
 };
@@ -117,6 +117,37 @@ impl Rig {
     /// Starts that daemon.
     pub(crate) fn daemon(&self, config: &DaemonConfig) -> Result<Daemon> {
         Daemon::start(config, self.dir())
+    }
+}
+
+/// A macvtap of a network namespace.
+pub(crate) struct Macvtap {
+    pub(crate) tap: Tap,
+    /// What a QEMU opens.
+    pub(crate) device: PathBuf,
+}
+
+impl Macvtap {
+    /// Makes `mv1` on one end of a pair of cards, whose other end is `outside`; or says why this host has none.
+    pub(crate) fn new(netns: &Netns) -> Result<Result<Self, String>> {
+        netns.ip(&["link", "add", "below", "type", "veth", "peer", "name", "outside"])?;
+        let add =
+            ["link", "add", "link", "below", "name", "mv1", "type", "macvtap", "mode", "bridge"];
+        if let Err(error) = netns.ip(&add) {
+            return Ok(Err(format!("no macvtap can be made: {error:#}")));
+        }
+        for name in ["below", "outside", "mv1"] {
+            netns.ip(&["link", "set", name, "up"])?;
+        }
+        let output = command::run("ip", ["-n", netns.name(), "-j", "link", "show", "mv1"])?;
+        let shown: Value = serde_json::from_slice(&output)?;
+        let index = shown[0]["ifindex"].as_u64().context("no ifindex")?;
+        let device = PathBuf::from(format!("/dev/tap{index}"));
+        if !device.exists() {
+            let why = format!("no {}: nothing makes the nodes of macvtaps", device.display());
+            return Ok(Err(why));
+        }
+        Ok(Ok(Self { tap: netns.interface("mv1"), device }))
     }
 }
 

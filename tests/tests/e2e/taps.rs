@@ -5,13 +5,11 @@ use std::{
     io::ErrorKind,
     net::UdpSocket,
     os::unix::fs::MetadataExt as _,
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use flatline_tests::{
-    command,
     daemon::{Daemon, DaemonConfig},
     interrupt,
     netns::{Netns, Tap},
@@ -25,7 +23,7 @@ use crate::{
     lifecycle::tc,
     network::{hub, hub_arguments, tap_of, wait_until_attached},
     programs,
-    rig::{Rig, trial, trial_that_may_skip, vm, wait_for_vm},
+    rig::{Macvtap, Rig, trial, trial_that_may_skip, vm, wait_for_vm},
 };
 
 /// Longer than the daemon takes to look twice at a VM's taps.
@@ -232,22 +230,10 @@ fn ingress() -> Result<()> {
 
 fn macvtap() -> Result<Option<String>> {
     let rig = Rig::new()?;
-    rig.netns.ip(&["link", "add", "below", "type", "veth", "peer", "name", "outside"])?;
-    let add = ["link", "add", "link", "below", "name", "mv1", "type", "macvtap", "mode", "bridge"];
-    if let Err(error) = rig.netns.ip(&add) {
-        return Ok(Some(format!("no macvtap can be made: {error:#}")));
-    }
-    for name in ["below", "outside", "mv1"] {
-        rig.netns.ip(&["link", "set", name, "up"])?;
-    }
-    let output = command::run("ip", ["-n", rig.netns.name(), "-j", "link", "show", "mv1"])?;
-    let shown: Value = serde_json::from_slice(&output)?;
-    let index = shown[0]["ifindex"].as_u64().context("no ifindex")?;
-    let device = PathBuf::from(format!("/dev/tap{index}"));
-    if !device.exists() {
-        return Ok(Some(format!("no {}: nobody makes the nodes of macvtaps", device.display())));
-    }
-    let tap = rig.netns.interface("mv1");
+    let Macvtap { tap, device } = match Macvtap::new(&rig.netns)? {
+        Ok(macvtap) => macvtap,
+        Err(why) => return Ok(Some(why)),
+    };
     tc(&tap, &["qdisc", "add", "dev", "mv1", "ingress"])?;
     let before = on_tap(&tap)?;
     let mut config = hub(&rig, "is-halved", &format!("exec 9<>{}", device.display()))?;
