@@ -23,6 +23,9 @@ use crate::netns::Netns;
 const SAVABLE: &str = "FLATLINE-GUEST SAVABLE";
 const ASKS: &str = "flatline.asks";
 
+/// Another with each change of what a [`GuestConfig`] comes to.
+const SHAPES: u32 = 1;
+
 /// For a boot while other guests spin on all CPUs.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
 /// For what takes QEMU a tenth of a second.
@@ -45,7 +48,7 @@ pub fn start(config: &GuestConfig, cache: &Path) -> Result<Guest> {
     let GuestKind::Linux(images) = &shape.kind else { return config.start() };
     // States of other images go with their directory.
     let origin = [&images.kernel, &images.initramfs].map(|path| stamp(path));
-    let origin = hash(&(origin, fs::metadata(&config.executable)?.len()));
+    let origin = hash(&(origin, fs::metadata(&config.executable)?.len(), SHAPES));
     let state = cache.join(format!("{origin:016x}-{:016x}", hash(&format!("{shape:?}"))));
     {
         let lock = Arc::clone(lock(&MAKING).entry(state.clone()).or_default());

@@ -137,8 +137,9 @@ impl GuestConfig {
             format!("tap,id=net0,ifname={},script=no,downscript=no,vhost=off", tap.name());
         arguments.add(&["-netdev", &backend]);
         let mac = self.mac.clone().unwrap_or_else(next_mac);
-        // Without a ROM: no guest boots from the network.
-        arguments.add(&["-device", &format!("virtio-net-pci,netdev=net0,mac={mac},romfile=")]);
+        // Without a ROM: no guest boots from the network. One that goes on from a saved state has nothing to announce.
+        let device = format!("virtio-net-pci,netdev=net0,mac={mac},romfile=,guest_announce=off");
+        arguments.add(&["-device", &device]);
     }
 
     fn add_devices(&self, arguments: &mut Arguments) -> Result<()> {

@@ -206,7 +206,7 @@ fn sooner() -> Result<()> {
         guest.send("panic")?;
     }
     let restarted = |incident: &Value| !incident["action_at"].is_null();
-    let incident = wait_for_incident(&daemon, "with-agent", "restarted", FLAT_FOR, restarted)?;
+    let incident = wait_for_incident(&daemon, "with-agent", "restarted", LONG_FLAT_FOR, restarted)?;
     let took = crash.at.elapsed()?;
     let limit = crash.allowed(LOST_AFTER + MARGIN, &daemon, &guests[0])?;
     println!("restarted {took:.1?} after its panic, of {limit:.1?}: {incident}");

@@ -42,8 +42,9 @@ fn leaving() -> Result<()> {
         guest.run("heartbeat-kill TERM", COMMAND_LIMIT)?;
     }
     for guest in &guests {
+        let limit = BOOT_GRACE + MARGIN;
         let row =
-            wait_for_vm(&daemon, guest.name(), "going down", MARGIN, |row| row["state"] == "held")?;
+            wait_for_vm(&daemon, guest.name(), "going down", limit, |row| row["state"] == "held")?;
         let said = row["reason"].as_str().is_some_and(|why| why.contains("goes down"));
         ensure!(said && row["heartbeat"]["leaving"] == true, "{row}");
     }
