@@ -82,6 +82,13 @@ impl IncidentWriter {
         (Self { orders, events }, thread)
     }
 
+    /// One whose orders nothing takes: what is written is heard as [`EventKind::Recorded`].
+    #[cfg(test)]
+    pub(super) fn without_a_disk(events: EventSink) -> (Self, impl Sized) {
+        let (orders, inbox) = mpsc::channel();
+        (Self { orders, events }, inbox)
+    }
+
     pub(crate) fn write(&self, incident: &Incident, evidence: Files, recording: Option<Recording>) {
         let incident = Box::new(incident.clone());
         self.order(Job::Incident { incident, evidence, recording }, None);

@@ -38,3 +38,6 @@ pub use plan::{
     clearance, plan, remainder,
 };
 pub(crate) use supervisor::Supervisor;
+
+#[cfg(test)]
+mod tests;

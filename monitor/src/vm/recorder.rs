@@ -37,6 +37,12 @@ struct Tape {
 }
 
 impl Recorder {
+    /// Records nothing.
+    #[cfg(test)]
+    pub(crate) fn off() -> Self {
+        Self(None)
+    }
+
     pub(crate) fn start(config: config::Recorder, header: Header, archive: &Archive) -> Self {
         let config::Recorder { keep, disk, max_mib: _ } = config;
         let limits = Limits { keep, most_bytes: Limits::MOST_BYTES };
