@@ -273,7 +273,8 @@ fn run(arguments: Arguments) -> Result<Answer, Failure> {
         }
         Command::Check { json } => check::run(&load(config)?, json),
         Command::CheckConfig { file } => {
-            Config::load(Some(&file)).map_err(|error| Failure::Usage(error.into()))?;
+            let config = Config::load(Some(&file)).map_err(|error| Failure::Usage(error.into()))?;
+            config.warnings.iter().for_each(|warning| complain(warning));
             Ok(Answer::good(format!("{}: no mistakes\n", table::safe(&file.to_string_lossy()))))
         }
         Command::Documents { directory } => documents::write(&directory),

@@ -7,10 +7,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
-use toml::Spanned;
+use toml::{Spanned, de::DeValue};
 
-use super::terms::MAX_RESTARTS;
-use super::values::{MINUTE, Problem, SECOND, count, duration};
+use super::detection::MAX_RESTARTS;
+use super::keys::{Layers, keys};
+use super::values::{Count, MINUTE, Optional, Problem, Rule, SECOND, Within, any, typed};
 
 /// Most words of a command, and bytes of each: what `execve` takes is far more.
 const WORDS: usize = 64;
@@ -73,110 +74,86 @@ pub enum CommandUser {
     Vm,
 }
 
-/// The means for one VM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ActuatorConfig {
-    /// What restarts it.
-    pub actuator: Actuator,
-    /// The command that does, its program first; empty: none.
-    pub command: Vec<String>,
-    /// As whom.
-    pub command_user: CommandUser,
-    /// The time that any program has which is run for it.
-    pub command_limit: Duration,
-    /// After so many restarts for one crash that brought no life, its QEMU is ended and started again instead; 0: never.
-    pub power_cycle_after: u32,
-    /// Whether it is started again if its QEMU is gone.
-    pub start_exited: bool,
-    /// How its QEMU is spoken to.
-    pub qmp: QmpTransport,
-    /// The connection to libvirt; `None`: as the domain's own traces say.
-    pub libvirt_uri: Option<String>,
+keys! {
+    /// How one VM is restarted and spoken to.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct ActuatorConfig {
+        /// what restarts a VM: its owner's means; or "qmp", "libvirt", "proxmox", "systemd", "command", "none"
+        recovery.actuator: Actuator = "auto", any::<Actuator>();
+        /// such as ["/usr/local/sbin/again", "--now"]: no shell; for "command", and for owners that "auto" has nothing for
+        recovery.command: Vec<String> = [], MaybeCommand;
+        /// or "vm": it runs as the user whose QEMU it is about
+        recovery.command_user: CommandUser = "root", any::<CommandUser>();
+        /// any program that restarts or starts a VM is killed after that
+        recovery.command_limit: Duration = "60s", Within(SECOND..=10 * MINUTE);
+        /// or so many restarts that brought no life, after which its owner (or `command`) ends its QEMU and starts it again; 0: it
+        /// is reset again
+        recovery.power_cycle_after: u32 = 0, Count(0..=MAX_RESTARTS);
+        /// or true: a QEMU that ended without being asked to is started by its owner
+        recovery.start_exited: bool = false, any::<bool>();
+        /// "keep" one connection, or "brief" ones; auto as fits the owner
+        recovery.qmp: QmpTransport = "auto", any::<QmpTransport>();
+        /// where auto doesn't know: a user's own libvirt
+        recovery.libvirt_uri: Option<String> = none like "qemu:///system", Optional(LibvirtUri);
+    }
 }
 
-impl Default for ActuatorConfig {
-    fn default() -> Self {
-        Self {
-            actuator: Actuator::Auto,
-            command: Vec::new(),
-            command_user: CommandUser::Root,
-            command_limit: 60 * SECOND,
-            power_cycle_after: 0,
-            start_exited: false,
-            qmp: QmpTransport::Auto,
-            libvirt_uri: None,
+impl ActuatorConfig {
+    /// That there is a command where one is to be run.
+    pub(super) fn check(&self, layers: &Layers<'_>) -> Result<(), Problem> {
+        let keys = [("recovery", "actuator"), ("recovery", "command")];
+        match layers.place_of(&keys) {
+            Some(offset) if self.actuator == Actuator::Command && self.command.is_empty() => {
+                let message = "there is no recovery.command that could be run".to_owned();
+                Err(Problem { offset, message })
+            }
+            _ => Ok(()),
         }
     }
 }
 
-/// The keys that may stand for the host and in a rule.
-pub(super) struct Given {
-    pub(super) actuator: Option<Spanned<Actuator>>,
-    pub(super) command: Option<Spanned<Vec<Spanned<String>>>>,
-    pub(super) command_user: Option<CommandUser>,
-    pub(super) command_limit: Option<Spanned<String>>,
-    pub(super) power_cycle_after: Option<Spanned<i64>>,
-    pub(super) start_exited: Option<bool>,
-    pub(super) qmp: Option<QmpTransport>,
-    pub(super) libvirt_uri: Option<Spanned<String>>,
+#[cfg(test)]
+impl Default for ActuatorConfig {
+    fn default() -> Self {
+        super::Config::parse("", "").expect("defaults").actuation
+    }
 }
 
-impl Given {
-    /// These keys put over `base`.
-    pub(super) fn over(self, base: &ActuatorConfig) -> Result<ActuatorConfig, Problem> {
-        let Self {
-            actuator,
-            command,
-            command_user,
-            command_limit,
-            power_cycle_after,
-            start_exited,
-            qmp,
-            libvirt_uri,
-        } = self;
-        let place = actuator.as_ref().map(|given| given.span().start);
-        let place = place.or(command.as_ref().map(|given| given.span().start));
-        let actuation = ActuatorConfig {
-            actuator: actuator.as_ref().map_or(base.actuator, |actuator| *actuator.get_ref()),
-            command: match command {
-                None => base.command.clone(),
-                // A rule's VMs can do without the host's.
-                Some(none) if none.get_ref().is_empty() => Vec::new(),
-                Some(command) => words(&command)?,
-            },
-            command_user: command_user.unwrap_or(base.command_user),
-            command_limit: duration(
-                command_limit.as_ref(),
-                base.command_limit,
-                SECOND,
-                10 * MINUTE,
-            )?,
-            power_cycle_after: count(
-                power_cycle_after.as_ref(),
-                base.power_cycle_after,
-                0..=MAX_RESTARTS,
-            )?,
-            start_exited: start_exited.unwrap_or(base.start_exited),
-            qmp: qmp.unwrap_or(base.qmp),
-            libvirt_uri: match libvirt_uri {
-                Some(given) => Some(uri(&given)?),
-                None => base.libvirt_uri.clone(),
-            },
-        };
-        match place {
-            Some(offset)
-                if actuation.actuator == Actuator::Command && actuation.command.is_empty() =>
-            {
-                let message = "there is no recovery.command that could be run".to_owned();
-                Err(Problem { offset, message })
-            }
-            _ => Ok(actuation),
+/// A program with an absolute path, and its arguments.
+pub(super) struct Command;
+
+impl Rule for Command {
+    type Value = Vec<String>;
+
+    fn read(&self, value: Spanned<DeValue<'_>>) -> Result<Vec<String>, Problem> {
+        words(&typed(value)?)
+    }
+
+    fn allowed(&self) -> String {
+        "a program's absolute path and its arguments".to_owned()
+    }
+}
+
+/// The same, or nothing: a rule's VMs can do without the host's.
+struct MaybeCommand;
+
+impl Rule for MaybeCommand {
+    type Value = Vec<String>;
+
+    fn read(&self, value: Spanned<DeValue<'_>>) -> Result<Vec<String>, Problem> {
+        match typed::<Vec<Spanned<String>>>(value)? {
+            none if none.get_ref().is_empty() => Ok(Vec::new()),
+            command => words(&command),
         }
+    }
+
+    fn allowed(&self) -> String {
+        format!("{}, or empty", Command.allowed())
     }
 }
 
 /// A command: a program with an absolute path, and its arguments.
-pub(super) fn words(given: &Spanned<Vec<Spanned<String>>>) -> Result<Vec<String>, Problem> {
+fn words(given: &Spanned<Vec<Spanned<String>>>) -> Result<Vec<String>, Problem> {
     let Some(program) = given.get_ref().first() else {
         return Err(Problem::at(given, "is empty: a program and its arguments are wanted"));
     };
@@ -198,16 +175,27 @@ pub(super) fn words(given: &Spanned<Vec<Spanned<String>>>) -> Result<Vec<String>
     given.get_ref().iter().map(word).collect()
 }
 
-/// A connection URI of libvirt's QEMU driver.
-fn uri(given: &Spanned<String>) -> Result<String, Problem> {
-    let text = given.get_ref();
-    let is_plain = text.bytes().all(|byte| byte.is_ascii_graphic()) && text.len() <= WORD_BYTES;
-    // Another host's QEMUs are none of those that are found here.
-    let is_local = ["qemu:///", "qemu+unix:///"].iter().any(|begin| text.starts_with(begin));
-    if is_plain && is_local {
-        Ok(text.clone())
-    } else {
-        Err(Problem::at(given, "must be a URI of this host, such as qemu:///system"))
+/// A connection URI of libvirt's QEMU driver on this host.
+struct LibvirtUri;
+
+impl Rule for LibvirtUri {
+    type Value = String;
+
+    fn read(&self, value: Spanned<DeValue<'_>>) -> Result<String, Problem> {
+        let given = typed::<String>(value)?;
+        let text = given.get_ref();
+        let is_plain = text.bytes().all(|byte| byte.is_ascii_graphic()) && text.len() <= WORD_BYTES;
+        // Another host's QEMUs are none of those that are found here.
+        let is_local = ["qemu:///", "qemu+unix:///"].iter().any(|begin| text.starts_with(begin));
+        if is_plain && is_local {
+            Ok(given.into_inner())
+        } else {
+            Err(Problem::at(&given, "must be a URI of this host, such as qemu:///system"))
+        }
+    }
+
+    fn allowed(&self) -> String {
+        "a URI of this host, such as qemu:///system".to_owned()
     }
 }
 

@@ -1,161 +1,47 @@
 //! What the operator configured, checked in full before anything starts.
 //!
-//! The file is parsed once into a raw form that mirrors the TOML (`raw`), and converted once into
-//! the values here (`resolve`). A mistake is an error with file, line and key, an unknown key as
-//! well: a misspelt `flat_fro` that silently left the default in force would restart guests on
-//! terms that nobody chose. Limits that a value must keep are checked for the host and for every
-//! `[[vm]]` rule, since a rule may change only one of two values that depend on each other.
+//! Each key is declared once (`keys`), in the module of what it is about, and what it may be is a `Rule` (`values`). A
+//! mistake is an error with file, line and key, an unknown key as well: a misspelt `flat_fro` that silently left the
+//! default in force would restart guests on terms that nobody chose. Limits that a value must keep are checked for the
+//! host and for every `[[vm]]` rule, since a rule may change only one of two values that depend on each other.
 
-mod actuation;
-mod evidence;
-mod executables;
-mod notify;
-mod passwd;
-mod raw;
-mod reload;
-mod resolve;
-mod terms;
-#[cfg(test)]
-mod tests;
+mod keys;
 mod values;
 
+mod actuation;
+mod detection;
+mod discovery;
+mod evidence;
+mod notify;
+mod passwd;
+mod secret;
+mod service;
+
+pub mod documents;
+mod parse;
+mod place;
+mod reload;
+#[cfg(test)]
+mod tests;
+
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use evidence::{EvidencePolicy, RetentionConfig};
 use flatline_detector::policy::{Mode, Policy, Storm};
 use glob::Pattern;
-use serde::Deserialize;
 
 pub use actuation::{Actuator, ActuatorConfig, CommandUser, QmpTransport};
+pub use discovery::Discovery;
+pub use evidence::{EvidencePolicy, MemoryDump, RetentionConfig};
 pub use notify::{Destination, Target};
 pub use reload::Source;
+pub use service::{EvidenceReaders, Metrics, Paths, ProbeLog, Probes, Recorder, TapHook};
 
-use flatline_qemu::discover::Scope;
-use notify::Secrets;
+use secret::Secrets;
 
 /// The file that is read when none is named; it need not exist.
 pub const DEFAULT_FILE: &str = "/etc/flatline/flatline.toml";
-
-/// How the programs are attached to taps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TapHook {
-    /// tcx where the kernel has it, else clsact.
-    Auto,
-    /// tcx (Linux 6.6) or nothing.
-    Tcx,
-    /// A clsact queueing discipline with direct-action filters.
-    Clsact,
-}
-
-/// Whether the memory of crashed guests is dumped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum MemoryDump {
-    Off,
-    On,
-}
-
-/// How much the eBPF programs log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ProbeLog {
-    /// Nothing; the programs are loaded without their log calls taking effect.
-    Off,
-    /// Errors only.
-    Error,
-    /// Warnings and errors.
-    Warn,
-    /// Single events of note.
-    Info,
-    /// Decisions of the programs.
-    Debug,
-    /// Every event.
-    Trace,
-}
-
-/// Where flatline keeps its files; every path is absolute.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Paths {
-    /// Incidents, evidence, recordings and restart budgets: outlives the daemon and the host's restart.
-    pub state_dir: PathBuf,
-    /// The control socket.
-    pub runtime_dir: PathBuf,
-    /// Pinned maps and links; lies on a bpf file system.
-    pub bpffs_dir: PathBuf,
-}
-
-/// Which processes are taken for QEMUs that may be managed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Discovery {
-    /// Patterns of absolute paths; `*` does not cross a `/`. Never empty.
-    pub executables: Vec<Pattern>,
-    /// User ids whose QEMUs may be managed; empty: any.
-    pub users: Vec<u32>,
-}
-
-impl Discovery {
-    /// The same as discovery takes it, which has the one rule for what is in scope.
-    pub fn scope(&self) -> Scope {
-        Scope { executables: self.executables.clone(), users: self.users.clone() }
-    }
-}
-
-/// How the eBPF programs are attached and how much they say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Probes {
-    /// How taps are hooked.
-    pub tap_hook: TapHook,
-    /// The programs' log level.
-    pub log: ProbeLog,
-    /// Whether programs and maps stay when the daemon is told to end, so that the next one counts on.
-    pub keep: bool,
-    /// VMs that are counted at most.
-    pub max_vms: u32,
-    /// Taps that are counted at most: a power of two.
-    pub max_taps: u32,
-    /// Requests of all VMs that are followed at the same time, at most: a power of two.
-    pub max_in_flight: u32,
-}
-
-/// Where figures are served to Prometheus, and the web page to people.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Metrics {
-    /// Address and port; `None`: nothing is served.
-    pub listen: Option<SocketAddr>,
-    /// Whether the page is served there as well.
-    pub page: bool,
-    /// Names by which browsers may ask for the page, besides IP addresses and `localhost`.
-    pub hosts: Vec<String>,
-    /// Which clients are served the evidence of incidents there.
-    pub evidence: EvidenceReaders,
-}
-
-/// Which clients are served the evidence of incidents over HTTP: pictures of consoles, and what else was kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EvidenceReaders {
-    /// Sessions on a loopback address.
-    Root,
-    /// All sessions.
-    All,
-    /// None.
-    Off,
-}
-
-/// What is kept of what each VM showed, so that a decision can be looked at afterwards.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Recorder {
-    /// How much of a VM's last time is kept in memory; zero: nothing.
-    pub keep: Duration,
-    /// Whether everything is written to `state_dir/recordings` as well.
-    pub disk: bool,
-    /// The most that all recordings there may take together.
-    pub max_mib: u32,
-}
 
 /// A `[[vm]]` table: the VMs that it is for, and what it changes for them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -195,7 +81,7 @@ pub struct Config {
     pub recorder: Recorder,
     /// What is served over HTTP.
     pub metrics: Metrics,
-    /// Who is told of what happens: `[[tell]]` tables in the file's order.
+    /// The receivers of notifications: `[[notify]]` tables in the file's order.
     pub notify: Vec<Target>,
     /// The terms of VMs that no rule names.
     pub policy: Policy,
@@ -207,6 +93,8 @@ pub struct Config {
     pub actuation: ActuatorConfig,
     /// `[[vm]]` tables in the file's order.
     pub vms: Vec<VmRule>,
+    /// What in the file is taken, but should be written otherwise: a sentence each, with file and line.
+    pub warnings: Vec<String>,
 }
 
 /// Why a configuration was refused.
@@ -268,10 +156,10 @@ impl Config {
     }
 
     fn parse_with(text: &str, file_name: &str, secrets: Secrets) -> Result<Self, ConfigError> {
-        resolve::parse(text, secrets).map_err(|problem| ConfigError::Invalid {
+        parse::parse(text, file_name, secrets).map_err(|problem| ConfigError::Invalid {
             file: file_name.to_owned(),
-            line: raw::line_of(text, problem.offset),
-            key: raw::key_at(text, problem.offset),
+            line: place::line_of(text, problem.offset),
+            key: place::key_at(text, problem.offset),
             message: problem.message,
         })
     }

@@ -1,18 +1,21 @@
-//! Who is told of what: the `[[tell]]` tables.
+//! The receivers of notifications: the `[[notify]]` tables.
 
 use std::collections::BTreeSet;
-use std::fs::OpenOptions;
-use std::io::Read as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use glob::Pattern;
-use serde::Deserialize;
-use toml::Spanned;
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
 
-use super::actuation::words;
-use super::values::{DAY, MINUTE, Problem, SECOND, count, duration, pattern};
+use super::actuation::Command;
+use super::keys::{Group as _, Layers, keys};
+use super::secret::{self, Secrets};
+use super::values::{
+    Count, DAY, MINUTE, NamePattern, Optional, Problem, Rule, SECOND, Within, typed,
+};
 use crate::notify::{
     event::{Event, EventKind},
     signature::Secret,
@@ -21,36 +24,36 @@ use crate::notify::{
 
 /// Tables at most: each has a task, a connection and a queue of its own.
 const TARGETS_MAX: usize = 16;
-/// Events that may wait for one target.
-const MOST_QUEUED: u32 = 10_000;
 /// Characters of a target's name, which stands in logs, `status` and series.
 const NAME_CHARS: usize = 64;
-/// A secret's file.
-const SECRET_MAX_BYTES: u64 = 4096;
 
-/// The table as it stands in the file.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Table {
-    name: Option<Spanned<String>>,
-    events: Option<Spanned<toml::Value>>,
-    r#match: Option<Spanned<String>>,
-    webhook: Option<Spanned<String>>,
-    secret_file: Option<Spanned<PathBuf>>,
-    alertmanager: Option<Spanned<String>>,
-    command: Option<Spanned<Vec<Spanned<String>>>>,
-    queue: Option<Spanned<i64>>,
-    keep: Option<Spanned<String>>,
-    limit: Option<Spanned<String>>,
-}
-
-/// Whether files with secrets are read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Secrets {
-    /// They are, and checked.
-    Read,
-    /// They are left alone, and nothing is to be signed.
-    Leave,
+keys! {
+    /// One table as it stands in the file.
+    pub(super) struct Table {
+        /// stands in logs, `status` and /metrics; without it, such as "command:page"
+        notify.name: Option<String> = none like "pager", Optional(TargetName);
+        /// or a list of events' names
+        notify.events: BTreeSet<EventKind> = none like "all", Events;
+        /// only these VMs, and nothing of the host
+        notify.r#match: Option<Pattern> = none like "db-*", Optional(NamePattern);
+        /// each event is posted there as JSON
+        notify.webhook: Option<Url> = none like "https://example.org/hook", Optional(WebUrl);
+        /// signs what is sent to the webhook
+        notify.secret_file: Option<PathBuf> = none like "/etc/flatline/hook.secret",
+            Optional(SecretFile);
+        /// or what is wrong is posted to this Alertmanager: its own URL; /api/v2/alerts is put behind it
+        notify.alertmanager: Option<Url> = none like "http://127.0.0.1:9093",
+            Optional(AlertmanagerUrl);
+        /// or a program is run for each event; no shell
+        notify.command: Option<Vec<String>> = none like ["/usr/local/sbin/page", "--now"],
+            Optional(Command);
+        /// events that may wait; for an Alertmanager, alerts that may fire
+        notify.queue: u32 = 1000, Count(1..=10_000);
+        /// how long an event may wait
+        notify.keep: Duration = "24h", Within(MINUTE..=7 * DAY);
+        /// for each attempt to tell one
+        notify.limit: Duration = "10s", Within(SECOND..=5 * MINUTE);
+    }
 }
 
 /// How a target is told.
@@ -69,7 +72,7 @@ pub enum Destination {
     Command(Vec<String>),
 }
 
-/// One that is told.
+/// A receiver of notifications.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// By which it is known; no other has it.
@@ -89,7 +92,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// Whether it is about something that this one is told of, whatever happened.
+    /// Whether the event is about a VM that this target is for, whatever happened.
     pub fn is_about_its_own(&self, event: &Event) -> bool {
         self.pattern.as_ref().is_none_or(|pattern| {
             event.subject.as_ref().is_some_and(|subject| pattern.matches(&subject.vm))
@@ -102,41 +105,39 @@ impl Target {
     }
 }
 
-/// All tables, checked.
-pub(super) fn resolve(
-    tables: Vec<Spanned<Table>>,
+/// All `tables`, checked.
+pub(super) fn targets(
+    tables: &[(usize, &DeTable<'_>)],
     secrets: Secrets,
 ) -> Result<Vec<Target>, Problem> {
     let mut targets: Vec<Target> = Vec::new();
-    for table in tables {
-        let place = table.span().start;
-        let at_name = table.get_ref().name.as_ref().map_or(place, |name| name.span().start);
-        let is_named = table.get_ref().name.is_some();
-        let mut target = one(table, secrets)?;
+    let nothing = DeTable::default();
+    for (place, table) in tables {
+        let layers = Layers::over(&nothing, table, *place);
+        let mut target = target(&layers, *place, secrets)?;
         let taken = |name: &str| targets.iter().any(|other| other.name == name);
         if taken(&target.name) {
-            if is_named {
-                let message = "another [[tell]] has this name".to_owned();
-                return Err(Problem { offset: at_name, message });
+            if let Some(offset) = layers.place_of(&[("notify", "name")]) {
+                let message = "another [[notify]] has this name".to_owned();
+                return Err(Problem { offset, message });
             }
             let numbered = (2..).map(|number| format!("{}#{number}", target.name));
             target.name = numbered.into_iter().find(|name| !taken(name)).unwrap_or_default();
         }
         targets.push(target);
         if targets.len() > TARGETS_MAX {
-            let message = format!("there are more than {TARGETS_MAX} [[tell]] tables");
-            return Err(Problem { offset: place, message });
+            let message = format!("there are more than {TARGETS_MAX} [[notify]] tables");
+            return Err(Problem { offset: *place, message });
         }
     }
     Ok(targets)
 }
 
-fn one(table: Spanned<Table>, secrets: Secrets) -> Result<Target, Problem> {
-    let place = table.span().start;
+fn target(layers: &Layers<'_>, place: usize, secrets: Secrets) -> Result<Target, Problem> {
     let Table {
         name,
         events,
-        r#match,
+        r#match: pattern,
         webhook,
         secret_file,
         alertmanager,
@@ -144,31 +145,24 @@ fn one(table: Spanned<Table>, secrets: Secrets) -> Result<Target, Problem> {
         queue,
         keep,
         limit,
-    } = table.into_inner();
-    let missing = |message: &str| Problem { offset: place, message: message.to_owned() };
-    if let Some(file) = secret_file.as_ref().filter(|_| webhook.is_none()) {
-        return Err(Problem::at(file, "only a webhook is signed"));
-    }
-    let url = |given: &Spanned<String>| {
-        Url::parse(given.get_ref()).map_err(|why| Problem::at(given, why))
+    } = Table::read(layers)?;
+    let at_secret = |message| {
+        let offset = layers.place_or_start(&[("notify", "secret_file")]);
+        Problem { offset, message }
     };
+    if secret_file.is_some() && webhook.is_none() {
+        return Err(at_secret("only a webhook is signed".to_owned()));
+    }
     let (own_name, to) = match (webhook, alertmanager, command) {
-        (Some(given), None, None) => {
-            let url = url(&given)?;
-            let file = secret_file.as_ref().filter(|_| secrets == Secrets::Read);
-            let secret = file.map(secret).transpose()?;
+        (Some(url), None, None) => {
+            let file = secret_file.filter(|_| secrets == Secrets::Read);
+            let secret = file.map(|file| secret::read(&file)).transpose().map_err(at_secret)?;
             (format!("webhook:{}", url.authority()), Destination::Webhook { url, secret })
         }
-        (None, Some(given), None) => {
-            let url = url(&given)?;
-            if url.path.contains("/api/v2") {
-                let message = "must be Alertmanager's own URL; /api/v2/alerts is put behind it";
-                return Err(Problem::at(&given, message));
-            }
+        (None, Some(url), None) => {
             (format!("alertmanager:{}", url.authority()), Destination::Alertmanager(url))
         }
-        (None, None, Some(given)) => {
-            let words = words(&given)?;
+        (None, None, Some(words)) => {
             let program = words.first().map(Path::new).and_then(Path::file_name);
             let program = program.unwrap_or_default().to_string_lossy().into_owned();
             (format!("command:{program}"), Destination::Command(words))
@@ -176,84 +170,113 @@ fn one(table: Spanned<Table>, secrets: Secrets) -> Result<Target, Problem> {
         _ => {
             let message =
                 "needs one of the keys `webhook`, `alertmanager` and `command`, and no two";
-            return Err(missing(message));
+            return Err(Problem { offset: place, message: message.to_owned() });
         }
     };
-    let events = events.as_ref().map(kinds).transpose()?;
-    let events = events.ok_or_else(|| {
-        missing("the key `events` is missing: a list of events' names, or \"all\"")
-    })?;
-    Ok(Target {
-        name: name.as_ref().map(own).transpose()?.unwrap_or(own_name),
-        to,
-        events,
-        pattern: r#match.as_ref().map(pattern).transpose()?,
-        queue: count(queue.as_ref(), 1000, 1..=MOST_QUEUED)?,
-        keep: duration(keep.as_ref(), DAY, MINUTE, 7 * DAY)?,
-        limit: duration(limit.as_ref(), 10 * SECOND, SECOND, 5 * MINUTE)?,
-    })
+    Ok(Target { name: name.unwrap_or(own_name), to, events, pattern, queue, keep, limit })
 }
 
 /// A name that may stand anywhere.
-fn own(given: &Spanned<String>) -> Result<String, Problem> {
-    let text = given.get_ref();
-    let is_plain = text.bytes().all(|byte| byte.is_ascii_graphic());
-    if text.is_empty() || !is_plain || text.len() > NAME_CHARS {
-        let message =
-            format!("must have 1 to {NAME_CHARS} characters of ASCII, and no blanks among them");
-        return Err(Problem::at(given, message));
-    }
-    Ok(text.clone())
-}
+struct TargetName;
 
-fn kinds(given: &Spanned<toml::Value>) -> Result<BTreeSet<EventKind>, Problem> {
-    let names = || EventKind::ALL.map(EventKind::as_str).join(", ");
-    let unfit = |what: String| Problem::at(given, format!("{what}; there are: {}", names()));
-    let one = |value: &toml::Value| {
-        let name = value.as_str().ok_or_else(|| unfit("must be a list of names".to_owned()))?;
-        EventKind::parse(name).ok_or_else(|| unfit(format!("no event is called `{name}`")))
-    };
-    match given.get_ref() {
-        toml::Value::String(word) if word == "all" => Ok(EventKind::ALL.into_iter().collect()),
-        toml::Value::Array(list) if list.is_empty() => {
-            Err(unfit("is empty: nothing would ever be told".to_owned()))
+impl Rule for TargetName {
+    type Value = String;
+
+    fn read(&self, value: Spanned<DeValue<'_>>) -> Result<String, Problem> {
+        let given = typed::<String>(value)?;
+        let text = given.get_ref();
+        let is_plain = text.bytes().all(|byte| byte.is_ascii_graphic());
+        if text.is_empty() || !is_plain || text.len() > NAME_CHARS {
+            let message = format!("must have {}, and no blanks among them", self.allowed());
+            return Err(Problem::at(&given, message));
         }
-        toml::Value::Array(list) => list.iter().map(one).collect(),
-        _ => Err(unfit("must be a list of events' names, or \"all\"".to_owned())),
+        Ok(given.into_inner())
+    }
+
+    fn allowed(&self) -> String {
+        format!("1 to {NAME_CHARS} characters of ASCII")
     }
 }
 
-/// The secret in a file that nobody else may read.
-fn secret(given: &Spanned<PathBuf>) -> Result<Secret, Problem> {
-    let path = given.get_ref();
-    let at = |message: String| Problem::at(given, message);
-    if !path.is_absolute() {
-        return Err(at("must be an absolute path".to_owned()));
+/// Names of events, or all.
+struct Events;
+
+impl Rule for Events {
+    type Value = BTreeSet<EventKind>;
+
+    fn read(&self, value: Spanned<DeValue<'_>>) -> Result<Self::Value, Problem> {
+        let given = typed::<toml::Value>(value)?;
+        let names = || EventKind::ALL.map(EventKind::as_str).join(", ");
+        let unfit = |what: String| Problem::at(&given, format!("{what}; there are: {}", names()));
+        let one = |value: &toml::Value| {
+            let name = value.as_str().ok_or_else(|| unfit("must be a list of names".to_owned()))?;
+            EventKind::parse(name).ok_or_else(|| unfit(format!("no event is called `{name}`")))
+        };
+        match given.get_ref() {
+            toml::Value::String(word) if word == "all" => Ok(EventKind::ALL.into_iter().collect()),
+            toml::Value::Array(list) if list.is_empty() => {
+                Err(unfit("is empty: nothing would ever be told".to_owned()))
+            }
+            toml::Value::Array(list) => list.iter().map(one).collect(),
+            _ => Err(unfit(format!("must be {}", self.allowed()))),
+        }
     }
-    let unread = |error: std::io::Error| at(format!("can't read {}: {error}", path.display()));
-    // A pipe that nobody writes to must not hold up whoever reads the configuration.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-    let file = file.map_err(unread)?;
-    let metadata = file.metadata().map_err(unread)?;
-    if !metadata.is_file() {
-        return Err(at(format!("{} is no file", path.display())));
+
+    fn allowed(&self) -> String {
+        "a list of events' names, or \"all\"".to_owned()
     }
-    let owner = metadata.uid();
-    if owner != 0 && owner != rustix::process::geteuid().as_raw() {
-        return Err(at(format!("{0} belongs to another user: chown root {0}", path.display())));
+}
+
+/// The path of a file, which is looked at once it is known that it is needed.
+struct SecretFile;
+
+impl Rule for SecretFile {
+    type Value = PathBuf;
+
+    fn read(&self, value: Spanned<DeValue<'_>>) -> Result<PathBuf, Problem> {
+        Ok(typed(value)?.into_inner())
     }
-    if metadata.mode() & 0o077 != 0 {
-        let mode = metadata.mode() & 0o777;
-        let message = format!("others may read {0} (mode {mode:o}): chmod 600 {0}", path.display());
-        return Err(at(message));
+
+    fn allowed(&self) -> String {
+        "the absolute path of a file that only its owner may read".to_owned()
     }
-    let mut text = String::new();
-    file.take(SECRET_MAX_BYTES + 1).read_to_string(&mut text).map_err(unread)?;
-    if text.len() as u64 > SECRET_MAX_BYTES {
-        let message = format!("{} has more than {SECRET_MAX_BYTES} bytes", path.display());
-        return Err(at(message));
+}
+
+/// An http or https URL.
+struct WebUrl;
+
+impl Rule for WebUrl {
+    type Value = Url;
+
+    fn read(&self, value: Spanned<DeValue<'_>>) -> Result<Url, Problem> {
+        let given = typed::<String>(value)?;
+        Url::parse(given.get_ref()).map_err(|why| Problem::at(&given, why))
     }
-    Secret::parse(&text).map_err(|why| at(format!("{}: {why}", path.display())))
+
+    fn allowed(&self) -> String {
+        "an http or https URL".to_owned()
+    }
+}
+
+/// The URL of an Alertmanager, without its API's path.
+struct AlertmanagerUrl;
+
+impl Rule for AlertmanagerUrl {
+    type Value = Url;
+
+    fn read(&self, value: Spanned<DeValue<'_>>) -> Result<Url, Problem> {
+        let offset = value.span().start;
+        let url = WebUrl.read(value)?;
+        if url.path.contains("/api/v2") {
+            let message = "must be Alertmanager's own URL; /api/v2/alerts is put behind it";
+            return Err(Problem { offset, message: message.to_owned() });
+        }
+        Ok(url)
+    }
+
+    fn allowed(&self) -> String {
+        WebUrl.allowed()
+    }
 }
 
 #[cfg(test)]
@@ -281,10 +304,10 @@ mod tests {
 
     #[test]
     fn every_key_is_taken() {
-        let text = "[[tell]]\nname = \"pager\"\nevents = [\"failed\", \"refused\"]\nmatch = \"db-*\"\n\
+        let text = "[[notify]]\nname = \"pager\"\nevents = [\"failed\", \"refused\"]\nmatch = \"db-*\"\n\
                     command = [\"/usr/local/sbin/page\", \"--now\"]\nqueue = 7\nkeep = \"1h\"\n\
                     limit = \"30s\"\n\
-                    [[tell]]\nevents = \"all\"\nalertmanager = \"http://127.0.0.1:9093\"\n";
+                    [[notify]]\nevents = \"all\"\nalertmanager = \"http://127.0.0.1:9093\"\n";
         let targets = targets(text);
         let [pager, alerts] = &targets[..] else { panic!("{targets:?}") };
         assert_eq!((pager.name.as_str(), pager.queue), ("pager", 7));
@@ -301,7 +324,7 @@ mod tests {
 
     #[test]
     fn who_is_told_of_certain_vms_hears_of_those_alone() {
-        let text = "[[tell]]\nevents = [\"crashed\", \"daemon-started\"]\nmatch = \"db-*\"\n\
+        let text = "[[notify]]\nevents = [\"crashed\", \"daemon-started\"]\nmatch = \"db-*\"\n\
                     command = [\"/bin/true\"]\n";
         let target = &targets(text)[0];
         let of = |kind, vm: &str| {
@@ -317,41 +340,53 @@ mod tests {
 
     #[test]
     fn a_mistake_is_named_with_its_line_and_key() {
-        let table = |rest: &str| format!("[[tell]]\n{rest}\n");
+        let table = |rest: &str| format!("[[notify]]\n{rest}\n");
         for (rest, start, part) in [
-            ("events = \"all\"", "test.toml:1: tell", "one of the keys"),
+            ("events = \"all\"", "test.toml:1: notify", "one of the keys"),
             (
                 "events = \"all\"\nwebhook = \"http://h/\"\ncommand = [\"/bin/a\"]",
-                "test.toml:1: tell",
+                "test.toml:1: notify",
                 "no two",
             ),
-            ("command = [\"/bin/a\"]", "test.toml:1: tell", "`events` is missing"),
-            ("events = []\ncommand = [\"/bin/a\"]", "test.toml:2: tell[0].events: ", "is empty"),
+            ("command = [\"/bin/a\"]", "test.toml:1: notify", "`events` is missing"),
+            ("events = []\ncommand = [\"/bin/a\"]", "test.toml:2: notify[0].events: ", "is empty"),
             (
                 "events = \"most\"\ncommand = [\"/bin/a\"]",
-                "test.toml:2: tell[0].events: ",
+                "test.toml:2: notify[0].events: ",
                 "\"all\"",
             ),
             (
                 "events = [\"crashed\", \"recoverd\"]\ncommand = [\"/bin/a\"]",
-                "test.toml:2: tell[0].events: ",
+                "test.toml:2: notify[0].events: ",
                 "`recoverd`; there are: crashed, restarted, ",
             ),
-            ("events = [1]\ncommand = [\"/bin/a\"]", "test.toml:2: tell[0].events: ", "names"),
-            ("event = \"all\"\ncommand = [\"/bin/a\"]", "test.toml:2: tell[0].event: ", "unknown"),
-            ("events = \"all\"\nwebhook = \"h/x\"", "test.toml:3: tell[0].webhook: ", "https://"),
+            ("events = [1]\ncommand = [\"/bin/a\"]", "test.toml:2: notify[0].events: ", "names"),
+            (
+                "event = \"all\"\ncommand = [\"/bin/a\"]",
+                "test.toml:2: notify[0].event: ",
+                "unknown",
+            ),
+            ("events = \"all\"\nwebhook = \"h/x\"", "test.toml:3: notify[0].webhook: ", "https://"),
             (
                 "events = \"all\"\nalertmanager = \"http://h:9093/api/v2/alerts\"",
-                "test.toml:3: tell[0].alertmanager: ",
+                "test.toml:3: notify[0].alertmanager: ",
                 "put behind it",
             ),
-            ("events = \"all\"\ncommand = [\"page\"]", "test.toml:3: tell[0].command", "absolute"),
+            (
+                "events = \"all\"\ncommand = [\"page\"]",
+                "test.toml:3: notify[0].command",
+                "absolute",
+            ),
             (
                 "events = \"all\"\ncommand = [\"/a\"]\nsecret_file = \"/x\"",
-                "test.toml:4: tell[0].secret_file: ",
+                "test.toml:4: notify[0].secret_file: ",
                 "only a webhook",
             ),
-            ("events = \"all\"\ncommand = [\"/a\"]\nqueue = 0", "test.toml:4: tell[0].queue: ", ""),
+            (
+                "events = \"all\"\ncommand = [\"/a\"]\nqueue = 0",
+                "test.toml:4: notify[0].queue: ",
+                "",
+            ),
             ("events = \"all\"\ncommand = [\"/a\"]\nkeep = \"8d\"", "test.toml:4: ", "7days"),
             ("events = \"all\"\ncommand = [\"/a\"]\nlimit = \"0s\"", "test.toml:4: ", "1s"),
             ("events = \"all\"\ncommand = [\"/a\"]\nmatch = \"\"", "test.toml:4: ", "empty"),
@@ -365,11 +400,11 @@ mod tests {
 
     #[test]
     fn names_are_told_apart_or_refused() {
-        let table = "[[tell]]\nevents = \"all\"\ncommand = [\"/sbin/page\"]\n";
+        let table = "[[notify]]\nevents = \"all\"\ncommand = [\"/sbin/page\"]\n";
         let names: Vec<_> = targets(&table.repeat(3)).into_iter().map(|t| t.name).collect();
         assert_eq!(names, ["command:page", "command:page#2", "command:page#3"]);
         let named = format!("{table}name = \"a\"\n");
-        assert_refused(&named.repeat(2), "test.toml:8: tell[1].name: ", "another");
+        assert_refused(&named.repeat(2), "test.toml:8: notify[1].name: ", "another");
     }
 
     #[test]
@@ -378,11 +413,11 @@ mod tests {
         let path = dir.path().join("secret");
         let text = |path: &std::path::Path| {
             format!(
-                "[[tell]]\nevents = \"all\"\nwebhook = \"https://example.org/\"\nsecret_file = {:?}\n",
+                "[[notify]]\nevents = \"all\"\nwebhook = \"https://example.org/\"\nsecret_file = {:?}\n",
                 path.display().to_string()
             )
         };
-        let start = "test.toml:4: tell[0].secret_file: ";
+        let start = "test.toml:4: notify[0].secret_file: ";
         assert_refused(&text(&path), start, "No such file");
         let file = dir.path().join("flatline.toml");
         std::fs::write(&file, text(&path)).expect("written");
@@ -412,5 +447,20 @@ mod tests {
         let begun = std::time::Instant::now();
         assert_refused(&text(&pipe), start, "is no file");
         assert!(begun.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn the_old_name_is_taken_and_said_to_be_old_but_not_beside_the_new_one() {
+        let table = "[[notify]]\nevents = \"all\"\ncommand = [\"/sbin/page\"]\n";
+        let old = format!("mode = \"observe\"\n{0}{0}", table.replace("notify", "tell"));
+        let config = Config::parse(&old, "test.toml").expect("valid");
+        assert_eq!(config.notify, targets(&table.repeat(2)));
+        let [warning] = &config.warnings[..] else { panic!("{:?}", config.warnings) };
+        assert!(warning.starts_with("test.toml:2: [[tell]] is called [[notify]]"), "{warning}");
+        assert!(Config::parse(table, "").expect("valid").warnings.is_empty());
+        let both = format!("{table}{}", table.replace("notify", "tell"));
+        assert_refused(&both, "test.toml:4: tell", "rename it");
+        let wrong = old.replace("events", "event");
+        assert_refused(&wrong, "test.toml:3: tell[0].event: ", "unknown field");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Config, ConfigError, Mode, Paths, Probes};
+use super::{Config, ConfigError, Mode, keys::Group as _};
 
 /// Where the configuration came from, and comes from again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,23 +33,8 @@ impl Config {
     /// `new`, but for what holds for all of a daemon's life: that stays as it is here. Returns the keys that would be
     /// another, and wait for the next start.
     pub fn followed_by(&self, new: Self) -> (Self, Vec<&'static str>) {
-        // Destructured in full: of a new key it must be said here whether it can change.
-        let Paths { state_dir, runtime_dir, bpffs_dir } = &new.paths;
-        let Probes { tap_hook, log, keep, max_vms, max_taps, max_in_flight } = new.probes;
-        let (paths, probes) = (&self.paths, &self.probes);
-        let waiting = [
-            ("paths.state_dir", *state_dir != paths.state_dir),
-            ("paths.runtime_dir", *runtime_dir != paths.runtime_dir),
-            ("paths.bpffs_dir", *bpffs_dir != paths.bpffs_dir),
-            ("probes.tap_hook", tap_hook != probes.tap_hook),
-            ("probes.log", log != probes.log),
-            ("probes.keep", keep != probes.keep),
-            ("probes.max_vms", max_vms != probes.max_vms),
-            ("probes.max_taps", max_taps != probes.max_taps),
-            ("probes.max_in_flight", max_in_flight != probes.max_in_flight),
-        ];
-        let waiting = waiting.into_iter().filter_map(|(key, differs)| differs.then_some(key));
-        let waiting = waiting.collect();
+        let mut waiting = self.paths.differing(&new.paths);
+        waiting.extend(self.probes.differing(&new.probes));
         (Self { paths: self.paths.clone(), probes: self.probes, ..new }, waiting)
     }
 }

@@ -1,9 +1,6 @@
 use std::time::Duration;
 
-use super::{
-    Config, EvidencePolicy, EvidenceReaders, Mode, Policy, ProbeLog, Recorder, RetentionConfig,
-    TapHook,
-};
+use super::{Config, EvidenceReaders, MemoryDump, Mode, Policy, ProbeLog, Recorder, TapHook};
 
 fn parse(text: &str) -> Config {
     Config::parse(text, "test.toml").expect("valid")
@@ -34,48 +31,18 @@ fn an_empty_file_means_all_defaults() {
     assert!(config.metrics.hosts.is_empty());
     let Recorder { keep, disk, max_mib } = config.recorder;
     assert_eq!((keep, disk, max_mib), (Duration::from_secs(300), false, 256));
-    let EvidencePolicy { limit, memory, memory_limit, own_dump } = config.evidence_policy;
-    assert!(own_dump.is_zero());
-    assert_eq!((limit.as_secs(), memory, memory_limit.as_secs()), (2, false, 60));
-    let RetentionConfig { keep, max_mib, memory_dir, memory_quota_mib } = config.retention;
-    assert_eq!((keep.as_secs(), max_mib, memory_quota_mib), (90 * 24 * 3600, 1024, 16384));
-    assert_eq!(memory_dir.to_str(), Some("/var/lib/flatline/memory"));
+    let evidence = config.evidence_policy;
+    assert!(evidence.inject_nmi.is_zero());
+    assert_eq!(evidence.memory_dump, MemoryDump::Off);
+    let limits = [evidence.evidence_limit, evidence.memory_dump_limit].map(|limit| limit.as_secs());
+    assert_eq!(limits, [2, 60]);
+    let retention = config.retention;
+    assert_eq!(retention.evidence_keep.as_secs(), 90 * 24 * 3600);
+    assert_eq!((retention.evidence_max_mib, retention.memory_dump_quota_mib), (1024, 16384));
+    assert_eq!(retention.memory_dump_dir.to_str(), Some("/var/lib/flatline/memory"));
     assert_eq!(config.discovery.executables.len(), 10);
     assert!(config.discovery.users.is_empty() && config.vms.is_empty());
     assert_eq!(config.paths.bpffs_dir.to_str(), Some("/sys/fs/bpf/flatline"));
-}
-
-/// What the package brings to `/etc/flatline`.
-const PACKAGED: &str = include_str!("../../packaging/flatline.toml");
-
-#[test]
-fn the_packaged_file_observes_and_leaves_all_else_as_it_is_by_default() {
-    let packaged = format!("{:?}", parse(PACKAGED));
-    assert_eq!(packaged, format!("{:?}", parse("mode = \"observe\"")));
-}
-
-#[test]
-fn the_packaged_file_has_each_line_of_the_documented_defaults() {
-    let documented = include_str!("../../../docs/configuration.md");
-    let defaults = documented.split("```toml\n").nth(1).expect("a block");
-    let defaults = defaults.split("```").next().expect("its end");
-    // Comments continue on lines of their own.
-    let words = |line: &str| {
-        line.split_whitespace().filter(|word| *word != "#").collect::<Vec<_>>().join(" ")
-    };
-    let packaged: Vec<String> = PACKAGED.lines().map(words).collect();
-    for line in defaults.lines().map(words).filter(|line| !line.starts_with("mode = ")) {
-        assert!(packaged.contains(&line), "monitor/packaging/flatline.toml lacks: {line}");
-    }
-}
-
-#[test]
-fn the_documented_executables_are_the_defaults() {
-    let documented = include_str!("../../../docs/configuration.md");
-    let (_, list) = documented.split_once("\nexecutables = [").expect("the list");
-    let (list, _) = list.split_once("\n]").expect("its end");
-    let said = parse(&format!("[discovery]\nexecutables = [{list}\n]"));
-    assert_eq!(said.discovery, parse("").discovery);
 }
 
 #[test]
@@ -165,18 +132,17 @@ memory_dump_limit = "10s"
     assert_eq!((policy.max_restarts, policy.window.as_secs()), (9, 86400));
     let every = |name| config.memory_every_for(name).as_secs();
     assert_eq!((every("web"), every("db-1")), (10, 0));
-    let evidence_policy = |name| {
-        let EvidencePolicy { limit, memory, memory_limit, own_dump: _ } =
-            config.evidence_policy_for(name);
-        (limit.as_millis(), memory, memory_limit.as_secs())
+    let evidence = |name| {
+        let policy = config.evidence_policy_for(name);
+        let limits = [policy.evidence_limit, policy.memory_dump_limit];
+        (limits.map(|limit| limit.as_millis()), policy.memory_dump)
     };
-    assert_eq!(
-        (evidence_policy("web"), evidence_policy("db-1")),
-        ((0, true, 300), (500, false, 10))
-    );
-    let RetentionConfig { keep, max_mib, memory_dir, memory_quota_mib } = &config.retention;
-    assert_eq!((keep.as_secs(), *max_mib, *memory_quota_mib), (30 * 24 * 3600, 64, 4096));
-    assert_eq!(memory_dir.to_str(), Some("/dumps"));
+    assert_eq!(evidence("web"), ([0, 300_000], MemoryDump::On));
+    assert_eq!(evidence("db-1"), ([500, 10_000], MemoryDump::Off));
+    let retention = &config.retention;
+    assert_eq!(retention.evidence_keep.as_secs(), 30 * 24 * 3600);
+    assert_eq!((retention.evidence_max_mib, retention.memory_dump_quota_mib), (64, 4096));
+    assert_eq!(retention.memory_dump_dir.to_str(), Some("/dumps"));
 }
 
 #[test]

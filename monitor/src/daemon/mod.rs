@@ -143,6 +143,7 @@ enum Message {
 /// # Errors
 /// Whatever keeps it from starting; once it runs, it goes on.
 pub async fn run(config: Config, source: Source) -> Result<(), StartError> {
+    config.warnings.iter().for_each(|warning| warn!("{warning}"));
     let signals = Signals::listen()
         .map_err(|source| StartError::Host { what: "listen for signals", source })?;
     if let Some(gap) = check::first_gap(&check::check(&config)) {

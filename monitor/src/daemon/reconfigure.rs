@@ -33,6 +33,7 @@ impl EventLoop {
         match read {
             Ok(new) => {
                 self.reloading.complaint = None;
+                new.warnings.iter().for_each(|warning| warn!("{warning}"));
                 self.follow(*new);
             }
             Err(error) => {

@@ -6,7 +6,7 @@ use super::{
     evidence::{Wanted, dump},
 };
 use crate::{
-    config::{ActuatorConfig, EvidencePolicy},
+    config::{ActuatorConfig, EvidencePolicy, MemoryDump},
     storage::incident::Incident,
     vm::{Context, WatchedVm},
 };
@@ -52,21 +52,21 @@ impl Supervisor {
 
     /// What is to be gathered of a VM that is about to be restarted. What is shown of it is added where that is known.
     fn wanted(&self, watched: &WatchedVm, incident: &Incident, context: &Context<'_>) -> Wanted {
-        let EvidencePolicy { limit, memory, memory_limit, own_dump } =
+        let EvidencePolicy { evidence_limit, memory_dump, memory_dump_limit, inject_nmi } =
             context.config.evidence_policy_for(&watched.vm.name);
         let retention = &context.config.retention;
-        let memory = memory.then(|| dump::Wanted {
-            directory: retention.memory_dir.clone(),
-            quota_bytes: u64::from(retention.memory_quota_mib) << 20,
-            limit: memory_limit,
+        let memory = (memory_dump == MemoryDump::On).then(|| dump::Wanted {
+            directory: retention.memory_dump_dir.clone(),
+            quota_bytes: u64::from(retention.memory_dump_quota_mib) << 20,
+            limit: memory_dump_limit,
             under_way: self.dumps.clone(),
         });
         Wanted {
-            limit,
+            limit: evidence_limit,
             announced: watched.detector.watch.state.cause() == Some(Cause::Panicked),
             memory,
             insight: watched.sensors.insight.clone(),
-            own_dump,
+            own_dump: inject_nmi,
             asks: watched.recovery.case.as_ref().is_none_or(|case| !case.tries.is_curt),
             ..Wanted::nothing(watched.vm.clone(), incident.id.clone())
         }

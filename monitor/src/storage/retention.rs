@@ -36,7 +36,10 @@ pub struct RetentionPolicy {
 
 impl From<&RetentionConfig> for RetentionPolicy {
     fn from(retention: &RetentionConfig) -> Self {
-        Self { keep: retention.keep, most_bytes: u64::from(retention.max_mib) << 20 }
+        Self {
+            keep: retention.evidence_keep,
+            most_bytes: u64::from(retention.evidence_max_mib) << 20,
+        }
     }
 }
 
