@@ -101,7 +101,7 @@ fn open(tap: &str) -> Result<(OwnedFd, libc::c_int)> {
     if fd < 0 {
         return Err(io::Error::last_os_error()).context("cannot open a raw socket");
     }
-    // SAFETY: the kernel just gave this fd to us, and nobody else holds it.
+    // SAFETY: the kernel just gave this fd to us, and nothing else holds it.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     let index = rustix::net::netdevice::name_to_index(&socket, tap)
         .with_context(|| format!("no interface {tap}"))?;

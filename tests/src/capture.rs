@@ -63,7 +63,7 @@ fn open(name: &str) -> Result<Capture> {
     if fd < 0 {
         return Err(io::Error::last_os_error()).context("cannot open a raw socket");
     }
-    // SAFETY: the kernel just gave this fd to us, and nobody else holds it.
+    // SAFETY: the kernel just gave this fd to us, and nothing else holds it.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: zeroes are a valid sockaddr_ll.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };

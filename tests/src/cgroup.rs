@@ -1,6 +1,6 @@
 //! Groups of the kernel's first version of cgroups, of a test's own, by which a QEMU is frozen or throttled.
 //!
-//! Where a host has the second version only, there are none, and whoever asks is told so.
+//! Where a host has the second version only, there are none, and callers are told so.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -75,7 +75,7 @@ impl Drop for Cgroup {
         // A frozen process leaves its group no sooner than it is thawed.
         let state = self.path.join("freezer.state");
         let thawed = if state.exists() { write(&state, "THAWED") } else { Ok(()) };
-        // It may be gone: then there is nobody to move.
+        // It may be gone: then there is nothing to move.
         let _ = write(&self.home.join("cgroup.procs"), &self.pid.to_string());
         let removed = std::fs::remove_dir(&self.path).map_err(anyhow::Error::from);
         if let Err(error) = thawed.and(removed) {

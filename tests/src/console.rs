@@ -1,6 +1,6 @@
 //! What a process says: drained by a thread at once, kept with the time of each line.
 //!
-//! Draining is not a nicety. A guest whose serial console nobody reads stops at its next message, in
+//! Draining is not a nicety. A guest with a serial console that is not read stops at its next message, in
 //! the middle of a panic too, and would look crashed through the harness's own fault.
 
 use std::io::Read;
@@ -18,7 +18,7 @@ pub struct Mark {
     at: Instant,
 }
 
-/// A growing log, shared between the thread that fills it and whoever reads it.
+/// A growing log, shared between the thread that fills it and its readers.
 #[derive(Clone, Debug)]
 pub struct Log {
     shared: Arc<Shared>,

@@ -35,7 +35,7 @@ pub struct DaemonConfig {
     pub prefix: Vec<String>,
     /// Which executables' VMs it manages: globs; none: its own defaults.
     pub executables: Vec<String>,
-    /// Whose VMs it manages, by user id; none: anybody's.
+    /// Users whose VMs it manages, by id; none: those of all users.
     pub users: Vec<u32>,
     /// `recover` or `observe`.
     pub mode: String,
@@ -53,7 +53,7 @@ pub struct DaemonConfig {
     pub extra_toml: String,
 }
 
-/// An address of this host that nobody listens on now, and that nobody is handed out again soon.
+/// An address of this host on which no program listens now, and which is not handed out again soon.
 ///
 /// # Errors
 ///
@@ -169,7 +169,7 @@ impl Daemon {
         words.push(self.config.binary.as_os_str());
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).args(["run", "--config"]).arg(&self.config_path);
-        // It is to log to its stderr, whoever started the tests.
+        // It is to log to its stderr, also where systemd started the tests.
         command.env_remove("JOURNAL_STREAM").env_remove("NOTIFY_SOCKET");
         // A process group of its own: Ctrl-C is for the harness.
         command.process_group(0);

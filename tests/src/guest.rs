@@ -260,7 +260,7 @@ impl Guest {
     ///
     /// If QEMU is gone.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        // Held so that nobody reaps the child in between, and the pid is still its own.
+        // Held so that no other thread reaps the child in between, and the pid is still its own.
         let mut child = lock(&self.child);
         if child.try_wait()?.is_some() {
             bail!("guest {}: QEMU is gone", self.name);

@@ -123,7 +123,7 @@ pub fn build(cache_dir: &Path, mut progress: impl FnMut(&str)) -> Result<Images>
     std::fs::write(&images.kernel, vmlinux).context("cannot write the kernel")?;
     let lockup = match lockup::build(&kernel, &cache_dir.join("lockup")) {
         Ok(module) => Some(module),
-        // Whoever asks such a guest for a lock-up is told that it has none.
+        // Such a guest answers a request for a lock-up with that it has none.
         Err(error) => {
             progress(&format!("no lockup.ko in the guest: {error:#}"));
             None

@@ -140,7 +140,7 @@ pub struct GuestConfig {
     pub disk: Option<DiskConfig>,
     /// Whether it has a pvpanic device, through which a panic is reported.
     pub pvpanic: bool,
-    /// Whether it has a display, which QEMU draws for nobody; else it has none.
+    /// Whether it has a display, which QEMU draws and no client sees; else it has none.
     pub vga: bool,
     /// Whether it has a balloon, `balloon0`, through which QEMU hears of its memory.
     pub balloon: bool,

@@ -55,7 +55,7 @@ impl Netns {
         let name = format!("fl-{}-{number}", std::process::id());
         command::run("ip", ["netns", "add", &name])?;
         let netns = Self { name };
-        // The host's own router solicitations would reach the guests as traffic of nobody's making.
+        // The host's own router solicitations would reach the guests as traffic of no test's making.
         netns.sysctl("net/ipv6/conf/default/disable_ipv6", "1")?;
         Ok(netns)
     }

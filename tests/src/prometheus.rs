@@ -42,7 +42,7 @@ struct Server {
 #[derive(Debug)]
 pub struct Prometheus(Server);
 
-/// An Alertmanager that tells nobody.
+/// An Alertmanager without receivers.
 #[derive(Debug)]
 pub struct Alertmanager(Server);
 
@@ -150,7 +150,7 @@ impl Prometheus {
 }
 
 impl Alertmanager {
-    /// For whoever asks for the alerts himself.
+    /// For tests that ask for the alerts themselves.
     pub const TELLS_NOBODY: &str = "route: {receiver: nobody}\nreceivers: [{name: nobody}]\n";
 
     /// Starts `program`, which keeps everything in `dir`, with this `alertmanager.yml`, such as [`Self::TELLS_NOBODY`].

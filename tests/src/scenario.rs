@@ -1,7 +1,7 @@
 //! Named scenarios: what can become of a guest, and the verdict that is due for it.
 //!
 //! A [`Scenario`] is data: the guests, what is done to the first of them, and what is [`Expected`]. [`run()`]
-//! plays one on a [`Stage`] of its own and tells the [`Outcome`]. In each an idle guest that nobody touches
+//! plays one on a [`Stage`] of its own and tells the [`Outcome`]. In each an idle guest that nothing is done to
 //! runs beside.
 
 use std::time::{Duration, SystemTime};

@@ -120,7 +120,7 @@ impl FileSystem {
     /// If it is the machine's own, or `fsfreeze` fails.
     pub fn freeze(&self) -> Result<Frozen> {
         ensure!(self.mount_point != Path::new("/"), "never the machine's own");
-        // A shell of its own thaws it, also if nobody is left to tell it to.
+        // A shell of its own thaws it, also if no test is left to tell it to.
         let mut shell = Command::new("sh")
             .args(["-c", r#"fsfreeze -f "$1" && echo frozen && read -r _; fsfreeze -u "$1""#, "sh"])
             .arg(&self.mount_point)
@@ -259,7 +259,7 @@ impl FuseExport {
         File::create(&image)?.set_len(bytes)?;
         let file = dir.join(format!("{name}.fuse"));
         File::create(&file)?;
-        // It must not outlive the test, least of all stopped: whoever waits for it would for ever.
+        // It must not outlive the test, least of all stopped: what waits for it would for ever.
         let mut server = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "qemu-storage-daemon", "--blockdev"])
             .arg(format!("driver=file,node-name=image,filename={}", image.display()))
@@ -287,7 +287,7 @@ impl FuseExport {
         &self.file
     }
 
-    /// Stops the server until the value is dropped, which must come before whoever uses the file is ended.
+    /// Stops the server until the value is dropped, which must come before what uses the file is ended.
     ///
     /// # Errors
     ///

@@ -36,7 +36,7 @@ impl Traced {
         let (sender, stopped) = channel();
         // The kernel takes one thread for the debugger, and lets its processes go on when that one ends.
         let tracer = std::thread::spawn(move || {
-            // Whoever asked waits for an answer.
+            // The caller waits for an answer.
             let _ = sender.send(stop());
             // An error says that the other end is gone: that is what is waited for.
             let _ = ended.recv();

@@ -257,7 +257,7 @@ fn usual(command: &str) -> Value {
     }
 }
 
-/// Answers questions at a length that nobody takes: by its bytes, its members or its depth.
+/// Answers questions at a length that no client takes: by its bytes, its members or its depth.
 fn verbose(command: &str) -> Says {
     match command {
         "human-monitor-command" => Says::Text(format!("\"{}\"", "x".repeat(6 << 20))),
@@ -280,7 +280,7 @@ fn turns_to_garbage(command: &str) -> Says {
     if command == "query-block" { Says::Last(b"\xff\xff") } else { Says::Usual }
 }
 
-/// Takes longer for an account of its disks than anybody waits for all that comes after it.
+/// Takes longer for an account of its disks than a client waits for all that comes after it.
 fn late(command: &str) -> Says {
     if command == "query-block" {
         std::thread::sleep(LATE);
@@ -288,7 +288,7 @@ fn late(command: &str) -> Says {
     Says::Usual
 }
 
-/// Takes longer for a reset than anybody waits for one command.
+/// Takes longer for a reset than a client waits for one command.
 fn slow_reset(command: &str) -> Says {
     if command == "system_reset" {
         std::thread::sleep(SLOW_RESET);

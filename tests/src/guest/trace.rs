@@ -13,7 +13,7 @@ use crate::qmp;
 const TAKEN: &str = "handle_qmp_command";
 
 impl Guest {
-    /// When QEMU first took this QMP command, whoever sent it, by its own trace; `None` if it never did, or does not
+    /// When QEMU first took this QMP command, from any client, by its own trace; `None` if it never did, or does not
     /// trace them ([`GuestConfig::traces_commands`]).
     ///
     /// # Errors
@@ -25,7 +25,7 @@ impl Guest {
         found.with_context(|| format!("guest {}: no such line is known: {trace}", self.name))
     }
 
-    /// How many QMP commands QEMU took so far, whoever sent them, by its own trace.
+    /// How many QMP commands QEMU took so far, from all clients, by its own trace.
     ///
     /// # Errors
     ///

@@ -13,7 +13,7 @@ use crate::guest::GuestConfig;
 use crate::interrupt;
 
 const ALIVE: Expected = Expected::LeftAlone { states: &["alive"] };
-/// What nobody can ask may stay suspected.
+/// What cannot be asked may stay suspected.
 const UNASKED: Expected = Expected::LeftAlone { states: &["alive", "suspect"] };
 
 pub(super) const SCENARIOS: &[Scenario] = &[

@@ -12,7 +12,7 @@ use crate::boot_sector::BootSector;
 use crate::guest::{Accelerator, GuestConfig};
 use crate::interrupt;
 
-/// What nobody can ask may stay suspected.
+/// What cannot be asked may stay suspected.
 const UNASKED: Expected = Expected::LeftAlone { states: &["alive", "suspect"] };
 
 const SCENARIOS: &[Scenario] = &[

@@ -15,7 +15,7 @@ use crate::media::{self, Medium};
 
 /// The installer unpacks itself and starts a hundred programs before it asks: 20 s of a CPU that is its own.
 const INSTALLER_LIMIT: Duration = Duration::from_secs(240);
-/// What nobody can ask may stay suspected.
+/// What cannot be asked may stay suspected.
 const UNASKED: Expected = Expected::LeftAlone { states: &["alive", "suspect"] };
 
 pub(super) const SCENARIOS: &[Scenario] = &[

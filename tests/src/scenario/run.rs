@@ -42,7 +42,7 @@ pub struct Outcome {
     /// Resets from outside of guests that had to be left alone, by the account of their own QEMUs, and of the
     /// scenario's guest after the one that it needed.
     pub wrong_resets: u32,
-    /// Whether it is what was due, and nobody else was convicted.
+    /// Whether it is what was due, and no other guest was convicted.
     pub as_expected: bool,
     /// The end of the daemon's log, if it is not.
     pub log: Option<String>,
@@ -64,7 +64,7 @@ pub(super) struct Look {
 /// If something does not work that has nothing to do with the verdict, or on a signal.
 pub fn run(scenario: &Scenario, stage: &Stage) -> Result<Outcome> {
     if scenario.boots {
-        // What happened while it booted is nobody's fault.
+        // What happened while it booted is no fault of it.
         for guest in stage.others().chain([stage.guest()]) {
             guest.events()?;
         }

@@ -26,7 +26,7 @@ use crate::tools;
 const DISK_BYTES: u64 = 64 << 20;
 /// Eight guests that boot on two cores took 30 s.
 pub(super) const BOOT_LIMIT: Duration = Duration::from_secs(90);
-/// The name of the guest that nobody touches.
+/// The name of the guest that nothing is done to.
 pub(super) const BYSTANDER: &str = "bystander";
 
 /// What a place's QEMU for Arm guests is called.
@@ -64,7 +64,7 @@ pub struct Stage {
     pub daemon: Daemon,
     /// The guest that the scenario is about, and then those that it needs beside.
     pub guests: Vec<Guest>,
-    /// The idle guest that nobody touches.
+    /// The idle guest that nothing is done to.
     pub bystander: Guest,
     /// The tap of the scenario's guest, if it has one.
     pub tap: Option<Tap>,

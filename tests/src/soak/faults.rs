@@ -192,7 +192,7 @@ impl Schedule {
         !self.ongoing.is_empty()
     }
 
-    /// Whether nobody else is to compute.
+    /// Whether no other guest is to compute.
     pub(super) fn wants_quiet(&self) -> bool {
         self.ongoing.iter().any(|ongoing| ongoing.fault.is_heavy())
     }
@@ -286,7 +286,7 @@ fn disturb_daemon(fault: Fault, daemon: &mut Daemon, judge: &mut Judge) -> Resul
     let pid = daemon.pid().context("the daemon runs")?;
     let pid = Pid::from_raw(i32::try_from(pid)?).context("no process has this number")?;
     let stopped = Stopped::new(pid)?;
-    // Whoever asked it meanwhile would wait, so nothing else is done.
+    // A caller that asked it meanwhile would wait, so nothing else is done.
     interrupt::sleep(DAEMON_STOPS_FOR)?;
     drop(stopped);
     Ok(())

@@ -12,7 +12,7 @@ use crate::scenario::Place;
 
 /// How often a trickle goes on.
 const TRICKLE_EVERY: Duration = Duration::from_secs(4);
-/// How long whoever computes does so, and then rests.
+/// How long a guest that computes does so, and then rests.
 const COMPUTES_FOR: Duration = Duration::from_secs(60);
 /// Those that every fleet has, beside the ones that idle.
 const SPECIAL: usize = 13;
@@ -55,7 +55,7 @@ impl Fleet {
         Ok(fleet)
     }
 
-    /// Keeps those moving that trickle, and turns the one on or off that computes. Where somebody else needs the
+    /// Keeps those moving that trickle, and turns the one on or off that computes. Where another needs the
     /// CPU, it rests.
     pub(super) fn stir(&mut self, quiet: bool) -> Result<()> {
         if self.trickled.elapsed() >= TRICKLE_EVERY {

@@ -19,7 +19,7 @@ const DISTURBED_FOR: Duration = Duration::from_secs(20);
 /// Long enough for several rounds of questions.
 const NETWORK_DOWN_FOR: Duration = Duration::from_secs(40);
 const BOMBED_FOR: Duration = Duration::from_secs(15);
-/// Whoever is found no sooner will not be.
+/// A guest that is found no sooner will not be.
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(90);
 /// For a restarted guest to be back.
 const BACK_WITHIN: Duration = Duration::from_secs(120);
