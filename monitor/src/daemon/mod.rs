@@ -20,6 +20,7 @@ mod reconfigure;
 mod recordings;
 mod registry;
 mod reload;
+mod requests;
 mod sampler;
 mod show;
 mod snapshot;
