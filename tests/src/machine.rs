@@ -112,7 +112,7 @@ pub struct GuestConfig {
     pub kind: GuestKind,
     /// The machine, for which the QEMU has to be.
     pub board: Board,
-    /// The QEMU to run; see [`private_qemu`].
+    /// The QEMU to run; see [`private_qemu`](crate::guest::private_qemu).
     pub executable: PathBuf,
     /// Where its sockets go: `NAME.qmp` for the daemon, `NAME.test.qmp` for the test. A socket's
     /// path has room for 107 bytes.

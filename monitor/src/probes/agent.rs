@@ -49,7 +49,7 @@ pub const WITNESS: Witness = Witness {
 /// nobody is connected to, every 100 ms (`ga_channel_read` and `channel_event_cb` in QEMU's qga/).
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 /// How long it may take while all is well, and nobody waits for the outcome. A slower agent's silence doesn't
-/// count for all that: see [`Record::number`].
+/// count for all that: see [`AgentMemory::number`].
 const CALIBRATED_WITHIN: Duration = Duration::from_millis(1500);
 /// How long it may take to find the socket and connect to it. Not measured: both are local.
 const CONNECT_WITHIN: Duration = Duration::from_millis(300);

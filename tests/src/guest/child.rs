@@ -6,7 +6,7 @@ use std::process::{Child, ExitStatus};
 use anyhow::Result;
 use rustix::process::Signal;
 
-/// Kills a child that turns out useless before it became a [`Guest`].
+/// Kills a child that turns out useless before it became a [`Guest`](super::Guest).
 pub(super) struct Reaper(pub(super) Option<Child>);
 
 impl Reaper {

@@ -14,7 +14,7 @@ const TAKEN: &str = "handle_qmp_command";
 
 impl Guest {
     /// When QEMU first took this QMP command, from any client, by its own trace; `None` if it never did, or does not
-    /// trace them ([`GuestConfig::traces_commands`]).
+    /// trace them ([`GuestConfig::traces_commands`](crate::machine::GuestConfig::traces_commands)).
     ///
     /// # Errors
     ///
@@ -38,7 +38,7 @@ impl Guest {
     ///
     /// # Errors
     ///
-    /// If it does not trace them ([`GuestConfig::traces_commands`]), or the trace can't be read.
+    /// If it does not trace them ([`GuestConfig::traces_commands`](crate::machine::GuestConfig::traces_commands)), or the trace can't be read.
     pub fn times_taken(&self, wanted: &str) -> Result<usize> {
         let trace = self.trace()?.with_context(|| format!("guest {}: no trace", self.name))?;
         Ok(trace.lines().filter(|line| line.contains(wanted)).count())
