@@ -75,7 +75,7 @@ impl NotificationCounts {
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {
-        let help = "Events that were told to each target of [[tell]], or weren't";
+        let help = "Events that were told to each target of [[notify]], or weren't";
         registry.register("notifications", help, self.told.clone());
         let help = "Events that wait to be told";
         registry.register("notifications_waiting", help, self.waiting.clone());

@@ -146,7 +146,7 @@ impl Notifier {
             let waiting = events.len();
             warn!(
                 receiver = name,
-                "{waiting} events that waited for {name} are given up: no [[tell]] has this name"
+                "{waiting} events that waited for {name} are given up: no [[notify]] has this name"
             );
         }
     }

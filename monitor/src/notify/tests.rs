@@ -80,7 +80,7 @@ fn targets(text: &str) -> Vec<Target> {
 
 fn webhook(address: SocketAddr, more: &str) -> String {
     format!(
-        "[[tell]]\nevents = \"all\"\nwebhook = \"http://{address}/hook\"\nlimit = \"1s\"\n{more}\n"
+        "[[notify]]\nevents = \"all\"\nwebhook = \"http://{address}/hook\"\nlimit = \"1s\"\n{more}\n"
     )
 }
 
@@ -344,7 +344,7 @@ fn a_command_gets_its_event_in_its_environment_and_again_if_it_fails() {
     );
     std::fs::write(&script, text).expect("written");
     let command = format!(
-        "[[tell]]\nevents = \"all\"\ncommand = [\"/bin/sh\", {:?}, \"--now\"]\n",
+        "[[notify]]\nevents = \"all\"\ncommand = [\"/bin/sh\", {:?}, \"--now\"]\n",
         script.display().to_string()
     );
     let stage = Stage::new(&command);
@@ -360,7 +360,7 @@ fn a_command_gets_its_event_in_its_environment_and_again_if_it_fails() {
 fn an_alertmanager_gets_what_is_wrong_and_its_end() {
     let (listener, address) = listen();
     let requests = receiver(listener, say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"));
-    let text = format!("[[tell]]\nevents = \"all\"\nalertmanager = \"http://{address}/am\"\n");
+    let text = format!("[[notify]]\nevents = \"all\"\nalertmanager = \"http://{address}/am\"\n");
     let stage = Stage::new(&text);
     stage.tell("gone");
     let request = requests.recv_timeout(SOON).expect("told");

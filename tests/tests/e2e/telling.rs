@@ -182,7 +182,7 @@ fn told() -> Result<()> {
     fs::write(&script, format!("echo {line} >> {}\n", lines.display()))?;
     let webhook = |name: &str, address: SocketAddr, events: &str, more: &str| {
         format!(
-            "[[tell]]\nname = \"{name}\"\nwebhook = \"http://{address}/{name}\"\nevents = {events}\n{more}\n"
+            "[[notify]]\nname = \"{name}\"\nwebhook = \"http://{address}/{name}\"\nevents = {events}\n{more}\n"
         )
     };
     let signed = format!("secret_file = \"{}\"", secret(rig.dir())?);
@@ -192,7 +192,7 @@ fn told() -> Result<()> {
         webhook("late", late, "\"all\"", "queue = 3"),
         webhook("refusing", refusing.address, few, ""),
         format!(
-            "[[tell]]\nname = \"program\"\nevents = {few}\nmatch = \"told-*\"\n\
+            "[[notify]]\nname = \"program\"\nevents = {few}\nmatch = \"told-*\"\n\
              command = [\"/bin/sh\", \"{}\", \"--now\"]\n",
             script.display()
         ),
@@ -319,7 +319,7 @@ fn alertmanager() -> Result<Option<String>> {
     let guests = guest(&rig)?;
     let mut config = rig.daemon_config()?;
     config.extra_toml = format!(
-        "[[tell]]\nevents = [\"crashed\", \"observed\"]\nalertmanager = \"http://{address}\"\n"
+        "[[notify]]\nevents = [\"crashed\", \"observed\"]\nalertmanager = \"http://{address}\"\n"
     );
     let daemon = rig.daemon(&config)?;
     wait_for_vm(&daemon, NAME, "alive", SOON, |row| row["state"] == "alive")?;
