@@ -2,7 +2,7 @@
 //! the guest agent and of flatline's own. Console logs are found by QEMU's descriptors instead, and looked up here only to
 //! tell which of these is meant.
 //!
-//! A socket is found by the descriptor on which that QEMU listens ([`listening_socket`]), whatever has become of its
+//! A socket is found by the descriptor on which that QEMU listens (`listening_socket`), whatever has become of its
 //! path. Where the kernel doesn't permit that look, the path tells. It means something in the QEMU's mount namespace
 //! and root only, and the links on the way may be the work of a hostile QEMU. So it is resolved by the kernel with
 //! the QEMU's root (or working directory) as a wall. Either way, the very socket that was found is connected to,
@@ -116,7 +116,7 @@ pub enum PeerError {
     },
 }
 
-/// Finds a socket of a QEMU that may be connected to. `threads` are what [`launch`] needs. May block, as [`find`]
+/// Finds a socket of a QEMU that may be connected to. `threads` are what `launch` needs. May block, as [`find`]
 /// does, where the kernel permits no look at the QEMU's descriptors.
 pub fn resolve(
     pid: u32,

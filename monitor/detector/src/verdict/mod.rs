@@ -27,7 +27,7 @@
 //! - *Starting* ends with the first sign of life or with the boot grace, whichever comes first.
 //! - *Alive* becomes *Suspect* after `flat_for` without a packet from the guest or a completed request.
 //! - *Suspect* is asked, round after round; one answer acquits, and a conviction takes at least
-//!   [`ROUNDS_TO_CONVICT`] rounds that agree with each other and with the vCPUs' level.
+//!   `ROUNDS_TO_CONVICT` rounds that agree with each other and with the vCPUs' level.
 //! - *Crashed* is left through what recovery reports (a refusal for a reason outside of the guest, or a guest
 //!   that is found writing its dump, makes it *Held*; a monitor that answers again, a suspect), or because the
 //!   guest lives after all.
@@ -51,7 +51,7 @@
 //!   be convicted itself, of hanging: see `qemu_hang`.
 //! - A guest whose agent no longer beats, or says that what it checks has failed, is asked though its kernel lives, and
 //!   told of as a suspect while it stays where it is: see `heartbeat`.
-//! - *Failed* after resets of the guest's own ends when it has lived for [`LOOP_OVER_AFTER`] without one.
+//! - *Failed* after resets of the guest's own ends when it has lived for `LOOP_OVER_AFTER` without one.
 
 mod announcements;
 mod boot;
@@ -126,7 +126,7 @@ pub struct Watch {
     pub liveness: Liveness,
     /// This boot.
     pub boot: Boot,
-    /// When the guest reset itself lately; a burst counts once, and never more than [`Watch::RESETS`] are kept.
+    /// When the guest reset itself lately; a burst counts once, and never more than `Watch::RESETS` are kept.
     pub resets: Vec<Duration>,
     /// When it was last reset by somebody else, flatline included.
     pub reset_from_outside: Option<Duration>,

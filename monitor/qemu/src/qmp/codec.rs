@@ -5,7 +5,7 @@
 //! peer that sends byte by byte costs no more than one that sends at once.
 //!
 //! A message that would take too much of us, by its size, its depth or its members, is *skipped*: its bytes are dropped
-//! as they come, up to [`MAX_SKIPPED_BYTES`], and what is left of it is what it was and which command it answers
+//! as they come, up to `MAX_SKIPPED_BYTES`, and what is left of it is what it was and which command it answers
 //! ([`Message::Skipped`]). So the stream stays in step, and one answer that is larger than it should be, as that of a
 //! disk on a chain of a hundred overlays is, costs that answer alone.
 

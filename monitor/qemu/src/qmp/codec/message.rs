@@ -22,13 +22,13 @@ pub enum CodecError {
         /// The first such byte.
         byte: u8,
     },
-    /// A message is longer than [`MAX_SKIPPED_BYTES`].
+    /// A message is longer than `MAX_SKIPPED_BYTES`.
     #[error("a QMP message of more than {MAX_SKIPPED_BYTES} bytes")]
     TooLarge,
     /// The braces balance, but it is no JSON.
     #[error("a QMP message that is not valid JSON")]
     Json(#[source] serde_json::Error),
-    /// A command is longer than [`MAX_COMMAND_BYTES`].
+    /// A command is longer than `MAX_COMMAND_BYTES`.
     #[error("a QMP command of {bytes} bytes; at most {MAX_COMMAND_BYTES} are sent")]
     CommandTooLarge {
         /// Its length.
@@ -39,14 +39,14 @@ pub enum CodecError {
 /// Why a message is skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Excess {
-    /// It is longer than [`MAX_MESSAGE_BYTES`].
+    /// It is longer than `MAX_MESSAGE_BYTES`.
     Bytes,
-    /// It is nested deeper than [`MAX_DEPTH`].
+    /// It is nested deeper than `MAX_DEPTH`.
     Depth {
         /// The byte of the message from which on it is, the first being 0.
         at: usize,
     },
-    /// It has more than [`MAX_MESSAGE_MEMBERS`] members.
+    /// It has more than `MAX_MESSAGE_MEMBERS` members.
     Members {
         /// As above.
         at: usize,
