@@ -78,7 +78,7 @@ fn overlays() -> Result<()> {
     let guests = boot_all(&[config])?;
     let daemon = rig.daemon(&rig.daemon_config()?)?;
     wait_for_vm(&daemon, "overlaid", "alive", SOON, |row| row["state"] == "alive")?;
-    sleep(Duration::from_secs(2))?;
+    sleep(Duration::from_secs(1))?;
     guests[0].send("p")?;
     let incident = wait_for_incident(&daemon, "overlaid", "recovered", SOON, |incident| {
         incident["outcome"] == "recovered"
@@ -193,7 +193,7 @@ fn not_reset() -> Result<()> {
         "{incident}"
     );
     // Nor does anything else say so, as long as the connection is refused.
-    sleep(Duration::from_secs(5))?;
+    sleep(Duration::from_secs(3))?;
     let (log, shown) = (daemon.log().text(), daemon.show("turns")?.to_string());
     for text in [&log, &shown] {
         ensure!(!text.contains("restarted because"), "{text}");

@@ -1,6 +1,9 @@
 //! Every crash is found in time, and answered with a restart of that guest alone.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use flatline_tests::{
@@ -156,8 +159,17 @@ fn pvpanic() -> Result<()> {
     check_recovery(&daemon, &guests[0])
 }
 
-/// Why KVM runs no boot sector here, if so: it may be missing, or nested and unable to.
+/// Why KVM runs no boot sector here, if so: it may be missing, or nested and unable to. It is tried once for all tests.
 pub(crate) fn kvm() -> Result<Option<String>> {
+    static TRIED: Mutex<Option<Option<String>>> = Mutex::new(None);
+    let mut tried = TRIED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(why) = &*tried {
+        return Ok(why.clone());
+    }
+    Ok(tried.insert(try_kvm()?).clone())
+}
+
+fn try_kvm() -> Result<Option<String>> {
     let rig = Rig::new()?;
     let booted = rig
         .boot_sector("tries-kvm", BootSector::StiHlt, Accelerator::Kvm)

@@ -315,17 +315,18 @@ fn disk(aio: &str) -> Result<Option<String>> {
     wait_for_vm(&daemon, guest.name(), "its row is read", COMMAND_LIMIT, |row| {
         row["storage"].is_object()
     })?;
+    // What is quiet after one command is so before the next.
+    let mut before = quiet_requests(&daemon, guest)?;
     for (command, operations, kib) in [
         ("disk-read", 2000, 4),
         ("disk-write", 2000, 4),
         ("disk-read", 500, 64),
         ("disk-write", 500, 64),
     ] {
-        let (daemon_before, qemu_before) = quiet_requests(&daemon, guest)?;
         guest.run(&format!("{command} {operations} {kib}"), COMMAND_LIMIT)?;
-        let (daemon_after, qemu_after) = quiet_requests(&daemon, guest)?;
-        let shown = daemon_after.since(daemon_before);
-        let submitted = qemu_after.since(qemu_before);
+        let after = quiet_requests(&daemon, guest)?;
+        let (shown, submitted) = (after.0.since(before.0), after.1.since(before.1));
+        before = after;
         println!("aio={aio}: {command} {operations} {kib}: {shown:?}; QEMU: {submitted:?}");
         let bytes = operations * kib * 1024;
         let moved = if command == "disk-read" { submitted.0[1] } else { submitted.0[3] };

@@ -46,7 +46,11 @@ fn guest(rig: &Rig, name: &str) -> Result<GuestConfig> {
 
 /// Has the guest panic; the incident once it was restarted and came back.
 fn panics(daemon: &Daemon, guest: &Guest) -> Result<Value> {
-    sleep(Duration::from_secs(3))?;
+    wait_for_vm(daemon, guest.name(), "known", RESTART_LIMIT, |row| {
+        row["run_state"] == "running" && row["storage"].is_object()
+    })?;
+    // Some ticks for its figures.
+    sleep(Duration::from_secs(2))?;
     guest.send("panic")?;
     wait_for_incident(daemon, guest.name(), "recovered", RESTART_LIMIT, |incident| {
         incident["outcome"] == "recovered"
@@ -188,8 +192,9 @@ fn no_display() -> Result<()> {
 /// A daemon that dumps the guest's memory into at most so many MiB.
 fn dumps(rig: &Rig, quota_mib: u32) -> Result<DaemonConfig> {
     let mut config = rig.daemon_config()?;
-    config.extra_toml =
-        format!("[recovery]\nmemory_dump = \"on\"\nmemory_dump_quota_mib = {quota_mib}\n");
+    config.extra_toml = format!(
+        "[recovery]\nmemory_dump = \"on\"\nmemory_dump_quota_mib = {quota_mib}\npause = \"1s\"\n"
+    );
     Ok(config)
 }
 
@@ -294,7 +299,7 @@ fn own_dump() -> Result<()> {
     let mut config = rig.daemon_config()?;
     config.boot_grace = Duration::from_secs(2);
     config.extra_toml =
-        "[recovery]\ninject_nmi = \"5s\"\nmax_restarts = 1\n[[vm]]\nmatch = \"by-*\"\n\
+        "[recovery]\ninject_nmi = \"3s\"\nmax_restarts = 1\n[[vm]]\nmatch = \"by-*\"\n\
                          actuator = \"command\"\ncommand = [\"/bin/true\"]"
             .to_owned();
     let daemon = rig.daemon(&config)?;
@@ -304,14 +309,14 @@ fn own_dump() -> Result<()> {
     let reset = does_not.took_command_at("system_reset")?.context("it was not reset")?;
     let waited = reset.duration_since(sent).context("the NMI came after the reset")?;
     println!("reset {waited:.1?} after its NMI");
-    ensure!(waited >= Duration::from_secs(5), "{waited:?}: {incident}");
+    ensure!(waited >= Duration::from_secs(3), "{waited:?}: {incident}");
     // Whatever restarts it.
     let incident = wait_for_incident(&daemon, "by-command", "restarted", RESTART_LIMIT, told)?;
     let sent = by_command.took_command_at("inject-nmi")?.context("no NMI was sent")?;
     let at = humantime::parse_rfc3339(incident["action_at"].as_str().unwrap_or_default())?;
     // That has whole seconds, rounded down.
     let waited = (at + Duration::from_secs(1)).duration_since(sent)?;
-    ensure!(waited >= Duration::from_secs(5), "{waited:?}: {incident}");
+    ensure!(waited >= Duration::from_secs(3), "{waited:?}: {incident}");
 
     let held = |row: &Value| {
         let says = |part| row["reason"].as_str().is_some_and(|reason| reason.contains(part));

@@ -104,7 +104,9 @@ fn hold() -> Result<()> {
     config.extra_args.extend(["-action".to_owned(), "panic=pause".to_owned()]);
     let guests = boot_all(&[config])?;
     let guest = &guests[0];
-    let mut daemon = rig.daemon(&rig.daemon_config()?)?;
+    let mut config = rig.daemon_config()?;
+    config.extra_toml = "[recovery]\npause = \"1s\"".to_owned();
+    let mut daemon = rig.daemon(&config)?;
     let alive = |row: &Value| row["state"] == "alive";
     wait_for_vm(&daemon, name, "alive", WITHIN, alive)?;
 

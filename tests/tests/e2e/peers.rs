@@ -24,7 +24,7 @@ use crate::{
 /// For a guest of a few bytes to be found dead, restarted, and seen alive.
 const WITHIN: Duration = Duration::from_secs(60);
 /// Some time in which what must not happen would be seen.
-const A_WHILE: Duration = Duration::from_secs(5);
+const A_WHILE: Duration = Duration::from_secs(3);
 /// The manners of made-up monitors, and what `show` says of each.
 const MANNERS: [(&str, &str); 3] = [
     ("bytewise", "run state running"),

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use flatline_tests::{
     boot_sector::BootSector,
     daemon::Daemon,
@@ -23,7 +23,7 @@ use crate::rig::{
 const WITHIN: Duration = Duration::from_secs(60);
 
 /// Longer than a guest that does nothing lives where it may be judged.
-const A_WHILE: Duration = Duration::from_secs(3 * FLAT_FOR.as_secs());
+const A_WHILE: Duration = Duration::from_secs(2 * FLAT_FOR.as_secs() + 1);
 
 /// Firmware resets the machine once more while it boots: until that is over, a reset must be one.
 const PUT_BACK_AFTER: Duration = Duration::from_secs(10);
@@ -51,15 +51,15 @@ fn told() -> Result<()> {
     let rig = Rig::new()?;
     // It ends at a reset.
     let mut ends = rig.boot_sector_on_disk("ends", BootSector::OnCommand)?;
-    ends.no_reboot = true;
+    (ends.no_reboot, ends.traces_commands) = (true, true);
     // It stops at a reset, as at a panic.
     let mut stops = rig.boot_sector_on_disk("stops", BootSector::OnCommand)?;
-    stops.pvpanic = true;
+    (stops.pvpanic, stops.traces_commands) = (true, true);
     let actions = "reboot=shutdown,shutdown=pause,panic=pause";
     stops.extra_args.extend(["-action".to_owned(), actions.to_owned()]);
     // It stops at everything but a panic, at which it runs on.
     let mut runs_on = rig.boot_sector_on_disk("runs-on", BootSector::OnCommand)?;
-    runs_on.pvpanic = true;
+    (runs_on.pvpanic, runs_on.traces_commands) = (true, true);
     let actions = "reboot=shutdown,shutdown=pause,panic=none";
     runs_on.extra_args.extend(["-action".to_owned(), actions.to_owned()]);
     let guests = boot_all(&[ends, stops, runs_on])?;
@@ -69,16 +69,23 @@ fn told() -> Result<()> {
         guest.events()?;
     }
     let [ends, stops, runs_on] = &guests[..] else { unreachable!() };
-    for (guest, word, run_state) in
-        [(ends, "h", "running"), (stops, "p", "guest-panicked"), (runs_on, "p", "running")]
-    {
+    let crashes =
+        [(ends, "h", "running"), (stops, "p", "guest-panicked"), (runs_on, "p", "running")];
+    for (guest, word, _) in crashes {
         guest.send(word)?;
+    }
+    for (guest, _, run_state) in crashes {
         let incident = recovered(&daemon, guest.name())?;
         ensure!(incident["attempts"][0]["run_state"] == run_state, "{incident}");
         ensure!(outer_resets(guest)?.len() == 1 && guest.run_state()? == "running", "{incident}");
     }
     // A bare reset does what QEMU was told first, once the daemon has told it so again.
-    sleep(PUT_BACK_AFTER + MARGIN)?;
+    for guest in &guests {
+        wait_until("it to be told so again", PUT_BACK_AFTER + MARGIN, || {
+            Ok((guest.times_taken("set-action")? == 2).then_some(()))
+        })
+        .with_context(|| format!("{}: {:?}", guest.name(), guest.times_taken("set-action")))?;
+    }
     ends.qmp("system_reset", &Value::Null)?;
     ends.wait_for_exit(WITHIN)?;
     for guest in [stops, runs_on] {

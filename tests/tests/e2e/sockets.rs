@@ -354,7 +354,7 @@ fn queue() -> Result<()> {
         let found = || Ok(vm(&daemon, name).ok());
         wait_until(name, WITHIN, found)?;
     }
-    sleep(A_WHILE * 2)?;
+    sleep(A_WHILE)?;
     for (name, socket, serial, _qemu) in &qemus {
         let owner = at_once(socket).with_context(|| format!("the owner's tool of {name}"))?;
         let _line = UnixStream::connect(serial)?;

@@ -38,6 +38,13 @@ fn guest(rig: &Rig) -> Result<Vec<Guest>> {
     boot_all(&[config])
 }
 
+/// A daemon that restarts the same guest soon again.
+fn daemon(rig: &Rig) -> Result<Daemon> {
+    let mut config = rig.daemon_config()?;
+    config.extra_toml = "[recovery]\npause = \"0s\"".to_owned();
+    rig.daemon(&config)
+}
+
 /// The state directory, as a file system of its own.
 fn state(rig: &Rig) -> Result<Memory> {
     let state = rig.dir().join("state");
@@ -66,7 +73,7 @@ fn full() -> Result<()> {
     let rig = Rig::new()?;
     let guests = guest(&rig)?;
     let small = state(&rig)?;
-    let daemon = rig.daemon(&rig.daemon_config()?)?;
+    let daemon = daemon(&rig)?;
     wait_for_vm(&daemon, NAME, "alive", WITHIN, alive)?;
     // As much as there is room for.
     let _ = fs::write(small.path().join("filler"), vec![0; 2 << 20]);
@@ -81,7 +88,7 @@ fn read_only() -> Result<()> {
     let rig = Rig::new()?;
     let guests = guest(&rig)?;
     let state = state(&rig)?;
-    let mut daemon = rig.daemon(&rig.daemon_config()?)?;
+    let mut daemon = daemon(&rig)?;
     wait_for_vm(&daemon, NAME, "alive", WITHIN, alive)?;
     is_reset(&daemon, &guests[0])?;
     wait_for_incident(&daemon, NAME, "recovered", WITHIN, recovered)?;
@@ -110,7 +117,7 @@ fn read_only() -> Result<()> {
 fn unreadable() -> Result<()> {
     let rig = Rig::new()?;
     let guests = guest(&rig)?;
-    let mut daemon = rig.daemon(&rig.daemon_config()?)?;
+    let mut daemon = daemon(&rig)?;
     wait_for_vm(&daemon, NAME, "alive", WITHIN, alive)?;
     is_reset(&daemon, &guests[0])?;
     let safe = wait_for_incident(&daemon, NAME, "recovered", WITHIN, recovered)?;

@@ -24,8 +24,8 @@ use crate::rig::{
 
 /// `unconfirmed_flat_for` of guests that nobody can be asked about, and how long those that live are watched: longer
 /// than all times that count.
-const UNCONFIRMED_FLAT_FOR: Duration = Duration::from_secs(6);
-const WATCHED_FOR: Duration = Duration::from_secs(14);
+const UNCONFIRMED_FLAT_FOR: Duration = Duration::from_secs(4);
+const WATCHED_FOR: Duration = Duration::from_secs(9);
 /// What one guest's QEMU may be asked, whatever it answers and however soon.
 const MOST_COMMANDS_A_SECOND: f64 = 20.0;
 

@@ -73,7 +73,9 @@ fn last_words() -> Result<()> {
     guest.extra_args.push("virtconsole,chardev=log".into());
     guest.kernel_args.push("console=hvc0".into());
     let guests = boot_all(&[guest])?;
-    let daemon = rig.daemon(&rig.daemon_config()?)?;
+    let mut config = rig.daemon_config()?;
+    config.extra_toml = "[recovery]\npause = \"1s\"".to_owned();
+    let daemon = rig.daemon(&config)?;
     let mark = guests[0].mark();
     guests[0].send("panic")?;
     // Which of the two comes first is decided by when its vCPU was first seen to be pinned.

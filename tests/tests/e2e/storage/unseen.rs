@@ -15,9 +15,11 @@ use super::{
 };
 use crate::{
     counts::observer,
-    rig::{FLAT_FOR, MARGIN, Rig, incidents_of, vm, wait_for_incident},
+    rig::{MARGIN, Rig, incidents_of, vm, wait_for_incident},
 };
 
+/// Silence before a VM is suspected.
+const FLAT_FOR: Duration = Duration::from_secs(2);
 /// Writes to each.
 const WRITES: u64 = 16;
 
@@ -89,11 +91,11 @@ pub(super) fn is_asked_of_qemu() -> Result<Option<String>> {
     config.extra_args.extend(["-device".to_owned(), format!("virtio-blk-pci,drive={DISK}")]);
     let guest = config.start()?;
     let mut config = rig.daemon_config()?;
-    config.boot_grace = Duration::from_secs(2);
+    (config.flat_for, config.boot_grace) = (FLAT_FOR, Duration::from_secs(2));
     let daemon = rig.daemon(&config)?;
     let begin = Instant::now();
     let mut asked = false;
-    while begin.elapsed() < FLAT_FOR * 5 {
+    while begin.elapsed() < FLAT_FOR * 4 {
         qemu_io(&guest, "aio_write 0 4k")?;
         interrupt::sleep(Duration::from_millis(300))?;
         let row = vm(&daemon, "works-on-fuse")?;

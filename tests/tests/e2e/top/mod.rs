@@ -73,7 +73,6 @@ fn live() -> Result<()> {
     let idles = rig.boot_sector("idles", BootSector::StiHlt, Accelerator::Tcg);
     let mut guests = boot_all(&[works, idles, dies])?;
     let mut config = rig.daemon_config()?;
-    config.flat_for = FLAT_FOR;
     config.boot_grace = Duration::from_secs(2);
     let mut daemon = rig.daemon(&config)?;
     for name in ["works", "dies"] {
