@@ -1,4 +1,5 @@
-//! One daemon a host: a directory that is locked for as long as the daemon lives, however it ends.
+//! One daemon a host: a directory that is locked for as long as the daemon lives, however it ends. Two would answer one
+//! crash twice.
 
 use std::{fs::File, io, path::Path};
 

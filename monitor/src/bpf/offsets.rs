@@ -1,4 +1,6 @@
-//! What the programs must know of the running kernel, and take as globals.
+//! What the programs must know of the running kernel: offsets of its structures, from its BTF.
+//!
+//! They are read-only globals of the programs, since aya emits no CO-RE relocations for Rust.
 
 use super::kernel_types::{KernelTypes, KernelTypesError};
 

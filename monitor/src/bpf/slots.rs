@@ -1,4 +1,7 @@
-//! Which slot each VM is counted in.
+//! Which slot each VM is counted in: its row in every map, which the programs reach by index.
+//!
+//! A look-up by key would cost 10 ns where an index costs 2. A row names its VM (pid and start time), so that one which was
+//! handed on is never misread.
 
 use std::{
     collections::{HashMap as StdHashMap, HashSet, VecDeque},
