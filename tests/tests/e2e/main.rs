@@ -54,8 +54,11 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
+/// What makes a subject's tests.
+type Trials = fn() -> Vec<Trial>;
+
 /// Each subject and its tests, in the order in which they begin.
-const SUBJECTS: &[(&str, fn() -> Vec<Trial>)] = &[
+const SUBJECTS: &[(&str, Trials)] = &[
     ("left_alone", left_alone::trials),
     ("masked_wait", masked_wait::trials),
     ("idle_costs", idle_costs::trials),

@@ -161,7 +161,7 @@ fn table(rig: &Rig, rows: &[Row]) -> Result<()> {
         guests.push(config.start()?);
     }
     // They halt for good when they are done, which is not what is looked at here.
-    let daemon = rig.daemon(&observer(&rig)?)?;
+    let daemon = rig.daemon(&observer(rig)?)?;
     let shown_before = Shown::first(&daemon, &guests)?;
     let charged_before = guests.iter().map(Charged::to).collect::<Result<Vec<_>>>()?;
     for guest in &guests {

@@ -56,7 +56,7 @@ fn stalls<T>(rig: &Rig, device: &LoopDevice, stall: impl FnOnce() -> Result<T>) 
     fill(device.path(), &record(4, 4))?;
     let options = "format=raw,cache=none,aio=native";
     let guest = machine(rig, "stalls", device.path(), options, Bus::Virtio)?.start()?;
-    let mut config = observer(&rig)?;
+    let mut config = observer(rig)?;
     config.flat_for = FLAT_FOR;
     config.boot_grace = Duration::from_secs(1);
     let daemon = rig.daemon(&config)?;

@@ -80,7 +80,7 @@ fn compare(rig: &Rig, rows: &[Row]) -> Result<()> {
         let options = format!("format=raw,aio=threads,cache={}", row.cache);
         guests.push(machine(rig, row.name, &row.image, &options, Bus::Virtio)?.start()?);
     }
-    let daemon = rig.daemon(&observer(&rig)?)?;
+    let daemon = rig.daemon(&observer(rig)?)?;
     let shown_before = Shown::first(&daemon, &guests)?;
     let charged_before = guests.iter().map(Charged::to).collect::<Result<Vec<_>>>()?;
     let writes: Vec<u64> = (0..).map(|n| 20 + 7 * n).take(rows.len()).collect();
