@@ -204,6 +204,8 @@ fn slow_clients() -> Result<()> {
     let rig = Rig::new()?;
     let guests = boot_all(&[rig.linux("watched", 1)?])?;
     let mut config = rig.daemon_config()?;
+    // An idle guest that is silent for long enough is asked, which is no delay.
+    config.flat_for = Duration::from_secs(20);
     let address = free_address()?;
     config.metrics = address.to_string();
     let daemon = rig.daemon(&config)?;

@@ -75,7 +75,7 @@ pub(super) fn by_a_real_guest() -> Result<()> {
     config.extra_args.extend(["-device", &disk].map(Into::into));
     let guests = boot_all(&[config])?;
     let guest = &guests[0];
-    let daemon = rig.daemon(&rig.daemon_config()?)?;
+    let daemon = rig.daemon(&observer(&rig)?)?;
     Shown::first(&daemon, &guests)?;
     let before = (Shown::quiet(&daemon, &guests)?[0], OfQemu::read(guest)?);
     for command in ["disk-write 300 64", "disk-read 200 64", "disk-discard 16 8", "disk-flush 9"] {
