@@ -23,20 +23,11 @@ pub(super) fn event(
         QmpEvent::Reset { guest: true } => return guest_reset(watch, detection, now),
         QmpEvent::Reset { guest: false } => {
             watch.reset_from_outside = Some(now);
-            match watch.state {
-                State::Recovering { .. } => begin_recovering_boot(watch, now),
-                State::Starting
-                | State::Alive
-                | State::Suspect { .. }
-                | State::Crashed { .. }
-                | State::Held
-                | State::Failed { .. }
-                | State::Unobservable => {
-                    // Whoever did that looked at what the guest had done before.
-                    watch.resets.clear();
-                    begin_boot(watch, "it was reset from outside", now);
-                }
+            if !matches!(watch.state, State::Recovering { .. }) {
+                // Its operator looked at what the guest had done before.
+                watch.resets.clear();
             }
+            begin_boot(watch, "it was reset from outside", now);
             // The run state is still that of the boot before.
             return Act::Nothing;
         }
@@ -88,16 +79,7 @@ pub(super) fn convicted(state: &State) -> bool {
 fn guest_reset(watch: &mut Watch, detection: &DetectionPolicy, now: Duration) -> Act {
     let outer = watch.reset_from_outside;
     if outer.is_some_and(|outer| now.saturating_sub(outer) < OWN_RESETS_AFTER_OUTER) {
-        match watch.state {
-            State::Recovering { .. } => begin_recovering_boot(watch, now),
-            State::Starting
-            | State::Alive
-            | State::Suspect { .. }
-            | State::Crashed { .. }
-            | State::Held
-            | State::Failed { .. }
-            | State::Unobservable => begin_boot(watch, "it was reset from outside", now),
-        }
+        begin_boot(watch, "it was reset from outside", now);
         return Act::Nothing;
     }
     let policy = &detection.policy;
@@ -126,13 +108,10 @@ fn guest_reset(watch: &mut Watch, detection: &DetectionPolicy, now: Duration) ->
             watch.enter(State::Failed { cause: Cause::BootLoop }, reason, now);
             Act::GiveUp(Cause::BootLoop)
         }
-        State::Recovering { .. } => {
-            begin_recovering_boot(watch, now);
-            if begins { Act::GuestReset(resets) } else { Act::Nothing }
-        }
         State::Starting
         | State::Alive
         | State::Suspect { .. }
+        | State::Recovering { .. }
         | State::Crashed { .. }
         | State::Held
         | State::Failed { .. }
@@ -143,15 +122,14 @@ fn guest_reset(watch: &mut Watch, detection: &DetectionPolicy, now: Duration) ->
     }
 }
 
-/// It is still waited for, and its time is not prolonged; but what was seen of it is of the boot before.
-fn begin_recovering_boot(watch: &mut Watch, now: Duration) {
-    watch.reboot(now, "it was reset once more");
+/// Another boot begins. A guest that was restarted is still waited for, and its time is not prolonged; but what was seen of
+/// it is of the boot before.
+fn begin_boot(watch: &mut Watch, why: &str, now: Duration) {
     if let State::Recovering { tally, .. } = &mut watch.state {
         *tally = Tally::default();
+        watch.reboot(now, "it was reset once more");
+    } else {
+        watch.reboot(now, why);
+        watch.enter(State::Starting, why.to_owned(), now);
     }
-}
-
-fn begin_boot(watch: &mut Watch, why: &str, now: Duration) {
-    watch.reboot(now, why);
-    watch.enter(State::Starting, why.to_owned(), now);
 }
