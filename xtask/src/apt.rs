@@ -5,11 +5,13 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Once;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use flatline_tests::deb;
 
-use crate::process::{capture, heading, run_quietly};
+use crate::process::{capture, find_program, heading, run_quietly};
 
+/// Debian 12, in which packages and the README's first steps are tried.
+pub(crate) const RELEASE: &str = "bookworm";
 /// The package of the guests' QEMU, and its tools, which break with a QEMU of another version: a newer
 /// one from elsewhere is left alone where that's possible, and else brought to QEMU's own version.
 pub(crate) const QEMU: &str = "qemu-system-x86";
@@ -104,6 +106,27 @@ pub(crate) fn unpack(package: &str, directory: &Path) -> Result<()> {
     }
     std::fs::rename(&whole, directory)
         .with_context(|| format!("cannot make {}", directory.display()))
+}
+
+/// Makes the smallest Debian 12 with these packages in `root`, from the mirror that this machine's apt has it from.
+///
+/// # Errors
+///
+/// Without debootstrap, or if it fails.
+pub(crate) fn debootstrap(root: &Path, included: &str) -> Result<()> {
+    ensure!(find_program("debootstrap").is_some(), "it is missing: apt-get install debootstrap");
+    let mut command = Command::new("debootstrap");
+    command.args(["--variant=minbase", &format!("--include={included}"), RELEASE]).arg(root);
+    // Without one, debootstrap takes its own.
+    run_quietly("debootstrap", command.args(mirror()))
+}
+
+/// Where apt's lists of Debian 12 come from; `None` where it has none.
+fn mirror() -> Option<String> {
+    let mut command = Command::new("apt-get");
+    command.args(["indextargets", "--format", "$(RELEASE) $(COMPONENT) $(REPO_URI)"]);
+    let lists = capture(&mut command)?;
+    lists.lines().find_map(|line| line.strip_prefix(&format!("{RELEASE} main "))).map(str::to_owned)
 }
 
 fn known(packages: &[&str]) -> bool {

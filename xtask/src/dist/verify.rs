@@ -6,12 +6,10 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::directory;
+use crate::apt;
 use crate::process::{self, capture, find_program, heading};
 
-/// Debian's release in which the packages are installed, and from where it comes.
-const RELEASE: &str = "bookworm";
-const MIRROR: &str = "http://deb.debian.org/debian";
-/// What of it the packages need beyond its smallest form.
+/// What of Debian the packages need beyond its smallest form.
 const INCLUDED: &str = "systemd,init-system-helpers";
 
 /// Has systemd look at the daemon's unit below `root`, and prints how exposed it finds it.
@@ -31,17 +29,13 @@ pub(super) fn unit(root: &Path) -> Result<()> {
 
 /// Has lintian look at the packages, and installs and removes them in a Debian that was made for that.
 pub(super) fn packages(debs: &[PathBuf]) -> Result<()> {
-    for (program, package) in [("lintian", "lintian"), ("debootstrap", "debootstrap")] {
-        ensure!(find_program(program).is_some(), "{program} is missing: apt-get install {package}");
-    }
+    ensure!(find_program("lintian").is_some(), "lintian is missing: apt-get install lintian");
     heading("lintian");
     let mut command = Command::new("lintian");
     process::run(command.args(["--fail-on", "error", "--tag-display-limit=0"]).args(debs))?;
-    heading(&format!("a fresh {RELEASE}"));
+    heading(&format!("a fresh {}", apt::RELEASE));
     let root = tempfile::Builder::new().prefix("flatline-dist-").tempdir()?;
-    let mut command = Command::new("debootstrap");
-    command.args(["--variant=minbase", &format!("--include={INCLUDED}"), RELEASE]);
-    process::run_quietly("debootstrap", command.arg(root.path()).arg(MIRROR))?;
+    apt::debootstrap(root.path(), INCLUDED)?;
     install(debs, root.path())
 }
 

@@ -7,15 +7,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::apt;
 use crate::process::{find_program, heading, run_quietly, workspace_root};
 
-const RELEASE: &str = "bookworm";
-const MIRROR: &str = "http://deb.debian.org/debian";
-/// What of it a host of virtual machines has, beyond Debian's smallest form; libraries, but no recommendations.
+/// What of Debian a host of virtual machines has, beyond Debian's smallest form; libraries, but no recommendations.
 const INCLUDED: &str = "systemd-sysv,udev,dbus,procps,iproute2,linux-image-cloud-amd64,initramfs-tools,\
                         qemu-system-x86";
 /// Where the commands run: what the README calls by a relative path is there.
-const PLACE: &str = "root/flatline";
+pub(super) const PLACE: &str = "root/flatline";
 const DISK_BYTES: &str = "4G";
 /// Emulated, on cores that others may use.
 const LIMIT: &str = "900";
@@ -40,17 +39,13 @@ pub(super) fn debian() -> Result<PathBuf> {
     if done.exists() {
         return Ok(root);
     }
-    for (program, package) in [("debootstrap", "debootstrap"), ("mke2fs", "e2fsprogs")] {
-        ensure!(find_program(program).is_some(), "{program} is missing: apt-get install {package}");
-    }
-    heading(&format!("a fresh Debian ({RELEASE})"));
+    ensure!(find_program("mke2fs").is_some(), "mke2fs is missing: apt-get install e2fsprogs");
+    heading(&format!("a fresh Debian ({})", apt::RELEASE));
     if root.exists() {
         std::fs::remove_dir_all(&root).context("cannot remove an unfinished Debian")?;
     }
     std::fs::create_dir_all(&root)?;
-    let mut command = Command::new("debootstrap");
-    command.args(["--variant=minbase", &format!("--include={INCLUDED}"), RELEASE]);
-    run_quietly("debootstrap", command.arg(&root).arg(MIRROR))?;
+    apt::debootstrap(&root, INCLUDED)?;
     std::fs::write(done, "")?;
     Ok(root)
 }

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::document::machine as this_machine;
 use crate::process::{heading, workspace_root};
 use crate::{dist, setup};
-use machine::Played;
+use machine::{PLACE, Played};
 
 /// Where what was seen is written to.
 const DOCUMENT: &str = "docs/first-steps.md";
@@ -76,6 +76,8 @@ fn document(played: &[Played]) -> Result<String> {
         this_machine()?
     );
     for Played { command, output, took } in played {
+        // Where the README's relative paths are on that machine is its own affair.
+        let output = output.replace(&format!("/{PLACE}/"), "");
         let lines: Vec<&str> = output.lines().map(str::trim_end).collect();
         let _ = write!(text, "\n```console\n# {command}\n");
         for line in lines.iter().take(SHOWN_LINES) {
