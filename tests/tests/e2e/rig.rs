@@ -26,7 +26,7 @@ pub(crate) use flatline_tests::schedule::Load;
 /// `flat_for` of the daemons whose restarts are waited for, and what is granted on top of it: guests that spin share
 /// the cores with those of the test beside, and one that gets less than half of a core is given more time.
 pub(crate) const FLAT_FOR: Duration = Duration::from_secs(3);
-pub(crate) const MARGIN: Duration = Duration::from_secs(12);
+pub(crate) const MARGIN: Duration = Duration::from_secs(10);
 /// `boot_grace` of these daemons: a guest that was started before its daemon and shows no sign of life is judged after
 /// that.
 pub(crate) const BOOT_GRACE: Duration = Duration::from_secs(3);
