@@ -61,7 +61,7 @@ pub struct Policy {
     pub window: Duration,
     /// Time from one restart to the second within `window`; twice as long to the third, and so on.
     pub pause: Duration,
-    /// Whether a guest is restarted whose kernel lives, but whose agent no longer beats or says that what it checks has
+    /// Whether a guest is restarted that has a living kernel, but an agent that no longer beats or says that what it checks has
     /// failed; otherwise that is only told.
     pub restart_without_heartbeat: bool,
 }

@@ -17,7 +17,7 @@ pub struct Heartbeats {
     pub last: Option<LastBeat>,
 }
 
-/// A moment, as whoever noted it tells the time.
+/// A moment, by the clock of the program that noted it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
     /// A tap's program: the kernel's ticks.

@@ -2,7 +2,7 @@
 //!
 //! Each key is declared once (`keys`), in the module of what it is about, and what it may be is a `Rule` (`values`). A
 //! mistake is an error with file, line and key, an unknown key as well: a misspelt `flat_fro` that silently left the
-//! default in force would restart guests on terms that nobody chose. Limits that a value must keep are checked for the
+//! default in force would restart guests on terms that weren't chosen. Limits that a value must keep are checked for the
 //! host and for every `[[vm]]` rule, since a rule may change only one of two values that depend on each other.
 
 mod keys;

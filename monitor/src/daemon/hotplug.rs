@@ -62,7 +62,7 @@ impl EventLoop {
             watched.sensors.taps = plugged.taps.iter().map(as_known).collect();
             Arc::make_mut(&mut watched.vm).plugged = plugged;
         }
-        // Also where nothing changed: somebody may have detached a program.
+        // Also where nothing changed: a program may have been detached.
         self.sampler.probes.attach(id, counted(&watched.vm.plugged));
         let Some(threads) = threads else { return };
         let by_name =

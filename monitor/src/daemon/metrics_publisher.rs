@@ -1,8 +1,8 @@
 //! What is served over HTTP: the loop counts its ticks, and leaves what it saw in each for the web server.
 //!
-//! What is left is copied numbers, since 1,000 VMs are gone through once more a second for it, asked for or not: whoever
-//! asks is answered from the last tick, however late the next one is. For the page, which shows more, a tick leaves
-//! something only while somebody looks at it.
+//! What is left is copied numbers, since 1,000 VMs are gone through once more a second for it, asked for or not: a client
+//! is answered from the last tick, however late the next one is. For the page, which shows more, a tick leaves
+//! something only while it has viewers.
 
 use std::{sync::Arc, time::SystemTime};
 

@@ -26,7 +26,7 @@ impl EventLoop {
         }
         for watched in self.registry.vms.values_mut() {
             let concerned = match &storm {
-                // Whoever falls silent during it belongs to it.
+                // A VM that falls silent during it belongs to it.
                 Some(_) => {
                     watched.detector.watch.storm.is_none()
                         && is_silent(&watched.detector.watch, now)

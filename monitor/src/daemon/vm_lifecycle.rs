@@ -48,7 +48,7 @@ impl EventLoop {
         self.bury_predecessors(&vm);
         let now = self.now();
         let id = vm.id;
-        // A status that nobody asked for belongs to an earlier process with this pid.
+        // A status that was not waited for belongs to an earlier process with this pid.
         self.registry.statuses.remove(&id.pid);
         let owner = vm.ownership.owner.kind();
         info!(vm = vm.name, pid = id.pid, accelerator = %vm.accelerator, owner, "found");

@@ -14,7 +14,7 @@ use flatline_qemu::discover::Vm;
 pub(crate) struct Case {
     pub(crate) incident: Incident,
     pub(crate) stage: Stage,
-    /// When it was convicted, or taken up: whoever lives after that lives after all.
+    /// When it was convicted, or taken up: a guest that lives after that lives after all.
     pub(crate) since: Duration,
     /// Why it was convicted, without what came of that.
     pub(crate) grounds: String,
@@ -74,7 +74,7 @@ pub(crate) enum Stage {
     WaitingForMonitor,
     /// The guest writes its own crash dump; it is restarted once that is done.
     WaitingForDump,
-    /// Somebody wants it left alone; once that is over, it is judged anew.
+    /// It is on hold; once that is over, it is judged anew.
     OnHold,
     /// Nothing was done, or not enough, and it may be convicted once more: of the same crash, if it shows no life before.
     Reopened,

@@ -2,7 +2,7 @@
 //!
 //! A plan is complete before anything is done ([`mod@plan`] is pure), and is made from the run state that
 //! QEMU tells at that very moment: what was true when the verdict was given may have changed, and a
-//! VM that somebody paused meanwhile must be left alone.
+//! VM that was paused meanwhile must be left alone.
 
 pub mod actuator;
 mod budget;

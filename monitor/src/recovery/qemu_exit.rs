@@ -1,4 +1,4 @@
-//! What is made of a QEMU's end: a stop that somebody wanted, a replacement under way, or a crash of QEMU itself.
+//! What is made of a QEMU's end: a stop that was asked for, a replacement under way, or a crash of QEMU itself.
 //!
 //! A QEMU that ended without having been asked to is started again by its owner's actuation, where that is configured and
 //! its budget allows it: see [`awaited`](super::respawn).

@@ -1,6 +1,6 @@
 //! Reads each VM's memory every so often: what its QEMU takes, and what its guest tells through its balloon.
 //!
-//! A reading is a task of its own, one a VM at a time, so that a hung one delays nobody. It sends QEMU one command
+//! A reading is a task of its own, one a VM at a time, so that a hung one delays no other. It sends QEMU one command
 //! after the other, none of which waits for the guest; between two it holds nothing, so that a session which others
 //! need the socket of lets go of it meanwhile. A round of questions and a restart end it, and none begins while a guest
 //! is suspected or restarted: what is at stake then is not worth a figure.
@@ -40,7 +40,7 @@ const WHAT: &str = "its memory";
 pub(crate) struct MemoryWatch {
     /// Time between two readings; zero: none.
     every: Duration,
-    /// Whether the balloon may be polled where nobody does. Not through libvirt, where each command is a program's
+    /// Whether the balloon may be polled where no other client does. Not through libvirt, where each command is a program's
     /// start, and which polls it itself if its domain is configured so.
     polls: bool,
     due: Duration,

@@ -177,7 +177,7 @@ impl Sensors {
             _ => None,
         };
         match known {
-            // Nobody is judged by those, and by the others only when they are counted.
+            // No VM is judged by those, and by the others only when they are counted.
             Some(known) if host.reads_all_heartbeats => Ok(match read() {
                 Ok(Heartbeats { malformed, .. }) => Heartbeats { malformed, ..known },
                 Err(_) => known,

@@ -78,7 +78,7 @@ fn a_late_tick_makes_a_suspect_wait_for_a_whole_window_again() {
     rig.guest.fall_silent();
     rig.next_round();
     assert_eq!(rig.state(), "suspect");
-    // The daemon did not run, so nobody asked either.
+    // The daemon did not run, so it wasn't asked either.
     rig.asked = None;
     rig.run(1, |_, guest| guest.activity.elapsed = TICK * 30);
     rig.run(FLAT_TICKS - 1, |_, guest| guest.activity.elapsed = TICK);

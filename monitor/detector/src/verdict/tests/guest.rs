@@ -105,7 +105,7 @@ pub(super) struct Guest {
     pub(super) arp: Answer,
     pub(super) registers: Answer,
     pub(super) requests: Answer,
-    /// Whether somebody else is at work on it.
+    /// Whether another client is at work on it.
     pub(super) jobs: Answer,
     /// How far a restarted guest has come.
     pub(super) stage: Answer,

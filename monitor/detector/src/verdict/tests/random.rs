@@ -105,7 +105,7 @@ impl Life {
                 }
             }
             Happening::Answer(guest) => {
-                // Whoever was convicted isn't asked, and an answer about the boot before is thrown away.
+                // A convicted guest isn't asked, and an answer about the boot before is thrown away.
                 let Watch { state, last, .. } = &self.rig.watch;
                 if state.cause().is_none() && last.is_some() {
                     self.rig.testify(guest.testimony(Questions::All));

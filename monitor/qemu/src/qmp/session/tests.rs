@@ -259,7 +259,7 @@ async fn after_notices_that_were_not_taken_the_run_state_is_asked_again() {
     let _handle = spawn_with_limits(target, sender, quick());
     let mut server = ready(&listener, &mut notices).await;
     server.say(&"{\"event\": \"STOP\"}".repeat(6)).await;
-    // Nobody takes the notices until the session has hung up.
+    // The notices aren't taken until the session has hung up.
     let mut rest = String::new();
     server.stream.read_line(&mut rest).await.unwrap_or(0);
     for _ in 0..4 {

@@ -23,7 +23,7 @@ pub(super) enum Happening {
     Event(QmpEvent),
     /// Resets of the guest's own.
     Burst(u32),
-    /// An answer that nobody asked for just now.
+    /// An answer that was not asked for just now.
     Answer(Box<Guest>),
 }
 
