@@ -18,8 +18,8 @@ use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
 use crate::rig::{
-    BOOT_LIMIT, Crash, FLAT_FOR, Load, MARGIN, Rig, boot_all, check_restart, incidents_of,
-    skippable_trial_with, trial, trial_with, vm, wait_for_incident,
+    BOOT_LIMIT, Crash, FLAT_FOR, Load, MARGIN, Rig, boot_all, boot_watched, check_restart,
+    incidents_of, skippable_trial_with, trial, trial_with, vm, wait_for_incident,
 };
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -96,7 +96,7 @@ fn linux() -> Result<()> {
     // They boot before its eyes.
     config.boot_grace = Duration::from_secs(5);
     let daemon = rig.daemon(&config)?;
-    let guests = boot_all(&configs)?;
+    let guests = boot_watched(&daemon, &configs)?;
     let [panics, two, halts, stormy, idles, computes] = &guests[..] else { unreachable!() };
     computes.run("compute 1", Duration::from_secs(10))?;
     // Long enough for every guest to have been asked once: each has shown life while it booted.

@@ -7,7 +7,7 @@ use flatline_tests::{daemon::Daemon, guest::Guest, interrupt};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::rig::{Load, Rig, boot_all, trial_with, vm, wait_for_vm};
+use crate::rig::{Load, Rig, boot_watched, trial_with, vm, wait_for_vm};
 
 /// How long they are watched: more than twice as long as a guest is left alone that no witness can be asked about.
 const WATCHED_FOR: Duration = Duration::from_secs(20);
@@ -40,15 +40,18 @@ fn left_alone() -> Result<()> {
     compute_two.maxcpus = true;
     let mut powered_off = rig.linux("powered-off", 6)?;
     powered_off.no_shutdown = true;
-    let guests = boot_all(&[
-        rig.linux("idle", 1)?,
-        idle_two,
-        rig.linux("computes", 3)?,
-        compute_two,
-        rig.linux("stopped", 5)?,
-        powered_off,
-        rig.linux("network-down", 7)?,
-    ])?;
+    let guests = boot_watched(
+        &daemon,
+        &[
+            rig.linux("idle", 1)?,
+            idle_two,
+            rig.linux("computes", 3)?,
+            compute_two,
+            rig.linux("stopped", 5)?,
+            powered_off,
+            rig.linux("network-down", 7)?,
+        ],
+    )?;
     let [_, _, computes, computes_two, stopped, powered_off, network_down] = &guests[..] else {
         unreachable!()
     };

@@ -13,7 +13,7 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 
 use crate::rig::{
-    BOOT_LIMIT, Crash, FLAT_FOR, Load, Rig, binary, boot_all, check_restart, trial_with,
+    BOOT_LIMIT, Crash, FLAT_FOR, Load, Rig, binary, boot_watched, check_restart, trial_with,
     wait_for_incident,
 };
 
@@ -32,7 +32,7 @@ fn recorded() -> Result<()> {
     config.boot_grace = Duration::from_secs(5);
     config.extra_toml = "[recorder]\ndisk = true\n".to_owned();
     let mut daemon = rig.daemon(&config)?;
-    let guests = boot_all(&[rig.linux("is-recorded", 1)?])?;
+    let guests = boot_watched(&daemon, &[rig.linux("is-recorded", 1)?])?;
     let guest = &guests[0];
     // Long enough to have been asked once.
     sleep(FLAT_FOR * 2)?;

@@ -180,6 +180,22 @@ pub(crate) fn boot_all(configs: &[GuestConfig]) -> Result<Vec<Guest>> {
     Ok(guests)
 }
 
+/// Starts all guests before the daemon's eyes, as [`boot_all`].
+///
+/// One that goes on from a saved state sends a single frame, perhaps before its tap is looked at. So each with an address
+/// sends once more: only then can it be asked.
+pub(crate) fn boot_watched(daemon: &Daemon, configs: &[GuestConfig]) -> Result<Vec<Guest>> {
+    let guests = boot_all(configs)?;
+    for (guest, config) in guests.iter().zip(configs) {
+        if config.ip.is_some() && matches!(config.kind, GuestKind::Linux(_)) {
+            let is_read = |row: &Value| row["network"].is_object();
+            wait_for_vm(daemon, guest.name(), "its tap", BOOT_LIMIT, is_read)?;
+            guest.run("net 1", BOOT_LIMIT)?;
+        }
+    }
+    Ok(guests)
+}
+
 /// The VM's row of `status --json`.
 pub(crate) fn vm(daemon: &Daemon, name: &str) -> Result<Value> {
     let status = daemon.status()?;

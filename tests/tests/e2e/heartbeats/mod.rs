@@ -19,8 +19,8 @@ use monitor_ebpf::heartbeat::HEARTBEAT_ETHERTYPE;
 use serde_json::Value;
 
 use crate::rig::{
-    BOOT_LIMIT, Crash, FLAT_FOR, Load, MARGIN, Rig, boot_all, incidents_of, outer_resets, trial,
-    trial_with, vm, wait_for_incident, wait_for_vm,
+    BOOT_LIMIT, Crash, FLAT_FOR, Load, MARGIN, Rig, boot_all, boot_watched, incidents_of,
+    outer_resets, trial, trial_with, vm, wait_for_incident, wait_for_vm,
 };
 
 /// Three intervals of a second, and two seconds.
@@ -144,7 +144,7 @@ fn dead() -> Result<()> {
     config.boot_grace = Duration::from_secs(5);
     config.extra_toml = "[[vm]]\nmatch = \"frozen\"\nrestart_without_heartbeat = true\n".to_owned();
     let daemon = rig.daemon(&config)?;
-    let guests = boot_all(&configs)?;
+    let guests = boot_watched(&daemon, &configs)?;
     let [killed, frozen, healthy] = &guests[..] else { unreachable!() };
     for guest in &guests {
         start_agent(guest, "")?;
@@ -197,7 +197,7 @@ fn sooner() -> Result<()> {
     let mut config = rig.daemon_config()?;
     (config.flat_for, config.boot_grace) = (LONG_FLAT_FOR, Duration::from_secs(5));
     let daemon = rig.daemon(&config)?;
-    let guests = boot_all(&configs)?;
+    let guests = boot_watched(&daemon, &configs)?;
     start_agent(&guests[0], "")?;
     wait_for_beats(&daemon, &guests[0])?;
     sleep(config.boot_grace)?;
