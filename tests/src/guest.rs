@@ -238,6 +238,19 @@ impl Guest {
         state.map(str::to_owned).ok_or_else(|| anyhow!("query-status: no status in {status}"))
     }
 
+    /// Whether its firmware has handed over to its boot sector: the first vCPU is within the first bytes at 0000:7c00, and not
+    /// at that offset in a segment of the firmware's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Qmp::execute`].
+    pub fn runs_its_boot_sector(&self) -> Result<bool> {
+        let registers = json!({ "command-line": "info registers" });
+        let text = self.qmp("human-monitor-command", &registers)?;
+        let text = text.as_str().context("info registers prints no text")?;
+        Ok(text.contains("EIP=00007c0") && text.contains("CS =0000 00000000"))
+    }
+
     /// Whether QEMU runs still (a stopped machine's does).
     pub fn is_running(&self) -> bool {
         matches!(lock(&self.child).try_wait(), Ok(None))

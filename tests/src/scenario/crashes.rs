@@ -4,7 +4,6 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
 use rustix::process::Signal;
-use serde_json::json;
 
 use super::{Expected, Place, Scenario, Stage, stage::BOOT_LIMIT};
 use crate::boot_sector::BootSector;
@@ -269,10 +268,7 @@ fn panic_in_broadcasts(stage: &Stage) -> Result<SystemTime> {
 
 /// Waits until the firmware has handed over.
 pub(super) fn boot_sector_runs(stage: &Stage) -> Result<SystemTime> {
-    let registers = json!({ "command-line": "info registers" });
     interrupt::wait_until("the boot sector runs", BOOT_LIMIT, || {
-        let text = stage.guest().qmp("human-monitor-command", &registers)?;
-        let runs = text.as_str().is_some_and(|text| text.contains("EIP=00007c0"));
-        Ok(runs.then(SystemTime::now))
+        Ok(stage.guest().runs_its_boot_sector()?.then(SystemTime::now))
     })
 }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use serde_json::json;
 
 use super::crashes::boot_sector_runs;
 use super::healthy::takes_interrupts;
@@ -110,10 +109,8 @@ pub fn runs(programs: &Programs) -> Result<bool> {
     let Some(guest) = guests.first().and_then(|config| config.start().ok()) else {
         return Ok(false);
     };
-    let registers = json!({ "command-line": "info registers" });
     let booted = interrupt::wait_until("a boot sector under KVM", Duration::from_secs(15), || {
-        let text = guest.qmp("human-monitor-command", &registers)?;
-        Ok(text.as_str().is_some_and(|text| text.contains("EIP=00007c0")).then_some(()))
+        Ok(guest.runs_its_boot_sector()?.then_some(()))
     });
     interrupt::check()?;
     Ok(booted.is_ok())

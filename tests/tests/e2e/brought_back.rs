@@ -209,10 +209,7 @@ fn boot_sectors(accelerator: Accelerator) -> Result<()> {
 
 /// Waits until the firmware has handed over to the boot sector.
 fn wait_for_boot_sector(guest: &Guest) -> Result<()> {
-    let registers = json!({ "command-line": "info registers" });
     wait_until("the boot sector runs", BOOT_LIMIT, || {
-        let text = guest.qmp("human-monitor-command", &registers)?;
-        let runs = text.as_str().is_some_and(|text| text.contains("EIP=00007c0"));
-        Ok(runs.then_some(()))
+        Ok(guest.runs_its_boot_sector()?.then_some(()))
     })
 }

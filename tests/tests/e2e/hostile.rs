@@ -19,8 +19,9 @@ use crate::rig::{
 /// For a guest that shows no sign of life to leave `starting`: the boot grace, and what a busy machine needs.
 const GRACE: Duration = Duration::from_secs(15);
 
-/// What the daemon may take of memory, and a client of its time, whatever the QEMUs do.
-const MOST_RSS_KIB: u64 = 64 << 10;
+/// What the daemon may take of memory of its own, and a client of its time, whatever the QEMUs do: 64 MiB with the pages
+/// of an optimized program.
+const MOST_ANON_KIB: u64 = 56 << 10;
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
 /// When the good guest panics, after the daemon started.
@@ -79,7 +80,8 @@ impl Drop for Fake {
 #[derive(Default)]
 struct Worst {
     answer: Duration,
-    rss_kib: u64,
+    /// Without its program's own pages, of which an unoptimized one has three times as many.
+    anon_kib: u64,
 }
 
 impl Worst {
@@ -88,7 +90,7 @@ impl Worst {
         let begin = Instant::now();
         daemon.status()?;
         self.answer = self.answer.max(begin.elapsed());
-        self.rss_kib = self.rss_kib.max(memory_kib(daemon, "VmRSS:")?);
+        self.anon_kib = self.anon_kib.max(memory_kib(daemon, "RssAnon:")?);
         Ok(())
     }
 
@@ -107,13 +109,13 @@ impl Worst {
     }
 
     fn check(&self, daemon: &Daemon) -> Result<()> {
-        let Self { answer, rss_kib } = self;
+        let Self { answer, anon_kib } = self;
         let peak = memory_kib(daemon, "VmHWM:")?;
         println!(
-            "slowest answer {answer:?}, RSS up to {rss_kib} KiB, at its start or since {peak}"
+            "slowest answer {answer:?}, up to {anon_kib} KiB of its own, and with its program {peak}"
         );
         ensure!(*answer <= ANSWER_WITHIN, "`status` took {answer:?}");
-        ensure!(*rss_kib <= MOST_RSS_KIB, "{rss_kib} KiB resident");
+        ensure!(*anon_kib <= MOST_ANON_KIB, "{anon_kib} KiB of its own");
         Ok(())
     }
 }

@@ -262,6 +262,7 @@ fn half_made() -> Result<()> {
     // At the first priority there is none before it, and ours is another kind's: the second program is refused.
     let ours = 0xf1a7.to_string();
     take_all(&tap, "egress", &["prio", "1"])?;
+    let without = on_tap(&tap)?;
     take_all(&tap, "egress", &["prio", &ours])?;
     let before = on_tap(&tap)?;
     let mut config = hub(&rig, "is-refused", "")?;
@@ -276,7 +277,6 @@ fn half_made() -> Result<()> {
     ensure!(vm(&daemon, "is-refused")?["network"].is_null());
     // The kernel lists a discipline's filters by its own, so they go by their priority.
     tc(&tap, &["filter", "del", "dev", "tap1", "egress", "prio", &ours])?;
-    let without = on_tap(&tap)?;
     wait_until_attached(&daemon, "is-refused", &["tap1"])?;
     check_counted(&rig, &daemon, "is-refused")?;
     ensure!(daemon.terminate()?.success());
