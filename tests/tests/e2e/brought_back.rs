@@ -15,7 +15,7 @@ use flatline_tests::{
     qmp::time_of,
 };
 use libtest_mimic::Trial;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::rig::{
     BOOT_LIMIT, Crash, FLAT_FOR, Load, MARGIN, Rig, boot_all, boot_watched, check_restart,
