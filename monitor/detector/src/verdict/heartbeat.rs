@@ -72,12 +72,15 @@ impl HeartbeatState {
         lost_after(self.interval, &detection.policy, detection.tick)
     }
 
-    /// For how long beats have stayed away, where that is too long. Ticks are never on the dot: a hair's breadth too short
-    /// is long enough.
+    /// Whether that is too long. Ticks are never on the dot: a hair's breadth too short is long enough.
+    fn is_too_long(&self, silence: Duration, detection: &DetectionPolicy) -> bool {
+        silence + detection.tick / 2 >= self.patience(detection)
+    }
+
+    /// For how long beats have stayed away, where that is too long.
     fn away(&self, detection: &DetectionPolicy, now: Duration) -> Option<Duration> {
         let away = now.saturating_sub(self.beat?);
-        (self.leaving.is_none() && away + detection.tick / 2 >= self.patience(detection))
-            .then_some(away)
+        (self.leaving.is_none() && self.is_too_long(away, detection)).then_some(away)
     }
 }
 
@@ -187,7 +190,7 @@ pub(super) fn miss(
     if excused || is_tried || told {
         return Act::Nothing;
     }
-    let speaks = now.saturating_sub(heartbeat.heard) < heartbeat.patience(detection);
+    let speaks = !heartbeat.is_too_long(now.saturating_sub(heartbeat.heard), detection);
     let missed = heartbeat.missed.get_or_insert_with(|| HeartbeatLoss {
         since: now,
         rounds: 0,

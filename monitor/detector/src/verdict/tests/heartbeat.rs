@@ -79,6 +79,25 @@ fn an_agent_that_is_killed_makes_a_suspect_in_its_time_and_is_told_once() {
 }
 
 #[test]
+fn an_agent_that_said_nothing_of_a_check_has_none_that_failed_however_ticks_fall() {
+    for early in [0, 1, 400] {
+        let mut rig = beating();
+        rig.detection.policy.restart_without_heartbeat = true;
+        rig.detection.policy.flat_for = TICK * 3;
+        rig.guest.activity.heartbeat = Ok(None);
+        rig.guest.sends(1);
+        rig.run(PATIENCE - 1, |_, _| {});
+        rig.guest.activity.elapsed -= Duration::from_millis(early);
+        rig.run(1, |_, _| {});
+        rig.guest.activity.elapsed = TICK;
+        assert!(rig.watch.standing().2.contains("last beat"), "{}", rig.watch.standing().2);
+        assert_eq!(rig.conviction(), None, "it was not asked once");
+        rig.run(10, |_, _| {});
+        assert_eq!(rig.conviction().map(|(_, cause)| cause), Some(Cause::UserlandDead));
+    }
+}
+
+#[test]
 fn what_was_told_is_no_verdict_and_a_crash_is_found_all_the_same() {
     let mut rig = beating();
     rig.guest.activity.heartbeat = Ok(None);
