@@ -1,6 +1,6 @@
 //! QMP's framing: a byte stream in, messages out; commands in, bytes out. Does no I/O of its own.
 //!
-//! A message is a JSON object, and its end is found by balancing braces, not by line ends: a monitor
+//! A message is a JSON object, and its end is found by balancing braces (`outline`), not by line ends: a monitor
 //! with `pretty=on` sends objects of many lines. The decoder remembers how far it has looked, so a
 //! peer that sends byte by byte costs no more than one that sends at once.
 //!
@@ -17,7 +17,8 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio_util::codec::{Decoder, Encoder};
 
-pub use message::{CodecError, Excess, Message, SkippedKind};
+pub use message::{CodecError, Excess};
+pub(crate) use message::{Message, SkippedKind};
 
 use outline::Outline;
 
@@ -44,111 +45,55 @@ pub(crate) const MAX_COMMAND_BYTES: usize = 64 << 10;
 
 /// A command to a QEMU.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub struct Command<'a> {
+pub(super) struct Command<'a> {
     /// Its name.
-    pub execute: &'a str,
+    pub(super) execute: &'a str,
     /// Its arguments, an object.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub arguments: Option<&'a Value>,
+    pub(super) arguments: Option<&'a Value>,
     /// Comes back in its reply.
-    pub id: u64,
+    pub(super) id: u64,
 }
 
 /// Frames one connection; start a new one with each connection.
 #[derive(Debug, Default)]
-pub struct QmpCodec {
-    /// The bytes of the buffer that have been looked at; the fields below are as of there.
+pub(crate) struct QmpCodec {
+    /// The bytes of the buffer that have been looked at; the outline is as of there.
     scanned: usize,
-    braces: usize,
-    brackets: usize,
-    members: usize,
-    in_string: bool,
-    escaped: bool,
-    /// The message that is being skipped.
-    skipping: Option<Skipping>,
-}
-
-#[derive(Debug)]
-struct Skipping {
-    excess: Excess,
     outline: Outline,
-    /// Those that were dropped so far.
-    bytes: usize,
-}
-
-/// How far a look at the buffer came.
-enum Scan {
-    /// The message ends before this byte.
-    Ends(usize),
-    /// More of it has to come.
-    GoesOn,
-    /// It is more than is taken.
-    Exceeds(Excess),
+    /// Why the message is skipped; `None` for one that is taken.
+    excess: Option<Excess>,
+    /// Bytes of the message that were dropped so far.
+    skipped_bytes: usize,
 }
 
 impl QmpCodec {
-    /// Goes on looking for the end of the message at the buffer's start.
-    fn scan(&mut self, buffer: &[u8]) -> Scan {
-        let window = &buffer[..buffer.len().min(MAX_MESSAGE_BYTES)];
-        for (at, byte) in window.iter().enumerate().skip(self.scanned) {
-            if self.in_string {
-                match byte {
-                    _ if self.escaped => self.escaped = false,
-                    b'\\' => self.escaped = true,
-                    b'"' => self.in_string = false,
-                    _ => {}
-                }
-                continue;
+    /// Goes on looking for the end of the message; how many bytes of the buffer belong to it, if it ends there.
+    fn scan(&mut self, buffer: &[u8]) -> Option<usize> {
+        for (at, &byte) in buffer.iter().enumerate().skip(self.scanned) {
+            let has_ended = self.outline.step(byte);
+            if self.excess.is_none() {
+                self.excess = self.excess_at(at);
             }
-            match byte {
-                b'"' => self.in_string = true,
-                b'{' => {
-                    self.braces += 1;
-                    self.members += 1;
-                }
-                b'[' => {
-                    self.brackets += 1;
-                    self.members += 1;
-                }
-                b',' => self.members += 1,
-                b']' => self.brackets = self.brackets.saturating_sub(1),
-                // The first byte is an opening brace, so there is at least one here.
-                b'}' => self.braces -= 1,
-                _ => {}
+            if has_ended {
+                return Some(at + 1);
             }
-            if self.members > MAX_MESSAGE_MEMBERS {
-                return Scan::Exceeds(Excess::Members { at });
-            }
-            if self.braces + self.brackets > MAX_DEPTH {
-                return Scan::Exceeds(Excess::Depth { at });
-            }
-            if self.braces == 0 {
-                return Scan::Ends(at + 1);
-            }
-        }
-        if buffer.len() > MAX_MESSAGE_BYTES {
-            return Scan::Exceeds(Excess::Bytes);
         }
         self.scanned = buffer.len();
-        Scan::GoesOn
+        None
     }
 
-    /// Drops what is there of the message that is being skipped.
-    fn skip(&mut self, buffer: &mut BytesMut) -> Result<Option<Message>, CodecError> {
-        let Some(mut skipping) = self.skipping.take() else { return Ok(None) };
-        let end = skipping.outline.take(buffer);
-        let dropped = end.unwrap_or(buffer.len());
-        buffer.advance(dropped);
-        skipping.bytes = skipping.bytes.saturating_add(dropped);
-        if skipping.bytes > MAX_SKIPPED_BYTES {
-            return Err(CodecError::TooLarge);
+    /// In what the message is more than is taken, as of its byte `at`.
+    fn excess_at(&self, at: usize) -> Option<Excess> {
+        if at >= MAX_MESSAGE_BYTES {
+            Some(Excess::Bytes)
+        } else if self.outline.members() > MAX_MESSAGE_MEMBERS {
+            Some(Excess::Members { at })
+        } else if self.outline.depth() > MAX_DEPTH {
+            Some(Excess::Depth { at })
+        } else {
+            None
         }
-        if end.is_none() {
-            self.skipping = Some(skipping);
-            return Ok(None);
-        }
-        let (kind, id) = skipping.outline.into_parts();
-        Ok(Some(Message::Skipped { kind, id, excess: skipping.excess }))
     }
 }
 
@@ -157,10 +102,7 @@ impl Decoder for QmpCodec {
     type Error = CodecError;
 
     fn decode(&mut self, buffer: &mut BytesMut) -> Result<Option<Message>, CodecError> {
-        if self.skipping.is_some() {
-            return self.skip(buffer);
-        }
-        if self.scanned == 0 {
+        if self.scanned == 0 && self.excess.is_none() {
             let blank = buffer.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
             buffer.advance(blank);
             match buffer.first() {
@@ -169,20 +111,26 @@ impl Decoder for QmpCodec {
                 Some(&byte) => return Err(CodecError::Garbage { byte }),
             }
         }
-        let length = match self.scan(buffer) {
-            Scan::Ends(length) => length,
-            Scan::GoesOn => return Ok(None),
-            Scan::Exceeds(excess) => {
-                // From its start on, since what it is may stand there.
-                let skipping = Skipping { excess, outline: Outline::default(), bytes: 0 };
-                *self = Self { skipping: Some(skipping), ..Self::default() };
-                return self.skip(buffer);
-            }
+        let end = self.scan(buffer);
+        let Some(excess) = self.excess else {
+            let Some(length) = end else { return Ok(None) };
+            *self = Self::default();
+            let message = buffer.split_to(length);
+            let value: Value = serde_json::from_slice(&message).map_err(CodecError::Json)?;
+            return Ok(Some(Message::from(value)));
         };
-        *self = Self::default();
-        let message = buffer.split_to(length);
-        let value: Value = serde_json::from_slice(&message).map_err(CodecError::Json)?;
-        Ok(Some(Message::from(value)))
+        let dropped = end.unwrap_or(buffer.len());
+        buffer.advance(dropped);
+        self.scanned = 0;
+        self.skipped_bytes = self.skipped_bytes.saturating_add(dropped);
+        if self.skipped_bytes > MAX_SKIPPED_BYTES {
+            return Err(CodecError::TooLarge);
+        }
+        if end.is_none() {
+            return Ok(None);
+        }
+        let (kind, id) = std::mem::take(self).outline.into_parts();
+        Ok(Some(Message::Skipped { kind, id, excess }))
     }
 }
 

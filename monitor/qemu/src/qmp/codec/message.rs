@@ -1,6 +1,6 @@
 //! What comes of the bytes: messages, and what is wrong with them.
 
-use std::{fmt, io, time::Duration};
+use std::{fmt, io};
 
 use serde_json::Value;
 
@@ -69,7 +69,7 @@ impl fmt::Display for Excess {
 
 /// What a message is that is skipped.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SkippedKind {
+pub(crate) enum SkippedKind {
     /// The first message on a connection.
     Greeting,
     /// A command's result or refusal.
@@ -82,7 +82,7 @@ pub enum SkippedKind {
 
 /// A message of a QEMU.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Message {
+pub(crate) enum Message {
     /// The first message on a connection.
     Greeting,
     /// A command's result.
@@ -107,8 +107,6 @@ pub enum Message {
         name: String,
         /// As it came; `Null` if the event has none.
         data: Value,
-        /// The host's clock since the Unix epoch, as QEMU read it; `None` if it could not.
-        timestamp: Option<Duration>,
     },
     /// An object of no known kind.
     Unknown,
@@ -138,18 +136,10 @@ impl From<Value> for Message {
             Self::Error { id, class, desc: text("desc", 4 * MAX_TEXT_CHARS) }
         } else if let Some(name) = message.get("event").and_then(Value::as_str) {
             let name = name.to_owned();
-            let timestamp = message.get("timestamp").and_then(timestamp);
             let data = message.get_mut("data").map(Value::take).unwrap_or_default();
-            Self::Event { name, data, timestamp }
+            Self::Event { name, data }
         } else {
             Self::Unknown
         }
     }
-}
-
-/// QEMU sends -1 for both when it cannot read the clock.
-fn timestamp(value: &Value) -> Option<Duration> {
-    let seconds = value.get("seconds")?.as_u64()?;
-    let microseconds = value.get("microseconds")?.as_u64().filter(|us| *us < 1_000_000)?;
-    Some(Duration::from_secs(seconds) + Duration::from_micros(microseconds))
 }

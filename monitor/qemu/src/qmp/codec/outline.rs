@@ -1,4 +1,4 @@
-//! What is read of a message that is skipped: what it is, and which command it answers.
+//! Outline of a message, byte by byte: where it ends, how large it is, what it is, and which command it answers.
 //!
 //! QEMU's reply bears its command's id as an outermost member, behind the result or before it. So those members are
 //! looked at to the message's very end, and nothing is guessed from the order of answers: which command it was for is
@@ -8,11 +8,12 @@
 use super::SkippedKind;
 use crate::text::{MAX_TEXT_CHARS, printable};
 
-/// Looks at one message, piece by piece.
+/// What was seen of one message so far.
 #[derive(Debug, Default)]
 pub(super) struct Outline {
     braces: usize,
     brackets: usize,
+    members: usize,
     in_string: bool,
     escaped: bool,
     /// The outermost member that is being read.
@@ -50,57 +51,73 @@ impl Token {
 }
 
 impl Outline {
-    /// Takes the next piece; how much of it belongs to the message if that ends in it. The first piece begins with the
-    /// message's opening brace.
-    pub(super) fn take(&mut self, piece: &[u8]) -> Option<usize> {
-        for (at, &byte) in piece.iter().enumerate() {
-            let is_outermost = self.braces == 1 && self.brackets == 0;
-            if self.in_string {
-                match byte {
-                    _ if self.escaped => self.escaped = false,
-                    b'\\' => self.escaped = true,
-                    b'"' => self.in_string = false,
-                    _ => {}
-                }
-                if is_outermost && self.in_string {
-                    self.token().push(byte);
-                }
-                continue;
-            }
+    /// Takes the message's next byte, of which the first is its opening brace; `true` at its closing one.
+    pub(super) fn step(&mut self, byte: u8) -> bool {
+        let is_outermost = self.braces == 1 && self.brackets == 0;
+        if self.in_string {
             match byte {
-                b'"' => {
-                    self.in_string = true;
-                    if is_outermost {
-                        self.token().is_text = true;
-                    }
-                }
-                b'{' => self.braces += 1,
-                b'[' => self.brackets += 1,
-                b']' => self.brackets = self.brackets.saturating_sub(1),
-                b'}' => {
-                    if is_outermost {
-                        self.member();
-                    }
-                    self.braces = self.braces.saturating_sub(1);
-                    if self.braces == 0 {
-                        return Some(at + 1);
-                    }
-                }
-                b',' if is_outermost => self.member(),
-                b':' if is_outermost => self.has_colon = true,
-                _ if is_outermost && !byte.is_ascii_whitespace() => self.token().push(byte),
+                _ if self.escaped => self.escaped = false,
+                b'\\' => self.escaped = true,
+                b'"' => self.in_string = false,
                 _ => {}
             }
+            if is_outermost && self.in_string {
+                self.token().push(byte);
+            }
+            return false;
         }
-        None
+        match byte {
+            b'"' => {
+                self.in_string = true;
+                if is_outermost {
+                    self.token().is_text = true;
+                }
+            }
+            b'{' => {
+                self.braces += 1;
+                self.members += 1;
+            }
+            b'[' => {
+                self.brackets += 1;
+                self.members += 1;
+            }
+            b']' => self.brackets = self.brackets.saturating_sub(1),
+            b'}' => {
+                if is_outermost {
+                    self.end_member();
+                }
+                self.braces = self.braces.saturating_sub(1);
+                return self.braces == 0;
+            }
+            b',' => {
+                self.members += 1;
+                if is_outermost {
+                    self.end_member();
+                }
+            }
+            b':' if is_outermost => self.has_colon = true,
+            _ if is_outermost && !byte.is_ascii_whitespace() => self.token().push(byte),
+            _ => {}
+        }
+        false
+    }
+
+    /// How many objects and arrays are open.
+    pub(super) fn depth(&self) -> usize {
+        self.braces + self.brackets
+    }
+
+    /// How many objects, arrays and further members there were.
+    pub(super) fn members(&self) -> usize {
+        self.members
     }
 
     fn token(&mut self) -> &mut Token {
         if self.has_colon { &mut self.value } else { &mut self.name }
     }
 
-    /// An outermost member was read to its end.
-    fn member(&mut self) {
+    /// Notes the outermost member that was read to its end.
+    fn end_member(&mut self) {
         let (name, value) = (std::mem::take(&mut self.name), std::mem::take(&mut self.value));
         self.has_colon = false;
         match name.bytes.as_slice() {
@@ -115,7 +132,7 @@ impl Outline {
         }
     }
 
-    /// What the message is, with its id, once it has ended.
+    /// What the message is, with its id, once it has ended: all that is known of one that is skipped.
     pub(super) fn into_parts(self) -> (SkippedKind, Option<u64>) {
         let kind = match self.event {
             _ if self.is_greeting => SkippedKind::Greeting,
@@ -131,18 +148,13 @@ impl Outline {
 mod tests {
     use super::*;
 
-    /// What is read of `text`, in one piece and byte by byte.
+    /// What is read of `text`.
     fn read(text: &str) -> (SkippedKind, Option<u64>) {
-        let mut whole = Outline::default();
-        assert_eq!(whole.take(text.as_bytes()), Some(text.len()), "{text}");
-        let mut bytes = Outline::default();
+        let mut outline = Outline::default();
         for (at, byte) in text.bytes().enumerate() {
-            let ended = bytes.take(&[byte]);
-            assert_eq!(ended, (at + 1 == text.len()).then_some(1), "{text} at {at}");
+            assert_eq!(outline.step(byte), at + 1 == text.len(), "{text} at {at}");
         }
-        let parts = whole.into_parts();
-        assert_eq!(bytes.into_parts(), parts, "{text}");
-        parts
+        outline.into_parts()
     }
 
     #[test]

@@ -287,7 +287,7 @@ impl Conversation {
             (Message::Skipped { kind, id, excess }, _) => {
                 self.skipped(kind, id, excess, outbox).await
             }
-            (Message::Event { name, data, timestamp: _ }, _) => {
+            (Message::Event { name, data }, _) => {
                 let event = QmpEvent::parse(&name, &data);
                 if self.flood.event(&event, &self.limits)? {
                     outbox.tell(QmpNotice::Event(event)).await?;
