@@ -58,7 +58,11 @@ impl FakeQemu {
         let pid = std::process::id();
         let vm = VmId { pid, start_ticks: start_ticks(pid).unwrap() };
         let (sender, mut notices) = mpsc::channel(64);
-        let qmp = qmp::spawn(Transport::Keep(QmpTarget::at_path(vm, socket)), sender);
+        let qmp = qmp::spawn(
+            Transport::Keep(QmpTarget::at_path(vm, socket)),
+            sender,
+            qmp::Limits::default(),
+        );
         loop {
             let notice = timeout(Duration::from_secs(4), notices.recv()).await;
             let (_, notice) = notice.expect("in time").expect("a session");

@@ -18,7 +18,7 @@ use crate::{
 use flatline_detector::verdict::Watch;
 use flatline_qemu::{
     discover::{self, Vm, VmId},
-    qmp::{self, Transport},
+    qmp::{self, Limits, Transport},
 };
 
 /// After a QEMU was found, it is looked at again: at first it has neither taps nor vCPU threads.
@@ -64,7 +64,7 @@ impl EventLoop {
         let way = self.transport_to(&vm);
         let hears_late = matches!(way, Some(Transport::Brief(_) | Transport::Libvirt(_)));
         let memory = MemoryWatch::new(self.config.memory_every_for(&vm.name), way.as_ref(), now);
-        let qmp = way.map(|way| qmp::spawn(way, self.inboxes.notices.clone()));
+        let qmp = way.map(|way| qmp::spawn(way, self.inboxes.notices.clone(), Limits::default()));
         self.registry.first_reading.awaits(id);
         self.sampler.probes.attach(id, counted(&vm.plugged));
         let detection = detection_policy(&self.config, &vm.name);

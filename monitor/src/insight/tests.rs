@@ -36,7 +36,11 @@ impl Qemu {
         let pid = std::process::id();
         let vm = VmId { pid, start_ticks: start_ticks(pid).unwrap() };
         let (notices, mut heard) = mpsc::channel(64);
-        let handle = qmp::spawn(Transport::Keep(QmpTarget::at_path(vm, &socket)), notices);
+        let handle = qmp::spawn(
+            Transport::Keep(QmpTarget::at_path(vm, &socket)),
+            notices,
+            qmp::Limits::default(),
+        );
         let (stream, _) = listener.accept().await.unwrap();
         let asked = Log::default();
         tokio::spawn(serve(stream, says, asked.clone()));

@@ -143,7 +143,7 @@ fn watch(
 ) -> WatchedVm {
     let (notices, _) = mpsc::channel(1);
     let target = QmpTarget { vm: vm.id, sockets: vm.qmp_sockets.clone(), threads: vm.threads };
-    let qmp = qmp::spawn(Transport::Keep(target), notices);
+    let qmp = qmp::spawn(Transport::Keep(target), notices, qmp::Limits::default());
     let detection = detection_policy(config, &vm.name);
     let watch = match state {
         Some((state, reason)) => Watch::resume(now, SECOND * 3600, state, reason),

@@ -9,8 +9,8 @@ use std::{
 use flatline_qemu::{
     discover::{VmId, start_ticks},
     qmp::{
-        Limits, QmpError, QmpHandle, QmpNotice, QmpState, QmpTarget, parse_lapic, parse_registers,
-        spawn_with_limits,
+        Limits, QmpError, QmpHandle, QmpNotice, QmpState, QmpTarget, Transport, parse_lapic,
+        parse_registers, spawn,
     },
 };
 use flatline_samples::{QmpEvent, RunState};
@@ -66,7 +66,7 @@ impl Session {
             ..Limits::default()
         };
         let target = QmpTarget::at_path(vm, "./q.sock");
-        Self { handle: spawn_with_limits(target, sender, limits), notices }
+        Self { handle: spawn(Transport::Keep(target), sender, limits), notices }
     }
 
     async fn next(&mut self) -> QmpNotice {

@@ -13,22 +13,20 @@
 //! A QMP socket serves one client at a time. While another one (an operator, libvirt) holds it, a
 //! connection succeeds and gets no greeting: that is [`QmpState::Busy`], not a hung QEMU.
 
+pub(crate) mod codec;
 pub(crate) mod commands;
-pub use crate::peer;
+mod registers;
+mod session;
 
-pub mod codec;
-pub mod registers;
-pub mod session;
-
+pub use codec::{CodecError, Excess};
 pub use commands::QmpCpu;
-pub use flatline_samples::{MAX_TEXT_CHARS, QmpEvent, RunState, printable};
+pub use flatline_samples::{QmpEvent, RunState};
 pub use registers::{
     Lapic, Pic, RegistersError, TimerMode, VcpuRegisters, Vectors,
     aarch64::{ArmRegisters, parse_arm_registers},
-    has_no_lapic, is_up, parse_lapic, parse_pic, parse_registers,
+    has_no_lapic, parse_lapic, parse_pic, parse_registers,
     system::operating_system,
 };
 pub use session::{
     LibvirtTarget, Limits, QmpError, QmpHandle, QmpNotice, QmpState, QmpTarget, Transport, spawn,
-    spawn_with_limits,
 };

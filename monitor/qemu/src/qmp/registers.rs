@@ -21,10 +21,10 @@
 //! that burns no time and whose APIC never was seen enabled is the one not to count; see also
 //! [`VcpuRegisters::is_at_reset_vector`].
 
-pub mod aarch64;
+pub(super) mod aarch64;
 mod lapic;
 mod pic;
-pub mod system;
+pub(super) mod system;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -66,8 +66,7 @@ impl VcpuRegisters {
 /// Whether some vCPU runs an operating system: user code, or kernel code in the upper half of the paged address
 /// space, where Linux, the BSDs and Windows have their kernels. Firmware and boot loaders run without paging
 /// (BIOS), or at the identity-mapped addresses below (UEFI).
-#[must_use]
-pub fn is_up(vcpus: &[VcpuRegisters]) -> bool {
+fn is_up(vcpus: &[VcpuRegisters]) -> bool {
     vcpus.iter().any(|vcpu| vcpu.paging && (vcpu.cpl == 3 || vcpu.in_upper_half))
 }
 

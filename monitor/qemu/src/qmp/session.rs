@@ -24,14 +24,13 @@
 //! that floods it need not be this one. The states outside a connection are sent for as long as it
 //! takes; the next connection then brings the run state again.
 //!
-//! So it is where the socket is ours alone. Where somebody else needs it as well, a session is `brief`; where libvirt
-//! holds it, one goes `through_libvirt`. Callers see no difference but in what is heard: [`Transport`].
+//! So it is where the socket is ours alone. Where its owner needs it as well, each connection is brief (`attempts`);
+//! where libvirt holds it, a session goes `through_libvirt`. Callers see no difference but in what is heard: [`Transport`].
 
-mod brief;
+mod attempts;
 mod conversation;
 mod disconnect;
 mod flood;
-mod kept;
 mod limits;
 mod notice;
 mod outbox;
@@ -51,6 +50,8 @@ pub use limits::Limits;
 pub use notice::{QmpError, QmpNotice, QmpState};
 pub use requests::QmpHandle;
 
+use attempts::attempts;
+use conversation::Style;
 use outbox::Outbox;
 use requests::{Ended, Inbox};
 
@@ -110,25 +111,9 @@ pub struct LibvirtTarget {
     pub domain: String,
 }
 
-/// Starts a session's task with the default [`Limits`], on the current tokio runtime.
-#[must_use]
-pub fn spawn(transport: Transport, notices: mpsc::Sender<(VmId, QmpNotice)>) -> QmpHandle {
-    spawn_by(transport, notices, Limits::default())
-}
-
-/// Starts the task of a session that keeps its connection, on the current tokio runtime.
-#[must_use]
-pub fn spawn_with_limits(
-    target: QmpTarget,
-    notices: mpsc::Sender<(VmId, QmpNotice)>,
-    limits: Limits,
-) -> QmpHandle {
-    spawn_by(Transport::Keep(target), notices, limits)
-}
-
 /// Starts a session's task, on the current tokio runtime.
 #[must_use]
-pub(crate) fn spawn_by(
+pub fn spawn(
     transport: Transport,
     notices: mpsc::Sender<(VmId, QmpNotice)>,
     limits: Limits,
@@ -140,13 +125,13 @@ pub(crate) fn spawn_by(
     tokio::spawn(async move {
         let (inbox, outbox) = (&mut inbox, &mut outbox);
         let ended = match &transport {
-            Transport::Keep(target) => kept::attempts(target, inbox, outbox, limits).await,
-            Transport::Brief(target) => brief::attempts(target, inbox, outbox, limits).await,
+            Transport::Keep(target) => attempts(target, Style::Kept, inbox, outbox, limits).await,
+            Transport::Brief(target) => attempts(target, Style::Brief, inbox, outbox, limits).await,
             Transport::Libvirt(target) => {
                 through_libvirt::attempts(target, inbox, outbox, limits).await
             }
         };
-        // Its only outcome is that nobody wants it any more.
+        // Its only outcome is that it is wanted no more.
         let Err(Ended) = ended;
     });
     QmpHandle { requests: sender, closing }

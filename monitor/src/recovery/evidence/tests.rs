@@ -41,7 +41,11 @@ pub(in crate::recovery) async fn qemu(
     let pid = std::process::id();
     let id = VmId { pid, start_ticks: discover::start_ticks(pid).unwrap() };
     let (notices, mut heard) = mpsc::channel(64);
-    let handle = qmp::spawn(Transport::Keep(QmpTarget::at_path(id, socket)), notices);
+    let handle = qmp::spawn(
+        Transport::Keep(QmpTarget::at_path(id, socket)),
+        notices,
+        qmp::Limits::default(),
+    );
     let (stream, _) = listener.accept().await.unwrap();
     tokio::spawn(serve(stream, says));
     while !matches!(heard.recv().await, Some((_, QmpNotice::State(QmpState::Ready)))) {}

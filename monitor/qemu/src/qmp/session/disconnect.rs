@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     discover::NotFound,
-    qmp::peer::PeerError,
+    peer::PeerError,
     text::{MAX_TEXT_CHARS, error_chain, printable},
 };
 

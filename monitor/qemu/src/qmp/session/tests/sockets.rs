@@ -8,7 +8,7 @@ fn of_two(first: &Path, second: &Path, limits: Limits) -> (QmpHandle, Notices) {
     let vm = process(std::process::id());
     let sockets = [first, second].map(ListeningSocket::at_path).into();
     let target = QmpTarget { vm, sockets, threads: ThreadsTold::default() };
-    (spawn_with_limits(target, sender, limits), notices)
+    (spawn(Transport::Keep(target), sender, limits), notices)
 }
 
 #[tokio::test]

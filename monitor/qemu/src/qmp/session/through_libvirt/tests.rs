@@ -17,7 +17,7 @@ use crate::{
     program::virsh::Virsh,
     qmp::{
         LibvirtTarget, Limits, QmpError, QmpEvent, QmpHandle, QmpNotice, QmpState, RunState,
-        Transport, codec::MAX_MESSAGE_BYTES, session::spawn_by,
+        Transport, codec::MAX_MESSAGE_BYTES, session::spawn,
     },
 };
 
@@ -40,7 +40,7 @@ fn session(dir: &Path, cases: &str) -> (QmpHandle, Notices) {
         .by(&["/bin/sh", script.to_str().unwrap()]);
     let target = LibvirtTarget { vm, virsh, domain: "d".to_owned() };
     let (sender, notices) = mpsc::channel(64);
-    (spawn_by(Transport::Libvirt(target), sender, Limits::default()), notices)
+    (spawn(Transport::Libvirt(target), sender, Limits::default()), notices)
 }
 
 async fn next(notices: &mut Notices) -> QmpNotice {
