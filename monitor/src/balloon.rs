@@ -38,13 +38,13 @@ const STATISTICS: &str = "guest-stats";
 
 /// A balloon, by its path in QEMU's object model.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Balloon {
+pub(crate) struct Balloon {
     path: String,
 }
 
 /// How an answer is waited for.
 #[derive(Clone, Copy, Debug)]
-pub struct Wait {
+pub(crate) struct Wait {
     /// So long at most.
     pub within: Duration,
     /// Time to the first look for it, and between two.
@@ -76,7 +76,7 @@ impl Balloon {
     ///
     /// # Errors
     /// As [`QmpHandle::execute`], here and below.
-    pub async fn find(qmp: &QmpHandle) -> Result<Option<Self>, QmpError> {
+    pub(crate) async fn find(qmp: &QmpHandle) -> Result<Option<Self>, QmpError> {
         for container in CONTAINERS {
             let listed = qmp.reply("qom-list", Some(json!({ "path": container }))).await?;
             if let Some(name) = balloon(&listed) {
@@ -90,7 +90,7 @@ impl Balloon {
     ///
     /// # Errors
     /// And [`QmpError::Malformed`], here and below.
-    pub async fn statistics(&self, qmp: &QmpHandle) -> Result<Value, QmpError> {
+    pub(crate) async fn statistics(&self, qmp: &QmpHandle) -> Result<Value, QmpError> {
         self.get(qmp, STATISTICS).await
     }
 
@@ -98,7 +98,7 @@ impl Balloon {
     ///
     /// # Errors
     /// See above.
-    pub async fn interval_seconds(&self, qmp: &QmpHandle) -> Result<u64, QmpError> {
+    pub(crate) async fn interval_seconds(&self, qmp: &QmpHandle) -> Result<u64, QmpError> {
         let interval = self.get(qmp, INTERVAL).await?.as_u64();
         interval.ok_or_else(|| QmpError::Malformed { command: format!("qom-get {INTERVAL}") })
     }
@@ -109,7 +109,7 @@ impl Balloon {
     ///
     /// # Errors
     /// See above; [`QmpError::SessionClosed`] also after `stop`.
-    pub async fn renew(
+    pub(crate) async fn renew(
         &self,
         qmp: &QmpHandle,
         last: u64,
@@ -185,7 +185,7 @@ impl Balloon {
 ///
 /// # Errors
 /// [`QmpError::Malformed`].
-pub fn last_update(statistics: &Value) -> Result<u64, QmpError> {
+pub(crate) fn last_update(statistics: &Value) -> Result<u64, QmpError> {
     let last = statistics.get("last-update").and_then(Value::as_u64);
     last.ok_or_else(|| QmpError::Malformed { command: format!("qom-get {STATISTICS}") })
 }

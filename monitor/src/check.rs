@@ -40,7 +40,7 @@ const TRACEPOINTS: [(&str, &str); 5] = [
 /// An answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// It is there.
     Ok,
     /// It is missing.
@@ -51,7 +51,7 @@ pub enum Verdict {
 
 impl Verdict {
     /// The word that stands for it in JSON.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::Gap => "gap",
@@ -62,7 +62,7 @@ impl Verdict {
 
 /// One question and its answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Item {
+pub(crate) struct Item {
     /// What was asked for.
     pub name: String,
     /// Whether the daemon can't do without it.
@@ -97,27 +97,27 @@ impl Item {
 
 /// All answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     /// In the order in which a person would mend them.
     pub items: Vec<Item>,
 }
 
 impl Report {
     /// Whether nothing that is required is known to be missing.
-    pub fn is_fit(&self) -> bool {
+    pub(crate) fn is_fit(&self) -> bool {
         first_gap(self).is_none()
     }
 }
 
 /// The first required item that is missing, in one line that says what and what to do; `None` if
 /// there is none.
-pub fn first_gap(report: &Report) -> Option<String> {
+pub(crate) fn first_gap(report: &Report) -> Option<String> {
     let gap = |item: &&Item| item.required && item.verdict == Verdict::Gap;
     report.items.iter().find(gap).map(|item| format!("{}: {}", item.name, item.detail))
 }
 
 /// Asks everything, also what the daemon does without where it has to. Looks at every process.
-pub fn survey(config: &Config) -> Report {
+pub(crate) fn survey(config: &Config) -> Report {
     let mut report = check(config);
     report.items.push(guests::elsewhere(config));
     report.items.push(guests::kvm());
@@ -128,7 +128,7 @@ pub fn survey(config: &Config) -> Report {
 }
 
 /// What keeps programs that the configuration has from doing as they would elsewhere, in one line.
-pub fn lack_of_room(config: &Config) -> Option<String> {
+pub(crate) fn lack_of_room(config: &Config) -> Option<String> {
     let item = owners::bounds(config);
     let Item { needed_for, detail, without, remedy, .. } = &item;
     let text = format!("{needed_for}: {detail}; {without}; {remedy}");
@@ -137,7 +137,7 @@ pub fn lack_of_room(config: &Config) -> Option<String> {
 
 /// Asks what the daemon has to know before it starts. Reads only; takes some milliseconds, most of them for the
 /// kernel's BTF.
-pub fn check(config: &Config) -> Report {
+pub(crate) fn check(config: &Config) -> Report {
     let release = read(OSRELEASE);
     let version = release.as_deref().ok().and_then(facts::kernel_version);
     let btf = std::fs::read(BTF);

@@ -3,34 +3,50 @@
 //! The modules stand in the order in which the data flows; each stage takes the previous one's output
 //! type, and nothing calls backwards. `ARCHITECTURE.md` has the map.
 
-pub mod config;
+mod config;
 
-pub mod balloon;
-pub mod insight;
+mod balloon;
+mod insight;
 
-pub mod bpf;
-pub mod sampler;
+mod bpf;
+mod sampler;
 
-pub mod probes;
+mod probes;
 
-pub mod recovery;
+mod recovery;
 mod vm;
 
-pub mod history;
-pub mod metrics;
-pub mod notify;
-pub mod recorder;
+mod history;
+mod metrics;
+mod notify;
+mod recorder;
 mod single_flight;
 
-pub mod api;
-pub mod storage;
-pub mod web;
+mod api;
+mod storage;
+mod web;
 
-pub mod rfc3339;
+mod rfc3339;
 
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzzing;
 
-pub mod check;
-pub mod daemon;
+mod check;
+mod cli;
+mod daemon;
+
+pub use cli::main;
+
+/// Parts of the daemon that benchmarks, and tests with real guests, use by themselves.
+#[doc(hidden)]
+pub mod parts {
+    pub use crate::bpf::{AttachReport, Counted, KvmHooks, ProbeThread, THREADS};
+    pub use crate::config::Config;
+    pub use crate::probes::kvm::{Finding, KvmLook, SHORTEST_SILENCE, judge};
+    pub use crate::probes::{ProbeSocket, arp, ndp};
+    pub use crate::sampler::{
+        CounterMaps, KvmReader, TapAddress, TapAddresses, ThreadReader, VcpuClocks,
+        interrupts_are_hidden, totals,
+    };
+}

@@ -11,31 +11,34 @@ use serde::{Deserialize, Deserializer, Serializer, de};
 const LAST_SECOND: u64 = 253_402_300_799;
 
 /// `time` as text. A time outside of 1970..9999 is given as the nearest one inside.
-pub fn format(time: SystemTime) -> String {
+pub(crate) fn format(time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let inside = std::time::Duration::from_secs(seconds.min(LAST_SECOND));
     humantime::format_rfc3339_seconds(UNIX_EPOCH + inside).to_string()
 }
 
 /// For `#[serde(with)]`.
-pub fn serialize<S: Serializer>(time: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn serialize<S: Serializer>(time: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(&format(*time))
 }
 
 /// For `#[serde(with)]`; takes fractions of a second too.
-pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SystemTime, D::Error> {
+pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SystemTime, D::Error> {
     let text = String::deserialize(from)?;
     humantime::parse_rfc3339(&text).map_err(de::Error::custom)
 }
 
 /// The same for a time that may be null.
-pub mod option {
+pub(crate) mod option {
     use std::time::SystemTime;
 
     use serde::{Deserialize, Deserializer, Serializer, de};
 
     /// For `#[serde(with)]`.
-    pub fn serialize<S: Serializer>(time: &Option<SystemTime>, to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(
+        time: &Option<SystemTime>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         match time {
             Some(time) => super::serialize(time, to),
             None => to.serialize_none(),
@@ -43,25 +46,29 @@ pub mod option {
     }
 
     /// For `#[serde(with)]`.
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SystemTime>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<SystemTime>, D::Error> {
         let text = Option::<String>::deserialize(from)?;
         text.map(|text| humantime::parse_rfc3339(&text).map_err(de::Error::custom)).transpose()
     }
 }
 
 /// The same for several times.
-pub mod list {
+pub(crate) mod list {
     use std::time::SystemTime;
 
     use serde::{Deserialize, Deserializer, Serializer, de};
 
     /// For `#[serde(with)]`.
-    pub fn serialize<S: Serializer>(times: &[SystemTime], to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(times: &[SystemTime], to: S) -> Result<S::Ok, S::Error> {
         to.collect_seq(times.iter().map(|time| super::format(*time)))
     }
 
     /// For `#[serde(with)]`.
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<SystemTime>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Vec<SystemTime>, D::Error> {
         let texts = Vec::<String>::deserialize(from)?;
         let parse = |text: &String| humantime::parse_rfc3339(text).map_err(de::Error::custom);
         texts.iter().map(parse).collect()

@@ -11,10 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::{Btf, Ebpf, programs::Iter};
 use clap::Args;
-use flatline::{
-    bpf::THREADS,
-    sampler::{CounterMaps, ThreadReader, VcpuClocks},
-};
+use flatline::parts::{CounterMaps, THREADS, ThreadReader, VcpuClocks};
 use flatline_qemu::discover::{self, Scope, VcpuThreads};
 use flatline_samples::Missing;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

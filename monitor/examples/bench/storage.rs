@@ -16,7 +16,7 @@ use aya::{
     sys::{Stats, enable_stats},
 };
 use clap::Args;
-use flatline::sampler::totals;
+use flatline::parts::totals;
 use monitor_ebpf::VmRow;
 
 use crate::{

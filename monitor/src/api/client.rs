@@ -32,7 +32,7 @@ type Cause = Box<dyn Error + Send + Sync>;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub enum ClientError {
+pub(crate) enum ClientError {
     /// The socket is not served, or may not be opened, or no reply came in time.
     #[error("can't reach the daemon at {}", path.display())]
     Unreachable {
@@ -60,7 +60,10 @@ pub enum ClientError {
 ///
 /// # Errors
 /// Where there is no answer in time, or one that isn't a `T`.
-pub fn ask<T: DeserializeOwned>(runtime_dir: &Path, request: &Request) -> Result<T, ClientError> {
+pub(crate) fn ask<T: DeserializeOwned>(
+    runtime_dir: &Path,
+    request: &Request,
+) -> Result<T, ClientError> {
     understood(runtime_dir, http(request, request.changes()))
 }
 
@@ -68,7 +71,7 @@ pub fn ask<T: DeserializeOwned>(runtime_dir: &Path, request: &Request) -> Result
 ///
 /// # Errors
 /// As [`ask`].
-pub fn ask_for_link(runtime_dir: &Path) -> Result<LinkView, ClientError> {
+pub(crate) fn ask_for_link(runtime_dir: &Path) -> Result<LinkView, ClientError> {
     understood(runtime_dir, http(&json!({"command": "web"}), true))
 }
 

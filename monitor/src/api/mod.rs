@@ -13,28 +13,28 @@ mod routes;
 mod socket;
 #[cfg(test)]
 mod tests;
-pub mod view;
+pub(crate) mod view;
 
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-pub use client::{ClientError, ask, ask_for_link};
-pub use routes::{ControlRequest, serve};
-pub use socket::{BindError, bind};
+pub(crate) use client::{ClientError, ask, ask_for_link};
+pub(crate) use routes::{ControlRequest, serve};
+pub(crate) use socket::{BindError, bind};
 
 /// Longest body of a request, in bytes.
-pub const REQUEST_MAX_BYTES: usize = 64 << 10;
+pub(crate) const REQUEST_MAX_BYTES: usize = 64 << 10;
 
 /// Connections to the Unix socket that are served at a time; the oldest one is cut off for one more.
-pub const CONNECTIONS_MAX: usize = 32;
+pub(crate) const CONNECTIONS_MAX: usize = 32;
 
 /// How long a request may take from connecting to the last byte of its reply, on either side.
-pub const TIME_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
+pub(crate) const TIME_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// The socket's path in the runtime directory.
-pub fn socket_path(runtime_dir: &Path) -> PathBuf {
+pub(crate) fn socket_path(runtime_dir: &Path) -> PathBuf {
     runtime_dir.join("control.sock")
 }
 
@@ -42,7 +42,7 @@ pub fn socket_path(runtime_dir: &Path) -> PathBuf {
 /// that [changes](Self::changes) something.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "command", rename_all = "kebab-case")]
-pub enum Request {
+pub(crate) enum Request {
     /// A [`view::StatusView`].
     Status,
     /// A [`view::ShowView`].
@@ -104,7 +104,7 @@ impl Request {
 
 /// The answer.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Reply {
+pub(crate) enum Reply {
     /// What was asked for, as JSON.
     Ok(Bytes),
     /// Why there is no answer.
@@ -113,7 +113,7 @@ pub enum Reply {
 
 impl Reply {
     /// The reply that carries `view`.
-    pub fn ok(view: &impl Serialize) -> Self {
+    pub(crate) fn ok(view: &impl Serialize) -> Self {
         match serde_json::to_vec(view) {
             Ok(json) => Self::Ok(json.into()),
             Err(error) => Self::error(RefusalKind::Internal, error.to_string()),
@@ -121,14 +121,14 @@ impl Reply {
     }
 
     /// A refusal.
-    pub fn error(kind: RefusalKind, message: impl Into<String>) -> Self {
+    pub(crate) fn error(kind: RefusalKind, message: impl Into<String>) -> Self {
         Self::Error(Refusal { kind, message: message.into() })
     }
 }
 
 /// Why a request has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refusal {
+pub(crate) struct Refusal {
     /// For programs.
     pub kind: RefusalKind,
     /// For people.
@@ -138,7 +138,7 @@ pub struct Refusal {
 /// The kinds of refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum RefusalKind {
+pub(crate) enum RefusalKind {
     /// No VM has that name, UUID or process id.
     NoSuchVm,
     /// Several VMs have that name.

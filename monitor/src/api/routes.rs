@@ -22,7 +22,7 @@ use super::{
 
 /// A request on its way to the task that answers it.
 #[derive(Debug)]
-pub struct ControlRequest {
+pub(crate) struct ControlRequest {
     /// What is asked.
     pub request: Request,
     /// Where the reply goes; the client may be gone by then.
@@ -33,7 +33,11 @@ type Requests = mpsc::Sender<ControlRequest>;
 
 /// Serves clients of the Unix socket until it is dropped: `requests` go to the loop, and the routes of `others` are
 /// there as well. A client that takes longer than [`TIME_LIMIT`] is cut off.
-pub async fn serve(listener: UnixListener, requests: mpsc::Sender<ControlRequest>, others: Router) {
+pub(crate) async fn serve(
+    listener: UnixListener,
+    requests: mpsc::Sender<ControlRequest>,
+    others: Router,
+) {
     let limits = Limits { connections: CONNECTIONS_MAX, time: TIME_LIMIT };
     listener::serve(listener, limits, routes(requests).merge(others)).await;
 }

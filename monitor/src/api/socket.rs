@@ -13,7 +13,7 @@ const SOCKET_MODE: u32 = 0o660;
 
 /// Why the control socket could not be opened.
 #[derive(Debug, thiserror::Error)]
-pub enum BindError {
+pub(crate) enum BindError {
     /// A daemon answers there.
     #[error("another flatline already serves {}", .0.display())]
     InUse(PathBuf),
@@ -37,7 +37,7 @@ pub enum BindError {
 /// The socket is bound in a directory that only its owner can enter, given its mode, and then
 /// moved to its name: at no moment can a user open it that the mode keeps out. (A umask
 /// would do that as well, but holds for all threads of the process.)
-pub fn bind(runtime_dir: &Path) -> Result<UnixListener, BindError> {
+pub(crate) fn bind(runtime_dir: &Path) -> Result<UnixListener, BindError> {
     let path = super::socket_path(runtime_dir);
     let io_error = |source| BindError::Io { path: path.clone(), source };
     DirBuilder::new().recursive(true).mode(0o755).create(runtime_dir).map_err(io_error)?;

@@ -13,18 +13,18 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-pub use history::{HistoryView, MarkKind, MarkView};
-pub use lines::{LineView, LinesView};
-pub use link::LinkView;
-pub use memory::{MemoryMomentView, MemoryView};
-pub use policy::PolicyView;
+pub(crate) use history::{HistoryView, MarkKind, MarkView};
+pub(crate) use lines::{LineView, LinesView};
+pub(crate) use link::LinkView;
+pub(crate) use memory::{MemoryMomentView, MemoryView};
+pub(crate) use policy::PolicyView;
 
 use crate::rfc3339;
 use flatline_detector::policy::Mode;
 
 /// The answer to `status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StatusView {
+pub(crate) struct StatusView {
     /// The daemon and its host.
     pub host: HostView,
     /// One for each VM.
@@ -33,7 +33,7 @@ pub struct StatusView {
 
 /// The daemon and its host.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct HostView {
+pub(crate) struct HostView {
     /// flatline's version.
     pub version: String,
     /// The host's name, if it has one.
@@ -55,7 +55,7 @@ pub struct HostView {
 /// Whether an eBPF program is in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum ProbeState {
+pub(crate) enum ProbeState {
     /// It runs.
     Attached,
     /// The kernel refused it.
@@ -66,7 +66,7 @@ pub enum ProbeState {
 
 /// One eBPF program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProbeView {
+pub(crate) struct ProbeView {
     /// The program's name.
     pub name: String,
     /// Whether the daemon needs it.
@@ -79,7 +79,7 @@ pub struct ProbeView {
 
 /// One VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct VmView {
+pub(crate) struct VmView {
     /// QEMU's `-name`.
     pub name: String,
     /// QEMU's `-uuid`.
@@ -127,7 +127,7 @@ pub struct VmView {
 
 /// Who started a QEMU, and by what it would be restarted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OwnerView {
+pub(crate) struct OwnerView {
     /// `bare`, `systemd`, `libvirt`, `proxmox`, `ganeti`, `incus`, `lxd`, `kubevirt`, `kata` or `unclear`.
     pub kind: String,
     /// What the owner calls it.
@@ -142,7 +142,7 @@ pub struct OwnerView {
 
 /// The answer to `hold` and `release`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct HoldView {
+pub(crate) struct HoldView {
     /// The VMs that it is about.
     pub vms: Vec<String>,
     /// When a hold ends by itself.
@@ -152,7 +152,7 @@ pub struct HoldView {
 
 /// One vCPU.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct VcpuView {
+pub(crate) struct VcpuView {
     /// QEMU's index of it.
     pub id: u32,
     /// Its thread's id.
@@ -163,7 +163,7 @@ pub struct VcpuView {
 
 /// Traffic of all taps, counted since flatline found the VM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct NetworkView {
+pub(crate) struct NetworkView {
     /// Packets that the guest sent.
     pub guest_tx_packets: u64,
     /// Bytes that the guest sent.
@@ -185,7 +185,7 @@ pub struct NetworkView {
 
 /// What a guest's agent said since flatline found the VM.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct HeartbeatView {
+pub(crate) struct HeartbeatView {
     /// Beats that came, each as often as the guest has network cards.
     pub beats: u64,
     /// Times that it said that its check failed.
@@ -208,7 +208,7 @@ pub struct HeartbeatView {
 
 /// Requests of all disks, counted since flatline found the VM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct StorageView {
+pub(crate) struct StorageView {
     /// Reads submitted.
     pub read_ops: u64,
     /// Bytes of those.
@@ -243,7 +243,7 @@ pub struct StorageView {
 
 /// The answer to `show`: a VM, and why its verdict is what it is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ShowView {
+pub(crate) struct ShowView {
     /// What `status` says of it.
     #[serde(flatten)]
     pub vm: VmView,
@@ -284,7 +284,7 @@ pub struct ShowView {
 
 /// One tap.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TapView {
+pub(crate) struct TapView {
     /// The interface's name.
     pub name: String,
     /// Its network namespace.
@@ -301,7 +301,7 @@ pub struct TapView {
 
 /// One signal of the verdict.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SignalView {
+pub(crate) struct SignalView {
     /// What was looked at.
     pub name: String,
     /// What it was, with its unit.
@@ -316,7 +316,7 @@ pub struct SignalView {
 
 /// A memory dump that is being taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DumpView {
+pub(crate) struct DumpView {
     /// When it was begun.
     #[serde(with = "rfc3339")]
     pub since: SystemTime,
@@ -330,7 +330,7 @@ pub struct DumpView {
 
 /// The answer to `record`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RecordView {
+pub(crate) struct RecordView {
     /// The files that were written.
     pub paths: Vec<String>,
     /// What could not be, one sentence each.

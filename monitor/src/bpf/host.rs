@@ -130,7 +130,7 @@ fn log_level(log: ProbeLog) -> u8 {
 }
 
 /// QEMUs that start and end, as the kernel tells of them.
-pub type ProcessEvents = RingBuf<MapData>;
+pub(crate) type ProcessEvents = RingBuf<MapData>;
 
 /// Sees to it that the programs are attached and pinned, those of an earlier daemon if they are the same.
 /// A required program that fails is an error; another one only a gap in the health summary.

@@ -11,7 +11,7 @@ use std::{fs, io, path::PathBuf};
 use thiserror::Error;
 
 /// Where every kernel that was built with BTF shows it.
-pub const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
+pub(crate) const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 
 const MAGIC: u16 = 0xeb9f;
 const KIND_STRUCT: u32 = 4;
@@ -50,7 +50,7 @@ pub enum KernelTypesError {
 
 /// The kernel's BTF, indexed by type id.
 #[derive(Debug)]
-pub struct KernelTypes {
+pub(crate) struct KernelTypes {
     data: Vec<u8>,
     strings_at: usize,
     strings_end: usize,
@@ -60,14 +60,14 @@ pub struct KernelTypes {
 
 impl KernelTypes {
     /// Reads and indexes the running kernel's BTF.
-    pub fn of_running_kernel() -> Result<Self, KernelTypesError> {
+    pub(crate) fn of_running_kernel() -> Result<Self, KernelTypesError> {
         let data = fs::read(VMLINUX_BTF)
             .map_err(|source| KernelTypesError::Read { path: VMLINUX_BTF.into(), source })?;
         Self::parse(data)
     }
 
     /// Indexes BTF in this machine's byte order.
-    pub fn parse(data: Vec<u8>) -> Result<Self, KernelTypesError> {
+    pub(crate) fn parse(data: Vec<u8>) -> Result<Self, KernelTypesError> {
         let malformed = |at, what| KernelTypesError::Malformed { at, what };
         let word = |at| word(&data, at).ok_or(malformed(at, "four more bytes"));
         if data.get(..2) != Some(&MAGIC.to_ne_bytes()) {
@@ -95,7 +95,7 @@ impl KernelTypes {
 
     /// Offset in bytes of `path[0].path[1]...`: a structure, then members, each a structure itself but
     /// for the last one. Members of anonymous structures and unions count as their parent's.
-    pub fn offset_of(&self, path: &[&str]) -> Result<u32, KernelTypesError> {
+    pub(crate) fn offset_of(&self, path: &[&str]) -> Result<u32, KernelTypesError> {
         let missing = || KernelTypesError::Missing { path: path.join(".") };
         let (structure, members) = path.split_first().ok_or_else(missing)?;
         let mut at = self.structure(structure).ok_or_else(missing)?;
@@ -109,7 +109,7 @@ impl KernelTypes {
     }
 
     /// The value of an enumerator, whichever enumeration it belongs to.
-    pub fn enumerator(&self, name: &str) -> Result<u32, KernelTypesError> {
+    pub(crate) fn enumerator(&self, name: &str) -> Result<u32, KernelTypesError> {
         let enumerations = self.types.iter().map(|at| *at as usize);
         enumerations
             .filter(|at| self.kind(*at) == Some(KIND_ENUM))

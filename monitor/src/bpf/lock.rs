@@ -9,7 +9,7 @@ use super::ProbeError;
 
 /// Holds the lock until it is dropped, or the process ends.
 #[derive(Debug)]
-pub struct DirectoryLock {
+pub(crate) struct DirectoryLock {
     _directory: File,
 }
 
@@ -18,7 +18,7 @@ impl DirectoryLock {
     ///
     /// # Errors
     /// [`ProbeError::AlreadyRunning`] where another process has it locked.
-    pub fn take(directory: &Path) -> Result<Self, ProbeError> {
+    pub(crate) fn take(directory: &Path) -> Result<Self, ProbeError> {
         let failed = |what| {
             move |source: io::Error| ProbeError::Path { what, path: directory.to_owned(), source }
         };

@@ -14,7 +14,7 @@
 mod bypass;
 mod clsact;
 mod host;
-pub mod kernel_types;
+pub(crate) mod kernel_types;
 mod kvm;
 mod lock;
 mod namespace;
@@ -38,13 +38,13 @@ use kernel_types::KernelTypesError;
 use thiserror::Error;
 use tracing::debug;
 
-pub use host::ProcessEvents;
+pub(crate) use host::ProcessEvents;
 pub(crate) use host::parse_process_event;
 pub use kvm::KvmHooks;
-pub use lock::DirectoryLock;
-pub use namespace::{namespace_of, near_namespace};
+pub(crate) use lock::DirectoryLock;
+pub(crate) use namespace::{namespace_of, near_namespace};
 pub use pins::THREADS;
-pub use taps::TapProbe;
+pub(crate) use taps::TapProbe;
 pub use thread::{AttachReport, Counted, ProbeThread};
 
 /// The programs and maps, compiled by `cargo xtask build-ebpf`.

@@ -14,7 +14,7 @@ use flatline_qemu::{
 ///
 /// # Errors
 /// If these cannot be opened.
-pub fn near_namespace(pid: u32, tap: &Tap) -> io::Result<Option<File>> {
+pub(crate) fn near_namespace(pid: u32, tap: &Tap) -> io::Result<Option<File>> {
     for path in [format!("/proc/{pid}/ns/net"), "/proc/self/ns/net".to_owned()] {
         let file = File::open(path)?;
         if file.metadata()?.ino() == u64::from(tap.netns) {
@@ -28,7 +28,7 @@ pub fn near_namespace(pid: u32, tap: &Tap) -> io::Result<Option<File>> {
 ///
 /// # Errors
 /// If it cannot be opened, or no tap of the QEMU is there any more.
-pub fn namespace_of(pid: u32, tap: &Tap) -> io::Result<File> {
+pub(crate) fn namespace_of(pid: u32, tap: &Tap) -> io::Result<File> {
     if let Some(near) = near_namespace(pid, tap)? {
         return Ok(near);
     }

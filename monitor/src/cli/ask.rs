@@ -1,6 +1,6 @@
 //! Asking the daemon, and what its refusals mean for the exit code.
 
-use flatline::{
+use crate::{
     api::{self, ClientError, RefusalKind, Request},
     config::Config,
 };

@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use flatline::check::{Item, Report, Verdict, survey};
-use flatline::config::Config;
+use crate::check::{Item, Report, Verdict, survey};
+use crate::config::Config;
 
 use super::table::{safe, table};
 use super::{Answer, Failure, json};

@@ -3,8 +3,8 @@
 use std::io::{self, IsTerminal};
 use std::path::Path;
 
+use crate::config::Source;
 use anyhow::Context;
-use flatline::config::Source;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -39,7 +39,7 @@ pub(super) fn run(source: Source) -> Result<Answer, Failure> {
         .build()
         .context("can't start the runtime")
         .map_err(Failure::BadNews)?;
-    runtime.block_on(flatline::daemon::run(config, source)).map_err(Failure::Start)?;
+    runtime.block_on(crate::daemon::run(config, source)).map_err(Failure::Start)?;
     Ok(Answer::good(String::new()))
 }
 

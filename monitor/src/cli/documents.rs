@@ -1,4 +1,5 @@
-//! `flatline documents`: man pages and the shells' completions, from the definition of the command line itself.
+//! `flatline documents`: man pages and the shells' completions, from the definitions of the command line and of the
+//! configuration themselves.
 //!
 //! A hidden command of the very program that is packaged, so that they can't tell of another one. The task that packages
 //! can't ask the library instead: it also builds the eBPF programs, without which this package doesn't compile.
@@ -10,6 +11,8 @@ use anyhow::Context;
 use clap::CommandFactory;
 use clap_complete::Shell;
 
+use crate::config::manual_page;
+
 use super::{Answer, Arguments, Failure};
 
 /// The shells that Debian has a place for, and what the file is called there.
@@ -19,7 +22,7 @@ const SHELLS: [(Shell, &str); 3] = [
     (Shell::Fish, "fish/flatline.fish"),
 ];
 
-/// Writes `man/*.1` and `completions/SHELL/FILE` below `directory`.
+/// Writes `man/*.1`, `man/flatline.toml.5` and `completions/SHELL/FILE` below `directory`.
 pub(super) fn write(directory: &Path) -> Result<Answer, Failure> {
     write_all(directory).map_err(Failure::BadNews)?;
     Ok(Answer::good(String::new()))
@@ -29,6 +32,9 @@ fn write_all(directory: &Path) -> anyhow::Result<()> {
     let man = directory.join("man");
     create_dir_all(&man).with_context(|| format!("can't make {}", man.display()))?;
     clap_mangen::generate_to(visible(), &man).context("can't write the man pages")?;
+    let page = man.join("flatline.toml.5");
+    std::fs::write(&page, manual_page())
+        .with_context(|| format!("can't write {}", page.display()))?;
     for (shell, name) in SHELLS {
         let path = directory.join("completions").join(name);
         let mut script = Vec::new();
@@ -75,5 +81,6 @@ mod tests {
         }
         assert!(text("man/flatline.1").contains("\\-\\-config"));
         assert!(text("man/flatline-incidents-show.1").contains("\\-\\-html"));
+        assert!(text("man/flatline.toml.5").starts_with(".TH flatline.toml 5\n"));
     }
 }

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use flatline::api::Request;
-use flatline::api::view::HoldView;
-use flatline::config::Config;
-use flatline::rfc3339;
+use crate::api::Request;
+use crate::api::view::HoldView;
+use crate::config::Config;
+use crate::rfc3339;
 
 use super::ask::ask;
 use super::table::safe;

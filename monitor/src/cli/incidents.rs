@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
+use crate::api::Request;
+use crate::config::Config;
+use crate::recovery::evidence::LIST;
+use crate::storage::evidence::EvidenceView;
+use crate::storage::incident::{Incident, IncidentsView, Outcome};
+use crate::storage::incidents::EVIDENCE_MAX_BYTES;
 use anyhow::{Context, anyhow};
-use flatline::api::Request;
-use flatline::config::Config;
-use flatline::recovery::evidence::LIST;
-use flatline::storage::evidence::EvidenceView;
-use flatline::storage::incident::{Incident, IncidentsView, Outcome};
-use flatline::storage::incidents::EVIDENCE_MAX_BYTES;
 
 use super::ask::ask;
 use super::table::{fields, or_dash, safe, seconds, table, time};

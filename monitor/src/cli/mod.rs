@@ -30,10 +30,10 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::config::{Config, Source};
+use crate::daemon::StartError;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use flatline::config::{Config, Source};
-use flatline::daemon::StartError;
 
 /// Notices from outside that a QEMU guest's operating system has crashed, and brings it back
 #[derive(Debug, Parser)]
@@ -218,7 +218,7 @@ impl Failure {
 
 /// Runs the command of this process's arguments; the only place that prints and that gives exit
 /// codes.
-pub(crate) fn main() -> ExitCode {
+pub fn main() -> ExitCode {
     // Wrong arguments end here with 2, `--help` and `--version` with 0.
     let arguments = Arguments::parse();
     match run(arguments) {

@@ -1,8 +1,8 @@
 //! `flatline record`: has the last minutes of a VM, or of all, written to files.
 
-use flatline::api::Request;
-use flatline::api::view::RecordView;
-use flatline::config::Config;
+use crate::api::Request;
+use crate::api::view::RecordView;
+use crate::config::Config;
 
 use super::ask::ask;
 use super::table::safe;

@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::path::Path;
 use std::time::SystemTime;
 
-use flatline::config::Config;
-use flatline::recorder::open;
+use crate::config::Config;
+use crate::recorder::open;
 use flatline_detector::recording::file::ReadError;
 use flatline_detector::recording::replay::{
     Decision, Line, Replay, Replayer, Summary, rfc3339_millis,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use flatline::api::view::{StatusView, VmView};
+use crate::api::view::{StatusView, VmView};
 use serde_json::json;
 
 /// When the tests take place.
@@ -12,7 +12,7 @@ pub(super) fn now() -> SystemTime {
 
 /// A VM that has been in `state` for two minutes.
 pub(super) fn vm(name: &str, pid: u32, state: &str) -> VmView {
-    let since = flatline::rfc3339::format(now() - Duration::from_secs(120));
+    let since = crate::rfc3339::format(now() - Duration::from_secs(120));
     let vm = json!({"name": name, "uuid": null, "pid": pid, "accelerator": "kvm",
         "run_state": "running", "state": state, "cause": null,
         "reason": format!("it is {state}"), "since": since, "flat_seconds": 0.4,

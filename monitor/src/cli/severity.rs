@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use flatline::api::view::VmView;
+use crate::api::view::VmView;
 
 /// The states, the worst first. One that isn't among them is a newer daemon's.
 const STATES: [&str; 8] =

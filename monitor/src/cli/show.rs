@@ -2,9 +2,9 @@
 
 mod memory;
 
-use flatline::api::Request;
-use flatline::api::view::{DumpView, NetworkView, OwnerView, ShowView, StorageView, VcpuView};
-use flatline::config::Config;
+use crate::api::Request;
+use crate::api::view::{DumpView, NetworkView, OwnerView, ShowView, StorageView, VcpuView};
+use crate::config::Config;
 
 use super::ask::ask;
 use super::ecg::{self, Style};

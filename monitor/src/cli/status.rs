@@ -2,9 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use flatline::api::Request;
-use flatline::api::view::{HostView, ProbeState, StatusView, VmView};
-use flatline::config::Config;
+use crate::api::Request;
+use crate::api::view::{HostView, ProbeState, StatusView, VmView};
+use crate::config::Config;
 use unicode_width::UnicodeWidthStr as _;
 
 use super::ask::ask;

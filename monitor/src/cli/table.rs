@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use flatline::rfc3339;
+use crate::rfc3339;
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 /// `text` with everything escaped that could move the cursor, end a line, or turn the direction

@@ -1,9 +1,9 @@
 use std::path::Path;
 
+use crate::api::{ControlRequest, RefusalKind, Reply, Request, bind, serve};
+use crate::storage::evidence::{EvidenceView, base64};
+use crate::storage::incident::{Incident, IncidentsView};
 use clap::Parser;
-use flatline::api::{ControlRequest, RefusalKind, Reply, Request, bind, serve};
-use flatline::storage::evidence::{EvidenceView, base64};
-use flatline::storage::incident::{Incident, IncidentsView};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 

@@ -1,6 +1,6 @@
 //! `flatline web`: a link that opens the page in one browser.
 
-use flatline::{api::ask_for_link, config::Config};
+use crate::{api::ask_for_link, config::Config};
 
 use super::{Answer, Failure, ask::failure, json, table::safe};
 

@@ -17,7 +17,7 @@ mod passwd;
 mod secret;
 mod service;
 
-pub mod documents;
+mod manual;
 mod parse;
 mod place;
 mod reload;
@@ -31,17 +31,18 @@ use std::time::Duration;
 use flatline_detector::policy::{Mode, Policy, Storm};
 use glob::Pattern;
 
-pub use actuation::{Actuator, ActuatorConfig, CommandUser, QmpTransport};
-pub use discovery::Discovery;
-pub use evidence::{EvidencePolicy, MemoryDump, RetentionConfig};
-pub use notify::{Destination, Target};
-pub use reload::Source;
-pub use service::{EvidenceReaders, Metrics, Paths, ProbeLog, Probes, Recorder, TapHook};
+pub(crate) use actuation::{Actuator, ActuatorConfig, CommandUser, QmpTransport};
+pub(crate) use discovery::Discovery;
+pub(crate) use evidence::{EvidencePolicy, MemoryDump, RetentionConfig};
+pub(crate) use manual::manual_page;
+pub(crate) use notify::{Destination, Target};
+pub(crate) use reload::Source;
+pub(crate) use service::{EvidenceReaders, Metrics, Paths, ProbeLog, Probes, Recorder, TapHook};
 
 use secret::Secrets;
 
 /// The file that is read when none is named; it need not exist.
-pub const DEFAULT_FILE: &str = "/etc/flatline/flatline.toml";
+pub(crate) const DEFAULT_FILE: &str = "/etc/flatline/flatline.toml";
 
 /// A `[[vm]]` table: the VMs that it is for, and what it changes for them.
 #[derive(Clone, Debug, PartialEq, Eq)]

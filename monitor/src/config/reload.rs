@@ -6,7 +6,7 @@ use super::{Config, ConfigError, Mode, keys::Group as _};
 
 /// Where the configuration came from, and comes from again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Source {
+pub(crate) struct Source {
     /// The file; `None`: the default one, if it exists.
     pub file: Option<PathBuf>,
     /// Whether `observe` holds for every VM, whatever the file says.
@@ -18,7 +18,7 @@ impl Source {
     ///
     /// # Errors
     /// Those of [`Config::load`].
-    pub fn load(&self) -> Result<Config, ConfigError> {
+    pub(crate) fn load(&self) -> Result<Config, ConfigError> {
         let mut config = Config::load(self.file.as_deref())?;
         if self.observe {
             config.mode = Mode::Observe;

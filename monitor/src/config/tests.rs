@@ -1,3 +1,5 @@
+mod documents;
+
 use std::time::Duration;
 
 use super::{Config, EvidenceReaders, MemoryDump, Mode, Policy, ProbeLog, Recorder, TapHook};

@@ -71,7 +71,7 @@ const CONTROL_REQUESTS: usize = 64;
 
 /// Why the daemon did not start.
 #[derive(Debug, Error)]
-pub enum StartError {
+pub(crate) enum StartError {
     /// The host lacks something that it needs.
     #[error("this host is not fit: {0}")]
     Unfit(String),
@@ -100,7 +100,7 @@ pub enum StartError {
 
 impl StartError {
     /// The exit code that stands for it.
-    pub fn exit_code(&self) -> u8 {
+    pub(crate) fn exit_code(&self) -> u8 {
         1
     }
 }
@@ -143,7 +143,7 @@ enum Message {
 ///
 /// # Errors
 /// Whatever keeps it from starting; once it runs, it goes on.
-pub async fn run(config: Config, source: Source) -> Result<(), StartError> {
+pub(crate) async fn run(config: Config, source: Source) -> Result<(), StartError> {
     config.warnings.iter().for_each(|warning| warn!("{warning}"));
     let signals = Signals::listen()
         .map_err(|source| StartError::Host { what: "listen for signals", source })?;

@@ -16,18 +16,18 @@ use crate::api::view::{LineView, LinesView};
 use flatline_detector::activity::Activity;
 use flatline_qemu::discover::{Vm, VmId};
 pub(crate) use rates::RATES;
-pub use rates::{Rate, TickRates};
+pub(crate) use rates::{Rate, TickRates};
 
 /// Ticks that are kept of each VM.
-pub const HISTORY_TICKS: usize = 120;
+pub(crate) const HISTORY_TICKS: usize = 120;
 
 /// A VM's last ticks, the oldest first, [`HISTORY_TICKS`] at most.
 #[derive(Clone, Debug, Default)]
-pub struct Ticks(VecDeque<TickRates>);
+pub(crate) struct Ticks(VecDeque<TickRates>);
 
 impl Ticks {
     /// Appends a tick, for which the oldest one goes where there is no room.
-    pub fn push(&mut self, rates: TickRates) {
+    pub(crate) fn push(&mut self, rates: TickRates) {
         if self.0.len() == HISTORY_TICKS {
             self.0.pop_front();
         }
@@ -35,17 +35,17 @@ impl Ticks {
     }
 
     /// The last `most`, the oldest first.
-    pub fn last(&self, most: usize) -> impl ExactSizeIterator<Item = &TickRates> + Clone {
+    pub(crate) fn last(&self, most: usize) -> impl ExactSizeIterator<Item = &TickRates> + Clone {
         self.0.range(self.0.len().saturating_sub(most)..)
     }
 
     /// The newest one; one of which nothing is known where there is none.
-    pub fn newest(&self) -> TickRates {
+    pub(crate) fn newest(&self) -> TickRates {
         self.0.back().copied().unwrap_or(TickRates::UNKNOWN)
     }
 
     /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
@@ -103,21 +103,24 @@ struct State {
 
 /// All VMs' last ticks; a clone is of the same ones.
 #[derive(Clone, Debug)]
-pub struct RateHistory(Arc<Mutex<State>>);
+pub(crate) struct RateHistory(Arc<Mutex<State>>);
 
 impl RateHistory {
     /// Of no VM so far; a tick is due each `interval`.
-    pub fn new(interval: Duration) -> Self {
+    pub(crate) fn new(interval: Duration) -> Self {
         Self(Arc::new(Mutex::new(State { interval, ticks: 0, vms: BTreeMap::new() })))
     }
 
     /// Ticks are due at another interval from now on: the rates are per second whatever it is.
-    pub fn set_interval(&self, interval: Duration) {
+    pub(crate) fn set_interval(&self, interval: Duration) {
         self.state().interval = interval;
     }
 
     /// Appends a tick: what each VM did; `None` where nothing was read of it. A VM that isn't among them is forgotten.
-    pub fn append<'a>(&self, vms: impl Iterator<Item = (&'a Arc<Vm>, Option<&'a Activity>)>) {
+    pub(crate) fn append<'a>(
+        &self,
+        vms: impl Iterator<Item = (&'a Arc<Vm>, Option<&'a Activity>)>,
+    ) {
         let mut state = self.state();
         state.ticks += 1;
         let mut before = std::mem::take(&mut state.vms);
@@ -132,17 +135,17 @@ impl RateHistory {
     }
 
     /// The ticks of the VMs with this name, UUID or process id; `None`: of all.
-    pub fn view(&self, vm: Option<&str>) -> LinesView {
+    pub(crate) fn view(&self, vm: Option<&str>) -> LinesView {
         self.copy(|ticks| vm.is_none_or(|vm| ticks.vm.is_called(vm)), HISTORY_TICKS).1
     }
 
     /// The ticks of the VM with this process id; `None` where there is none.
-    pub fn of(&self, pid: u32) -> Option<LineView> {
+    pub(crate) fn of(&self, pid: u32) -> Option<LineView> {
         self.copy(|ticks| ticks.vm.id.pid == pid, HISTORY_TICKS).1.vms.pop()
     }
 
     /// All VMs' last `most` ticks, and how many ticks there were, by which a reader goes on from those that it has.
-    pub fn last(&self, most: usize) -> (u64, LinesView) {
+    pub(crate) fn last(&self, most: usize) -> (u64, LinesView) {
         self.copy(|_| true, most)
     }
 

@@ -7,7 +7,7 @@ use flatline_detector::activity::{Activity, VcpuActivity};
 
 /// A rate, or a level, of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rate {
+pub(crate) enum Rate {
     /// Packets a second that the guest sent of its own accord, answers to flatline's probes left out.
     PacketsFromGuest,
     /// Packets a second that were sent to it.
@@ -29,17 +29,17 @@ pub(crate) const RATES: usize = 7;
 
 /// The rates of one tick, each of which may be unknown: it could not be read, or the VM has nothing to read it of.
 #[derive(Clone, Copy, Debug)]
-pub struct TickRates([f32; RATES]);
+pub(crate) struct TickRates([f32; RATES]);
 
 // A thousand VMs keep 120 ticks each.
 const _: () = assert!(size_of::<TickRates>() == 28);
 
 impl TickRates {
     /// A tick of which nothing is known.
-    pub const UNKNOWN: Self = Self([f32::NAN; RATES]);
+    pub(crate) const UNKNOWN: Self = Self([f32::NAN; RATES]);
 
     /// What an activity says; nothing where no time went by.
-    pub fn of(activity: &Activity) -> Self {
+    pub(crate) fn of(activity: &Activity) -> Self {
         let rate = |number: u64| per_second(number, activity.elapsed);
         let network = activity.network.as_ref().ok().copied().flatten();
         let storage = activity.storage.as_ref().ok();
@@ -59,7 +59,11 @@ impl TickRates {
 
     /// What two answers to `status` say, `elapsed` apart. Without the earlier one, or the time, it is only what the
     /// later one says by itself. A daemon that was started meanwhile counts from zero, and its rates are unknown.
-    pub fn between(before: Option<&VmView>, now: &VmView, elapsed: Option<Duration>) -> Self {
+    pub(crate) fn between(
+        before: Option<&VmView>,
+        now: &VmView,
+        elapsed: Option<Duration>,
+    ) -> Self {
         let rate = |counter: fn(&VmView) -> Option<u64>| {
             let number = counter(now)?.checked_sub(counter(before?)?)?;
             per_second(number, elapsed?)
@@ -80,7 +84,7 @@ impl TickRates {
 
     /// The same but for `rate`.
     #[must_use]
-    pub fn with(mut self, rate: Rate, value: Option<f64>) -> Self {
+    pub(crate) fn with(mut self, rate: Rate, value: Option<f64>) -> Self {
         #[expect(clippy::cast_possible_truncation, reason = "seven digits are enough for people")]
         let value = value.map_or(f32::NAN, |value| value as f32);
         self.0[rate as usize] = value;
@@ -88,7 +92,7 @@ impl TickRates {
     }
 
     /// `rate`, or `None` where it is unknown.
-    pub fn get(&self, rate: Rate) -> Option<f32> {
+    pub(crate) fn get(&self, rate: Rate) -> Option<f32> {
         Some(self.0[rate as usize]).filter(|value| !value.is_nan())
     }
 

@@ -13,7 +13,7 @@ const TICK_SECONDS: [f64; 11] =
 
 /// The daemon's own counters; a clone counts the same.
 #[derive(Clone, Debug)]
-pub struct Counts {
+pub(crate) struct Counts {
     ticks: Counter,
     late: Counter,
     took: Histogram,
@@ -31,7 +31,7 @@ impl Default for Counts {
 
 impl Counts {
     /// A tick ended that took so long; it was late if it began more than half of the `interval` after its time.
-    pub fn ticked(&self, behind: Duration, took: Duration, interval: Duration) {
+    pub(crate) fn ticked(&self, behind: Duration, took: Duration, interval: Duration) {
         self.ticks.inc();
         if behind > interval / 2 {
             self.late.inc();
@@ -40,7 +40,7 @@ impl Counts {
     }
 
     /// The configuration was read again, or could not be.
-    pub fn reloaded(&self, succeeded: bool) {
+    pub(crate) fn reloaded(&self, succeeded: bool) {
         self.reload_succeeded.set(succeeded.into());
     }
 

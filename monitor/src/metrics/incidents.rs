@@ -43,7 +43,7 @@ type Known = (String, Option<Outcome>);
 
 /// Counts incidents as they are written down; a clone counts the same.
 #[derive(Clone, Debug)]
-pub struct IncidentCounts {
+pub(crate) struct IncidentCounts {
     since: SystemTime,
     ended: Family<[(&'static str, &'static str); 2], Counter>,
     detection: ByCause,
@@ -53,7 +53,7 @@ pub struct IncidentCounts {
 
 impl IncidentCounts {
     /// Of a daemon that started at `since`.
-    pub fn new(since: SystemTime) -> Self {
+    pub(crate) fn new(since: SystemTime) -> Self {
         let ended = Family::<_, Counter>::default();
         // A series that begins with its first incident hides it from `increase()`.
         for cause in Cause::ALL.map(Cause::as_str).into_iter().chain([STORM]) {
@@ -76,7 +76,7 @@ impl IncidentCounts {
     }
 
     /// The incident is written down as it is now: for the first time, or anew.
-    pub fn note(&self, incident: &Incident) {
+    pub(crate) fn note(&self, incident: &Incident) {
         let cause = match incident.cause.as_str() {
             STORM => STORM,
             name => Cause::parse(name).map_or(OTHER, Cause::as_str),

@@ -30,17 +30,17 @@ use prometheus_client::{
 use tokio::sync::watch;
 
 use crate::single_flight::SingleFlight;
-pub use counts::Counts;
-pub use incidents::IncidentCounts;
-pub use notifications::{NotificationCounts, Told};
-pub use snapshot::{Beats, MapFill, ProgramFigures, Snapshot, VmFigures};
+pub(crate) use counts::Counts;
+pub(crate) use incidents::IncidentCounts;
+pub(crate) use notifications::{NotificationCounts, Told};
+pub(crate) use snapshot::{Beats, MapFill, ProgramFigures, Snapshot, VmFigures};
 
 /// What the last tick saw; `None` before the first one.
-pub type Latest = watch::Receiver<Option<Arc<Snapshot>>>;
+pub(crate) type Latest = watch::Receiver<Option<Arc<Snapshot>>>;
 
 /// How the figures are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub(crate) enum Format {
     /// OpenMetrics 1.0.
     OpenMetrics,
     /// Prometheus' own text format 0.0.4, for clients that know nothing else.
@@ -49,7 +49,7 @@ pub enum Format {
 
 impl Format {
     /// The one for a client that accepts this: OpenMetrics, unless another one is named and it isn't.
-    pub fn accepted(accept: Option<&str>) -> Self {
+    pub(crate) fn accepted(accept: Option<&str>) -> Self {
         let names = |media_type| accept.is_some_and(|accept| accept.contains(media_type));
         if names("text/plain") && !names("application/openmetrics-text") {
             Self::PrometheusText
@@ -59,7 +59,7 @@ impl Format {
     }
 
     /// Its `Content-Type`.
-    pub fn content_type(self) -> &'static str {
+    pub(crate) fn content_type(self) -> &'static str {
         match self {
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
             Self::PrometheusText => prometheus_text::CONTENT_TYPE,
@@ -68,7 +68,7 @@ impl Format {
 }
 
 /// Makes the text, once for each snapshot and format.
-pub struct Exposition {
+pub(crate) struct Exposition {
     registry: Arc<Registry>,
     latest: Latest,
     open_metrics: SingleFlight<Of, Bytes>,
@@ -86,7 +86,7 @@ impl PartialEq for Of {
 
 impl Exposition {
     /// Of the newest snapshot, and of what the daemon counted.
-    pub fn new(
+    pub(crate) fn new(
         latest: Latest,
         counts: &Counts,
         incidents: &IncidentCounts,
@@ -108,7 +108,7 @@ impl Exposition {
     }
 
     /// The text; `None` before the first tick.
-    pub async fn text(&self, format: Format) -> Option<Bytes> {
+    pub(crate) async fn text(&self, format: Format) -> Option<Bytes> {
         let snapshot = self.latest.borrow().clone()?;
         let made = match format {
             Format::OpenMetrics => &self.open_metrics,

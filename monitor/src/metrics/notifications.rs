@@ -7,7 +7,7 @@ use prometheus_client::{
 
 /// What came of telling something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Told {
+pub(crate) enum Told {
     /// The receiver has it.
     Delivered,
     /// It did not take it now; it is told again.
@@ -37,7 +37,7 @@ impl Told {
 
 /// Counts them; a clone counts the same.
 #[derive(Clone, Debug, Default)]
-pub struct NotificationCounts {
+pub(crate) struct NotificationCounts {
     told: Family<[(&'static str, String); 2], Counter>,
     waiting: Family<[(&'static str, String); 1], Gauge>,
 }
@@ -48,7 +48,7 @@ fn labels(target: &str, told: Told) -> [(&'static str, String); 2] {
 
 impl NotificationCounts {
     /// A target is told from now on.
-    pub fn begin(&self, target: &str) {
+    pub(crate) fn begin(&self, target: &str) {
         for told in Told::ALL {
             drop(self.told.get_or_create(&labels(target, told)));
         }
@@ -56,7 +56,7 @@ impl NotificationCounts {
     }
 
     /// A target is no longer told.
-    pub fn end(&self, target: &str) {
+    pub(crate) fn end(&self, target: &str) {
         for told in Told::ALL {
             self.told.remove(&labels(target, told));
         }
@@ -64,12 +64,12 @@ impl NotificationCounts {
     }
 
     /// That came of so many.
-    pub fn note(&self, target: &str, told: Told, times: u64) {
+    pub(crate) fn note(&self, target: &str, told: Told, times: u64) {
         self.told.get_or_create(&labels(target, told)).inc_by(times);
     }
 
     /// So many wait for it.
-    pub fn waiting(&self, target: &str, waiting: usize) {
+    pub(crate) fn waiting(&self, target: &str, waiting: usize) {
         let waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
         self.waiting.get_or_create(&[("target", target.to_owned())]).set(waiting);
     }

@@ -13,7 +13,7 @@ use flatline_samples::{Memory, RunState, VcpuTime};
 
 /// The host and its VMs at the end of a tick.
 #[derive(Clone, Debug)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     /// When that was.
     pub at: SystemTime,
     /// The host's mode.
@@ -36,7 +36,7 @@ pub struct Snapshot {
 
 /// An eBPF program.
 #[derive(Clone, Copy, Debug)]
-pub struct ProgramFigures {
+pub(crate) struct ProgramFigures {
     /// Its name.
     pub name: &'static str,
     /// Whether it is in place.
@@ -45,7 +45,7 @@ pub struct ProgramFigures {
 
 /// How full a map is.
 #[derive(Clone, Copy, Debug)]
-pub struct MapFill {
+pub(crate) struct MapFill {
     /// Its name.
     pub map: &'static str,
     /// Rows that are taken.
@@ -56,7 +56,7 @@ pub struct MapFill {
 
 /// One VM.
 #[derive(Clone, Debug)]
-pub struct VmFigures {
+pub(crate) struct VmFigures {
     /// Which one.
     pub vm: Arc<Vm>,
     /// Its mode.
@@ -95,7 +95,7 @@ pub struct VmFigures {
 
 /// What a guest's agent said.
 #[derive(Clone, Copy, Debug)]
-pub struct Beats {
+pub(crate) struct Beats {
     /// Beats that came, each as often as the guest has cards.
     pub beats: u64,
     /// Times that it said that its check failed.
@@ -108,7 +108,7 @@ pub struct Beats {
 
 impl VmFigures {
     /// Requests that are submitted and not completed.
-    pub fn in_flight(&self) -> Option<u64> {
+    pub(crate) fn in_flight(&self) -> Option<u64> {
         self.storage.map(|storage| storage.tracked_ops.saturating_sub(storage.completed_ops))
     }
 }

@@ -20,11 +20,11 @@ use super::{
 };
 
 /// How often an alert that fires is sent again.
-pub const AGAIN_EVERY: Duration = Duration::from_secs(60);
+pub(crate) const AGAIN_EVERY: Duration = Duration::from_secs(60);
 /// For how long it fires without that.
-pub const FIRES_FOR: Duration = Duration::from_secs(240);
+pub(crate) const FIRES_FOR: Duration = Duration::from_secs(240);
 /// An alert that nothing ends, as of a VM that never comes back, ends after so long.
-pub const LONGEST: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// The names of the alerts that events begin.
 fn begins(kind: EventKind) -> Option<&'static str> {
@@ -72,7 +72,7 @@ struct Alert {
 
 /// What is to be done next.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Next {
+pub(crate) enum Next {
     /// Send all of these.
     Send(Vec<Value>),
     /// Nothing before this moment.
@@ -83,7 +83,7 @@ pub enum Next {
 
 /// See the module.
 #[derive(Debug)]
-pub struct Alerts {
+pub(crate) struct Alerts {
     host: String,
     known: BTreeMap<Key, Alert>,
     most: usize,
@@ -103,7 +103,7 @@ fn subject_key(event: &Event) -> String {
 
 impl Alerts {
     /// None, and room for `most`.
-    pub fn new(host: String, most: usize) -> Self {
+    pub(crate) fn new(host: String, most: usize) -> Self {
         Self {
             host,
             known: BTreeMap::new(),
@@ -116,7 +116,7 @@ impl Alerts {
     }
 
     /// Has room for `most` from now on; returns how many alerts had to go for it.
-    pub fn set_bound(&mut self, most: usize) -> u64 {
+    pub(crate) fn set_bound(&mut self, most: usize) -> u64 {
         self.most = most;
         let mut gone = 0;
         while self.known.len() > self.most && self.drop_oldest() {
@@ -127,13 +127,13 @@ impl Alerts {
     }
 
     /// Whether the event begins an alert, or ends any that there may be.
-    pub fn concerns(kind: EventKind) -> bool {
+    pub(crate) fn concerns(kind: EventKind) -> bool {
         begins(kind).is_some() || !ends(kind).is_empty()
     }
 
     /// Takes an event in, and whether those that begin an alert are wanted; what ends one always is.
     /// Returns how many alerts had to go for it.
-    pub fn take(&mut self, event: &Event, is_wanted: bool) -> u64 {
+    pub(crate) fn take(&mut self, event: &Event, is_wanted: bool) -> u64 {
         let subject = subject_key(event);
         for name in ends(event.kind) {
             if let Some(alert) = self.known.get_mut(&(*name, subject.clone()))
@@ -194,7 +194,7 @@ impl Alerts {
     }
 
     /// What is to be done at `moment`, which is `now`.
-    pub fn next(&mut self, moment: Duration, now: SystemTime) -> Next {
+    pub(crate) fn next(&mut self, moment: Duration, now: SystemTime) -> Next {
         for alert in self.known.values_mut() {
             let is_old = now.duration_since(alert.begun).is_ok_and(|age| age >= LONGEST);
             if is_old && alert.ended.is_none() {
@@ -235,7 +235,7 @@ impl Alerts {
     }
 
     /// Alertmanager has them.
-    pub fn delivered(&mut self, moment: Duration) {
+    pub(crate) fn delivered(&mut self, moment: Duration) {
         (self.is_under_way, self.sent, self.lost) = (false, Some(moment), 0);
         self.pacing.succeeded();
         // One that changed meanwhile is sent once more.
@@ -243,36 +243,36 @@ impl Alerts {
     }
 
     /// It doesn't, and may have asked for a pause. Returns the pause.
-    pub fn failed(&mut self, asked: Option<Duration>, moment: Duration) -> Duration {
+    pub(crate) fn failed(&mut self, asked: Option<Duration>, moment: Duration) -> Duration {
         self.is_under_way = false;
         self.known.values_mut().for_each(|alert| alert.is_news = true);
         self.pacing.failed(asked, moment)
     }
 
     /// Tries at once, once, if there is any news.
-    pub fn retry_now(&mut self) {
+    pub(crate) fn retry_now(&mut self) {
         self.pacing.retry_now();
     }
 
     /// Whether nothing can be done now: all news is taken, or has to wait.
-    pub fn is_drained(&self, moment: Duration) -> bool {
+    pub(crate) fn is_drained(&self, moment: Duration) -> bool {
         let waits = self.pacing.not_before().is_some_and(|until| until > moment);
         !self.is_under_way && (waits || self.known.values().all(|alert| !alert.is_news))
     }
 
     /// How many changed, and were not taken so far.
-    pub fn news(&self) -> usize {
+    pub(crate) fn news(&self) -> usize {
         let under_way = self.known.values().filter(|_| self.is_under_way).count();
         under_way.max(self.known.values().filter(|alert| alert.is_news).count())
     }
 
     /// How many had to go for want of room, of which nothing was told so far.
-    pub fn lost(&self) -> u64 {
+    pub(crate) fn lost(&self) -> u64 {
         self.lost
     }
 
     /// Failures since the last delivery.
-    pub fn failures(&self) -> u32 {
+    pub(crate) fn failures(&self) -> u32 {
         self.pacing.failures()
     }
 }

@@ -41,7 +41,7 @@ struct Down {
 
 /// Source of this host's notification events.
 #[derive(Debug)]
-pub struct Events {
+pub(crate) struct Events {
     host: String,
     /// Ids of the outcomes that were told, the oldest first.
     outcomes: VecDeque<String>,
@@ -75,7 +75,7 @@ fn has_crashed_once(incident: &Incident) -> bool {
 
 impl Events {
     /// None so far, on the host called so.
-    pub fn new(host: String) -> Self {
+    pub(crate) fn new(host: String) -> Self {
         Self {
             host,
             outcomes: VecDeque::new(),
@@ -87,7 +87,11 @@ impl Events {
     }
 
     /// The event of what recovery said, where it is one to be told.
-    pub fn of_recovery(&mut self, said: recovery::Event<'_>, now: SystemTime) -> Option<Event> {
+    pub(crate) fn of_recovery(
+        &mut self,
+        said: recovery::Event<'_>,
+        now: SystemTime,
+    ) -> Option<Event> {
         let incident = said.incident;
         let attempts = incident.attempts.len();
         let (kind, attempt) = match said.kind {
@@ -115,7 +119,7 @@ impl Events {
     }
 
     /// What is so still with an incident that an earlier daemon left open, and told.
-    pub fn taken_up(&mut self, incident: &Incident, now: SystemTime) -> Vec<Event> {
+    pub(crate) fn taken_up(&mut self, incident: &Incident, now: SystemTime) -> Vec<Event> {
         let crashed = has_crashed_once(incident).then_some((EventKind::Crashed, 0));
         let outcome = incident.outcome.map(outcome_kind);
         outcome.map(|kind| self.is_new_outcome(incident, kind));
@@ -160,19 +164,19 @@ impl Events {
     }
 
     /// Whether any VM is down: only then need its life be looked for with [`Events::alive`].
-    pub fn any_is_down(&self) -> bool {
+    pub(crate) fn any_is_down(&self) -> bool {
         !self.down.is_empty()
     }
 
     /// A VM without an open case is alive, and was heard last at `heard`: news if it was down.
-    pub fn alive(&mut self, key: &str, heard: SystemTime, now: SystemTime) -> Option<Event> {
+    pub(crate) fn alive(&mut self, key: &str, heard: SystemTime, now: SystemTime) -> Option<Event> {
         let is_so = |down: &Down| down.has_crashed && heard > down.incident.detected_at;
         let incident = &self.down.get(key).filter(|down| is_so(down))?.incident.clone();
         self.of_recovery(recovery::Event { kind: Happened::AliveAgain, incident }, now)
     }
 
     /// A VM's QEMU is gone, without an open case, and `words` say how it ended: news if it was down.
-    pub fn ended(&mut self, who: Subject, words: &str, now: SystemTime) -> Option<Event> {
+    pub(crate) fn ended(&mut self, who: Subject, words: &str, now: SystemTime) -> Option<Event> {
         let down = self.down.remove(who.key())?;
         let event = Event::of_vm(EventKind::Ended, now, who, words.to_owned());
         let incident = Some(Box::new(down.incident));
@@ -180,14 +184,19 @@ impl Events {
     }
 
     /// A VM is no longer watched: its condition, if one was told, is over.
-    pub fn no_longer_watched(&mut self, id: VmId, who: Subject, now: SystemTime) -> Option<Event> {
+    pub(crate) fn no_longer_watched(
+        &mut self,
+        id: VmId,
+        who: Subject,
+        now: SystemTime,
+    ) -> Option<Event> {
         let over = self.vms.forget(&id)?;
         let event = Event::of_vm(over, now, who, "it is no longer watched".to_owned());
         Some(self.numbered(event))
     }
 
     /// The condition of a VM at `moment`, which is `now`; `None`: a good one.
-    pub fn of_vm(
+    pub(crate) fn of_vm(
         &mut self,
         id: VmId,
         who: impl Fn() -> Subject,
@@ -200,7 +209,7 @@ impl Events {
     }
 
     /// All sensors that are out of order at `moment`, which is `now`, with why.
-    pub fn of_sensors(
+    pub(crate) fn of_sensors(
         &mut self,
         mut lost: BTreeMap<String, String>,
         moment: Duration,
@@ -222,7 +231,7 @@ impl Events {
     }
 
     /// An event of the whole host.
-    pub fn of_host(&mut self, kind: EventKind, reason: String, now: SystemTime) -> Event {
+    pub(crate) fn of_host(&mut self, kind: EventKind, reason: String, now: SystemTime) -> Event {
         self.numbered(Event::of_host(kind, now, reason))
     }
 

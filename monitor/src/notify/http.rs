@@ -56,7 +56,7 @@ const BODY_LIMIT: Duration = Duration::from_secs(1);
 
 /// Why something was not delivered.
 #[derive(Debug, Error)]
-pub enum PostError {
+pub(crate) enum PostError {
     /// Its name has no address.
     #[error("no address is known of {host}: {why}; check its name and this host's DNS")]
     Unknown {
@@ -118,12 +118,12 @@ pub enum PostError {
 
 impl PostError {
     /// Whether to try again makes no sense.
-    pub fn is_final(&self) -> bool {
+    pub(crate) fn is_final(&self) -> bool {
         matches!(self, Self::Never(_))
     }
 
     /// The pause that the receiver asked for.
-    pub fn asked_pause(&self) -> Option<Duration> {
+    pub(crate) fn asked_pause(&self) -> Option<Duration> {
         match self {
             Self::Later { after, .. } => *after,
             _ => None,
@@ -133,7 +133,7 @@ impl PostError {
 
 /// What a target needs to be posted to, beyond its address.
 #[derive(Debug, Default)]
-pub struct Client {
+pub(crate) struct Client {
     /// Read from this host's store once, and again after a failure.
     tls: Option<Arc<ClientConfig>>,
     /// A name is being looked up; a look-up that hangs is not followed by others.
@@ -154,7 +154,7 @@ impl Client {
     ///
     /// # Errors
     /// Whatever else happens, within `limit`.
-    pub async fn post(
+    pub(crate) async fn post(
         &mut self,
         url: &Url,
         headers: &[(&'static str, String)],

@@ -11,19 +11,19 @@
 //! Producers never block: an event is put into each target's bounded queue, and a task a target takes
 //! it from there. What waits is on disk as well, a few seconds later, as long as a target can't be told.
 
-pub mod alerts;
+pub(crate) mod alerts;
 mod delivery_queue;
-pub mod event;
-pub mod events;
-pub mod http;
+pub(crate) mod event;
+pub(crate) mod events;
+pub(crate) mod http;
 mod lasting;
-pub mod payload;
-pub mod queue;
-pub mod signature;
+pub(crate) mod payload;
+pub(crate) mod queue;
+pub(crate) mod signature;
 mod spool;
 #[cfg(test)]
 mod tests;
-pub mod url;
+pub(crate) mod url;
 mod worker;
 
 use std::{
@@ -43,7 +43,7 @@ use spool::{All, Left, Spool};
 use worker::Worker;
 
 /// The time that is left for telling once the daemon was told to end.
-pub const END_LIMIT: Duration = Duration::from_secs(3);
+pub(crate) const END_LIMIT: Duration = Duration::from_secs(3);
 /// How often what waits is written down, if it has changed and can't be told.
 const KEEP_EVERY: Duration = Duration::from_secs(5);
 /// Characters of a host's name.
@@ -51,7 +51,7 @@ const HOST_CHARS: usize = 255;
 
 /// Tells; a clone tells the same.
 #[derive(Clone, Debug)]
-pub struct Notifier(Arc<Inner>);
+pub(crate) struct Notifier(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -71,7 +71,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Notifier {
     /// Tells these targets from now on, beginning with what an earlier daemon left in `state_dir`. Call it within a tokio
     /// runtime.
-    pub fn start(targets: &[Target], state_dir: &Path, counts: NotificationCounts) -> Self {
+    pub(crate) fn start(targets: &[Target], state_dir: &Path, counts: NotificationCounts) -> Self {
         let uname = rustix::system::uname();
         let host = printable(&uname.nodename().to_string_lossy(), HOST_CHARS);
         let telling = Self(Arc::new(Inner {
@@ -90,7 +90,7 @@ impl Notifier {
 
     /// Tells these from now on. A target that keeps its name and its kind keeps what waits for it; what waits for one
     /// that is gone is given up.
-    pub fn reconfigure(&self, targets: &[Target]) {
+    pub(crate) fn reconfigure(&self, targets: &[Target]) {
         let mut workers = lock(&self.0.workers);
         let mut before = std::mem::take(&mut *workers);
         for target in targets {
@@ -152,7 +152,7 @@ impl Notifier {
     }
 
     /// Logs and queues the events that `make` returns.
-    pub fn publish<E>(&self, make: impl FnOnce(&mut Events, SystemTime) -> E)
+    pub(crate) fn publish<E>(&self, make: impl FnOnce(&mut Events, SystemTime) -> E)
     where
         E: IntoIterator<Item = Event>,
     {
@@ -165,7 +165,7 @@ impl Notifier {
     }
 
     /// Publishes what recovery says, where it is to be told.
-    pub fn publish_recovery(&self, said: recovery::Event<'_>) {
+    pub(crate) fn publish_recovery(&self, said: recovery::Event<'_>) {
         if said.kind != recovery::EventKind::TakenUp {
             return self.publish(|events, now| events.of_recovery(said, now));
         }
@@ -177,12 +177,12 @@ impl Notifier {
     }
 
     /// Targets that can't be told, or that lost something, each in a sentence.
-    pub fn complaints(&self) -> Vec<String> {
+    pub(crate) fn complaints(&self) -> Vec<String> {
         lock(&self.0.workers).iter().filter_map(Worker::complaint).collect()
     }
 
     /// Tells that the daemon ends, waits a little for what can be told still, and keeps the rest.
-    pub async fn finish(&self) {
+    pub(crate) async fn finish(&self) {
         self.publish(|events, now| [events.of_host(EventKind::DaemonStopped, String::new(), now)]);
         lock(&self.0.keeper).take().iter().for_each(JoinHandle::abort);
         lock(&self.0.workers).iter().for_each(Worker::retry_now);

@@ -19,7 +19,7 @@ pub(super) fn fit(text: &str) -> String {
 }
 
 /// The JSON of `event`, which happened on `host`, when so many were lost before it.
-pub fn body(event: &Event, host: &str, dropped: u64) -> String {
+pub(crate) fn body(event: &Event, host: &str, dropped: u64) -> String {
     let subject = event.subject.as_ref();
     json!({
         "event": event.kind,
@@ -51,7 +51,7 @@ fn bounded(incident: &Incident) -> Value {
 }
 
 /// The environment of a command that is told of `event`.
-pub fn environment(event: &Event, host: &str, dropped: u64) -> Vec<(&'static str, String)> {
+pub(crate) fn environment(event: &Event, host: &str, dropped: u64) -> Vec<(&'static str, String)> {
     let subject = event.subject.as_ref();
     let text = |text: Option<&str>| text.map(fit).unwrap_or_default();
     vec![

@@ -12,24 +12,15 @@
 use std::{collections::VecDeque, time::Duration};
 
 /// The pause after the first failure; each further one doubles it.
-pub const FIRST_PAUSE: Duration = Duration::from_secs(1);
+pub(crate) const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause that comes of doubling.
-pub const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// The longest pause that a receiver may ask for (`Retry-After`).
-pub const LONGEST_ASKED_PAUSE: Duration = Duration::from_secs(600);
-
-/// Why something was lost that was to be told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lost {
-    /// There was no room.
-    Dropped,
-    /// It waited for too long.
-    Expired,
-}
+pub(crate) const LONGEST_ASKED_PAUSE: Duration = Duration::from_secs(600);
 
 /// What is to be done next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Next<T> {
+pub(crate) enum Next<T> {
     /// Deliver this, and tell that so many were lost before it.
     Deliver(T, u64),
     /// Nothing before this moment.
@@ -46,7 +37,7 @@ struct Entry<T> {
 
 /// See the module.
 #[derive(Debug)]
-pub struct Queue<T> {
+pub(crate) struct Queue<T> {
     waiting: VecDeque<Entry<T>>,
     under_way: Option<Entry<T>>,
     most: usize,
@@ -59,19 +50,19 @@ pub struct Queue<T> {
 
 /// When to try again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pacing {
+pub(crate) struct Pacing {
     failures: u32,
     not_before: Option<Duration>,
 }
 
 impl Pacing {
     /// It went well.
-    pub fn succeeded(&mut self) {
+    pub(crate) fn succeeded(&mut self) {
         *self = Self::default();
     }
 
     /// It did not, and the receiver may have `asked` for a pause. Returns the pause.
-    pub fn failed(&mut self, asked: Option<Duration>, now: Duration) -> Duration {
+    pub(crate) fn failed(&mut self, asked: Option<Duration>, now: Duration) -> Duration {
         let doubled = FIRST_PAUSE.saturating_mul(1 << self.failures.min(16)).min(LONGEST_PAUSE);
         let pause = asked.map_or(doubled, |asked| asked.min(LONGEST_ASKED_PAUSE).max(doubled));
         self.failures = self.failures.saturating_add(1);
@@ -80,24 +71,24 @@ impl Pacing {
     }
 
     /// The moment before which nothing is to be tried.
-    pub fn not_before(&self) -> Option<Duration> {
+    pub(crate) fn not_before(&self) -> Option<Duration> {
         self.not_before
     }
 
     /// Failures since it last went well.
-    pub fn failures(&self) -> u32 {
+    pub(crate) fn failures(&self) -> u32 {
         self.failures
     }
 
     /// Tries now, once.
-    pub fn retry_now(&mut self) {
+    pub(crate) fn retry_now(&mut self) {
         self.not_before = None;
     }
 }
 
 impl<T: Clone> Queue<T> {
     /// An empty one, for `most` at a time, each for `keep`.
-    pub fn new(most: usize, keep: Duration) -> Self {
+    pub(crate) fn new(most: usize, keep: Duration) -> Self {
         Self {
             waiting: VecDeque::new(),
             under_way: None,
@@ -110,13 +101,13 @@ impl<T: Clone> Queue<T> {
     }
 
     /// Has other bounds from now on; returns how many are lost by that.
-    pub fn set_bounds(&mut self, most: usize, keep: Duration) -> u64 {
+    pub(crate) fn set_bounds(&mut self, most: usize, keep: Duration) -> u64 {
         (self.most, self.keep) = (most, keep);
         self.make_room(0)
     }
 
     /// Puts one at the end; returns how many had to go for it.
-    pub fn push(&mut self, item: T, now: Duration) -> u64 {
+    pub(crate) fn push(&mut self, item: T, now: Duration) -> u64 {
         let gone = self.make_room(1);
         self.waiting.push_back(Entry { item, since: now });
         gone
@@ -132,7 +123,7 @@ impl<T: Clone> Queue<T> {
     }
 
     /// What is to be done now, and how many had waited for too long.
-    pub fn next(&mut self, now: Duration) -> (Next<T>, u64) {
+    pub(crate) fn next(&mut self, now: Duration) -> (Next<T>, u64) {
         let mut expired = 0;
         while self.waiting.pop_front_if(|first| now >= first.since + self.keep).is_some() {
             expired += 1;
@@ -155,21 +146,21 @@ impl<T: Clone> Queue<T> {
     }
 
     /// The one under way was delivered, with what was lost before it.
-    pub fn delivered(&mut self) {
+    pub(crate) fn delivered(&mut self) {
         self.under_way = None;
         self.lost -= self.lost_told;
         self.pacing.succeeded();
     }
 
     /// The receiver will never take it.
-    pub fn refused(&mut self) {
+    pub(crate) fn refused(&mut self) {
         self.under_way = None;
         self.lost += 1;
         self.pacing.succeeded();
     }
 
     /// It was not delivered, and is tried again after a pause, which is returned.
-    pub fn failed(&mut self, asked: Option<Duration>, now: Duration) -> Duration {
+    pub(crate) fn failed(&mut self, asked: Option<Duration>, now: Duration) -> Duration {
         if let Some(entry) = self.under_way.take() {
             self.waiting.push_front(entry);
         }
@@ -177,43 +168,38 @@ impl<T: Clone> Queue<T> {
     }
 
     /// Tries at once, once.
-    pub fn retry_now(&mut self) {
+    pub(crate) fn retry_now(&mut self) {
         self.pacing.retry_now();
     }
 
     /// Whether nothing can be done now: all is delivered, or has to wait.
-    pub fn is_drained(&self, now: Duration) -> bool {
+    pub(crate) fn is_drained(&self, now: Duration) -> bool {
         let waits = self.pacing.not_before.is_some_and(|moment| moment > now);
         self.under_way.is_none() && (waits || self.waiting.is_empty())
     }
 
     /// How many wait, the one under way among them.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.waiting.len() + usize::from(self.under_way.is_some())
     }
 
-    /// Whether none does.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// How many were lost of which nothing was told so far.
-    pub fn lost(&self) -> u64 {
+    pub(crate) fn lost(&self) -> u64 {
         self.lost
     }
 
     /// Failures since the last delivery.
-    pub fn failures(&self) -> u32 {
+    pub(crate) fn failures(&self) -> u32 {
         self.pacing.failures()
     }
 
     /// All that wait, the oldest first.
-    pub fn all(&self) -> impl Iterator<Item = &T> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = &T> {
         self.under_way.iter().chain(&self.waiting).map(|entry| &entry.item)
     }
 
     /// Takes up what waited with an earlier daemon, and what that one had lost.
-    pub fn restore(&mut self, items: Vec<T>, lost: u64, now: Duration) {
+    pub(crate) fn restore(&mut self, items: Vec<T>, lost: u64, now: Duration) {
         self.lost += lost;
         for item in items {
             self.push(item, now);
@@ -246,7 +232,7 @@ mod tests {
             queue.delivered();
         }
         assert_eq!(queue.next(at(1)).0, Next::Nothing);
-        assert!(queue.is_empty());
+        assert!(queue.len() == 0);
     }
 
     #[test]

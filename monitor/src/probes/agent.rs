@@ -38,7 +38,7 @@ use flatline_qemu::{
 };
 
 /// The row in the table.
-pub const WITNESS: Witness = Witness {
+pub(crate) const WITNESS: Witness = Witness {
     name: "guest agent",
     looks_for: "its answer on the agent's channel",
     asked_in: of_calibrated,

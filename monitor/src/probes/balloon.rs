@@ -15,7 +15,7 @@ use flatline_detector::verdict::Answer;
 use flatline_qemu::qmp::{QmpError, QmpHandle};
 
 /// The row in the table.
-pub const WITNESS: Witness = Witness {
+pub(crate) const WITNESS: Witness = Witness {
     name: "balloon statistics",
     looks_for: "that they are renewed when QEMU asks for them",
     asked_in: of_calibrated,

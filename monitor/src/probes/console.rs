@@ -44,7 +44,7 @@ use flatline_qemu::discover::Vm;
 use flatline_samples::printable;
 
 /// The row in the table.
-pub const WITNESS: Witness = Witness {
+pub(crate) const WITNESS: Witness = Witness {
     name: "console log",
     looks_for: "a kernel's last words",
     asked_in: |questions| of_suspects(questions) || questions == Questions::Calibrate,

@@ -41,7 +41,7 @@ use flatline_qemu::blocking::{UnderWay, within};
 use threads::Hanging;
 
 /// The row in the table.
-pub const WITNESS: Witness = Witness {
+pub(crate) const WITNESS: Witness = Witness {
     name: "host",
     looks_for: "QEMU's threads hung, frozen, throttled or starved",
     asked_in: of_suspects,

@@ -44,7 +44,7 @@ use flatline_qemu::discover::Accelerator;
 use flatline_samples::{Missing, Reading};
 
 /// The row in the table.
-pub const WITNESS: Witness = Witness {
+pub(crate) const WITNESS: Witness = Witness {
     name: "KVM",
     looks_for: "interrupts that the guest takes",
     asked_in: of_suspects,
@@ -125,7 +125,7 @@ const X86_SIGNS: [&str; 4] = ["kvm_inj_virq", "kvm_eoi", "kvm_pio", "kvm_msr"];
 
 /// Why this host's KVM can't be asked for interrupts that guests take; `None` where it can, or where its tracepoints
 /// were not attached yet.
-pub fn lacks_signs(hooks: &KvmHooks) -> Option<&'static str> {
+pub(crate) fn lacks_signs(hooks: &KvmHooks) -> Option<&'static str> {
     let row = |sign: &str| hooks.health.iter().find(|row| row.hook == sign);
     let is_lost = |sign: &str| row(sign).is_some_and(|row| row.failure.is_some());
     // Where all are lost, it isn't for want of tracepoints.

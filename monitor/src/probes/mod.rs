@@ -5,26 +5,26 @@
 //! witness has to remember from one round to the next (a counter to compare with, a question that waits for its
 //! answer) it writes into its [`Note`].
 
-pub mod aarch64;
-pub mod agent;
+pub(crate) mod aarch64;
+pub(crate) mod agent;
 pub mod arp;
-pub mod balloon;
-pub mod console;
+pub(crate) mod balloon;
+pub(crate) mod console;
 mod ethernet;
-pub mod host;
-pub mod kvm;
+pub(crate) mod host;
+pub(crate) mod kvm;
 pub mod ndp;
-pub mod operations;
+pub(crate) mod operations;
 mod probing;
-pub mod registers;
-pub mod requests;
+pub(crate) mod registers;
+pub(crate) mod requests;
 mod socket;
-pub mod stage;
+pub(crate) mod stage;
 
 use std::{any::Any, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-pub use probing::TapTarget;
+pub(crate) use probing::TapTarget;
 pub use socket::ProbeSocket;
 use tokio::time::timeout;
 
@@ -39,16 +39,16 @@ use flatline_qemu::{discover::Vm, qmp::QmpHandle};
 use flatline_samples::printable;
 
 /// A round takes so long at most, whatever a witness waits for.
-pub const ROUND_LIMIT: Duration = Duration::from_secs(8);
+pub(crate) const ROUND_LIMIT: Duration = Duration::from_secs(8);
 /// An answer's text is cut here.
 const TEXT_CHARS: usize = 400;
 
 /// What a witness keeps from one round to the next; each has its own type in it.
-pub type Note = Option<Box<dyn Any + Send>>;
+pub(crate) type Note = Option<Box<dyn Any + Send>>;
 
 /// The notes of all witnesses of one VM, in the order of [`WITNESSES`].
 #[derive(Debug, Default)]
-pub struct Notes(Vec<Note>);
+pub(crate) struct Notes(Vec<Note>);
 
 /// What there is to ask with.
 #[derive(Clone)]
@@ -86,7 +86,7 @@ pub struct ProbeContext {
 }
 
 /// What asking a witness comes to: an answer, and the note for the next round.
-pub type Asked = Pin<Box<dyn Future<Output = (Answer, Note)> + Send>>;
+pub(crate) type Asked = Pin<Box<dyn Future<Output = (Answer, Note)> + Send>>;
 
 /// One witness.
 pub struct Witness {
@@ -101,7 +101,7 @@ pub struct Witness {
 }
 
 /// All of them.
-pub const WITNESSES: &[Witness] = &[
+pub(crate) const WITNESSES: &[Witness] = &[
     arp::WITNESS,
     ndp::WITNESS,
     agent::WITNESS,
@@ -116,17 +116,17 @@ pub const WITNESSES: &[Witness] = &[
 ];
 
 /// Whoever is asked only when a guest is suspected.
-pub const fn of_suspects(questions: Questions) -> bool {
+pub(crate) const fn of_suspects(questions: Questions) -> bool {
     matches!(questions, Questions::DuringBoot | Questions::All | Questions::Recovering)
 }
 
 /// Whoever has to answer once, before its silence means anything, and may disturb a guest that boots.
-pub const fn of_calibrated(questions: Questions) -> bool {
+pub(crate) const fn of_calibrated(questions: Questions) -> bool {
     matches!(questions, Questions::Calibrate | Questions::All | Questions::Recovering)
 }
 
 /// Asks one round of questions. The notes come back with what was learned.
-pub async fn ask(scene: Arc<ProbeContext>, notes: Notes) -> (Testimony, Notes) {
+pub(crate) async fn ask(scene: Arc<ProbeContext>, notes: Notes) -> (Testimony, Notes) {
     let Notes(mut notes) = notes;
     notes.resize_with(WITNESSES.len(), || None);
     let rounds = WITNESSES.iter().zip(notes).map(|(witness, note)| {

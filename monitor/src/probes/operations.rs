@@ -34,7 +34,7 @@ use flatline_qemu::qmp::QmpError;
 use flatline_samples::{MAX_TEXT_CHARS, printable};
 
 /// The row in the table.
-pub const WITNESS: Witness = Witness {
+pub(crate) const WITNESS: Witness = Witness {
     name: "operations",
     looks_for: "a migration, a snapshot or a debugger",
     asked_in: of_suspects,

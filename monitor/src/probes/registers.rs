@@ -35,7 +35,7 @@ use flatline_qemu::qmp::QmpHandle;
 pub(super) use look::unavailable;
 
 /// The row in the table.
-pub const WITNESS: Witness = Witness {
+pub(crate) const WITNESS: Witness = Witness {
     name: "registers",
     looks_for: "interrupts on, an interrupt that it takes, or user code",
     asked_in: of_suspects,

@@ -10,7 +10,7 @@ use super::{Asked, Note, ProbeContext, Witness, note, noted, of_suspects};
 use flatline_detector::verdict::Answer;
 
 /// The row in the table.
-pub const WITNESS: Witness = Witness {
+pub(crate) const WITNESS: Witness = Witness {
     name: "QEMU's block layer",
     looks_for: "completed requests, where the host sees none",
     asked_in: of_suspects,

@@ -12,7 +12,7 @@ use flatline_detector::verdict::{Answer, Questions};
 use flatline_qemu::qmp::operating_system;
 
 /// The row in the table.
-pub const WITNESS: Witness = Witness {
+pub(crate) const WITNESS: Witness = Witness {
     name: "boot stage",
     looks_for: "an operating system's code, after a restart",
     asked_in: |questions| matches!(questions, Questions::IsItUp | Questions::Recovering),

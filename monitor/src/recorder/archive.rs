@@ -33,7 +33,7 @@ use flatline_detector::recording::{
 };
 
 /// How a recording's name ends.
-pub const EXTENSION: &str = "flr";
+pub(crate) const EXTENSION: &str = "flr";
 
 /// Bytes that may wait to be written.
 const QUEUE_MAX_BYTES: usize = 16 << 20;
@@ -65,7 +65,7 @@ enum Job {
 
 /// Hands recordings to the thread that writes them.
 #[derive(Clone, Debug)]
-pub struct Archive {
+pub(crate) struct Archive {
     jobs: mpsc::Sender<Job>,
     /// Bytes of segments that wait to be written.
     queued: Arc<AtomicUsize>,
@@ -75,12 +75,12 @@ pub struct Archive {
 
 /// The thread.
 #[derive(Debug)]
-pub struct Writing(Option<JoinHandle<()>>);
+pub(crate) struct Writing(Option<JoinHandle<()>>);
 
 impl Archive {
     /// Starts the thread; nothing is written before there is something to write. The thread ends when every
     /// [`Archive`] is gone.
-    pub fn start(state_dir: &Path, max_mib: u32) -> (Self, Writing) {
+    pub(crate) fn start(state_dir: &Path, max_mib: u32) -> (Self, Writing) {
         let (jobs, inbox) = mpsc::channel::<Job>();
         let queued = Arc::new(AtomicUsize::new(0));
         let mut directory = Directory::new(state_dir, u64::from(max_mib) << 20);
@@ -112,7 +112,7 @@ impl Archive {
     }
 
     /// Has a segment written to its VM's file, and says whether there was room for it.
-    pub fn append(&self, header: &Arc<Header>, segment: &Arc<Segment>, lost: u64) -> bool {
+    pub(crate) fn append(&self, header: &Arc<Header>, segment: &Arc<Segment>, lost: u64) -> bool {
         let size = segment.size();
         if self.queued.fetch_add(size, Ordering::Relaxed) + size <= QUEUE_MAX_BYTES
             && self.jobs.send(Job::Append(header.clone(), segment.clone(), lost)).is_ok()
@@ -124,17 +124,17 @@ impl Archive {
     }
 
     /// A VM is gone, and with it the file that it was written to.
-    pub fn end(&self, header: &Header) {
+    pub(crate) fn end(&self, header: &Header) {
         let _ = self.jobs.send(Job::End(key(header)));
     }
 
     /// All files together may take so much from now on.
-    pub fn set_most_mib(&self, max_mib: u32) {
+    pub(crate) fn set_most_mib(&self, max_mib: u32) {
         let _ = self.jobs.send(Job::Bound(u64::from(max_mib) << 20));
     }
 
     /// Has recordings written to files of their own, and answers with their names.
-    pub fn save(&self, recordings: Vec<Recording>, reply: oneshot::Sender<Reply>) {
+    pub(crate) fn save(&self, recordings: Vec<Recording>, reply: oneshot::Sender<Reply>) {
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= WAITING_MAX {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             let why = "earlier recordings still wait to be written";
@@ -150,7 +150,7 @@ impl Archive {
 
 impl Writing {
     /// Waits until all is written; every [`Archive`] has to be gone.
-    pub fn finish(self) {
+    pub(crate) fn finish(self) {
         if let Some(thread) = self.0 {
             let _ = thread.join();
         }

@@ -32,7 +32,11 @@ struct Cell {
 type Second = [Cell; RATES];
 
 /// The seconds up to `now`, at most `keep` of them; segments that can't be read are left out.
-pub fn history(segments: &[impl AsRef<Segment>], now: Duration, keep: Duration) -> HistoryView {
+pub(crate) fn history(
+    segments: &[impl AsRef<Segment>],
+    now: Duration,
+    keep: Duration,
+) -> HistoryView {
     let begins = segments.first().map_or(now, |segment| segment.as_ref().began);
     let span = now.saturating_sub(begins).min(keep);
     let seconds = usize::try_from(span.as_secs()).unwrap_or(usize::MAX);
@@ -81,7 +85,7 @@ pub fn history(segments: &[impl AsRef<Segment>], now: Duration, keep: Duration) 
 
 /// Something that was decided, or done, to the moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Moment {
+pub(crate) struct Moment {
     /// When, since the host's start.
     pub at: Duration,
     /// What.
@@ -91,7 +95,7 @@ pub struct Moment {
 }
 
 /// All that was decided or done, the oldest first; segments that can't be read are left out.
-pub fn moments(segments: &[impl AsRef<Segment>]) -> Vec<Moment> {
+pub(crate) fn moments(segments: &[impl AsRef<Segment>]) -> Vec<Moment> {
     let decoded = segments.iter().filter_map(|segment| segment.as_ref().decode().ok());
     let moment = |record: Record| {
         let kind = mark(&record)?;

@@ -1,7 +1,7 @@
 //! Recordings on disk ([`archive`]), and the view of them for people ([`history`]).
 
-pub mod archive;
-pub mod history;
+pub(crate) mod archive;
+pub(crate) mod history;
 #[cfg(test)]
 mod tests;
 
@@ -13,7 +13,7 @@ use flatline_detector::recording::file::{ReadError, Reader};
 ///
 /// # Errors
 /// If it isn't one that this version reads.
-pub fn open(path: &Path) -> Result<Reader<BufReader<File>>, ReadError> {
+pub(crate) fn open(path: &Path) -> Result<Reader<BufReader<File>>, ReadError> {
     let file =
         File::open(path).map_err(|source| ReadError::Io { path: path.to_owned(), source })?;
     Reader::new(BufReader::new(file), path)

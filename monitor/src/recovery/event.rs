@@ -6,7 +6,7 @@ use crate::storage::incident::{Incident, Outcome};
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EventKind {
+pub(crate) enum EventKind {
     /// A crash was found. Said once of each crash, before anything is done about it.
     Detected,
     /// An earlier daemon left this incident open, and this one goes on with it: all of it was said before.
@@ -31,7 +31,7 @@ pub enum EventKind {
 
 /// What happened, and the incident as it stands with it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Event<'a> {
+pub(crate) struct Event<'a> {
     /// What happened.
     pub kind: EventKind,
     /// Its record; the number of its attempts is the number of the restart that an event is about.
@@ -40,16 +40,16 @@ pub struct Event<'a> {
 
 /// Listener to events, called where they happen: it must not wait. A clone calls the same listener.
 #[derive(Clone)]
-pub struct EventSink(Arc<dyn Fn(Event<'_>) + Send + Sync>);
+pub(crate) struct EventSink(Arc<dyn Fn(Event<'_>) + Send + Sync>);
 
 impl EventSink {
     /// Calls `listener` with each event.
-    pub fn new(listener: impl Fn(Event<'_>) + Send + Sync + 'static) -> Self {
+    pub(crate) fn new(listener: impl Fn(Event<'_>) + Send + Sync + 'static) -> Self {
         Self(Arc::new(listener))
     }
 
     /// Says that this happened.
-    pub fn emit(&self, kind: EventKind, incident: &Incident) {
+    pub(crate) fn emit(&self, kind: EventKind, incident: &Incident) {
         (self.0)(Event { kind, incident });
     }
 }

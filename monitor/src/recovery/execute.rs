@@ -34,7 +34,7 @@ fn failed(step: &'static str, reset_at: Option<SystemTime>, source: QmpError) ->
 
 /// Where the progress of a restart is written down: whoever is ended in the middle of one leaves word of it. What can't
 /// be written in time holds nothing up.
-pub trait Journal {
+pub(crate) trait Journal {
     /// Before anything is touched: these steps are to be taken, out of this run state.
     fn begun(
         &mut self,
@@ -50,7 +50,7 @@ pub trait Journal {
 ///
 /// # Errors
 /// Which of them leave the guest untouched says [`RestartError::stand`].
-pub async fn restart(
+pub(crate) async fn restart(
     qmp: &QmpHandle,
     configured: ResetAction,
     wanted: &Wanted,
@@ -124,7 +124,7 @@ pub(super) async fn answering(qmp: &QmpHandle, patience: Duration) -> Result<Run
 ///
 /// # Errors
 /// [`RestartError::Step`] and [`RestartError::NotRunning`].
-pub async fn finish(
+pub(crate) async fn finish(
     qmp: &QmpHandle,
     steps: &[Step],
     configured: ResetAction,
@@ -185,7 +185,7 @@ async fn answers_in_order(qmp: &QmpHandle, patience: Duration) -> bool {
 ///
 /// # Errors
 /// If QEMU refuses, or can't be told.
-pub async fn put_back(qmp: &QmpHandle, configured: ResetAction) -> Result<(), QmpError> {
+pub(crate) async fn put_back(qmp: &QmpHandle, configured: ResetAction) -> Result<(), QmpError> {
     let step = Step::SetRebootAction(configured);
     take(qmp, step, configured).await.map(drop).map_err(|(_, error)| error)
 }

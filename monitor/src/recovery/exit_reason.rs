@@ -9,7 +9,7 @@ use flatline_samples::QmpEvent;
 
 /// Why a QEMU is gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ExitReason {
+pub(crate) enum ExitReason {
     /// The guest powered itself off, or reset itself where that ends its QEMU.
     GuestPoweredOff,
     /// Somebody ended it: by a signal that QEMU obeys, by QMP, or from its window.
@@ -29,7 +29,7 @@ pub enum ExitReason {
 
 impl ExitReason {
     /// Whether it is a crash: of QEMU, or of the guest.
-    pub fn is_crash(&self) -> bool {
+    pub(crate) fn is_crash(&self) -> bool {
         match self {
             Self::Crashed { .. } | Self::ExitedOnPanic => true,
             Self::GuestPoweredOff | Self::OperatorStopped | Self::InOrder | Self::Unknown => false,
@@ -37,7 +37,7 @@ impl ExitReason {
     }
 
     /// In words.
-    pub fn words(&self) -> String {
+    pub(crate) fn words(&self) -> String {
         match self {
             Self::GuestPoweredOff => "the guest powered itself off".to_owned(),
             Self::OperatorStopped => "somebody stopped it".to_owned(),
@@ -51,7 +51,7 @@ impl ExitReason {
 
 /// Why it is gone: of the process the status of `wait(2)`, the last `SHUTDOWN` event, and what the guest stood
 /// convicted of.
-pub fn exit_reason(
+pub(crate) fn exit_reason(
     status: Option<i32>,
     shutdown: Option<&QmpEvent>,
     convicted: Option<Cause>,

@@ -4,13 +4,13 @@
 //! QEMU tells at that very moment: what was true when the verdict was given may have changed, and a
 //! VM that was paused meanwhile must be left alone.
 
-pub mod actuator;
+pub(crate) mod actuator;
 mod budget;
 mod case;
 mod cases;
 mod effect;
 mod event;
-pub mod evidence;
+pub(crate) mod evidence;
 mod execute;
 mod exit_reason;
 mod hold;
@@ -28,14 +28,14 @@ mod supervisor;
 
 pub(crate) use case::{Case, RecoveryState, Stage, Tries};
 pub(crate) use effect::Effect;
-pub use event::{Event, EventKind, EventSink};
-pub use execute::{Journal, finish, put_back, restart};
-pub use exit_reason::{ExitReason, exit_reason};
+pub(crate) use event::{Event, EventKind, EventSink};
+pub(crate) use execute::{Journal, finish, put_back};
+pub(crate) use exit_reason::{ExitReason, exit_reason};
 pub(crate) use incident_writer::IncidentWriter;
-pub use outcome::{Files, Kept, OwnerError, Restart, RestartError, Stand};
-pub use plan::{
-    Circumstances, Clearance, HOST_WINDOW, PUT_BACK_AFTER, Plan, Refusal, Remainder, Step,
-    clearance, plan, remainder,
+pub(crate) use outcome::{Kept, OwnerError, Restart, RestartError, Stand};
+pub(crate) use plan::{
+    Circumstances, Clearance, HOST_WINDOW, PUT_BACK_AFTER, Refusal, Remainder, Step, clearance,
+    plan, remainder,
 };
 pub(crate) use supervisor::Supervisor;
 

@@ -14,7 +14,7 @@ use flatline_samples::{RunState, printable};
 
 /// A restart that was carried out.
 #[derive(Clone, Debug)]
-pub struct Restart {
+pub(crate) struct Restart {
     /// When the reset was issued.
     pub at: SystemTime,
     /// The run state before, and after.
@@ -28,13 +28,13 @@ pub struct Restart {
 }
 
 /// Files of evidence: name and content.
-pub type Files = Vec<File>;
+pub(crate) type Files = Vec<File>;
 
 type File = (&'static str, Vec<u8>);
 
 /// What was learned of a guest before its restart, whatever came of that.
 #[derive(Clone, Debug, Default)]
-pub struct Kept {
+pub(crate) struct Kept {
     /// Files for the incident.
     pub files: Files,
     /// Whether the guest had come further than its firmware when it crashed; `None` if that was not seen.
@@ -43,7 +43,7 @@ pub struct Kept {
 
 /// Why a guest was not restarted, or not as planned.
 #[derive(Debug, Error)]
-pub enum RestartError {
+pub(crate) enum RestartError {
     /// There is a reason not to; nothing was touched.
     #[error("{0}")]
     Refused(Refusal),
@@ -105,7 +105,7 @@ pub enum RestartError {
 
 /// What a restart that failed has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stand {
+pub(crate) enum Stand {
     /// The guest was not reset, and nobody was told to.
     Untouched,
     /// QEMU was told to reset the guest, or may have been, and has not answered: its run state will tell what is left.
@@ -124,7 +124,7 @@ pub enum Stand {
 
 impl RestartError {
     /// What was learned of the guest all the same.
-    pub fn take_kept(&mut self) -> Kept {
+    pub(crate) fn take_kept(&mut self) -> Kept {
         self.kept().map(|kept| std::mem::take(&mut **kept)).unwrap_or_default()
     }
 
@@ -147,7 +147,7 @@ impl RestartError {
     }
 
     /// What the restart has come to.
-    pub fn stand(&self) -> Stand {
+    pub(crate) fn stand(&self) -> Stand {
         const RESET: &str = "system_reset";
         match self {
             Self::Refused(_)
@@ -172,7 +172,7 @@ impl RestartError {
     }
 
     /// Whether QEMU did not answer, so that it is not to be asked for evidence once more.
-    pub fn is_silence(&self) -> bool {
+    pub(crate) fn is_silence(&self) -> bool {
         match self {
             Self::Lost { .. } => true,
             Self::Step { source, .. } => !source.is_answer(),
@@ -189,7 +189,7 @@ impl RestartError {
 
 /// Why a step by an owner's means failed.
 #[derive(Debug, Error)]
-pub enum OwnerError {
+pub(crate) enum OwnerError {
     /// Its program.
     #[error(transparent)]
     Program(#[from] RunError),

@@ -9,7 +9,7 @@ use flatline_samples::RunState;
 
 /// One command to QEMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum Step {
     /// `set-action reboot=...`: under `-no-reboot`, a bare `system_reset` would end QEMU.
     SetRebootAction(ResetAction),
     /// `system_reset`.
@@ -20,14 +20,14 @@ pub enum Step {
 
 /// The steps for one restart, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// All of them.
     pub steps: Vec<Step>,
 }
 
 /// Why nothing is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal(pub String);
+pub(crate) struct Refusal(pub String);
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -37,7 +37,7 @@ impl fmt::Display for Refusal {
 
 /// Plans the restart of a crashed guest whose QEMU is in `run_state`. What QEMU was told to do at a reset is put back
 /// later ([`PUT_BACK_AFTER`]): firmware resets the machine once more while it boots.
-pub fn plan(run_state: &RunState) -> Result<Plan, Refusal> {
+pub(crate) fn plan(run_state: &RunState) -> Result<Plan, Refusal> {
     let refuse = |why: &str| Err(Refusal(format!("its run state is {run_state}: {why}")));
     match run_state {
         RunState::Running
@@ -63,7 +63,7 @@ pub fn plan(run_state: &RunState) -> Result<Plan, Refusal> {
 
 impl Step {
     /// In QEMU's words.
-    pub fn words(self) -> String {
+    pub(crate) fn words(self) -> String {
         match self {
             Self::SetRebootAction(action) => format!("set-action reboot={}", action.as_str()),
             Self::SystemReset => "system_reset".to_owned(),
@@ -74,11 +74,11 @@ impl Step {
 
 /// How long after its reset a QEMU is told again what to do at the next one. Firmware may reset the machine up to three
 /// times more while it boots, which would end or stop a QEMU that was told so already.
-pub const PUT_BACK_AFTER: Duration = Duration::from_secs(10);
+pub(crate) const PUT_BACK_AFTER: Duration = Duration::from_secs(10);
 
 /// What is left of a restart that an earlier daemon began and was ended in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Remainder {
+pub(crate) enum Remainder {
     /// QEMU was not told to reset the guest: all of it.
     All,
     /// These steps.
@@ -93,7 +93,7 @@ pub enum Remainder {
 /// Whoever told QEMU may have been ended before that was written down. A guest that runs was then either reset or not
 /// reached: to wait for its life does no harm, and one that is dead will be found so. A run state that says that it
 /// crashed is left by no other way than a reset.
-pub fn remainder(run_state: &RunState, was_told: bool) -> Remainder {
+pub(crate) fn remainder(run_state: &RunState, was_told: bool) -> Remainder {
     match run_state {
         RunState::GuestPanicked | RunState::InternalError | RunState::Watchdog if !was_told => {
             Remainder::All
@@ -105,7 +105,7 @@ pub fn remainder(run_state: &RunState, was_told: bool) -> Remainder {
 
 /// Whether a crashed guest may be restarted now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Clearance {
+pub(crate) enum Clearance {
     /// It may; which restart this is, in words.
     Granted(String),
     /// Not before so long, and why.
@@ -120,7 +120,7 @@ pub enum Clearance {
 
 /// What policy looks at.
 #[derive(Clone, Copy, Debug)]
-pub struct Circumstances<'a> {
+pub(crate) struct Circumstances<'a> {
     /// The VM's terms.
     pub policy: &'a Policy,
     /// Why somebody wants it left alone.
@@ -136,13 +136,13 @@ pub struct Circumstances<'a> {
 }
 
 /// The time over which restarts of all VMs of a host are counted.
-pub const HOST_WINDOW: Duration = Duration::from_secs(60);
+pub(crate) const HOST_WINDOW: Duration = Duration::from_secs(60);
 
 /// No pause between two restarts is longer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
 /// Asks policy.
-pub fn clearance(circumstances: &Circumstances<'_>) -> Clearance {
+pub(crate) fn clearance(circumstances: &Circumstances<'_>) -> Clearance {
     let Circumstances { policy, held, restarts, on_host, most_on_host, now } = *circumstances;
     if policy.mode == Mode::Observe {
         return Clearance::ObserveOnly;

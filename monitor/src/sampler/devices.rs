@@ -4,7 +4,7 @@ use std::{cell::RefCell, collections::HashMap, fs, path::Path, time::Duration};
 
 /// What all block devices together show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Devices {
+pub(crate) enum Devices {
     /// None has a request in flight.
     Idle,
     /// Those that have some completed others since the last look.
@@ -20,13 +20,13 @@ const LEAST_APART: Duration = Duration::from_millis(500);
 
 /// Compares with its last look.
 #[derive(Debug, Default)]
-pub struct DeviceWatch {
+pub(crate) struct DeviceWatch {
     last: RefCell<Option<(Duration, HashMap<String, u64>)>>,
 }
 
 impl DeviceWatch {
     /// Looks at `/sys/block` at `now`; a few dozen small files, so only where something seems to be stalled.
-    pub fn look(&self, now: Duration) -> Devices {
+    pub(crate) fn look(&self, now: Duration) -> Devices {
         match read(Path::new("/sys/block")) {
             Some(all) => self.judge(all, now),
             None => Devices::Stalled,

@@ -15,14 +15,14 @@ use flatline_qemu::discover::VmId;
 const WHAT: &str = "heartbeats";
 
 /// Reads the map `heartbeats`.
-pub struct HeartbeatReader {
+pub(crate) struct HeartbeatReader {
     rows: PerCpuArray<MapData, HeartbeatRow>,
     map: MapData,
     cpus: usize,
 }
 
 /// All VMs' rows at one moment, as the CPUs have them.
-pub struct HeartbeatRows {
+pub(crate) struct HeartbeatRows {
     lanes: Vec<HeartbeatRow>,
     cpus: usize,
 }
@@ -32,7 +32,7 @@ impl HeartbeatReader {
     ///
     /// # Errors
     /// If there is none, or it has another form.
-    pub fn open(bpffs_dir: &Path) -> Result<Self, MapError> {
+    pub(crate) fn open(bpffs_dir: &Path) -> Result<Self, MapError> {
         let map = || MapData::from_pin(bpffs_dir.join("heartbeats"));
         Ok(Self {
             rows: PerCpuArray::try_from(Map::PerCpuArray(map()?))?,
@@ -42,7 +42,7 @@ impl HeartbeatReader {
     }
 
     /// All rows below the slot `slots`, in one system call where the kernel (5.13) has one for it.
-    pub fn rows(&self, slots: u32) -> Reading<HeartbeatRows> {
+    pub(crate) fn rows(&self, slots: u32) -> Reading<HeartbeatRows> {
         let cpus = self.cpus;
         let mut lanes = vec![HeartbeatRow::default(); slots as usize * cpus];
         match batch::look_up(&self.map, slots, &mut lanes) {
@@ -59,14 +59,14 @@ impl HeartbeatReader {
     }
 
     /// One VM's row.
-    pub fn of(&self, vm: VmId, slot: u32) -> Reading<Heartbeats> {
+    pub(crate) fn of(&self, vm: VmId, slot: u32) -> Reading<Heartbeats> {
         whose(&self.rows.get(&slot, 0).map_err(|error| missing(&error))?, vm)
     }
 }
 
 impl HeartbeatRows {
     /// What was said of a VM that is counted in `slot`.
-    pub fn of(&self, vm: VmId, slot: u32) -> Reading<Heartbeats> {
+    pub(crate) fn of(&self, vm: VmId, slot: u32) -> Reading<Heartbeats> {
         let begin = slot as usize * self.cpus;
         match self.lanes.get(begin..begin + self.cpus) {
             Some(lanes) => whose(lanes, vm),

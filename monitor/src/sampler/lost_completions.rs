@@ -21,7 +21,7 @@ const OVERTAKEN_AFTER: Duration = Duration::from_secs(45);
 
 /// What is known of one VM's lost completions.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct LostCompletions {
+pub(crate) struct LostCompletions {
     lost: u64,
     /// Since when the same requests have been in flight though no device is stalled, and though no device has
     /// any; and how many followed and completed requests there were then.
@@ -39,7 +39,7 @@ impl LostCompletions {
     /// Takes lost requests out of `storage`, so that `tracked_ops - completed_ops` is what is in flight.
     ///
     /// `devices` is asked only where something seems to be in flight.
-    pub fn settle(
+    pub(crate) fn settle(
         &mut self,
         storage: StorageCounters,
         devices: impl FnOnce() -> Devices,

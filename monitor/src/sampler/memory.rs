@@ -9,7 +9,7 @@ use super::{Missing, QemuMemory, Reading};
 use flatline_qemu::discover::{self, VmId};
 
 /// Reads it; missing for a process that is another one by now.
-pub fn read(vm: VmId) -> Reading<QemuMemory> {
+pub(crate) fn read(vm: VmId) -> Reading<QemuMemory> {
     let missing = |why: String| Missing::new("QEMU's memory", why);
     let status = discover::status(vm.pid).map_err(|error| missing(error.to_string()))?;
     if discover::start_ticks(vm.pid).ok() != Some(vm.start_ticks) {

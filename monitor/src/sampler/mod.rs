@@ -7,8 +7,8 @@ mod devices;
 mod heartbeats;
 mod kvm;
 mod lost_completions;
-pub mod memory;
-pub mod port;
+pub(crate) mod memory;
+pub(crate) mod port;
 mod threads;
 mod vcpu_time;
 
@@ -21,16 +21,19 @@ use flatline_samples::{
 };
 
 pub use addresses::{TapAddress, TapAddresses};
-pub use counters::{CounterMaps, VmRows, totals};
-pub use devices::{DeviceWatch, Devices};
-pub use heartbeats::{HeartbeatReader, HeartbeatRows};
+pub(crate) use counters::VmRows;
+pub use counters::{CounterMaps, totals};
+pub(crate) use devices::{DeviceWatch, Devices};
+pub(crate) use heartbeats::{HeartbeatReader, HeartbeatRows};
 pub use kvm::{KvmReader, interrupts_are_hidden};
-pub use lost_completions::LostCompletions;
-pub use threads::{ThreadReader, ThreadTimes};
-pub use vcpu_time::{VcpuClocks, thread_run_ns};
+pub(crate) use lost_completions::LostCompletions;
+pub use threads::ThreadReader;
+pub(crate) use threads::ThreadTimes;
+pub use vcpu_time::VcpuClocks;
+pub(crate) use vcpu_time::thread_run_ns;
 
 /// So many of the kernel's ticks, in which the programs tell the time.
-pub fn ticks(jiffies: u64) -> Duration {
+pub(crate) fn ticks(jiffies: u64) -> Duration {
     // The coarse clocks move with them (`posix_get_coarse_res` in kernel/time/posix-timers.c).
     let tick = Duration::try_from(clock_getres(ClockId::MonotonicCoarse)).unwrap_or_default();
     let nanos = tick.as_nanos().saturating_mul(u128::from(jiffies));

@@ -61,7 +61,7 @@ impl VcpuClocks {
 
 /// `run_ns wait_ns timeslices` (Documentation/scheduler/sched-stats.rst).
 /// CPU time of the thread `tid` of process `pid` so far, in ns; `None` if it can't be read.
-pub fn thread_run_ns(pid: u32, tid: u32) -> Option<u64> {
+pub(crate) fn thread_run_ns(pid: u32, tid: u32) -> Option<u64> {
     let text = std::fs::read(format!("/proc/{pid}/task/{tid}/schedstat")).ok()?;
     parse_schedstat(&text).map(|(run_ns, _)| run_ns)
 }

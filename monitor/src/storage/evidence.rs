@@ -19,11 +19,11 @@ use serde::{Deserialize, Serialize};
 use super::incidents::is_plain;
 
 /// The most that one answer has of a file, in bytes.
-pub const PART_MAX_BYTES: usize = 1 << 20;
+pub(crate) const PART_MAX_BYTES: usize = 1 << 20;
 
 /// A part of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EvidenceView {
+pub(crate) struct EvidenceView {
     /// The whole file's length in bytes.
     pub bytes: u64,
     /// What is in it from the offset on that was asked for, in base64; empty at its end.
@@ -32,14 +32,14 @@ pub struct EvidenceView {
 
 impl EvidenceView {
     /// The bytes of this part; `None` if they aren't what was sent.
-    pub fn decode(&self) -> Option<Vec<u8>> {
+    pub(crate) fn decode(&self) -> Option<Vec<u8>> {
         STANDARD.decode(&self.data).ok()
     }
 }
 
 /// Why a file can't be read.
 #[derive(Debug, thiserror::Error)]
-pub enum ReadError {
+pub(crate) enum ReadError {
     /// There is none, or none any more, or none that may be read.
     #[error("incident {id} has no file {file}, or no longer")]
     Nothing {
@@ -63,7 +63,7 @@ pub enum ReadError {
 ///
 /// # Errors
 /// [`ReadError`].
-pub fn read(
+pub(crate) fn read(
     state_dir: &Path,
     id: &str,
     file: &str,
@@ -77,7 +77,7 @@ pub fn read(
 ///
 /// # Errors
 /// [`ReadError`].
-pub fn read_part(
+pub(crate) fn read_part(
     state_dir: &Path,
     id: &str,
     file: &str,
@@ -115,7 +115,7 @@ fn open(path: &Path) -> Result<Option<File>, Errno> {
 }
 
 /// `bytes` in base64, for what has to stand in text.
-pub fn base64(bytes: &[u8]) -> String {
+pub(crate) fn base64(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
 }
 

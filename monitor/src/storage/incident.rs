@@ -157,7 +157,7 @@ impl Incident {
 
 /// The answer to `incidents`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct IncidentsView {
+pub(crate) struct IncidentsView {
     /// Oldest first.
     pub incidents: Vec<Incident>,
     /// Records that can't be read, one sentence each.
@@ -169,7 +169,7 @@ pub struct IncidentsView {
 /// Safe as a file name whatever the VM is called: characters other than `[A-Za-z0-9._-]` become
 /// `_`, the name is cut to 64 bytes, and is never empty nor starts with a dot. Two incidents may
 /// get the same id; [`super::incidents::IncidentStore::new_id`] tells them apart.
-pub fn incident_id(detected_at: SystemTime, vm: &str) -> String {
+pub(crate) fn incident_id(detected_at: SystemTime, vm: &str) -> String {
     let time = rfc3339::format(detected_at).replace(['-', ':'], "");
     let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let name = vm.chars().map(|c| if safe(c) { c } else { '_' }).take(NAME_MAX_BYTES);

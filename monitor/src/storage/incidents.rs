@@ -21,7 +21,7 @@ use super::incident::{Incident, incident_id};
 
 /// The most that one evidence file may hold: an uncompressed 1920x1080 picture of four bytes a
 /// pixel still fits.
-pub const EVIDENCE_MAX_BYTES: usize = 8 << 20;
+pub(crate) const EVIDENCE_MAX_BYTES: usize = 8 << 20;
 
 /// A record longer than this was not written by us.
 const RECORD_MAX_BYTES: u64 = 1 << 20;
@@ -35,7 +35,7 @@ const FILE_MODE: u32 = 0o640;
 
 /// Why something could not be stored.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {
+pub(crate) enum StoreError {
     /// The file system refused: full, read-only, or not ours.
     #[error("can't {action} {}", path.display())]
     Io {
@@ -84,7 +84,7 @@ struct Format {
 
 /// The newest incidents of a store.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Newest {
+pub(crate) struct Newest {
     /// The newest first.
     pub incidents: Vec<Incident>,
     /// Records that can't be read, one sentence each.
@@ -104,7 +104,7 @@ struct Restarts {
 
 /// The incidents of a state directory. One process writes it at a time.
 #[derive(Debug)]
-pub struct IncidentStore {
+pub(crate) struct IncidentStore {
     directory: PathBuf,
     restarts: Mutex<Vec<Restarts>>,
     /// Ids that are taken: found at the start, or given out since.
@@ -116,7 +116,7 @@ impl IncidentStore {
     /// reads the restarts that earlier daemons made.
     ///
     /// A directory without a record is one that an earlier daemon had no time to fill, and is removed.
-    pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
+    pub(crate) fn open(state_dir: &Path) -> Result<Self, StoreError> {
         let directory = state_dir.join("incidents");
         DirBuilder::new()
             .recursive(true)
@@ -147,7 +147,7 @@ impl IncidentStore {
 
     /// An id for a new incident: that of [`incident_id`], or with `-2`, `-3` and so on after it
     /// if that is taken. Touches no disk, so that a stalled one can't hold up a verdict.
-    pub fn new_id(&self, detected_at: SystemTime, vm: &str) -> String {
+    pub(crate) fn new_id(&self, detected_at: SystemTime, vm: &str) -> String {
         let base = incident_id(detected_at, vm);
         let mut id = base.clone();
         let mut number = 1_u32;
@@ -161,7 +161,7 @@ impl IncidentStore {
 
     /// Writes `incident`, in place of an earlier record of the same id. On an error the restart
     /// it tells of counts nevertheless, for as long as this process runs.
-    pub fn put(&self, incident: &Incident) -> Result<(), StoreError> {
+    pub(crate) fn put(&self, incident: &Incident) -> Result<(), StoreError> {
         self.note_restarts(incident);
         let directory = self.incident_directory(&incident.id)?;
         let record = Record { format: FORMAT, incident };
@@ -173,7 +173,12 @@ impl IncidentStore {
 
     /// Writes an evidence file beside the record of the incident `id`. Naming it in the record's
     /// `evidence` is the caller's.
-    pub fn add_evidence(&self, id: &str, file_name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+    pub(crate) fn add_evidence(
+        &self,
+        id: &str,
+        file_name: &str,
+        bytes: &[u8],
+    ) -> Result<(), StoreError> {
         if file_name == RECORD || !is_plain(file_name) {
             return Err(StoreError::BadName(file_name.to_owned()));
         }
@@ -186,7 +191,7 @@ impl IncidentStore {
 
     /// Every record, the oldest first, and a sentence for each that can't be read: torn, written
     /// by a newer flatline, or of another owner.
-    pub fn all(&self) -> (Vec<Incident>, Vec<String>) {
+    pub(crate) fn all(&self) -> (Vec<Incident>, Vec<String>) {
         let mut incidents = Vec::new();
         let mut complaints = Vec::new();
         let entries = match std::fs::read_dir(&self.directory) {
@@ -216,7 +221,7 @@ impl IncidentStore {
 
     /// The newest records, at most so many, the newest first, and how many older ones there are: an id begins with its
     /// time. Otherwise as [`Self::all`].
-    pub fn newest(&self, most: usize) -> Newest {
+    pub(crate) fn newest(&self, most: usize) -> Newest {
         let mut newest = Newest::default();
         let unlisted = |error| format!("can't list {}: {error}", self.directory.display());
         let entries = std::fs::read_dir(&self.directory)
@@ -243,7 +248,11 @@ impl IncidentStore {
     /// When the VM was restarted at `since` or later, the earliest first. `vm_key` is the VM's UUID, or the name of one
     /// without; `None`: any VM. A restart that lies in the future, because the clock was set back, counts: too few
     /// restarts are mended by a person, too many by none.
-    pub fn restarts_since(&self, vm_key: Option<&str>, since: SystemTime) -> Vec<SystemTime> {
+    pub(crate) fn restarts_since(
+        &self,
+        vm_key: Option<&str>,
+        since: SystemTime,
+    ) -> Vec<SystemTime> {
         let of_it = |restarts: &&Restarts| {
             vm_key.is_none_or(|key| restarts.uuid.as_deref().unwrap_or(&restarts.vm) == key)
         };
@@ -255,7 +264,7 @@ impl IncidentStore {
     }
 
     /// Takes note of the restarts that `incident` tells of, as if it were written.
-    pub fn note_restarts(&self, incident: &Incident) {
+    pub(crate) fn note_restarts(&self, incident: &Incident) {
         let at: Vec<_> = incident.restarts().collect();
         let mut restarts = lock(&self.restarts);
         restarts.retain(|restarts| restarts.id != incident.id);
@@ -266,7 +275,7 @@ impl IncidentStore {
     }
 
     /// The last incident of each QEMU process that has one: what an earlier daemon may not have brought to its end.
-    pub fn last_of_each(&self) -> HashMap<(u32, u64), Incident> {
+    pub(crate) fn last_of_each(&self) -> HashMap<(u32, u64), Incident> {
         let (incidents, _) = self.all();
         // Oldest first, so that the last one stays.
         incidents.into_iter().map(|one| ((one.pid, one.start_ticks), one)).collect()

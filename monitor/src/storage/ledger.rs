@@ -26,7 +26,7 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Somebody wants a VM left alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hold {
+pub(crate) struct Hold {
     /// Since when.
     #[serde(with = "rfc3339")]
     pub since: SystemTime,
@@ -37,7 +37,7 @@ pub struct Hold {
 
 /// Whom a word is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Whom<'a> {
+pub(crate) enum Whom<'a> {
     /// The VM with this key: its UUID, or its name without one.
     Vm(&'a str),
     /// Every VM of the host, those to come included.
@@ -74,7 +74,7 @@ struct Format {
 
 /// The ledger.
 #[derive(Debug)]
-pub struct Ledger {
+pub(crate) struct Ledger {
     path: PathBuf,
     book: Book,
     /// Why the one on disk can't be read.
@@ -83,7 +83,7 @@ pub struct Ledger {
 
 impl Ledger {
     /// Reads the ledger of `state_dir`; one that is missing is empty.
-    pub fn open(state_dir: &Path) -> Self {
+    pub(crate) fn open(state_dir: &Path) -> Self {
         let path = state_dir.join(FILE);
         let empty = Book { format: FORMAT, ..Book::default() };
         let (book, unreadable) = match read_bounded(&path, MOST_BYTES) {
@@ -104,12 +104,12 @@ impl Ledger {
     }
 
     /// Why the ledger on disk can't be read, and what to do, if so.
-    pub fn complaint(&self) -> Option<&str> {
+    pub(crate) fn complaint(&self) -> Option<&str> {
         self.unreadable.as_deref()
     }
 
     /// Why the VM is to be left alone, if it is.
-    pub fn held(&self, vm_key: &str, now: SystemTime) -> Option<String> {
+    pub(crate) fn held(&self, vm_key: &str, now: SystemTime) -> Option<String> {
         if let Some(why) = &self.unreadable {
             return Some(why.clone());
         }
@@ -128,25 +128,25 @@ impl Ledger {
     }
 
     /// Restarts of the VM before this moment count no more; the epoch if nobody released it.
-    pub fn counts_from(&self, vm_key: &str) -> SystemTime {
+    pub(crate) fn counts_from(&self, vm_key: &str) -> SystemTime {
         let own = self.book.vms.get(vm_key).and_then(|entry| entry.released_at);
         own.max(self.book.host.released_at).unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
     /// When the guest reset itself, at `since` or later.
-    pub fn resets_since(&self, vm_key: &str, since: SystemTime) -> Vec<SystemTime> {
+    pub(crate) fn resets_since(&self, vm_key: &str, since: SystemTime) -> Vec<SystemTime> {
         let all = self.book.vms.get(vm_key).map(|entry| entry.resets.as_slice());
         all.unwrap_or_default().iter().filter(|at| **at >= since).copied().collect()
     }
 
     /// Leaves a VM alone, or all.
-    pub fn hold(&mut self, whom: Whom<'_>, hold: Hold) {
+    pub(crate) fn hold(&mut self, whom: Whom<'_>, hold: Hold) {
         self.entry(whom).hold = Some(hold);
     }
 
     /// Takes a hold back, and gives a new start: no restart of before counts any more. Of all, every VM's own hold is
     /// taken back as well, and where the ledger could not be read, a new one begins.
-    pub fn release(&mut self, whom: Whom<'_>, now: SystemTime) {
+    pub(crate) fn release(&mut self, whom: Whom<'_>, now: SystemTime) {
         if whom == Whom::All {
             if self.unreadable.take().is_some() {
                 // Should that fail, it is written over.
@@ -161,7 +161,7 @@ impl Ledger {
     }
 
     /// Takes note that the guest reset itself.
-    pub fn note_reset(&mut self, vm_key: &str, now: SystemTime) {
+    pub(crate) fn note_reset(&mut self, vm_key: &str, now: SystemTime) {
         let entry = self.entry(Whom::Vm(vm_key));
         if entry.resets.len() == MOST_RESETS {
             entry.resets.remove(0);
@@ -171,7 +171,7 @@ impl Ledger {
 
     /// What is to be written, and where; `None` where the one on disk must not be replaced. What is long over is left
     /// out.
-    pub fn page(&mut self, now: SystemTime) -> Option<Page> {
+    pub(crate) fn page(&mut self, now: SystemTime) -> Option<Page> {
         if self.unreadable.is_some() {
             return None;
         }
@@ -197,7 +197,7 @@ impl Ledger {
 
 /// A whole ledger, to be written.
 #[derive(Clone, Debug)]
-pub struct Page {
+pub(crate) struct Page {
     path: PathBuf,
     text: Vec<u8>,
 }
@@ -207,7 +207,7 @@ impl Page {
     ///
     /// # Errors
     /// If the disk refuses.
-    pub fn write(&self) -> Result<(), StoreError> {
+    pub(crate) fn write(&self) -> Result<(), StoreError> {
         let directory = self.path.parent().unwrap_or(Path::new("/"));
         write_whole(directory, FILE, &self.text)
     }

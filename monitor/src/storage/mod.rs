@@ -3,8 +3,8 @@
 //! Everything that has to outlive the daemon is written here as a whole or not at all, as JSON that people can read,
 //! and is bounded when it is read again.
 
-pub mod evidence;
-pub mod incident;
-pub mod incidents;
-pub mod ledger;
-pub mod retention;
+pub(crate) mod evidence;
+pub(crate) mod incident;
+pub(crate) mod incidents;
+pub(crate) mod ledger;
+pub(crate) mod retention;

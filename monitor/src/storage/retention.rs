@@ -27,7 +27,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(600);
 
 /// How long, and how much.
 #[derive(Clone, Copy, Debug)]
-pub struct RetentionPolicy {
+pub(crate) struct RetentionPolicy {
     /// What is older goes.
     pub keep: Duration,
     /// What all together is above that goes, the oldest first; in bytes.
@@ -69,14 +69,14 @@ fn expired(mut files: Vec<Kept>, policy: RetentionPolicy, now: SystemTime) -> Ve
 }
 
 /// The thread that looks now and then.
-pub struct Keeper {
+pub(crate) struct Keeper {
     policy: mpsc::Sender<RetentionPolicy>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Keeper {
     /// Looks at once, and then every few minutes, at the incidents below `state_dir`.
-    pub fn start(state_dir: &Path, policy: RetentionPolicy) -> Self {
+    pub(crate) fn start(state_dir: &Path, policy: RetentionPolicy) -> Self {
         let directory = state_dir.join("incidents");
         let (other, new_policies) = mpsc::channel();
         let mut policy = policy;
@@ -98,13 +98,13 @@ impl Keeper {
     }
 
     /// Keeps on other terms from now on.
-    pub fn set_policy(&self, policy: RetentionPolicy) {
+    pub(crate) fn set_policy(&self, policy: RetentionPolicy) {
         // Without a thread, all is kept.
         let _ = self.policy.send(policy);
     }
 
     /// Waits until a look that is under way has ended.
-    pub fn finish(self) {
+    pub(crate) fn finish(self) {
         drop(self.policy);
         if let Some(thread) = self.thread {
             let _ = thread.join();

@@ -9,7 +9,7 @@ mod evidence;
 mod hosts;
 mod page;
 mod page_data;
-pub mod page_snapshot;
+pub(crate) mod page_snapshot;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -48,9 +48,9 @@ use page_data::PageData;
 use session::Sessions;
 
 /// Connections at a time; the oldest one is cut off for one more.
-pub const CONNECTIONS_MAX: usize = 16;
+pub(crate) const CONNECTIONS_MAX: usize = 16;
 /// Time in which a connection must have asked, and taken the answer.
-pub const TIME_LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const TIME_LIMIT: Duration = Duration::from_secs(10);
 /// Time from one attempt to listen to the next.
 const AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// Where the figures are.
@@ -60,7 +60,7 @@ const EVIDENCE: &str = "/api/evidence/";
 
 /// What the routes answer from.
 #[derive(Debug)]
-pub struct Site {
+pub(crate) struct Site {
     exposition: Exposition,
     data: PageData,
     evidence: EvidenceFiles,
@@ -70,7 +70,7 @@ pub struct Site {
 
 /// Where a [`Site`] has what it shows from.
 #[derive(Debug)]
-pub struct Sources {
+pub(crate) struct Sources {
     /// The figures.
     pub exposition: Exposition,
     /// What a tick publishes for the page.
@@ -85,7 +85,7 @@ pub struct Sources {
 
 impl Site {
     /// Of these sources.
-    pub fn new(sources: Sources, settings: &Metrics) -> Arc<Self> {
+    pub(crate) fn new(sources: Sources, settings: &Metrics) -> Arc<Self> {
         let Sources { exposition, subscriber, lines, store, state_dir } = sources;
         Arc::new(Self {
             exposition,
@@ -97,7 +97,7 @@ impl Site {
     }
 
     /// What the Unix socket has beside the loop's routes.
-    pub fn socket_routes(self: &Arc<Self>) -> Router {
+    pub(crate) fn socket_routes(self: &Arc<Self>) -> Router {
         routes().route("/web", post(access::link)).with_state(self.clone())
     }
 
@@ -147,14 +147,14 @@ async fn metrics(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response 
 
 /// The TCP listener, which ends with it.
 #[derive(Debug)]
-pub struct Server {
+pub(crate) struct Server {
     task: JoinHandle<()>,
     complaint: watch::Receiver<Option<String>>,
 }
 
 impl Server {
     /// Serves `site` as `settings` have it from now on; `None` where they have no address. Call it within a tokio runtime.
-    pub fn start(site: &Arc<Site>, settings: &Metrics) -> Option<Self> {
+    pub(crate) fn start(site: &Arc<Site>, settings: &Metrics) -> Option<Self> {
         lock(&site.settings).clone_from(settings);
         let address = settings.listen?;
         let (complain, complaint) = watch::channel(None);
@@ -176,7 +176,7 @@ impl Server {
     }
 
     /// Why nothing is served, as long as nothing is.
-    pub fn complaint(&self) -> Option<String> {
+    pub(crate) fn complaint(&self) -> Option<String> {
         self.complaint.borrow().clone()
     }
 }

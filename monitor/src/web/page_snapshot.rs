@@ -14,7 +14,7 @@ use tokio::{sync::watch, time::timeout};
 use crate::api::view::{ShowView, StatusView};
 
 /// VMs that are looked at in full at the same time; of more, the one that was asked for longest ago makes room.
-pub const SHOWN_MAX: usize = 16;
+pub(crate) const SHOWN_MAX: usize = 16;
 /// A viewer that didn't ask for so long, and for three ticks, no longer looks.
 const LOOKS_FOR: Duration = Duration::from_secs(10);
 /// A tick may come so much later than it should before the last one's snapshot is old.
@@ -24,7 +24,7 @@ const WAIT: Duration = Duration::from_secs(8);
 
 /// What one tick published.
 #[derive(Debug)]
-pub struct PageSnapshot {
+pub(crate) struct PageSnapshot {
     /// The tick's number.
     pub tick: u64,
     /// When it was.
@@ -60,20 +60,20 @@ impl Looks {
 
 /// The loop's end.
 #[derive(Debug)]
-pub struct Publisher {
+pub(crate) struct Publisher {
     looks: Arc<Mutex<Looks>>,
     latest: watch::Sender<Option<Arc<PageSnapshot>>>,
 }
 
 /// The viewers' end.
 #[derive(Clone, Debug)]
-pub struct Subscriber {
+pub(crate) struct Subscriber {
     looks: Arc<Mutex<Looks>>,
     latest: watch::Receiver<Option<Arc<PageSnapshot>>>,
 }
 
 /// Both ends.
-pub fn pair() -> (Publisher, Subscriber) {
+pub(crate) fn pair() -> (Publisher, Subscriber) {
     let looks = Arc::new(Mutex::new(Looks::default()));
     let (sender, latest) = watch::channel(None);
     let publisher = Publisher { looks: looks.clone(), latest: sender };
@@ -83,7 +83,7 @@ pub fn pair() -> (Publisher, Subscriber) {
 impl Publisher {
     /// The VMs to be published in full, beside the list; `None`: there is no viewer, and the last snapshot is given up.
     /// Ticks are due each `interval`.
-    pub fn wanted(&self, now: Instant, interval: Duration) -> Option<Vec<u32>> {
+    pub(crate) fn wanted(&self, now: Instant, interval: Duration) -> Option<Vec<u32>> {
         let looks_for = LOOKS_FOR.max(3 * interval);
         let looks_still = |at: Instant| now.saturating_duration_since(at) < looks_for;
         let mut looks = lock(&self.looks);
@@ -97,20 +97,20 @@ impl Publisher {
     }
 
     /// Hands it to all viewers.
-    pub fn publish(&self, snapshot: PageSnapshot) {
+    pub(crate) fn publish(&self, snapshot: PageSnapshot) {
         self.latest.send_replace(Some(Arc::new(snapshot)));
     }
 }
 
 impl Subscriber {
     /// The last tick's snapshot, or the next one's; `None` where none comes.
-    pub async fn list(&self) -> Option<Arc<PageSnapshot>> {
+    pub(crate) async fn list(&self) -> Option<Arc<PageSnapshot>> {
         lock(&self.looks).list = Some(Instant::now());
         self.wait(|_| true).await
     }
 
     /// The same, with all that `show` says of the VM with this pid, if there is one.
-    pub async fn vm(&self, pid: u32) -> Option<Arc<PageSnapshot>> {
+    pub(crate) async fn vm(&self, pid: u32) -> Option<Arc<PageSnapshot>> {
         lock(&self.looks).note(pid);
         let is_gone = |snapshot: &PageSnapshot| !snapshot.status.vms.iter().any(|vm| vm.pid == pid);
         self.wait(|snapshot| snapshot.shown.contains_key(&pid) || is_gone(snapshot)).await

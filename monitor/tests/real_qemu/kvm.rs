@@ -6,11 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flatline::{
-    bpf::{AttachReport, Counted, KvmHooks, ProbeThread},
-    config::Config,
-    probes::kvm::{Finding, KvmLook, SHORTEST_SILENCE, judge},
-    sampler::{KvmReader, interrupts_are_hidden},
+use flatline::parts::{
+    AttachReport, Config, Counted, Finding, KvmHooks, KvmLook, KvmReader, ProbeThread,
+    SHORTEST_SILENCE, interrupts_are_hidden, judge,
 };
 use flatline_qemu::discover::{Accelerator, VmId, start_ticks};
 use flatline_tests::{

@@ -11,10 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use flatline::{
-    probes::{ProbeSocket, arp, ndp},
-    sampler::{CounterMaps, TapAddress, TapAddresses},
-};
+use flatline::parts::{CounterMaps, ProbeSocket, TapAddress, TapAddresses, arp, ndp};
 use flatline_qemu::discover::{Tap as WatchedTap, TapKind};
 use flatline_tests::{
     capture::Capture,

@@ -7,7 +7,7 @@ use super::MemoryMomentView;
 /// The last minutes of a VM, a figure a second, the oldest first; `None` where it is not known, or the VM has
 /// nothing that it could be read of. All rows are of the same length.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct HistoryView {
+pub(crate) struct HistoryView {
     /// How many seconds.
     pub seconds: usize,
     /// Packets that the guest sent of its own accord.
@@ -34,7 +34,7 @@ pub struct HistoryView {
 
 /// Something that was decided, or done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MarkView {
+pub(crate) struct MarkView {
     /// In which second of the rows.
     pub second: usize,
     /// What.
@@ -46,7 +46,7 @@ pub struct MarkView {
 /// What was decided, or done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum MarkKind {
+pub(crate) enum MarkKind {
     /// It was suspected.
     Suspicion,
     /// It was convicted.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// The answer to `lines`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct LinesView {
+pub(crate) struct LinesView {
     /// Time from one figure to the next.
     pub interval_seconds: f64,
     /// One for each VM, by process id.
@@ -14,7 +14,7 @@ pub struct LinesView {
 /// A VM's last ticks, a figure each, the oldest first; `None` where it is not known, or the VM has nothing that it
 /// could be read of. All rows are of the same length.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct LineView {
+pub(crate) struct LineView {
     /// QEMU's `-name`.
     pub name: String,
     /// The QEMU's process id on the host.

@@ -8,7 +8,7 @@ use crate::rfc3339;
 
 /// The answer to `web`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LinkView {
+pub(crate) struct LinkView {
     /// The address with a token, by which one browser can open the page once.
     pub url: String,
     /// For so long.

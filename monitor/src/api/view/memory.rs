@@ -9,7 +9,7 @@ use flatline_samples::{Memory, QemuMemory, Strain};
 
 /// A VM's memory; `None` is what isn't told, or was not read yet.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct MemoryView {
+pub(crate) struct MemoryView {
     /// All memory that the guest's kernel has to give, in bytes.
     pub total_bytes: Option<u64>,
     /// Of those, all that could not be had.
@@ -50,7 +50,7 @@ pub struct MemoryView {
 
 /// A VM's memory at some second of its last minutes; `None` is what wasn't told.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct MemoryMomentView {
+pub(crate) struct MemoryMomentView {
     /// In which second of the rows.
     pub second: usize,
     /// All memory of the guest, in bytes.
@@ -65,7 +65,7 @@ pub struct MemoryMomentView {
 
 impl MemoryView {
     /// What is known of it; QEMU's figures were read `qemu_read`.
-    pub fn new(memory: &Memory, qemu_read: SystemTime) -> Self {
+    pub(crate) fn new(memory: &Memory, qemu_read: SystemTime) -> Self {
         let Memory { guest, strain, qemu } = memory;
         let told_at = |at: u64| UNIX_EPOCH.checked_add(Duration::from_secs(at));
         let (as_of, guest_missing) = match guest {
@@ -99,7 +99,7 @@ impl MemoryView {
 
 impl MemoryMomentView {
     /// The same of one reading.
-    pub fn new(memory: &Memory, second: usize) -> Self {
+    pub(crate) fn new(memory: &Memory, second: usize) -> Self {
         let guest = memory.guest.as_ref().ok();
         Self {
             second,

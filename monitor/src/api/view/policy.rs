@@ -8,8 +8,7 @@ use flatline_detector::policy::{Mode, Policy};
 
 /// The terms on which a VM is judged; durations as they would stand in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are those of `Policy`")]
-pub struct PolicyView {
+pub(crate) struct PolicyView {
     pub mode: Mode,
     #[serde(with = "humantime_serde")]
     pub flat_for: Duration,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flatline::api::view::{HistoryView, MarkView};
+use crate::api::view::{HistoryView, MarkView};
 use flatline_detector::verdict::{PINNED_RATIO, STILL_BUSY_RATIO};
 
 use super::{

@@ -1,6 +1,6 @@
 //! What a column or a second comes to. What is not known stays that.
 
-use flatline::api::view::HistoryView;
+use crate::api::view::HistoryView;
 
 /// A silence, as the verdict counts it.
 #[derive(Clone, Copy, PartialEq)]

@@ -11,7 +11,7 @@ mod tests;
 
 use std::{fmt::Write, time::Duration};
 
-use flatline::api::view::{HistoryView, MarkKind};
+use crate::api::view::{HistoryView, MarkKind};
 
 use super::table::{duration, safe};
 use columns::Columns;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flatline::api::view::{HistoryView, MarkKind, MarkView};
+use crate::api::view::{HistoryView, MarkKind, MarkView};
 
 use super::{Style, draw};
 

@@ -5,8 +5,8 @@
 use std::fmt::Write as _;
 use std::time::SystemTime;
 
-use flatline::api::view::MarkKind;
-use flatline::storage::incident::Incident;
+use crate::api::view::MarkKind;
+use crate::storage::incident::Incident;
 use flatline_detector::verdict::{PINNED_RATIO, STILL_BUSY_RATIO};
 
 use super::recorded::{Recorded, word};

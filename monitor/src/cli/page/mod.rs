@@ -13,10 +13,10 @@ mod words;
 
 use std::time::SystemTime;
 
+use crate::recovery::evidence::LIST;
+use crate::storage::incident::Incident;
+use crate::{rfc3339, storage::evidence};
 use askama::Template;
-use flatline::recovery::evidence::LIST;
-use flatline::storage::incident::Incident;
-use flatline::{rfc3339, storage::evidence};
 
 use self::recorded::Recorded;
 use super::table::seconds;

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use flatline::api::view::{HistoryView, MarkKind};
-use flatline::recorder::history::{Moment, history, moments};
-use flatline::storage::incident::Incident;
+use crate::api::view::{HistoryView, MarkKind};
+use crate::recorder::history::{Moment, history, moments};
+use crate::storage::incident::Incident;
 use flatline_detector::recording::file::Reader;
 
 use super::{RECORDING, Row};

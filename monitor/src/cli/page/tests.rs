@@ -1,8 +1,8 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use flatline::config::Config;
-use flatline::storage::incident::{Attempt, Incident, Outcome};
+use crate::config::Config;
+use crate::storage::incident::{Attempt, Incident, Outcome};
 use flatline_detector::activity::{Activity, NetworkActivity, StorageActivity, VcpuActivity};
 use flatline_detector::recording::file::to_bytes;
 use flatline_detector::recording::{Header, Limits, Recording, Ring};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flatline::storage::incident::{Incident, Outcome};
+use crate::storage::incident::{Incident, Outcome};
 
 /// What there is to say in one line.
 pub(super) fn headline(incident: &Incident) -> &'static str {

@@ -1,6 +1,6 @@
 //! The lines of `show` on a VM's memory.
 
-use flatline::api::view::MemoryView;
+use crate::api::view::MemoryView;
 
 use crate::cli::table::{or_dash, time};
 

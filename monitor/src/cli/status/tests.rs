@@ -1,6 +1,6 @@
 //! What `flatline status` prints.
 
-use flatline::api::view::StatusView;
+use crate::api::view::StatusView;
 
 use super::super::samples::{now, status, vm};
 use super::{Look, text};

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use flatline::api::view::{LinesView, ShowView, StatusView};
-use flatline::api::{ClientError, RefusalKind, Request, ask};
-use flatline::storage::incident::IncidentsView;
+use crate::api::view::{LinesView, ShowView, StatusView};
+use crate::api::{ClientError, RefusalKind, Request, ask};
+use crate::storage::incident::IncidentsView;
 
 use super::model::{Key, PageAnswer};
 

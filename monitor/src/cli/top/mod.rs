@@ -14,8 +14,8 @@ mod wrap;
 use std::io::{IsTerminal as _, stdout};
 use std::time::{Instant, SystemTime};
 
+use crate::config::Config;
 use anyhow::{Context as _, anyhow};
-use flatline::config::Config;
 
 use super::ask::failure;
 use super::{Answer, Failure, terminal};

@@ -21,7 +21,7 @@ const EVIDENCE: &str = "actuator.txt";
 ///
 /// # Errors
 /// As there; [`RestartError::Refused`] leaves the guest untouched.
-pub async fn restart(
+pub(crate) async fn restart(
     scene: &RestartContext,
     writes: impl Fn() -> Option<u64>,
     journal: &mut impl Journal,
@@ -153,7 +153,7 @@ pub async fn restart(
 ///
 /// # Errors
 /// [`RestartError::Refused`] where nothing was tried.
-pub async fn start(
+pub(crate) async fn start(
     scene: &RestartContext,
     journal: &mut impl Journal,
 ) -> Result<Restart, RestartError> {

@@ -17,7 +17,7 @@ use flatline_qemu::{
 
 /// Whom it is about, and what may be used.
 #[derive(Clone, Debug)]
-pub struct RestartContext {
+pub(crate) struct RestartContext {
     /// The VM.
     pub vm: Arc<Vm>,
     /// Its means.

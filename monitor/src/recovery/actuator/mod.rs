@@ -22,9 +22,9 @@ mod steps;
 #[cfg(test)]
 mod tests;
 
-pub use carry_out::{restart, start};
-pub use context::RestartContext;
-pub use plan::{
+pub(crate) use carry_out::{restart, start};
+pub(crate) use context::RestartContext;
+pub(crate) use plan::{
     ActuatorPlan, ActuatorStep, Check, MonitorSays, Situation, chosen, is_power_cycle, libvirt_uri,
     restart_plan, start_plan,
 };

@@ -13,7 +13,7 @@ use flatline_samples::RunState;
 
 /// What QEMU's monitor says of a guest that was convicted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MonitorSays {
+pub(crate) enum MonitorSays {
     /// Its run state.
     Is(RunState),
     /// Nothing now, and why.
@@ -26,7 +26,7 @@ pub enum MonitorSays {
 
 /// What a plan is made from.
 #[derive(Clone, Debug)]
-pub struct Situation<'a> {
+pub(crate) struct Situation<'a> {
     /// Who started the QEMU.
     pub ownership: &'a Ownership,
     /// What is configured.
@@ -43,7 +43,7 @@ pub struct Situation<'a> {
 
 /// Something that must be so before anything is touched.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Check {
+pub(crate) enum Check {
     /// The program prints that this is the unit's main process.
     IsMainProcess(u32),
     /// The program prints vCPU threads, and all are threads of this process.
@@ -58,7 +58,7 @@ pub enum Check {
 
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ActuatorStep {
+pub(crate) enum ActuatorStep {
     /// Nothing goes on unless this is so.
     Check(Program, Check),
     /// What a reset leads to, told by QMP.
@@ -71,7 +71,7 @@ pub enum ActuatorStep {
 
 impl ActuatorStep {
     /// As it is written down before it is taken.
-    pub fn words(&self) -> String {
+    pub(crate) fn words(&self) -> String {
         match self {
             Self::Check(program, _) => format!("{}, to be sure", program.line()),
             Self::SetRebootAction(action) => format!("set-action reboot={}", action.as_str()),
@@ -82,7 +82,7 @@ impl ActuatorStep {
 
 /// A complete plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ActuatorPlan {
+pub(crate) enum ActuatorPlan {
     /// By QMP, as [`recovery::plan`](crate::recovery::plan()) has it.
     Qmp,
     /// By these steps.
@@ -98,7 +98,10 @@ pub enum ActuatorPlan {
 ///
 /// # Errors
 /// If there is nothing, with what to configure.
-pub fn chosen(ownership: &Ownership, actuation: &ActuatorConfig) -> Result<Actuator, Refusal> {
+pub(crate) fn chosen(
+    ownership: &Ownership,
+    actuation: &ActuatorConfig,
+) -> Result<Actuator, Refusal> {
     let owner = &ownership.owner;
     let fits = match actuation.actuator {
         Actuator::Auto => return by_owner(ownership, actuation),
@@ -177,7 +180,10 @@ fn what_to_configure(owner: &Owner) -> String {
 ///
 /// # Errors
 /// If it is a user's own libvirt, which root doesn't speak to unless told how.
-pub fn libvirt_uri(scope: LibvirtScope, actuation: &ActuatorConfig) -> Result<String, Refusal> {
+pub(crate) fn libvirt_uri(
+    scope: LibvirtScope,
+    actuation: &ActuatorConfig,
+) -> Result<String, Refusal> {
     match (&actuation.libvirt_uri, scope) {
         (Some(uri), _) => Ok(uri.clone()),
         (None, LibvirtScope::System) => Ok("qemu:///system".to_owned()),
@@ -194,7 +200,7 @@ pub fn libvirt_uri(scope: LibvirtScope, actuation: &ActuatorConfig) -> Result<St
 ///
 /// # Errors
 /// If there is a reason not to; it says what to configure where that is the reason.
-pub fn restart_plan(situation: &Situation<'_>) -> Result<ActuatorPlan, Refusal> {
+pub(crate) fn restart_plan(situation: &Situation<'_>) -> Result<ActuatorPlan, Refusal> {
     let Situation { ownership, actuation, monitor, reboot_action, pid, attempts } = situation;
     let mut actuator = chosen(ownership, actuation)?;
     let run_state = match monitor {
@@ -269,7 +275,11 @@ pub fn restart_plan(situation: &Situation<'_>) -> Result<ActuatorPlan, Refusal> 
 }
 
 /// Whether the next restart ends this QEMU, and has its owner start another one, since so many brought no life.
-pub fn is_power_cycle(ownership: &Ownership, actuation: &ActuatorConfig, attempts: usize) -> bool {
+pub(crate) fn is_power_cycle(
+    ownership: &Ownership,
+    actuation: &ActuatorConfig,
+    attempts: usize,
+) -> bool {
     power_cycle(ownership, actuation, 0, attempts).is_some()
 }
 
@@ -359,7 +369,7 @@ fn replacement(
 ///
 /// # Errors
 /// If it is not to be started, or not known how; it says what to configure.
-pub fn start_plan(
+pub(crate) fn start_plan(
     ownership: &Ownership,
     actuation: &ActuatorConfig,
 ) -> Result<Vec<ActuatorStep>, Refusal> {

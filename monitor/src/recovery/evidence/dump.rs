@@ -43,7 +43,7 @@ const FORMATS: [(&str, &str); 4] =
 
 /// The dump that is wanted.
 #[derive(Clone, Debug)]
-pub struct Wanted {
+pub(crate) struct Wanted {
     /// The directory for it, which is made if it is missing.
     pub directory: PathBuf,
     /// The most that all dumps there may take, in bytes; the oldest make room.
@@ -56,7 +56,7 @@ pub struct Wanted {
 
 /// A dump that was taken.
 #[derive(Clone, Debug)]
-pub struct Dump {
+pub(crate) struct Dump {
     path: PathBuf,
     format: &'static str,
     bytes: u64,
@@ -72,7 +72,7 @@ impl fmt::Display for Dump {
 
 /// How far a dump is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct State {
+pub(crate) struct State {
     /// When it was begun.
     pub since: SystemTime,
     /// Bytes of the guest's memory that QEMU is done with.
@@ -85,7 +85,7 @@ pub struct State {
 
 /// The dumps that are under way.
 #[derive(Clone, Debug, Default)]
-pub struct UnderWay {
+pub(crate) struct UnderWay {
     /// One is taken at a time.
     turn: Arc<tokio::sync::Mutex<()>>,
     states: Arc<Mutex<BTreeMap<VmId, State>>>,
@@ -93,7 +93,7 @@ pub struct UnderWay {
 
 impl UnderWay {
     /// How far that of a VM is; `None` where none is taken.
-    pub fn of(&self, vm: VmId) -> Option<State> {
+    pub(crate) fn of(&self, vm: VmId) -> Option<State> {
         self.states().get(&vm).copied()
     }
 
@@ -116,7 +116,7 @@ struct Progress {
 ///
 /// # Errors
 /// Why there is no dump.
-pub async fn take(
+pub(crate) async fn take(
     qmp: &QmpHandle,
     vm: VmId,
     incident: &str,

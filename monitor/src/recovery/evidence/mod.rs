@@ -10,7 +10,7 @@
 //! Files are made of it ([`Evidence::into_files`]) when the reset is under way already.
 
 mod answers;
-pub mod dump;
+pub(crate) mod dump;
 mod picture;
 mod ppm;
 
@@ -41,11 +41,11 @@ const REGISTERS_LIMIT: Duration = Duration::from_millis(500);
 const TEXT_MAX_BYTES: usize = 1 << 20;
 
 /// The list of all the evidence, and of what is missing.
-pub const LIST: &str = "evidence.txt";
+pub(crate) const LIST: &str = "evidence.txt";
 
 /// What is wanted of a guest.
 #[derive(Clone, Debug)]
-pub struct Wanted {
+pub(crate) struct Wanted {
     /// The VM.
     pub vm: Arc<Vm>,
     /// The incident that it is for.
@@ -69,7 +69,7 @@ pub struct Wanted {
 
 impl Wanted {
     /// Nothing: there is no guest left to look at.
-    pub fn nothing(vm: Arc<Vm>, incident: String) -> Self {
+    pub(crate) fn nothing(vm: Arc<Vm>, incident: String) -> Self {
         let (limit, figures) = (Duration::ZERO, String::new());
         let (insight, own_dump) = (Insight::begin(&vm), Duration::ZERO);
         let (announced, memory, asks) = (false, None, true);
@@ -100,7 +100,7 @@ struct Piece {
 
 /// What was gathered of one guest.
 #[derive(Debug, Default)]
-pub struct Evidence {
+pub(crate) struct Evidence {
     incident: String,
     limit: Duration,
     /// All of it together.
@@ -113,7 +113,7 @@ pub struct Evidence {
 }
 
 /// Gathers all that is wanted but the memory.
-pub async fn gather(qmp: &QmpHandle, run_state: &RunState, wanted: &Wanted) -> Evidence {
+pub(crate) async fn gather(qmp: &QmpHandle, run_state: &RunState, wanted: &Wanted) -> Evidence {
     let begun = Instant::now();
     let each = wanted.limit / 2;
     if !wanted.asks {
@@ -164,7 +164,7 @@ pub async fn gather(qmp: &QmpHandle, run_state: &RunState, wanted: &Wanted) -> E
 
 /// Dumps the guest's memory, where that is wanted, and notes in `evidence` what came of it. Whether QEMU was told
 /// to, after which its run state is to be asked for again.
-pub async fn dump_memory(qmp: &QmpHandle, wanted: &Wanted, evidence: &mut Evidence) -> bool {
+pub(crate) async fn dump_memory(qmp: &QmpHandle, wanted: &Wanted, evidence: &mut Evidence) -> bool {
     let Some(memory) = wanted.memory.as_ref().filter(|_| wanted.asks) else { return false };
     if let Err(why) = wanted.insight.encryption(qmp).await.memory() {
         evidence.memory = Some(Err(why));
@@ -232,18 +232,18 @@ impl Piece {
 
 impl Evidence {
     /// The registers that the guest died with, as QEMU wrote them; `None` if they could not be had.
-    pub fn registers(&self) -> Option<&str> {
+    pub(crate) fn registers(&self) -> Option<&str> {
         self.registers.as_deref()
     }
 
     /// Whether the guest had come further than its firmware, by its registers; `None` if they don't tell.
-    pub fn was_up(&self) -> Option<bool> {
+    pub(crate) fn was_up(&self) -> Option<bool> {
         operating_system(self.registers()?).ok().map(|(is_up, _)| is_up)
     }
 
     /// The files for the incident's directory, the list of them first. Computes for as long as it takes to
     /// compress a picture.
-    pub fn into_files(self) -> Vec<(&'static str, Vec<u8>)> {
+    pub(crate) fn into_files(self) -> Vec<(&'static str, Vec<u8>)> {
         let Self { incident, limit, took, pieces, memory, registers: _ } = self;
         if pieces.is_empty() && memory.is_none() {
             return Vec::new();

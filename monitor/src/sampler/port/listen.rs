@@ -35,7 +35,7 @@ const READ_EVERY: Duration = Duration::from_millis(50);
 
 /// A port that is listened at; dropping it ends that.
 #[derive(Debug)]
-pub struct PortListener {
+pub(crate) struct PortListener {
     said: Arc<Mutex<Said>>,
     task: JoinHandle<()>,
 }
@@ -56,7 +56,7 @@ struct Said {
 
 impl PortListener {
     /// Begins to listen at the port of a VM, if it has one.
-    pub fn start(vm: &Vm) -> Option<Self> {
+    pub(crate) fn start(vm: &Vm) -> Option<Self> {
         let socket = vm.heartbeat_socket.as_ref()?.socket.clone();
         let port = Port { vm: vm.id, socket, threads: vm.threads };
         let deaf = Some("it is being connected to".to_owned());
@@ -66,7 +66,7 @@ impl PortListener {
     }
 
     /// What was said so far; missing where something was, and nothing can be heard now.
-    pub fn heartbeats(&self) -> Reading<Heartbeats> {
+    pub(crate) fn heartbeats(&self) -> Reading<Heartbeats> {
         let said = lock(&self.said);
         let beats = said.stream.heartbeats();
         match &said.deaf {

@@ -15,7 +15,7 @@ use monitor_ebpf::heartbeat::{
     CHECK_NAME_BYTES, FLAG_CHECK_FAILED, FLAG_LEAVING, HEARTBEAT_MAGIC, Heartbeat,
 };
 
-pub use listen::PortListener;
+pub(crate) use listen::PortListener;
 
 use super::{Heard, Heartbeats, LastBeat, heartbeats::name};
 
@@ -30,7 +30,7 @@ const BOOT_DIGITS: usize = 16;
 
 /// A port's bytes, and what they said.
 #[derive(Debug, Default)]
-pub struct PortStream {
+pub(crate) struct PortStream {
     pending: Vec<u8>,
     beats: Heartbeats,
 }
@@ -47,17 +47,17 @@ enum Piece {
 
 impl PortStream {
     /// What was said so far.
-    pub fn heartbeats(&self) -> &Heartbeats {
+    pub(crate) fn heartbeats(&self) -> &Heartbeats {
         &self.beats
     }
 
     /// Forgets what was read in part: what comes next is of another connection.
-    pub fn reconnected(&mut self) {
+    pub(crate) fn reconnected(&mut self) {
         self.pending.clear();
     }
 
     /// Takes bytes that came at `now`, a time since the host's start. No more than a frame's or a line's are kept of them.
-    pub fn take(&mut self, bytes: &[u8], now: Duration) {
+    pub(crate) fn take(&mut self, bytes: &[u8], now: Duration) {
         // A piece at a time, so that what waits stays small whatever comes.
         for bytes in bytes.chunks(LINE_BYTES) {
             self.pending.extend_from_slice(bytes);
@@ -173,11 +173,11 @@ fn of_line(line: &[u8], now: Duration) -> Option<LastBeat> {
 
 /// Any bytes, however they are cut: what comes of them is the same.
 #[cfg(any(test, fuzzing))]
-pub mod fuzzing {
+pub(crate) mod fuzzing {
     use super::*;
 
     /// Takes bytes as a port would.
-    pub fn port(bytes: &[u8]) {
+    pub(crate) fn port(bytes: &[u8]) {
         let now = Duration::from_secs(5);
         let read = |size: usize| {
             let mut stream = PortStream::default();

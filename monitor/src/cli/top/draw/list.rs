@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flatline::history::Rate;
+use crate::history::Rate;
 use ratatui::style::Modifier;
 use unicode_width::UnicodeWidthStr as _;
 

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use flatline::api::view::{LineView, LinesView, ShowView, VmView};
-use flatline::storage::incident::{Incident, Outcome};
+use crate::api::view::{LineView, LinesView, ShowView, VmView};
+use crate::storage::incident::{Incident, Outcome};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::buffer::Buffer;

@@ -1,6 +1,6 @@
 //! The line of a VM: its guest's signs of life in the last ticks. What is not known of a tick stays that.
 
-use flatline::history::{Rate, TickRates, Ticks};
+use crate::history::{Rate, TickRates, Ticks};
 
 /// What the guest sent and what completed for it in the last `width` ticks, a second; `None` is not known. What a VM
 /// never had, such as a tap, says nothing of it.
@@ -23,8 +23,8 @@ pub(in crate::cli::top) fn life(ticks: &Ticks, width: usize) -> Vec<Option<f64>>
 mod tests {
     use std::time::Duration;
 
-    use flatline::api::view::VmView;
-    use flatline::history::HISTORY_TICKS;
+    use crate::api::view::VmView;
+    use crate::history::HISTORY_TICKS;
 
     use super::super::row::Row;
     use super::*;

@@ -14,8 +14,8 @@ mod tests;
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
-use flatline::api::view::{HostView, LinesView, StatusView, VmView};
-use flatline::history::{TickRates, Ticks};
+use crate::api::view::{HostView, LinesView, StatusView, VmView};
+use crate::history::{TickRates, Ticks};
 
 pub(super) use feed::{Feed, Stale};
 pub(super) use keys::Effect;

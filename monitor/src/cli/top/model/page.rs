@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use flatline::api::view::{ShowView, SignalView};
-use flatline::storage::incident::{Incident, Outcome};
+use crate::api::view::{ShowView, SignalView};
+use crate::storage::incident::{Incident, Outcome};
 use unicode_width::UnicodeWidthStr as _;
 
 use super::{Key, Row};

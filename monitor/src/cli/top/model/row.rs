@@ -3,8 +3,8 @@
 use std::cmp::Ordering;
 use std::time::Duration;
 
-use flatline::api::view::VmView;
-use flatline::history::{Rate, TickRates, Ticks};
+use crate::api::view::VmView;
+use crate::history::{Rate, TickRates, Ticks};
 
 use crate::cli::severity;
 

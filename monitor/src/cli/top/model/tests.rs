@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use flatline::api::view::{LineView, LinesView, VmView};
+use crate::api::view::{LineView, LinesView, VmView};
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::{Column, Effect, Key, Look, Model, Overlay, PageAnswer, life};
