@@ -6,6 +6,7 @@
 
 mod ask;
 mod draw;
+mod help;
 mod model;
 mod screen;
 mod watch;

@@ -3,6 +3,8 @@
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::style::{Color, Modifier, Style};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::Widget as _;
 use unicode_width::UnicodeWidthChar as _;
 
 use crate::cli::severity::Tone;
@@ -18,10 +20,6 @@ pub(super) struct Paint<'a> {
 }
 
 impl Paint<'_> {
-    pub(super) fn area(&self) -> Rect {
-        self.buffer.area
-    }
-
     /// The style of a tone. Without colours, what is bad is bold.
     pub(super) fn style(&self, tone: Tone) -> Style {
         let plain = Style::new();
@@ -35,40 +33,24 @@ impl Paint<'_> {
         if self.stale { toned.add_modifier(Modifier::DIM) } else { toned }
     }
 
-    /// Puts `text` at `x` in line `y`, and cuts it off after `width` columns. Returns the column after it.
-    pub(super) fn text(&mut self, x: u16, y: u16, width: u16, text: &str, style: Style) -> u16 {
-        let area = self.area();
-        if y >= area.bottom() || x >= area.right() {
-            return x;
-        }
-        let width = usize::from(width.min(area.right() - x));
-        let text =
-            shortened(&self.drawable(text), width, if self.look.unicode { "…" } else { "~" });
-        self.buffer.set_stringn(x, y, text, width, style).0
+    /// Fills the line `area` with `text`, which is cut off at its end.
+    pub(super) fn line(&mut self, area: Rect, text: &str, style: Style) {
+        Line::styled(self.fitted(text, area.width), style).render(area, self.buffer);
     }
 
-    /// The same, ending before column `end`.
-    pub(super) fn right(&mut self, end: u16, y: u16, text: &str, style: Style) {
-        // Figures only, a column each.
-        let width = u16::try_from(text.len()).unwrap_or(u16::MAX);
-        self.text(end.saturating_sub(width), y, width, text, style);
+    /// Puts `text` at the end of the line `area`.
+    pub(super) fn right(&mut self, area: Rect, text: &str, style: Style) {
+        let text = Span::styled(self.fitted(text, area.width), style);
+        Line::from(text).right_aligned().render(area, self.buffer);
     }
 
-    /// A line that is filled to its end.
-    pub(super) fn bar(&mut self, y: u16, text: &str, style: Style) {
-        let area = self.area();
-        if y < area.bottom() {
-            self.buffer.set_style(Rect { y, height: 1, ..area }, style);
-            self.text(0, y, area.width, text, style);
-        }
-    }
-
-    /// `text` as the terminal shows it. Marks that have no columns of their own are left out: terminals don't agree about
-    /// them, and a VM's name could shift all that stands behind its name.
-    fn drawable(&self, text: &str) -> String {
+    /// `text` as the terminal shows it in at most `width` columns. Marks that have no columns of their own are left
+    /// out: terminals don't agree about them, and a VM's name could shift all that stands behind its name.
+    pub(super) fn fitted(&self, text: &str, width: u16) -> String {
         let seen = |c: &char| c.width().is_some_and(|width| width > 0);
         let ascii = |c: char| if c.is_ascii() || self.look.unicode { c } else { '?' };
-        safe(text).chars().filter(seen).map(ascii).collect()
+        let text: String = safe(text).chars().filter(seen).map(ascii).collect();
+        shortened(&text, width.into(), if self.look.unicode { "…" } else { "~" })
     }
 }
 

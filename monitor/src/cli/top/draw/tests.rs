@@ -11,8 +11,9 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent};
 use ratatui::style::{Color, Modifier};
 use serde_json::json;
 
-use super::{HELP, draw};
+use super::draw;
 use crate::cli::samples::{now, status, vm};
+use crate::cli::top::help::HELP;
 use crate::cli::top::model::{Key, Look, Model, PageAnswer};
 
 const PLAIN: Look = Look { unicode: true, colours: false };

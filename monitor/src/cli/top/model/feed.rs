@@ -1,9 +1,14 @@
 //! Whether what is shown is as it is, or as it was when the daemon last answered.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::{FRESH_INTERVALS, INTERVAL_MIN};
+use crate::cli::table::brief;
 
+/// Until when an answer is fresh, in intervals between two questions.
+const FRESH_INTERVALS: u32 = 3;
+/// The least time between two questions: a daemon that samples faster isn't asked faster.
+const INTERVAL_MIN: Duration = Duration::from_millis(500);
 /// An answer that is late by less than this is none that a person has to know of.
 const LATE: Duration = Duration::from_secs(2);
 
@@ -14,6 +19,13 @@ pub(in crate::cli::top) struct Stale {
     pub(in crate::cli::top) age: Duration,
     /// Why no newer answer came; empty while one is waited for.
     pub(in crate::cli::top) why: String,
+}
+
+impl fmt::Display for Stale {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let why = if self.why.is_empty() { "the daemon doesn't answer" } else { &self.why };
+        write!(to, "STALE, {} old: {why}", brief(self.age))
+    }
 }
 
 /// What is known of the daemon's answers.

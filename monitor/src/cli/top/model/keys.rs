@@ -2,8 +2,9 @@
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
+use super::layout::page_lines;
 use super::{Column, Key, Model, Overlay, Page};
-use crate::cli::top::draw;
+use crate::cli::top::help::HELP;
 
 /// The longest filter, in characters: as long as QEMU's names get.
 const FILTER_MAX: usize = 64;
@@ -49,7 +50,7 @@ impl Model {
     }
 
     fn on_list_key(&mut self, key: KeyCode) -> Effect {
-        let lines = draw::list_lines(self).max(1);
+        let lines = usize::from(self.regions().rows.height).max(1);
         match key {
             KeyCode::Char('q' | 'Q') => return Effect::Quit,
             KeyCode::Up | KeyCode::Char('k') => self.move_to(self.cursor.saturating_sub(1)),
@@ -98,7 +99,7 @@ impl Model {
     }
 
     fn on_page_key(&mut self, key: KeyCode) -> Effect {
-        let lines = draw::page_lines(self.size);
+        let lines = page_lines(self.size);
         let beside = match key {
             KeyCode::Char('n') => Some(self.cursor + 1),
             KeyCode::Char('p') => self.cursor.checked_sub(1),
@@ -127,13 +128,13 @@ impl Model {
     }
 
     fn on_help_key(&mut self, key: KeyCode, line: usize) -> Effect {
-        let last = draw::HELP.len().saturating_sub(draw::page_lines(self.size));
+        let last = HELP.len().saturating_sub(page_lines(self.size));
         let to = |line: usize| Overlay::Help(line.min(last));
         self.overlay = match key {
             KeyCode::Up | KeyCode::Char('k') => to(line.saturating_sub(1)),
             KeyCode::Down | KeyCode::Char('j') => to(line + 1),
-            KeyCode::PageUp => to(line.saturating_sub(draw::page_lines(self.size))),
-            KeyCode::PageDown | KeyCode::Char(' ') => to(line + draw::page_lines(self.size)),
+            KeyCode::PageUp => to(line.saturating_sub(page_lines(self.size))),
+            KeyCode::PageDown | KeyCode::Char(' ') => to(line + page_lines(self.size)),
             KeyCode::Home => to(0),
             KeyCode::End => to(last),
             // Any other key closes it, as in top.

@@ -5,6 +5,7 @@
 
 mod feed;
 mod keys;
+mod layout;
 mod life;
 mod page;
 mod row;
@@ -12,13 +13,16 @@ mod row;
 mod tests;
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use crate::api::view::{HostView, LinesView, StatusView, VmView};
 use crate::history::{TickRates, Ticks};
 
+use crate::cli::severity::Tone;
+
 pub(super) use feed::{Feed, Stale};
 pub(super) use keys::Effect;
+pub(super) use layout::{Regions, page_regions};
 pub(super) use life::life;
 pub(super) use page::{Page, PageAnswer};
 pub(super) use row::{Column, Key, Row};
@@ -199,9 +203,23 @@ impl Model {
         self.arrange();
     }
 
+    /// What is wrong with the picture, or with the host.
+    pub(super) fn banners(&self) -> Vec<(String, Tone)> {
+        let stale = self.feed.stale().map(|stale| (stale.to_string(), Tone::Bad));
+        let degraded = self.host.as_ref().and_then(|host| host.degraded.as_ref());
+        let degraded = degraded.map(|why| (format!("degraded: {why}"), Tone::Notable));
+        stale.into_iter().chain(degraded).collect()
+    }
+
+    /// Where the parts of the list are.
+    pub(super) fn regions(&self) -> Regions {
+        let is_filtering = matches!(self.overlay, Overlay::Filtering(_));
+        Regions::of(self.size, self.banners().len(), is_filtering)
+    }
+
     /// Brings what is scrolled into its bounds.
     pub(super) fn arrange(&mut self) {
-        let lines = super::draw::list_lines(self);
+        let lines = usize::from(self.regions().rows.height);
         let last = self.shown.len().saturating_sub(lines);
         // The cursor is on the screen, and no line stays empty that a row could have.
         let offset = self.offset.min(self.cursor).min(last);
@@ -209,13 +227,7 @@ impl Model {
         let (columns, wall, unicode) = (self.size.0, self.wall, self.look.unicode);
         if let Some(page) = &mut self.page {
             page.compose(columns.into(), unicode, wall);
-            page.scroll_to(page.scroll, super::draw::page_lines(self.size));
+            page.scroll_to(page.scroll, layout::page_lines(self.size));
         }
     }
 }
-
-/// Until when an answer is fresh, in intervals between two questions.
-const FRESH_INTERVALS: u32 = 3;
-
-/// The least time between two questions: a daemon that samples faster isn't asked faster.
-pub(super) const INTERVAL_MIN: Duration = Duration::from_millis(500);

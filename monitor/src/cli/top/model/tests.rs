@@ -146,7 +146,7 @@ fn the_cursor_goes_with_its_vm_and_stays_at_the_top_while_it_was_not_moved() {
 #[test]
 fn a_thousand_rows_are_scrolled_by_lines_screens_and_ends() {
     let mut model = many(1000);
-    let lines = crate::cli::top::draw::list_lines(&model);
+    let lines = usize::from(model.regions().rows.height);
     assert_eq!(lines, 19);
     press(&mut model, &[KeyCode::PageDown]);
     assert_eq!((at(&model), model.offset), ("vm-0019", 1));
