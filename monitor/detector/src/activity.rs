@@ -77,17 +77,17 @@ mod unseen {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeartbeatActivity {
     /// Beats.
-    pub beats: u64,
+    pub(crate) beats: u64,
     /// The last that it said: that its check failed.
-    pub failed: bool,
+    pub(crate) failed: bool,
     /// Or that its guest goes down in good order.
-    pub leaving: bool,
+    pub(crate) leaving: bool,
     /// From one beat to the next, by its own account.
-    pub interval: Duration,
+    pub(crate) interval: Duration,
     /// A number that another boot does not have.
-    pub boot: u64,
+    pub(crate) boot: u64,
     /// What it checks; empty: nothing.
-    pub check: String,
+    pub(crate) check: String,
 }
 
 /// Requests since the last sample.

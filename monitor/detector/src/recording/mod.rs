@@ -71,9 +71,9 @@ impl Header {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateSummary {
     /// The state's name.
-    pub state: &'static str,
+    pub(crate) state: &'static str,
     /// What it was convicted of.
-    pub cause: Option<Cause>,
+    pub(crate) cause: Option<Cause>,
 }
 
 impl StateSummary {

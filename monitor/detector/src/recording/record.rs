@@ -23,7 +23,7 @@ pub struct Changed {
     /// The state's name: one of `STATES`.
     pub state: &'static str,
     /// What it was convicted of.
-    pub cause: Option<Cause>,
+    pub(crate) cause: Option<Cause>,
     /// Why it stands there.
     pub reason: String,
 }

@@ -47,9 +47,9 @@ pub struct Segment {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decoded {
     /// The complete state when it began.
-    pub watch: Watch,
+    pub(crate) watch: Watch,
     /// Whether it is that: format 1 had no [`Quiet`], which is told from the rest then.
-    pub is_whole: bool,
+    pub(crate) is_whole: bool,
     /// What came then.
     pub records: Vec<Record>,
 }
@@ -224,11 +224,6 @@ impl Ring {
     /// When what is kept begins; `None` where nothing is.
     pub fn begins(&self) -> Option<Duration> {
         self.closed.front().map(|oldest| oldest.began).or(self.open.as_ref().map(|open| open.began))
-    }
-
-    /// Bytes that it takes.
-    pub fn bytes(&self) -> usize {
-        self.bytes + self.open.as_ref().map_or(0, |open| open.bytes.len())
     }
 }
 

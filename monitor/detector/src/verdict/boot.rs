@@ -12,15 +12,15 @@ pub struct Boot {
     /// When it began, which tells it from any other.
     pub began: Duration,
     /// Time since then in which the VM was held, which is none of its boot grace.
-    pub held: Duration,
+    pub(crate) held: Duration,
     /// Its first sign of life.
-    pub first_life: Option<Duration>,
+    pub(crate) first_life: Option<Duration>,
     /// The witnesses that answered of it, so that their silence counts against it.
     pub answered: BTreeSet<WitnessName>,
     /// When they were last asked while all was well.
-    pub calibrated: Option<Duration>,
+    pub(crate) calibrated: Option<Duration>,
     /// It writes a crash dump of its own.
-    pub dump: Option<Dump>,
+    pub(crate) dump: Option<Dump>,
     /// What its agent said, if it has one.
     pub heartbeat: Option<HeartbeatState>,
 }
@@ -29,25 +29,25 @@ pub struct Boot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dump {
     /// Since when it is known.
-    pub since: Duration,
+    pub(crate) since: Duration,
     /// When it last wrote, or at first, when it said so.
-    pub last_write: Duration,
+    pub(crate) last_write: Duration,
     /// How long it may write nothing.
-    pub quiet_for: Duration,
+    pub(crate) quiet_for: Duration,
     /// QEMU's monitor could not be heard all along: the reset that ends a dump may have been missed.
-    pub unheard: bool,
+    pub(crate) unheard: bool,
 }
 
 impl Dump {
     /// One that is known since `now`, and may go on without a write for `quiet_for`.
-    pub fn new(now: Duration, quiet_for: Duration) -> Self {
+    pub(crate) fn new(now: Duration, quiet_for: Duration) -> Self {
         Self { since: now, last_write: now, quiet_for, unheard: false }
     }
 }
 
 impl Boot {
     /// A boot that began at `began`.
-    pub fn new(began: Duration) -> Self {
+    pub(crate) fn new(began: Duration) -> Self {
         Self {
             began,
             held: Duration::ZERO,

@@ -27,7 +27,7 @@ pub(crate) const LEAVING_PATIENCE: Duration = Duration::from_secs(120);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeartbeatState {
     /// The boot's number, by the agent's account.
-    pub boot: u64,
+    pub(crate) boot: u64,
     /// From one beat to the next, by its own account.
     pub interval: Duration,
     /// What it checks; empty: nothing.
@@ -35,7 +35,7 @@ pub struct HeartbeatState {
     /// The last beat, or since when the next one is waited for; `None`: there was none yet.
     pub beat: Option<Duration>,
     /// When it last said anything.
-    pub heard: Duration,
+    pub(crate) heard: Duration,
     /// Since when the guest has been going down in good order.
     pub leaving: Option<Duration>,
     /// Its beats stay away.
@@ -46,15 +46,15 @@ pub struct HeartbeatState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeartbeatLoss {
     /// Since when that is known.
-    pub since: Duration,
+    pub(crate) since: Duration,
     /// Rounds of questions since then in which nothing of the guest's user space answered.
-    pub rounds: u32,
+    pub(crate) rounds: u32,
     /// Those of many VMs stayed away at the same moment.
-    pub stormy: bool,
+    pub(crate) stormy: bool,
     /// What was told of it.
-    pub told: Option<Cause>,
+    pub(crate) told: Option<Cause>,
     /// What is known of it, in words.
-    pub reason: String,
+    pub(crate) reason: String,
 }
 
 /// How long beats may stay away.

@@ -44,20 +44,20 @@ pub struct Liveness {
     /// Since when all vCPUs together have stood still, if they do.
     pub still_since: Option<Duration>,
     /// Since when they have done nothing at all, if so.
-    pub zero_since: Option<Duration>,
+    pub(crate) zero_since: Option<Duration>,
     /// Since when some vCPU has been pinned, if one is.
     pub pinned_since: Option<Duration>,
     /// What the pinned vCPU got of a host CPU lately, and what it wanted: seconds, of which older ones fade.
-    pub got: f64,
+    pub(crate) got: f64,
     /// As above.
-    pub wanted: f64,
+    pub(crate) wanted: f64,
     /// Seconds of a host CPU that it got since it has been pinned.
-    pub ran: f64,
+    pub(crate) ran: f64,
 }
 
 impl Liveness {
     /// A line that begins at `now`.
-    pub fn begin(now: Duration, why: &str) -> Self {
+    pub(crate) fn begin(now: Duration, why: &str) -> Self {
         Self {
             last_life: now,
             last_sign: why.to_owned(),
@@ -72,19 +72,19 @@ impl Liveness {
     }
 
     /// Time since the last sign of life.
-    pub fn silence(&self, now: Duration) -> Duration {
+    pub(crate) fn silence(&self, now: Duration) -> Duration {
         now.saturating_sub(self.last_life)
     }
 
     /// Takes note of a sign of life.
-    pub fn alive(&mut self, now: Duration, sign: String) {
+    pub(crate) fn alive(&mut self, now: Duration, sign: String) {
         self.last_life = now;
         self.last_sign = sign;
         self.heard = Some(now);
     }
 
     /// Takes note of the vCPUs' level during the tick that ended at `now`, in which their registers were `asked` for or not.
-    pub fn level(&mut self, activity: &Activity, asked: bool, now: Duration) {
+    pub(crate) fn level(&mut self, activity: &Activity, asked: bool, now: Duration) {
         let begin = now.saturating_sub(activity.elapsed);
         let kept = |since: Option<Duration>, holds: bool| holds.then(|| since.unwrap_or(begin));
         let still = below(&activity.vcpus, STILL_BUSY_RATIO)

@@ -129,15 +129,15 @@ pub struct Watch {
     /// When the guest reset itself lately; a burst counts once, and never more than `Watch::RESETS` are kept.
     pub resets: Vec<Duration>,
     /// When it was last reset by somebody else, flatline included.
-    pub reset_from_outside: Option<Duration>,
+    pub(crate) reset_from_outside: Option<Duration>,
     /// What excuses its silence as long as it lasts: a witness' words.
-    pub excuse: Option<String>,
+    pub(crate) excuse: Option<String>,
     /// What was seen of the host, while many of its VMs are silent together.
     pub storm: Option<String>,
     /// Since when QEMU's monitor has answered nothing, and nothing was seen of the guest, with its host not at fault.
-    pub monitor_silent_since: Option<Duration>,
+    pub(crate) monitor_silent_since: Option<Duration>,
     /// When the last tick ended, and what it showed.
-    pub last: Option<(Duration, Arc<Tick>)>,
+    pub(crate) last: Option<(Duration, Arc<Tick>)>,
     /// Its silence as it was observed. Recordings have it after all else, since format 2.
     #[serde(skip)]
     pub quiet: Quiet,

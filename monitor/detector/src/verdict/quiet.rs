@@ -17,7 +17,7 @@ pub struct Quiet {
     pub life: Duration,
     /// Since when it has shown nothing though it could have: `life`, or the end of the last pause of a guest that was
     /// neither suspected nor convicted before it.
-    pub since: Duration,
+    pub(crate) since: Duration,
     /// Time since `life` in which no verdict could be given.
     pub held: Duration,
     /// It was suspected or convicted since `life`.
@@ -26,7 +26,7 @@ pub struct Quiet {
 
 impl Quiet {
     /// A silence that begins at `now`.
-    pub fn begin(now: Duration) -> Self {
+    pub(crate) fn begin(now: Duration) -> Self {
         Self { life: now, since: now, held: Duration::ZERO, suspected: false }
     }
 

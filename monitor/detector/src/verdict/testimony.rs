@@ -126,7 +126,7 @@ impl Answer {
 
 impl Testimony {
     /// Whether some answer is of a kind.
-    pub fn any(&self, wanted: impl Fn(&Answer) -> bool) -> bool {
+    pub(crate) fn any(&self, wanted: impl Fn(&Answer) -> bool) -> bool {
         self.statements.iter().any(|said| wanted(&said.answer))
     }
 
@@ -146,7 +146,7 @@ impl Testimony {
     }
 
     /// Why the silence is not the guest's fault. That the host starves it is no excuse where it speaks against itself.
-    pub fn excuse(&self, speaks_against_itself: bool) -> Option<&str> {
+    pub(crate) fn excuse(&self, speaks_against_itself: bool) -> Option<&str> {
         self.statements.iter().find_map(|said| match &said.answer {
             Answer::Excuse(why) => Some(why.as_str()),
             Answer::Starved(why) if !speaks_against_itself => Some(why.as_str()),
@@ -169,13 +169,13 @@ impl Testimony {
     }
 
     /// The witnesses that answered, whose silence counts from now on.
-    pub fn answered(&self) -> impl Iterator<Item = &WitnessName> {
+    pub(crate) fn answered(&self) -> impl Iterator<Item = &WitnessName> {
         let lives = |said: &&Statement| said.answer.acquits();
         self.statements.iter().filter(lives).map(|said| &said.witness)
     }
 
     /// All that was asked, in a sentence.
-    pub fn summary(&self) -> String {
+    pub(crate) fn summary(&self) -> String {
         let said = |said: &Statement| match &said.answer {
             // Who could not be asked, or had nothing to say, is left to `show`.
             Answer::NotAsked(_) | Answer::Opaque(_) | Answer::Nothing(_) => None,
@@ -190,28 +190,28 @@ impl Testimony {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
     /// Rounds asked since the suspicion began.
-    pub rounds: u32,
+    pub(crate) rounds: u32,
     /// Rounds in a row in which every vCPU was halted with interrupts off.
-    pub halted: u32,
+    pub(crate) halted: u32,
     /// Rounds in a row in which a vCPU was stuck.
-    pub stuck: u32,
+    pub(crate) stuck: u32,
     /// Rounds in a row in which nobody could be asked, or all that could be said is that it doesn't move.
-    pub unseen: u32,
+    pub(crate) unseen: u32,
     /// Rounds in a row in which every witness that had answered in this boot, and could be asked, did not.
-    pub silent: u32,
+    pub(crate) silent: u32,
     /// When the first of those ended.
-    pub silent_since: Option<Duration>,
+    pub(crate) silent_since: Option<Duration>,
     /// Rounds since the guest's kernel said that it dies.
-    pub last_words: u32,
+    pub(crate) last_words: u32,
     /// Rounds in a row in which a restarted guest whose time is up was still in its firmware.
-    pub not_up: u32,
+    pub(crate) not_up: u32,
 }
 
 impl Tally {
     /// Counts one more round, which ended at `now`; an answer of another kind starts a row anew. `calibrated` are
     /// the witnesses that answered before in this boot.
     #[must_use]
-    pub fn count(
+    pub(crate) fn count(
         self,
         testimony: &Testimony,
         calibrated: &BTreeSet<WitnessName>,

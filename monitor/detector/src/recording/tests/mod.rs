@@ -10,8 +10,5 @@ mod round_trip;
 use std::{sync::Arc, time::Duration};
 
 use super::{Recording, Ring};
-use crate::{
-    activity::VcpuActivity,
-    verdict::{Act, Input},
-};
+use crate::verdict::{Act, Input};
 use live::*;

@@ -1,5 +1,3 @@
-use std::time::Instant;
-
 use super::{super::Limits, *};
 
 #[test]
@@ -10,9 +8,16 @@ fn the_bytes_stay_within_their_bound_whatever_comes() {
     for round in 0..2000 {
         live.second(1, 0.5);
         live.tell(&text(round % 900));
-        assert!(live.ring.bytes() <= most_bytes, "{} in round {round}", live.ring.bytes());
+        let bytes = bytes(&live);
+        assert!(bytes <= most_bytes, "{bytes} in round {round}");
     }
-    assert!(live.ring.bytes() > most_bytes / 2, "only {}", live.ring.bytes());
+    let bytes = bytes(&live);
+    assert!(bytes > most_bytes / 2, "only {bytes}");
+}
+
+/// Bytes that the ring takes.
+fn bytes(live: &Live) -> usize {
+    live.ring.segments().iter().map(|segment| segment.size()).sum()
 }
 
 #[test]
@@ -65,51 +70,4 @@ fn nothing_is_kept_where_nothing_is_to_be_but_all_is_handed_on() {
     let handed_on: u64 = live.closed.iter().map(|segment| segment.records).sum();
     let open = live.ring.segments().last().map_or(0, |open| open.records);
     assert_eq!(handed_on + open, 100);
-}
-
-/// Measures; with `--release --ignored --nocapture`.
-#[test]
-#[ignore = "measures, and asserts nothing"]
-#[expect(clippy::disallowed_methods, reason = "it measures")]
-fn what_a_record_costs() {
-    for vcpus in [1_u32, 16] {
-        let mut live = Live::new(limits());
-        let input = |second: u32| {
-            let Input::Tick(tick) = tick(0, 0.0) else { unreachable!() };
-            let mut tick = Arc::unwrap_or_clone(tick);
-            let share = |nanos: u32| Duration::from_nanos(nanos.into()).as_secs_f64();
-            let vcpu = |index| VcpuActivity {
-                index,
-                tid: 100_000 + index,
-                busy: share(2_400_000 + (second * 7919 + index * 104_729) % 600_000),
-                waiting: share(20_000 + second * 31 % 9000),
-            };
-            tick.activity.vcpus = Ok((0..vcpus).map(vcpu).collect());
-            Input::Tick(Arc::new(tick))
-        };
-        let inputs: Vec<Input> = (0..300_000).map(|second| input(second % 7_000)).collect();
-        let mut spent = [Duration::ZERO; 2];
-        for input in &inputs {
-            live.now += SECOND + Duration::from_micros(137);
-            let began = Instant::now();
-            live.ring.prepare(&live.watch, live.now);
-            live.ring.note(live.now, input, &Act::Nothing, None);
-            spent[0] += began.elapsed();
-            let began = Instant::now();
-            std::hint::black_box(live.watch.state.name());
-            spent[1] += began.elapsed();
-            if let Input::Tick(tick) = input {
-                live.watch.last = Some((live.now, tick.clone()));
-            }
-        }
-        let records: u64 = live.ring.segments().iter().map(|it| it.records).sum();
-        let [spent, clock] = spent.map(|spent| spent.as_secs_f64() / 300_000.0 * 1e6);
-        let file = super::super::file::to_bytes(&live.recording()).expect("written").len();
-        println!(
-            "{vcpus} vCPUs: {:.3} µs a record (the clock's {clock:.3} taken off); {records} records in {} bytes, \
-             {file} as a file",
-            spent - clock,
-            live.ring.bytes(),
-        );
-    }
 }
