@@ -6,7 +6,7 @@ mod parse;
 use std::{
     collections::BTreeMap,
     sync::Arc,
-    time::{Duration, Instant, UNIX_EPOCH},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use monitor_ebpf::{NetworkCounters, StorageCounters};
@@ -350,28 +350,4 @@ fn every_state_is_among_the_names() {
         State::Unobservable,
     ];
     assert_eq!(states.map(|state| state.name()), State::NAMES);
-}
-
-/// Not a test: what 1,000 VMs cost. `cargo test --release -p flatline --lib a_thousand_vms -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement"]
-fn what_a_thousand_vms_cost() {
-    let vms: Vec<_> = (1..=1000)
-        .map(|pid| VmFigures {
-            vcpus: Some((0..4).map(vcpu).collect()),
-            ..vm(&format!("vm-{pid}"), pid)
-        })
-        .collect();
-    let all = Snapshot { most_vms: 1024, ..snapshot(vms) };
-    let begun = Instant::now();
-    // Much the same as what the loop does each tick, the end of the last one included.
-    let mut latest = Arc::new(all.clone());
-    for _ in 0..100 {
-        latest = Arc::new(std::hint::black_box(&all).clone());
-    }
-    println!("one copy takes {:?}", begun.elapsed() / 100);
-    drop(latest);
-    let begun = Instant::now();
-    let text = text(all, Format::OpenMetrics);
-    println!("{} bytes of text take {:?}", text.len(), begun.elapsed());
 }
