@@ -61,7 +61,7 @@ impl ProbeRunner {
             vm: watched.vm.clone(),
             vcpu_threads: watched.sensors.threads.clone(),
             boot_age: now.saturating_sub(watched.detector.watch.boot.began),
-            silence: watched.detector.watch.quiet.since_life(now),
+            silence: watched.detector.watch.silence.since_life(now),
             slot: watched.sensors.slot.clone(),
             counters: sampler.counters.clone(),
             kvm: self.kvm.clone(),

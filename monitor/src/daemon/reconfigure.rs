@@ -104,7 +104,7 @@ impl EventLoop {
             watched.memory.set_every(memory_every);
             changed += usize::from(is_judged_anew);
         }
-        self.recovery.set_terms(|name| detection_policy(&self.config, name));
+        self.recovery.set_policies(|name| detection_policy(&self.config, name));
         changed
     }
 

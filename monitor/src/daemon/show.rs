@@ -124,7 +124,7 @@ impl EventLoop {
         let sees_to_guest = sample.is_some_and(|sample| sample.sees_to_guest);
         let storage = sample.and_then(|sample| sample.storage.as_ref().ok());
         let in_flight = sample.and_then(|sample| sample.in_flight);
-        let (state, cause, reason) = watched.detector.watch.standing();
+        let (state, cause, reason) = watched.detector.watch.shown_state();
         VmView {
             name: watched.vm.name.clone(),
             uuid: watched.vm.uuid.clone(),
@@ -138,7 +138,7 @@ impl EventLoop {
             since: self.clock.wall_clock(watched.detector.watch.since),
             flat_seconds: match watched.detector.watch.state {
                 State::Unobservable => None,
-                _ => Some(watched.detector.watch.quiet.silence(self.now()).as_secs_f64()),
+                _ => Some(watched.detector.watch.silence.length(self.now()).as_secs_f64()),
             },
             restarts_in_window: u32::try_from(
                 self.recovery.restarts_in_window(watched, SystemTime::now()).len(),
@@ -212,20 +212,20 @@ impl EventLoop {
     }
 
     fn signals(&self, watched: &WatchedVm) -> Vec<SignalView> {
-        let Watch { liveness, quiet, .. } = &watched.detector.watch;
+        let Watch { liveness, silence, .. } = &watched.detector.watch;
         let policy = &watched.detector.detection.policy;
         let since = |moment: Option<Duration>| {
             moment.map(|moment| crate::rfc3339::format(self.clock.wall_clock(moment)))
         };
-        let ago = quiet.since_life(self.now()).as_secs_f64();
+        let ago = silence.since_life(self.now()).as_secs_f64();
         // What the window began anew for is no sign of life.
-        let mark = if liveness.last_life == quiet.life { ":" } else { ";" };
-        let is_silent = quiet.suspected || quiet.silence(self.now()) >= policy.flat_for;
+        let mark = if liveness.last_life == silence.life { ":" } else { ";" };
+        let is_silent = silence.suspected || silence.length(self.now()) >= policy.flat_for;
         let mut signals = vec![SignalView {
             name: "sign of life".to_owned(),
             value: format!("{ago:.1} s ago{mark} {}", liveness.last_sign),
             threshold: format!("suspect after {}", humantime::format_duration(policy.flat_for)),
-            since: since(Some(quiet.life)),
+            since: since(Some(silence.life)),
             verdict: if is_silent { "silent" } else { "lives" }.to_owned(),
         }];
         if let Some(activity) = &watched.sensors.activity {

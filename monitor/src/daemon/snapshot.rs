@@ -81,7 +81,7 @@ impl EventLoop {
 
     fn figures_of(&self, watched: &WatchedVm, now: Duration) -> VmFigures {
         let sample = watched.sensors.sample.as_ref().map(|(_, sample)| sample);
-        let (state, cause, _) = watched.detector.watch.standing();
+        let (state, cause, _) = watched.detector.watch.shown_state();
         VmFigures {
             vm: watched.vm.clone(),
             mode: watched.detector.detection.policy.mode,
@@ -90,7 +90,7 @@ impl EventLoop {
             run_state: watched.link.run_state.clone(),
             flat: match watched.detector.watch.state {
                 State::Unobservable => None,
-                _ => Some(watched.detector.watch.quiet.silence(now)),
+                _ => Some(watched.detector.watch.silence.length(now)),
             },
             is_held: self.recovery.held(watched.key(), SystemTime::now()).is_some(),
             is_counted: watched.sensors.slot.is_ok(),

@@ -169,7 +169,7 @@ impl EventLoop {
         let mut words = format!("{doing} {vms} VM{}", if vms == 1 { "" } else { "s" });
         let mut states = std::collections::BTreeMap::new();
         for watched in self.registry.vms.values() {
-            *states.entry(watched.detector.watch.standing().0).or_insert(0_usize) += 1;
+            *states.entry(watched.detector.watch.shown_state().0).or_insert(0_usize) += 1;
         }
         let states: Vec<_> =
             states.iter().map(|(state, count)| format!("{count} {state}")).collect();

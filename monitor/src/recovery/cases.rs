@@ -23,7 +23,7 @@ impl Supervisor {
         context: &Context<'_>,
     ) {
         let reason = watched.detector.watch.reason.clone();
-        let silence = watched.detector.watch.quiet.since_life(context.now);
+        let silence = watched.detector.watch.silence.since_life(context.now);
         let earlier = watched.recovery.case.take().filter(|case| case.stage.is_open());
         // One that was not restarted, or showed no life since, crashed once and not twice.
         let (incident, tries) = match earlier {
@@ -86,13 +86,13 @@ impl Supervisor {
     ) -> Incident {
         let (detected_at, name) = (context.wall, &watched.vm.name);
         let id = self.store.new_id(detected_at, name);
-        let quiet = &watched.detector.watch.quiet;
+        let silence = &watched.detector.watch.silence;
         Incident {
             uuid: watched.vm.uuid.clone(),
             pid: watched.vm.id.pid,
             start_ticks: watched.vm.id.start_ticks,
-            last_sign_of_life: Some(context.wall_clock(quiet.life)),
-            held_seconds: Some(quiet.held.as_secs_f64()),
+            last_sign_of_life: Some(context.wall_clock(silence.life)),
+            held_seconds: Some(silence.held.as_secs_f64()),
             ..Incident::new(id, name.clone(), cause.to_string(), reason, detected_at)
         }
     }

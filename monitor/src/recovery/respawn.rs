@@ -74,10 +74,10 @@ impl Supervisor {
         self.conclude(respawn, outcome);
     }
 
-    /// Those that wait are judged on other terms from now on.
-    pub(crate) fn set_terms(&mut self, terms_of: impl Fn(&str) -> DetectionPolicy) {
+    /// Gives the VMs that wait to be started the policies of another configuration.
+    pub(crate) fn set_policies(&mut self, policy_of: impl Fn(&str) -> DetectionPolicy) {
         for respawn in &mut self.respawns {
-            respawn.detection = terms_of(&respawn.vm.name);
+            respawn.detection = policy_of(&respawn.vm.name);
         }
     }
 

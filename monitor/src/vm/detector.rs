@@ -48,12 +48,12 @@ impl Detector {
         reason: Option<String>,
         now: Duration,
     ) -> Act {
-        let before = self.watch.standing().0;
+        let before = self.watch.shown_state().0;
         let act = self.recorder.take(&mut self.watch, input, &self.detection, now);
         if let Some(reason) = reason {
             self.watch.reason = reason;
         }
-        let (after, cause, reason) = self.watch.standing();
+        let (after, cause, reason) = self.watch.shown_state();
         if before != after {
             let routine = |name| matches!(name, "alive" | "suspect" | "starting");
             if routine(before) && routine(after) {

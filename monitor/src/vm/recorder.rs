@@ -65,13 +65,13 @@ impl Recorder {
         detection: &DetectionPolicy,
         now: Duration,
     ) -> Act {
-        let Some(tape) = &mut self.0 else { return watch.take(input, detection, now) };
+        let Some(tape) = &mut self.0 else { return watch.step(input, detection, now) };
         if let Some(closed) = tape.ring.prepare(watch, now) {
             tape.send(&closed);
             tape.forget_earlier(now);
         }
         let before = StateSummary::of(watch);
-        let act = watch.take(input, detection, now);
+        let act = watch.step(input, detection, now);
         let decided =
             before != StateSummary::of(watch) || !matches!(act, Act::Nothing | Act::Ask(_));
         let changed = decided.then_some((&watch.state, watch.reason.as_str()));

@@ -9,8 +9,8 @@ use super::Malformed;
 use crate::{
     policy::Policy,
     verdict::{
-        Boot, DetectionPolicy, Dump, HeartbeatLoss, HeartbeatState, Input, Liveness, Quiet, State,
-        Tick, Watch,
+        Boot, DetectionPolicy, Dump, HeartbeatLoss, HeartbeatState, Input, Liveness, Silence,
+        State, Tick, Watch,
     },
 };
 
@@ -83,9 +83,9 @@ pub(super) fn watch(watch: &Watch) -> Result<(), Malformed> {
         storm: _,
         monitor_silent_since,
         last,
-        quiet,
+        silence,
     } = watch;
-    let Quiet { life, since: quiet_since, held: quiet_held, suspected: _ } = quiet;
+    let Silence { life, since: silent_since, held: silent_held, suspected: _ } = silence;
     let Liveness {
         last_life,
         last_sign: _,
@@ -107,7 +107,7 @@ pub(super) fn watch(watch: &Watch) -> Result<(), Malformed> {
     check([Some(*since), Some(*last_life), *heard, *still_since, *zero_since, *pinned_since])?;
     check([Some(*began), Some(*held), *first_life, *calibrated, deadline, *reset_from_outside])?;
     check(dump.into_iter().flatten().map(Some))?;
-    check([*monitor_silent_since, Some(*life), Some(*quiet_since), Some(*quiet_held)])?;
+    check([*monitor_silent_since, Some(*life), Some(*silent_since), Some(*silent_held)])?;
     if let Some(heartbeat) = heartbeat {
         let HeartbeatState { boot: _, interval, check: _, beat, heard, leaving, missed } =
             heartbeat;

@@ -36,7 +36,7 @@ use crate::verdict::{Cause, DetectionPolicy, Watch};
 /// | format | has besides |
 /// |---|---|
 /// | 1 | |
-/// | 2 | [`Quiet`](crate::verdict::Quiet) behind each checkpoint |
+/// | 2 | [`Silence`](crate::verdict::Silence) behind each checkpoint |
 pub const FORMAT: u32 = 2;
 /// The oldest format that is still read.
 pub(crate) const OLDEST_FORMAT: u32 = 1;

@@ -1,6 +1,6 @@
 //! Judges a recording once more, on the same terms or on others, and holds that against what was decided live.
 //!
-//! Pure: the very same [`Watch::take`] is told the very same inputs. On the recorded terms every decision has
+//! Pure: the very same [`Watch::step`] is told the very same inputs. On the recorded terms every decision has
 //! to come out as it was. On others it shows what would have been decided, with two bounds, which it names:
 //! what happened to the guest happened (a restart is told to the replay, too), and witnesses were asked while
 //! the live daemon suspected the guest. Before that, the replay has no answers; after it, when the guest was
@@ -108,7 +108,7 @@ impl Replayer {
                 // What a person was told on top of the reason is no part of the decision.
                 watch.reason.clone_from(&checkpoint.reason);
                 if !is_whole {
-                    checkpoint.quiet = watch.quiet;
+                    checkpoint.silence = watch.silence;
                 }
                 if self.exact && *watch != checkpoint {
                     self.differs();
@@ -181,9 +181,9 @@ impl Replayer {
         let act = if stranger {
             let monitor = Monitor::Unknown("it is being restarted".to_owned());
             let event = QmpEvent::Reset { guest: false };
-            watch.take(&Input::Event { monitor, event }, &self.detection, at)
+            watch.step(&Input::Event { monitor, event }, &self.detection, at)
         } else {
-            watch.take(input, &self.detection, at)
+            watch.step(input, &self.detection, at)
         };
         let after = StateSummary::of(watch);
         let replay = decision(before, after, &act, &watch.reason);

@@ -6,7 +6,7 @@ use super::{
     FORMAT, Header, Malformed, limits,
     record::{Before, Record, put, take},
 };
-use crate::verdict::{Act, Input, Quiet, State, Watch};
+use crate::verdict::{Act, Input, Silence, State, Watch};
 
 /// A segment is closed when it is as old as this, or earlier where less is to be kept.
 const SEGMENT: Duration = Duration::from_secs(60);
@@ -48,7 +48,7 @@ pub struct Segment {
 pub struct Decoded {
     /// The complete state when it began.
     pub(crate) watch: Watch,
-    /// Whether it is that: format 1 had no [`Quiet`], which is told from the rest then.
+    /// Whether it is that: format 1 had no [`Silence`], which is told from the rest then.
     pub(crate) is_whole: bool,
     /// What came then.
     pub records: Vec<Record>,
@@ -58,7 +58,7 @@ impl Segment {
     fn begin(watch: &Watch, now: Duration, lost: u64) -> Result<Self, Malformed> {
         let mut bytes = Vec::new();
         put(&mut bytes, watch)?;
-        put(&mut bytes, &watch.quiet)?;
+        put(&mut bytes, &watch.silence)?;
         Ok(Self { began: now, lost, records: 0, format: FORMAT, bytes })
     }
 
@@ -90,9 +90,9 @@ impl Segment {
         let mut bytes = &self.bytes[..];
         let mut watch: Watch = take(&mut bytes)?;
         let is_whole = self.format >= 2;
-        watch.quiet = match is_whole {
+        watch.silence = match is_whole {
             true => take(&mut bytes)?,
-            false => Quiet::of_old(&watch.liveness, &watch.state),
+            false => Silence::of_format_one(&watch.liveness, &watch.state),
         };
         limits::watch(&watch)?;
         let mut before = Before::new(self.began);

@@ -1,4 +1,4 @@
-//! What the guest or KVM says outright, which needs no silence and no witness: an event, or the run state.
+//! Announced crashes, which need no silence and no witness: the guest or KVM says so by an event, or by the run state.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub(super) fn event(
         QmpEvent::Reset { guest: false } => {
             watch.reset_from_outside = Some(now);
             if !matches!(watch.state, State::Recovering { .. }) {
-                // Its operator looked at what the guest had done before.
+                // An operator looked at what the guest had done before.
                 watch.resets.clear();
             }
             begin_boot(watch, "it was reset from outside", now);
@@ -36,7 +36,7 @@ pub(super) fn event(
         }
         // One that runs on and said that it writes its dump is left to it.
         QmpEvent::GuestPanicked { action }
-            if !(convicted(&watch.state) || action == "run" && watch.boot.dump.is_some()) =>
+            if !(watch.state.is_convicted() || action == "run" && watch.boot.dump.is_some()) =>
         {
             let reason = format!("the guest reported its own panic (QEMU's action: {action})");
             return convict(watch, Cause::Panicked, reason, now);
@@ -50,7 +50,7 @@ pub(super) fn event(
 pub(super) fn announcement(watch: &mut Watch, monitor: &Monitor, now: Duration) -> Option<Act> {
     let Monitor::Answers(run_state) = monitor else { return None };
     let (cause, reason) = crash_of(run_state)?;
-    (!convicted(&watch.state)).then(|| convict(watch, cause, reason.to_owned(), now))
+    (!watch.state.is_convicted()).then(|| convict(watch, cause, reason.to_owned(), now))
 }
 
 /// The run states that say that a guest crashed.
@@ -70,12 +70,7 @@ pub(super) fn ended_badly(monitor: &Monitor) -> bool {
     matches!(monitor, Monitor::Answers(run_state) if crash_of(run_state).is_some())
 }
 
-/// Convicted, and nothing came of it yet.
-pub(super) fn convicted(state: &State) -> bool {
-    matches!(state, State::Crashed { .. } | State::Failed { .. })
-}
-
-/// The guest reset itself, as after a panic with `panic=5`: that is counted, and not answered with another.
+/// Counts a reset of the guest's own, as after a panic with `panic=5`; it is not answered with another.
 fn guest_reset(watch: &mut Watch, detection: &DetectionPolicy, now: Duration) -> Act {
     let outer = watch.reset_from_outside;
     if outer.is_some_and(|outer| now.saturating_sub(outer) < OWN_RESETS_AFTER_OUTER) {
@@ -93,36 +88,26 @@ fn guest_reset(watch: &mut Watch, detection: &DetectionPolicy, now: Duration) ->
     }
     let resets = watch.resets.len();
     let looping = usize::try_from(policy.boot_loop_resets).is_ok_and(|most| resets >= most);
-    match watch.state {
+    let failed = State::Failed { cause: Cause::BootLoop };
+    if watch.state == failed {
         // What it does now is the same loop.
-        State::Failed { cause: Cause::BootLoop } => {
-            watch.reboot(now, "the guest reset itself");
-            Act::Nothing
-        }
-        _ if looping => {
-            watch.reboot(now, "the guest reset itself");
-            let reason = format!(
-                "the guest reset itself {resets} times within {}: a person is needed",
-                humantime::format_duration(policy.boot_loop_window)
-            );
-            watch.enter(State::Failed { cause: Cause::BootLoop }, reason, now);
-            Act::GiveUp(Cause::BootLoop)
-        }
-        State::Starting
-        | State::Alive
-        | State::Suspect { .. }
-        | State::Recovering { .. }
-        | State::Crashed { .. }
-        | State::Held
-        | State::Failed { .. }
-        | State::Unobservable => {
-            begin_boot(watch, "the guest reset itself", now);
-            if begins { Act::GuestReset(resets) } else { Act::Nothing }
-        }
+        watch.reboot(now, "the guest reset itself");
+        return Act::Nothing;
     }
+    if looping {
+        watch.reboot(now, "the guest reset itself");
+        let reason = format!(
+            "the guest reset itself {resets} times within {}: a person is needed",
+            humantime::format_duration(policy.boot_loop_window)
+        );
+        watch.enter(failed, reason, now);
+        return Act::GiveUp(Cause::BootLoop);
+    }
+    begin_boot(watch, "the guest reset itself", now);
+    if begins { Act::GuestReset(resets) } else { Act::Nothing }
 }
 
-/// Another boot begins. A guest that was restarted is still waited for, and its time is not prolonged; but what was seen of
+/// Begins another boot. A guest that was restarted is still waited for, and its time is not prolonged; but what was seen of
 /// it is of the boot before.
 fn begin_boot(watch: &mut Watch, why: &str, now: Duration) {
     if let State::Recovering { tally, .. } = &mut watch.state {

@@ -1,4 +1,4 @@
-//! What belongs to one boot of a guest, and ends with it.
+//! What is known of one boot of a guest, and ends with it.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -7,19 +7,19 @@ use serde::{Deserialize, Serialize};
 use super::{HeartbeatState, WitnessName};
 
 /// What is known of a guest's present boot; all of it is forgotten when the guest is reset.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Boot {
-    /// When it began, which tells it from any other.
+    /// When it began, since the host's start; no other boot of the guest began then.
     pub began: Duration,
-    /// Time since then in which the VM was held, which is none of its boot grace.
+    /// Time since then in which the VM was held, which is not counted as boot grace.
     pub(crate) held: Duration,
     /// Its first sign of life.
     pub(crate) first_life: Option<Duration>,
-    /// The witnesses that answered of it, so that their silence counts against it.
+    /// The witnesses that answered about the guest, so that their silence counts against it.
     pub answered: BTreeSet<WitnessName>,
     /// When they were last asked while all was well.
     pub(crate) calibrated: Option<Duration>,
-    /// It writes a crash dump of its own.
+    /// The crash dump of its own that the guest writes, if it does.
     pub(crate) dump: Option<Dump>,
     /// What its agent said, if it has one.
     pub heartbeat: Option<HeartbeatState>,
@@ -32,14 +32,14 @@ pub struct Dump {
     pub(crate) since: Duration,
     /// When it last wrote, or at first, when it said so.
     pub(crate) last_write: Duration,
-    /// How long it may write nothing.
+    /// Time for which it may write nothing.
     pub(crate) quiet_for: Duration,
     /// QEMU's monitor could not be heard all along: the reset that ends a dump may have been missed.
     pub(crate) unheard: bool,
 }
 
 impl Dump {
-    /// One that is known since `now`, and may go on without a write for `quiet_for`.
+    /// A dump that is known since `now`, and may go on without a write for `quiet_for`.
     pub(crate) fn new(now: Duration, quiet_for: Duration) -> Self {
         Self { since: now, last_write: now, quiet_for, unheard: false }
     }
@@ -48,14 +48,6 @@ impl Dump {
 impl Boot {
     /// A boot that began at `began`.
     pub(crate) fn new(began: Duration) -> Self {
-        Self {
-            began,
-            held: Duration::ZERO,
-            first_life: None,
-            answered: BTreeSet::new(),
-            calibrated: None,
-            dump: None,
-            heartbeat: None,
-        }
+        Self { began, ..Self::default() }
     }
 }

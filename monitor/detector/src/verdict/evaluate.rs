@@ -1,4 +1,4 @@
-//! A suspect's trial: what the witnesses said is weighed, and more is asked until it is enough.
+//! Evaluation of a suspect: what the witnesses said is weighed, and more is asked until it is enough.
 
 use std::time::Duration;
 
@@ -9,12 +9,13 @@ use super::{
 };
 use crate::policy::Policy;
 
-/// A guest that still tests its address for duplicates would take a probe for a conflict (RFC 5227).
+/// Whether the boot grace is over. A guest that still tests its address for duplicates would take a probe for a conflict
+/// (RFC 5227).
 pub(super) fn past_grace(boot: &Boot, policy: &Policy, now: Duration) -> bool {
     now.saturating_sub(boot.began).saturating_sub(boot.held) >= policy.boot_grace
 }
 
-/// Asks while all is well, so that a silence later means something.
+/// Asks a guest that is well, where that is due, so that a silence later means something.
 pub(super) fn calibrate(watch: &mut Watch, tick: &Tick, policy: &Policy, now: Duration) -> Act {
     let due = watch.wants_calibration(now);
     if !(due && tick.calibratable && past_grace(&watch.boot, policy, now)) {
@@ -27,51 +28,54 @@ pub(super) fn calibrate(watch: &mut Watch, tick: &Tick, policy: &Policy, now: Du
 /// What may be asked now of a guest that is silent.
 pub(super) fn questions(watch: &Watch, policy: &Policy, now: Duration) -> Questions {
     if !past_grace(&watch.boot, policy, now) {
-        return Questions::DuringBoot;
-    }
-    match watch.state {
-        State::Recovering { .. } => Questions::Recovering,
-        State::Starting
-        | State::Alive
-        | State::Suspect { .. }
-        | State::Crashed { .. }
-        | State::Held
-        | State::Failed { .. }
-        | State::Unobservable => Questions::All,
+        Questions::DuringBoot
+    } else if matches!(watch.state, State::Recovering { .. }) {
+        Questions::Recovering
+    } else {
+        Questions::All
     }
 }
 
-/// Weighs what was answered, and asks again where that isn't enough; until then the state is what
-/// `undecided` makes of the tally.
+/// Weighs what was answered, and asks again where that isn't enough; until then a guest that was restarted is still
+/// recovering, and any other one a suspect.
 pub(super) fn evaluate(
     watch: &mut Watch,
     tick: &Tick,
     said: Option<&Testimony>,
     detection: &DetectionPolicy,
-    tally: Tally,
-    undecided: impl FnOnce(Tally) -> State,
     now: Duration,
 ) -> Act {
     if let Some(reason) = nothing_to_evaluate(tick) {
         return unobservable(watch, reason, Duration::ZERO, now);
     }
     let questions = questions(watch, &detection.policy, now);
+    let tally = watch.state.tally().unwrap_or_default();
     let Some(said) = said else {
         // Between two rounds the last answers stay in view.
         if tally.rounds == 0 {
             let reason = suspicion(watch, None, now);
-            watch.enter(undecided(tally), reason, now);
+            watch.enter(undecided(&watch.state, tally), reason, now);
         }
         return Act::Ask(questions);
     };
     let tally = tally.count(said, &watch.boot.answered, now);
     let convicted = conviction(watch, tick, said, tally, detection, now);
     if let Some((cause, reason)) = convicted.filter(|_| !tick.undecided) {
-        return convict(watch, cause, reason, now);
+        return convict_suspect(watch, cause, reason, now);
     }
     let reason = suspicion(watch, Some(said), now);
-    watch.enter(undecided(tally), reason, now);
+    watch.enter(undecided(&watch.state, tally), reason, now);
     Act::Ask(questions)
+}
+
+/// The state of a guest that is asked on.
+fn undecided(state: &State, tally: Tally) -> State {
+    match *state {
+        State::Recovering { cause, deadline, was_up, .. } => {
+            State::Recovering { cause, deadline, tally, was_up }
+        }
+        _ => State::Suspect { tally },
+    }
 }
 
 /// Why a suspect can't be judged: neither its vCPUs' level nor QEMU's word can be had.
@@ -83,8 +87,8 @@ pub(super) fn nothing_to_evaluate(tick: &Tick) -> Option<String> {
     }
 }
 
-/// QEMU doesn't tell the run state, and the guest stands still: one that somebody paused does so, too, and
-/// answers nothing.
+/// Why the guest may only be paused: QEMU doesn't tell the run state, and a paused guest stands just as still, and answers
+/// nothing.
 pub(super) fn paused_maybe(liveness: &Liveness, tick: &Tick) -> Option<String> {
     match &tick.monitor {
         Monitor::Unknown(why) if liveness.still_since.is_some() => Some(format!(
@@ -99,19 +103,19 @@ pub(super) fn paused_maybe(liveness: &Liveness, tick: &Tick) -> Option<String> {
 }
 
 fn suspicion(watch: &Watch, said: Option<&Testimony>, now: Duration) -> String {
-    let Watch { liveness, quiet, .. } = watch;
-    let silence = quiet.silence(now).as_secs_f64();
-    let held = quiet.held_in_words().unwrap_or_default();
+    let Watch { liveness, silence, .. } = watch;
+    let silent = silence.length(now).as_secs_f64();
+    let held = silence.held_in_words().unwrap_or_default();
     match said {
-        None => format!("silent for {silence:.1} s; asking its witnesses{held}"),
+        None => format!("silent for {silent:.1} s; asking its witnesses{held}"),
         Some(said) => {
             let held_back = liveness.held_back(now).unwrap_or_default();
-            format!("silent for {silence:.1} s; {}{held_back}{held}", said.summary())
+            format!("silent for {silent:.1} s; {}{held_back}{held}", said.summary())
         }
     }
 }
 
-/// Whether the evidence is complete, as the rows of the verdict's table have it.
+/// Whether the evidence is complete, and what it convicts the guest of.
 fn conviction(
     watch: &Watch,
     tick: &Tick,
@@ -120,7 +124,7 @@ fn conviction(
     detection: &DetectionPolicy,
     now: Duration,
 ) -> Option<(Cause, String)> {
-    let Watch { liveness, quiet, .. } = watch;
+    let Watch { liveness, silence, .. } = watch;
     let policy = &detection.policy;
     // Ticks are never on the dot: what is a hair's breadth too short is long enough.
     let all_along = |since, span: Duration| {
@@ -129,7 +133,7 @@ fn conviction(
     let seen = suspicion(watch, Some(said), now);
     // A kernel that ended its panic has nothing left to do by itself, however little the host lets it run.
     if tally.last_words >= ROUNDS_TO_CONVICT
-        && all_along(Some(quiet.since), policy.flat_for)
+        && all_along(Some(silence.since), policy.flat_for)
         && all_along(liveness.pinned_since, policy.flat_for)
     {
         return Some((Cause::Panicked, format!("{seen}; a vCPU was pinned all along")));
@@ -155,7 +159,7 @@ fn conviction(
     // A QEMU that stopped answering may be frozen with its guest in it.
     let frozen_maybe = said.any(|answer| matches!(answer, Answer::Unresponsive(_)))
         || paused_maybe(liveness, tick).is_some();
-    // A guest that jumps into another kernel answers nobody for seconds, either: what speaks against this one must
+    // A guest that jumps into another kernel answers nothing for seconds, either: what speaks against this one must
     // have lasted.
     let lasted = all_along(liveness.still_since, policy.flat_for)
         || all_along(liveness.pinned_since, policy.flat_for)
@@ -170,9 +174,9 @@ fn conviction(
         };
         return Some((cause, format!("{seen}; it had answered before in this boot")));
     }
-    let nobody_to_ask = tally.unseen == tally.rounds && tally.silent == 0;
+    let no_answers = tally.unseen == tally.rounds && tally.silent == 0;
     let long = policy.unconfirmed_flat_for;
-    if nobody_to_ask && tally.rounds >= ROUNDS_TO_CONVICT && liveness.silence(now) >= long {
+    if no_answers && tally.rounds >= ROUNDS_TO_CONVICT && liveness.silence(now) >= long {
         let unconfirmed =
             |level| format!("{seen}; unconfirmed, but {level} for {} s", long.as_secs());
         // That an idle guest never stands quite still was measured of x86's alone.
@@ -187,6 +191,19 @@ fn conviction(
     None
 }
 
+/// Convicts a guest that was asked: of one that was restarted, this says that it did not recover.
+pub(super) fn convict_suspect(
+    watch: &mut Watch,
+    cause: Cause,
+    reason: String,
+    now: Duration,
+) -> Act {
+    let recovers = matches!(watch.state, State::Recovering { .. });
+    let act = convict(watch, cause, reason, now);
+    if recovers { Act::NotRecovered(cause) } else { act }
+}
+
+/// Convicts a guest, in whichever state it was.
 pub(super) fn convict(watch: &mut Watch, cause: Cause, reason: String, now: Duration) -> Act {
     watch.excuse = None;
     watch.enter(State::Crashed { cause }, reason, now);

@@ -1,9 +1,9 @@
-//! Heartbeats of a guest's agent: what it says from inside, and what it means that it no longer does.
+//! Heartbeats of a guest's agent, and what their loss means.
 //!
 //! A beat is a sign of life like any other. Where beats were heard in this boot and stay away for
 //! [`lost_after`], the guest is asked at once, however much its kernel still sends: one that is silent altogether is
-//! tried as any suspect, only sooner; one whose kernel goes on is *userland-dead*, or *service-dead* where the agent says
-//! itself that what it checks has failed. That is told, and acted upon only where
+//! evaluated as any suspect, only sooner; one with a kernel that goes on is *userland-dead*, or *service-dead* where the
+//! agent says itself that what it checks has failed. That is told, and acted upon only where
 //! [`Policy::restart_without_heartbeat`] says so: it stands beside the state, so that a crash is found as ever.
 
 use std::time::Duration;
@@ -24,7 +24,7 @@ use crate::{
 pub(crate) const LEAVING_PATIENCE: Duration = Duration::from_secs(120);
 
 /// What is known of a guest's agent in this boot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeartbeatState {
     /// The boot's number, by the agent's account.
     pub(crate) boot: u64,
@@ -43,7 +43,7 @@ pub struct HeartbeatState {
 }
 
 /// Beats that stay away.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeartbeatLoss {
     /// Since when that is known.
     pub(crate) since: Duration,
@@ -57,12 +57,12 @@ pub struct HeartbeatLoss {
     pub(crate) reason: String,
 }
 
-/// How long beats may stay away.
+/// How long beats may stay away that come each `interval`: `heartbeat_lost_after` of the policy, or three intervals and 2 s.
 pub fn lost_after(interval: Duration, policy: &Policy, tick: Duration) -> Duration {
     let interval = interval.max(tick);
     match policy.heartbeat_lost_after {
         None => interval.saturating_mul(3).saturating_add(Duration::from_secs(2)),
-        // Whoever beats more rarely than that is not lost between two beats.
+        // An agent that beats more rarely than that is not lost between two beats.
         Some(configured) => configured.max(interval.saturating_add(tick * 2)),
     }
 }
@@ -100,15 +100,8 @@ pub(super) fn note(watch: &mut Watch, activity: &Activity, now: Duration) {
         // Where QEMU doesn't tell of resets, nothing else does.
         watch.reboot(now, "its agent told of another boot");
     }
-    let heartbeat = watch.boot.heartbeat.get_or_insert_with(|| HeartbeatState {
-        boot: said.boot,
-        interval: said.interval,
-        check: String::new(),
-        beat: None,
-        heard: now,
-        leaving: None,
-        missed: None,
-    });
+    let begin = || HeartbeatState { boot: said.boot, ..HeartbeatState::default() };
+    let heartbeat = watch.boot.heartbeat.get_or_insert_with(begin);
     heartbeat.interval = said.interval;
     heartbeat.check.clone_from(&said.check);
     heartbeat.heard = now;
@@ -130,7 +123,7 @@ pub(super) fn leaving(watch: &mut Watch, now: Duration) -> Option<String> {
     None
 }
 
-/// The terms of a guest whose beats stay away: it is suspected as soon as that is known.
+/// The policy for a guest that has lost its beats: it is suspected as soon as that is known.
 pub(super) fn sooner(
     watch: &Watch,
     detection: &DetectionPolicy,
@@ -148,8 +141,8 @@ pub(super) fn sooner(
     })
 }
 
-/// Looks for beats that stay away, at the end of a tick in which nothing else was to be done. `stormy`: many VMs are
-/// silent together.
+/// Looks for lost beats, at the end of a tick in which nothing else was to be done. `stormy`: many VMs are silent
+/// together.
 pub(super) fn miss(
     watch: &mut Watch,
     tick: &Tick,
@@ -164,16 +157,9 @@ pub(super) fn miss(
     let excused = held_up
         || tick.activity.heartbeat.is_err()
         || host_fault(watch, tick).is_some()
-        || match watch.state {
-            State::Starting | State::Alive | State::Suspect { .. } => false,
-            State::Crashed { .. }
-            | State::Recovering { .. }
-            | State::Held
-            | State::Failed { .. }
-            | State::Unobservable => true,
-        };
+        || !matches!(watch.state, State::Starting | State::Alive | State::Suspect { .. });
     // What speaks against a silent guest is more than that.
-    let is_tried = matches!(watch.state, State::Suspect { .. });
+    let is_suspect = matches!(watch.state, State::Suspect { .. });
     let asks = questions(watch, &detection.policy, now);
     let Some(heartbeat) = &mut watch.boot.heartbeat else { return Act::Nothing };
     if heartbeat.leaving.is_some() || heartbeat.beat.is_none() {
@@ -187,17 +173,12 @@ pub(super) fn miss(
         heartbeat.missed = None;
         return if told { Act::BeatsAgain } else { Act::Nothing };
     };
-    if excused || is_tried || told {
+    if excused || is_suspect || told {
         return Act::Nothing;
     }
     let speaks = !heartbeat.is_too_long(now.saturating_sub(heartbeat.heard), detection);
-    let missed = heartbeat.missed.get_or_insert_with(|| HeartbeatLoss {
-        since: now,
-        rounds: 0,
-        stormy: false,
-        told: None,
-        reason: String::new(),
-    });
+    let begin = || HeartbeatLoss { since: now, ..HeartbeatLoss::default() };
+    let missed = heartbeat.missed.get_or_insert_with(begin);
     let seconds = away.as_secs_f64();
     missed.reason = if speaks {
         format!("its check {} has failed for {seconds:.0} s, its agent says", heartbeat.check)
@@ -231,7 +212,7 @@ pub(super) fn storm_changed(watch: &mut Watch) {
     }
 }
 
-/// Counts a round in which a guest was asked whose beats stay away.
+/// Counts a round in which a guest with lost beats was asked.
 pub(super) fn asked(watch: &mut Watch, said: &Testimony) {
     let Some(HeartbeatState { missed: Some(missed), .. }) = &mut watch.boot.heartbeat else {
         return;
@@ -248,9 +229,8 @@ pub(super) fn asked(watch: &mut Watch, said: &Testimony) {
 }
 
 impl Watch {
-    /// Where it stands in the eyes of those who watch it: its state's name, a cause and a reason. Beats that stay away
-    /// make a suspect of a guest that lives.
-    pub fn standing(&self) -> (&'static str, Option<Cause>, &str) {
+    /// The state as it is shown: its name, a cause and a reason. Lost beats make a suspect of a guest that lives.
+    pub fn shown_state(&self) -> (&'static str, Option<Cause>, &str) {
         match (&self.state, self.missed_beats()) {
             (State::Starting | State::Alive, Some(missed)) => {
                 ("suspect", missed.told, &missed.reason)
@@ -259,7 +239,7 @@ impl Watch {
         }
     }
 
-    /// Beats that stay away, if they do.
+    /// The loss of the agent's beats, where they stay away.
     pub fn missed_beats(&self) -> Option<&HeartbeatLoss> {
         self.boot.heartbeat.as_ref()?.missed.as_ref()
     }
@@ -269,7 +249,7 @@ impl Watch {
         self.boot.heartbeat.as_ref().is_some_and(|heartbeat| heartbeat.heard == now)
     }
 
-    /// Whether its heart beat in the tick that ended at `now`.
+    /// Whether a beat came in the tick that ended at `now`.
     pub(super) fn beats(&self, now: Duration) -> bool {
         self.boot
             .heartbeat

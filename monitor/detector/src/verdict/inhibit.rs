@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use super::{
     Act, Cause, DUMP_PATIENCE, Dump, Liveness, Monitor, STALLED_AFTER, State, Tally, Tick, Watch,
-    announcements, evaluate::convict, step::counted,
+    evaluate::convict_suspect, step::counted,
 };
 use crate::{activity::Activity, policy::Policy};
 use flatline_samples::{Missing, ProcessState, RunState};
 
-/// Whether somebody stopped this VM on purpose, so that it can show no life.
+/// Why this VM was stopped on purpose, so that it can show no life; `None`: it was not.
 pub(super) fn pause_reason(tick: &Tick) -> Option<String> {
     if let Monitor::Answers(run_state) = &tick.monitor
         && *run_state != RunState::Running
@@ -53,11 +53,11 @@ pub(super) fn pause_reason(tick: &Tick) -> Option<String> {
 pub(super) enum HostFault {
     /// Its storage is stalled.
     Storage(String),
-    /// It hardly lets the guest run. Whoever says itself that it dies is as dead for that.
+    /// It hardly lets the guest run. A guest that says itself that it dies is dead all the same.
     Starved(String),
 }
 
-/// Why the silence of this VM says nothing about its guest, if so.
+/// The host's fault that explains the silence of this VM, so that it says nothing about the guest.
 pub(super) fn host_fault(watch: &Watch, tick: &Tick) -> Option<HostFault> {
     if let Ok(storage) = tick.activity.storage
         && storage.in_flight > 0
@@ -91,7 +91,7 @@ impl Watch {
     }
 }
 
-/// A guest that writes its own crash dump is waited for, as long as it does write; `None` for any other.
+/// Waits for a guest that writes its own crash dump, as long as it does write; `None` for any other.
 pub(super) fn dumping(
     watch: &mut Watch,
     tick: &Tick,
@@ -116,17 +116,16 @@ pub(super) fn dumping(
         return Some(hold(watch, reason, tick.activity.elapsed, now));
     };
     watch.boot.dump = None;
-    if dump.unheard || matches!(watch.state, State::Crashed { .. } | State::Failed { .. }) {
-        // From here on it is judged by what it shows, as anyone else.
+    if dump.unheard || watch.state.is_convicted() {
+        // From here on it is judged by what it shows, as any other guest.
         return None;
     }
-    let recovering = matches!(watch.state, State::Recovering { .. });
-    let act = convict(watch, Cause::Panicked, format!("the guest panicked, and {ended}"), now);
-    Some(if recovering { Act::NotRecovered(Cause::Panicked) } else { act })
+    let reason = format!("the guest panicked, and {ended}");
+    Some(convict_suspect(watch, Cause::Panicked, reason, now))
 }
 
-/// Whether a dump goes on: to a disk, or over the network. What isn't known is no silence; the patience
-/// with it has its end all the same.
+/// Whether a dump is being written, to a disk or over the network. What isn't known is no silence; the patience with it has
+/// its end all the same.
 fn writes(activity: &Activity) -> bool {
     let stores = activity.storage.as_ref().map_or(true, |storage| {
         storage.submitted > 0 || storage.completed > 0 || storage.in_flight > 0
@@ -138,7 +137,7 @@ fn writes(activity: &Activity) -> bool {
     stores || sends
 }
 
-/// Time in which somebody had stopped it is none of its dump's.
+/// Leaves out of a dump's time that in which the VM was stopped.
 pub(super) fn pause_dump(watch: &mut Watch, elapsed: Duration, now: Duration) {
     if let Some(dump) = &mut watch.boot.dump {
         dump.since = now.min(dump.since + elapsed);
@@ -146,27 +145,27 @@ pub(super) fn pause_dump(watch: &mut Watch, elapsed: Duration, now: Duration) {
     }
 }
 
-/// A guest that panicked was found to be writing still: it is left to that.
+/// Holds a guest that panicked, and was found to be writing still.
 pub(super) fn still_writing(watch: &mut Watch, policy: &Policy, now: Duration) {
     watch.boot.dump = Some(Dump::new(now, policy.flat_for));
     let reason = "the guest panicked, and is writing its own crash dump".to_owned();
     watch.enter(State::Held, reason, now);
 }
 
-/// A figure without which silence can't be told from blindness.
+/// The figure that is missing, without which silence can't be told from blindness.
 pub(super) fn missing_signal(activity: &Activity) -> Option<&Missing> {
     activity.network.as_ref().err().or(activity.storage.as_ref().err())
 }
 
-/// No verdict while `reason` holds; afterwards its window begins anew. Its silence goes on.
+/// Withholds a verdict while `reason` applies; afterwards the guest's window begins anew. Its silence goes on.
 pub(super) fn hold(watch: &mut Watch, reason: String, elapsed: Duration, now: Duration) -> Act {
     watch.liveness.begin_anew(now, format!("none since it was held: {reason}"));
     held(watch, reason, elapsed, now)
 }
 
-/// The same while somebody has stopped it, so that it can show no life: that is no silence, either.
+/// Withholds a verdict while the VM is stopped, so that it can show no life: that is no silence, either.
 pub(super) fn pause(watch: &mut Watch, reason: String, elapsed: Duration, now: Duration) -> Act {
-    watch.quiet.pause(now);
+    watch.silence.pause(now);
     hold(watch, reason, elapsed, now)
 }
 
@@ -176,7 +175,7 @@ pub(super) fn held(watch: &mut Watch, reason: String, elapsed: Duration, now: Du
     no_verdict(watch, State::Held, reason, elapsed, now)
 }
 
-/// No verdict while a figure is missing; afterwards its window begins anew.
+/// Withholds a verdict while a figure is missing; afterwards the guest's window begins anew.
 pub(super) fn unobservable(
     watch: &mut Watch,
     reason: String,
@@ -184,7 +183,7 @@ pub(super) fn unobservable(
     now: Duration,
 ) -> Act {
     watch.liveness.begin_anew(now, "none since a figure was missing".to_owned());
-    watch.quiet.pause(now);
+    watch.silence.pause(now);
     no_verdict(watch, State::Unobservable, reason, elapsed, now)
 }
 
@@ -195,13 +194,13 @@ fn no_verdict(
     elapsed: Duration,
     now: Duration,
 ) -> Act {
-    if !announcements::convicted(&watch.state) {
-        watch.quiet.held = watch.quiet.held.saturating_add(elapsed);
+    if !watch.state.is_convicted() {
+        watch.silence.held = watch.silence.held.saturating_add(elapsed);
     }
     match &mut watch.state {
         // A conviction outlasts the pause that QEMU itself makes of it.
         State::Crashed { .. } | State::Failed { .. } => {}
-        // Time in which it could show no life, or nobody could see it, is not its own.
+        // Time in which it could show no life, or could not be seen, is not its own.
         State::Recovering { deadline, tally, .. } => {
             *deadline += elapsed;
             *tally = Tally::default();
@@ -216,7 +215,7 @@ fn no_verdict(
 }
 
 impl Liveness {
-    /// Nothing that was seen before counts any more, but for what the vCPUs do right now.
+    /// Begins a window anew: nothing that was seen before counts any more, but for what the vCPUs do right now.
     pub(super) fn begin_anew(&mut self, now: Duration, why: String) {
         let Self { heard, still_since, zero_since, pinned_since, got, wanted, .. } = self;
         let begins = |since: &Option<Duration>| since.map(|_| now);

@@ -1,4 +1,4 @@
-//! All that the state machine is ever told, as values: so that the same inputs give the same decisions,
+//! Inputs of the state machine, as values: so that the same inputs give the same decisions,
 //! whether they come from a host that is watched or from a recording of one.
 
 use std::{sync::Arc, time::Duration};
@@ -12,11 +12,11 @@ use flatline_samples::{Memory, QmpEvent, RunState};
 /// What QEMU's monitor has to say about a VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Monitor {
-    /// It answers; the run state as last told.
+    /// It answers; the run state that QEMU told last.
     Answers(RunState),
     /// Nothing is known through it, and why: no socket, held by another client, refused.
     Unknown(String),
-    /// QEMU has no vCPUs yet, and what it waits for: its guest was not started.
+    /// QEMU has no vCPUs yet, since its guest was not started; the text says what it waits for.
     NotStarted(String),
     /// It answered before, and no longer does.
     Unresponsive(String),
@@ -29,14 +29,14 @@ pub struct Tick {
     pub activity: Activity,
     /// QEMU's monitor.
     pub monitor: Monitor,
-    /// Somebody is there who could be asked while all is well, so that his silence later means something.
+    /// There is a witness that could be asked while all is well, so that its silence later means something.
     pub calibratable: bool,
-    /// Others fell silent at the same moment, and it isn't known yet how many: nobody is convicted of silence
-    /// until it is.
+    /// Others fell silent at the same moment, and it isn't known yet how many: no guest is convicted of
+    /// silence until it is.
     pub undecided: bool,
 }
 
-/// One thing that the state machine is told.
+/// One input of the state machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Input {
     /// A tick ended.
@@ -76,7 +76,7 @@ pub enum Input {
     Unseen(String),
     /// Many VMs fell silent at the same moment, and what was seen; `None`: that is over.
     Storm(Option<String>),
-    /// Somebody gave it a new start: what it was convicted of is to be judged anew.
+    /// An operator released it: what it was convicted of is to be judged anew.
     Released,
     /// What is known of its memory: for people who read the recording. It changes nothing.
     Memory(Arc<Memory>),
@@ -85,7 +85,7 @@ pub enum Input {
     MayBeTouched(String),
 }
 
-/// The terms on which inputs are judged.
+/// The policy by which inputs are judged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DetectionPolicy {
     /// The VM's policy.

@@ -1,7 +1,7 @@
-//! A guest's line: since when it has been flat, and at which height.
+//! Signs of life of one guest, and its vCPUs' level: since when it has been silent, and what its vCPUs did meanwhile.
 //!
-//! *Flat* is a line that doesn't change, at the bottom or at the top: a panicked kernel spins, an idle
-//! one sleeps. So the vCPUs' level is kept apart from the silence.
+//! A silent guest's vCPUs stand still or are pinned: a panicked kernel spins, an idle one sleeps. So the vCPUs' level is kept
+//! apart from the silence.
 
 use std::time::Duration;
 
@@ -32,8 +32,8 @@ pub(crate) const STARVED_SHARE: f64 = 0.10;
 /// What is left after a second of what a vCPU got and wanted: half of it all is of the last three.
 const FADES_TO: f64 = 0.8;
 
-/// What is remembered of one guest's line. Moments are times since the host's start.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// What speaks for and against a guest's life in the current window. Moments are times since the host's start.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Liveness {
     /// When the guest last showed a sign of life; at first, when watching began.
     pub last_life: Duration,
@@ -47,28 +47,18 @@ pub struct Liveness {
     pub(crate) zero_since: Option<Duration>,
     /// Since when some vCPU has been pinned, if one is.
     pub pinned_since: Option<Duration>,
-    /// What the pinned vCPU got of a host CPU lately, and what it wanted: seconds, of which older ones fade.
+    /// CPU time that the pinned vCPU got of the host lately: seconds, of which older ones fade.
     pub(crate) got: f64,
-    /// As above.
+    /// CPU time that it wanted: likewise.
     pub(crate) wanted: f64,
-    /// Seconds of a host CPU that it got since it has been pinned.
+    /// CPU time that it got since it has been pinned, in seconds.
     pub(crate) ran: f64,
 }
 
 impl Liveness {
-    /// A line that begins at `now`.
+    /// A window that begins at `now`; `why` stands in for the last sign of life.
     pub(crate) fn begin(now: Duration, why: &str) -> Self {
-        Self {
-            last_life: now,
-            last_sign: why.to_owned(),
-            heard: None,
-            still_since: None,
-            zero_since: None,
-            pinned_since: None,
-            got: 0.0,
-            wanted: 0.0,
-            ran: 0.0,
-        }
+        Self { last_life: now, last_sign: why.to_owned(), ..Self::default() }
     }
 
     /// Time since the last sign of life.

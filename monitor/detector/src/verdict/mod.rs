@@ -36,10 +36,10 @@
 //!   reset meanwhile has its boot grace, and is not asked before that is over.
 //! - *Unobservable* lasts on when all figures are there again, until the guest is heard or has been silent for
 //!   `flat_for`: a sensor that comes and goes must not make a dead guest look alive.
-//! - *Held* and *Unobservable* never convict a guest, whatever else is seen. Whoever is held by a witness' excuse is
-//!   asked on, until nobody excuses him.
-//! - The end of *Held* is no sign of life. Who was suspected or convicted before, or has been silent for `flat_for` though
-//!   it could show life, is a *Suspect* then: time in which the host was at fault is silence, a pause is none (`quiet`).
+//! - *Held* and *Unobservable* never convict a guest, whatever else is seen. A guest that a witness excuses
+//!   is asked on, until no witness does.
+//! - The end of *Held* is no sign of life. A guest that was suspected or convicted before, or has been silent for `flat_for` though
+//!   it could show life, is a *Suspect* then: time in which the host was at fault is silence, a pause is none ([`Silence`]).
 //!   What speaks against it has to last for `flat_for` once more.
 //! - A guest that the host starves is asked, too, once it has been silent for `flat_for`. What it says or shows itself (last
 //!   words, vCPUs that no interrupt can reach) makes a *Suspect* of it, which is tried on however it is starved; how late it
@@ -61,7 +61,7 @@ mod inhibit;
 mod input;
 mod liveness;
 mod qemu_hang;
-mod quiet;
+mod silence;
 mod starvation;
 mod state;
 mod step;
@@ -80,7 +80,7 @@ pub(crate) use heartbeat::LEAVING_PATIENCE;
 pub use heartbeat::{HeartbeatLoss, HeartbeatState, lost_after};
 pub use input::{DetectionPolicy, Input, Monitor, Tick};
 pub use liveness::{Liveness, PINNED_RATIO, STILL_BUSY_RATIO};
-pub use quiet::Quiet;
+pub use silence::Silence;
 pub use state::{Cause, State};
 pub use storm::{StormAssessment, assess_storm, is_silent};
 pub use testimony::{Answer, Questions, Statement, Tally, Testimony, WitnessName};
@@ -116,31 +116,31 @@ pub(crate) const CALIBRATE_EVERY: Duration = Duration::from_secs(300);
 /// Everything that the verdict remembers of one VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Watch {
-    /// Where it stands.
+    /// The VM's state.
     pub state: State,
-    /// Why it stands there.
+    /// Why it is in that state, for people.
     pub reason: String,
-    /// Since when.
+    /// When it entered that state.
     pub since: Duration,
     /// What speaks for and against its life in the current window.
     pub liveness: Liveness,
-    /// This boot.
+    /// The guest's present boot.
     pub boot: Boot,
     /// When the guest reset itself lately; a burst counts once, and never more than `Watch::RESETS` are kept.
     pub resets: Vec<Duration>,
-    /// When it was last reset by somebody else, flatline included.
+    /// When it was last reset from outside, by flatline or another client of QEMU.
     pub(crate) reset_from_outside: Option<Duration>,
-    /// What excuses its silence as long as it lasts: a witness' words.
+    /// Reason reported by a witness for withholding a verdict, while it applies.
     pub(crate) excuse: Option<String>,
-    /// What was seen of the host, while many of its VMs are silent together.
+    /// What was seen of the storm, in words, while many VMs of the host are silent together.
     pub storm: Option<String>,
     /// Since when QEMU's monitor has answered nothing, and nothing was seen of the guest, with its host not at fault.
     pub(crate) monitor_silent_since: Option<Duration>,
     /// When the last tick ended, and what it showed.
     pub(crate) last: Option<(Duration, Arc<Tick>)>,
-    /// Its silence as it was observed. Recordings have it after all else, since format 2.
+    /// The guest's silence as it was observed. Recordings have it after all else, since format 2.
     #[serde(skip)]
-    pub quiet: Quiet,
+    pub silence: Silence,
 }
 
 impl Watch {
@@ -167,23 +167,23 @@ impl Watch {
             storm: None,
             monitor_silent_since: None,
             last: None,
-            quiet: Quiet::begin(now),
+            silence: Silence::begin(now),
         }
     }
 
     /// Takes a VM up in the state in which an earlier daemon left it.
     pub fn resume(now: Duration, age: Duration, state: State, reason: String) -> Self {
         let begun = Self::begin(now, age, Duration::ZERO);
-        let quiet = Quiet { suspected: quiet::is_accused(&state), ..begun.quiet };
-        Self { state, reason, quiet, ..begun }
+        let silence = Silence { suspected: state.is_accused(), ..begun.silence };
+        Self { state, reason, silence, ..begun }
     }
 
-    /// Whether witnesses are asked of it, but for their calibration.
+    /// Whether witnesses are asked about the guest, other than to calibrate them.
     pub fn is_being_asked(&self) -> bool {
         match self.state {
             State::Suspect { .. } | State::Recovering { .. } => true,
             State::Held => {
-                let starved = self.quiet.suspected && self.liveness.is_starved();
+                let starved = self.silence.suspected && self.liveness.is_starved();
                 self.excuse.is_some() || self.storm.is_some() || starved
             }
             State::Starting | State::Alive => {
@@ -197,21 +197,16 @@ impl Watch {
     /// a loop, and one that stays in doubt is not asked the same for ever. What is convicted at all mostly is in the first
     /// rounds.
     pub fn rounds_apart(&self, now: Duration) -> Duration {
-        let is_new = match &self.state {
-            State::Recovering { tally, .. } => tally.rounds < HURRIED_ROUNDS,
-            State::Starting
-            | State::Alive
-            | State::Suspect { .. }
-            | State::Crashed { .. }
-            | State::Held
-            | State::Failed { .. }
-            | State::Unobservable => now.saturating_sub(self.since) < HURRIED_FOR,
+        let is_new = if let State::Recovering { tally, .. } = &self.state {
+            tally.rounds < HURRIED_ROUNDS
+        } else {
+            now.saturating_sub(self.since) < HURRIED_FOR
         };
         if is_new { HURRIED_ROUNDS_APART } else { ROUNDS_APART }
     }
 
-    /// Takes one input in, at `now`, and says what is to be done.
-    pub fn take(&mut self, input: &Input, detection: &DetectionPolicy, now: Duration) -> Act {
+    /// Takes one input in, at `now` since the host's start, and says what is to be done.
+    pub fn step(&mut self, input: &Input, detection: &DetectionPolicy, now: Duration) -> Act {
         match input {
             Input::Tick(tick) => {
                 let act = step::tick(self, tick, detection, now);
@@ -287,32 +282,39 @@ impl Watch {
         if std::mem::discriminant(&self.state) != std::mem::discriminant(&state) {
             self.since = now;
         }
-        self.quiet.suspected |= quiet::is_accused(&state);
+        self.silence.suspected |= state.is_accused();
         self.state = state;
         self.reason = reason;
     }
 
-    /// What it was convicted of no longer stands for good; nothing was seen to undo it, either.
+    /// Makes a convicted guest a suspect: its conviction no longer stands for good, and nothing was seen to undo it.
     fn judge_anew(&mut self, why: &str, now: Duration) {
         self.monitor_silent_since = None;
-        if announcements::convicted(&self.state) {
+        if self.state.is_convicted() {
             let reason = format!("{why}, and is judged anew");
             self.enter(State::Suspect { tally: Tally::default() }, reason, now);
         }
     }
 
-    /// The guest was seen or heard to live.
-    fn lived(&mut self, now: Duration, sign: String) {
-        self.liveness.alive(now, sign);
-        self.quiet = Quiet::begin(now);
+    /// Takes note that the guest was seen or heard to live in this boot: nothing is left that speaks against it.
+    fn acquitted(&mut self, now: Duration, sign: String) {
+        self.boot.first_life.get_or_insert(now);
+        self.lived(now, sign);
+        (self.excuse, self.storm, self.monitor_silent_since) = (None, None, None);
     }
 
-    /// The guest begins a new boot: whatever was learned of the last one says nothing about it.
+    /// Takes note that the guest was seen or heard to live.
+    fn lived(&mut self, now: Duration, sign: String) {
+        self.liveness.alive(now, sign);
+        self.silence = Silence::begin(now);
+    }
+
+    /// Begins a new boot of the guest: what was learned of the last one says nothing about it.
     fn reboot(&mut self, now: Duration, why: &str) {
         self.boot = Boot::new(now);
         (self.excuse, self.monitor_silent_since) = (None, None);
         self.liveness = Liveness::begin(now, &format!("none since {why}"));
-        self.quiet = Quiet::begin(now);
+        self.silence = Silence::begin(now);
     }
 
     /// Whether it is time to ask while all is well, so that its silence later means something.
@@ -339,16 +341,16 @@ pub enum Act {
     Ask(Questions),
     /// The VM was convicted just now: record it, and restart it if policy allows.
     Convict(Cause),
-    /// It came back after a restart.
+    /// The guest came back after a restart.
     Recovered,
-    /// It was restarted, and showed no life in time.
+    /// The guest was restarted, and showed no life in time.
     NotRecovered(Cause),
-    /// The guest reset itself, and how often within its policy's time.
+    /// The guest reset itself: the number of resets within `boot_loop_window`, this one included.
     GuestReset(usize),
-    /// Nothing that flatline may do helps: record it, and call a person.
+    /// No restart helps: record it, and call a person.
     GiveUp(Cause),
-    /// Something is wrong with it that is only to be told.
+    /// Something is wrong with the guest that is only reported: its user space or its service.
     Report(Cause),
-    /// What was told is over: its heart beats again.
+    /// What was reported is over: the agent's beats came back.
     BeatsAgain,
 }

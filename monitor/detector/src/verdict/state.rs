@@ -1,4 +1,4 @@
-//! Where a VM can stand, and what it can be convicted of.
+//! The states of a VM, and the causes that it can be convicted of.
 
 use std::{fmt, time::Duration};
 
@@ -66,7 +66,7 @@ impl Cause {
         }
     }
 
-    /// Whether its kernel lives all the same, so that no packet of it speaks against this.
+    /// Whether the kernel lives all the same, so that no packet of the guest speaks against this cause.
     pub fn is_of_user_space(self) -> bool {
         matches!(self, Self::UserlandDead | Self::ServiceDead)
     }
@@ -83,7 +83,7 @@ impl fmt::Display for Cause {
     }
 }
 
-/// Where a VM stands, with what belongs to that standing. Moments are times since the host's start.
+/// The state of a VM, with what belongs to it. Moments are times since the host's start.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum State {
     /// Within the boot grace, and no sign of life so far.
@@ -104,7 +104,7 @@ pub enum State {
     Recovering {
         /// What it was convicted of.
         cause: Cause,
-        /// When patience ends, and it is asked.
+        /// When its time to show life is over, and it is asked.
         deadline: Duration,
         /// What was answered since then.
         tally: Tally,
@@ -144,13 +144,43 @@ impl State {
     /// What it was convicted of, where it was.
     pub fn cause(&self) -> Option<Cause> {
         match self {
-            Self::Crashed { cause } | Self::Recovering { cause, .. } | Self::Failed { cause } => {
-                Some(*cause)
-            }
+            Self::Recovering { cause, .. } => Some(*cause),
+            state => state.conviction(),
+        }
+    }
+
+    /// What it stands convicted of, where no restart was begun.
+    pub(super) fn conviction(&self) -> Option<Cause> {
+        match self {
+            Self::Crashed { cause } | Self::Failed { cause } => Some(*cause),
             Self::Starting
             | Self::Alive
             | Self::Suspect { .. }
+            | Self::Recovering { .. }
             | Self::Held
+            | Self::Unobservable => None,
+        }
+    }
+
+    /// Whether it stands convicted, and no restart was begun.
+    pub(super) fn is_convicted(&self) -> bool {
+        self.conviction().is_some()
+    }
+
+    /// Whether it is suspected or stands convicted.
+    pub(super) fn is_accused(&self) -> bool {
+        matches!(self, Self::Suspect { .. }) || self.is_convicted()
+    }
+
+    /// What was answered so far of a guest that is asked.
+    pub(super) fn tally(&self) -> Option<Tally> {
+        match self {
+            Self::Suspect { tally } | Self::Recovering { tally, .. } => Some(*tally),
+            Self::Starting
+            | Self::Alive
+            | Self::Crashed { .. }
+            | Self::Held
+            | Self::Failed { .. }
             | Self::Unobservable => None,
         }
     }

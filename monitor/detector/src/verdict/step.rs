@@ -1,4 +1,4 @@
-//! The steps of the state machine that is drawn in the parent module: one for a tick, one for a testimony.
+//! Steps of the state machine that is drawn in the parent module: one for a tick, one for a testimony.
 
 use std::time::Duration;
 
@@ -6,7 +6,8 @@ use super::{
     Act, Cause, DetectionPolicy, LOOP_OVER_AFTER, Questions, ROUNDS_TO_CONVICT, State, Tally,
     Testimony, Tick, Watch, announcements,
     evaluate::{
-        calibrate, convict, evaluate, nothing_to_evaluate, past_grace, paused_maybe, questions,
+        calibrate, convict_suspect, evaluate, nothing_to_evaluate, past_grace, paused_maybe,
+        questions,
     },
     heartbeat,
     inhibit::{self, HostFault, hold, pause, unobservable},
@@ -14,15 +15,15 @@ use super::{
 };
 use crate::{activity::Activity, policy::Policy};
 
-/// Nobody watched meanwhile: what looks like one long silence may be our own.
+/// Why a window begins anew after a tick that took too long: what looks like one long silence may be our own.
 const HELD_UP: &str = "the daemon itself was held up";
 
-/// A tick that took longer says that the daemon was held up.
+/// The longest time that a tick takes, but for a daemon that was held up.
 fn longest_tick(detection: &DetectionPolicy) -> Duration {
     detection.tick * 3 + Duration::from_secs(1)
 }
 
-/// A tick ended at `now`.
+/// Judges a tick that ended at `now`.
 pub(super) fn tick(
     watch: &mut Watch,
     tick: &Tick,
@@ -48,9 +49,9 @@ fn judge(watch: &mut Watch, tick: &Tick, detection: &DetectionPolicy, now: Durat
     let monitor_silent_since = watch.monitor_silent_since.take();
     match announcements::announcement(watch, monitor, now) {
         Some(act) => return act,
-        None if announcements::convicted(&watch.state) && announcements::ended_badly(monitor) => {
+        None if watch.state.is_convicted() && announcements::ended_badly(monitor) => {
             if inhibit::missing_signal(activity).is_some() || sign_of_life(activity).is_some() {
-                // Should somebody let it run on all the same, this was no silence.
+                // Should it be let run on all the same, this was no silence.
                 watch.liveness.begin_anew(now, "none since it was said to have crashed".to_owned());
             }
             return Act::Nothing;
@@ -97,39 +98,21 @@ fn judge(watch: &mut Watch, tick: &Tick, detection: &DetectionPolicy, now: Durat
     }
 }
 
-/// Asks on, of a guest that is held: whether that still holds, only the witnesses know.
+/// Asks on about a guest that is held: whether that still holds, only the witnesses know.
 pub(super) fn ask_on(watch: &Watch, policy: &Policy, now: Duration) -> Act {
-    match watch.state {
-        // Nobody is asked about a guest that has time yet.
-        State::Recovering { deadline, .. } if !is_due(watch, deadline, policy, now) => Act::Nothing,
-        State::Crashed { .. } | State::Failed { .. } => Act::Nothing,
-        State::Starting
-        | State::Alive
-        | State::Suspect { .. }
-        | State::Recovering { .. }
-        | State::Held
-        | State::Unobservable => Act::Ask(questions(watch, policy, now)),
-    }
-}
-
-/// What was answered so far of a guest that is asked.
-pub(super) fn tally_of(watch: &Watch) -> Option<Tally> {
-    match watch.state {
-        State::Suspect { tally } | State::Recovering { tally, .. } => Some(tally),
-        State::Starting
-        | State::Alive
-        | State::Crashed { .. }
-        | State::Held
-        | State::Failed { .. }
-        | State::Unobservable => None,
+    // No witness is asked about a guest that has time yet.
+    if watch.state.is_convicted() || has_time(watch, policy, now) {
+        Act::Nothing
+    } else {
+        Act::Ask(questions(watch, policy, now))
     }
 }
 
 /// Whether it has shown nothing for as long as a guest may that isn't suspected, or was suspected before. Ticks are never
 /// on the dot: what is a hair's breadth too short is long enough.
 pub(super) fn is_flat(watch: &Watch, detection: &DetectionPolicy, now: Duration) -> bool {
-    watch.quiet.suspected
-        || watch.quiet.silence(now) + detection.tick / 2 >= detection.policy.flat_for
+    watch.silence.suspected
+        || watch.silence.length(now) + detection.tick / 2 >= detection.policy.flat_for
 }
 
 /// Whether it may still be booting, and has shown no life so far.
@@ -137,7 +120,7 @@ pub(super) fn has_grace(watch: &Watch, policy: &Policy, now: Duration) -> bool {
     watch.boot.first_life.is_none() && !past_grace(&watch.boot, policy, now)
 }
 
-/// A round of questions ended at `now`.
+/// Judges a round of questions that ended at `now`.
 pub(super) fn testimony(
     watch: &mut Watch,
     said: &Testimony,
@@ -171,14 +154,14 @@ fn weigh(watch: &mut Watch, said: &Testimony, detection: &DetectionPolicy, now: 
         let tally = Tally { not_up: 0, ..tally };
         watch.state = State::Recovering { cause, deadline, tally, was_up };
     }
-    // Whatever it stands accused of: a witness that was asked once is not asked again for a while.
+    // Whatever it is accused of: a witness that was asked once is not asked again for a while.
     watch.boot.answered.extend(said.answered().cloned());
     if now.saturating_sub(ticked) > longest_tick(detection) {
         // The sign of life that it would be weighed against may be waiting to be read.
         begin_anew(watch, HELD_UP, now);
         return Act::Nothing;
     }
-    if announcements::convicted(&watch.state)
+    if watch.state.is_convicted()
         || inhibit::pause_reason(&tick).is_some()
         || watch.boot.dump.is_some()
     {
@@ -187,7 +170,7 @@ fn weigh(watch: &mut Watch, said: &Testimony, detection: &DetectionPolicy, now: 
     if inhibit::missing_signal(&tick.activity).is_some() {
         return Act::Nothing;
     }
-    let proven = said.proves() || tally_of(watch).is_some_and(|tally| tally.last_words > 0);
+    let proven = said.proves() || watch.state.tally().is_some_and(|tally| tally.last_words > 0);
     match inhibit::host_fault(watch, &tick) {
         Some(HostFault::Storage(_)) => return Act::Nothing,
         Some(HostFault::Starved(reason)) => {
@@ -227,23 +210,17 @@ fn weigh(watch: &mut Watch, said: &Testimony, detection: &DetectionPolicy, now: 
     silent(watch, &tick, Some(said), detection, now)
 }
 
-/// Nobody watched meanwhile: what was seen before says nothing about a silence now, and undoes nothing that was known.
+/// Begins the window anew after a time that was not watched: what was seen before says nothing about a silence now, and
+/// undoes nothing that was known.
 pub(super) fn begin_anew(watch: &mut Watch, why: &str, now: Duration) {
     watch.liveness.begin_anew(now, format!("none since the window began anew: {why}"));
-    watch.quiet.pause(now);
+    watch.silence.pause(now);
     watch.monitor_silent_since = None;
-    match &mut watch.state {
-        State::Suspect { .. } => {
-            let tally = Tally::default();
-            watch.enter(State::Suspect { tally }, format!("its window began anew: {why}"), now);
-        }
-        State::Recovering { tally, .. } => *tally = Tally::default(),
-        State::Starting
-        | State::Alive
-        | State::Crashed { .. }
-        | State::Held
-        | State::Failed { .. }
-        | State::Unobservable => {}
+    let tally = Tally::default();
+    if let State::Recovering { tally: counted, .. } = &mut watch.state {
+        *counted = tally;
+    } else if matches!(watch.state, State::Suspect { .. }) {
+        watch.enter(State::Suspect { tally }, format!("its window began anew: {why}"), now);
     }
 }
 
@@ -266,42 +243,33 @@ pub(super) fn counted(number: u64, what: &str) -> String {
 }
 
 fn lives(watch: &mut Watch, sign: String, now: Duration) -> Act {
-    watch.boot.first_life.get_or_insert(now);
-    watch.lived(now, sign.clone());
-    (watch.excuse, watch.storm, watch.monitor_silent_since) = (None, None, None);
-    match watch.state {
-        // Its user space runs.
-        State::Recovering { .. } if watch.agent_speaks(now) => is_up(watch, now),
-        // A boot loader reads the disk, and a network boot sends packets.
-        State::Recovering { was_up: true, .. } => Act::Ask(Questions::IsItUp),
-        State::Recovering { was_up: false, .. } => is_up(watch, now),
-        State::Failed { cause: Cause::BootLoop } if in_a_loop(watch, now) => Act::Nothing,
-        // That its kernel lives was known.
-        State::Crashed { cause } | State::Failed { cause }
-            if cause.is_of_user_space() && !watch.beats(now) =>
-        {
-            Act::Nothing
-        }
-        State::Starting
-        | State::Alive
-        | State::Suspect { .. }
-        | State::Crashed { .. }
-        | State::Held
-        | State::Failed { .. }
-        | State::Unobservable => {
-            watch.enter(State::Alive, sign, now);
-            Act::Nothing
-        }
+    watch.acquitted(now, sign.clone());
+    if let State::Recovering { was_up, .. } = watch.state {
+        // A boot loader reads the disk, and a network boot sends packets; an agent says that its user space runs.
+        let may_be_firmware = was_up && !watch.agent_speaks(now);
+        return if may_be_firmware { Act::Ask(Questions::IsItUp) } else { is_up(watch, now) };
     }
+    let loops = watch.state == State::Failed { cause: Cause::BootLoop } && in_a_loop(watch, now);
+    // That its kernel lives was known.
+    let is_known = |cause: Cause| cause.is_of_user_space() && !watch.beats(now);
+    if !loops && !watch.state.conviction().is_some_and(is_known) {
+        watch.enter(State::Alive, sign, now);
+    }
+    Act::Nothing
+}
+
+/// Whether it is a restarted guest that still has time to show life.
+pub(super) fn has_time(watch: &Watch, policy: &Policy, now: Duration) -> bool {
+    matches!(watch.state, State::Recovering { deadline, .. } if !is_due(watch, deadline, policy, now))
 }
 
 /// Whether the time is up in which a restarted guest was to show life; one that was reset since has its grace.
-pub(super) fn is_due(watch: &Watch, deadline: Duration, policy: &Policy, now: Duration) -> bool {
+fn is_due(watch: &Watch, deadline: Duration, policy: &Policy, now: Duration) -> bool {
     now >= deadline && past_grace(&watch.boot, policy, now)
 }
 
-/// A restarted guest is still in its firmware or boot loader, whatever it does there: when its time is up,
-/// that is no recovery.
+/// Counts a round in which a restarted guest was still in its firmware or boot loader, whatever it does there: when its
+/// time is up, that is no recovery.
 fn not_up(watch: &mut Watch, why: &str, due: bool, now: Duration) -> Act {
     let State::Recovering { cause, tally, .. } = &mut watch.state else {
         return Act::Nothing;
@@ -314,23 +282,22 @@ fn not_up(watch: &mut Watch, why: &str, due: bool, now: Duration) -> Act {
         return Act::Nothing;
     }
     let reason = watch.reason.clone();
-    convict(watch, cause, reason, now);
-    Act::NotRecovered(cause)
+    convict_suspect(watch, cause, reason, now)
 }
 
-/// A restarted guest is back.
+/// Ends the recovery of a guest that is back.
 fn is_up(watch: &mut Watch, now: Duration) -> Act {
     let sign = watch.liveness.last_sign.clone();
     watch.enter(State::Alive, sign, now);
     Act::Recovered
 }
 
-/// Each turn of a boot loop shows life.
+/// Whether the guest reset itself lately: each turn of a boot loop shows life.
 fn in_a_loop(watch: &Watch, now: Duration) -> bool {
     watch.resets.last().is_some_and(|last| now.saturating_sub(*last) < LOOP_OVER_AFTER)
 }
 
-/// No sign of life in this tick, and the host is not at fault for it.
+/// Judges a tick or a round without a sign of life, for which the host is not at fault.
 fn silent(
     watch: &mut Watch,
     tick: &Tick,
@@ -344,25 +311,18 @@ fn silent(
     let flat = is_flat(watch, detection, now);
     // A sensor that comes and goes says nothing new of a suspect, either.
     let seen_for = watch.liveness.silence(now) + detection.tick / 2;
-    let is_seen = watch.quiet.suspected && seen_for >= detection.tick * 2;
+    let is_seen = watch.silence.suspected && seen_for >= detection.tick * 2;
     if watch.state == State::Unobservable
         && let Some(reason) = nothing_to_evaluate(tick)
     {
         return unobservable(watch, reason, tick.activity.elapsed, now);
     }
-    match watch.state.clone() {
+    match watch.state {
         State::Crashed { .. } | State::Failed { .. } => Act::Nothing,
-        State::Recovering { deadline, .. } if !is_due(watch, deadline, policy, now) => Act::Nothing,
-        State::Recovering { cause, deadline, tally, was_up } => {
-            let stays = |tally| State::Recovering { cause, deadline, tally, was_up };
-            match evaluate(watch, tick, said, detection, tally, stays, now) {
-                Act::Convict(cause) => Act::NotRecovered(cause),
-                act => act,
-            }
-        }
+        State::Recovering { .. } if has_time(watch, policy, now) => Act::Nothing,
         State::Starting if !past_grace(&watch.boot, policy, now) => Act::Nothing,
         State::Held | State::Unobservable
-            if has_grace(watch, policy, now) && !watch.quiet.suspected =>
+            if has_grace(watch, policy, now) && !watch.silence.suspected =>
         {
             watch.enter(State::Starting, "within the boot grace".to_owned(), now);
             Act::Nothing
@@ -376,13 +336,11 @@ fn silent(
             watch.enter(State::Alive, "no sign of life was due yet".to_owned(), now);
             Act::Nothing
         }
-        State::Starting | State::Held | State::Unobservable | State::Alive => {
-            evaluate(watch, tick, said, detection, Tally::default(), suspect, now)
-        }
-        State::Suspect { tally } => evaluate(watch, tick, said, detection, tally, suspect, now),
+        State::Starting
+        | State::Alive
+        | State::Suspect { .. }
+        | State::Recovering { .. }
+        | State::Held
+        | State::Unobservable => evaluate(watch, tick, said, detection, now),
     }
-}
-
-fn suspect(tally: Tally) -> State {
-    State::Suspect { tally }
 }

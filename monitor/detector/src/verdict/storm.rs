@@ -1,4 +1,4 @@
-//! Many VMs that fall silent at the same moment: the host is ill, and restarting guests won't mend it.
+//! Storms: many VMs that fall silent at the same moment. The host is at fault then, and restarting guests won't mend it.
 //!
 //! Pure, like all of the verdict. All VMs are read in one tick, so that those which fell silent together are
 //! suspected in the same tick or the next: a conviction waits for the second of those, where it matters.
@@ -22,7 +22,7 @@ pub enum StormAssessment {
     Storm(String),
 }
 
-/// Judges the host by its VMs.
+/// Assesses whether the host has a storm, from all of its VMs.
 pub fn assess_storm<'a>(
     watches: impl Iterator<Item = &'a Watch>,
     storm: &Storm,
@@ -30,7 +30,7 @@ pub fn assess_storm<'a>(
 ) -> StormAssessment {
     let (mut all, mut silent, mut unheard) = (0_u32, 0_u32, 0_u32);
     for watch in watches {
-        match standing(watch, now) {
+        match vote(watch, now) {
             StormVote::Elsewhere => continue,
             StormVote::Lives => {}
             StormVote::Unheard => unheard += 1,
@@ -52,11 +52,11 @@ pub fn assess_storm<'a>(
 
 /// Whether this VM is one of those that are silent together.
 pub fn is_silent(watch: &Watch, now: Duration) -> bool {
-    matches!(standing(watch, now), StormVote::Silent)
+    matches!(vote(watch, now), StormVote::Silent)
 }
 
 enum StormVote {
-    /// Says nothing of the host: stopped by somebody, or can't be seen.
+    /// Says nothing of the host: it is stopped, or can't be seen.
     Elsewhere,
     Lives,
     /// Silent, and its witnesses have not answered yet.
@@ -64,7 +64,7 @@ enum StormVote {
     Silent,
 }
 
-fn standing(watch: &Watch, now: Duration) -> StormVote {
+fn vote(watch: &Watch, now: Duration) -> StormVote {
     match &watch.state {
         State::Held if watch.storm.is_some() => StormVote::Silent,
         State::Held | State::Unobservable | State::Failed { .. } => StormVote::Elsewhere,
@@ -91,7 +91,7 @@ fn standing(watch: &Watch, now: Duration) -> StormVote {
                 {
                     StormVote::Silent
                 }
-                // Who said so himself did not fall silent.
+                // A guest that announced its crash did not fall silent.
                 Cause::Panicked
                 | Cause::InternalError
                 | Cause::Watchdog
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_was_not_heard_yet_leaves_it_undecided() {
+    fn a_vm_that_was_not_heard_yet_leaves_it_undecided() {
         assert_eq!(judge(&[suspect(1), suspect(0), suspect(0)]), StormAssessment::Undecided);
         assert_eq!(judge(&[suspect(1), suspect(0), in_state(State::Alive)]), StormAssessment::Few);
     }

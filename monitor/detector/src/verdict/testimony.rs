@@ -1,4 +1,4 @@
-//! What the witnesses said when a suspect was asked, and how often they said it.
+//! Answers of the witnesses about a suspect, and how many rounds in a row they agreed.
 //!
 //! The verdict knows no witness by name: what counts is the kind of an answer. So a new witness needs no
 //! rule here, but a module and a row in the table of witnesses.
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// Which witnesses to ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Questions {
-    /// Those whose silence will only mean something if they answered before: all is well.
+    /// Those of which a later silence only counts if they answered before: all is well.
     Calibrate,
     /// All of them, but nothing that would disturb a guest which is still booting (RFC 5227, RFC 4862).
     DuringBoot,
@@ -65,7 +65,7 @@ pub enum Answer {
     NotUp(String),
     /// QEMU's monitor did not answer in time, though it had before: QEMU may be frozen with its guest in it.
     Unresponsive(String),
-    /// Somebody else is at fault, or at work on this VM: no verdict while that lasts.
+    /// The host or another program is at fault, or at work on this VM: no verdict while that lasts.
     Excuse(String),
     /// Only a living user space does this: it acquits, and says that more than the kernel lives.
     UserSpaceLives(String),
@@ -140,7 +140,7 @@ impl Testimony {
         })
     }
 
-    /// Whether more than its kernel lives.
+    /// Whether the guest's user space lives, and not only its kernel.
     pub(crate) fn user_space_lives(&self) -> bool {
         self.any(|answer| matches!(answer, Answer::UserSpaceLives(_)))
     }
@@ -160,7 +160,7 @@ impl Testimony {
         self.any(|answer| matches!(answer, Answer::LastWords(_) | Answer::Stuck(_)))
     }
 
-    /// Why a guest that shows life isn't up for all that.
+    /// Why a guest that shows life isn't up all the same.
     pub(crate) fn not_up(&self) -> Option<&str> {
         self.statements.iter().find_map(|said| match &said.answer {
             Answer::NotUp(why) => Some(why.as_str()),
@@ -168,16 +168,16 @@ impl Testimony {
         })
     }
 
-    /// The witnesses that answered, whose silence counts from now on.
+    /// The witnesses that answered, so that their silence counts from now on.
     pub(crate) fn answered(&self) -> impl Iterator<Item = &WitnessName> {
         let lives = |said: &&Statement| said.answer.acquits();
         self.statements.iter().filter(lives).map(|said| &said.witness)
     }
 
-    /// All that was asked, in a sentence.
+    /// The answers in a sentence.
     pub(crate) fn summary(&self) -> String {
         let said = |said: &Statement| match &said.answer {
-            // Who could not be asked, or had nothing to say, is left to `show`.
+            // Witnesses that could not be asked, or had nothing to say, are left to `show`.
             Answer::NotAsked(_) | Answer::Opaque(_) | Answer::Nothing(_) => None,
             answer => Some(format!("{}: {}", said.witness, answer.text())),
         };
@@ -195,7 +195,7 @@ pub struct Tally {
     pub(crate) halted: u32,
     /// Rounds in a row in which a vCPU was stuck.
     pub(crate) stuck: u32,
-    /// Rounds in a row in which nobody could be asked, or all that could be said is that it doesn't move.
+    /// Rounds in a row in which no witness could be asked, or all that could be said is that the guest doesn't move.
     pub(crate) unseen: u32,
     /// Rounds in a row in which every witness that had answered in this boot, and could be asked, did not.
     pub(crate) silent: u32,

@@ -204,7 +204,7 @@ fn panicked() -> (Incident, Vec<u8>) {
     let mut tell = |input: &Input, now: Duration| {
         ring.prepare(&watch, now);
         let before = watch.state.name();
-        let act = watch.take(input, &detection, now);
+        let act = watch.step(input, &detection, now);
         let changed = before != watch.state.name();
         ring.note(now, input, &act, changed.then_some((&watch.state, watch.reason.as_str())));
     };

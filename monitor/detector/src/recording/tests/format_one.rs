@@ -1,4 +1,4 @@
-//! A recording that was made before [`Quiet`](crate::verdict::Quiet) was: a guest works, panics, is restarted, shows no
+//! A recording that was made before [`Silence`](crate::verdict::Silence) was: a guest works, panics, is restarted, shows no
 //! life for 75 s, and then works now and then. Its segments begin in states of many kinds.
 
 use std::path::Path;

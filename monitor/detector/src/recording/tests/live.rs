@@ -116,7 +116,7 @@ impl Live {
     pub(crate) fn tell(&mut self, input: &Input) -> Act {
         self.closed.extend(self.ring.prepare(&self.watch, self.now));
         let before = StateSummary::of(&self.watch);
-        let act = self.watch.take(input, &detection(), self.now);
+        let act = self.watch.step(input, &detection(), self.now);
         let decided =
             before != StateSummary::of(&self.watch) || !matches!(act, Act::Nothing | Act::Ask(_));
         let changed = decided.then_some((&self.watch.state, self.watch.reason.as_str()));

@@ -41,7 +41,7 @@ fn segments_follow_each_other_without_a_gap_and_their_checkpoints_are_the_state(
         let decoded = segment.decode().expect("whole");
         assert_eq!(decoded.watch, watch);
         for record in decoded.records {
-            watch.take(&record.input, &detection(), record.at);
+            watch.step(&record.input, &detection(), record.at);
         }
     }
     assert_eq!(watch, live.watch);

@@ -271,7 +271,7 @@ fn a_change_to_what_is_recorded_changes_the_formats_number() {
     let Input::Tick(tick) = super::tick(3, 0.25) else { unreachable!() };
     watch.last = Some((second, tick));
     super::super::record::put(&mut bytes, &watch).expect("written");
-    super::super::record::put(&mut bytes, &watch.quiet).expect("written");
+    super::super::record::put(&mut bytes, &watch.silence).expect("written");
     super::super::record::put(&mut bytes, &super::header()).expect("written");
     let message = "what is recorded has another form: count FORMAT up, and put the new sum here";
     assert_eq!((FORMAT, crc32fast::hash(&bytes)), (2, 1_591_068_965), "{message}");

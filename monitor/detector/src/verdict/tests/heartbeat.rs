@@ -63,17 +63,17 @@ fn an_agent_that_is_killed_makes_a_suspect_in_its_time_and_is_told_once() {
         rig.guest.activity.heartbeat = Ok(None);
         rig.guest.sends(sends);
         rig.run(PATIENCE - 1, |_, _| {});
-        assert_eq!(rig.watch.standing().0, "alive");
+        assert_eq!(rig.watch.shown_state().0, "alive");
         rig.run(1, |_, _| {});
-        assert_eq!(rig.watch.standing().0, "suspect", "{}", rig.watch.reason);
+        assert_eq!(rig.watch.shown_state().0, "suspect", "{}", rig.watch.reason);
         rig.run(HOUR / 10, |_, _| {});
         assert_eq!((reports(&rig), rig.conviction()), (vec![Cause::UserlandDead], None));
-        let (state, cause, reason) = rig.watch.standing();
+        let (state, cause, reason) = rig.watch.shown_state();
         assert_eq!((state, cause), ("suspect", Some(Cause::UserlandDead)));
         assert!(reason.contains("its kernel lives"), "{reason}");
         rig.guest.activity.heartbeat = says(beat());
         rig.run(3, |_, _| {});
-        assert_eq!(rig.watch.standing().0, "alive");
+        assert_eq!(rig.watch.shown_state().0, "alive");
         assert_eq!(rig.acts.last().map(|(_, act)| act), Some(&Act::BeatsAgain));
     }
 }
@@ -90,7 +90,7 @@ fn an_agent_that_said_nothing_of_a_check_has_none_that_failed_however_ticks_fall
         rig.guest.activity.elapsed -= Duration::from_millis(early);
         rig.run(1, |_, _| {});
         rig.guest.activity.elapsed = TICK;
-        assert!(rig.watch.standing().2.contains("last beat"), "{}", rig.watch.standing().2);
+        assert!(rig.watch.shown_state().2.contains("last beat"), "{}", rig.watch.shown_state().2);
         assert_eq!(rig.conviction(), None, "it was not asked once");
         rig.run(10, |_, _| {});
         assert_eq!(rig.conviction().map(|(_, cause)| cause), Some(Cause::UserlandDead));
@@ -145,7 +145,10 @@ fn a_guest_agent_that_answers_says_that_only_the_program_that_beats_is_gone() {
     rig.guest.sends(1);
     rig.guest.registers = Answer::UserSpaceLives("its agent answers".to_owned());
     rig.run(HOUR / 10, |_, _| {});
-    assert_eq!((rig.watch.standing().0, reports(&rig), rig.conviction()), ("alive", vec![], None));
+    assert_eq!(
+        (rig.watch.shown_state().0, reports(&rig), rig.conviction()),
+        ("alive", vec![], None)
+    );
 }
 
 #[test]
@@ -155,7 +158,7 @@ fn a_check_that_fails_is_named_though_the_guest_lives() {
     rig.guest.activity.heartbeat = says(fails.clone());
     rig.run(PATIENCE + 1, |_, _| {});
     assert_eq!(reports(&rig), [Cause::ServiceDead]);
-    let (state, cause, reason) = rig.watch.standing();
+    let (state, cause, reason) = rig.watch.shown_state();
     assert_eq!((state, cause), ("suspect", Some(Cause::ServiceDead)));
     assert!(reason.starts_with("its check web has failed for"), "{reason}");
     // Nobody is restarted for a service that is restarted itself.
@@ -170,7 +173,7 @@ fn a_check_that_fails_is_named_though_the_guest_lives() {
     let mut rig = Rig::calibrated();
     rig.guest.activity.heartbeat = says(fails);
     rig.run(HOUR / 10, |_, _| {});
-    assert_eq!((rig.watch.standing().0, reports(&rig)), ("alive", vec![]));
+    assert_eq!((rig.watch.shown_state().0, reports(&rig)), ("alive", vec![]));
 }
 
 #[test]
@@ -257,7 +260,7 @@ fn who_is_stopped_or_cannot_be_seen_misses_no_beats() {
         rig.guest.activity.heartbeat = says(beat());
         rig.run(5, |_, _| {});
         assert_eq!((rig.conviction(), reports(&rig)), (None, vec![]), "{what}");
-        assert_eq!(rig.watch.standing().0, "alive", "{what}: {}", rig.watch.reason);
+        assert_eq!(rig.watch.shown_state().0, "alive", "{what}: {}", rig.watch.reason);
     }
 }
 
@@ -268,7 +271,7 @@ fn a_reset_and_another_boot_s_number_end_what_was_expected() {
     rig.guest.activity.heartbeat = Ok(None);
     rig.guest.sends(1);
     rig.run(120, |_, _| {});
-    assert_eq!((rig.watch.standing().0, reports(&rig)), ("alive", vec![]));
+    assert_eq!((rig.watch.shown_state().0, reports(&rig)), ("alive", vec![]));
     // Where nobody tells of resets.
     let mut rig = beating();
     rig.guest.monitor = busy_monitor();
@@ -276,7 +279,7 @@ fn a_reset_and_another_boot_s_number_end_what_was_expected() {
     rig.guest.activity.heartbeat = says(HeartbeatActivity { boot: 2, ..beat() });
     rig.tick();
     assert!(rig.watch.boot.began > began && rig.watch.boot.answered.is_empty());
-    assert_eq!(rig.watch.standing().0, "alive");
+    assert_eq!(rig.watch.shown_state().0, "alive");
 }
 
 #[test]

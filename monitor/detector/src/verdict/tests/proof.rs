@@ -79,7 +79,7 @@ const INTERRUPTIONS: [(&str, Shape, Shape); 9] = [
 fn a_guest_that_was_suspected_is_not_alive_after_a_hold_but_has_a_window_before_it_is_convicted() {
     for (what, begin, end) in INTERRUPTIONS {
         let mut rig = Rig::suspect();
-        let life = rig.watch.quiet.life;
+        let life = rig.watch.silence.life;
         rig.guest.registers = inconclusive();
         rig.next_round();
         assert_eq!(rig.state(), "suspect");
@@ -99,7 +99,7 @@ fn a_guest_that_was_suspected_is_not_alive_after_a_hold_but_has_a_window_before_
         let level = if what == "starved" { 0.5 } else { 0.0 };
         rig.guest.level(&[(level, 0.0)]);
         not_alive(&mut rig, FLAT_TICKS - 1);
-        assert_eq!((rig.conviction(), rig.watch.quiet.life), (None, life), "{what}");
+        assert_eq!((rig.conviction(), rig.watch.silence.life), (None, life), "{what}");
         rig.guest.level(&[(0.0, 0.0)]);
         rig.run(2 * FLAT_TICKS, |_, _| {});
         let (when, _) = rig.conviction().expect("it is dead");
@@ -127,12 +127,12 @@ fn the_last_words_of_a_guest_that_is_starved_now_and_then_convict_it_in_their_ti
         let after = when - panicked;
         assert!(after >= TICK * FLAT_TICKS, "{starved}:{fed}: {after:?}");
         assert!(after <= TICK * (FLAT_TICKS + 3), "{starved}:{fed}: {after:?}");
-        let Watch { quiet, reason, .. } = &rig.watch;
-        assert_eq!(quiet.life, panicked);
-        assert!(starved < fed || quiet.held >= TICK * 3, "{:?}", quiet.held);
+        let Watch { silence, reason, .. } = &rig.watch;
+        assert_eq!(silence.life, panicked);
+        assert!(starved < fed || silence.held >= TICK * 3, "{:?}", silence.held);
         let told =
-            format!("held for {:.1} s since its last sign of life", quiet.held.as_secs_f64());
-        assert!(reason.contains(&told) || quiet.held.is_zero(), "{reason}");
+            format!("held for {:.1} s since its last sign of life", silence.held.as_secs_f64());
+        assert!(reason.contains(&told) || silence.held.is_zero(), "{reason}");
     }
 }
 
@@ -175,8 +175,8 @@ fn a_starved_guest_that_answers_stays_held_and_its_silence_begins_anew() {
     for n in 0..10 * FLAT_TICKS {
         rig.tick();
         assert_eq!(rig.state(), "held");
-        let quiet = rig.watch.quiet;
-        assert!(quiet.since_life(rig.now) <= TICK * (FLAT_TICKS + 2), "after {n} s: {quiet:?}");
+        let silence = rig.watch.silence;
+        assert!(silence.since_life(rig.now) <= TICK * (FLAT_TICKS + 2), "after {n} s: {silence:?}");
     }
     let rounds = 10 * FLAT_TICKS / (FLAT_TICKS + 2);
     assert!((rounds..=10).contains(&rig.rounds), "asked {} times", rig.rounds);
@@ -235,8 +235,8 @@ fn a_guest_that_was_alive_before_a_pause_is_alive_after_it_and_has_a_whole_windo
     assert_eq!((rig.state(), rig.rounds), ("alive", 0));
     rig.tick();
     assert_eq!(rig.state(), "suspect");
-    let quiet = rig.watch.quiet;
-    assert_eq!((quiet.life, quiet.held), (life, TICK * 100));
+    let silence = rig.watch.silence;
+    assert_eq!((silence.life, silence.held), (life, TICK * 100));
     let told =
         "silent for 10.0 s; asking its witnesses; held for 100.0 s since its last sign of life";
     assert_eq!(rig.watch.reason, told);

@@ -203,7 +203,7 @@ impl Rig {
     pub(super) fn feed(&mut self, input: &Input) -> Act {
         let before = self.state();
         let stood = self.log.is_some().then(|| self.watch.state.clone());
-        let act = self.watch.take(input, &self.detection, self.now);
+        let act = self.watch.step(input, &self.detection, self.now);
         if let (Some(log), Some(before)) = (&mut self.log, stood) {
             let (at, after) = (self.now, self.watch.state.clone());
             log.push(Told { at, input: input.clone(), before, act: act.clone(), after });
