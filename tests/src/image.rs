@@ -111,16 +111,7 @@ pub fn build(cache_dir: &Path, mut progress: impl FnMut(&str)) -> Result<Images>
 
     let kernel = kernel::find(&cache_dir, &mut progress)?;
     progress(&format!("building the guest around Linux {}", kernel.version));
-    let image = std::fs::read(&kernel.image)
-        .with_context(|| format!("cannot read {}", kernel.image.display()))?;
-    let vmlinux = match kernel::unpack_image(&image) {
-        Ok(vmlinux) => vmlinux,
-        Err(error) => {
-            progress(&format!("booting the packed kernel, which is slower: {error:#}"));
-            image
-        }
-    };
-    std::fs::write(&images.kernel, vmlinux).context("cannot write the kernel")?;
+    write_kernel(&kernel.image, &images.kernel, &mut progress)?;
     let lockup = match lockup::build(&kernel, &cache_dir.join("lockup")) {
         Ok(module) => Some(module),
         // Such a guest answers a request for a lock-up with that it has none.
@@ -167,6 +158,20 @@ pub fn build(cache_dir: &Path, mut progress: impl FnMut(&str)) -> Result<Images>
         _ => {}
     }
     Ok(images)
+}
+
+/// Writes the kernel to `to`, unpacked where that can be done.
+fn write_kernel(image: &Path, to: &Path, progress: &mut impl FnMut(&str)) -> Result<()> {
+    let packed =
+        std::fs::read(image).with_context(|| format!("cannot read {}", image.display()))?;
+    let vmlinux = match kernel::unpack_image(&packed) {
+        Ok(vmlinux) => vmlinux,
+        Err(error) => {
+            progress(&format!("booting the packed kernel, which is slower: {error:#}"));
+            packed
+        }
+    };
+    std::fs::write(to, vmlinux).context("cannot write the kernel")
 }
 
 /// Names everything that decides what is built, but for the version of the kernel: asking apt for

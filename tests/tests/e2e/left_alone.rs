@@ -3,7 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use flatline_tests::{daemon::Daemon, guest::Guest, interrupt};
+use flatline_tests::{
+    daemon::Daemon,
+    guest::{Guest, GuestConfig},
+    interrupt,
+};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
@@ -31,27 +35,7 @@ fn left_alone() -> Result<()> {
     config.extra_toml = format!("unconfirmed_flat_for = \"{UNCONFIRMED_FLAT_FOR}\"");
     let daemon = rig.daemon(&config)?;
 
-    let mut idle_two = rig.linux("idle-2-vcpus", 2)?;
-    idle_two.vcpus = 2;
-    // Its threads bear no names that tell which of them run vCPUs.
-    idle_two.debug_threads = false;
-    let mut compute_two = rig.linux("computes-on-1-of-2", 4)?;
-    compute_two.vcpus = 2;
-    compute_two.maxcpus = true;
-    let mut powered_off = rig.linux("powered-off", 6)?;
-    powered_off.no_shutdown = true;
-    let guests = boot_watched(
-        &daemon,
-        &[
-            rig.linux("idle", 1)?,
-            idle_two,
-            rig.linux("computes", 3)?,
-            compute_two,
-            rig.linux("stopped", 5)?,
-            powered_off,
-            rig.linux("network-down", 7)?,
-        ],
-    )?;
+    let guests = boot_watched(&daemon, &guests_of(&rig)?)?;
     let [_, _, computes, computes_two, stopped, powered_off, network_down] = &guests[..] else {
         unreachable!()
     };
@@ -107,6 +91,28 @@ fn left_alone() -> Result<()> {
     }
     ensure!(network_down.is_running() && target.is_running());
     Ok(())
+}
+
+/// The guests that boot, each named for what it is about to do.
+fn guests_of(rig: &Rig) -> Result<[GuestConfig; 7]> {
+    let mut idle_two = rig.linux("idle-2-vcpus", 2)?;
+    idle_two.vcpus = 2;
+    // Its threads bear no names that tell which of them run vCPUs.
+    idle_two.debug_threads = false;
+    let mut compute_two = rig.linux("computes-on-1-of-2", 4)?;
+    compute_two.vcpus = 2;
+    compute_two.maxcpus = true;
+    let mut powered_off = rig.linux("powered-off", 6)?;
+    powered_off.no_shutdown = true;
+    Ok([
+        rig.linux("idle", 1)?,
+        idle_two,
+        rig.linux("computes", 3)?,
+        compute_two,
+        rig.linux("stopped", 5)?,
+        powered_off,
+        rig.linux("network-down", 7)?,
+    ])
 }
 
 /// Waits until a witness was heard.

@@ -14,6 +14,7 @@ mod executables;
 mod foreign;
 mod heartbeats;
 mod hostile;
+mod hubs;
 mod idle_costs;
 mod killed;
 mod known_dead;

@@ -112,6 +112,27 @@ impl Scene {
         println!("{name}: {}", line.or(text.lines().next()).unwrap_or_default());
         Ok(text)
     }
+
+    /// Puts something else where the consoles' paths lead, `log` for one of them.
+    fn replace_consoles(&self, log: &Path) -> Result<()> {
+        let Self { home, secret, .. } = self;
+        let swap = |name: &str, target: &Path| -> Result<()> {
+            fs::remove_file(self.console(name))?;
+            Ok(symlink(target, self.console(name))?)
+        };
+        swap("linked", secret)?;
+        swap("environ", Path::new("/proc/self/environ"))?;
+        fs::remove_file(self.console("hard"))?;
+        fs::hard_link(secret, self.console("hard"))?;
+        fs::remove_file(self.console("pipe"))?;
+        mknodat(CWD, self.console("pipe"), FileType::Fifo, Mode::from_raw_mode(0o666), 0)?;
+        // These can't be told by their names any more, so that their paths are followed.
+        for (name, target) in [("moved", secret.as_path()), ("held", secret), ("handed", log)] {
+            fs::rename(self.console(name), home.join(format!("{name}.elsewhere")))?;
+            symlink(target, self.console(name))?;
+        }
+        Ok(())
+    }
 }
 
 /// The port that the firmware writes to as it boots, which counts as a console.
@@ -127,10 +148,9 @@ fn is_known(daemon: &Daemon, name: &str) -> Result<Value> {
 
 fn replaced() -> Result<()> {
     let scene = Scene::new()?;
-    let Scene { home, secret, .. } = &scene;
 
     // A file of root's that QEMU has open for reading, and one that it has open for writing.
-    let read_only = File::open(secret)?;
+    let read_only = File::open(&scene.secret)?;
     let log = scene.rig.dir().join("log");
     let written = OpenOptions::new().create(true).append(true).mode(0o600).open(&log)?;
     fs::write(&log, format!("{SECRET}\n"))?;
@@ -166,21 +186,7 @@ fn replaced() -> Result<()> {
     for guest in &guests {
         is_known(&daemon, guest.name())?;
     }
-    let swap = |name: &str, target: &Path| -> Result<()> {
-        fs::remove_file(scene.console(name))?;
-        Ok(symlink(target, scene.console(name))?)
-    };
-    swap("linked", secret)?;
-    swap("environ", Path::new("/proc/self/environ"))?;
-    fs::remove_file(scene.console("hard"))?;
-    fs::hard_link(secret, scene.console("hard"))?;
-    fs::remove_file(scene.console("pipe"))?;
-    mknodat(CWD, scene.console("pipe"), FileType::Fifo, Mode::from_raw_mode(0o666), 0)?;
-    // These can't be told by their names any more, so that their paths are followed.
-    for (name, target) in [("moved", secret), ("held", secret), ("handed", &log)] {
-        fs::rename(scene.console(name), home.join(format!("{name}.elsewhere")))?;
-        symlink(target, scene.console(name))?;
-    }
+    scene.replace_consoles(&log)?;
     for guest in &guests {
         guest.qmp("cont", &Value::Null)?;
     }

@@ -1,27 +1,22 @@
 //! Every packet of every kind of tap is counted for its VM, whatever happens to the tap meanwhile, and
 //! other people's programs on it go on working.
 
-use std::{
-    net::UdpSocket,
-    os::unix::fs::PermissionsExt as _,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use flatline_tests::{
-    boot_sector::BootSector,
     broadcast::{Broadcast, flood},
     daemon::Daemon,
-    guest::{Accelerator, Guest, GuestConfig},
     interrupt,
     netns::Tap,
 };
 use libtest_mimic::Trial;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{
     counts::{SAMPLE_AGE, Traffic, observer},
     foreign::{Foreign, Place, Verdict, detach_link},
+    hubs::{SEEN_WITHIN, hub, hub_arguments, plug, send, tap_of, unplug, wait_until_attached},
     lifecycle::tc,
     rig::{
         BOOT_LIMIT, Macvtap, OFTEN, Rig, boot_all, incidents_of, trial, trial_that_may_skip, vm,
@@ -29,8 +24,6 @@ use crate::{
     },
 };
 
-/// Longer than the daemon takes to look at a VM's taps again, which it does every ten of its ticks.
-const SEEN_WITHIN: Duration = Duration::from_secs(15);
 /// Packets in each direction for the great count.
 const MANY: u64 = 500_000;
 
@@ -43,74 +36,6 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("programs_that_somebody_detached_are_noticed_and_attached_again", detached),
         trial("packets_that_another_program_takes_first_are_missed_and_not_zero", taken),
     ]
-}
-
-/// A QEMU in the rig's namespace whose networks are hubs between a tap and a UDP socket, so that it sends as
-/// fast as it is told to. `first` is a shell command that runs before it.
-pub(crate) fn hub(rig: &Rig, name: &str, first: &str) -> Result<GuestConfig> {
-    rig.netns.ip(&["link", "set", "lo", "up"])?;
-    let [program, option] = rig.netns.enter_prefix().map(|word| word.display().to_string());
-    let path = rig.dir().join(format!("{name}-inside"));
-    let qemu = rig.qemu.display();
-    std::fs::write(
-        &path,
-        format!("#!/bin/sh\n{first}\nexec {program} {option} -- {qemu} \"$@\"\n"),
-    )?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
-    let mut config = rig.boot_sector(name, BootSector::StiHlt, Accelerator::Tcg);
-    config.executable = path;
-    Ok(config)
-}
-
-/// What a hub is made of: a tap (as QEMU's `-netdev` has it), and a socket that listens at `port`.
-pub(crate) fn hub_arguments(hub: u16, tap: &str, port: u16) -> Vec<String> {
-    let socket =
-        format!("socket,id=s{hub},udp=127.0.0.1:{},localaddr=127.0.0.1:{port}", port + 1000);
-    let ports =
-        ["t", "s"].map(|kind| format!("hubport,id=h{kind}{hub},hubid={hub},netdev={kind}{hub}"));
-    [tap.to_owned(), socket]
-        .into_iter()
-        .chain(ports)
-        .flat_map(|netdev| ["-netdev".to_owned(), netdev])
-        .collect()
-}
-
-pub(crate) fn tap_of(hub: u16, tap: &Tap) -> String {
-    format!("tap,id=t{hub},ifname={},script=no,downscript=no", tap.name())
-}
-
-/// Makes the QEMU whose socket listens at `port` send so many frames into its tap; returns once the kernel
-/// has counted nearly all: a datagram may be lost on its way to QEMU.
-fn send(
-    rig: &Rig,
-    tap: &Tap,
-    counter: fn(&Tap) -> Result<u64>,
-    port: u16,
-    frames: u64,
-) -> Result<()> {
-    let inside = rig.netns.interface("lo");
-    let before = counter(tap)?;
-    let (mut sent, begin) = (0, Instant::now());
-    while counter(tap)? < before + frames {
-        ensure!(begin.elapsed() < Duration::from_secs(60), "QEMU sends nothing");
-        inside.inside(move || -> Result<()> {
-            let socket = UdpSocket::bind("127.0.0.1:0")?;
-            let mut frame = [0_u8; 64];
-            frame[..6].fill(0xff);
-            frame[6..14].copy_from_slice(&[2, 0, 0, 0, 0, 7, 0x88, 0xb5]);
-            for n in 0..frames.min(20_000) {
-                socket.send_to(&frame, ("127.0.0.1", port))?;
-                if n % 64 == 63 {
-                    // A socket's buffer holds some 250 datagrams of this size.
-                    std::thread::sleep(Duration::from_micros(200));
-                }
-            }
-            Ok(())
-        })??;
-        sent += frames.min(20_000);
-    }
-    println!("{}: {sent} datagrams for {frames} frames", tap.name());
-    Ok(())
 }
 
 fn received(tap: &Tap) -> Result<u64> {
@@ -136,26 +61,6 @@ fn check_equal(daemon: &Daemon, name: &str, taps: &[&Tap], since: Traffic) -> Re
         }
         ensure!(Instant::now() < limit, "{name}: never quiet");
     }
-}
-
-/// Waits until all of these taps, and no others, are attached.
-pub(crate) fn wait_until_attached(daemon: &Daemon, name: &str, taps: &[&str]) -> Result<()> {
-    let mut shown = Value::Null;
-    let mut wanted: Vec<&str> = taps.to_vec();
-    wanted.sort_unstable();
-    interrupt::wait_until("its taps", SEEN_WITHIN, || {
-        shown = daemon.show(name).unwrap_or_default();
-        let rows = shown["taps"].as_array().cloned().unwrap_or_default();
-        let mut names: Vec<&str> = rows
-            .iter()
-            .filter(|row| row["attached"] == true)
-            .filter_map(|row| row["name"].as_str())
-            .collect();
-        names.sort_unstable();
-        let counted = shown["network"].is_object() || taps.is_empty();
-        Ok((names == wanted && names.len() == rows.len() && counted).then_some(()))
-    })
-    .with_context(|| format!("{name}: not {taps:?} but {}", shown["taps"]))
 }
 
 fn observing(rig: &Rig) -> Result<Daemon> {
@@ -280,30 +185,6 @@ fn plugged() -> Result<()> {
     let kernels = Traffic::of_kernel(&first)? + gone + Traffic::of_kernel(&third)?;
     println!("plugs: {now:?}, before {before:?}; kernel: {kernels:?}");
     ensure!(now == kernels, "shown {now:?}, kernel {kernels:?}");
-    Ok(())
-}
-
-fn plug(guest: &Guest, hub: u16, tap: &str, port: u16) -> Result<()> {
-    let remote = format!("127.0.0.1:{}", port + 1000);
-    for netdev in [
-        json!({"type": "tap", "id": format!("t{hub}"), "ifname": tap, "script": "no",
-            "downscript": "no"}),
-        json!({"type": "socket", "id": format!("s{hub}"), "udp": remote,
-            "localaddr": format!("127.0.0.1:{port}")}),
-        json!({"type": "hubport", "id": format!("ht{hub}"), "hubid": hub,
-            "netdev": format!("t{hub}")}),
-        json!({"type": "hubport", "id": format!("hs{hub}"), "hubid": hub,
-            "netdev": format!("s{hub}")}),
-    ] {
-        guest.qmp("netdev_add", &netdev)?;
-    }
-    Ok(())
-}
-
-fn unplug(guest: &Guest, hub: u16) -> Result<()> {
-    for kind in ["ht", "hs", "t", "s"] {
-        guest.qmp("netdev_del", &json!({"id": format!("{kind}{hub}")}))?;
-    }
     Ok(())
 }
 

@@ -20,8 +20,8 @@ use serde_json::Value;
 
 use crate::{
     counts::{SAMPLE_AGE, observer},
+    hubs::{hub, hub_arguments, tap_of, wait_until_attached},
     lifecycle::tc,
-    network::{hub, hub_arguments, tap_of, wait_until_attached},
     programs,
     rig::{Macvtap, Rig, trial, trial_that_may_skip, vm, wait_for_vm},
 };

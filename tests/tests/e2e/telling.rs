@@ -1,4 +1,4 @@
-//! Whoever is to be told of a crash is told, and whoever can't be holds up nothing.
+//! Each receiver of notifications is told of a crash, and one that can't be told holds up nothing.
 
 use std::{
     fs,
@@ -34,7 +34,7 @@ use crate::{
 
 /// For what comes within a second or two on a machine that has nothing else to do.
 const SOON: Duration = Duration::from_secs(20);
-/// A guest that announces its panic is reset within this, whoever is told.
+/// A guest that announces its panic is reset within this, whatever is told of it.
 const RESET_WITHIN: Duration = Duration::from_secs(1);
 /// What the daemon takes to end at most: 3 s to tell what waits, and what it takes without that.
 const END_WITHIN: Duration = Duration::from_secs(8);
@@ -46,7 +46,7 @@ pub(crate) const NO_CONTENT: &str = "HTTP/1.1 204 No Content\r\n\r\n";
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
-        trial("a_crash_is_told_and_whoever_cannot_be_told_holds_up_nothing", told),
+        trial("a_crash_is_told_and_a_receiver_that_cannot_be_told_holds_up_nothing", told),
         trial_that_may_skip("an_alertmanager_is_told_of_a_crash_and_of_its_end", alertmanager),
     ]
 }
@@ -70,7 +70,7 @@ impl Post {
     }
 }
 
-/// Somebody who is told by HTTP; it ends with the tests.
+/// A receiver of notifications by HTTP; it ends with the tests.
 pub(crate) struct Receiver {
     address: SocketAddr,
     posts: Arc<Mutex<Vec<Post>>>,
@@ -168,16 +168,15 @@ fn secret(dir: &Path) -> Result<String> {
     Ok(path.display().to_string())
 }
 
-fn told() -> Result<()> {
-    let rig = Rig::new()?;
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let good = Receiver::start(any, NO_CONTENT)?;
-    let refusing = Receiver::start(any, "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")?;
-    // It takes connections, and never says anything.
-    let slow = TcpListener::bind(any)?;
-    let late = free_address()?;
-    let lines = rig.dir().join("lines");
-    let (script, metrics) = (rig.dir().join("tell"), free_address()?);
+/// A table for each of them, and a command that appends to `lines`.
+fn targets(
+    rig: &Rig,
+    [good, refusing]: [&Receiver; 2],
+    slow: SocketAddr,
+    late: SocketAddr,
+    lines: &Path,
+) -> Result<String> {
+    let script = rig.dir().join("tell");
     let line = "\"$1 $FLATLINE_EVENT $FLATLINE_VM $FLATLINE_CAUSE $FLATLINE_ATTEMPT\"";
     fs::write(&script, format!("echo {line} >> {}\n", lines.display()))?;
     let webhook = |name: &str, address: SocketAddr, events: &str, more: &str| {
@@ -187,8 +186,8 @@ fn told() -> Result<()> {
     };
     let signed = format!("secret_file = \"{}\"", secret(rig.dir())?);
     let few = "[\"crashed\", \"recovered\"]";
-    let extra_toml = [
-        webhook("slow", slow.local_addr()?, "\"all\"", "limit = \"2s\""),
+    let tables = [
+        webhook("slow", slow, "\"all\"", "limit = \"2s\""),
         webhook("late", late, "\"all\"", "queue = 3"),
         webhook("refusing", refusing.address, few, ""),
         format!(
@@ -198,9 +197,21 @@ fn told() -> Result<()> {
         ),
         webhook("good", good.address, "\"all\"", &signed),
     ];
+    Ok(tables.concat())
+}
+
+fn told() -> Result<()> {
+    let rig = Rig::new()?;
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let good = Receiver::start(any, NO_CONTENT)?;
+    let refusing = Receiver::start(any, "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")?;
+    // It takes connections, and never says anything.
+    let slow = TcpListener::bind(any)?;
+    let late = free_address()?;
+    let (lines, metrics) = (rig.dir().join("lines"), free_address()?);
     let mut config = rig.daemon_config()?;
     config.metrics = metrics.to_string();
-    config.extra_toml = extra_toml.concat();
+    config.extra_toml = targets(&rig, [&good, &refusing], slow.local_addr()?, late, &lines)?;
     let guests = guest(&rig)?;
     let mut daemon = rig.daemon(&config)?;
     wait_for_vm(&daemon, NAME, "alive", SOON, |row| row["state"] == "alive")?;

@@ -25,8 +25,8 @@ use serde_json::Value;
 use super::{COMMAND_LIMIT, start_agent, wait_for_beats};
 use crate::{
     counts::map_total,
+    hubs::{hub, hub_arguments, tap_of, wait_until_attached},
     metrics::{of_vm, scrape},
-    network::{hub, hub_arguments, tap_of, wait_until_attached},
     rig::{BOOT_LIMIT, MARGIN, Rig, incidents_of, outer_resets, trial, vm, wait_for_vm},
 };
 

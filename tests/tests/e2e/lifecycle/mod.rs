@@ -1,15 +1,16 @@
 //! The daemon's own comings and goings: what it leaves behind, when it refuses to start, what it still
 //! knows after it was killed; and those of the VMs that it watches.
 
-use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+mod observing;
+mod refused;
+
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use flatline_tests::{
     boot_sector::BootSector,
-    console::Log,
     daemon::Daemon,
     guest::{Accelerator, Guest, GuestConfig, was_killed},
     interrupt,
@@ -20,7 +21,7 @@ use serde_json::Value;
 
 use crate::programs::{self, Holdings};
 use crate::rig::{
-    Crash, FLAT_FOR, Load, MARGIN, Rig, binary, boot_all, check_restart, incidents_of, put, trial,
+    Crash, FLAT_FOR, Load, MARGIN, Rig, binary, boot_all, check_restart, incidents_of, trial,
     trial_with, vm, wait_for_incident, wait_for_vm,
 };
 
@@ -29,9 +30,6 @@ const GRACE: Duration = Duration::from_secs(15);
 
 /// How soon a VM that starts must be seen.
 const FOUND_WITHIN: Duration = Duration::from_secs(1);
-
-/// An ordinary user's id (Debian's `nobody`).
-const NOBODY: &str = "65534";
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -42,8 +40,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("a_terminated_daemon_leaves_nothing_attached_or_pinned_with_clsact", || {
             terminated("clsact")
         }),
-        trial("a_second_daemon_is_refused_and_the_first_goes_on", second),
-        trial("a_host_or_configuration_that_is_not_fit_is_refused_in_one_line", unfit),
+        trial("a_second_daemon_is_refused_and_the_first_goes_on", refused::second),
+        trial("a_host_or_configuration_that_is_not_fit_is_refused_in_one_line", refused::unfit),
         trial_with(
             Load::Spins(1),
             "a_killed_daemon_starts_again_and_finds_the_next_crash_with_tcx",
@@ -58,7 +56,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial_with(
             Load::Spins(1),
             "a_daemon_that_only_observes_records_a_crash_and_resets_nothing",
-            observes,
+            observing::observes,
         ),
         trial_with(
             Load::Spins(1),
@@ -142,7 +140,7 @@ fn foreign_clsact() -> Result<()> {
     wait_until_attached(&tap)?;
     daemon.terminate()?;
     ensure!(programs::on_tap(&tap)?.is_empty(), "left on the tap: {:?}", programs::on_tap(&tap)?);
-    ensure!(has_clsact(&tap)?, "somebody else's clsact discipline was removed");
+    ensure!(has_clsact(&tap)?, "the administrator's clsact discipline was removed");
     ensure!(guests[0].is_running());
     Ok(())
 }
@@ -160,102 +158,6 @@ fn has_clsact(tap: &Tap) -> Result<bool> {
     Ok(tc(tap, &["qdisc", "show", "dev", tap.name()])?.contains("clsact"))
 }
 
-/// Runs a command that must fail with `code`, and say why in one line that has all of `words`.
-fn refused(command: &mut Command, code: i32, words: &[&str]) -> Result<()> {
-    command.env_remove("JOURNAL_STREAM").env_remove("NOTIFY_SOCKET");
-    let output = command.stdin(Stdio::null()).output().context("cannot run it")?;
-    let text = String::from_utf8_lossy(&output.stderr);
-    println!("{}: {}", output.status, text.trim_end());
-    ensure!(
-        output.status.code() == Some(code),
-        "{command:?}: {}, not {code}: {text}",
-        output.status
-    );
-    let said: Vec<&str> = text.lines().filter(|line| line.starts_with("flatline: ")).collect();
-    let [line] = said[..] else { anyhow::bail!("{command:?}: not one line: {text}") };
-    for word in words {
-        ensure!(line.contains(word), "no {word:?} in: {line}");
-    }
-    for noise in ["panicked at", "RUST_BACKTRACE", "stack backtrace"] {
-        ensure!(!text.contains(noise), "{command:?}: {text}");
-    }
-    Ok(())
-}
-
-/// `arguments`, then `run` with that configuration; ended after a while, should it start after all.
-fn run_through(arguments: &[&str], binary: &Path, config: &Path) -> Command {
-    let mut command = Command::new("timeout");
-    command.arg("20").args(arguments).arg(binary).arg("run").arg("--config").arg(config);
-    command
-}
-
-fn second() -> Result<()> {
-    let rig = Rig::new()?;
-    let (config, tap) = idler(&rig, "watched-once")?;
-    let _guests = boot_all(&[config])?;
-    let daemon = rig.daemon(&rig.daemon_config()?)?;
-    let ids = wait_until_attached(&tap)?;
-    let again = &mut run_through(&[], &binary()?, daemon.config_path());
-    refused(again, 1, &["another flatline runs on this host"])?;
-    // Other directories for everything but the state are no way around.
-    let text = std::fs::read_to_string(daemon.config_path())?;
-    let elsewhere = text.replace("/run\"", "/run2\"").replace("/bpf/flatline\"", "/bpf/other\"");
-    ensure!(elsewhere != text, "nothing was replaced in {text}");
-    let config = rig.dir().join("elsewhere.toml");
-    std::fs::write(&config, elsewhere)?;
-    refused(&mut run_through(&[], &binary()?, &config), 1, &["another flatline runs"])?;
-
-    vm(&daemon, "watched-once")?;
-    ensure!(programs::on_tap(&tap)? == ids, "the programs on the tap were exchanged");
-    Ok(())
-}
-
-fn unfit() -> Result<()> {
-    let rig = Rig::new()?;
-    // One that ran and ended: its configuration, directories and bpffs are as they should be.
-    let mut daemon = rig.daemon(&rig.daemon_config()?)?;
-    ensure!(daemon.terminate()?.success(), "{}", daemon.log().text());
-    let good = daemon.config_path();
-    let text = std::fs::read_to_string(good)?;
-
-    // The test's own directory is closed to others.
-    let public = tempfile::Builder::new().prefix("flatline-public-").tempdir()?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(public.path(), mode)?;
-    let (copy, config) = (public.path().join("flatline"), public.path().join("flatline.toml"));
-    put(&binary()?, &copy)?;
-    std::fs::write(&config, &text)?;
-    let nobody = ["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"];
-    refused(&mut run_through(&nobody, &copy, &config), 1, &["CAP_BPF", "root"])?;
-
-    let hide = "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" \"$@\"";
-    let hidden = ["unshare", "--mount", "--propagation", "private", "sh", "-c", hide];
-    refused(&mut run_through(&hidden, &binary()?, good), 1, &["BTF", "CONFIG_DEBUG_INFO_BTF"])?;
-
-    let plain = rig.dir().join("plain");
-    std::fs::create_dir(&plain)?;
-    let pins = rig.dir().join("bpf/flatline").display().to_string();
-    let elsewhere = text.replace(&pins, &plain.display().to_string());
-    ensure!(elsewhere != text, "no {pins} in {text}");
-    let config = rig.dir().join("plain.toml");
-    std::fs::write(&config, elsewhere)?;
-    let where_it_is = plain.display().to_string();
-    refused(&mut run_through(&[], &binary()?, &config), 1, &[&where_it_is, "bpf file system"])?;
-
-    // Torn within a value, it is no TOML, in which nothing has a key; mistakes in a whole file have.
-    let key = "flat_for = \"";
-    let end = text.find(key).context("no flat_for")? + key.len();
-    let line = format!("torn.toml:{}:", text[..end].lines().count());
-    let torn = rig.dir().join("torn.toml");
-    std::fs::write(&torn, &text[..=end])?;
-    refused(&mut run_through(&[], &binary()?, &torn), 2, &[&line, "detection.flat_for"])?;
-    std::fs::write(&torn, format!("{}\"\n", &text[..=end]))?;
-    refused(&mut run_through(&[], &binary()?, &torn), 2, &[&line, "detection.flat_for"])?;
-    std::fs::write(&torn, text.replace(key, "flat_fro = \""))?;
-    refused(&mut run_through(&[], &binary()?, &torn), 2, &[&line, "detection.flat_fro"])?;
-    Ok(())
-}
-
 fn killed(hook: &str) -> Result<()> {
     let rig = Rig::new()?;
     let config = rig.linux("watched-on", 1)?;
@@ -269,7 +171,7 @@ fn killed(hook: &str) -> Result<()> {
     guests[0].run("net 7", Duration::from_secs(20))?;
 
     ensure!(was_killed(daemon.kill()?), "it ended by itself: {}", daemon.log().text());
-    // Nobody watches, and all is counted.
+    // Without a daemon, all is counted.
     let load = [("net 40", Duration::from_secs(20)), ("disk-write 300 4", Duration::from_secs(20))];
     for (command, limit) in load {
         guests[0].run(command, limit)?;
@@ -290,7 +192,7 @@ fn killed(hook: &str) -> Result<()> {
     ensure!(sent >= Some(47) && early <= 3, "sent {sent:?}, the kernel says {kernel:?}");
     ensure!(received >= Some(47), "received {received:?}, the kernel says {kernel:?}");
     let writes = (figure("storage", "write_ops"), figure("storage", "write_bytes"));
-    ensure!(writes == (Some(300), Some(300 * 4096)), "written while nobody watched: {writes:?}");
+    ensure!(writes == (Some(300), Some(300 * 4096)), "written without a daemon: {writes:?}");
 
     // Long enough for its address to be probed once while all is well.
     interrupt::sleep(FLAT_FOR)?;
@@ -342,86 +244,6 @@ fn vms() -> Result<()> {
     ensure!(incidents_of(&daemon, "is-killed")?.len() == 1, "more than one incident");
     ensure!(incidents_of(&daemon, "powers-off")?.is_empty(), "powering off is no crash");
     Ok(())
-}
-
-/// A daemon with arguments that [`Daemon`] does not give; ended when it is dropped.
-struct ByHand(Child, Log);
-
-impl ByHand {
-    fn start(arguments: &[&str], config: &Path) -> Result<Self> {
-        let mut command = Command::new(binary()?);
-        command.args(arguments).arg("--config").arg(config).process_group(0);
-        command.env_remove("JOURNAL_STREAM").env_remove("NOTIFY_SOCKET");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn().context("cannot start the daemon")?;
-        let log = Log::new();
-        log.drain(child.stderr.take().context("the pipe was asked for")?);
-        Ok(Self(child, log))
-    }
-}
-
-impl Drop for ByHand {
-    fn drop(&mut self) {
-        let _ = rustix::process::kill_process(
-            rustix::process::Pid::from_child(&self.0),
-            rustix::process::Signal::TERM,
-        );
-        let end = Instant::now() + MARGIN;
-        while matches!(self.0.try_wait(), Ok(None)) && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        if matches!(self.0.try_wait(), Ok(None)) {
-            eprintln!("killed, as it did not end:\n{}", self.1.text());
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
-    }
-}
-
-fn observes() -> Result<()> {
-    let rig = Rig::new()?;
-    let guests = boot_all(&[rig.linux("only-watched", 1)?])?;
-    let guest = &guests[0];
-    let mut config = rig.daemon_config()?;
-    let mut daemon = rig.daemon(&config)?;
-    ensure!(daemon.terminate()?.success(), "{}", daemon.log().text());
-    let observer = ByHand::start(&["run", "--observe"], daemon.config_path())?;
-    let limit = Duration::from_secs(20);
-    interrupt::wait_until("an answer of the observer", limit, || Ok(daemon.status().ok()))?;
-    wait_for_vm(&daemon, "only-watched", "alive", limit, |row| row["state"] == "alive")?;
-    interrupt::sleep(Duration::from_secs(3))?;
-    guest.send("panic")?;
-    let observed = |daemon: &Daemon| -> Result<()> {
-        let crashed = |row: &Value| row["state"] == "crashed";
-        wait_for_vm(daemon, "only-watched", "crashed", limit, crashed)?;
-        interrupt::wait_until("the incident", limit, || {
-            let incidents = incidents_of(daemon, "only-watched")?;
-            Ok(incidents.iter().any(|incident| incident["outcome"] == "observed").then_some(()))
-        })?;
-        // Some time in which a restart would be seen.
-        interrupt::sleep(Duration::from_secs(5))?;
-        let incidents = incidents_of(daemon, "only-watched")?;
-        // However many daemons watch it, it is dead of the same crash.
-        ensure!(incidents.len() == 1, "{incidents:?}");
-        for incident in &incidents {
-            ensure!(
-                incident["outcome"] == "observed" && incident["action"].is_null(),
-                "{incident}"
-            );
-            ensure!(incident["cause"] == "spinning", "{incident}");
-        }
-        let row = vm(daemon, "only-watched")?;
-        ensure!(row["state"] == "crashed" && row["restarts_in_window"] == 0, "{row}");
-        ensure!(reset_events(guest)? == 0 && guest.banner_count() == 1, "it was reset");
-        Ok(())
-    };
-    observed(&daemon).context("with --observe")?;
-    drop(observer);
-    drop(daemon);
-
-    config.mode = "observe".to_owned();
-    let daemon = rig.daemon(&config)?;
-    observed(&daemon).context("with mode = \"observe\"")
 }
 
 fn limit() -> Result<()> {

@@ -1,24 +1,25 @@
 //! What a guest's kernel tells its neighbours is learned, in either family and in whatever VLAN; a probe
-//! for it is answered, and nobody else on the network hears of the one or the other.
+//! for it is answered, and nothing else on the network hears of the one or the other.
 //!
 //! The probes are the daemon's own, linked in: made and sent by its code, but when the test wants it.
 
+mod taught;
+
 use std::{
-    net::{Ipv6Addr, UdpSocket},
+    net::Ipv6Addr,
     num::NonZeroU16,
     os::unix::fs::MetadataExt as _,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use flatline::parts::{CounterMaps, ProbeSocket, TapAddress, TapAddresses, arp, ndp};
+use flatline::parts::{CounterMaps, ProbeSocket, TapAddresses, arp, ndp};
 use flatline_qemu::discover::{Tap as WatchedTap, TapKind};
 use flatline_tests::{
     capture::Capture,
     daemon::Daemon,
     guest::{Guest, GuestConfig},
     interrupt,
-    netns::Tap,
 };
 use libtest_mimic::Trial;
 use monitor_ebpf::{PROBE_IPV6, PROBE_MAC};
@@ -26,7 +27,6 @@ use serde_json::json;
 
 use crate::{
     counts::map_total,
-    network::{hub, hub_arguments, tap_of, wait_until_attached},
     rig::{BOOT_LIMIT, Rig, trial, wait_for_vm},
 };
 
@@ -39,7 +39,7 @@ const REACHABILITY_LIMIT: Duration = Duration::from_secs(15);
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("ipv6_and_vlan_guests_answer_probes_that_the_network_never_sees", answered),
-        trial("only_frames_that_speak_for_their_sender_teach_an_address", taught),
+        trial("only_frames_that_speak_for_their_sender_teach_an_address", taught::taught),
     ]
 }
 
@@ -93,7 +93,7 @@ impl<'a> Learned<'a> {
     }
 }
 
-/// A daemon that asks nobody: only the test's own probes are to be seen.
+/// A daemon that asks no guest: only the test's own probes are to be seen.
 fn daemon_that_never_asks(rig: &Rig) -> Result<Daemon> {
     let mut config = rig.daemon_config()?;
     config.mode = "observe".to_owned();
@@ -153,9 +153,13 @@ fn answered() -> Result<()> {
     ensure!(ipv4.ip.octets() == [10, 7, 2, 2] && ipv4.vlan == NonZeroU16::new(7), "{ipv4:?}");
 
     let socket = ProbeSocket::open(&std::fs::File::open(rig.netns.path())?)?;
-    for learned in [&six, &tagged] {
-        probe(learned, &socket)?;
-    }
+    // Both at the same time: most of it is waiting for the guest to settle.
+    std::thread::scope(|scope| {
+        [&six, &tagged]
+            .map(|learned| scope.spawn(|| probe(learned, &socket)))
+            .into_iter()
+            .try_for_each(|probed| probed.join().map_err(|_| anyhow!("it panicked"))?)
+    })?;
     for (capture, place) in captures.iter().zip(["neighbour", "bridge"]) {
         let frames = capture.frames()?;
         println!("{place} saw {} frames", frames.len());
@@ -170,7 +174,7 @@ fn answered() -> Result<()> {
         }
     }
 
-    // It boots anew, and hasn't asked for anybody yet.
+    // It boots anew, and hasn't asked for any address yet.
     guests[1].qmp("system_reset", &json!({}))?;
     interrupt::wait_until("its address to be forgotten", BOOT_LIMIT, || {
         Ok(tagged.addresses()?.ipv6.is_none().then_some(()))
@@ -189,7 +193,7 @@ fn link_local([a, b, c, d, e, f]: [u8; 6]) -> Ipv6Addr {
     Ipv6Addr::new(0xfe80, 0, 0, 0, a << 8 | b, c << 8 | 0xff, 0xfe00 | d, e << 8 | f)
 }
 
-/// Asks for each of the guest's addresses, and waits until it has forgotten who asked.
+/// Asks for each of the guest's addresses, and waits until it has forgotten the asker.
 fn probe(learned: &Learned<'_>, socket: &ProbeSocket) -> Result<()> {
     let before = learned.wait_until_quiet()?;
     let TapAddresses { ipv4, ipv6 } = learned.addresses()?;
@@ -212,170 +216,5 @@ fn probe(learned: &Learned<'_>, socket: &ProbeSocket) -> Result<()> {
     println!("{}: {before:?}, answers {expected:?}, in the end {after:?}", learned.guest.name());
     ensure!(after[0] - before[0] == after[1] - before[1], "something was taken for its own");
     ensure!(after[2..] == expected[2..], "{after:?}, {expected:?}");
-    Ok(())
-}
-
-const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
-const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 8];
-const BROADCAST: [u8; 6] = [0xff; 6];
-
-/// A neighbour solicitation (135) or advertisement (136) as [`MAC`] sends it; what a case changes comes after.
-#[derive(Clone)]
-struct Ndp {
-    to: [u8; 6],
-    tags: Vec<u8>,
-    hop_limit: u8,
-    source: Ipv6Addr,
-    kind: u8,
-    target: Ipv6Addr,
-    option: Vec<u8>,
-}
-
-impl Ndp {
-    fn solicitation(source: &str) -> Result<Self> {
-        Ok(Self {
-            to: [0x33, 0x33, 0, 0, 0, 1],
-            tags: Vec::new(),
-            hop_limit: 255,
-            source: source.parse()?,
-            kind: 135,
-            target: "fd00:7::1".parse()?,
-            option: [[1, 1].as_slice(), &MAC].concat(),
-        })
-    }
-
-    fn frame(&self) -> Vec<u8> {
-        [
-            self.to.as_slice(),
-            &MAC,
-            &self.tags,
-            &[0x86, 0xdd, 0x60, 0, 0, 0, 0, 32, 58, self.hop_limit],
-            &self.source.octets(),
-            &self.target.octets(),
-            &[self.kind, 0, 0, 0, 0, 0, 0, 0],
-            &self.target.octets(),
-            &self.option,
-        ]
-        .concat()
-    }
-}
-
-fn arp_frame(tags: &[u8], operation: u8, target_mac: [u8; 6]) -> Vec<u8> {
-    let head = [8, 6, 0, 1, 8, 0, 6, 4, 0, operation];
-    let (sender, target) = ([10, 7, 0, 2], [10, 7, 0, 1]);
-    [&BROADCAST, &MAC[..], tags, &head, &MAC, &sender, &target_mac, &target].concat()
-}
-
-/// Sends one frame as the guest that listens at the hub's socket, and waits until the tap had it.
-fn send(rig: &Rig, tap: &Tap, frame: Vec<u8>) -> Result<()> {
-    let before = tap.counters()?.rx_packets;
-    rig.netns.interface("lo").inside(move || -> Result<()> {
-        UdpSocket::bind("127.0.0.1:0")?.send_to(&frame, ("127.0.0.1", 7001))?;
-        Ok(())
-    })??;
-    interrupt::wait_until("the frame", Duration::from_secs(10), || {
-        Ok((tap.counters()?.rx_packets > before).then_some(()))
-    })
-}
-
-fn taught() -> Result<()> {
-    let rig = Rig::new()?;
-    let tap = rig.netns.tap("tap1", None)?;
-    let mut config = hub(&rig, "teaches", "")?;
-    config.extra_args.extend(hub_arguments(1, &tap_of(1, &tap), 7001));
-    let guest = config.start()?;
-    let daemon = daemon_that_never_asks(&rig)?;
-    wait_until_attached(&daemon, "teaches", &["tap1"])?;
-    let learned = Learned::new(&rig, &daemon, &guest)?;
-    let (global, other, local) = ("fd00:7::2", "fd00:7::3", "fe80::2");
-    let own = Ndp::solicitation(global)?;
-    let nothing = [
-        ("a test for duplicates", Ndp::solicitation("::")?.frame()),
-        ("a multicast source", Ndp::solicitation("ff02::1")?.frame()),
-        ("a forwarded frame", Ndp { hop_limit: 64, ..own.clone() }.frame()),
-        (
-            "another's Ethernet address",
-            Ndp { option: [[1, 1].as_slice(), &OTHER_MAC].concat(), ..own.clone() }.frame(),
-        ),
-        ("an advertisement for somebody else", Ndp { kind: 136, ..own.clone() }.frame()),
-        ("an echo request", Ndp { kind: 128, ..own.clone() }.frame()),
-        ("two tags", Ndp { tags: vec![0x81, 0, 0, 7, 0x81, 0, 0, 8], ..own.clone() }.frame()),
-        ("a provider's tag", Ndp { tags: vec![0x88, 0xa8, 0, 7], ..own.clone() }.frame()),
-        ("a frame cut short", own.frame()[..77].to_vec()),
-        ("a test for duplicates (ARP)", {
-            let mut frame = arp_frame(&[], 1, [0; 6]);
-            frame[28..32].fill(0);
-            frame
-        }),
-        ("two tags (ARP)", arp_frame(&[0x81, 0, 0, 7, 0x81, 0, 0, 8], 1, [0; 6])),
-    ];
-    for (what, frame) in nothing {
-        send(&rig, &tap, frame)?;
-        let addresses = learned.addresses()?;
-        ensure!(addresses == TapAddresses::default(), "{what} taught {addresses:?}");
-    }
-
-    let tag = |vlan: u8| vec![0x81, 0, 0, vlan];
-    let advertisement = Ndp {
-        kind: 136,
-        target: own.source,
-        option: [[2, 1].as_slice(), &MAC].concat(),
-        ..own.clone()
-    };
-    for (what, frame, address, vlan) in [
-        ("no option", Ndp { option: Vec::new(), ..own.clone() }, global, 0),
-        ("another address", Ndp::solicitation(other)?, other, 0),
-        ("an advertisement of its own", advertisement, global, 0),
-        ("a link-local address", Ndp::solicitation(local)?, local, 0),
-        ("a global address after that", own.clone(), local, 0),
-        ("a VLAN", Ndp { tags: tag(7), ..own.clone() }, global, 7),
-        ("a priority", Ndp { tags: vec![0x81, 0, 0xa0, 0], ..Ndp::solicitation(local)? }, local, 0),
-        ("both", Ndp { tags: vec![0x81, 0, 0xaf, 0xfe], ..own.clone() }, global, 0xffe),
-    ] {
-        send(&rig, &tap, frame.frame())?;
-        let ipv6 = TapAddress { ip: address.parse()?, mac: MAC, vlan: NonZeroU16::new(vlan) };
-        let addresses = learned.addresses()?;
-        let expected = TapAddresses { ipv4: None, ipv6: Some(ipv6) };
-        ensure!(addresses == expected, "{what} taught {addresses:?} instead of {expected:?}");
-    }
-    let ipv6 = learned.addresses()?.ipv6;
-    for vlan in [9, 0] {
-        let tags = if vlan == 0 { Vec::new() } else { tag(vlan) };
-        send(&rig, &tap, arp_frame(&tags, 1, [0; 6]))?;
-        let vlan = NonZeroU16::new(vlan.into());
-        let ipv4 = TapAddress { ip: [10, 7, 0, 2].into(), mac: MAC, vlan };
-        let addresses = learned.addresses()?;
-        ensure!(addresses == TapAddresses { ipv4: Some(ipv4), ipv6 }, "{addresses:?}");
-    }
-
-    let to_us = Ndp { to: PROBE_MAC, ..Ndp::solicitation(other)? };
-    let addresses = learned.addresses()?;
-    let mut expected = learned.counters()?;
-    for (what, frame, taken, ndp) in [
-        ("an answer", Ndp { kind: 136, ..to_us.clone() }.frame(), 1, 1),
-        ("an answer in a VLAN", Ndp { kind: 136, tags: tag(7), ..to_us.clone() }.frame(), 1, 1),
-        ("a question", to_us.frame(), 1, 0),
-        ("a question to all", Ndp { target: PROBE_IPV6.into(), ..own.clone() }.frame(), 1, 0),
-        ("an ARP answer", arp_frame(&[], 2, PROBE_MAC), 1, 0),
-        ("an ARP answer in a VLAN", arp_frame(&tag(7), 2, PROBE_MAC), 1, 0),
-        ("an ARP question", arp_frame(&[], 1, PROBE_MAC), 0, 0),
-        ("another packet to us", Ndp { kind: 128, ..to_us.clone() }.frame(), 0, 0),
-    ] {
-        // The kernel's ticks are 10 ms at most.
-        interrupt::sleep(Duration::from_millis(20))?;
-        send(&rig, &tap, frame)?;
-        let now = learned.counters()?;
-        expected = [expected[0] + 1, expected[1] + taken, expected[2] + ndp, expected[3]];
-        ensure!(now[..3] == expected[..3], "{what}: {now:?} instead of {expected:?}");
-        ensure!((now[3] == expected[3]) == (taken == 1), "{what}: sent at {now:?}, {expected:?}");
-        expected = now;
-        ensure!(learned.addresses()? == addresses, "{what} taught {:?}", learned.addresses()?);
-    }
-    let shown = daemon.show("teaches")?;
-    wait_for_vm(&daemon, "teaches", "its answers", BOOT_LIMIT, |row| {
-        let network = &row["network"];
-        network["probe_answers"] == expected[1] && network["ndp_answers"] == expected[2]
-    })
-    .with_context(|| format!("{shown}"))?;
     Ok(())
 }
