@@ -13,7 +13,7 @@ use flatline_tests::command::run_command;
 use super::packages;
 
 /// Files that must be there, and their modes.
-const FILES: [(&str, u32); 12] = [
+const FILES: [(&str, u32); 13] = [
     ("usr/bin/flatline", 0o755),
     ("usr/bin/flatline-heartbeat", 0o755),
     ("etc/flatline/flatline.toml", 0o644),
@@ -24,6 +24,7 @@ const FILES: [(&str, u32); 12] = [
     ("usr/share/flatline/prometheus/flatline.rules.yml", 0o644),
     ("usr/share/man/man1/flatline.1.gz", 0o644),
     ("usr/share/man/man1/flatline-incidents-show.1.gz", 0o644),
+    ("usr/share/man/man5/flatline.toml.5.gz", 0o644),
     ("usr/share/bash-completion/completions/flatline", 0o644),
     ("usr/share/doc/flatline/copyright", 0o644),
 ];
