@@ -20,7 +20,7 @@ address6=
 vlan=
 words=$(cat /proc/cmdline)
 case $words in
-    # The state in which it waits here is saved; each guest that goes on from it is told who it is.
+    # The state in which it waits here is saved; each guest that goes on from it is told its identity.
     *flatline.asks*)
         echo "FLATLINE-GUEST SAVABLE"
         read -r words
@@ -62,7 +62,7 @@ if [ -n "$address$address6" ] && [ -d /sys/class/net/eth0 ]; then
     [ -n "$address" ] && ip address add "$address" dev "$interface"
     ip link set "$interface" up
     [ -n "$address6" ] && ip address add "$address6" dev "$interface"
-    # Gratuitous: the host is to see one frame with the guest's address, and nobody has to answer.
+    # Gratuitous: the host is to see one frame with the guest's address, and no answer is needed.
     [ -n "$address" ] && arping -q -U -c 1 -w 1 -I "$interface" "${address%/*}" >/dev/null &
 fi
 
@@ -83,7 +83,7 @@ agent() {
         sleep 1
     done
 }
-# What a guest that somebody took over may say instead.
+# What a guest that was taken over may say instead.
 flood() {
     while :; do yes '{"return": {}}'; done
 }
@@ -137,7 +137,7 @@ fork_bomb() {
     echo 100 >/cgroup/bomb/pids.max
     while :; do (echo 0 >/cgroup/bomb/cgroup.procs && breed) 2>/dev/null; done
 }
-# What a file in memory takes cannot be reclaimed: whoever is killed, it stays full, until nobody is left to be
+# What a file in memory takes cannot be reclaimed: whatever is killed, it stays full, until nothing is left to be
 # killed but process 1, which the kernel spares. It panics instead.
 eat_memory() {
     mkdir /ballast

@@ -77,7 +77,7 @@ impl Images {
     }
 }
 
-/// Builds the images in `cache_dir`, or finds them there. Others who build at the same time wait.
+/// Builds the images in `cache_dir`, or finds them there. Other builds of the same time wait.
 /// `progress` is told of each step that takes time.
 ///
 /// # Errors

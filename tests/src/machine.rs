@@ -167,7 +167,7 @@ pub struct GuestConfig {
     pub kernel_args: Vec<String>,
     /// More arguments for QEMU; they come last.
     pub extra_args: Vec<String>,
-    /// The user, and group, that QEMU runs as from its first instruction, who becomes the owner of `dir`. Without it,
+    /// The user, and group, that QEMU runs as from its first instruction, and that owns `dir`. Without it,
     /// it runs as the tests do.
     pub user: Option<u32>,
 }

@@ -67,7 +67,7 @@ impl Drop for Entry {
     }
 }
 
-/// A group in the hierarchy that systemd uses, with one process in it. Dropping it removes it, and puts who
+/// A group in the hierarchy that systemd uses, with one process in it. Dropping it removes it, and puts what
 /// is in it back where the hierarchy begins.
 #[derive(Debug)]
 pub struct UnitGroup {

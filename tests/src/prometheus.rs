@@ -151,9 +151,9 @@ impl Prometheus {
 
 impl Alertmanager {
     /// For tests that ask for the alerts themselves.
-    pub const TELLS_NOBODY: &str = "route: {receiver: nobody}\nreceivers: [{name: nobody}]\n";
+    pub const TELLS_NONE: &str = "route: {receiver: silent}\nreceivers: [{name: silent}]\n";
 
-    /// Starts `program`, which keeps everything in `dir`, with this `alertmanager.yml`, such as [`Self::TELLS_NOBODY`].
+    /// Starts `program`, which keeps everything in `dir`, with this `alertmanager.yml`, such as [`Self::TELLS_NONE`].
     ///
     /// # Errors
     ///

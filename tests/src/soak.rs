@@ -1,6 +1,6 @@
 //! A soak: one daemon and many guests of all kinds for a long time, in which random faults come to random guests.
 //!
-//! Crashes are due one restart each, and disturbances none; a guest that nothing happened to is to be left alone. Who
+//! Crashes are due one restart each, and disturbances none; a guest that nothing happened to is to be left alone. Which
 //! was reset is told by each guest's own QEMU, and not by the daemon.
 
 use std::time::{Duration, Instant};

@@ -91,7 +91,7 @@ fn shape(config: &GuestConfig) -> Option<GuestConfig> {
     Some(shape)
 }
 
-/// Boots a machine of this shape until it asks who it is, and saves it.
+/// Boots a machine of this shape until it asks for its identity, and saves it.
 fn save(mut shape: GuestConfig, like: &GuestConfig, state: &Path) -> Result<()> {
     let dir = tempfile::Builder::new().prefix("flatline-state-").tempdir()?;
     let netns = Netns::new()?;
@@ -123,7 +123,7 @@ fn save(mut shape: GuestConfig, like: &GuestConfig, state: &Path) -> Result<()> 
     fs::rename(&temporary, state).with_context(|| state.display().to_string())
 }
 
-/// Starts the machine from the state, and tells it who it is.
+/// Starts the machine from the state, and tells it its identity.
 fn restore(config: &GuestConfig, state: &Path) -> Result<Guest> {
     let mut config = config.clone();
     let incoming = format!("exec:exec cat {}", quoted(state)?);

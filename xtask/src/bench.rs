@@ -2,7 +2,7 @@
 //!
 //! Everything is measured on a real daemon, in directories, a bpffs and a network namespace of its own: its
 //! programs as it loaded them, its readers, its process. Where a figure has a floor, both are measured in
-//! one run. Who compares two machines, or two versions, runs this on each.
+//! one run. To compare two machines, or two versions, run this on each.
 
 mod events;
 mod figures;

@@ -69,7 +69,7 @@ fn summary(screen: &mut Screen, measured: &Measured, begin: Instant) {
         screen.say(&format!("{:>7.1} s  {what}", seconds.as_secs_f64()));
     }
     screen.say(&format!(
-        "Nobody touched the other two, which ran on for {:.0} s. The demo took {:.0} s.",
+        "Nothing touched the other two, which ran on for {:.0} s. The demo took {:.0} s.",
         undisturbed.as_secs_f64(),
         begin.elapsed().as_secs_f64()
     ));

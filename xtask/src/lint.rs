@@ -41,7 +41,7 @@ pub(crate) fn check_all() -> Result<()> {
     // Not among all targets, since it is run by its name alone.
     let end_to_end = ["clippy", "--workspace", "--test", "e2e", "--", "-D", "warnings"];
     check("clippy for the end-to-end tests", process::run(&mut cargo_command(end_to_end)));
-    // Without the standard library nobody catches a panic, which only this profile takes.
+    // Without the standard library nothing catches a panic, which only this profile takes.
     let agent = ["clippy", "--profile", "agent", "--package", "flatline-heartbeat"];
     let its = ["--features", "program", "--bins", "--", "-D", "warnings"];
     check(

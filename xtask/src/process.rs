@@ -69,7 +69,7 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     search_path().into_iter().map(|directory| directory.join(name)).find(|path| is_executable(path))
 }
 
-/// Whether the path is a file that someone may execute.
+/// Whether the path is a file that some user may execute.
 pub(crate) fn is_executable(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)

@@ -1,4 +1,4 @@
-//! `cargo xtask soak`: many guests for long, to whom random faults come, and its section of `docs/verdicts.md`.
+//! `cargo xtask soak`: many guests for long, to which random faults come, and its section of `docs/verdicts.md`.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

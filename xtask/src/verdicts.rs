@@ -53,7 +53,7 @@ pub(crate) fn put(path: &Path, section: Section, text: &str) -> Result<()> {
         .with_context(|| format!("could not write {}", path.display()))
 }
 
-/// The file's new content. What stands outside of all markers is nobody's, and goes.
+/// The file's new content. What stands outside of all markers is no section's, and goes.
 fn with(before: &str, section: Section, text: &str) -> String {
     let mut all = TITLE.to_owned();
     for each in SECTIONS {

@@ -11,9 +11,8 @@ use anyhow::Context;
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-use crate::config::manual_page;
-
 use super::{Answer, Arguments, Failure};
+use crate::config::manual_page;
 
 /// The shells that Debian has a place for, and what the file is called there.
 const SHELLS: [(Shell, &str); 3] = [

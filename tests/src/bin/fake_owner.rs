@@ -21,7 +21,7 @@ fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().collect();
     let (program, arguments) = words.split_first().context("no name")?;
     let program = Path::new(program).file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let name = arguments.last().context("nobody to do it to")?;
+    let name = arguments.last().context("no VM to do it to")?;
     let entry = std::fs::read_to_string(Path::new(TABLE).join(name))
         .with_context(|| format!("stand-in {program}: no {name}"))?;
     let entry: Value = serde_json::from_str(&entry)?;

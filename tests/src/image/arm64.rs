@@ -14,7 +14,7 @@ const RECIPE: &str = "1";
 /// The device of the serial console, which is another one on a PC.
 const CONSOLES: (&str, &str) = ("ttyS0", "ttyAMA0");
 
-/// Builds the images in `cache_dir`, or finds them there. Others who build at the same time wait.
+/// Builds the images in `cache_dir`, or finds them there. Other builds of the same time wait.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! Guests that crash, and what is due when nobody but flatline is there to notice it.
+//! Guests that crash, and what is due when nothing but flatline is there to notice it.
 
 use std::time::{Duration, SystemTime};
 
@@ -83,7 +83,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "out-of-memory",
-        what: "Memory is full and nobody is left to be killed but process 1: Linux panics",
+        what: "Memory is full and no process is left to be killed but process 1: Linux panics",
         guests: one,
         boots: true,
         pins: 1,

@@ -1,4 +1,4 @@
-//! Guests that somebody, or they themselves, stopped on purpose.
+//! Guests that an operator, or they themselves, stopped on purpose.
 
 use std::time::{Duration, SystemTime};
 
@@ -73,7 +73,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "qmp-stop",
-        what: "Somebody pauses the guest through QMP",
+        what: "An operator pauses the guest through QMP",
         guests: one,
         boots: true,
         pins: 0,
@@ -97,7 +97,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "not-started",
-        what: "QEMU waits for somebody to start the guest (-S)",
+        what: "QEMU waits for an operator to start the guest (-S)",
         guests: |place| with(place, |config| config.extra_args.push("-S".to_owned())),
         boots: false,
         pins: 0,

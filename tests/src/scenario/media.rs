@@ -1,5 +1,5 @@
-//! Healthy guests that are nobody's operating system: a memory test, boot loaders that wait for a key, firmware with nothing
-//! to boot, an installer that asks its first question. Nobody can ask them anything.
+//! Healthy guests that are no operating system: a memory test, boot loaders that wait for a key, firmware with nothing
+//! to boot, an installer that asks its first question. None can be asked anything.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};

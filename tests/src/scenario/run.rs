@@ -251,7 +251,7 @@ fn crashed(stage: &Stage, fault: SystemTime, causes: &[&str], recovers: bool) ->
 /// A conviction is due when the guest has sent nothing for long enough, by its tap's own counters, and wrong
 /// before. Without one, the guest is asked in the end.
 fn as_it_answers(stage: &Stage, fault: SystemTime, causes: &[&str]) -> Result<Outcome> {
-    let tap = stage.tap.as_ref().context("a guest without a tap answers nobody")?;
+    let tap = stage.tap.as_ref().context("a guest without a tap answers nothing")?;
     let (mut sent, mut heard) = (tap.counters()?.rx_packets, Instant::now());
     let mut convicted_within = |limit| {
         look_until(stage, limit, |now| {

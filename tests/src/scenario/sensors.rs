@@ -1,4 +1,4 @@
-//! One sensor taken away: what is still found, and that nobody is restarted for want of it.
+//! One sensor taken away: what is still found, and that no guest is restarted for want of it.
 //!
 //! A crash that can't be told for want of a sensor is *held*, *suspect* or *unobservable*: never *alive*, and
 //! never a wrong reset.
@@ -149,7 +149,7 @@ impl Sensor {
         }
     }
 
-    /// Takes it away from a daemon that runs, until the end; returns who holds the guest's QMP.
+    /// Takes it away from a daemon that runs, until the end; returns the client that holds the guest's QMP.
     fn take(self, stage: &mut Stage) -> Result<Option<Qmp>> {
         match self {
             Self::TapPrograms => stage.until_the_end(Detacher::start(links(stage))),
@@ -264,7 +264,7 @@ impl Trial {
         if convicted {
             outcome = with_incident(stage, last)?.outcome("crashed");
             outcome.detect = Some(detect);
-            // Nobody can have told QEMU while its monitor was another's.
+            // QEMU can't have been told while its monitor was another's.
             let early = if client.is_some() { resets_from_outside(stage.guest()) } else { 0 };
             let verdict = Instant::now();
             drop(client);

@@ -284,7 +284,7 @@ impl Stage {
                 guest.wait_until_booted(BOOT_LIMIT)?;
                 if config.ip.is_some() {
                     // What it sent while it booted may have been before its tap was watched; an address that
-                    // nobody saw is none to ask.
+                    // was not seen is none to ask.
                     guest.run("net 1", BOOT_LIMIT)?;
                 }
             }
@@ -312,7 +312,7 @@ impl Stage {
         self.undo.borrow_mut().push(Box::new(what));
     }
 
-    /// Whether the scenario's guest answers an ARP request of our own. Who asks takes part: the answer is a sign
+    /// Whether the scenario's guest answers an ARP request of our own. Asking takes part: the answer is a sign
     /// of life, for the daemon too.
     ///
     /// # Errors
@@ -320,7 +320,7 @@ impl Stage {
     /// If the guest has no tap or no address.
     pub(super) fn answers(&self) -> Result<bool> {
         let (Some(tap), Some(address)) = (&self.tap, &self.address) else {
-            bail!("a guest without a tap and an address answers nobody");
+            bail!("a guest without a tap and an address answers nothing");
         };
         let [enter, option] = tap.enter_prefix();
         let mut arping = Command::new(enter);

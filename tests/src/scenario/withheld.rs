@@ -1,4 +1,4 @@
-//! Healthy guests whose QEMU is kept from running, or from being read, by somebody on the host.
+//! Healthy guests whose QEMU is kept from running, or from being read, by another process of the host.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -21,7 +21,7 @@ use crate::traced::Traced;
 const KEPT_FOR: Duration = Duration::from_secs(20);
 /// What a quota leaves of one CPU.
 const SHARE: f64 = 0.02;
-/// The second serial console that nobody reads, below the stage's directory.
+/// The second serial console that is not read, below the stage's directory.
 const PIPE: &str = "console";
 /// The least that the kernel makes a pipe: less than an oops says.
 const PIPE_BYTES: libc::c_int = 4096;
@@ -93,7 +93,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "console-unread",
-        what: "Nobody reads a serial console of Linux any more: its kernel waits 10 ms for each letter of its next message",
+        what: "A serial console of Linux is no longer read: its kernel waits 10 ms for each letter of its next message",
         guests: with_pipe,
         boots: true,
         pins: 1,
@@ -108,7 +108,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "console-unread-panic",
-        what: "Linux panics, and nobody reads its console: it waits for that in the middle of its last words",
+        what: "Linux panics, and its console is not read: it waits for that in the middle of its last words",
         guests: with_pipe,
         boots: true,
         pins: 1,
@@ -135,7 +135,7 @@ fn throttle(stage: &Stage) -> Result<SystemTime> {
     Ok(SystemTime::now())
 }
 
-/// Linux whose messages also go to a second serial console, which is a pipe that nobody reads.
+/// Linux whose messages also go to a second serial console, which is a pipe that is not read.
 fn with_pipe(place: &mut Place) -> Result<Vec<GuestConfig>> {
     let mut guests = one(place)?;
     let path = place.dir().join(PIPE);
@@ -160,7 +160,7 @@ fn with_pipe(place: &mut Place) -> Result<Vec<GuestConfig>> {
         ]);
         config.kernel_args.push("console=ttyS1".to_owned());
     }
-    // A pipe without a reader would be an error, and not in anybody's way.
+    // A pipe without a reader would be an error, and hold up no write.
     place.keep_open([input, output]);
     Ok(guests)
 }

@@ -1,4 +1,4 @@
-//! What can come to a guest in a soak, to whom, and when.
+//! What can come to a guest in a soak, to which one, and when.
 
 use std::time::{Duration, Instant, SystemTime};
 

@@ -15,7 +15,7 @@ use crate::interrupt;
 const EVENTS_EVERY: Duration = Duration::from_secs(60);
 /// Incidents are looked for so often.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// For everybody to be in a state that fits, in the end.
+/// For every guest to be in a state that fits, in the end.
 const SETTLES_WITHIN: Duration = Duration::from_secs(90);
 /// For a Linux to say that it is there, in the end.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(30);

@@ -51,8 +51,8 @@ pub(super) struct Member {
 }
 
 impl Kind {
-    /// The states that a guest of this kind is in, in the end, while nothing is done to it. Whoever nobody can
-    /// ask may stay suspected; whom the host starves is held.
+    /// The states that a guest of this kind is in, in the end, while nothing is done to it. One that can't
+    /// be asked may stay suspected; one that the host starves is held.
     pub(super) fn fitting_states(self) -> &'static [&'static str] {
         match self {
             Self::Idle | Self::Pvpanic | Self::Trickles(_) | Self::Computes | Self::BootSector => {

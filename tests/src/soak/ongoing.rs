@@ -36,7 +36,7 @@ pub(super) enum Step {
 /// The fault.
 #[derive(Debug)]
 pub(super) struct Ongoing {
-    /// Whom it came to.
+    /// The guests that it came to.
     pub(super) at: usize,
     pub(super) fault: Fault,
     made: SystemTime,

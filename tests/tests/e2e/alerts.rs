@@ -204,7 +204,7 @@ fn scene(prometheus: &Path, alertmanager: &Path, rules: &str) -> Result<Scene> {
     );
     config.executables.push(StandIn::put(&rig)?.display().to_string());
     let daemon = rig.daemon(&config)?;
-    let alertmanager = Alertmanager::start(alertmanager, rig.dir(), Alertmanager::TELLS_NOBODY)?;
+    let alertmanager = Alertmanager::start(alertmanager, rig.dir(), Alertmanager::TELLS_NONE)?;
     let prometheus = Prometheus::start(prometheus, rig.dir(), address, rules, &alertmanager)?;
     let guests = configs.iter().map(GuestConfig::start).collect::<Result<Vec<_>>>()?;
     for guest in &guests {
@@ -332,7 +332,7 @@ fn alerts() -> Result<Option<String>> {
         ("FlatlineVmUnobservable", "blind"),
     ])?;
     scene.detacher = None;
-    // After that: who falls silent during a storm belongs to it.
+    // After that: a VM that falls silent during a storm belongs to it.
     for number in 1..=3 {
         scene.guest(&format!("storm-{number}"))?.send("x")?;
     }

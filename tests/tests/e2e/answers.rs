@@ -1,4 +1,4 @@
-//! Answers that evidence asked for, and that QEMU gives at a length which nobody takes, or not at all: the restart goes
+//! Answers that evidence asked for, and that QEMU gives at a length which is not taken, or not at all: the restart goes
 //! on, and nothing says that a guest was restarted which was not.
 
 use std::{

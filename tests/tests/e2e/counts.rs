@@ -249,12 +249,12 @@ pub(crate) fn map_total(rig: &Rig, guest: &Guest, group: &str, field: &str) -> R
     lanes.iter().map(|lane| figure(lane).with_context(|| format!("no {field}: {lane}"))).sum()
 }
 
-/// Whose a row of the map `vms` is.
+/// The VM of a row of the map `vms`.
 pub(crate) fn pid_of(row: &Value) -> Option<u64> {
     row["formatted"]["values"][0]["value"]["pid"].as_u64()
 }
 
-/// The rows of the map `vms` that the daemon in `dir` pinned and that are somebody's, as bpftool prints them.
+/// The rows of the map `vms` that the daemon in `dir` pinned and that are a VM's, as bpftool prints them.
 pub(crate) fn dump_vms(dir: &Path) -> Result<Vec<Value>> {
     let map = dir.join("bpf/flatline/vms");
     let output = Command::new("bpftool").args(["-j", "map", "dump", "pinned"]).arg(map).output()?;

@@ -1,4 +1,4 @@
-//! What is kept of a crashed guest, who may read it, and for how long.
+//! What is kept of a crashed guest, which users may read it, and for how long.
 
 use std::{
     fs,
@@ -136,7 +136,7 @@ fn check_picture(png: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Who may do no more than open the socket gets all of it.
+/// A user that may do no more than open the socket gets all of it.
 fn check_clients(daemon: &Daemon, rig: &Rig, incident: &Value) -> Result<()> {
     let shown = client(daemon, &["incidents", "show", id(incident)?])?;
     println!("{shown}");

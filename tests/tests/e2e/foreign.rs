@@ -1,4 +1,4 @@
-//! Somebody else's tcx program on a tap: counts what it sees, and lets the next one go on or doesn't.
+//! Another owner's tcx program on a tap: counts what it sees, and lets the next one go on or doesn't.
 //!
 //! Assembled by hand, so that no other loader is needed, and nothing of flatline's has a part in it.
 
@@ -36,7 +36,7 @@ pub(crate) enum Place {
 pub(crate) enum Verdict {
     /// `TCX_NEXT`: the programs behind it see the packet as well.
     HandOn = -1,
-    /// `TCX_PASS`: nobody else does.
+    /// `TCX_PASS`: no other program does.
     Take = 0,
 }
 
@@ -60,7 +60,7 @@ fn bpf(command: libc::c_long, attribute: &mut Attribute) -> io::Result<libc::c_l
 
 fn descriptor(answer: libc::c_long) -> Result<OwnedFd> {
     let fd = i32::try_from(answer)?;
-    // SAFETY: the kernel just returned it, and nobody else has it.
+    // SAFETY: the kernel just returned it, and nothing else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -149,7 +149,7 @@ fn load(map: &OwnedFd, verdict: Verdict) -> Result<OwnedFd> {
     descriptor(bpf(BPF_PROG_LOAD, &mut attribute).context("a foreign program")?)
 }
 
-/// Detaches somebody's pinned link from its tap, as `bpftool link detach` does; the pin stays.
+/// Detaches a pinned link from its tap, as `bpftool link detach` does; the pin stays.
 pub(crate) fn detach_link(pin: &std::path::Path) -> Result<()> {
     let id = link_id(pin)?;
     let mut attribute = Attribute::default();

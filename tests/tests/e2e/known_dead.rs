@@ -1,4 +1,4 @@
-//! A guest that is known to be dead stays suspected, whoever looks at it next: another daemon, or the same one on other terms.
+//! A guest that is known to be dead stays suspected, whatever looks at it next: another daemon, or the same one on other terms.
 
 use std::{fs, time::Duration};
 
@@ -57,7 +57,7 @@ fn stays_dead() -> Result<()> {
         log.contains("crashed -> suspect: it may be restarted now, and is judged anew"),
         "{log}"
     );
-    ensure!(!log.contains("released"), "nobody released it: {log}");
+    ensure!(!log.contains("released"), "it was not released: {log}");
     let incidents = incidents_of(&daemon, guest.name())?;
     ensure!(incidents.len() == 1, "one crash, and not {incidents:?}");
     Ok(())

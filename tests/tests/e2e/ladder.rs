@@ -1,4 +1,4 @@
-//! Restart after restart, and when that ends; and who is left alone on a person's word.
+//! Restart after restart, and when that ends; and which guest is left alone on a person's word.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Healthy guests that stand at one spot with interrupts off are left alone, whoever crashes beside them.
+//! Healthy guests that stand at one spot with interrupts off are left alone, whatever crashes beside them.
 //!
 //! One waits so for its timer, as an idle CPU in MWAIT may; the other is a hypervisor, whose registers are those of its
 //! own guest, which spins for good. Both take every interrupt that comes. For how long they are watched here is told by
@@ -94,7 +94,7 @@ impl Terms {
         Self { flat_for, unconfirmed_flat_for, watched_for, beside_for }
     }
 
-    /// The configuration's defaults, where somebody has the time; else why not.
+    /// The configuration's defaults, where there is time for them; else why not.
     fn long() -> Result<Result<Self, String>> {
         let Ok(watched_for) = std::env::var(LONG) else {
             return Ok(Err(format!(
@@ -149,7 +149,7 @@ fn masked_wait(accelerator: Accelerator, terms: &Terms) -> Result<()> {
     Ok(())
 }
 
-/// A Linux that nobody can ask, whose own guest spins with interrupts off.
+/// A Linux that can't be asked, whose own guest spins with interrupts off.
 fn hypervisor(terms: &Terms) -> Result<Option<String>> {
     let rig = Rig::new()?;
     let config = match rig.hypervisor("hypervisor") {

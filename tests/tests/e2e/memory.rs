@@ -140,7 +140,7 @@ fn thrashing() -> Result<()> {
     })
 }
 
-/// The daemon opens a socket that others need for moments only, and sets nothing where somebody else polls.
+/// The daemon opens a socket that others need for moments only, and sets nothing where another client polls.
 fn left_alone() -> Result<()> {
     let rig = Rig::new()?;
     let mut guest = rig.linux("shared", 1)?;

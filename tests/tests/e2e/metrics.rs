@@ -1,4 +1,4 @@
-//! What is served to Prometheus is what `status` says, whoever else asks, and of those VMs alone that there are.
+//! What is served to Prometheus is what `status` says, whatever other clients ask, and of those VMs alone that there are.
 
 use std::{
     io::{Read as _, Write as _},
@@ -222,7 +222,7 @@ fn slow_clients() -> Result<()> {
             ["", "GET /met", "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n", "\0\u{1}\r\n\r\n"]
         {
             let mut client = TcpStream::connect_timeout(&address, SCRAPE_LIMIT)?;
-            // Whoever was cut off by now can't be written to.
+            // A connection that was cut off by now can't be written to.
             let _ = client.write_all(request.as_bytes());
             open.push(client);
         }
@@ -289,7 +289,7 @@ fn taken() -> Result<()> {
     wait_until("it to listen", SOON, || Ok(degraded(&daemon)?.is_none().then_some(())))?;
     scrape(address)?;
     daemon.terminate()?;
-    ensure!(TcpStream::connect(address).is_err(), "somebody listens at {address} still");
+    ensure!(TcpStream::connect(address).is_err(), "{address} is still listened at");
     Ok(())
 }
 

@@ -34,7 +34,7 @@ use crate::{
     rig::{Rig, trial, wait_for_incident, wait_for_vm},
 };
 
-/// Whose VMs they are: nobody else has this id.
+/// The user whose VMs they are: no other has this id.
 const USER: u32 = 64_998;
 /// For a guest of a few bytes to boot, panic, and be reset.
 const WITHIN: Duration = Duration::from_secs(60);

@@ -105,7 +105,10 @@ fn a_million() -> Result<()> {
     let kernel = taps[0].counters()?;
     for from_guest in filters {
         let seen = filtered(&taps[0], from_guest)?;
-        ensure!(seen >= MANY, "somebody's filter saw {seen}, from the guest: {from_guest}");
+        ensure!(
+            seen >= MANY,
+            "the administrator's filter saw {seen}, from the guest: {from_guest}"
+        );
     }
     for (foreign, what) in
         early.into_iter().chain(late).zip(["early from", "early to", "late from", "late to"])

@@ -47,7 +47,7 @@ struct Album(Option<PathBuf>);
 
 impl Album {
     fn take(&self, browser: &mut Browser, name: &str) -> Result<()> {
-        // What has the focus is nobody's choice here.
+        // What has the focus is not chosen here.
         browser.value("document.activeElement?.blur()")?;
         let picture = browser.screenshot()?;
         ensure!(picture.starts_with(b"\x89PNG"), "no PNG");
@@ -136,7 +136,7 @@ fn questions(browser: &Browser) -> usize {
     browser.fetched().iter().filter(|url| url.contains("/api/")).count()
 }
 
-/// In the background, a page asks once and then waits, until somebody looks at it.
+/// In the background, a page asks once and then waits, until it is looked at.
 fn unseen_it_asks_seldom(browser: &mut Browser) -> Result<()> {
     browser.value("location.hash = '#/'")?;
     browser.wait_for("document.querySelectorAll('.vms tbody tr').length === 4", SOON)?;
@@ -151,7 +151,7 @@ fn unseen_it_asks_seldom(browser: &mut Browser) -> Result<()> {
     sleep(Duration::from_millis(3500))?;
     browser.value("0")?;
     let asked = questions(browser) - before;
-    ensure!(asked <= 2, "{asked} questions in 3.5 s that nobody saw");
+    ensure!(asked <= 2, "{asked} questions in 3.5 s out of sight");
     browser.value(&is_hidden(false))?;
     wait_until("it to ask again", SOON, || {
         browser.value("0")?;
@@ -233,7 +233,7 @@ fn keys_are_enough(browser: &mut Browser) -> Result<()> {
                   && document.activeElement.matches(':focus-visible') \
                   && getComputedStyle(document.activeElement, '::after').outlineStyle === 'solid'";
     ensure!(browser.value(second)? == true, "arrows go to the second row, and it is seen");
-    // Ticks come and go, and whoever stands somewhere stays there.
+    // Ticks come and go, and the focus stays where it is.
     sleep(Duration::from_millis(1500))?;
     ensure!(browser.value("document.activeElement.closest('.vms') !== null")? == true);
     browser.press("Enter")?;
@@ -241,7 +241,7 @@ fn keys_are_enough(browser: &mut Browser) -> Result<()> {
     browser.press("Escape")?;
     browser.wait_for("document.querySelectorAll('.vms tbody tr').length === 4", SOON)?;
     let there = browser.value("document.activeElement.closest('.vms td.name') !== null")?;
-    ensure!(there == true, "who comes back is where he was");
+    ensure!(there == true, "coming back, the focus is elsewhere");
     Ok(())
 }
 
@@ -262,7 +262,7 @@ fn crash_is_seen(
     }
     quiet.store(true, Ordering::Relaxed);
     guest.send("panic")?;
-    // Nothing else needs anybody more than this one, so that it is the first of all.
+    // Nothing else needs attention more than this one, so that it is the first of all.
     let first = "document.querySelector('.vms tbody tr')";
     let convicted = format!(
         "{first}.querySelector('a').textContent === 'web-1' && /crashed|recovering|suspect/.test({first}.textContent)"

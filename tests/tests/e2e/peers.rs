@@ -1,5 +1,5 @@
 //! What else may stand where a QEMU, its monitor, its guest or its name should: each of them leads to a line of
-//! `docs/hostile.md`, and to no command for anybody else.
+//! `docs/hostile.md`, and to no command for another VM.
 
 use std::{fs, path::Path, time::Duration};
 

@@ -113,7 +113,7 @@ fn reloads() -> Result<()> {
     Ok(())
 }
 
-/// A file that somebody is about to write.
+/// A file that is about to be written.
 fn torn(good: &str) -> String {
     good.replace("mode = \"observe\"", "mode = \"obs")
 }

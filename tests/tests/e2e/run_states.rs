@@ -1,5 +1,5 @@
-//! What brings a crashed guest back depends on its run state and on what its QEMU was told to do at a reset; and who is
-//! left alone stays as he was.
+//! What brings a crashed guest back depends on its run state and on what its QEMU was told to do at a reset; and one that
+//! is left alone stays as it was.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Monitors are found wherever their sockets are bound, whoever else needs one, and in whatever PID namespace their
+//! Monitors are found wherever their sockets are bound, whatever else needs one, and in whatever PID namespace their
 //! QEMU lives; and nothing is started by looking for them.
 
 use std::{
@@ -358,7 +358,7 @@ fn queue() -> Result<()> {
     for (name, socket, serial, _qemu) in &qemus {
         let owner = at_once(socket).with_context(|| format!("the owner's tool of {name}"))?;
         let _line = UnixStream::connect(serial)?;
-        // flatline's one place before the owner's, if it has that, is given up for nobody.
+        // flatline's one place before the owner's, if it has that, is not given up.
         if *name == "named" {
             Qmp::new(owner)?.execute("query-status", &json!({}))?;
         }

@@ -145,7 +145,7 @@ fn unreadable() -> Result<()> {
     }
     let incidents = daemon.incidents()?;
     ensure!(incidents.iter().any(|one| one["id"] == safe["id"] && recovered(one)), "{incidents:?}");
-    // Whom a newer one's ledger would leave alone is not known: so all are.
+    // Which VMs a newer one's ledger would leave alone is not known: so all are.
     guests[0].events()?;
     guests[0].send("p")?;
     let observed = |incident: &Value| incident["outcome"] == "observed";

@@ -68,7 +68,7 @@ fn send(rig: &Rig, frame: &[u8], times: u32) -> Result<()> {
     })?
 }
 
-/// Of a protocol that is nobody's.
+/// Of a protocol that nothing uses.
 fn some_frame() -> Vec<u8> {
     let mut frame = vec![0_u8; 64];
     frame[..6].fill(0xff);

@@ -319,7 +319,7 @@ fn alertmanager() -> Result<Option<String>> {
         Err(why) => return Ok(Some(why)),
     };
     let rig = Rig::new()?;
-    // What Alertmanager makes of it goes to somebody, as it would to a pager.
+    // What Alertmanager makes of it goes to a receiver, as it would to a pager.
     let pager = Receiver::start(([127, 0, 0, 1], 0).into(), NO_CONTENT)?;
     let route = "{receiver: pager, group_by: ['...'], group_wait: 100ms, group_interval: 1s}";
     let hook = format!("{{url: 'http://{}/', send_resolved: true}}", pager.address);

@@ -22,7 +22,7 @@ use crate::rig::{
     wait_for_incident, wait_for_vm,
 };
 
-/// `unconfirmed_flat_for` of guests that nobody can be asked about, and how long those that live are watched: longer
+/// `unconfirmed_flat_for` of guests that no witness knows of, and how long those that live are watched: longer
 /// than all times that count.
 const UNCONFIRMED_FLAT_FOR: Duration = Duration::from_secs(4);
 const WATCHED_FOR: Duration = Duration::from_secs(9);

@@ -1,4 +1,4 @@
-//! Who sees the web page: a browser that opened a link of `flatline web`, and no other client.
+//! What sees the web page: a browser that opened a link of `flatline web`, and no other client.
 
 use std::{
     io::{Read as _, Write as _},

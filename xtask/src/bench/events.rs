@@ -18,7 +18,7 @@ const STORAGE_ROUNDS: &str = "7";
 const STORAGE_MILLISECONDS: &str = "700";
 const TAP: &str = "bench-tap";
 /// Of the requests that the programs saw under a VM's load, as many were that VM's; the others belong to
-/// someone else on this machine, and cost less.
+/// another program on this machine, and cost less.
 const OWN_SHARE: f64 = 0.9;
 
 const PACKET_TARGET: Target = Target::at_most(8.0);
@@ -152,7 +152,7 @@ const STORAGE: &str = "The kernel's own statistics of each program, beside empty
 const PACKET_REMEDY: &str =
     "Little is left to leave out: two look-ups by index, two counters, and the kernel's tick.";
 
-const REMEDY: &str = "About a quarter goes into who submits what, a half into the VM's counters and into noting the \
+const REMEDY: &str = "About a quarter goes into which task submits what, a half into the VM's counters and into noting the \
     request as in flight, and a quarter into finding it again when it completes; most of it is memory that no \
     cache holds. Not to follow requests would save half, and with it what tells a store that is stalled from a \
     guest that is dead.";

@@ -66,7 +66,7 @@ pub(crate) struct StandIn<'a> {
 #[derive(Debug)]
 pub(crate) struct Fleet {
     children: Vec<Child>,
-    /// They end when nobody holds it any more, also if we are killed.
+    /// They end when nothing holds it any more, also if we are killed.
     _leash: PipeWriter,
 }
 

@@ -1,5 +1,5 @@
 //! Five hundred VMs that are all silent, and suspected in the same tick: what a suspicion costs, and whether
-//! asking so many at once delays anybody.
+//! asking so many at once delays any of them.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use super::stage::{FLAT_FOR, Stage, StandIn, wait_for};
 use crate::process::heading;
 
 const SUSPECTS: usize = 500;
-/// So that suspicion begins while somebody looks.
+/// So that suspicion begins while it is measured.
 const GRACE: Duration = Duration::from_secs(5);
 /// Several suspicions of each.
 const WATCHED: Duration = Duration::from_secs(60);

@@ -94,7 +94,7 @@ impl Stage {
 
     fn crash_shop(&mut self, screen: &mut Screen) -> Result<Crash> {
         self.last_trade = None;
-        screen.step("4. The kernel of `shop` panics, and tells nobody: no pvpanic, no reboot.");
+        screen.step("4. The kernel of `shop` panics in silence: no pvpanic, no reboot.");
         let mark = self.shop.mark();
         let (marked, marked_at) = (Instant::now(), SystemTime::now());
         self.shop.send("panic")?;

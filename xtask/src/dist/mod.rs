@@ -1,5 +1,5 @@
 //! `cargo xtask dist`: what others install, in `target/dist`: Debian packages of the daemon and of the guests' agent, and a
-//! tarball with a static program for everybody else.
+//! tarball with a static program for other distributions.
 //!
 //! What a package has in it stands in its `Cargo.toml`, in the table that cargo-deb reads, so that `cargo deb --no-build` makes
 //! the same. It is not used here because the tests install these packages: building cargo-deb takes a fresh machine longer than

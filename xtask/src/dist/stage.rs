@@ -22,7 +22,10 @@ pub(super) fn stage(package: &Package, program: &Path, root: &Path) -> Result<()
         let is_built = source.starts_with(BUILT);
         let sources = match source.strip_prefix(BUILT) {
             Some(name) => {
-                ensure!(program.file_name().is_some_and(|file| file == name), "who builds {name}?");
+                ensure!(
+                    program.file_name().is_some_and(|file| file == name),
+                    "nothing builds {name}"
+                );
                 vec![program.to_owned()]
             }
             None => matching(&package.directory().join(source))?,

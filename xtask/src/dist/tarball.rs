@@ -22,7 +22,7 @@ const PLACES: [(&str, &str); 4] = [
     // Not in place: an upgrade would overwrite what the administrator wrote.
     ("etc/flatline", "share/flatline/etc"),
 ];
-/// Debian's packages have them in `copyright`, which is not for everybody else.
+/// Debian's packages have them in `copyright`, which is not for others.
 const LICENCES: [&str; 2] = ["LICENSE-APACHE", "LICENSE-MIT"];
 /// Units that have a path of their program in them.
 const UNITS: &str = "lib/systemd/system";

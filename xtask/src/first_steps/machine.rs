@@ -125,7 +125,7 @@ fn boot(debian: &Path, disk: &Path) -> Result<Child> {
     command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048"]);
     command.args(["-display", "none", "-no-reboot", "-nic", "none", "-serial", "stdio"]);
     command.arg("-kernel").arg(file("vmlinuz-")?).arg("-initrd").arg(file("initrd.img-")?);
-    // A login on the console would hang up on whoever writes there.
+    // A login on the console would hang up on what writes there.
     let kernel = "root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0 \
                   systemd.mask=serial-getty@ttyS0.service";
     command.args(["-append", kernel]);

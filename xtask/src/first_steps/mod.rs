@@ -1,4 +1,4 @@
-//! `cargo xtask first-steps`: what the README tells somebody who has just come, played line by line on a fresh Debian with
+//! `cargo xtask first-steps`: what the README tells a newcomer, played line by line on a fresh Debian with
 //! systemd, from the package to a crashed guest that is back; and `docs/first-steps.md`, which is what was seen.
 //!
 //! The Debian is made by debootstrap and runs in a QEMU without a network, so that nothing of this host is touched and

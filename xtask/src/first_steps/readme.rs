@@ -1,4 +1,4 @@
-//! The commands of the README that somebody who has just come types.
+//! The commands of the README that a newcomer types.
 
 use anyhow::{Context, Result, ensure};
 

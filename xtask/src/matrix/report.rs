@@ -12,7 +12,7 @@ use flatline_tests::scenario::{
 use crate::document::{machine, spread, table, wrapped};
 use crate::verdicts::{self, Section};
 
-/// The causes of a conviction that nobody announced.
+/// The causes of a conviction that was not announced.
 const SILENT: [&str; 3] = ["halted", "spinning", "silent"];
 /// In the reason of a verdict on a guest that was given more time.
 const STARVED: &str = "the host let a vCPU run for";
@@ -126,7 +126,7 @@ impl Report {
         let outcomes = || self.rows.iter().flat_map(|row| &row.outcomes);
         let wrong: u32 = outcomes().map(|outcome| outcome.wrong_resets).sum();
         let right = outcomes().filter(|outcome| is_right(outcome)).count();
-        // Where nobody said so, and it is dead from the fault on.
+        // Where it was not announced, and it is dead from the fault on.
         let dead = |row: &&Row| matches!(row.scenario.expected, Expected::Crashed { .. });
         let silent = |outcome: &&Outcome| {
             outcome.cause.as_deref().is_some_and(|cause| SILENT.contains(&cause))
@@ -145,7 +145,7 @@ impl Report {
             ),
         };
         format!(
-            "{} runs, {right} of them as is due, {wrong} wrong resets. Of {} crashes that nobody announced, {} were \
+            "{} runs, {right} of them as is due, {wrong} wrong resets. Of {} crashes that were not announced, {} were \
              found within `flat_for` + {} s of the fault.{later} Others promise, from the failure of a guest's operating system \
              to its restart: vSphere HA about 120 s, Hyper-V 60 s, Masakari 40-60 s, KubeVirt 30 s where an agent runs in \
              the guest.",
@@ -297,7 +297,7 @@ mod tests {
             report.add(&scenarios[0], Ok(Outcome { cause, reason, ..outcome("crashed", seconds) }));
         }
         let summary = report.summary();
-        let expected = "Of 3 crashes that nobody announced, 1 were found within `flat_for` + 3 s of the fault. Of the 2 \
+        let expected = "Of 3 crashes that were not announced, 1 were found within `flat_for` + 3 s of the fault. Of the 2 \
                         later ones, 1 had been let run";
         assert!(summary.contains(expected), "{summary}");
     }

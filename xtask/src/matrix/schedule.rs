@@ -37,7 +37,7 @@ pub(super) struct Cpus {
     total: usize,
     books: Mutex<Books>,
     changed: Condvar,
-    /// Read by who boots a guest, written by who takes every CPU: beside that, a boot would starve both.
+    /// Read by what boots a guest, written by what takes every CPU: beside that, a boot would starve both.
     boots: RwLock<()>,
 }
 
@@ -63,14 +63,14 @@ impl Cpus {
         Self { total, books: Mutex::new(books), changed: Condvar::new(), boots: RwLock::new(()) }
     }
 
-    /// Waits until nobody needs every CPU, and keeps them from being taken all at once, until what it gives is dropped.
+    /// Waits until no run needs every CPU, and keeps them from being taken all at once, until what it gives is dropped.
     /// Nothing may be taken meanwhile.
     pub(super) fn boot(&self) -> RwLockReadGuard<'_, ()> {
         self.boots.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until so many are free, or all where there are not so many, and takes them. All are taken only while
-    /// nobody boots.
+    /// no guest boots.
     pub(super) fn take(&self, count: usize) -> Taken<'_> {
         let count = count.min(self.total);
         let mut books = lock(&self.books);

@@ -1,4 +1,4 @@
-//! Frames that only look like beats, and more of them than anybody needs: from a guest that somebody took over.
+//! Frames that only look like beats, and more of them than are of use: from a guest that was taken over.
 //!
 //! They are sent by a real QEMU into its tap, whose network is a hub between the tap and a socket of the test's.
 
@@ -92,7 +92,7 @@ fn hostile() -> Result<()> {
     wait_until_attached(&daemon, "taken-over", &["hostile"])?;
     let bridge = Capture::start(&rig.netns.interface("bridge"))?;
 
-    // In the healthy guest's name, with its boot's number: going down, so that nobody would miss it.
+    // In the healthy guest's name, with its boot's number: going down, so that it would not be missed.
     let boot = before["heartbeat"]["boot"].as_str().context("no boot")?;
     let boot = u64::from_str_radix(boot, 16)?.to_be_bytes();
     let forged = frame(MAC, &Heartbeat { boot, flags: FLAG_LEAVING, ..beat() });
@@ -101,7 +101,7 @@ fn hostile() -> Result<()> {
     // A tag makes no difference, and this one is later.
     let plain = frame(MAC, &Heartbeat { boot, flags: FLAG_LEAVING, ..beat() });
     frames.push([&plain[..12], &[0x81, 0, 0, 7], &plain[12..]].concat());
-    // Another use of the number is nobody's business here, and goes on to the bridge.
+    // Another use of the number is none of the daemon's concern, and goes on to the bridge.
     let mut other = frame(MAC, &beat()).to_vec();
     other[..6].fill(0xff);
     other[14..18].copy_from_slice(b"else");

@@ -1,4 +1,4 @@
-//! What a guest's agent says from inside: heard at its tap, seen by nobody else, and missed when it stays away.
+//! What a guest's agent says from inside: heard at its tap, seen nowhere else, and missed when it stays away.
 
 mod cards;
 mod documented;

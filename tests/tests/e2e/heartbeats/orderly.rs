@@ -1,4 +1,4 @@
-//! Guests with an agent that somebody stops, or that stop themselves, on purpose: nothing is wrong with any of them.
+//! Guests with an agent that is stopped, or that stop themselves, on purpose: nothing is wrong with any of them.
 
 use std::time::Duration;
 

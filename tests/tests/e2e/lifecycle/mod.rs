@@ -21,8 +21,8 @@ use serde_json::Value;
 
 use crate::programs::{self, Holdings};
 use crate::rig::{
-    Crash, FLAT_FOR, Load, MARGIN, Rig, binary, boot_all, check_restart, incidents_of, trial,
-    trial_with, vm, wait_for_incident, wait_for_vm,
+    Crash, FLAT_FOR, Load, MARGIN, Rig, boot_all, check_restart, incidents_of, trial, trial_with,
+    vm, wait_for_incident, wait_for_vm,
 };
 
 /// For a guest that shows no sign of life to leave `starting`: the boot grace, and what a busy machine needs.

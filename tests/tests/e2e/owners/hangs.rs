@@ -35,7 +35,7 @@ const HUNG_FOR: Duration = Duration::from_secs(30);
 /// What a restarted guest is given to show life.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Has a QEMU open a FIFO that nobody reads.
+/// Has a QEMU open a FIFO that is not read.
 fn hang(machine: &Machine<'_>) -> Result<()> {
     use std::io::Write as _;
     let fifo = machine.file("fifo");

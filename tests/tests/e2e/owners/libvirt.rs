@@ -16,9 +16,9 @@ use serde_json::Value;
 use super::{A_WHILE, MODULES, WITHIN, alive, script, text};
 use crate::rig::{Rig, incidents_of, wait_for_incident, wait_for_vm};
 
-/// The user that it runs as, whom no distribution gives anything: libvirt of root's would be the host's own.
+/// The user that it runs as, which no distribution gives anything: libvirt of root's would be the host's own.
 const NOBODY: u32 = 65534;
-/// The domains, by their names and UUIDs: one that panics, and two that somebody lays hands on.
+/// The domains, by their names and UUIDs: one that panics, and two that an operator lays hands on.
 const PANICS: (&str, &str) = ("of libvirt", "5f0b9d3e-6f0a-4b7b-9c1f-0f1d3c5b7a90");
 const SUSPENDED: (&str, &str) = ("suspended", "5f0b9d3e-6f0a-4b7b-9c1f-0f1d3c5b7a91");
 const DESTROYED: (&str, &str) = ("destroyed", "5f0b9d3e-6f0a-4b7b-9c1f-0f1d3c5b7a92");
@@ -70,7 +70,7 @@ impl Drop for Libvirtd {
     }
 }
 
-/// A program of the test's user, who has nothing outside of `dir`.
+/// A program of the test's user, which has nothing outside of `dir`.
 fn as_nobody(dir: &Path, program: &str) -> Command {
     let mut command = Command::new(program);
     command
@@ -174,7 +174,7 @@ pub(super) fn test() -> Result<Option<String>> {
     let failed = |row: &Value| row["state"] == "failed";
     wait_for_vm(&daemon, name, "failed", WITHIN, failed)?;
 
-    // What somebody did on purpose stays done.
+    // What was done on purpose stays done.
     for (name, _) in [SUSPENDED, DESTROYED] {
         wait_for_vm(&daemon, name, "alive", WITHIN, alive)?;
     }

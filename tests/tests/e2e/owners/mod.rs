@@ -1,4 +1,4 @@
-//! Who started a QEMU is told to restart it, or to start it again.
+//! The owner that started a QEMU is told to restart it, or to start it again.
 //!
 //! Proxmox VE and systemd have stand-ins here, which record what they are told and say what they are; libvirt is a
 //! real one, where it is installed.
@@ -277,7 +277,7 @@ fn start_exited() -> Result<()> {
     let row = vm(&daemon, name)?;
     ensure!(row["pid"] == guest.pid() && row["restarts_in_window"] == 1, "{row}");
 
-    // Whoever ends it by a signal that QEMU obeys wants it ended.
+    // A signal that QEMU obeys means that it is to end.
     guest.signal(Signal::TERM)?;
     guest.wait_for_exit(WITHIN)?;
     sleep(A_WHILE)?;

@@ -1,6 +1,6 @@
 //! The daemon's whole job with exactly the capabilities that its unit has, and what is lost without each of them.
 //!
-//! The VMs are another user's, their sockets and console logs in a directory that is his alone, and one has its tap in
+//! The VMs are another user's, their sockets and console logs in a directory of that user alone, and one has its tap in
 //! another network namespace: that is where root's name is not enough.
 
 use std::{
@@ -82,7 +82,7 @@ fn of_unit() -> Result<Vec<String>> {
 struct Scene {
     rig: Rig,
     guests: Vec<Guest>,
-    /// His, where his command leaves word.
+    /// The user's, where its command leaves word.
     home: PathBuf,
 }
 

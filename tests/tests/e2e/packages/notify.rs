@@ -22,7 +22,7 @@ use crate::rig::{Rig, binary};
 
 /// The watchdog's time; ticks are a second apart.
 const WATCHDOG: Duration = Duration::from_secs(3);
-/// A group that owns nothing here, and a user that is nobody in particular.
+/// A group that owns nothing here, and a user without any rights of its own.
 const GROUP: u32 = 65533;
 const USER: u32 = 65534;
 const LIMIT: Duration = Duration::from_secs(10);
@@ -111,12 +111,12 @@ pub(super) fn test() -> Result<()> {
     Ok(())
 }
 
-/// Whoever is in the group of the runtime directory may ask, without another right; others may not.
+/// Members of the runtime directory's group may ask, without another right; others may not.
 fn operator(daemon: &Daemon, rig: &Rig) -> Result<()> {
     let socket = rig.dir().join("run/control.sock").metadata()?;
     ensure!((socket.uid(), socket.gid()) == (0, GROUP), "{socket:?}");
     ensure!(socket.mode() & 0o777 == 0o660, "{:o}", socket.mode());
-    // Where it was built, nobody else may look.
+    // Where it was built, other users may not look.
     let program = rig.dir().join("flatline");
     std::fs::copy(binary()?, &program)?;
     std::fs::set_permissions(rig.dir(), std::fs::Permissions::from_mode(0o755))?;

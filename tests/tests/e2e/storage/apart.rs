@@ -50,7 +50,7 @@ pub(super) fn on_one_file_system() -> Result<()> {
     for (guest, amount) in guests.iter().zip(amounts) {
         wait_for_requests(guest, "its writes", |done| done.write_ops == amount)?;
     }
-    // The kernel's own workers write back: they belong to nobody.
+    // The kernel's own workers write back: they belong to no VM.
     file_system.sync()?;
     let after = Shown::quiet(&daemon, &guests)?;
     for (((kind, before), after), amount) in kinds.iter().zip(before).zip(after).zip(amounts) {
@@ -70,7 +70,7 @@ pub(super) fn on_one_file_system() -> Result<()> {
     Ok(())
 }
 
-/// Two overlays on one backing file: whoever reads it, reads it for itself.
+/// Two overlays on one backing file: each VM that reads it, reads it for itself.
 pub(super) fn on_one_backing_file() -> Result<()> {
     let rig = Rig::new()?;
     let base = rig.dir().join("base.raw");
@@ -112,7 +112,7 @@ pub(super) fn on_one_backing_file() -> Result<()> {
 }
 
 /// Files that the kernel numbers alike, as btrfs does in its subvolumes: what is written back to them is told
-/// to be nobody's, rather than one VM's that may have done nothing; until only one has such a file.
+/// to be no VM's, rather than one's that may have done nothing; until only one has such a file.
 pub(super) fn numbered_alike() -> Result<Option<String>> {
     if let Some(why) = FileSystem::refusal("btrfs") {
         return Ok(Some(why));

@@ -122,7 +122,7 @@ pub(super) fn by_a_program_that_is_read_itself() -> Result<()> {
     fill(&image, &record(reads, writes))?;
     let mut config =
         machine(&rig, "cold", &image, "format=raw,cache=none,aio=threads", Bus::Virtio)?;
-    // Not a link: nobody else is to have used its pages, nor are many to come at once.
+    // Not a link: nothing else is to have used its pages, nor are many to come at once.
     let file_system = FileSystem::new("ext4", rig.dir(), 128 << 20, false)?;
     file_system.set_read_ahead(4)?;
     config.executable = file_system.path().join("cold-qemu");

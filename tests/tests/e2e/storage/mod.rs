@@ -1,5 +1,5 @@
 //! Storage is counted right in whatever way a VM's disk is kept: what the daemon shows is what QEMU and the
-//! kernel counted, whoever submits it and however many layers are below; and what can't be seen is said.
+//! kernel counted, whatever submits it and however many layers are below; and what can't be seen is said.
 
 mod apart;
 mod direct;

@@ -68,7 +68,7 @@ pub(super) fn is_named() -> Result<Option<String>> {
         let unseen = said["unseen_storage"].as_str().context("nothing is said")?;
         let named = format!("{} ({kind})", image.display());
         ensure!(unseen == named, "{name}: {unseen}, and not {named}");
-        // Where somebody reads how much its storage moves, the figure bears that as well.
+        // Where a client reads how much its storage moves, the figure bears that as well.
         let signals = said["signals"].as_array().context("no signals")?;
         let signal = signals.iter().find(|signal| signal["name"] == "storage");
         let value = signal.context("no storage")?["value"].as_str().unwrap_or_default();
@@ -104,7 +104,7 @@ pub(super) fn is_asked_of_qemu() -> Result<Option<String>> {
             .is_some_and(|reason| reason.contains("block layer") && reason.contains(" completed"));
         ensure!(row["cause"].is_null(), "{row}");
     }
-    ensure!(asked, "nobody asked QEMU: {}", vm(&daemon, "works-on-fuse")?);
+    ensure!(asked, "QEMU was not asked: {}", vm(&daemon, "works-on-fuse")?);
     ensure!(incidents_of(&daemon, "works-on-fuse")?.is_empty());
     // What QEMU completed since it was asked last, up to 10 s before, still counts as life: a silence is seen
     // later there than elsewhere.

@@ -1,4 +1,4 @@
-//! Buffered I/O: what a guest writes is in the host's page cache first, and somebody else submits it later.
+//! Buffered I/O: what a guest writes is in the host's page cache first, and another task submits it later.
 //! The bytes are the VM's all the same, once, wherever the file is.
 
 use std::{
@@ -122,7 +122,7 @@ fn check(row: &Row, guest: &Guest, shown: Shown, charged: Charged, bytes: u64) -
         ensure!(shown.writeback_bytes == 0 && shown.flush_ops > 0, "QEMU's own writes");
     } else {
         // Some may have been written back by QEMU's own threads, where the kernel had them do so.
-        ensure!(shown.writeback_bytes > 0 && shown.writeback_ops > 0, "nobody else's writes");
+        ensure!(shown.writeback_bytes > 0 && shown.writeback_ops > 0, "no writes of others");
     }
     ensure!(shown.read_ops == 0 && shown.failed_ops == 0, "there was nothing else");
     shown.ensure_completed().context("completed")

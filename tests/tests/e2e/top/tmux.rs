@@ -30,7 +30,7 @@ impl Tmux {
     /// Starts one whose terminal has so many columns and lines.
     pub(super) fn start(dir: &Path, (columns, lines): (u16, u16)) -> Result<Self> {
         let tmux = Self { socket: dir.join("tmux") };
-        // Neither the settings nor the prompt of whoever runs the tests.
+        // Neither the settings nor the prompt of the user that runs the tests.
         let shell = format!("PS1='{PROMPT} ' PROMPT_COMMAND= exec bash --norc --noprofile -i");
         let (columns, lines) = (columns.to_string(), lines.to_string());
         let arguments = ["new-session", "-d", "-x", &columns, "-y", &lines, &shell];
