@@ -1,6 +1,6 @@
-//! Clock of the daemon: time since the host's start, and the wall clock.
+//! Clock of the daemon: time since the host's start.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -23,11 +23,6 @@ impl Clock {
     /// older than that.
     pub(super) fn now(&self) -> Duration {
         self.host_up + self.started.elapsed()
-    }
-
-    /// The wall-clock time of a moment.
-    pub(super) fn wall_clock(&self, moment: Duration) -> SystemTime {
-        SystemTime::now() - self.now().saturating_sub(moment)
     }
 
     /// Time since the daemon's start.

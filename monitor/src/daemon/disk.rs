@@ -1,12 +1,15 @@
 //! Threads that write to the disk, which the loop never waits for.
 
-use std::thread::JoinHandle;
+use std::{thread::JoinHandle, time::Duration};
 
 use crate::{
     config::Config,
     recorder::archive::{Archive, Writing},
     storage::retention::{Keeper, RetentionPolicy},
+    vm::{Context, Recorder},
 };
+use flatline_detector::{recording::Header, verdict::DetectionPolicy};
+use flatline_qemu::discover::Vm;
 
 /// See the module.
 pub(super) struct Disk {
@@ -27,6 +30,25 @@ impl Disk {
         let retention = RetentionPolicy::from(&config.retention);
         let keeper = Keeper::start(state_dir, retention);
         Self { keeper, archive, archive_thread, writer }
+    }
+
+    /// A recorder of a VM, from now on.
+    pub(super) fn recorder(
+        &self,
+        vm: &Vm,
+        detection: &DetectionPolicy,
+        context: &Context<'_>,
+    ) -> Recorder {
+        let header = Header {
+            flatline: env!("CARGO_PKG_VERSION").to_owned(),
+            started: context.wall_clock(Duration::ZERO),
+            vm: vm.name.clone(),
+            uuid: vm.uuid.clone(),
+            pid: vm.id.pid,
+            start_ticks: vm.id.start_ticks,
+            detection: detection.clone(),
+        };
+        Recorder::start(context.config.recorder, header, &self.archive)
     }
 
     /// Goes on as `config` has it.

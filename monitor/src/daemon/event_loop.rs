@@ -1,33 +1,41 @@
-//! The loop's body: owns every VM, and carries what the stages say from one to the next.
+//! Event loop: owns every VM, and carries what the stages say from one to the next.
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::mpsc::{Sender, UnboundedSender};
 use tracing::error;
 
 use super::{
-    Message,
     clock::Clock,
+    conditions,
     disk::Disk,
+    effects,
+    host_sampler::HostSampler,
+    hotplug, memory,
+    message::{Inboxes, Message},
     probe_rounds::ProbeRunner,
     publisher::Publisher,
+    qmp_events,
     registry::Registry,
     reload::Reloading,
-    sampler::{Readers, Sampler},
+    storm,
+    views::Views,
     watchers,
 };
 use crate::{
-    bpf::{ProbeThread, ProgramHealth},
+    bpf::{AttachReport, ProbeThread},
     config::{Config, Source},
     metrics::IncidentCounts,
     notify::Notifier,
     probes::Notes,
-    recovery::{EventKind, EventSink, IncidentWriter, Supervisor},
+    recovery::{Effect, EventKind, EventSink, IncidentWriter, Supervisor},
     storage::{incidents::IncidentStore, ledger::Ledger},
     vm::Context,
 };
 use flatline_detector::verdict::{Act, Input, Questions, Testimony, Tick};
-use flatline_qemu::{discover::VmId, qmp::QmpNotice};
+use flatline_qemu::{
+    discover::VmId,
+    qmp::{QmpNotice, QmpState},
+};
 
 /// The daemon's state: what each part of it owns.
 pub(super) struct EventLoop {
@@ -36,17 +44,11 @@ pub(super) struct EventLoop {
     pub(super) reloading: Reloading,
     pub(super) inboxes: Inboxes,
     pub(super) registry: Registry,
-    pub(super) sampler: Sampler,
+    pub(super) sampler: HostSampler,
     pub(super) probe_runner: ProbeRunner,
     pub(super) recovery: Supervisor,
     pub(super) publisher: Publisher,
     pub(super) disk: Disk,
-}
-
-/// By which others report to the loop.
-pub(super) struct Inboxes {
-    pub(super) messages: UnboundedSender<Message>,
-    pub(super) notices: Sender<(VmId, QmpNotice)>,
 }
 
 impl EventLoop {
@@ -54,12 +56,9 @@ impl EventLoop {
         config: Config,
         source: Source,
         store: IncidentStore,
-        readers: Readers,
-        probes: ProbeThread,
-        health: Vec<ProgramHealth>,
+        sampler: HostSampler,
         inboxes: Inboxes,
     ) -> Self {
-        let Readers { counters, heartbeats, kvm, threads } = readers;
         let store = Arc::new(store);
         let publisher = Publisher::start(&config, store.clone());
         let events = events(publisher.metrics.incidents.clone(), publisher.notifier.clone());
@@ -73,8 +72,8 @@ impl EventLoop {
             reloading: Reloading::new(source),
             inboxes,
             registry: Registry::default(),
-            sampler: Sampler::new(counters, heartbeats, threads, probes, health),
-            probe_runner: ProbeRunner::new(kvm),
+            sampler,
+            probe_runner: ProbeRunner::open(&config.paths.bpffs_dir),
             recovery: Supervisor::new(store, ledger, writer),
             publisher,
             disk: Disk::start(&config, writer_thread),
@@ -84,6 +83,16 @@ impl EventLoop {
 
     pub(super) fn now(&self) -> Duration {
         self.clock.now()
+    }
+
+    /// What clients are shown, as it is now.
+    pub(super) fn views(&self) -> Views<'_> {
+        Views {
+            registry: &self.registry,
+            sampler: &self.sampler,
+            recovery: &self.recovery,
+            context: Context::at(&self.config, self.now()),
+        }
     }
 
     /// Hands the programs back to be taken down.
@@ -104,6 +113,8 @@ impl EventLoop {
 
     pub(super) fn on_message(&mut self, message: Message) {
         let now = self.now();
+        let vms = &mut self.registry.vms;
+        let context = Context::at(&self.config, now);
         match message {
             Message::Found(vm) => self.found(*vm),
             Message::Swept(all) => self.swept(&all),
@@ -112,50 +123,79 @@ impl EventLoop {
             }
             Message::Status(pid, status) => drop(self.registry.statuses.insert(pid, status)),
             Message::Gone(vm) => self.gone(vm),
-            Message::Refreshed(vm, looked) => self.refreshed(vm, looked),
-            Message::Cpus(vm, threads) => self.set_threads(vm, threads, true),
+            Message::Refreshed(vm, looked) => {
+                if let Some(watched) = vms.get_mut(&vm) {
+                    hotplug::refreshed(watched, looked, &self.sampler, &self.inboxes);
+                }
+            }
+            Message::Cpus(vm, threads) => {
+                if let Some(watched) = vms.get_mut(&vm) {
+                    hotplug::set_threads(watched, threads, true, &self.sampler);
+                }
+            }
             Message::RunState(vm, number, run_state) => {
-                let Some(watched) = self.registry.vms.get_mut(&vm) else { return };
+                let Some(watched) = vms.get_mut(&vm) else { return };
                 if number > watched.link.run_state_answered {
                     watched.link.run_state_answered = number;
-                    self.learn_run_state(vm, run_state);
+                    let act = qmp_events::learn_run_state(watched, run_state, now);
+                    self.act(vm, act);
                 }
             }
             Message::Round { id, boot_began, testimony, notes } => {
                 self.answered(id, boot_began, testimony, notes);
             }
             Message::Memory(vm, read) => {
-                if let Some(watched) = self.registry.vms.get_mut(&vm) {
+                if let Some(watched) = vms.get_mut(&vm) {
                     watched.memory_read(*read, now);
                 }
             }
-            Message::Restarted(id, attempts, result) => {
-                let context = Context::at(&self.config, now);
-                match self.registry.vms.get_mut(&id) {
-                    Some(vm) => self.recovery.restarted(vm, attempts, result, &context),
-                    None => self.recovery.started(
-                        &mut self.registry.vms,
-                        id,
-                        attempts,
-                        result,
-                        &context,
-                    ),
-                }
-            }
+            Message::Restarted(id, attempts, result) => match vms.get_mut(&id) {
+                Some(vm) => self.recovery.restarted(vm, attempts, result, &context),
+                None => self.recovery.started(vms, id, attempts, result, &context),
+            },
             Message::PutBack(id, number, configured) => {
-                if let Some(watched) = self.registry.vms.get(&id) {
+                if let Some(watched) = vms.get(&id) {
                     self.recovery.put_back(watched, number, configured);
                 }
             }
             Message::Configured(read) => self.configured(read),
             Message::Finished(id, attempts, result) => {
-                let context = Context::at(&self.config, now);
-                if let Some(watched) = self.registry.vms.get_mut(&id) {
+                if let Some(watched) = vms.get_mut(&id) {
                     self.recovery.rest_is_done(watched, attempts, result, &context);
                 }
             }
         }
         self.carry_out();
+    }
+
+    /// QEMU said something on its monitor, or the session to it changed.
+    pub(super) fn on_qmp(&mut self, id: VmId, notice: QmpNotice) {
+        let now = self.now();
+        let Some(watched) = self.registry.vms.get_mut(&id) else { return };
+        let act = match notice {
+            QmpNotice::State(state) => {
+                if state == QmpState::Ready {
+                    self.recovery.monitor_ready(watched);
+                    qmp_events::ask_cpus(watched, &self.inboxes);
+                }
+                qmp_events::monitor_is(watched, state);
+                Act::Nothing
+            }
+            QmpNotice::RunState(run_state) => qmp_events::learn_run_state(watched, run_state, now),
+            QmpNotice::Event(event) => {
+                qmp_events::on_event(watched, event, &self.sampler, &self.inboxes, now)
+            }
+        };
+        self.act(id, act);
+    }
+
+    /// A VM is counted, or can't be.
+    pub(super) fn on_attached(&mut self, report: AttachReport) {
+        let now = self.now();
+        self.registry.no_longer_awaited(report.vm);
+        if let Some(watched) = self.registry.vms.get_mut(&report.vm) {
+            hotplug::attached(watched, report, &self.inboxes, now);
+        }
     }
 
     /// One tick: samples all VMs, then judges each on what moved.
@@ -165,16 +205,21 @@ impl EventLoop {
         self.publisher.history.append(self.registry.vms.values().map(|watched| {
             (&watched.vm, watched.sensors.activity.as_ref().filter(|_| watched.sensors.is_counted))
         }));
-        let undecided = self.assess_storm(now);
+        let context = Context::at(&self.config, now);
+        let notifier = &self.publisher.notifier;
+        let undecided = storm::assess(&mut self.registry, &self.recovery, notifier, &context);
         for id in self.registry.vms.keys().copied().collect::<Vec<_>>() {
             self.judge(id, undecided, now);
         }
         self.sampler.watch_kvm(&self.registry.vms);
         self.recovery.start_due(&self.registry.vms, &Context::at(&self.config, now));
         self.carry_out();
-        self.read_memory(now);
-        self.look_again(threads.as_ref());
-        self.tell_changes(now);
+        let vms = &mut self.registry.vms;
+        memory::begin_readings(vms, &self.inboxes, now);
+        hotplug::look_again(vms, self.sampler.ticks, threads.as_ref(), &self.inboxes);
+        vms.values_mut().for_each(|watched| self.recovery.end_reports(watched));
+        let context = Context::at(&self.config, now);
+        conditions::publish_changes(&self.publisher.notifier, vms, &self.sampler, &context);
     }
 
     fn judge(&mut self, id: VmId, undecided: bool, now: Duration) {
@@ -204,20 +249,14 @@ impl EventLoop {
             return;
         }
         if !matches!(questions, Questions::Calibrate) && watched.link.hears_late {
-            self.ask_run_state(id);
+            qmp_events::ask_run_state(watched, &self.inboxes);
         }
-        let Some(watched) = self.registry.vms.get(&id) else { return };
-        let unseen_storage = !self.registry.unseen_storage(watched).is_empty();
+        let unseen_storage = self.registry.has_unseen_storage(id);
         let Some(watched) = self.registry.vms.get_mut(&id) else { return };
-        // An answer about another boot says nothing.
-        let boot_began = watched.detector.watch.boot.began;
         let asked = (questions, unseen_storage);
-        let round = self.probe_runner.begin(watched, asked, &self.sampler, now);
-        let (Some(round), messages) = (round, self.inboxes.messages.clone()) else { return };
-        tokio::spawn(async move {
-            let (testimony, notes) = round.await;
-            let _ = messages.send(Message::Round { id, boot_began, testimony, notes });
-        });
+        if let Some(round) = self.probe_runner.begin(watched, asked, &self.sampler, now) {
+            self.inboxes.report(round);
+        }
     }
 
     /// A round of questions ended.
@@ -225,6 +264,7 @@ impl EventLoop {
         let now = self.now();
         let Some(watched) = self.registry.vms.get_mut(&id) else { return };
         watched.detector.notes = Some(notes);
+        // An answer about another boot says nothing.
         if boot_began != watched.detector.watch.boot.began || watched.recovery.is_restarting() {
             return;
         }
@@ -234,14 +274,8 @@ impl EventLoop {
         self.act(id, act);
     }
 
-    /// The guest boots anew.
-    pub(super) fn forget_boot(&mut self, id: VmId) {
-        if let Some(watched) = self.registry.vms.get_mut(&id) {
-            self.sampler.forget_boot(watched);
-        }
-    }
-
-    pub(super) fn act(&mut self, id: VmId, act: Act) {
+    /// Does what a VM's verdict says.
+    fn act(&mut self, id: VmId, act: Act) {
         if let Act::Ask(questions) = act {
             return self.ask(id, questions);
         }
@@ -250,6 +284,17 @@ impl EventLoop {
             self.recovery.act(watched, &act, &context);
         }
         self.carry_out();
+    }
+
+    /// Carries out what recovery wants done.
+    pub(super) fn carry_out(&mut self) {
+        for mut effect in self.recovery.take_effects() {
+            if let Effect::Restart { vm, context, .. } = &mut effect {
+                context.evidence.figures = self.views().figures(*vm);
+            }
+            let vms = &mut self.registry.vms;
+            effects::carry_out(effect, vms, &self.sampler, &self.inboxes);
+        }
     }
 }
 

@@ -5,13 +5,12 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::oneshot;
 use tracing::info;
 
-use super::event_loop::EventLoop;
+use super::{event_loop::EventLoop, requests::answer};
 use crate::{
     api::{RefusalKind, Reply, view::HoldView},
     storage::ledger::{Hold, Whom},
     vm::{Context, WatchedVm},
 };
-use flatline_qemu::discover::VmId;
 
 impl EventLoop {
     /// Leaves a VM alone, or all where none is named, for `seconds` or until it is released.
@@ -21,66 +20,49 @@ impl EventLoop {
         seconds: Option<u64>,
         reply: oneshot::Sender<Reply>,
     ) {
-        let chosen = match self.chosen(vm) {
-            Ok(chosen) => chosen,
-            Err(refusal) => return drop(reply.send(refusal)),
+        let only = match vm.map(|vm| self.registry.find(vm)).transpose() {
+            Ok(only) => only,
+            Err(refusal) => return answer(reply, refusal),
         };
         let since = SystemTime::now();
         let until = seconds.and_then(|seconds| since.checked_add(Duration::from_secs(seconds)));
         if seconds.is_some() && until.is_none() {
             let why = "no clock goes as far as that";
-            return drop(reply.send(Reply::error(RefusalKind::BadRequest, why)));
+            return answer(reply, Reply::error(RefusalKind::BadRequest, why));
         }
-        let hold = Hold { since, until };
-        match vm {
-            None => self.recovery.hold(Whom::All, hold),
-            Some(_) => {
-                chosen.iter().for_each(|(_, key, _)| self.recovery.hold(Whom::Vm(key), hold))
-            }
-        }
-        let names = names(vm, chosen);
-        info!(?until, "on hold: {}", names.join(", "));
-        self.answer_when_safe(HoldView { vms: names, until }, reply);
+        let whom = only.map_or(Whom::All, |watched| Whom::Vm(watched.key()));
+        self.recovery.hold(whom, Hold { since, until });
+        let name = name(only);
+        info!(?until, "on hold: {name}");
+        self.answer_when_safe(HoldView { vms: vec![name], until }, reply);
     }
 
     /// Takes a hold back, and gives a new start: of a VM, or of all where none is named.
     pub(super) fn release(&mut self, vm: Option<&str>, reply: oneshot::Sender<Reply>) {
-        let chosen = match self.chosen(vm) {
-            Ok(chosen) => chosen,
-            Err(refusal) => return drop(reply.send(refusal)),
+        let (only, name) = match vm.map(|vm| self.registry.find(vm)).transpose() {
+            Ok(only) => (only.map(|watched| watched.vm.id), name(only)),
+            Err(refusal) => return answer(reply, refusal),
         };
-        let now = self.now();
-        let context = Context::at(&self.config, now);
-        if vm.is_none() {
+        let context = Context::at(&self.config, self.clock.now());
+        if only.is_none() {
             self.recovery.release_all(&context);
         }
-        for (id, _, _) in &chosen {
-            if let Some(watched) = self.registry.vms.get_mut(id) {
+        for (id, watched) in &mut self.registry.vms {
+            if only.is_none_or(|only| only == *id) {
                 self.recovery.release(watched, &context);
             }
         }
-        let names = names(vm, chosen);
-        info!("released: {}", names.join(", "));
-        self.answer_when_safe(HoldView { vms: names, until: None }, reply);
-    }
-
-    fn chosen(&self, vm: Option<&str>) -> Result<Vec<(VmId, String, String)>, Reply> {
-        let of = |watched: &WatchedVm| {
-            (watched.vm.id, watched.key().to_owned(), watched.vm.name.clone())
-        };
-        match vm {
-            Some(vm) => Ok(vec![of(self.registry.find(vm)?)]),
-            None => Ok(self.registry.vms.values().map(of).collect()),
-        }
+        info!("released: {name}");
+        self.answer_when_safe(HoldView { vms: vec![name], until: None }, reply);
     }
 
     fn answer_when_safe(&mut self, view: HoldView, reply: oneshot::Sender<Reply>) {
         let written = match self.recovery.write_ledger(SystemTime::now()) {
             Ok(written) => written,
-            Err(why) => return drop(reply.send(Reply::error(RefusalKind::Internal, why))),
+            Err(why) => return answer(reply, Reply::error(RefusalKind::Internal, why)),
         };
         tokio::spawn(async move {
-            let answer = match written.await {
+            let view = match written.await {
                 Ok(Ok(())) => Reply::ok(&view),
                 Ok(Err(why)) => {
                     let why = format!("in force until the daemon ends, as it can't be kept: {why}");
@@ -88,15 +70,11 @@ impl EventLoop {
                 }
                 Err(_) => Reply::error(RefusalKind::Internal, "the daemon ends"),
             };
-            // The client may have gone.
-            let _ = reply.send(answer);
+            answer(reply, view);
         });
     }
 }
 
-fn names(vm: Option<&str>, chosen: Vec<(VmId, String, String)>) -> Vec<String> {
-    match vm {
-        None => vec!["all VMs of this host".to_owned()],
-        Some(_) => chosen.into_iter().map(|(_, _, name)| name).collect(),
-    }
+fn name(only: Option<&WatchedVm>) -> String {
+    only.map_or("all VMs of this host".to_owned(), |watched| watched.vm.name.clone())
 }

@@ -1,65 +1,56 @@
 //! The daemon: starts every stage, and runs the one task that owns all transitions.
 //!
-//! Whatever may wait (QMP, `/proc` of a hung process, attaching, disks) runs elsewhere and reports back
+//! What may wait (QMP, `/proc` of a hung process, attaching, disks) runs elsewhere and reports back
 //! as a `Message`; the loop here never waits for any of it, so that one VM can't delay another.
 
 mod clock;
+mod conditions;
 mod disk;
 mod effects;
 mod event_loop;
-mod evidence;
-mod heartbeat_view;
 mod hold;
+mod host_sampler;
 mod hotplug;
 mod memory;
+mod message;
 mod metrics_publisher;
 mod probe_rounds;
 mod publisher;
 mod qmp_events;
-mod reconfigure;
-mod recordings;
 mod registry;
 mod reload;
 mod requests;
-mod sampler;
-mod show;
 mod snapshot;
 mod storm;
 mod systemd;
-mod telling;
 mod transport;
+mod views;
 mod vm_lifecycle;
 mod watchers;
 
-use std::{collections::HashSet, time::Duration};
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::{
+    net::UnixListener,
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
+    task::JoinHandle,
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 use tracing::{info, warn};
 
 use crate::{
     api::{self, BindError},
-    bpf::{AttachReport, DirectoryLock, ProbeError, ProbeThread, THREADS},
+    bpf::{AttachReport, DirectoryLock, ProbeError, ProbeThread},
     check,
-    config::{Config, ConfigError, Source},
-    probes::Notes,
-    recovery::{Restart, RestartError},
-    sampler::{CounterMaps, HeartbeatReader, KvmReader, ThreadReader},
-    storage::{
-        incident::Attempt,
-        incidents::{IncidentStore, StoreError},
-    },
-    vm::MemoryRead,
+    config::{Config, Source},
+    storage::incidents::{IncidentStore, StoreError},
 };
-use event_loop::{EventLoop, Inboxes};
-use flatline_detector::verdict::Testimony;
-use flatline_qemu::discover::{ResetAction, Vm, VmId};
-use flatline_samples::RunState;
-use sampler::Readers;
+use event_loop::EventLoop;
+use flatline_qemu::{discover::VmId, qmp::QmpNotice};
+use host_sampler::HostSampler;
+use message::{Inboxes, Message};
 use systemd::Systemd;
 
 /// Time between two sweeps of `/proc`, for what events don't tell: a QEMU that daemonized, a lost event.
@@ -72,7 +63,7 @@ const CONTROL_REQUESTS: usize = 64;
 /// Why the daemon did not start.
 #[derive(Debug, Error)]
 pub(crate) enum StartError {
-    /// The host lacks something that it needs.
+    /// The host lacks something that the daemon needs.
     #[error("this host is not fit: {0}")]
     Unfit(String),
     /// The programs, maps or locks.
@@ -105,44 +96,11 @@ impl StartError {
     }
 }
 
-/// What the parts that may wait report to the loop.
-#[derive(Debug)]
-enum Message {
-    /// A QEMU, found by a sweep or because it started.
-    Found(Box<Vm>),
-    /// A sweep ended; these are all the QEMUs there are.
-    Swept(HashSet<VmId>),
-    /// A process started.
-    Started(u32),
-    /// A watched QEMU's main thread ended with this status of `wait(2)`.
-    Status(u32, i32),
-    /// A watched QEMU is gone.
-    Gone(VmId),
-    /// What may have changed of it was looked at again.
-    Refreshed(VmId, watchers::Looked),
-    /// Its vCPU threads, by QEMU's own account.
-    Cpus(VmId, Vec<(u32, u32)>),
-    /// Its run state, asked for after an event; the number orders the questions.
-    RunState(VmId, u64, RunState),
-    /// Its witnesses answered, of the boot that began then.
-    Round { id: VmId, boot_began: Duration, testimony: Testimony, notes: Notes },
-    /// Its memory was read.
-    Memory(VmId, Box<MemoryRead>),
-    /// Its restart ended; these are all restarts of its incident so far.
-    Restarted(VmId, Vec<Attempt>, Result<Restart, RestartError>),
-    /// QEMU is to be told again what to do at a reset, after the restart with this number.
-    PutBack(VmId, u64, ResetAction),
-    /// The configuration was read again.
-    Configured(Result<Box<Config>, ConfigError>),
-    /// What was left of an earlier daemon's restart is done, in QEMU's words.
-    Finished(VmId, Vec<Attempt>, Result<String, RestartError>),
-}
-
-/// Runs on the terms of `config` until SIGTERM or SIGINT, and leaves nothing attached or pinned, unless that is
+/// Watches as `config` has it until SIGTERM or SIGINT, and leaves nothing attached or pinned, unless that is
 /// configured. On SIGHUP, `source` is read again.
 ///
 /// # Errors
-/// Whatever keeps it from starting; once it runs, it goes on.
+/// What keeps it from starting; once it runs, it goes on.
 pub(crate) async fn run(config: Config, source: Source) -> Result<(), StartError> {
     config.warnings.iter().for_each(|warning| warn!("{warning}"));
     let signals = Signals::listen()
@@ -160,7 +118,7 @@ pub(crate) async fn run(config: Config, source: Source) -> Result<(), StartError
     watchers::raise_file_limit();
     let store = IncidentStore::open(&config.paths.state_dir)?;
     let listener = api::bind(&config.paths.runtime_dir)?;
-    let (attach_reports, mut attached) = mpsc::unbounded_channel();
+    let (attach_reports, attached) = mpsc::unbounded_channel();
     let (probes, process_events, health) = ProbeThread::start(&config, attach_reports)?;
     for program in &health {
         match &program.failure {
@@ -171,60 +129,47 @@ pub(crate) async fn run(config: Config, source: Source) -> Result<(), StartError
         }
     }
     let keep = config.probes.keep;
-    let prepared = Prepared { config, source, signals, store, listener };
-    let started = start(prepared, probes, process_events, health, &mut attached).await;
-    let (result, probes) = started;
+    let (result, probes) = match HostSampler::open(&config.paths.bpffs_dir, probes, health) {
+        Ok(sampler) => {
+            let (messages, inbox) = mpsc::unbounded_channel();
+            let (notices, qmp) = mpsc::channel(QMP_NOTICES);
+            let processes = watchers::watch_processes(process_events, messages.clone());
+            let inboxes = Inboxes { messages, notices };
+            let event_loop = EventLoop::new(config, source, store, sampler, inboxes);
+            let probes = watch(event_loop, signals, listener, (inbox, qmp, attached)).await;
+            processes.iter().for_each(JoinHandle::abort);
+            (Ok(()), probes)
+        }
+        Err((error, probes)) => (Err(error.into()), probes),
+    };
     if let Err(error) = probes.stop(keep && result.is_ok()).await {
         warn!("something is left pinned: {error}");
     }
     result
 }
 
-/// What a daemon has before its programs are in place.
-struct Prepared {
-    config: Config,
-    source: Source,
-    signals: Signals,
-    store: IncidentStore,
-    listener: tokio::net::UnixListener,
-}
+/// The receivers' ends of what reports to the loop: messages, QMP notices, and where VMs are counted.
+type Reports = (
+    mpsc::UnboundedReceiver<Message>,
+    mpsc::Receiver<(VmId, QmpNotice)>,
+    mpsc::UnboundedReceiver<AttachReport>,
+);
 
-/// Everything after the programs are in place, which are handed back to be taken down.
-async fn start(
-    prepared: Prepared,
-    probes: ProbeThread,
-    process_events: crate::bpf::ProcessEvents,
-    health: Vec<crate::bpf::ProgramHealth>,
-    attached: &mut mpsc::UnboundedReceiver<AttachReport>,
-) -> (Result<(), StartError>, ProbeThread) {
-    let Prepared { config, source, mut signals, store, listener } = prepared;
-    let bpffs_dir = &config.paths.bpffs_dir;
-    let maps = CounterMaps::open(bpffs_dir)
-        .and_then(|counters| Ok((counters, HeartbeatReader::open(bpffs_dir)?)));
-    let (counters, heartbeats) = match maps {
-        Ok(maps) => maps,
-        Err(error) => return (Err(error.into()), probes),
-    };
+/// Runs the loop until it is told to end; hands the programs back to be taken down.
+async fn watch(
+    mut event_loop: EventLoop,
+    mut signals: Signals,
+    listener: UnixListener,
+    (mut inbox, mut qmp, mut attached): Reports,
+) -> ProbeThread {
+    let runtime_dir = event_loop.config.paths.runtime_dir.clone();
+    let mut systemd = Systemd::from_environment(event_loop.config.sample_interval);
     let (control_sender, mut requests) = mpsc::channel(CONTROL_REQUESTS);
-    let (messages, mut inbox) = mpsc::unbounded_channel();
-    let (notices, mut qmp) = mpsc::channel(QMP_NOTICES);
-    let processes = watchers::watch_processes(process_events, messages.clone());
-    let runtime_dir = config.paths.runtime_dir.clone();
-    let mut notifier = Systemd::from_environment(config.sample_interval);
-    let reads_threads =
-        health.iter().any(|program| program.program == THREADS && program.failure.is_none());
-    let threads = reads_threads.then(|| ThreadReader::new(config.paths.bpffs_dir.join(THREADS)));
-    let kvm = KvmReader::open(&config.paths.bpffs_dir)
-        .inspect_err(|error| warn!("KVM's counters can't be read: {error}"))
-        .ok();
-    let ways = Inboxes { messages, notices };
-    let readers = Readers { counters, heartbeats, kvm, threads };
-    let mut event_loop = EventLoop::new(config, source, store, readers, probes, health, ways);
     let others = event_loop.publisher.metrics.socket_routes();
     let control = tokio::spawn(api::serve(listener, control_sender, others));
     event_loop.sweep();
     info!("watching");
-    event_loop.tell_of_start();
+    conditions::publish_start(&event_loop.publisher.notifier, event_loop.config.mode);
 
     let mut tick = ticks(Instant::now(), event_loop.config.sample_interval);
     let mut sweep = interval_at(Instant::now() + SWEEP_EVERY, SWEEP_EVERY);
@@ -234,12 +179,12 @@ async fn start(
             _ = signals.terminated.recv() => break,
             _ = signals.interrupted.recv() => break,
             _ = signals.hangup.recv() => {
-                notifier.reloading();
+                systemd.reloading();
                 event_loop.reload();
             }
             due = tick.tick() => {
                 event_loop.timed_tick(due);
-                notifier.ticked(&event_loop);
+                systemd.ticked(&event_loop);
             }
             Some((vm, notice)) = qmp.recv() => event_loop.on_qmp(vm, notice),
             Some(message) = inbox.recv() => event_loop.on_message(message),
@@ -253,23 +198,20 @@ async fn start(
         let interval = event_loop.config.sample_interval;
         if tick.period() != interval {
             tick = ticks(Instant::now() + interval, interval);
-            notifier.outlast(interval);
+            systemd.outlast(interval);
         }
-        notifier.reloaded(&event_loop);
+        systemd.reloaded(&event_loop);
     }
     info!("stopping");
-    notifier.stopping();
+    systemd.stopping();
     control.abort();
-    if let Some(processes) = processes {
-        processes.abort();
-    }
     event_loop.publisher.notifier.finish().await;
     let probes = event_loop.stop();
     let _ = std::fs::remove_file(api::socket_path(&runtime_dir));
-    (Ok(()), probes)
+    probes
 }
 
-/// What the daemon is told by signals.
+/// Signals that the daemon listens to.
 struct Signals {
     terminated: Signal,
     interrupted: Signal,

@@ -1,30 +1,34 @@
 //! Probe runner: finds out which of a VM's witnesses can be asked, and runs the rounds of questions.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
 use tokio::task::spawn_blocking;
+use tracing::warn;
 
-use super::{hotplug::counted, sampler::Sampler};
+use super::{host_sampler::HostSampler, hotplug::counted, message::Message};
 use crate::{
     bpf::{namespace_of, near_namespace},
-    probes::{self, Notes, ProbeContext, ProbeSocket, TapTarget, of_suspects},
+    probes::{self, ProbeContext, ProbeSocket, TapTarget, of_suspects},
     sampler::{KvmReader, TapAddresses},
     vm::WatchedVm,
 };
-use flatline_detector::verdict::{Questions, Testimony};
+use flatline_detector::verdict::Questions;
 use flatline_qemu::discover::{Tap, TapKind};
 
 /// See the module.
 pub(super) struct ProbeRunner {
-    /// What the vCPUs of suspects do; `None` where the map can't be read.
+    /// Reads what the vCPUs of suspects do; `None` where the map can't be read.
     kvm: Option<Arc<KvmReader>>,
     /// By network namespace.
     pub(super) sockets: HashMap<u32, Arc<ProbeSocket>>,
 }
 
 impl ProbeRunner {
-    pub(super) fn new(kvm: Option<KvmReader>) -> Self {
-        Self { kvm: kvm.map(Arc::new), sockets: HashMap::new() }
+    /// Opens KVM's counters in `bpffs_dir`.
+    pub(super) fn open(bpffs_dir: &Path) -> Self {
+        let kvm = KvmReader::open(bpffs_dir)
+            .inspect_err(|error| warn!("KVM's counters can't be read: {error}"));
+        Self { kvm: kvm.ok().map(Arc::new), sockets: HashMap::new() }
     }
 
     /// Whether a round may begin now: not while one is under way, nor soon after one of suspects. One that may is counted as
@@ -44,23 +48,25 @@ impl ProbeRunner {
         true
     }
 
-    /// Begins a round of questions, which the future carries out; `None` where one is under way.
+    /// Begins a round of questions, which the future carries out and reports; `None` where one is under way.
     pub(super) fn begin(
         &mut self,
         watched: &mut WatchedVm,
         (questions, unseen_storage): (Questions, bool),
-        sampler: &Sampler,
+        sampler: &HostSampler,
         now: Duration,
-    ) -> Option<impl Future<Output = (Testimony, Notes)> + Send + use<>> {
+    ) -> Option<impl Future<Output = Message> + Send + use<>> {
         let id = watched.vm.id;
         let ways = self.ways(watched, sampler);
         let notes = watched.detector.notes.take()?;
         watched.memory.give_up();
-        let mut scene = ProbeContext {
+        // An answer about another boot says nothing.
+        let boot_began = watched.detector.watch.boot.began;
+        let mut context = ProbeContext {
             questions,
             vm: watched.vm.clone(),
             vcpu_threads: watched.sensors.threads.clone(),
-            boot_age: now.saturating_sub(watched.detector.watch.boot.began),
+            boot_age: now.saturating_sub(boot_began),
             silence: watched.detector.watch.silence.since_life(now),
             slot: watched.sensors.slot.clone(),
             counters: sampler.counters.clone(),
@@ -77,18 +83,19 @@ impl ProbeRunner {
             sampler.probes.attach(id, counted(&watched.vm.plugged));
         }
         Some(async move {
-            scene.targets = targets(id.pid, ways).await;
-            probes::ask(Arc::new(scene), notes).await
+            context.targets = targets(id.pid, ways).await;
+            let (testimony, notes) = probes::ask(Arc::new(context), notes).await;
+            Message::Round { id, boot_began, testimony, notes }
         })
     }
 
     /// Whether a witness is there that has to answer once before its silence means something.
-    pub(super) fn is_calibratable(watched: &WatchedVm, sampler: &Sampler) -> bool {
+    pub(super) fn is_calibratable(watched: &WatchedVm, sampler: &HostSampler) -> bool {
         let vm = &watched.vm;
         vm.has_balloon || vm.has_agent_channel || addresses(watched, sampler).is_ok()
     }
 
-    fn ways(&mut self, watched: &WatchedVm, sampler: &Sampler) -> Result<Vec<Way>, String> {
+    fn ways(&mut self, watched: &WatchedVm, sampler: &HostSampler) -> Result<Vec<Way>, String> {
         let known = addresses(watched, sampler)?;
         let pid = watched.vm.id.pid;
         let way =
@@ -110,7 +117,10 @@ impl ProbeRunner {
 }
 
 /// The taps of whose guest an address is known, or why there is none.
-fn addresses(watched: &WatchedVm, sampler: &Sampler) -> Result<Vec<(Tap, TapAddresses)>, String> {
+fn addresses(
+    watched: &WatchedVm,
+    sampler: &HostSampler,
+) -> Result<Vec<(Tap, TapAddresses)>, String> {
     let mut why = "it has no tap";
     let mut known = Vec::new();
     for probe in watched.sensors.taps.iter().filter(|probe| probe.hook.is_ok()) {

@@ -8,7 +8,7 @@ use crate::{
 };
 use flatline_qemu::discover::VmId;
 
-/// A daemon that starts reads as soon as there is something to read, and doesn't wait for a tick.
+/// What the first reading of all waits for: a daemon that starts reads as soon as there is something to read.
 pub(super) enum FirstReading {
     /// The first sweep is under way; of these, it isn't known yet where they are counted.
     Awaits {
@@ -72,7 +72,12 @@ impl Registry {
         }
     }
 
-    /// Whatever of a VM's storage the host does not see, or can't tell to be its own, for people to read.
+    /// Whether some of a VM's storage is not seen by the host, or can't be told to be its own.
+    pub(super) fn has_unseen_storage(&self, id: VmId) -> bool {
+        self.vms.get(&id).is_some_and(|watched| !self.unseen_storage(watched).is_empty())
+    }
+
+    /// What of a VM's storage the host does not see, or can't tell to be its own, in words.
     pub(super) fn unseen_storage(&self, watched: &WatchedVm) -> Vec<String> {
         let keys = &watched.vm.plugged.files.keys;
         let shares = |other: &&WatchedVm| {

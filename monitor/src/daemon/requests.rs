@@ -1,50 +1,49 @@
 //! Requests of clients: each is answered from what the loop knows, or handed to a thread that may wait.
 
-use tokio::task::spawn_blocking;
+use tokio::{sync::oneshot, task::spawn_blocking};
 
 use super::event_loop::EventLoop;
 use crate::{
-    api::{ControlRequest, Reply, Request},
-    storage::incident::IncidentsView,
+    api::{ControlRequest, RefusalKind, Reply, Request},
+    storage::{evidence, incident::IncidentsView, incidents::IncidentStore},
 };
+use flatline_detector::recording::Recording;
+use flatline_qemu::text::error_chain;
 
 impl EventLoop {
     /// Answers a client's request.
     pub(super) fn on_request(&mut self, request: ControlRequest) {
-        let reply = match request.request {
+        let ControlRequest { request, reply } = request;
+        match request {
             Request::Status => {
                 let status = self.status();
                 // To put 1,000 VMs as JSON takes as long as a tick does.
-                spawn_blocking(move || {
-                    // The client may have gone, here and below.
-                    let _ = request.reply.send(Reply::ok(&status));
-                });
-                return;
+                answer_from_thread(reply, move || Reply::ok(&status));
             }
-            Request::Show { vm } => match self.registry.find(&vm) {
-                Ok(watched) => Reply::ok(&self.show(watched, self.history(watched))),
-                Err(reply) => reply,
-            },
+            Request::Show { vm } => answer(reply, self.show(&vm)),
             Request::Lines { vm } => {
-                if let Some(Err(reply)) = vm.as_deref().map(|vm| self.registry.find(vm)) {
-                    let _ = request.reply.send(reply);
-                    return;
+                if let Some(Err(refusal)) = vm.as_deref().map(|vm| self.registry.find(vm)) {
+                    return answer(reply, refusal);
                 }
-                let lines = self.publisher.history.clone();
+                let history = self.publisher.history.clone();
                 // The text of 1,000 VMs takes longer than a tick has.
-                spawn_blocking(move || {
-                    let _ = request.reply.send(Reply::ok(&lines.view(vm.as_deref())));
-                });
-                return;
+                answer_from_thread(reply, move || Reply::ok(&history.view(vm.as_deref())));
             }
             Request::Evidence { id, file, offset } => {
-                return self.evidence(id, file, offset, request.reply);
+                let state_dir = self.config.paths.state_dir.clone();
+                answer_from_thread(reply, move || {
+                    match evidence::read(&state_dir, &id, &file, offset) {
+                        Ok(view) => Reply::ok(&view),
+                        Err(error @ evidence::ReadError::Nothing { .. }) => {
+                            Reply::error(RefusalKind::Nothing, error.to_string())
+                        }
+                        Err(error) => Reply::error(RefusalKind::Internal, error_chain(&error)),
+                    }
+                });
             }
-            Request::Hold { vm, seconds } => {
-                return self.hold(vm.as_deref(), seconds, request.reply);
-            }
-            Request::Release { vm } => return self.release(vm.as_deref(), request.reply),
-            Request::Record { vm } => return self.record(vm.as_deref(), request.reply),
+            Request::Hold { vm, seconds } => self.hold(vm.as_deref(), seconds, reply),
+            Request::Release { vm } => self.release(vm.as_deref(), reply),
+            Request::Record { vm } => self.record(vm.as_deref(), reply),
             Request::Incidents { vm } => {
                 // A VM that is gone keeps its incidents, so that its name need not be found here.
                 let names = vm.map(|wanted| match self.registry.find(&wanted) {
@@ -52,18 +51,56 @@ impl EventLoop {
                     Err(_) => (wanted.clone(), Some(wanted)),
                 });
                 let store = self.publisher.store.clone();
-                spawn_blocking(move || {
-                    let (mut incidents, complaints) = store.all();
-                    if let Some((name, uuid)) = names {
-                        incidents.retain(|incident| {
-                            incident.vm == name || uuid.is_some() && incident.uuid == uuid
-                        });
-                    }
-                    let _ = request.reply.send(Reply::ok(&IncidentsView { incidents, complaints }));
-                });
-                return;
+                answer_from_thread(reply, move || Reply::ok(&incidents(&store, names)));
             }
-        };
-        let _ = request.reply.send(reply);
+        }
     }
+
+    fn show(&self, vm: &str) -> Reply {
+        match self.registry.find(vm) {
+            Ok(watched) => {
+                let history = watched.detector.recorder.history(self.now());
+                Reply::ok(&self.views().show(watched, history))
+            }
+            Err(refusal) => refusal,
+        }
+    }
+
+    /// Has recordings of a VM, or of all, written to files, whose names are the answer.
+    fn record(&self, vm: Option<&str>, reply: oneshot::Sender<Reply>) {
+        let chosen = match vm.map(|vm| self.registry.find(vm)).transpose() {
+            Ok(Some(only)) => vec![only],
+            Ok(None) => self.registry.vms.values().collect(),
+            Err(refusal) => return answer(reply, refusal),
+        };
+        let recordings: Vec<Recording> =
+            chosen.iter().filter_map(|watched| watched.detector.recorder.recording()).collect();
+        if recordings.is_empty() && !chosen.is_empty() {
+            let why = "nothing is recorded yet, or recorder.keep is 0s";
+            return answer(reply, Reply::error(RefusalKind::Nothing, why));
+        }
+        self.disk.archive.save(recordings, reply);
+    }
+}
+
+/// The incidents in `store`: all, or those of the VM with this name or UUID.
+fn incidents(store: &IncidentStore, names: Option<(String, Option<String>)>) -> IncidentsView {
+    let (mut incidents, complaints) = store.all();
+    if let Some((name, uuid)) = names {
+        incidents.retain(|incident| incident.vm == name || uuid.is_some() && incident.uuid == uuid);
+    }
+    IncidentsView { incidents, complaints }
+}
+
+/// Answers a client, which may have gone.
+pub(super) fn answer(reply: oneshot::Sender<Reply>, answer: Reply) {
+    let _ = reply.send(answer);
+}
+
+/// Answers a client on a thread that may wait.
+fn answer_from_thread(
+    reply: oneshot::Sender<Reply>,
+    make: impl FnOnce() -> Reply + Send + 'static,
+) {
+    spawn_blocking(move || answer(reply, make()));
 }

@@ -1,23 +1,18 @@
-//! Snapshots that a tick leaves for Prometheus and the page.
+//! Snapshots of each tick, published for Prometheus and the web page.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::SystemTime};
 
 use tokio::time::Instant;
 
-use super::{event_loop::EventLoop, heartbeat_view::HeartbeatSummary};
+use super::event_loop::EventLoop;
 use crate::{
-    metrics::{Beats, MapFill, ProgramFigures, Snapshot, VmFigures},
-    vm::WatchedVm,
+    api::view::StatusView,
+    metrics::{MapFill, ProgramFigures, Snapshot, VmFigures},
     web::page_snapshot::PageSnapshot,
 };
-use flatline_detector::verdict::State;
-use flatline_samples::VmSample;
 
 impl EventLoop {
-    /// A tick that was due at `due`, and what it leaves.
+    /// Carries out a tick that was due at `due`, and publishes what it brought.
     pub(super) fn timed_tick(&mut self, due: Instant) {
         let begun = Instant::now();
         self.tick();
@@ -28,13 +23,27 @@ impl EventLoop {
         self.publisher.metrics.counts.ticked(behind, begun.elapsed(), self.config.sample_interval);
     }
 
-    /// Leaves what is looked at.
+    /// What clients are told of the host and all VMs.
+    pub(super) fn status(&self) -> StatusView {
+        self.views().status(&self.degraded(), self.clock.uptime())
+    }
+
+    /// What is not as it should be, in sentences.
+    fn degraded(&self) -> Vec<String> {
+        let mut complaints: Vec<String> = self.reloading.complaint.iter().cloned().collect();
+        complaints.extend(self.publisher.metrics.complaint());
+        complaints.extend(self.publisher.notifier.complaints());
+        self.views().degraded(complaints)
+    }
+
+    /// Publishes what the page's viewers look at.
     fn publish_page_snapshot(&self) {
         let now = std::time::Instant::now();
         let publisher = &self.publisher.metrics.publisher;
         let interval = self.config.sample_interval;
         let Some(wanted) = publisher.wanted(now, interval) else { return };
         let of = |pid: &u32| self.registry.vms.values().find(|watched| watched.vm.id.pid == *pid);
+        let views = self.views();
         let shown = wanted.iter().filter_map(of);
         publisher.publish(PageSnapshot {
             tick: self.sampler.ticks,
@@ -42,7 +51,7 @@ impl EventLoop {
             published: now,
             interval,
             status: self.status(),
-            shown: shown.map(|watched| (watched.vm.id.pid, self.show(watched, None))).collect(),
+            shown: shown.map(|watched| (watched.vm.id.pid, views.show(watched, None))).collect(),
         });
     }
 
@@ -51,9 +60,9 @@ impl EventLoop {
             name: program.program,
             is_attached: program.failure.is_none(),
         });
-        let now = self.now();
+        let views = self.views();
         let vms: Vec<VmFigures> =
-            self.registry.vms.values().map(|watched| self.figures_of(watched, now)).collect();
+            self.registry.vms.values().map(|watched| views.vm_figures(watched)).collect();
         let all_taps = || self.registry.vms.values().flat_map(|watched| &watched.sensors.taps);
         let uncounted_taps = all_taps().filter(|tap| tap.hook.is_err()).count();
         let taps = all_taps().count() - uncounted_taps;
@@ -77,43 +86,5 @@ impl EventLoop {
             most_vms: usize::try_from(sizes.max_vms).unwrap_or(usize::MAX),
             vms,
         }
-    }
-
-    fn figures_of(&self, watched: &WatchedVm, now: Duration) -> VmFigures {
-        let sample = watched.sensors.sample.as_ref().map(|(_, sample)| sample);
-        let (state, cause, _) = watched.detector.watch.shown_state();
-        VmFigures {
-            vm: watched.vm.clone(),
-            mode: watched.detector.detection.policy.mode,
-            state,
-            cause,
-            run_state: watched.link.run_state.clone(),
-            flat: match watched.detector.watch.state {
-                State::Unobservable => None,
-                _ => Some(watched.detector.watch.silence.length(now)),
-            },
-            is_held: self.recovery.held(watched.key(), SystemTime::now()).is_some(),
-            is_counted: watched.sensors.slot.is_ok(),
-            restarts: watched.recovery.restarts,
-            guest_resets_in_window: self.guest_resets_in_window(watched),
-            network: sample.and_then(|sample| sample.network.as_ref().ok().copied().flatten()),
-            sees_to_guest: sample.is_some_and(|sample| sample.sees_to_guest),
-            storage: sample.and_then(|sample| sample.storage.as_ref().ok().copied()),
-            oldest_in_flight: sample
-                .and_then(|sample| sample.in_flight)
-                .filter(|ages| ages.requests > 0)
-                .map(|ages| ages.oldest),
-            heartbeats: sample.and_then(|sample| self.beats(sample)),
-            memory: watched.memory.latest(),
-            vcpus: sample.and_then(|sample| sample.vcpus.as_ref().ok().cloned()),
-        }
-    }
-
-    /// `None` for a guest whose agent never said anything.
-    fn beats(&self, sample: &VmSample) -> Option<Beats> {
-        let ways = [&sample.heartbeats, &sample.port];
-        let heard = ways.into_iter().filter_map(|way| way.as_ref().ok());
-        let HeartbeatSummary { beats, failures, malformed, last } = self.heart(heard)?;
-        Some(Beats { beats, failures, malformed, last_seconds: last.and_then(|(_, age)| age) })
     }
 }

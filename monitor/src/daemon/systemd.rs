@@ -68,9 +68,9 @@ impl Systemd {
     }
 
     /// A tick is through: after the first one the daemon is ready, and each one feeds the watchdog.
-    pub(super) fn ticked(&mut self, engine: &EventLoop) {
+    pub(super) fn ticked(&mut self, event_loop: &EventLoop) {
         if self.manager.is_some() {
-            self.tell(&engine.in_words(), Instant::now());
+            self.tell(&event_loop.in_words(), Instant::now());
         }
     }
 
@@ -84,8 +84,8 @@ impl Systemd {
     }
 
     /// Says so where it was read, whatever came of it: what was wrong with it, status and log say.
-    pub(super) fn reloaded(&mut self, engine: &EventLoop) {
-        if self.is_reloading && !engine.reloading.is_reading() {
+    pub(super) fn reloaded(&mut self, event_loop: &EventLoop) {
+        if self.is_reloading && !event_loop.reloading.is_reading {
             self.is_reloading = false;
             self.is_ready = self.send("READY=1");
         }

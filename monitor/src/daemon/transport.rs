@@ -1,21 +1,20 @@
-//! By which way each QEMU is talked to.
+//! Transport to each QEMU's monitor: a connection that is kept, one for each command, or libvirt.
 
-use std::time::Duration;
-
-use super::{event_loop::EventLoop, watchers};
 use crate::{
-    config::{ActuatorConfig, QmpTransport},
+    config::{ActuatorConfig, Config, QmpTransport},
     recovery::actuator::libvirt_uri,
-    vm::WatchedVm,
 };
-use flatline_detector::verdict::Monitor;
 use flatline_qemu::{
     discover::{ListeningSocket, Owner, SocketAt, Vm},
     program::{self, virsh::Virsh},
-    qmp::{LibvirtTarget, QmpState, QmpTarget, Transport},
+    qmp::{LibvirtTarget, QmpTarget, Transport},
 };
 
-/// By which way a QEMU is talked to; `None` if by none.
+/// How a QEMU's monitor is reached as `config` has it; `None` where it can't be used.
+pub(super) fn transport_to(vm: &Vm, config: &Config) -> Option<Transport> {
+    transport(vm, &config.actuation_for(&vm.name), program::find("virsh").is_some())
+}
+
 fn transport(vm: &Vm, actuation: &ActuatorConfig, has_virsh: bool) -> Option<Transport> {
     let is_libvirts = matches!(vm.ownership.owner, Owner::Libvirt { .. });
     // The sockets that libvirt hands over are its own, which it comes back to after it was restarted.
@@ -44,60 +43,9 @@ fn transport(vm: &Vm, actuation: &ActuatorConfig, has_virsh: bool) -> Option<Tra
     }
 }
 
-/// A QEMU this old has had the time to listen.
-const LISTENS_AFTER: Duration = Duration::from_secs(10);
-/// VMs that are named at most.
-const NAMED: usize = 5;
-
-impl EventLoop {
-    /// Whose monitor can't be used though QEMU was told to have one, and why, for people to read.
-    pub(super) fn unused_monitors(&self) -> Option<String> {
-        let unused: Vec<(&str, String)> = self
-            .registry
-            .vms
-            .values()
-            .filter(|watched| watchers::age(watched.vm.id) >= Some(LISTENS_AFTER))
-            .filter_map(|watched| Some((watched.vm.name.as_str(), watched.unused_monitor()?)))
-            .collect();
-        let more = unused.len().saturating_sub(NAMED);
-        let named = unused.iter().take(NAMED).map(|(name, why)| format!("{name} ({why})"));
-        let named = named.collect::<Vec<_>>().join(", ");
-        let more = if more == 0 { String::new() } else { format!(", and of {more} more") };
-        (!unused.is_empty()).then(|| format!("QMP is not used of {named}{more}"))
-    }
-
-    /// By which way it is talked to; `None` if by none.
-    pub(super) fn transport_to(&self, vm: &Vm) -> Option<Transport> {
-        let actuation = self.config.actuation_for(&vm.name);
-        transport(vm, &actuation, program::find("virsh").is_some())
-    }
-}
-
-impl WatchedVm {
-    /// Why its monitor is not used, though QEMU was told to have one.
-    fn unused_monitor(&self) -> Option<String> {
-        let is_meant = match &self.link.qmp {
-            None => self.vm.qmp_sockets.is_empty() && !self.vm.unused_monitors.is_empty(),
-            Some(_) => match &self.link.state {
-                // A QEMU that answers late is judged for that.
-                QmpState::Connecting | QmpState::Ready | QmpState::Unresponsive { .. } => false,
-                QmpState::NotStarted { .. }
-                | QmpState::Busy
-                | QmpState::Refused { .. }
-                | QmpState::Closed { .. } => true,
-            },
-        };
-        match self.link.monitor() {
-            Monitor::Unknown(why) | Monitor::NotStarted(why) if is_meant => Some(why),
-            _ => None,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
     use flatline_qemu::discover::{LibvirtScope, Ownership};
 
     fn libvirt(scope: LibvirtScope) -> Owner {

@@ -5,9 +5,10 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use tracing::{debug, info};
 
 use super::{
+    conditions,
     event_loop::EventLoop,
     hotplug::counted,
-    telling::subject,
+    transport::transport_to,
     watchers::{self, Look},
 };
 use crate::{
@@ -61,10 +62,13 @@ impl EventLoop {
             info!(vm = vm.name, "not asked for: {why}");
         }
         let age = watchers::age(id).unwrap_or_default();
-        let way = self.transport_to(&vm);
-        let hears_late = matches!(way, Some(Transport::Brief(_) | Transport::Libvirt(_)));
-        let memory = MemoryWatch::new(self.config.memory_every_for(&vm.name), way.as_ref(), now);
-        let qmp = way.map(|way| qmp::spawn(way, self.inboxes.notices.clone(), Limits::default()));
+        let transport = transport_to(&vm, &self.config);
+        let hears_late = matches!(transport, Some(Transport::Brief(_) | Transport::Libvirt(_)));
+        let memory =
+            MemoryWatch::new(self.config.memory_every_for(&vm.name), transport.as_ref(), now);
+        let qmp = transport.map(|transport| {
+            qmp::spawn(transport, self.inboxes.notices.clone(), Limits::default())
+        });
         self.registry.first_reading.awaits(id);
         self.sampler.probes.attach(id, counted(&vm.plugged));
         let detection = detection_policy(&self.config, &vm.name);
@@ -75,7 +79,7 @@ impl EventLoop {
             None => Watch::begin(now, age, detection.policy.boot_grace),
         };
         let end = watchers::watch_end(&vm, self.inboxes.messages.clone());
-        let recorder = self.recorder(&vm, &detection);
+        let recorder = self.disk.recorder(&vm, &detection, &context);
         let watched = WatchedVm {
             link: MonitorLink::new(&vm, qmp, hears_late),
             sensors: Sensors::new(PortListener::start(&vm), insight, end),
@@ -133,17 +137,16 @@ impl EventLoop {
         let ended = self.recovery.qemu_ended(&mut watched, status, &self.registry.vms, &context);
         if let Some(words) = ended {
             info!(vm = watched.vm.name, "QEMU has ended: {words}");
-            let who = subject(&watched.vm);
-            self.publisher.notifier.publish(|events, now| events.ended(who, &words, now));
+            conditions::publish_end(&self.publisher.notifier, &watched.vm, &words);
         }
         self.carry_out();
     }
 
-    /// Lets go of a VM, whatever has become of it.
+    /// Lets go of a VM, whether it has ended or is to be managed no more.
     pub(super) fn no_longer_watched(&mut self, id: VmId) -> Option<WatchedVm> {
         let mut watched = self.registry.vms.remove(&id)?;
         self.registry.no_longer_awaited(id);
-        self.tell_of_end(&watched);
+        conditions::publish_no_longer_watched(&self.publisher.notifier, &watched.vm);
         watched.detector.recorder.end();
         if let Some(end) = watched.sensors.end.take() {
             end.abort();

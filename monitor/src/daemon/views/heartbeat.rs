@@ -1,8 +1,9 @@
-//! What is shown of guests' agents.
+//! Heartbeats of guests' agents, as they are shown.
 
-use super::event_loop::EventLoop;
+use super::Views;
 use crate::{
     api::view::{HeartbeatView, SignalView},
+    rfc3339,
     vm::WatchedVm,
 };
 use flatline_detector::verdict::lost_after;
@@ -18,27 +19,27 @@ pub(super) struct HeartbeatSummary<'a> {
     pub(super) last: Option<(&'a LastBeat, Option<f64>)>,
 }
 
-impl EventLoop {
+impl Views<'_> {
     /// Puts together what was heard on all ways, such as cards and port; `None` where nothing was.
-    pub(super) fn heart<'a>(
+    pub(super) fn summary<'a>(
         &self,
         ways: impl IntoIterator<Item = &'a Heartbeats>,
     ) -> Option<HeartbeatSummary<'a>> {
-        let mut heart = HeartbeatSummary { beats: 0, failures: 0, malformed: 0, last: None };
+        let mut summary = HeartbeatSummary { beats: 0, failures: 0, malformed: 0, last: None };
         for way in ways {
             let Heartbeats { beats, failures, leavings: _, malformed, last } = way;
-            heart.beats += beats;
-            heart.failures += failures;
-            heart.malformed += malformed;
+            summary.beats += beats;
+            summary.failures += failures;
+            summary.malformed += malformed;
             let Some(last) = last else { continue };
             let age = self.age_of(last.heard);
-            // Whoever's age isn't known spoke before whoever's is.
+            // A beat of unknown age counts as the oldest.
             let rank = |age: Option<f64>| age.unwrap_or(f64::INFINITY);
-            if heart.last.is_none_or(|(_, least)| rank(age) < rank(least)) {
-                heart.last = Some((last, age));
+            if summary.last.is_none_or(|(_, least)| rank(age) < rank(least)) {
+                summary.last = Some((last, age));
             }
         }
-        (heart.last.is_some() || heart.malformed > 0).then_some(heart)
+        (summary.last.is_some() || summary.malformed > 0).then_some(summary)
     }
 
     /// What the VM's agent said, read anew.
@@ -47,7 +48,7 @@ impl EventLoop {
         let on_cards = slot.and_then(|slot| self.sampler.heartbeats.of(watched.vm.id, *slot).ok());
         let by_port = watched.sensors.port.as_ref().and_then(|port| port.heartbeats().ok());
         let HeartbeatSummary { beats, failures, malformed, last } =
-            self.heart(on_cards.iter().chain(&by_port))?;
+            self.summary(on_cards.iter().chain(&by_port))?;
         let (last, last_seconds) = last.unzip();
         Some(HeartbeatView {
             beats,
@@ -62,10 +63,10 @@ impl EventLoop {
         })
     }
 
-    pub(super) fn age_of(&self, heard: Heard) -> Option<f64> {
+    fn age_of(&self, heard: Heard) -> Option<f64> {
         match heard {
-            Heard::Jiffies(jiffies) => self.sampler.since_jiffies(jiffies, self.now()),
-            Heard::At(moment) => Some(self.now().saturating_sub(moment).as_secs_f64()),
+            Heard::Jiffies(jiffies) => self.sampler.since_jiffies(jiffies, self.context.now),
+            Heard::At(moment) => Some(self.context.now.saturating_sub(moment).as_secs_f64()),
         }
     }
 
@@ -77,7 +78,7 @@ impl EventLoop {
             &watched.detector.detection.policy,
             watched.detector.detection.tick,
         );
-        let ago = |moment| self.now().saturating_sub(moment).as_secs_f64();
+        let ago = |moment| self.context.now.saturating_sub(moment).as_secs_f64();
         let mut value = match heartbeat.beat {
             Some(beat) => format!("{:.1} s ago", ago(beat)),
             None => "none in this boot".to_owned(),
@@ -94,7 +95,7 @@ impl EventLoop {
             name: "heartbeat".to_owned(),
             value,
             threshold: format!("missed after {:.0} s", patience.as_secs_f64()),
-            since: heartbeat.beat.map(|beat| crate::rfc3339::format(self.clock.wall_clock(beat))),
+            since: heartbeat.beat.map(|beat| rfc3339::format(self.context.wall_clock(beat))),
             verdict: verdict.to_owned(),
         })
     }

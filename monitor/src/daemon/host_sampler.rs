@@ -1,14 +1,14 @@
-//! Sampler: reads all counters and all threads once a tick, and shares them out to the VMs.
+//! Host sampler: reads all counters and all threads once a tick, and hands each VM its share.
 
-use std::{cell::OnceCell, collections::HashMap, sync::Arc, time::Duration};
+use std::{cell::OnceCell, collections::HashMap, path::Path, sync::Arc, time::Duration};
 
+use aya::maps::MapError;
 use tracing::{debug, info, warn};
 
 use crate::{
     bpf::{ProbeThread, ProgramHealth, THREADS},
     sampler::{
-        CounterMaps, DeviceWatch, HeartbeatReader, KvmReader, ThreadReader, ThreadTimes,
-        VcpuClocks, ticks,
+        CounterMaps, DeviceWatch, HeartbeatReader, ThreadReader, ThreadTimes, VcpuClocks, ticks,
     },
     vm::{HostReadings, Vms, WatchedVm},
 };
@@ -17,18 +17,8 @@ use flatline_qemu::discover::Accelerator;
 /// Ticks between two readings of what all guests' agents said, whichever said something meanwhile.
 const ALL_HEARTBEATS_EVERY: u64 = 10;
 
-/// All that reads maps.
-pub(super) struct Readers {
-    pub(super) counters: CounterMaps,
-    pub(super) heartbeats: HeartbeatReader,
-    /// `None` where the map can't be read.
-    pub(super) kvm: Option<KvmReader>,
-    /// `None` where no program could be had for it.
-    pub(super) threads: Option<ThreadReader>,
-}
-
 /// See the module.
-pub(super) struct Sampler {
+pub(super) struct HostSampler {
     pub(super) counters: Arc<CounterMaps>,
     /// What guests' agents say.
     pub(super) heartbeats: HeartbeatReader,
@@ -44,16 +34,27 @@ pub(super) struct Sampler {
     devices: DeviceWatch,
 }
 
-impl Sampler {
-    /// Reads by these, which `probes` attaches.
-    pub(super) fn new(
-        counters: CounterMaps,
-        heartbeats: HeartbeatReader,
-        threads: Option<ThreadReader>,
+impl HostSampler {
+    /// Opens the maps that `probes` pinned.
+    ///
+    /// # Errors
+    /// The maps can't be opened, and these are the programs, to be taken down.
+    pub(super) fn open(
+        bpffs_dir: &Path,
         probes: ProbeThread,
         health: Vec<ProgramHealth>,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, (MapError, ProbeThread)> {
+        let maps = CounterMaps::open(bpffs_dir)
+            .and_then(|counters| Ok((counters, HeartbeatReader::open(bpffs_dir)?)));
+        let (counters, heartbeats) = match maps {
+            Ok(maps) => maps,
+            Err(error) => return Err((error, probes)),
+        };
+        let is_there =
+            |program: &ProgramHealth| program.program == THREADS && program.failure.is_none();
+        let threads =
+            health.iter().any(is_there).then(|| ThreadReader::new(bpffs_dir.join(THREADS)));
+        Ok(Self {
             counters: Arc::new(counters),
             heartbeats,
             has_clocks: threads.is_none(),
@@ -63,7 +64,7 @@ impl Sampler {
             ticks: 0,
             jiffies: None,
             devices: DeviceWatch::default(),
-        }
+        })
     }
 
     /// Samples all VMs; returns all threads' times, where they were read in one reading.
@@ -141,7 +142,7 @@ impl Sampler {
         Some(age.as_secs_f64())
     }
 
-    /// KVM's tracepoints are attached while it runs a suspect, and only then.
+    /// Attaches KVM's tracepoints while it runs a suspect, and only then.
     pub(super) fn watch_kvm(&self, vms: &Vms) {
         let suspects = vms.values().any(|watched| {
             watched.vm.accelerator == Accelerator::Kvm && watched.detector.watch.is_being_asked()
@@ -151,7 +152,7 @@ impl Sampler {
         }
     }
 
-    /// The guest boots anew: each address that it used before, it has to test first, and what it told of its memory was
+    /// Forgets what was learned of the boot before: the guest has to test each address anew, and what it told of its memory was
     /// another boot's.
     pub(super) fn forget_boot(&self, watched: &mut WatchedVm) {
         watched.memory.forget_guest();

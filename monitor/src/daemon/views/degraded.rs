@@ -1,0 +1,128 @@
+//! What of the host or of its VMs can't be seen as it should, in sentences.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::Views;
+use crate::{
+    daemon::watchers,
+    probes::kvm,
+    vm::{PENDING, WatchedVm},
+};
+use flatline_detector::verdict::Monitor;
+use flatline_qemu::{discover::OpenDevices, qmp::QmpState};
+
+/// The most VMs that are named with one reason.
+const MOST_NAMED: usize = 4;
+/// The most VMs that are named whose monitors aren't used.
+const MOST_MONITORS_NAMED: usize = 5;
+/// A QEMU this old has had the time to listen.
+const LISTENS_AFTER: Duration = Duration::from_secs(10);
+
+impl Views<'_> {
+    /// Everything that is not as it should be, the `complaints` of the daemon's other parts among it.
+    pub(in crate::daemon) fn degraded(&self, complaints: Vec<String>) -> Vec<String> {
+        let lost = self.sampler.health.iter().filter(|program| program.failure.is_some());
+        let lost: Vec<&str> = lost.map(|program| program.program).collect();
+        let mut degraded: Vec<String> = self.registry.storm.iter().cloned().collect();
+        degraded.extend(complaints);
+        if !lost.is_empty() {
+            degraded.push(format!("not attached: {}", lost.join(", ")));
+        }
+        degraded.extend(self.unread_registers());
+        degraded.extend(kvm::lacks_signs(&self.sampler.probes.kvm_hooks()).map(ToOwned::to_owned));
+        degraded.extend(self.unused_monitors());
+        for watched in self.registry.vms.values() {
+            let name = &watched.vm.name;
+            match &watched.sensors.slot {
+                Err(why) => degraded.push(format!("{name} is not counted: {why}")),
+                Ok(_) => degraded.extend(unseen_taps(watched)),
+            }
+            let storage = watched
+                .sensors
+                .sample
+                .as_ref()
+                .and_then(|(_, sample)| sample.storage.as_ref().ok());
+            if let Some(storage) = storage.filter(|storage| storage.untracked_ops > 0) {
+                degraded.push(format!(
+                    "{} requests of {name} were not followed: probes.max_in_flight is too small",
+                    storage.untracked_ops
+                ));
+            }
+        }
+        degraded
+    }
+
+    /// The VMs whose registers say nothing, by the reason: there may be many of them.
+    fn unread_registers(&self) -> impl Iterator<Item = String> {
+        let mut unread: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+        for watched in self.registry.vms.values() {
+            if let Some(why) = watched.sensors.insight.lacks_registers() {
+                unread.entry(why).or_default().push(&watched.vm.name);
+            }
+        }
+        unread.into_iter().map(|(why, vms)| {
+            let more = vms.len().saturating_sub(MOST_NAMED);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let named = &vms[..vms.len().min(MOST_NAMED)];
+            format!("no registers of {}{more}: {why}", named.join(", "))
+        })
+    }
+
+    /// The VMs whose monitors can't be used though QEMU was told to have one, and why.
+    fn unused_monitors(&self) -> Option<String> {
+        let unused: Vec<(&str, String)> = self
+            .registry
+            .vms
+            .values()
+            .filter(|watched| watchers::age(watched.vm.id) >= Some(LISTENS_AFTER))
+            .filter_map(|watched| Some((watched.vm.name.as_str(), unused_monitor(watched)?)))
+            .collect();
+        let more = unused.len().saturating_sub(MOST_MONITORS_NAMED);
+        let named =
+            unused.iter().take(MOST_MONITORS_NAMED).map(|(name, why)| format!("{name} ({why})"));
+        let named = named.collect::<Vec<_>>().join(", ");
+        let more = if more == 0 { String::new() } else { format!(", and of {more} more") };
+        (!unused.is_empty()).then(|| format!("QMP is not used of {named}{more}"))
+    }
+}
+
+/// Why a VM's monitor is not used, though QEMU was told to have one.
+fn unused_monitor(watched: &WatchedVm) -> Option<String> {
+    let is_meant = match &watched.link.qmp {
+        None => watched.vm.qmp_sockets.is_empty() && !watched.vm.unused_monitors.is_empty(),
+        Some(_) => match &watched.link.state {
+            // A QEMU that answers late is judged for that.
+            QmpState::Connecting | QmpState::Ready | QmpState::Unresponsive { .. } => false,
+            QmpState::NotStarted { .. }
+            | QmpState::Busy
+            | QmpState::Refused { .. }
+            | QmpState::Closed { .. } => true,
+        },
+    };
+    match watched.link.monitor() {
+        Monitor::Unknown(why) | Monitor::NotStarted(why) if is_meant => Some(why),
+        _ => None,
+    }
+}
+
+/// What of a VM's taps can't be seen, or not be told for sure.
+fn unseen_taps(watched: &WatchedVm) -> Vec<String> {
+    let name = &watched.vm.name;
+    let OpenDevices { unseen_taps, taps_by_name, .. } = &watched.vm.plugged;
+    let unseen = unseen_taps.iter().map(|note| format!("{name}: not watched: {note}"));
+    let by_name = taps_by_name.iter().map(|why| {
+        format!(
+            "{name}: its taps are told by their names, which others may have in other network namespaces: their \
+             descriptors can't be asked: {why}"
+        )
+    });
+    let taps = watched.sensors.taps.iter().filter_map(|probe| {
+        let tap = &probe.tap.name;
+        match &probe.hook {
+            Ok(_) => probe.unseen.map(|unseen| format!("{name}: tap {tap}: {unseen}")),
+            Err(why) if why == PENDING => None,
+            Err(why) => Some(format!("{name}: tap {tap} is not counted: {why}")),
+        }
+    });
+    unseen.chain(by_name).chain(taps).collect()
+}

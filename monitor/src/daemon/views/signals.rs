@@ -1,0 +1,130 @@
+//! Signals of one VM: what its verdict was made from, in words.
+
+use std::time::Duration;
+
+use super::Views;
+use crate::{api::view::SignalView, probes::WITNESSES, rfc3339, vm::WatchedVm};
+use flatline_detector::verdict::{PINNED_RATIO, STILL_BUSY_RATIO, Statement, Watch};
+use flatline_samples::Missing;
+
+impl Views<'_> {
+    pub(super) fn signals(&self, watched: &WatchedVm) -> Vec<SignalView> {
+        let Watch { liveness, silence, .. } = &watched.detector.watch;
+        let policy = &watched.detector.detection.policy;
+        let since = |moment: Option<Duration>| {
+            moment.map(|moment| rfc3339::format(self.context.wall_clock(moment)))
+        };
+        let ago = silence.since_life(self.context.now).as_secs_f64();
+        // What the window began anew for is no sign of life.
+        let mark = if liveness.last_life == silence.life { ":" } else { ";" };
+        let is_silent = silence.suspected || silence.length(self.context.now) >= policy.flat_for;
+        let mut signals = vec![SignalView {
+            name: "sign of life".to_owned(),
+            value: format!("{ago:.1} s ago{mark} {}", liveness.last_sign),
+            threshold: format!("suspect after {}", humantime::format_duration(policy.flat_for)),
+            since: since(Some(silence.life)),
+            verdict: if is_silent { "silent" } else { "lives" }.to_owned(),
+        }];
+        if let Some(activity) = &watched.sensors.activity {
+            signals.push(moved(
+                "network",
+                activity.network.as_ref().map(|network| match network {
+                    None => "has no tap".to_owned(),
+                    Some(network) => format!(
+                        "{} packets from the guest, {} to it, {} answers to probes",
+                        network.guest_packets,
+                        network.packets_to_guest.map_or("uncounted".to_owned(), |n| n.to_string()),
+                        network.probe_answers
+                    ),
+                }),
+            ));
+            signals.push(moved(
+                "storage",
+                activity.storage.as_ref().map(|storage| {
+                    let unseen = self.registry.unseen_storage(watched);
+                    format!(
+                        "{} submitted, {} completed, {} in flight{}{}",
+                        storage.submitted,
+                        storage.completed,
+                        storage.in_flight,
+                        if unseen.is_empty() { "" } else { "; unseen: " },
+                        unseen.join(", ")
+                    )
+                }),
+            ));
+        }
+        signals.extend(self.heartbeat_signal(watched));
+        signals.push(level(watched, since(liveness.still_since.or(liveness.pinned_since))));
+        signals.extend(witnesses(watched));
+        signals
+    }
+}
+
+fn level(watched: &WatchedVm, since: Option<String>) -> SignalView {
+    let liveness = &watched.detector.watch.liveness;
+    let vcpus = watched.sensors.activity.as_ref().map(|activity| activity.vcpus.as_ref());
+    let value = match vcpus {
+        None => "not read yet".to_owned(),
+        Some(Err(missing)) => missing.to_string(),
+        Some(Ok(vcpus)) => vcpus
+            .iter()
+            .map(|vcpu| {
+                format!(
+                    "vCPU {} runs {:.1} %, waits {:.1} %",
+                    vcpu.index,
+                    vcpu.busy * 100.0,
+                    vcpu.waiting * 100.0
+                )
+            })
+            .collect::<Vec<_>>()
+            .join("; "),
+    };
+    let verdict = match (liveness.still_since, liveness.pinned_since) {
+        (Some(_), _) => "stands still",
+        (None, Some(_)) => "pinned",
+        (None, None) => "moves",
+    };
+    SignalView {
+        name: "vCPU time".to_owned(),
+        value,
+        threshold: format!(
+            "still below {:.0} %, pinned above {:.0} %",
+            STILL_BUSY_RATIO * 100.0,
+            PINNED_RATIO * 100.0
+        ),
+        since,
+        verdict: verdict.to_owned(),
+    }
+}
+
+fn moved(name: &str, figure: Result<String, &Missing>) -> SignalView {
+    let verdict = if figure.is_ok() { "read" } else { "unreadable" };
+    SignalView {
+        name: name.to_owned(),
+        value: figure.unwrap_or_else(|missing| missing.why.clone()),
+        threshold: "any packet or completion is life".to_owned(),
+        since: None,
+        verdict: verdict.to_owned(),
+    }
+}
+
+/// What the witnesses said last, where they were asked.
+fn witnesses(watched: &WatchedVm) -> Vec<SignalView> {
+    let Some(testimony) = &watched.detector.testimony else { return Vec::new() };
+    let view = |said: &Statement| {
+        let calibrated = if watched.detector.watch.boot.answered.contains(&said.witness) {
+            "; answered before in this boot"
+        } else {
+            ""
+        };
+        let row = WITNESSES.iter().find(|witness| witness.name == said.witness);
+        SignalView {
+            name: said.witness.to_string(),
+            value: said.answer.text().to_owned(),
+            threshold: format!("{}{calibrated}", row.map_or("", |witness| witness.looks_for)),
+            since: None,
+            verdict: said.answer.word().to_owned(),
+        }
+    };
+    testimony.statements.iter().map(view).collect()
+}
