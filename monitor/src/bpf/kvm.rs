@@ -46,7 +46,7 @@ pub struct KvmHooks {
 
 impl KvmHooks {
     /// Whether this tracepoint is counted now.
-    pub fn sees(&self, tracepoint: &str) -> bool {
+    pub(crate) fn sees(&self, tracepoint: &str) -> bool {
         let is_on = |row: &ProgramHealth| row.hook == tracepoint && row.failure.is_none();
         self.attached && self.health.iter().any(is_on)
     }

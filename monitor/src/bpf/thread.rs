@@ -147,12 +147,12 @@ impl ProbeThread {
     }
 
     /// Asks for all that belongs to a VM to be detached and removed.
-    pub fn forget(&self, vm: VmId) {
+    pub(crate) fn forget(&self, vm: VmId) {
         self.send(Request::Forget(vm));
     }
 
     /// Tells which VMs there are, so that what an earlier daemon left of others can go.
-    pub fn found(&self, vms: HashSet<VmId>) {
+    pub(crate) fn found(&self, vms: HashSet<VmId>) {
         self.send(Request::Found(vms));
     }
 
@@ -163,7 +163,7 @@ impl ProbeThread {
     }
 
     /// Whether they are attached now: asked every tick, and cheaper than all of what follows.
-    pub fn kvm_is_attached(&self) -> bool {
+    pub(crate) fn kvm_is_attached(&self) -> bool {
         self.kvm.borrow().attached
     }
 

@@ -20,7 +20,7 @@ const WORD_BYTES: usize = 4096;
 /// What restarts a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Actuator {
+pub(crate) enum Actuator {
     /// What its owner has for that: see `recovery::actuator`.
     Auto,
     /// QMP commands to the QEMU itself, whoever started it.
@@ -39,7 +39,7 @@ pub enum Actuator {
 
 impl Actuator {
     /// The word that stands for it in the configuration.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Auto => "auto",
             Self::Qmp => "qmp",
@@ -55,7 +55,7 @@ impl Actuator {
 /// How a QEMU is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum QmpTransport {
+pub(crate) enum QmpTransport {
     /// As fits its owner: brief for Proxmox VE and Ganeti, through `virsh` for libvirt, else kept.
     Auto,
     /// One connection, kept open, by which events are heard.
@@ -67,7 +67,7 @@ pub enum QmpTransport {
 /// As whom the configured command runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum CommandUser {
+pub(crate) enum CommandUser {
     /// As whom flatline runs.
     Root,
     /// As the user whose QEMU it was, with his groups.
@@ -77,7 +77,7 @@ pub enum CommandUser {
 keys! {
     /// How one VM is restarted and spoken to.
     #[derive(Clone, Debug, PartialEq, Eq)]
-    pub struct ActuatorConfig {
+    pub(crate) struct ActuatorConfig {
         /// what restarts a VM: its owner's means; or "qmp", "libvirt", "proxmox", "systemd", "command", "none"
         recovery.actuator: Actuator = "auto", any::<Actuator>();
         /// such as ["/usr/local/sbin/again", "--now"]: no shell; for "command", and for owners that "auto" has nothing for

@@ -23,7 +23,7 @@ use flatline_qemu::discover::Scope;
 keys! {
     /// Which processes are taken for QEMUs that may be managed.
     #[derive(Clone, Debug, PartialEq, Eq)]
-    pub struct Discovery {
+    pub(crate) struct Discovery {
         /// what a QEMU may be, by its path in its own mount namespace
         discovery.executables: Vec<Pattern> = [
             // Debian, Ubuntu, Fedora, Arch, SUSE, Alpine. So does Proxmox VE, whose `/usr/bin/kvm` is a link to this
@@ -58,7 +58,7 @@ keys! {
 
 impl Discovery {
     /// The same as discovery takes it, which has the one rule for what is in scope.
-    pub fn scope(&self) -> Scope {
+    pub(crate) fn scope(&self) -> Scope {
         Scope { executables: self.executables.clone(), users: self.users.clone() }
     }
 }

@@ -14,7 +14,7 @@ const MOST_MIB: u32 = 16 << 20;
 /// Whether the memory of crashed guests is dumped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum MemoryDump {
+pub(crate) enum MemoryDump {
     /// It is not.
     Off,
     /// It is, before the restart.
@@ -24,7 +24,7 @@ pub enum MemoryDump {
 keys! {
     /// What is gathered of a crashed guest before it is restarted.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct EvidencePolicy {
+    pub(crate) struct EvidencePolicy {
         /// time for all that is gathered before a restart; "0s": nothing is
         recovery.evidence_limit: Duration = "2s", Within(Duration::ZERO..=30 * SECOND);
         /// or "on": the guest's memory as well, which delays its restart
@@ -40,7 +40,7 @@ keys! {
 keys! {
     /// What is kept of it, on the whole host.
     #[derive(Clone, Debug, PartialEq, Eq)]
-    pub struct RetentionConfig {
+    pub(crate) struct RetentionConfig {
         /// how long evidence is kept; the incidents' records stay
         recovery.evidence_keep: Duration = "90d", Within(HOUR..=3660 * DAY),
             host "evidence is kept for all VMs alike; set it in [recovery]";

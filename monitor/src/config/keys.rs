@@ -112,7 +112,7 @@ fn table_of<'a>(file: &'a DeTable<'a>, table: &str) -> Option<&'a DeTable<'a>> {
 /// Declares keys, as `TABLE.KEY: TYPE = DEFAULT, RULE;` each, with its documentation before it; `= none like EXAMPLE`
 /// for one without a default, and `, host REASON` behind the rule of one that may not stand in `[[vm]]`.
 ///
-/// With `struct NAME`, the struct is declared as well, with public fields; with `for NAME`, it is declared elsewhere and
+/// With `struct NAME`, the struct is declared as well, with fields as visible as it is; with `for NAME`, it is declared elsewhere and
 /// its fields have the same names.
 macro_rules! keys {
     ($(#[$meta:meta])* $vis:vis struct $name:ident {
@@ -126,7 +126,7 @@ macro_rules! keys {
         $vis struct $name {
             $(
                 $(#[doc = $doc])+
-                pub $key: $type,
+                $vis $key: $type,
             )+
         }
 

@@ -46,7 +46,7 @@ pub(crate) const DEFAULT_FILE: &str = "/etc/flatline/flatline.toml";
 
 /// A `[[vm]]` table: the VMs that it is for, and what it changes for them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VmRule {
+pub(crate) struct VmRule {
     /// Pattern of VM names.
     pub pattern: Pattern,
     /// The complete terms of these VMs: the host's, with the rule's keys put over them.
@@ -63,39 +63,39 @@ pub struct VmRule {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The host's mode; a rule may set another one for its VMs.
-    pub mode: Mode,
+    pub(crate) mode: Mode,
     /// Where files are kept.
-    pub paths: Paths,
+    pub(crate) paths: Paths,
     /// Which processes are managed.
-    pub discovery: Discovery,
+    pub(crate) discovery: Discovery,
     /// The eBPF programs.
-    pub probes: Probes,
+    pub(crate) probes: Probes,
     /// When silence is the host's.
-    pub storm: Storm,
+    pub(crate) storm: Storm,
     /// Restarts of all VMs of the host within a minute, at most; further ones wait.
-    pub max_restarts_per_minute: u32,
+    pub(crate) max_restarts_per_minute: u32,
     /// Time between two samples, the same for all VMs of the host.
-    pub sample_interval: Duration,
+    pub(crate) sample_interval: Duration,
     /// Time between two readings of the memory of a VM that no rule names; zero: none.
-    pub memory_every: Duration,
+    pub(crate) memory_every: Duration,
     /// What is recorded.
-    pub recorder: Recorder,
+    pub(crate) recorder: Recorder,
     /// What is served over HTTP.
-    pub metrics: Metrics,
+    pub(crate) metrics: Metrics,
     /// The receivers of notifications: `[[notify]]` tables in the file's order.
-    pub notify: Vec<Target>,
+    pub(crate) notify: Vec<Target>,
     /// The terms of VMs that no rule names.
-    pub policy: Policy,
+    pub(crate) policy: Policy,
     /// What is gathered of those.
-    pub evidence_policy: EvidencePolicy,
+    pub(crate) evidence_policy: EvidencePolicy,
     /// How long evidence is kept, and where memory dumps go.
-    pub retention: RetentionConfig,
+    pub(crate) retention: RetentionConfig,
     /// The means for them.
-    pub actuation: ActuatorConfig,
+    pub(crate) actuation: ActuatorConfig,
     /// `[[vm]]` tables in the file's order.
-    pub vms: Vec<VmRule>,
+    pub(crate) vms: Vec<VmRule>,
     /// What in the file is taken, but should be written otherwise: a sentence each, with file and line.
-    pub warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Why a configuration was refused.
@@ -128,12 +128,12 @@ pub enum ConfigError {
 impl Config {
     /// Reads the configuration from `path`, which must exist, or from [`DEFAULT_FILE`]: if that
     /// is missing, everything has its default.
-    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+    pub(crate) fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         Self::read(path, Secrets::Read)
     }
 
     /// The same for a client of the daemon, who may read the file, and has neither need nor right to read secrets.
-    pub fn load_without_secrets(path: Option<&Path>) -> Result<Self, ConfigError> {
+    pub(crate) fn load_without_secrets(path: Option<&Path>) -> Result<Self, ConfigError> {
         Self::read(path, Secrets::Leave)
     }
 
@@ -167,22 +167,22 @@ impl Config {
 
     /// The terms for the VM called `vm_name`: those of the first rule that matches, else the
     /// host's.
-    pub fn policy_for(&self, vm_name: &str) -> Policy {
+    pub(crate) fn policy_for(&self, vm_name: &str) -> Policy {
         self.rule_for(vm_name).map_or(&self.policy, |rule| &rule.policy).clone()
     }
 
     /// What is gathered of the VM called `vm_name` when it crashed, by the same rule.
-    pub fn evidence_policy_for(&self, vm_name: &str) -> EvidencePolicy {
+    pub(crate) fn evidence_policy_for(&self, vm_name: &str) -> EvidencePolicy {
         self.rule_for(vm_name).map_or(self.evidence_policy, |rule| rule.evidence_policy)
     }
 
     /// The means for the VM called `vm_name`, in the same way.
-    pub fn actuation_for(&self, vm_name: &str) -> ActuatorConfig {
+    pub(crate) fn actuation_for(&self, vm_name: &str) -> ActuatorConfig {
         self.rule_for(vm_name).map_or(&self.actuation, |rule| &rule.actuation).clone()
     }
 
     /// How often the memory of the VM called `vm_name` is read, in the same way; zero: never.
-    pub fn memory_every_for(&self, vm_name: &str) -> Duration {
+    pub(crate) fn memory_every_for(&self, vm_name: &str) -> Duration {
         self.rule_for(vm_name).map_or(self.memory_every, |rule| rule.memory_every)
     }
 

@@ -32,7 +32,7 @@ impl Source {
 impl Config {
     /// `new`, but for what holds for all of a daemon's life: that stays as it is here. Returns the keys that would be
     /// another, and wait for the next start.
-    pub fn followed_by(&self, new: Self) -> (Self, Vec<&'static str>) {
+    pub(crate) fn followed_by(&self, new: Self) -> (Self, Vec<&'static str>) {
         let mut waiting = self.paths.differing(&new.paths);
         waiting.extend(self.probes.differing(&new.probes));
         (Self { paths: self.paths.clone(), probes: self.probes, ..new }, waiting)

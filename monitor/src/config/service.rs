@@ -13,7 +13,7 @@ use super::{
 keys! {
     /// Where flatline keeps its files; every path is absolute.
     #[derive(Clone, Debug, PartialEq, Eq)]
-    pub struct Paths {
+    pub(crate) struct Paths {
         /// incidents, recordings, holds and restart budgets
         paths.state_dir: PathBuf = "/var/lib/flatline", Directory;
         /// the control socket
@@ -26,7 +26,7 @@ keys! {
 /// How the programs are attached to taps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum TapHook {
+pub(crate) enum TapHook {
     /// tcx where the kernel has it, else clsact.
     Auto,
     /// tcx (Linux 6.6) or nothing.
@@ -38,7 +38,7 @@ pub enum TapHook {
 /// How much the eBPF programs log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum ProbeLog {
+pub(crate) enum ProbeLog {
     /// Nothing; the programs are loaded without their log calls taking effect.
     Off,
     /// Errors only.
@@ -56,7 +56,7 @@ pub enum ProbeLog {
 keys! {
     /// How the eBPF programs are attached and how much they say.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Probes {
+    pub(crate) struct Probes {
         /// or "tcx", "clsact"
         probes.tap_hook: TapHook = "auto", any::<TapHook>();
         /// what the eBPF programs log: or "error", "warn", "info", "debug", "trace"
@@ -93,7 +93,7 @@ impl Rule for PowerOfTwo {
 keys! {
     /// What is kept of what each VM showed, so that a decision can be looked at afterwards.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Recorder {
+    pub(crate) struct Recorder {
         /// what is kept of each VM's last time, in memory (up to 128 KiB a VM); "0s": nothing
         recorder.keep: Duration = "5m", Within(Duration::ZERO..=HOUR);
         /// or true: everything, to state_dir/recordings
@@ -106,7 +106,7 @@ keys! {
 /// Which clients are served the evidence of incidents over HTTP: pictures of consoles, and what else was kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum EvidenceReaders {
+pub(crate) enum EvidenceReaders {
     /// Sessions on a loopback address.
     Root,
     /// All sessions.
@@ -118,7 +118,7 @@ pub enum EvidenceReaders {
 keys! {
     /// Where figures are served to Prometheus, and the web page to people.
     #[derive(Clone, Debug, PartialEq, Eq)]
-    pub struct Metrics {
+    pub(crate) struct Metrics {
         /// /metrics for Prometheus, to every client that reaches that address; "off": none
         metrics.listen: Option<SocketAddr> = "127.0.0.1:9477", Listen;
         /// the web page is served at / as well, for browsers with a link of `flatline web`

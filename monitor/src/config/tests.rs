@@ -47,10 +47,8 @@ fn an_empty_file_means_all_defaults() {
     assert_eq!(config.paths.bpffs_dir.to_str(), Some("/sys/fs/bpf/flatline"));
 }
 
-#[test]
-fn every_key_of_the_documented_example_is_taken() {
-    let config = parse(
-        r#"
+/// Every documented key with another value than its default.
+const DOCUMENTED: &str = r#"
 mode = "observe"
 [paths]
 state_dir = "/s"
@@ -105,8 +103,11 @@ window = "1d"
 evidence_limit = "500ms"
 memory_dump = "off"
 memory_dump_limit = "10s"
-"#,
-    );
+"#;
+
+#[test]
+fn every_key_of_the_documented_example_is_taken() {
+    let config = parse(DOCUMENTED);
     assert_eq!(config.mode, Mode::Observe);
     assert_eq!(config.paths.runtime_dir.to_str(), Some("/r"));
     assert_eq!(config.discovery.users, [0, 107]);

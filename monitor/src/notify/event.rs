@@ -9,7 +9,7 @@ use crate::{rfc3339, storage::incident::Incident};
 /// How much an event matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Severity {
+pub(crate) enum Severity {
     /// Good news, or none.
     Info,
     /// Something is wrong, and is being seen to, or only told.
@@ -20,7 +20,7 @@ pub enum Severity {
 
 impl Severity {
     /// The word for it.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Info => "info",
             Self::Warning => "warning",
@@ -32,7 +32,7 @@ impl Severity {
 /// What happened. The names are a promise: `docs/telling.md` has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum EventKind {
+pub(crate) enum EventKind {
     /// A guest was convicted.
     Crashed,
     /// QEMU, or its owner, was told to restart it.
@@ -81,7 +81,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub(crate) const ALL: [Self; 22] = [
         Self::Crashed,
         Self::Restarted,
         Self::Recovered,
@@ -107,7 +107,7 @@ impl EventKind {
     ];
 
     /// Its name in the configuration and in what is told.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Crashed => "crashed",
             Self::Restarted => "restarted",
@@ -135,12 +135,12 @@ impl EventKind {
     }
 
     /// The one of that name.
-    pub fn parse(name: &str) -> Option<Self> {
+    pub(crate) fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == name)
     }
 
     /// How much it matters.
-    pub fn severity(self) -> Severity {
+    pub(crate) fn severity(self) -> Severity {
         match self {
             Self::NotRecovered | Self::Refused | Self::Failed | Self::HostIncident => {
                 Severity::Critical
@@ -167,7 +167,7 @@ impl EventKind {
     }
 
     /// The VM's state after it, as `status` names it, where the event says so.
-    pub fn state(self) -> Option<&'static str> {
+    pub(crate) fn state(self) -> Option<&'static str> {
         match self {
             Self::Crashed | Self::Refused | Self::Observed => Some("crashed"),
             Self::Restarted => Some("recovering"),
@@ -194,7 +194,7 @@ impl EventKind {
 
 /// The VM that an event is about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Subject {
+pub(crate) struct Subject {
     /// Its name.
     pub vm: String,
     /// Its UUID, where it has one.
@@ -205,14 +205,14 @@ pub struct Subject {
 
 impl Subject {
     /// What it is known by beyond its QEMU's end: its UUID, or its name without one.
-    pub fn key(&self) -> &str {
+    pub(crate) fn key(&self) -> &str {
         self.uuid.as_deref().unwrap_or(&self.vm)
     }
 }
 
 /// One event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Event {
+pub(crate) struct Event {
     /// What happened.
     pub kind: EventKind,
     /// When.
@@ -237,7 +237,7 @@ pub struct Event {
 
 impl Event {
     /// One of the host.
-    pub fn of_host(kind: EventKind, at: SystemTime, reason: String) -> Self {
+    pub(crate) fn of_host(kind: EventKind, at: SystemTime, reason: String) -> Self {
         Self {
             kind,
             at,
@@ -252,12 +252,12 @@ impl Event {
     }
 
     /// One of a VM.
-    pub fn of_vm(kind: EventKind, at: SystemTime, subject: Subject, reason: String) -> Self {
+    pub(crate) fn of_vm(kind: EventKind, at: SystemTime, subject: Subject, reason: String) -> Self {
         Self { subject: Some(subject), ..Self::of_host(kind, at, reason) }
     }
 
     /// One line for people.
-    pub fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         let Self { kind, reason, subject, cause, .. } = self;
         let who = subject.as_ref().map_or("this host", |subject| &subject.vm);
         let cause = cause.as_ref().map(|cause| format!(" ({cause})")).unwrap_or_default();

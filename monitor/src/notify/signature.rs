@@ -13,7 +13,7 @@ const LEAST_BYTES: usize = 16;
 
 /// A secret that receivers know as well. It is never printed.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Vec<u8>);
+pub(crate) struct Secret(Vec<u8>);
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -26,7 +26,7 @@ impl Secret {
     ///
     /// # Errors
     /// What is wrong with it, in words.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
         let bytes = match text.strip_prefix(BASE64_MARK) {
             Some(encoded) => STANDARD
@@ -45,7 +45,7 @@ impl Secret {
     }
 
     /// The header `webhook-signature` for what is sent at `timestamp`, in seconds since 1970.
-    pub fn sign(&self, id: &str, timestamp: u64, body: &str) -> String {
+    pub(crate) fn sign(&self, id: &str, timestamp: u64, body: &str) -> String {
         let key = hmac::Key::new(hmac::HMAC_SHA256, &self.0);
         let tag = hmac::sign(&key, format!("{id}.{timestamp}.{body}").as_bytes());
         format!("v1,{}", STANDARD.encode(tag))

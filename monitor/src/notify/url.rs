@@ -6,7 +6,7 @@ use hyper::Uri;
 
 /// An `http` or `https` URL.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Url {
+pub(crate) struct Url {
     /// Whether it is `https`.
     pub is_tls: bool,
     /// A name, or an IP address without brackets.
@@ -28,7 +28,7 @@ impl Url {
     ///
     /// # Errors
     /// What is wrong with it, in words.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         if text.contains('#') {
             return Err("has a fragment (#), which is never sent".to_owned());
         }
@@ -61,12 +61,12 @@ impl Url {
     }
 
     /// The same with `more` after its path.
-    pub fn join(&self, more: &str) -> Self {
+    pub(crate) fn join(&self, more: &str) -> Self {
         Self { path: format!("{}{more}", self.path.trim_end_matches('/')), ..self.clone() }
     }
 
     /// Host and port, as a request names them: without a port that goes without saying.
-    pub fn authority(&self) -> String {
+    pub(crate) fn authority(&self) -> String {
         let host =
             if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
         match (self.is_tls, self.port) {

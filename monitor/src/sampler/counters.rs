@@ -75,7 +75,7 @@ impl CounterMaps {
     }
 
     /// One VM's row.
-    pub fn row(&self, vm: VmId, slot: u32) -> Reading<VmRow> {
+    pub(crate) fn row(&self, vm: VmId, slot: u32) -> Reading<VmRow> {
         match self.row.get(&slot, 0) {
             Ok(lanes) => whose(totals(lanes.iter()), vm),
             Err(error) => Err(Missing::new("its row", format!("map `vms`: {error}"))),
@@ -84,7 +84,7 @@ impl CounterMaps {
 
     /// The age at `jiffies` of what is in flight, by slot. Takes a millisecond: for when something seems to be
     /// stalled.
-    pub fn in_flight(&self, jiffies: u64) -> Reading<StdHashMap<u32, InFlightAges>> {
+    pub(crate) fn in_flight(&self, jiffies: u64) -> Reading<StdHashMap<u32, InFlightAges>> {
         let failed = |error: String| Missing::new("what is in flight", error);
         let mut sets = vec![InFlightSet::default(); self.sets as usize];
         batch::look_up(&self.in_flight, self.sets, &mut sets)
@@ -111,7 +111,7 @@ impl CounterMaps {
 
     /// Forgets what was learned of the guest behind `tap`: a guest that boots anew tests its addresses for
     /// duplicates, and a probe for one would look like a conflict (RFC 5227, section 2.1.1).
-    pub fn forget_addresses(&self, tap: &Tap) -> Result<(), MapError> {
+    pub(crate) fn forget_addresses(&self, tap: &Tap) -> Result<(), MapError> {
         match self.find(tap)? {
             Some((index, row)) => self.taps().set(index, without_addresses(row), 0),
             // Detached meanwhile.

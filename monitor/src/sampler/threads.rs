@@ -95,7 +95,7 @@ fn parse(record: &[u8]) -> Option<ThreadTime> {
 
 impl ThreadTimes {
     /// All threads of a QEMU, by thread id; none where it is gone.
-    pub fn of(&self, pid: u32) -> &[ThreadTime] {
+    pub(crate) fn of(&self, pid: u32) -> &[ThreadTime] {
         let begin = self.threads.partition_point(|thread| thread.pid < pid);
         let its = &self.threads[begin..];
         let count = its.iter().take_while(|thread| thread.pid == pid).count();
@@ -105,7 +105,7 @@ impl ThreadTimes {
     /// The times of a VM's vCPU threads, given as (vCPU index, thread id). One that isn't there makes the
     /// whole reading missing: a sum without it would be low, and a low sum is what a halted guest looks
     /// like. A thread that serves several vCPUs is there once.
-    pub fn vcpus(&self, pid: u32, threads: &[(u32, u32)]) -> Reading<Vec<VcpuTime>> {
+    pub(crate) fn vcpus(&self, pid: u32, threads: &[(u32, u32)]) -> Reading<Vec<VcpuTime>> {
         if threads.is_empty() {
             return Err(Missing::new("vCPU time", "its vCPU threads are not known yet"));
         }
@@ -127,12 +127,12 @@ impl ThreadTimes {
     }
 
     /// The kernel's ticks when the reading began, by which requests in flight are dated.
-    pub fn jiffies(&self) -> u64 {
+    pub(crate) fn jiffies(&self) -> u64 {
         self.jiffies
     }
 
     /// The state of a QEMU's main thread.
-    pub fn process(&self, pid: u32) -> ProcessState {
+    pub(crate) fn process(&self, pid: u32) -> ProcessState {
         let main = self.of(pid).iter().find(|thread| thread.tid == pid);
         main.map_or(ProcessState::Gone, |main| ProcessState::from_bits(main.state))
     }

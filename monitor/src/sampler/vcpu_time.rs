@@ -33,7 +33,7 @@ impl VcpuClocks {
     }
 
     /// Whether no thread is known so far.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.threads.is_empty()
     }
 

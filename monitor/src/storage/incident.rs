@@ -13,7 +13,7 @@ const NAME_MAX_BYTES: usize = 64;
 /// What came of an incident.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// The guest showed a sign of life after the restart.
     Recovered,
     /// It did not.
@@ -28,7 +28,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// The word that stands for it in JSON.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Recovered => "recovered",
             Self::NotRecovered => "not-recovered",
@@ -41,7 +41,7 @@ impl Outcome {
 
 /// One restart, which is written down before QEMU hears of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Attempt {
+pub(crate) struct Attempt {
     /// When it began; it counts towards the limits from then on.
     #[serde(with = "rfc3339")]
     pub begun_at: SystemTime,
@@ -58,7 +58,7 @@ pub struct Attempt {
 
 /// One crash of one VM. Fields that are `None` are not known, or did not happen, yet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Incident {
+pub(crate) struct Incident {
     /// The name of its directory; see [`incident_id`].
     pub id: String,
     /// The VM's name.
@@ -109,7 +109,7 @@ pub struct Incident {
 
 impl Incident {
     /// One that was detected just now, of which nothing more is known yet.
-    pub fn new(
+    pub(crate) fn new(
         id: String,
         vm: String,
         cause: String,
@@ -140,13 +140,13 @@ impl Incident {
     }
 
     /// When each restart began that counts towards limits. Records of before have no attempts, but an action.
-    pub fn restarts(&self) -> impl Iterator<Item = SystemTime> {
+    pub(crate) fn restarts(&self) -> impl Iterator<Item = SystemTime> {
         let only = self.action_at.filter(|_| self.attempts.is_empty());
         self.attempts.iter().map(|attempt| attempt.begun_at).chain(only)
     }
 
     /// Notes that these files are among its evidence.
-    pub fn name_evidence(&mut self, files: &[(&'static str, Vec<u8>)]) {
+    pub(crate) fn name_evidence(&mut self, files: &[(&'static str, Vec<u8>)]) {
         for (name, _) in files {
             if !self.evidence.iter().any(|known| known == name) {
                 self.evidence.push((*name).to_owned());

@@ -100,7 +100,8 @@ pub(crate) fn guests_that_take_interrupts_live_and_dead_ones_are_silent() -> Out
 
     let bpffs = dir.path().join("bpf");
     let _bpffs = Bpffs::mount(bpffs.clone()).expect("a bpffs");
-    let toml = format!("[paths]\nbpffs_dir = \"{}/flatline\"\n", bpffs.display());
+    let pins = bpffs.join("flatline");
+    let toml = format!("[paths]\nbpffs_dir = \"{}\"\n", pins.display());
     let config = Config::parse(&toml, "test").expect("a configuration");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let entered = runtime.enter();
@@ -108,7 +109,7 @@ pub(crate) fn guests_that_take_interrupts_live_and_dead_ones_are_silent() -> Out
     let (probes, _events, _health) = ProbeThread::start(&config, sender).expect("the programs");
     let slots: Vec<_> =
         guests.iter().map(|(guest, _)| slot_of(guest, &probes, &mut reports)).collect();
-    let kvm = KvmReader::open(&config.paths.bpffs_dir).expect("the map");
+    let kvm = KvmReader::open(&pins).expect("the map");
 
     let hooks = set(&probes, true);
     for row in &hooks.health {
