@@ -46,27 +46,27 @@ pub(crate) struct Balloon {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wait {
     /// So long at most.
-    pub within: Duration,
+    pub(crate) within: Duration,
     /// Time to the first look for it, and between two.
-    pub look_every: Duration,
+    pub(crate) look_every: Duration,
 }
 
 /// Whose turn it is with one VM's balloon: one at a time turns the polling on and off.
 #[derive(Clone, Debug, Default)]
-pub struct Turns(Arc<Mutex<()>>);
+pub(crate) struct Turns(Arc<Mutex<()>>);
 
 /// A turn, which ends when it is dropped.
 #[derive(Debug)]
-pub struct Turn(#[expect(dead_code, reason = "held, never read")] OwnedMutexGuard<()>);
+pub(crate) struct Turn(#[expect(dead_code, reason = "held, never read")] OwnedMutexGuard<()>);
 
 impl Turns {
     /// Takes a turn, unless somebody has it.
-    pub fn try_take(&self) -> Option<Turn> {
+    pub(crate) fn try_take(&self) -> Option<Turn> {
         self.0.clone().try_lock_owned().ok().map(Turn)
     }
 
     /// Takes a turn, and waits `limit` for it at most: who has it may be unable to end his.
-    pub async fn take_within(&self, limit: Duration) -> Option<Turn> {
+    pub(crate) async fn take_within(&self, limit: Duration) -> Option<Turn> {
         timeout(limit, self.0.clone().lock_owned()).await.ok().map(Turn)
     }
 }

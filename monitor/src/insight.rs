@@ -32,7 +32,7 @@ const MOST_PATH_BYTES: usize = 256;
 
 /// What is known of one VM, shared by all who look at it.
 #[derive(Clone, Debug)]
-pub struct Insight(Arc<Shared>);
+pub(crate) struct Insight(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -51,7 +51,7 @@ struct Learned {
 
 /// Registers that can be read, by the parser that reads them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Readable {
+pub(crate) enum Readable {
     /// [`parse_registers`].
     X86,
     /// [`parse_arm_registers`].
@@ -60,7 +60,7 @@ pub enum Readable {
 
 /// Why registers can't be read.
 #[derive(Debug, thiserror::Error)]
-pub enum Unreadable {
+pub(crate) enum Unreadable {
     /// They never can, of this QEMU.
     #[error("{0}")]
     Ever(String),
@@ -71,7 +71,7 @@ pub enum Unreadable {
 
 impl Insight {
     /// What the command line of a VM says.
-    pub fn begin(vm: &Vm) -> Self {
+    pub(crate) fn begin(vm: &Vm) -> Self {
         let shared = Shared {
             name: vm.name.clone(),
             architecture: vm.architecture.clone(),
@@ -85,7 +85,7 @@ impl Insight {
     ///
     /// # Errors
     /// Why they are not asked for.
-    pub async fn registers(&self, qmp: &QmpHandle) -> Result<Readable, Unreadable> {
+    pub(crate) async fn registers(&self, qmp: &QmpHandle) -> Result<Readable, Unreadable> {
         if let Some(why) = self.never() {
             return Err(Unreadable::Ever(why));
         }
@@ -94,7 +94,7 @@ impl Insight {
     }
 
     /// Why the registers can't be read, where that is certain, whether QEMU answers now or not.
-    pub fn never(&self) -> Option<String> {
+    pub(crate) fn never(&self) -> Option<String> {
         match self.0.learned.get() {
             Some(learned) => learned.registers.clone().err(),
             None => self.0.told.registers().err(),
@@ -102,7 +102,7 @@ impl Insight {
     }
 
     /// What is encrypted of the guest, as far as that is known or QEMU tells.
-    pub async fn encryption(&self, qmp: &QmpHandle) -> Encryption {
+    pub(crate) async fn encryption(&self, qmp: &QmpHandle) -> Encryption {
         let told = self.0.told.clone();
         match (self.0.learned.get(), &told) {
             (Some(learned), _) => learned.encryption.clone(),
@@ -112,7 +112,7 @@ impl Insight {
     }
 
     /// What can't be read, and why; `None` where nothing is known to be so.
-    pub fn lacks(&self) -> Option<String> {
+    pub(crate) fn lacks(&self) -> Option<String> {
         self.lacks_registers().or_else(|| {
             let learned = self.0.learned.get().map(|learned| &learned.encryption);
             learned.unwrap_or(&self.0.told).memory().err()
@@ -120,7 +120,7 @@ impl Insight {
     }
 
     /// Why the registers are not asked for; `None` where they are, as far as is known.
-    pub fn lacks_registers(&self) -> Option<String> {
+    pub(crate) fn lacks_registers(&self) -> Option<String> {
         match (self.0.learned.get(), &self.0.architecture) {
             // By the name of its executable, until QEMU is asked.
             (None, Architecture::Other(name)) => Some(not_understood(name)),

@@ -43,7 +43,7 @@ pub use cli::main;
 pub mod parts {
     pub use crate::bpf::{AttachReport, Counted, KvmHooks, ProbeThread, THREADS};
     pub use crate::config::Config;
-    pub use crate::probes::kvm::{Finding, KvmLook, SHORTEST_SILENCE, judge};
+    pub use crate::probes::kvm::{KvmLook, SHORTEST_SILENCE, judge};
     pub use crate::probes::{ProbeSocket, arp, ndp};
     pub use crate::sampler::{
         CounterMaps, KvmReader, TapAddress, TapAddresses, ThreadReader, VcpuClocks,

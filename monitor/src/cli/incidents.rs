@@ -4,8 +4,7 @@ use std::path::Path;
 
 use crate::api::Request;
 use crate::config::Config;
-use crate::recovery::evidence::LIST;
-use crate::storage::evidence::EvidenceView;
+use crate::storage::evidence::{EvidenceView, LIST};
 use crate::storage::incident::{Incident, IncidentsView, Outcome};
 use crate::storage::incidents::EVIDENCE_MAX_BYTES;
 use anyhow::{Context, anyhow};

@@ -84,7 +84,7 @@ impl ProbeRunner {
         }
         Some(async move {
             context.targets = targets(id.pid, ways).await;
-            let (testimony, notes) = probes::ask(Arc::new(context), notes).await;
+            let (testimony, notes) = probes::ask(&context, notes).await;
             Message::Round { id, boot_began, testimony, notes }
         })
     }

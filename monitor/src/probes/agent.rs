@@ -2,10 +2,10 @@
 //!
 //! It is asked for `guest-sync-delimited`, which any agent answers with the number that it was given, in
 //! 2 ms. That shows as much as a `guest-ping` after it would, and a single question leaves no stray answer
-//! behind for whoever connects next.
+//! behind for the next client.
 //!
 //! The channel serves one client at a time, and others need it: a round connects, asks and leaves. Before
-//! that, QEMU's monitor tells whether somebody else is connected, since what is written into the listen queue
+//! that, QEMU's monitor tells whether another client is connected, since what is written into the listen queue
 //! is handed to the guest as soon as that client leaves, and the answer to the next one (seen with 7.2). QEMU's
 //! descriptors tell the same, and where neither does, bytes that QEMU leaves unread (`SIOCOUTQ`).
 //!
@@ -16,7 +16,6 @@
 
 use std::{
     os::fd::AsRawFd as _,
-    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -27,7 +26,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::{Asked, Note, ProbeContext, Witness, note, noted, of_calibrated};
+use super::{Note, ProbeContext, Witness, of_calibrated};
 use flatline_detector::verdict::{Answer, Questions};
 use flatline_qemu::blocking::{UnderWay, within};
 use flatline_qemu::{
@@ -38,17 +37,17 @@ use flatline_qemu::{
 };
 
 /// The row in the table.
-pub(crate) const WITNESS: Witness = Witness {
+pub(super) const WITNESS: Witness = Witness {
     name: "guest agent",
     looks_for: "its answer on the agent's channel",
     asked_in: of_calibrated,
-    ask: |scene, note| -> Asked { Box::pin(ask(scene, note)) },
+    ask: |context, note| Box::pin(ask(context, note)),
 };
 
 /// How long the agent may take. Measured: 2 ms where it waits for a question. But qemu-ga polls a channel that
 /// nobody is connected to, every 100 ms (`ga_channel_read` and `channel_event_cb` in QEMU's qga/).
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
-/// How long it may take while all is well, and nobody waits for the outcome. A slower agent's silence doesn't
+/// How long it may take while all is well, and nothing waits for the outcome. A slower agent's silence doesn't
 /// count for all that: see [`AgentMemory::number`].
 const CALIBRATED_WITHIN: Duration = Duration::from_millis(1500);
 /// How long it may take to find the socket and connect to it. Not measured: both are local.
@@ -65,33 +64,34 @@ struct AgentMemory {
     /// A look-up of the socket that is under way still.
     lookup: UnderWay<Result<Found, PeerError>>,
     /// What the agent is to answer, the same in each round: a process that answers when we have left is blocked
-    /// until somebody connects, so that a late answer comes in the next round, and is as good. Nothing keeps an
+    /// until a client connects, so that a late answer comes in the next round, and is as good. Nothing keeps an
     /// answer but a guest that lives: QEMU drops what it can't deliver.
     number: u64,
 }
 
-async fn ask(scene: Arc<ProbeContext>, before: Note) -> (Answer, Note) {
-    let mut record =
-        noted(before).unwrap_or_else(|| AgentMemory { lookup: None, number: new_number() });
-    let answer = question(&scene, &mut record).await.unwrap_or_else(Answer::NotAsked);
-    (answer, note(record))
+async fn ask(context: &ProbeContext, note: &mut Note) -> Result<Answer, String> {
+    let mut memory =
+        note.take().unwrap_or_else(|| AgentMemory { lookup: None, number: new_number() });
+    let answer = question(context, &mut memory).await;
+    note.put(memory);
+    answer
 }
 
-async fn question(scene: &ProbeContext, record: &mut AgentMemory) -> Result<Answer, String> {
-    let Some(socket) = &scene.vm.agent_socket else {
-        return Err(if scene.vm.has_agent_channel {
+async fn question(context: &ProbeContext, memory: &mut AgentMemory) -> Result<Answer, String> {
+    let Some(socket) = &context.vm.agent_socket else {
+        return Err(if context.vm.has_agent_channel {
             "its channel is no socket that could be connected to".to_owned()
         } else {
             "it has no channel".to_owned()
         });
     };
-    if let Ok(qmp) = &scene.qmp {
+    if let Ok(qmp) = &context.qmp {
         is_free(qmp, socket).await?;
     }
-    let (vm, threads) = (scene.vm.id, scene.vm.threads);
+    let (vm, threads) = (context.vm.id, context.vm.threads);
     let wanted = socket.socket.clone();
     let resolve = move || peer::resolve(vm.pid, &wanted, threads);
-    let found = within(CONNECT_WITHIN, &mut record.lookup, resolve)
+    let found = within(CONNECT_WITHIN, &mut memory.lookup, resolve)
         .await
         .ok_or_else(|| "looking up the path of its channel takes too long".to_owned())?
         .map_err(|error| error_chain(&error))?;
@@ -102,21 +102,18 @@ async fn question(scene: &ProbeContext, record: &mut AgentMemory) -> Result<Answ
         .await
         .map_err(|_| "its channel can't be connected to in time".to_owned())?
         .map_err(|error| error_chain(&error))?;
-    let limit = match scene.questions {
+    let limit = match context.questions {
         Questions::Calibrate => CALIBRATED_WITHIN,
         _ => ANSWER_WITHIN,
     };
-    converse(stream, record.number, limit).await
+    converse(stream, memory.number, limit).await
 }
 
 /// Whether the channel can be used, as far as QEMU's monitor tells; a monitor that doesn't tell forbids nothing.
 async fn is_free(qmp: &QmpHandle, socket: &AgentSocket) -> Result<(), String> {
-    match qmp.reply("query-chardev", None).await {
-        Ok(reply) => {
-            why_not_free(&reply, &socket.chardev).map_or(Ok(()), |why| Err(why.to_owned()))
-        }
-        Err(_) => Ok(()),
-    }
+    let reply = qmp.reply("query-chardev", None).await.ok();
+    let why = reply.and_then(|reply| why_not_free(&reply, &socket.chardev));
+    why.map_or(Ok(()), |why| Err(why.to_owned()))
 }
 
 /// Why the channel can't be used, by the reply to `query-chardev`.
@@ -171,7 +168,7 @@ async fn converse(mut stream: UnixStream, number: u64, limit: Duration) -> Resul
         Some(0) if reply.is_empty() => {
             Ok(Answer::Silent(format!("its agent did not answer within {} ms", limit.as_millis())))
         }
-        // Somebody spoke, who may be an agent that is busy with what others asked before.
+        // Something spoke: perhaps an agent that is busy with what others asked before.
         Some(0) => {
             Ok(Answer::Nothing("its agent's channel has other answers than ours".to_owned()))
         }
@@ -241,7 +238,7 @@ mod tests {
         assert!(new_number() < 1 << 53);
     }
 
-    /// Asks somebody who is connected or not, reads or not, and then says `answer` to our number.
+    /// Asks a peer that is connected or not, and then says `answer` to our number.
     async fn asked(serve: bool, answer: impl FnOnce(String) -> Vec<u8>) -> Result<Answer, String> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.sock");

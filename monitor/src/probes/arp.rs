@@ -4,34 +4,28 @@
 //! changes. It goes to the guest's own Ethernet address from [`PROBE_MAC`], by which the tap program
 //! tells the answer and takes it out of the traffic. Nothing of it is seen beyond the tap.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::net::Ipv4Addr;
 
 use monitor_ebpf::PROBE_MAC;
 
 use super::{
-    Asked, Note, ProbeContext, Witness, ethernet, of_calibrated,
+    Witness, ethernet, of_calibrated,
     probing::{self, Probe},
 };
-use crate::sampler::TapAddress;
-use flatline_detector::verdict::Answer;
+use crate::sampler::{TapAddress, TapAddresses};
 
 /// The row in the table.
-pub const WITNESS: Witness = Witness {
+pub(super) const WITNESS: Witness = Witness {
     name: "ARP probe",
     looks_for: "an answer for the IPv4 address that it uses",
     asked_in: of_calibrated,
-    ask: |scene, note| -> Asked { Box::pin(ask(scene, note)) },
+    ask: |context, _| Box::pin(probing::ask(context, probe, |counters| counters.arp_answers)),
 };
 
 const ETH_P_ARP: u16 = 0x0806;
 
-async fn ask(scene: Arc<ProbeContext>, note: Note) -> (Answer, Note) {
-    let probe = probing::ask(
-        &scene,
-        |addresses| addresses.ipv4.map(|guest| Probe { ip: guest.ip, frame: frame(&guest) }),
-        |counters| counters.arp_answers,
-    );
-    (probe.await, note)
+fn probe(addresses: &TapAddresses) -> Option<Probe> {
+    addresses.ipv4.map(|guest| Probe { ip: guest.ip.into(), frame: frame(&guest) })
 }
 
 /// The frame that asks for `guest`.

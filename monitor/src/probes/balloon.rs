@@ -1,31 +1,28 @@
 //! The balloon's statistics: the guest's kernel hands them over whenever QEMU asks for them (see
-//! [`crate::balloon`]). Where nobody polls, a round has it asked once, and looks whether it answers.
+//! [`crate::balloon`]). Where no client polls, a round has it asked once, and looks whether it answers.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Asked, Note, ProbeContext, Witness, note, noted, of_calibrated};
+use super::{Note, ProbeContext, Witness, of_calibrated};
 use crate::balloon::{Balloon, Wait, last_update};
 use flatline_detector::verdict::Answer;
 use flatline_qemu::qmp::{QmpError, QmpHandle};
 
 /// The row in the table.
-pub(crate) const WITNESS: Witness = Witness {
+pub(super) const WITNESS: Witness = Witness {
     name: "balloon statistics",
     looks_for: "that they are renewed when QEMU asks for them",
     asked_in: of_calibrated,
-    ask: |scene, note| -> Asked { Box::pin(ask(scene, note)) },
+    ask: |context, note| Box::pin(ask(context, note)),
 };
 
 /// How long a round waits for an answer: ten times what was measured. A later one counts in the next round.
 const WAIT: Wait =
     Wait { within: Duration::from_millis(300), look_every: Duration::from_millis(50) };
-/// How long it waits for its turn. Who has it gives it up as soon as a round begins, if QEMU answers him.
+/// How long it waits for its turn. Its holder gives it up as soon as a round begins, if QEMU answers.
 const TURN_WITHIN: Duration = WAIT.within;
 /// A guest is silent that answered nothing for so long, and for one more interval where others poll. Not
 /// measured: a hundred times what an answer took.
@@ -50,39 +47,32 @@ struct BalloonReading {
     last_update: u64,
 }
 
-async fn ask(scene: Arc<ProbeContext>, before: Note) -> (Answer, Note) {
-    if !scene.vm.has_balloon {
-        return (Answer::NotAsked("it has no balloon".to_owned()), None);
+async fn ask(context: &ProbeContext, note: &mut Note) -> Result<Answer, String> {
+    if !context.vm.has_balloon {
+        return Err("it has no balloon".to_owned());
     }
-    let qmp = match &scene.qmp {
-        Ok(qmp) => qmp,
-        Err(why) => return (Answer::NotAsked(why.clone()), before),
-    };
-    let mut record = noted::<BalloonMemory>(before);
-    let answer = question(qmp, &scene, &mut record).await;
-    (answer.unwrap_or_else(|error| Answer::NotAsked(error.to_string())), record.and_then(note))
+    question(context.qmp()?, context, note).await.map_err(|error| error.to_string())
 }
 
 async fn question(
     qmp: &QmpHandle,
-    scene: &ProbeContext,
-    record: &mut Option<BalloonMemory>,
+    context: &ProbeContext,
+    note: &mut Note,
 ) -> Result<Answer, QmpError> {
-    let known = record.take();
-    let BalloonMemory { balloon, look } = match known {
+    let BalloonMemory { balloon, look } = match note.take() {
         Some(known) => known,
         None => match Balloon::find(qmp).await? {
             Some(balloon) => BalloonMemory { balloon, look: None },
             None => return Ok(Answer::NotAsked("QEMU names no balloon".to_owned())),
         },
     };
-    // What its holder has set is not somebody else's interval. Without it, a round goes on all the same.
-    let turn = scene.balloon.take_within(TURN_WITHIN).await;
+    // What the turn's holder has set is no other client's interval. Without the turn, a round goes on all the same.
+    let turn = context.balloon.take_within(TURN_WITHIN).await;
     let now = Instant::now();
     let interval = balloon.interval_seconds(qmp).await?;
     let told = last_update(&balloon.statistics(qmp).await?)?;
     // An answer of another boot says nothing of this one.
-    let within = RECENT.min(scene.boot_age);
+    let within = RECENT.min(context.boot_age);
     let before = look.filter(|look| now.saturating_duration_since(look.at) <= within);
     let before = before.unwrap_or(BalloonReading { since: now, at: now, last_update: told });
     let mut seen = BalloonReading { at: now, last_update: told, ..before };
@@ -96,7 +86,7 @@ async fn question(
     if matches!(answer, Answer::Lives(_)) {
         seen.since = seen.at;
     }
-    *record = Some(BalloonMemory { balloon, look: Some(seen) });
+    note.put(BalloonMemory { balloon, look: Some(seen) });
     Ok(answer)
 }
 
@@ -108,7 +98,7 @@ fn wait(told: u64, now: SystemTime) -> Wait {
     Wait { within: WAIT.within + longer, ..WAIT }
 }
 
-/// What two looks say. `interval` is that of somebody who polls as well, or zero.
+/// What two looks say. `interval` is that of a client that polls as well, or zero.
 fn compare(before: BalloonReading, now: BalloonReading, interval: Duration) -> Answer {
     if now.last_update != before.last_update {
         return Answer::Lives("its balloon's statistics were renewed".to_owned());
@@ -151,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_polled_by_others_is_given_their_interval_as_well_however_long() {
+    fn a_guest_that_is_polled_by_others_is_given_their_interval_as_well_however_long() {
         let began = Instant::now();
         let look = |seconds| BalloonReading {
             since: began,

@@ -19,9 +19,9 @@
 //! The file's time is compared with the host's; a file server whose clock is slow makes words too old, which loses
 //! a witness and nothing else.
 //!
-//! Anybody in the guest who may write to its console can write such words. That harms nobody but the guest: it
+//! A user in the guest that may write to its console can write such words. That harms none but the guest: it
 //! has to be silent as well for as long as any suspect, with a vCPU that spins all along, no witness may acquit it, and
-//! what comes of it is its own restart. Such a user can stop his guest without that. The healthy guest that looks most
+//! what comes of it is its own restart. Such a user can stop the guest without that. The healthy guest that looks most
 //! like it is a hypervisor with one vCPU, which shows its inner guest's console on its own, and that one panics: an
 //! interrupt that it takes, its address or its agent acquit it.
 
@@ -30,13 +30,12 @@ mod file;
 use std::{
     borrow::Cow,
     path::PathBuf,
-    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use tokio::time::Instant;
 
-use super::{Asked, Note, ProbeContext, Witness, note, noted, of_suspects};
+use super::{Note, ProbeContext, Witness, of_suspects};
 use file::{End, Tail};
 use flatline_detector::verdict::{Answer, Questions};
 use flatline_qemu::blocking::{UnderWay, within};
@@ -44,11 +43,11 @@ use flatline_qemu::discover::Vm;
 use flatline_samples::printable;
 
 /// The row in the table.
-pub(crate) const WITNESS: Witness = Witness {
+pub(super) const WITNESS: Witness = Witness {
     name: "console log",
     looks_for: "a kernel's last words",
     asked_in: |questions| of_suspects(questions) || questions == Questions::Calibrate,
-    ask: |scene, note| -> Asked { Box::pin(ask(scene, note)) },
+    ask: |context, note| Box::pin(ask(context, note)),
 };
 
 /// More logs of one VM are not read: a machine has four serial ports.
@@ -89,30 +88,31 @@ impl ConsoleMemory {
     }
 }
 
-async fn ask(scene: Arc<ProbeContext>, before: Note) -> (Answer, Note) {
-    let mut record: ConsoleMemory = noted(before).unwrap_or_default();
-    let vm = scene.vm.clone();
-    if vm.console_logs.is_empty() {
-        return (Answer::NotAsked("no file has its console".to_owned()), None);
+async fn ask(context: &ProbeContext, note: &mut Note) -> Result<Answer, String> {
+    if context.vm.console_logs.is_empty() {
+        return Err("no file has its console".to_owned());
     }
-    record.forget_earlier_boots(Instant::now(), scene.boot_age);
-    let since = counts_since(SystemTime::now(), scene.boot_age, scene.silence);
-    let read = within(READ_WITHIN, &mut record.under_way, move || read_all(&vm)).await;
-    let answer = match (read, since) {
-        (Some(Ok(tails)), Some(since)) => {
-            let ends: Vec<End> = tails.iter().map(|tail| tail.end).collect();
-            record.last = Some((Instant::now(), ends.clone()));
-            if scene.questions == Questions::Calibrate && scene.silence <= SLACK {
-                // It lives now, whatever it said before.
-                record.known = ends;
-            }
-            judge(&tails, &record.known, since)
-        }
-        (Some(Err(why)), _) => Answer::NotAsked(why),
-        (None, _) => Answer::NotAsked("reading it takes too long".to_owned()),
-        (_, None) => Answer::NotAsked("the host's clock makes no sense".to_owned()),
-    };
-    (answer, note(record))
+    let mut memory: ConsoleMemory = note.take().unwrap_or_default();
+    let answer = question(context, &mut memory).await;
+    note.put(memory);
+    answer
+}
+
+async fn question(context: &ProbeContext, memory: &mut ConsoleMemory) -> Result<Answer, String> {
+    let ProbeContext { vm, questions, boot_age, silence, .. } = context;
+    memory.forget_earlier_boots(Instant::now(), *boot_age);
+    let since = counts_since(SystemTime::now(), *boot_age, *silence);
+    let vm = vm.clone();
+    let read = within(READ_WITHIN, &mut memory.under_way, move || read_all(&vm)).await;
+    let tails = read.unwrap_or_else(|| Err("reading it takes too long".to_owned()))?;
+    let since = since.ok_or("the host's clock makes no sense")?;
+    let ends: Vec<End> = tails.iter().map(|tail| tail.end).collect();
+    memory.last = Some((Instant::now(), ends.clone()));
+    if *questions == Questions::Calibrate && *silence <= SLACK {
+        // It lives now, whatever it said before.
+        memory.known = ends;
+    }
+    Ok(judge(&tails, &memory.known, since))
 }
 
 /// A log that was last written before this holds no words of this silence.
@@ -165,7 +165,7 @@ fn last_words(text: &str) -> Option<String> {
 struct ConsoleLine<'a> {
     /// Microseconds since the kernel's start, if it is a kernel's line that has them.
     clock: Option<u64>,
-    /// Without that, and without who said it.
+    /// Without that, and without its caller.
     text: &'a str,
 }
 
@@ -193,20 +193,17 @@ impl<'a> ConsoleLine<'a> {
     }
 }
 
-/// Blocks for as long as the file systems like.
+/// The ends of all logs, or why the first can't be read where none can. Blocks for as long as the file systems like.
 fn read_all(vm: &Vm) -> Read {
-    let mut why = None;
+    let mut failed = Ok(());
     let mut tails = Vec::new();
     for path in vm.console_logs.iter().take(MOST_LOGS) {
         match file::read(vm, path) {
             Ok(tail) => tails.push(tail),
-            Err(error) => why = Some(error),
+            Err(why) => failed = failed.and(Err(why)),
         }
     }
-    match why {
-        Some(why) if tails.is_empty() => Err(why),
-        _ => Ok(tails),
-    }
+    if tails.is_empty() { failed.map(|()| tails) } else { Ok(tails) }
 }
 
 /// The end of each log that can be read, as it stands there: to be cleared of what a guest may have put into it.
@@ -215,16 +212,8 @@ fn read_all(vm: &Vm) -> Read {
 /// # Errors
 /// Where none can be read: why the first can't.
 pub(crate) fn tails(vm: &Vm) -> Result<Vec<(PathBuf, String)>, String> {
-    let read = |path: &PathBuf| {
-        let tail = file::read(vm, path)?;
-        Ok((path.clone(), String::from_utf8_lossy(&tail.bytes).into_owned()))
-    };
-    let (tails, errors): (Vec<_>, Vec<_>) =
-        vm.console_logs.iter().take(MOST_LOGS).map(read).partition(Result::is_ok);
-    match errors.into_iter().next() {
-        Some(Err(why)) if tails.is_empty() => Err(why),
-        _ => Ok(tails.into_iter().flatten().collect()),
-    }
+    let text = |tail: Tail| (tail.path, String::from_utf8_lossy(&tail.bytes).into_owned());
+    Ok(read_all(vm)?.into_iter().map(text).collect())
 }
 
 #[cfg(test)]
@@ -305,7 +294,8 @@ mod tests {
 
     fn tail(text: &str) -> Tail {
         let end = End { file: (1, 2), length: 1_000_000 };
-        Tail { end, bytes: text.as_bytes().to_owned(), written: SystemTime::now() }
+        let (path, written) = (PathBuf::from("log"), SystemTime::now());
+        Tail { path, end, bytes: text.as_bytes().to_owned(), written }
     }
 
     #[test]

@@ -30,22 +30,21 @@ use std::{
     fs::File,
     io::Read as _,
     path::{Path, PathBuf},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
-use super::{Asked, Note, ProbeContext, Witness, note, noted, of_suspects};
+use super::{Note, ProbeContext, Witness, of_suspects};
 use cgroup::{Cgroups, Quota};
 use flatline_detector::verdict::Answer;
 use flatline_qemu::blocking::{UnderWay, within};
 use threads::Hanging;
 
 /// The row in the table.
-pub(crate) const WITNESS: Witness = Witness {
+pub(super) const WITNESS: Witness = Witness {
     name: "host",
     looks_for: "QEMU's threads hung, frozen, throttled or starved",
     asked_in: of_suspects,
-    ask: |scene, note| -> Asked { Box::pin(ask(scene, note)) },
+    ask: |context, note| Box::pin(ask(context, note)),
 };
 
 /// How long a round waits. Not measured: the looks are 200 ms apart, and the rest takes a few.
@@ -93,15 +92,16 @@ struct HostMemory {
     last: Option<HostSnapshot>,
 }
 
-async fn ask(scene: Arc<ProbeContext>, before: Note) -> (Answer, Note) {
-    let HostMemory { mut under_way, last } = noted(before).unwrap_or_default();
-    let pid = scene.vm.id.pid;
+async fn ask(context: &ProbeContext, note: &mut Note) -> Result<Answer, String> {
+    let HostMemory { mut under_way, last } = note.take().unwrap_or_default();
+    let pid = context.vm.id.pid;
     let Some(now) = within(READ_WITHIN, &mut under_way, move || look(pid)).await else {
-        let why = "looking at QEMU's threads takes too long".to_owned();
-        return (Answer::NotAsked(why), note(HostMemory { under_way, last }));
+        note.put(HostMemory { under_way, last });
+        return Err("looking at QEMU's threads takes too long".to_owned());
     };
     let answer = judge(last.as_ref(), &now);
-    (answer, note(HostMemory { under_way, last: Some(now) }))
+    note.put(HostMemory { under_way, last: Some(now) });
+    Ok(answer)
 }
 
 /// Looks at everything. Takes as long as [`threads::hanging`] does, and blocks.
@@ -211,7 +211,7 @@ fn full_avg10(pressure: &str) -> Option<f64> {
 }
 
 /// A small file of the kernel's, if it can be read.
-fn read(path: &Path) -> Option<String> {
+pub(super) fn read(path: &Path) -> Option<String> {
     let mut bytes = Vec::new();
     File::open(path).ok()?.take(MOST_BYTES).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())

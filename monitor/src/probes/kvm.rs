@@ -18,7 +18,7 @@
 //! never taken. One after which guest code ran is; whether it did, only `kvm_entry` tells, which never fires
 //! on that machine (nor do `kvm_exit` and `kvm_inj_virq`). These guests acknowledge by a write to the old
 //! interrupt controller's port; `kvm_eoi` fires as well, but with nothing in service, which counts for
-//! nothing. Accesses to other ports acquit nobody: Linux blinks the keyboard's lights while it is panicked.
+//! nothing. Accesses to other ports acquit no guest: Linux blinks the keyboard's lights while it is panicked.
 //!
 //! Not measured: Linux, which KVM on that machine can't run; `kvm_entry`, `kvm_inj_virq` and the timers, which
 //! rest on the kernel's source (`vcpu_run` in arch/x86/kvm/x86.c of Linux 6.12 enters no vCPU that is halted
@@ -29,26 +29,23 @@
 //! processor delivers interrupts itself (APICv, AVIC), a guest that computes on a periodic timer shows
 //! nothing, so that silence there says nothing.
 
-use std::{fmt::Write as _, sync::Arc, time::Duration};
+use std::{fmt::Write as _, time::Duration};
 
 use monitor_ebpf::KvmCounters;
 use tokio::time::{Instant, sleep};
 
-use super::{Asked, Note, ProbeContext, Witness, note, noted, of_suspects};
-use crate::{
-    bpf::KvmHooks,
-    sampler::{KvmReader, interrupts_are_hidden},
-};
+use super::{Note, ProbeContext, Witness, of_suspects};
+use crate::{bpf::KvmHooks, sampler::interrupts_are_hidden};
 use flatline_detector::verdict::Answer;
 use flatline_qemu::discover::Accelerator;
 use flatline_samples::{Missing, Reading};
 
 /// The row in the table.
-pub(crate) const WITNESS: Witness = Witness {
+pub(super) const WITNESS: Witness = Witness {
     name: "KVM",
     looks_for: "interrupts that the guest takes",
     asked_in: of_suspects,
-    ask: |scene, note| -> Asked { Box::pin(ask(scene, note)) },
+    ask: |context, note| Box::pin(ask(context, note)),
 };
 
 /// Time in which a first round looks.
@@ -64,51 +61,46 @@ struct Beginning {
     counters: KvmCounters,
 }
 
-async fn ask(scene: Arc<ProbeContext>, before: Note) -> (Answer, Note) {
-    let Some(reader) = scene.kvm.as_ref().filter(|_| scene.vm.accelerator == Accelerator::Kvm)
+async fn ask(context: &ProbeContext, note: &mut Note) -> Result<Answer, String> {
+    let before = note.take::<Beginning>();
+    let Some(reader) = context.kvm.as_ref().filter(|_| context.vm.accelerator == Accelerator::Kvm)
     else {
-        return (Answer::NotAsked(format!("it runs under {}", scene.vm.accelerator)), None);
+        return Err(format!("it runs under {}", context.vm.accelerator));
     };
-    let hooks = &scene.kvm_hooks;
+    let hooks = &context.kvm_hooks;
     if !hooks.attached {
-        return (Answer::NotAsked("KVM's tracepoints are being attached".to_owned()), None);
+        return Err("KVM's tracepoints are being attached".to_owned());
     }
     if let Some(why) = lacks_signs(hooks) {
-        return (Answer::NotAsked(why.to_owned()), None);
+        return Err(why.to_owned());
     }
+    let read = || {
+        let slot = context.slot.clone().map_err(|why| Missing::new("its row", why))?;
+        reader.of(context.vm.id, slot)
+    };
     let now = Instant::now();
     let goes_on = |beginning: &Beginning| {
         beginning.attachment == hooks.times && now - beginning.at < LONGEST_LOOK
     };
-    let beginning = match noted::<Beginning>(before).filter(goes_on) {
+    let beginning = match before.filter(goes_on) {
         Some(beginning) => beginning,
-        None => match read(&scene, reader) {
-            Ok(counters) => Beginning { at: now, attachment: hooks.times, counters },
-            Err(missing) => return (Answer::NotAsked(missing.to_string()), None),
-        },
+        None => {
+            let counters = read().map_err(|missing| missing.to_string())?;
+            Beginning { at: now, attachment: hooks.times, counters }
+        }
     };
     sleep(LOOK_FOR).await;
-    let look = KvmLook {
-        accelerator: &scene.vm.accelerator,
+    let answer = judge(&KvmLook {
+        accelerator: &context.vm.accelerator,
         hooks,
         before: &Ok(beginning.counters),
-        after: &read(&scene, reader),
+        after: &read(),
         elapsed: beginning.at.elapsed(),
         of_all: &reader.of_all(),
         interrupts_are_hidden: interrupts_are_hidden(),
-    };
-    let answer = match judge(&look) {
-        Finding::NotAsked(why) => Answer::NotAsked(why),
-        Finding::Lives(what) => Answer::Lives(what),
-        Finding::Silent(what) => Answer::Silent(what),
-        Finding::Neither(what) => Answer::Nothing(what),
-    };
-    (answer, note(beginning))
-}
-
-fn read(scene: &ProbeContext, reader: &KvmReader) -> Reading<KvmCounters> {
-    let slot = scene.slot.clone().map_err(|why| Missing::new("its row", why))?;
-    reader.of(scene.vm.id, slot)
+    });
+    note.put(beginning);
+    Ok(answer)
 }
 
 /// Less silence than this says nothing. The longest that an idle Linux leaves a vCPU alone: its watchdog for
@@ -134,20 +126,6 @@ pub(crate) fn lacks_signs(hooks: &KvmHooks) -> Option<&'static str> {
         .then_some("this host's KVM has none of the tracepoints that tell of interrupts taken")
 }
 
-/// What KVM says of a suspect.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Finding {
-    /// It could not be asked, and why.
-    NotAsked(String),
-    /// The guest took interrupts.
-    Lives(String),
-    /// The guest did nothing that a living one does. That counts against it only if it did in this boot
-    /// before.
-    Silent(String),
-    /// No sign of life, and no silence that means anything.
-    Neither(String),
-}
-
 /// All that is known when the question is answered.
 #[derive(Clone, Copy, Debug)]
 pub struct KvmLook<'a> {
@@ -167,23 +145,24 @@ pub struct KvmLook<'a> {
     pub interrupts_are_hidden: bool,
 }
 
-/// Answers the question.
-pub fn judge(look: &KvmLook<'_>) -> Finding {
+/// What KVM says of a suspect: that it took interrupts, that it did nothing which a living guest does (which counts against
+/// it only if it did in this boot before), or nothing that means anything.
+pub fn judge(look: &KvmLook<'_>) -> Answer {
     if *look.accelerator != Accelerator::Kvm {
-        return Finding::NotAsked(format!("it runs under {}, not under KVM", look.accelerator));
+        return Answer::NotAsked(format!("it runs under {}, not under KVM", look.accelerator));
     }
     if !look.hooks.sees_any() {
-        return Finding::NotAsked("none of KVM's tracepoints is attached".to_owned());
+        return Answer::NotAsked("none of KVM's tracepoints is attached".to_owned());
     }
     if let Some(why) = lacks_signs(look.hooks) {
-        return Finding::NotAsked(why.to_owned());
+        return Answer::NotAsked(why.to_owned());
     }
     let (before, after) = match (look.before, look.after) {
         (Ok(before), Ok(after)) => (before, after),
-        (Err(missing), _) | (_, Err(missing)) => return Finding::NotAsked(missing.to_string()),
+        (Err(missing), _) | (_, Err(missing)) => return Answer::NotAsked(missing.to_string()),
     };
     let Some(moved) = difference(before, after) else {
-        return Finding::NotAsked("its counters began anew".to_owned());
+        return Answer::NotAsked("its counters began anew".to_owned());
     };
     let seconds = look.elapsed.as_secs_f64();
     let signs = named(&[
@@ -193,7 +172,7 @@ pub fn judge(look: &KvmLook<'_>) -> Finding {
         (moved.resumed, "wakeups from hlt"),
     ]);
     if let Some(signs) = signs {
-        return Finding::Lives(format!("{signs} in {seconds:.1} s"));
+        return Answer::Lives(format!("{signs} in {seconds:.1} s"));
     }
     let nothing = format!("no interrupt taken in {seconds:.1} s");
     let touched = named(&[
@@ -202,17 +181,17 @@ pub fn judge(look: &KvmLook<'_>) -> Finding {
         (moved.userspace_exits, "other exits to QEMU"),
     ]);
     if let Some(touched) = touched {
-        return Finding::Neither(format!("{nothing}, but {touched}"));
+        return Answer::Nothing(format!("{nothing}, but {touched}"));
     }
     if let Some(why) = why_silence_says_nothing(look) {
-        return Finding::Neither(format!("{nothing}, but {why}"));
+        return Answer::Nothing(format!("{nothing}, but {why}"));
     }
     let in_vain = named(&[
         (moved.wakeups, "wakeups in vain"),
         (moved.set_irqs, "changes of interrupt lines"),
     ]);
     let in_vain = in_vain.map(|in_vain| format!(" ({in_vain})")).unwrap_or_default();
-    Finding::Silent(format!("{nothing}{in_vain}"))
+    Answer::Silent(format!("{nothing}{in_vain}"))
 }
 
 fn why_silence_says_nothing(look: &KvmLook<'_>) -> Option<String> {

@@ -6,23 +6,22 @@
 //! guest keeps that for a while, and some seconds later asks whether it is still true; nobody answers, and
 //! it forgets. The tap program takes both its answer and those questions out of the traffic.
 
-use std::{net::Ipv6Addr, sync::Arc};
+use std::net::Ipv6Addr;
 
 use monitor_ebpf::{PROBE_IPV6, PROBE_MAC};
 
 use super::{
-    Asked, Note, ProbeContext, Witness, ethernet, of_calibrated,
+    Witness, ethernet, of_calibrated,
     probing::{self, Probe},
 };
-use crate::sampler::TapAddress;
-use flatline_detector::verdict::Answer;
+use crate::sampler::{TapAddress, TapAddresses};
 
 /// The row in the table.
-pub const WITNESS: Witness = Witness {
+pub(super) const WITNESS: Witness = Witness {
     name: "NDP probe",
     looks_for: "an answer for the IPv6 address that it uses",
     asked_in: of_calibrated,
-    ask: |scene, note| -> Asked { Box::pin(ask(scene, note)) },
+    ask: |context, _| Box::pin(probing::ask(context, probe, |counters| counters.ndp_answers)),
 };
 
 const ETH_P_IPV6: u16 = 0x86dd;
@@ -34,13 +33,8 @@ const SOURCE_LINK_LAYER_ADDRESS: u8 = 1;
 /// The solicitation and its option.
 const MESSAGE_BYTES: u16 = 32;
 
-async fn ask(scene: Arc<ProbeContext>, note: Note) -> (Answer, Note) {
-    let probe = probing::ask(
-        &scene,
-        |addresses| addresses.ipv6.map(|guest| Probe { ip: guest.ip, frame: frame(&guest) }),
-        |counters| counters.ndp_answers,
-    );
-    (probe.await, note)
+fn probe(addresses: &TapAddresses) -> Option<Probe> {
+    addresses.ipv6.map(|guest| Probe { ip: guest.ip.into(), frame: frame(&guest) })
 }
 
 /// The frame that asks for `guest`, sent to that address itself and not to its group: nobody else is to

@@ -1,4 +1,4 @@
-//! What somebody does with this VM just now, so that its silence is not its guest's fault.
+//! Operations on the VM that are under way, so that its silence is not its guest's fault.
 //!
 //! - A **live migration**: its last phase stops the guest, after post-copy it waits for pages from another
 //!   host, and a reset in the midst of it may lose the guest on both. Every state but none, completed, cancelled
@@ -17,28 +17,23 @@
 //!
 //! Two calls of QMP a round, each well below a millisecond, and one read below `/proc`.
 
-use std::{
-    fs::File,
-    io::{self, Read as _},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use serde_json::Value;
 use tokio::join;
 
-use super::{Asked, Note, ProbeContext, Witness, note, noted, of_suspects};
+use super::{Note, ProbeContext, Witness, host::read, of_suspects};
 use flatline_detector::verdict::Answer;
 use flatline_qemu::blocking::{UnderWay, within};
 use flatline_qemu::qmp::QmpError;
 use flatline_samples::{MAX_TEXT_CHARS, printable};
 
 /// The row in the table.
-pub(crate) const WITNESS: Witness = Witness {
+pub(super) const WITNESS: Witness = Witness {
     name: "operations",
     looks_for: "a migration, a snapshot or a debugger",
     asked_in: of_suspects,
-    ask: |scene, note| -> Asked { Box::pin(ask(scene, note)) },
+    ask: |context, note| Box::pin(ask(context, note)),
 };
 
 /// States of a migration in which nothing is under way.
@@ -49,24 +44,24 @@ const JOB_IDLE: [&str; 4] = ["undefined", "created", "concluded", "null"];
 const MOST_JOBS: usize = 1024;
 /// The most jobs that are named.
 const MOST_NAMED: usize = 4;
-/// How long a round waits for `/proc`. Not measured: nothing there waits for anybody.
+/// How long a round waits for `/proc`. Not measured: nothing there waits.
 const READ_WITHIN: Duration = Duration::from_millis(300);
-/// A `status` is some 1.5 KiB.
-const MOST_STATUS_BYTES: u64 = 16 << 10;
 
-async fn ask(scene: Arc<ProbeContext>, before: Note) -> (Answer, Note) {
-    let mut under_way: UnderWay<io::Result<String>> = noted(before).flatten();
-    let pid = scene.vm.id.pid;
-    let told = told(&scene);
-    let status = within(READ_WITHIN, &mut under_way, move || status(pid));
-    let (told, status) = join!(told, status);
-    let tracer = status.and_then(Result::ok).and_then(|status| tracer(&status));
-    (judge(&told, tracer), note(under_way))
+async fn ask(context: &ProbeContext, note: &mut Note) -> Result<Answer, String> {
+    let mut under_way: UnderWay<Option<String>> = note.take().flatten();
+    let status = PathBuf::from(format!("/proc/{}/status", context.vm.id.pid));
+    let status = within(READ_WITHIN, &mut under_way, move || read(&status));
+    let (told, status) = join!(told(context), status);
+    note.put(under_way);
+    judge(told, status.flatten().and_then(|status| tracer(&status)))
 }
 
-/// What QEMU says of a migration and of its jobs. A QEMU that doesn't know a command has nothing of the kind.
-async fn told(scene: &ProbeContext) -> Result<(Option<Value>, Option<Value>), String> {
-    let qmp = scene.qmp.as_ref().map_err(Clone::clone)?;
+/// What QEMU says of a migration and of its jobs, or why it says nothing.
+type Told = Result<(Option<Value>, Option<Value>), String>;
+
+/// Asks QEMU for both. A QEMU that doesn't know a command has nothing of the kind.
+async fn told(context: &ProbeContext) -> Told {
+    let qmp = context.qmp()?;
     let (migration, jobs) = join!(qmp.reply("query-migrate", None), qmp.reply("query-jobs", None));
     let known = |reply: Result<Value, QmpError>| match reply {
         Ok(reply) => Ok(Some(reply)),
@@ -76,28 +71,25 @@ async fn told(scene: &ProbeContext) -> Result<(Option<Value>, Option<Value>), St
     Ok((known(migration)?, known(jobs)?))
 }
 
-fn judge(told: &Result<(Option<Value>, Option<Value>), String>, tracer: Option<u32>) -> Answer {
+fn judge(told: Told, tracer: Option<u32>) -> Result<Answer, String> {
     if let Some(tracer) = tracer {
-        return Answer::Excuse(format!("a debugger is attached to QEMU (process {tracer})"));
+        return Ok(Answer::Excuse(format!("a debugger is attached to QEMU (process {tracer})")));
     }
-    let (migration, jobs) = match told {
-        Ok(told) => told,
-        Err(why) => return Answer::NotAsked(why.clone()),
-    };
+    let (migration, jobs) = told?;
     if let Some(status) = migration.as_ref().and_then(migrating) {
-        return Answer::Excuse(format!("a live migration is under way ({status})"));
+        return Ok(Answer::Excuse(format!("a live migration is under way ({status})")));
     }
     let jobs = jobs.as_ref().map(running_jobs).unwrap_or_default();
     if let Some(job) = jobs.iter().find(|job| job.kind.starts_with("snapshot-")) {
-        return Answer::Excuse(format!("a {} job is {}", job.kind, job.status));
+        return Ok(Answer::Excuse(format!("a {} job is {}", job.kind, job.status)));
     }
     let named = jobs.iter().take(MOST_NAMED).map(|job| format!("{} ({})", job.kind, job.status));
     let named: Vec<String> = named.collect();
-    Answer::Nothing(if named.is_empty() {
-        "nobody is at work on it".to_owned()
+    Ok(Answer::Nothing(if named.is_empty() {
+        "no operation is under way".to_owned()
     } else {
         format!("block jobs, which leave it running: {}", named.join(", "))
-    })
+    }))
 }
 
 /// The state of a migration that is under way, in a reply of `query-migrate`.
@@ -122,16 +114,10 @@ fn running_jobs(reply: &Value) -> Vec<Job> {
     jobs.filter(|job| !JOB_IDLE.contains(&job.status.as_str())).collect()
 }
 
-/// Who traces a process, by its `status`. The kernel escapes newlines in a name, so none can pose as this line.
+/// The process that traces another one, by the `status` of that. The kernel escapes newlines in a name, so none can pose as this line.
 fn tracer(status: &str) -> Option<u32> {
     let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?;
     tracer.trim().parse().ok().filter(|pid| *pid != 0)
-}
-
-fn status(pid: u32) -> io::Result<String> {
-    let mut bytes = Vec::new();
-    File::open(format!("/proc/{pid}/status"))?.take(MOST_STATUS_BYTES).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
@@ -141,7 +127,7 @@ mod tests {
     use super::*;
 
     fn judged(migration: Value, jobs: Value) -> Answer {
-        judge(&Ok((Some(migration), Some(jobs))), None)
+        judge(Ok((Some(migration), Some(jobs))), None).unwrap()
     }
 
     fn job(kind: &str, status: &str) -> Value {
@@ -178,13 +164,13 @@ mod tests {
 
     #[test]
     fn an_old_qemu_and_a_hostile_one_are_no_excuse() {
-        assert!(matches!(judge(&Ok((None, None)), None), Answer::Nothing(_)));
+        assert!(matches!(judge(Ok((None, None)), None), Ok(Answer::Nothing(_))));
         let odd =
             judged(json!({"status": 7}), json!([7, {}, {"type": []}, {"type": "snapshot-x"}]));
         assert!(matches!(odd, Answer::Nothing(_)), "{odd:?}");
         let flood = judged(json!([]), Value::from(vec![job("x", "running"); 5000]));
         assert!(flood.text().len() < 200, "{flood:?}");
-        assert!(matches!(judge(&Err("busy".to_owned()), None), Answer::NotAsked(_)));
+        assert!(judge(Err("busy".to_owned()), None).is_err());
     }
 
     #[test]
@@ -194,6 +180,6 @@ mod tests {
         assert_eq!(tracer(status), Some(4711));
         assert_eq!(tracer("Name:\tqemu\nTracerPid:\t0\n"), None);
         assert_eq!(tracer(""), None);
-        assert!(matches!(judge(&Err("busy".to_owned()), Some(4711)), Answer::Excuse(_)));
+        assert!(matches!(judge(Err("busy".to_owned()), Some(4711)), Ok(Answer::Excuse(_))));
     }
 }

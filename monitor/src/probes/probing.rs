@@ -1,6 +1,6 @@
 //! Probes by the addresses that a guest was seen to use, into its own taps.
 
-use std::{fmt::Display, sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use monitor_ebpf::NetworkCounters;
 use tokio::time::sleep;
@@ -17,49 +17,38 @@ const PROBE_EVERY: Duration = Duration::from_millis(300);
 
 /// A tap to probe.
 #[derive(Clone, Debug)]
-pub struct TapTarget {
+pub(crate) struct TapTarget {
     /// A socket in the tap's network namespace.
-    pub socket: Arc<ProbeSocket>,
+    pub(crate) socket: Arc<ProbeSocket>,
     /// The tap's index there.
-    pub ifindex: u32,
+    pub(crate) ifindex: u32,
     /// The addresses to ask for.
-    pub addresses: TapAddresses,
+    pub(crate) addresses: TapAddresses,
 }
 
 /// One address to ask for, and the frame that does.
-pub(super) struct Probe<Ip> {
-    pub(super) ip: Ip,
+pub(super) struct Probe {
+    pub(super) ip: IpAddr,
     pub(super) frame: Vec<u8>,
 }
 
 /// Asks for the address of each tap that `probe` knows one of; `answers` is what the taps count of answers.
-pub(super) async fn ask<Ip: Display>(
-    scene: &ProbeContext,
-    probe: impl Fn(&TapAddresses) -> Option<Probe<Ip>>,
-    answers: impl Fn(&NetworkCounters) -> u64,
-) -> Answer {
-    let targets = match &scene.targets {
-        Ok(targets) => targets,
-        Err(why) => return Answer::NotAsked(why.clone()),
-    };
-    let probes: Vec<(&TapTarget, Probe<Ip>)> =
+pub(super) async fn ask(
+    context: &ProbeContext,
+    probe: fn(&TapAddresses) -> Option<Probe>,
+    answers: fn(&NetworkCounters) -> u64,
+) -> Result<Answer, String> {
+    let targets = context.targets.as_ref().map_err(Clone::clone)?;
+    let probes: Vec<(&TapTarget, Probe)> =
         targets.iter().filter_map(|target| Some((target, probe(&target.addresses)?))).collect();
     if probes.is_empty() {
-        return Answer::NotAsked("it was not seen to use an address of this kind".to_owned());
+        return Err("it was not seen to use an address of this kind".to_owned());
     }
-    send(scene, &probes, answers).await.unwrap_or_else(Answer::NotAsked)
-}
-
-async fn send<Ip: Display>(
-    scene: &ProbeContext,
-    probes: &[(&TapTarget, Probe<Ip>)],
-    answers: impl Fn(&NetworkCounters) -> u64,
-) -> Result<Answer, String> {
-    let count = || counters(scene).map(|counters| answers(&counters));
+    let count = || counters(context).map(|counters| answers(&counters));
     let before = count().map_err(|missing| missing.to_string())?;
     for _ in 0..PROBES_PER_ROUND {
         let mut sent = Err("no probe".to_owned());
-        for (target, probe) in probes {
+        for (target, probe) in &probes {
             // A tap that is down doesn't keep another from being asked.
             let this = target.socket.send(target.ifindex, &probe.frame);
             sent = sent.or(this.map_err(|error| format!("the probe could not be sent: {error}")));
@@ -78,7 +67,7 @@ async fn send<Ip: Display>(
 }
 
 /// Answers are counted at the tap, which takes them out of the traffic.
-fn counters(scene: &ProbeContext) -> Reading<NetworkCounters> {
-    let slot = scene.slot.clone().map_err(|why| Missing::new("its row", why))?;
-    Ok(scene.counters.row(scene.vm.id, slot)?.network)
+fn counters(context: &ProbeContext) -> Reading<NetworkCounters> {
+    let slot = context.slot.clone().map_err(|why| Missing::new("its row", why))?;
+    Ok(context.counters.row(context.vm.id, slot)?.network)
 }

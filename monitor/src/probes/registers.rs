@@ -17,10 +17,7 @@
 mod course;
 mod look;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
@@ -28,18 +25,18 @@ use self::{
     course::{Course, Spot, course},
     look::{VcpuSnapshot, look_once},
 };
-use super::{Asked, Note, ProbeContext, Witness, aarch64, note, noted, of_suspects};
+use super::{Note, ProbeContext, Witness, aarch64, of_suspects};
 use crate::insight::{Readable, Unreadable};
 use flatline_detector::verdict::Answer;
 use flatline_qemu::qmp::QmpHandle;
 pub(super) use look::unavailable;
 
 /// The row in the table.
-pub(crate) const WITNESS: Witness = Witness {
+pub(super) const WITNESS: Witness = Witness {
     name: "registers",
     looks_for: "interrupts on, an interrupt that it takes, or user code",
     asked_in: of_suspects,
-    ask: |scene, note| -> Asked { Box::pin(ask(scene, note)) },
+    ask: |context, note| Box::pin(ask(context, note)),
 };
 
 /// Time between two looks at the registers. Under TCG they are stale within a translation block, and a
@@ -64,50 +61,48 @@ struct Before {
     looks: Vec<VcpuSnapshot>,
 }
 
-async fn ask(scene: Arc<ProbeContext>, before: Note) -> (Answer, Note) {
-    if let Some(why) = scene.insight.never() {
-        return (Answer::Opaque(why), before);
+async fn ask(context: &ProbeContext, note: &mut Note) -> Result<Answer, String> {
+    if let Some(why) = context.insight.never() {
+        return Ok(Answer::Opaque(why));
     }
-    let qmp = match &scene.qmp {
-        Ok(qmp) => qmp,
-        Err(why) => return (Answer::NotAsked(why.clone()), before),
-    };
+    let qmp = context.qmp()?;
     let began = Instant::now();
     let of_this_suspicion = |before: &Before| {
         let age = began.saturating_duration_since(before.at);
-        age <= ROUNDS_APART && age <= scene.boot_age
+        age <= ROUNDS_APART && age <= context.boot_age
     };
-    let before = noted::<Before>(before).filter(of_this_suspicion);
-    let looks = match scene.insight.registers(qmp).await {
-        Ok(Readable::X86) => look(&scene, qmp).await,
-        Ok(Readable::Arm) => return (aarch64::look(qmp).await, None),
+    let before = note.take::<Before>().filter(of_this_suspicion);
+    let looks = match context.insight.registers(qmp).await {
+        Ok(Readable::X86) => look(context, qmp).await,
+        Ok(Readable::Arm) => return Ok(aarch64::look(qmp).await),
         Err(Unreadable::Ever(why)) => Err(Answer::Opaque(why)),
         Err(Unreadable::Now(error)) => Err(unavailable(error)),
     };
-    let looks = match looks {
+    let mut looks = match looks {
         Ok(looks) => looks,
-        Err(answer) => return (answer, None),
+        Err(answer) => return Ok(answer),
     };
     let (answer, spots) = classify(&looks, before.as_ref());
-    let last = looks.into_iter().next_back().unwrap_or_default();
-    (answer, note(Before { at: Instant::now(), spots, looks: last }))
+    let last = looks.pop().unwrap_or_default();
+    note.put(Before { at: Instant::now(), spots, looks: last });
+    Ok(answer)
 }
 
 /// Looks at all vCPUs [`LOOKS_PER_ROUND`] times, and more often where a vCPU seems to leave an interrupt alone.
-async fn look(scene: &ProbeContext, qmp: &QmpHandle) -> Result<Vec<Vec<VcpuSnapshot>>, Answer> {
+async fn look(context: &ProbeContext, qmp: &QmpHandle) -> Result<Vec<Vec<VcpuSnapshot>>, Answer> {
     let mut looks = Vec::with_capacity(LOOKS_PER_ROUND + LOOKS_TO_BE_SURE);
     for n in 0..LOOKS_PER_ROUND {
         if n > 0 {
             sleep(LOOK_EVERY).await;
         }
-        looks.push(look_once(scene, qmp).await?);
+        looks.push(look_once(context, qmp).await?);
     }
     if !courses(&looks, None).iter().any(|(_, course)| matches!(course, Course::Deaf(_))) {
         return Ok(looks);
     }
     for _ in 0..LOOKS_TO_BE_SURE {
         sleep(LOOK_AGAIN_EVERY).await;
-        looks.push(look_once(scene, qmp).await?);
+        looks.push(look_once(context, qmp).await?);
     }
     Ok(looks)
 }

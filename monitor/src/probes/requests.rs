@@ -2,19 +2,19 @@
 //!
 //! One call of `query-blockstats` a round, well below a millisecond.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Asked, Note, ProbeContext, Witness, note, noted, of_suspects};
+use super::{Note, ProbeContext, Witness, of_suspects};
 use flatline_detector::verdict::Answer;
 
 /// The row in the table.
-pub(crate) const WITNESS: Witness = Witness {
+pub(super) const WITNESS: Witness = Witness {
     name: "QEMU's block layer",
     looks_for: "completed requests, where the host sees none",
     asked_in: of_suspects,
-    ask: |scene, note| -> Asked { Box::pin(ask(scene, note)) },
+    ask: |context, note| Box::pin(ask(context, note)),
 };
 
 /// An older count says nothing of this silence.
@@ -26,21 +26,16 @@ struct Count {
     completed: u64,
 }
 
-async fn ask(scene: Arc<ProbeContext>, before: Note) -> (Answer, Note) {
-    if !scene.unseen_storage {
-        return (Answer::NotAsked("the host sees its requests".to_owned()), None);
+async fn ask(context: &ProbeContext, note: &mut Note) -> Result<Answer, String> {
+    let before = note.take::<Count>();
+    if !context.unseen_storage {
+        return Err("the host sees its requests".to_owned());
     }
-    let completed = match &scene.qmp {
-        Ok(qmp) => qmp.query_requests().await.map_err(|error| error.to_string()),
-        Err(why) => Err(why.clone()),
-    };
-    match completed {
-        Ok(completed) => {
-            let now = Count { at: Instant::now(), completed };
-            (compare(noted::<Count>(before).as_ref(), &now), note(now))
-        }
-        Err(why) => (Answer::NotAsked(why), None),
-    }
+    let completed = context.qmp()?.query_requests().await.map_err(|error| error.to_string())?;
+    let now = Count { at: Instant::now(), completed };
+    let answer = compare(before.as_ref(), &now);
+    note.put(now);
+    Ok(answer)
 }
 
 fn compare(before: Option<&Count>, now: &Count) -> Answer {

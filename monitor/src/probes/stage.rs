@@ -5,36 +5,24 @@
 //! BSDs and Windows all keep their kernels there. Firmware and boot loaders run without paging (BIOS), or at the
 //! identity-mapped addresses below (UEFI). One call a round.
 
-use std::sync::Arc;
-
-use super::{Asked, Note, ProbeContext, Witness};
+use super::{ProbeContext, Witness};
 use flatline_detector::verdict::{Answer, Questions};
 use flatline_qemu::qmp::operating_system;
 
 /// The row in the table.
-pub(crate) const WITNESS: Witness = Witness {
+pub(super) const WITNESS: Witness = Witness {
     name: "boot stage",
     looks_for: "an operating system's code, after a restart",
     asked_in: |questions| matches!(questions, Questions::IsItUp | Questions::Recovering),
-    ask: |scene, note| -> Asked { Box::pin(ask(scene, note)) },
+    ask: |context, _| Box::pin(ask(context)),
 };
 
-async fn ask(scene: Arc<ProbeContext>, note: Note) -> (Answer, Note) {
-    let qmp = match &scene.qmp {
-        Ok(qmp) => qmp,
-        Err(why) => return (Answer::NotAsked(why.clone()), note),
-    };
-    let text = match scene.insight.registers(qmp).await {
-        Err(why) => Err(why.to_string()),
-        Ok(_) => qmp.human("info registers -a").await.map_err(|error| error.to_string()),
-    };
-    (text.map_or_else(Answer::NotAsked, |text| judge(&text)), note)
-}
-
-fn judge(text: &str) -> Answer {
-    match operating_system(text) {
-        Err(error) => Answer::NotAsked(error.to_string()),
-        Ok((true, _)) => Answer::Nothing("an operating system's code is running".to_owned()),
-        Ok((false, at)) => Answer::NotUp(format!("its firmware or boot loader runs, at {at:#x}")),
-    }
+async fn ask(context: &ProbeContext) -> Result<Answer, String> {
+    let qmp = context.qmp()?;
+    context.insight.registers(qmp).await.map_err(|why| why.to_string())?;
+    let text = qmp.human("info registers -a").await.map_err(|error| error.to_string())?;
+    Ok(match operating_system(&text).map_err(|error| error.to_string())? {
+        (true, _) => Answer::Nothing("an operating system's code is running".to_owned()),
+        (false, at) => Answer::NotUp(format!("its firmware or boot loader runs, at {at:#x}")),
+    })
 }

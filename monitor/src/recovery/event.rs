@@ -33,9 +33,9 @@ pub(crate) enum EventKind {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Event<'a> {
     /// What happened.
-    pub kind: EventKind,
+    pub(crate) kind: EventKind,
     /// Its record; the number of its attempts is the number of the restart that an event is about.
-    pub incident: &'a Incident,
+    pub(crate) incident: &'a Incident,
 }
 
 /// Listener to events, called where they happen: it must not wait. A clone calls the same listener.

@@ -5,10 +5,9 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
-use tokio::task::spawn_blocking;
 
 use super::{
-    Kept, Restart, RestartError, Step,
+    Restart, RestartError, Step,
     evidence::{self, Wanted},
     nmi, plan,
 };
@@ -71,31 +70,28 @@ pub(crate) async fn restart(
     if nmi::own_dump(qmp, &before, wanted, &writes).await == nmi::Came::Dump {
         return Err(RestartError::StillWriting);
     }
-    let was_up = evidence.was_up();
-    // All of that took its time: somebody may have laid hands on the guest meanwhile, and QEMU may be late with an answer
+    // All of that took its time: an operator may have stopped the guest meanwhile, and QEMU may be late with an answer
     // or have lost the connection over one.
     let now = match answering(qmp, ANSWERS_WITHIN).await {
         Ok(run_state) => run_state,
         Err(source) => {
-            let files = spawn_blocking(|| evidence.into_files()).await.unwrap_or_default();
-            let kept = Box::new(Kept { files, was_up });
-            return Err(RestartError::Lost { kept, source });
+            return Err(RestartError::Lost { kept: Box::new(evidence.keep().await), source });
         }
     };
-    let steps = plan(&now).map_err(RestartError::Refused)?.steps;
+    let steps = plan(&now).map_err(RestartError::Refused)?;
     let mut words: Vec<String> = steps.iter().map(|step| step.words()).collect();
     if configured == ResetAction::Shutdown {
         words.push(format!("{}, once it has settled", Step::SetRebootAction(configured).words()));
     }
     journal.begun(&before, words).await;
     // Pictures are compressed while QEMU resets its devices.
-    let files = spawn_blocking(|| evidence.into_files());
+    let kept = evidence.keep();
     let carried_out = carry_out(qmp, &steps, configured, journal).await;
-    let kept = Kept { files: files.await.unwrap_or_default(), was_up };
+    let kept = kept.await;
     match carried_out {
-        Ok((reset_at, action, after)) => Ok(Restart {
+        Ok((reset_at, action)) => Ok(Restart {
             at: reset_at.unwrap_or_else(SystemTime::now),
-            run_states: (before, after),
+            run_states: (before, RunState::Running),
             action,
             kept,
             put_back: configured,
@@ -130,7 +126,7 @@ pub(crate) async fn finish(
     configured: ResetAction,
     journal: &mut impl Journal,
 ) -> Result<String, RestartError> {
-    carry_out(qmp, steps, configured, journal).await.map(|(_, action, _)| action)
+    carry_out(qmp, steps, configured, journal).await.map(|(_, action)| action)
 }
 
 async fn carry_out(
@@ -138,7 +134,7 @@ async fn carry_out(
     steps: &[Step],
     configured: ResetAction,
     journal: &mut impl Journal,
-) -> Result<(Option<SystemTime>, String, RunState), RestartError> {
+) -> Result<(Option<SystemTime>, String), RestartError> {
     let mut reset_at = None;
     let mut action = Vec::new();
     for step in steps {
@@ -166,7 +162,7 @@ async fn carry_out(
     if after != RunState::Running {
         return Err(RestartError::NotRunning { run_state: after, reset_at, kept: Box::default() });
     }
-    Ok((reset_at, action.join(", "), after))
+    Ok((reset_at, action.join(", ")))
 }
 
 /// Whether QEMU answers on the connection that there is, for `patience` at most and the time of one more question: there

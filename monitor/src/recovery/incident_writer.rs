@@ -10,15 +10,12 @@ use tokio::sync::oneshot;
 use tracing::error;
 
 use crate::{
-    recovery::{EventKind, EventSink},
+    recovery::{EventKind, EventSink, Files},
     storage::{incident::Incident, incidents::IncidentStore, ledger::Page},
     vm::RECORDING,
 };
 use flatline_detector::{recording::Recording, recording::file};
 use flatline_qemu::text::error_chain;
-
-/// Evidence for an incident: file names and contents.
-pub(crate) type Files = Vec<(&'static str, Vec<u8>)>;
 
 /// How long a restart waits for its record to be safe: a disk that stalls must not keep a guest from being restarted.
 const SAFE_WITHIN: Duration = Duration::from_secs(1);

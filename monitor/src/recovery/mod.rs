@@ -26,17 +26,21 @@ mod restarts;
 mod resume;
 mod supervisor;
 
-pub(crate) use case::{Case, RecoveryState, Stage, Tries};
+use case::{Case, Stage, Tries};
+use execute::Journal;
+use exit_reason::{ExitReason, exit_reason};
+use outcome::{Files, Kept, OwnerError, Stand};
+use plan::{
+    Circumstances, Clearance, HOST_WINDOW, Refusal, Remainder, Step, clearance, plan, remainder,
+};
+
+pub(crate) use case::RecoveryState;
 pub(crate) use effect::Effect;
 pub(crate) use event::{Event, EventKind, EventSink};
-pub(crate) use execute::{Journal, finish, put_back};
-pub(crate) use exit_reason::{ExitReason, exit_reason};
+pub(crate) use execute::{finish, put_back};
 pub(crate) use incident_writer::IncidentWriter;
-pub(crate) use outcome::{Kept, OwnerError, Restart, RestartError, Stand};
-pub(crate) use plan::{
-    Circumstances, Clearance, HOST_WINDOW, PUT_BACK_AFTER, Refusal, Remainder, Step, clearance,
-    plan, remainder,
-};
+pub(crate) use outcome::{Restart, RestartError};
+pub(crate) use plan::PUT_BACK_AFTER;
 pub(crate) use supervisor::Supervisor;
 
 #[cfg(test)]

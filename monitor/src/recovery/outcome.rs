@@ -16,29 +16,27 @@ use flatline_samples::{RunState, printable};
 #[derive(Clone, Debug)]
 pub(crate) struct Restart {
     /// When the reset was issued.
-    pub at: SystemTime,
+    pub(crate) at: SystemTime,
     /// The run state before, and after.
-    pub run_states: (RunState, RunState),
+    pub(crate) run_states: (RunState, RunState),
     /// What was done, in QEMU's words.
-    pub action: String,
+    pub(crate) action: String,
     /// What was learned of the guest before.
-    pub kept: Kept,
+    pub(crate) kept: Kept,
     /// What QEMU does at a reset otherwise: to be put back.
-    pub put_back: ResetAction,
+    pub(crate) put_back: ResetAction,
 }
 
 /// Files of evidence: name and content.
-pub(crate) type Files = Vec<File>;
-
-type File = (&'static str, Vec<u8>);
+pub(crate) type Files = Vec<(&'static str, Vec<u8>)>;
 
 /// What was learned of a guest before its restart, whatever came of that.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Kept {
     /// Files for the incident.
-    pub files: Files,
+    pub(crate) files: Files,
     /// Whether the guest had come further than its firmware when it crashed; `None` if that was not seen.
-    pub was_up: Option<bool>,
+    pub(crate) was_up: Option<bool>,
 }
 
 /// Why a guest was not restarted, or not as planned.

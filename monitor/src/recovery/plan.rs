@@ -1,6 +1,5 @@
 //! What would be done, and whether it may be: pure.
 
-use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use flatline_detector::policy::{Mode, Policy};
@@ -18,26 +17,14 @@ pub(crate) enum Step {
     ContinueFromPrelaunch,
 }
 
-/// The steps for one restart, in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Plan {
-    /// All of them.
-    pub steps: Vec<Step>,
-}
-
 /// Why nothing is done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Refusal(pub String);
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Refusal(pub(crate) String);
 
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// Plans the restart of a crashed guest whose QEMU is in `run_state`. What QEMU was told to do at a reset is put back
+/// Steps for the restart of a crashed guest whose QEMU is in `run_state`, in order. What QEMU was told to do at a reset is put back
 /// later ([`PUT_BACK_AFTER`]): firmware resets the machine once more while it boots.
-pub(crate) fn plan(run_state: &RunState) -> Result<Plan, Refusal> {
+pub(crate) fn plan(run_state: &RunState) -> Result<Vec<Step>, Refusal> {
     let refuse = |why: &str| Err(Refusal(format!("its run state is {run_state}: {why}")));
     match run_state {
         RunState::Running
@@ -53,12 +40,11 @@ pub(crate) fn plan(run_state: &RunState) -> Result<Plan, Refusal> {
         RunState::Prelaunch => return refuse("it was not started yet"),
         _ => return refuse("no restart is known that brings it back"),
     }
-    let steps = vec![
+    Ok(vec![
         Step::SetRebootAction(ResetAction::Reset),
         Step::SystemReset,
         Step::ContinueFromPrelaunch,
-    ];
-    Ok(Plan { steps })
+    ])
 }
 
 impl Step {
@@ -122,17 +108,17 @@ pub(crate) enum Clearance {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Circumstances<'a> {
     /// The VM's terms.
-    pub policy: &'a Policy,
+    pub(crate) policy: &'a Policy,
     /// Why somebody wants it left alone.
-    pub held: Option<&'a str>,
+    pub(crate) held: Option<&'a str>,
     /// When it was restarted, or restarted itself, within its window.
-    pub restarts: &'a [SystemTime],
+    pub(crate) restarts: &'a [SystemTime],
     /// When any VM of the host was restarted within [`HOST_WINDOW`].
-    pub on_host: &'a [SystemTime],
+    pub(crate) on_host: &'a [SystemTime],
     /// Of those, at most so many.
-    pub most_on_host: u32,
+    pub(crate) most_on_host: u32,
     /// Now.
-    pub now: SystemTime,
+    pub(crate) now: SystemTime,
 }
 
 /// The time over which restarts of all VMs of a host are counted.
@@ -186,15 +172,9 @@ mod tests {
 
     #[test]
     fn a_reset_is_always_preceded_by_the_action_that_keeps_qemu_alive() {
-        let plan = plan(&RunState::Running).unwrap();
-        assert_eq!(
-            plan.steps,
-            [
-                Step::SetRebootAction(ResetAction::Reset),
-                Step::SystemReset,
-                Step::ContinueFromPrelaunch
-            ]
-        );
+        let steps = plan(&RunState::Running).unwrap();
+        let action = Step::SetRebootAction(ResetAction::Reset);
+        assert_eq!(steps, [action, Step::SystemReset, Step::ContinueFromPrelaunch]);
     }
 
     #[test]

@@ -18,6 +18,9 @@ use serde::{Deserialize, Serialize};
 
 use super::incidents::is_plain;
 
+/// The file that lists all evidence of an incident, and says what is missing.
+pub(crate) const LIST: &str = "evidence.txt";
+
 /// The most that one answer has of a file, in bytes.
 pub(crate) const PART_MAX_BYTES: usize = 1 << 20;
 

@@ -7,9 +7,10 @@ use std::{
 };
 
 use flatline::parts::{
-    AttachReport, Config, Counted, Finding, KvmHooks, KvmLook, KvmReader, ProbeThread,
-    SHORTEST_SILENCE, interrupts_are_hidden, judge,
+    AttachReport, Config, Counted, KvmHooks, KvmLook, KvmReader, ProbeThread, SHORTEST_SILENCE,
+    interrupts_are_hidden, judge,
 };
+use flatline_detector::verdict::Answer;
 use flatline_qemu::discover::{Accelerator, VmId, start_ticks};
 use flatline_tests::{
     boot_sector::BootSector,
@@ -136,13 +137,13 @@ pub(crate) fn guests_that_take_interrupts_live_and_dead_ones_are_silent() -> Out
         });
         println!("{}: {finding:?}; {:?}", guest.name(), after[n]);
         let found = match finding {
-            Finding::Lives(_) => Expected::Lives,
-            Finding::Silent(_) => Expected::Silent,
-            Finding::Neither(_) if interrupts_are_hidden() && *expected == Expected::Silent => {
+            Answer::Lives(_) => Expected::Lives,
+            Answer::Silent(_) => Expected::Silent,
+            Answer::Nothing(_) if interrupts_are_hidden() && *expected == Expected::Silent => {
                 continue;
             }
-            Finding::Neither(_) => Expected::Neither,
-            Finding::NotAsked(why) => panic!("{}: not asked: {why}", guest.name()),
+            Answer::Nothing(_) => Expected::Neither,
+            other => panic!("{}: {other:?}", guest.name()),
         };
         assert_eq!(found, *expected, "{}: {:?}", guest.name(), after[n]);
     }

@@ -13,7 +13,7 @@ mod words;
 
 use std::time::SystemTime;
 
-use crate::recovery::evidence::LIST;
+use crate::storage::evidence::LIST;
 use crate::storage::incident::Incident;
 use crate::{rfc3339, storage::evidence};
 use askama::Template;

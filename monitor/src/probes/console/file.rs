@@ -1,7 +1,7 @@
 //! The file that a console is written to, found by what QEMU has open and read with no more than QEMU's own rights.
 //!
-//! A QEMU may name anything on its command line, and whoever may write to the directory can put anything there
-//! afterwards: a link to a file of root's, or to one of the kernel's that says something else to each who reads it. So
+//! A QEMU may name anything on its command line, and a process that may write to the directory can put anything there
+//! afterwards: a link to a file of root's, or to one of the kernel's that says something else to each reader. So
 //! what the path leads to is never opened. A console is a file that
 //!
 //! - this QEMU has open for writing now, and that is the one which the command line means: it stands where that says,
@@ -18,7 +18,7 @@ use std::{
     io,
     os::fd::AsRawFd as _,
     os::unix::fs::{FileExt as _, MetadataExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     time::SystemTime,
 };
 
@@ -32,7 +32,7 @@ use flatline_qemu::{
 
 /// So much of a log's end is read. A panic with its registers and traces takes some 5 KiB.
 const TAIL_BYTES: u64 = 64 << 10;
-/// File systems whose files the kernel makes up as they are read, or that are memory of somebody's: what
+/// File systems whose files the kernel makes up as they are read, or that are memory of a process: what
 /// include/uapi/linux/magic.h has of them.
 const OF_THE_KERNEL: [(u32, &str); 25] = [
     (0x0000_9fa0, "proc"),
@@ -65,6 +65,8 @@ const OF_THE_KERNEL: [(u32, &str); 25] = [
 /// The end of a log, and when it was written.
 #[derive(Debug)]
 pub(super) struct Tail {
+    /// The log, as the command line has it.
+    pub(super) path: PathBuf,
     pub(super) end: End,
     pub(super) bytes: Vec<u8>,
     pub(super) written: SystemTime,
@@ -103,7 +105,7 @@ pub(super) fn read(vm: &Vm, told: &Path) -> Result<Tail, String> {
     let file = opened
         .map_err(|error| failed(&error))?
         .map_err(|error| format!("{told:?}: not open to the user that QEMU runs as: {error}"))?;
-    tail(&File::from(file)).map_err(|error| failed(&error))
+    tail(told, &File::from(file)).map_err(|error| failed(&error))
 }
 
 fn kernels_own(magic: u32) -> Option<&'static str> {
@@ -167,7 +169,7 @@ fn like<'a, T, const N: usize>(
 }
 
 /// The end of a file, as long as it says to be: one that says nothing has nothing.
-fn tail(file: &File) -> io::Result<Tail> {
+fn tail(path: &Path, file: &File) -> io::Result<Tail> {
     let written = file.metadata()?;
     let from = written.len().saturating_sub(TAIL_BYTES);
     let most = written.len().min(TAIL_BYTES);
@@ -188,7 +190,7 @@ fn tail(file: &File) -> io::Result<Tail> {
     // It may have been cut since its length was asked for.
     let length = from + u64::try_from(length).map_err(io::Error::other)?;
     let end = End { file: (written.dev(), written.ino()), length };
-    Ok(Tail { end, bytes, written: written.modified()? })
+    Ok(Tail { path: path.to_owned(), end, bytes, written: written.modified()? })
 }
 
 #[cfg(test)]
@@ -209,7 +211,7 @@ pub(super) mod tests {
         let start_ticks = flatline_qemu::discover::start_ticks(pid).unwrap();
         vm.id = flatline_qemu::discover::VmId { pid, start_ticks };
         vm.executable = std::env::current_exe().unwrap().canonicalize().unwrap();
-        // root's may be anybody's by now.
+        // root's may be any user's by now.
         vm.origin.uid = 0;
         vm
     }
@@ -317,7 +319,7 @@ pub(super) mod tests {
         let mut file = tempfile::tempfile().unwrap();
         let line = format!("{}\n", "y".repeat(99));
         file.write_all(line.repeat(1000).as_bytes()).unwrap();
-        let tail = tail(&file).unwrap();
+        let tail = tail(Path::new("log"), &file).unwrap();
         assert_eq!(tail.end.length, 100_000);
         assert_eq!(tail.bytes.len(), 65_500);
         assert!(tail.bytes.starts_with(line.as_bytes()));

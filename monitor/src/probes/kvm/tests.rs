@@ -26,7 +26,7 @@ struct Case {
 }
 
 /// Judges a guest of a host on which another one acknowledged interrupts, after some change to that.
-fn judged(moved: KvmCounters, change: impl FnOnce(&mut Case)) -> Finding {
+fn judged(moved: KvmCounters, change: impl FnOnce(&mut Case)) -> Answer {
     let before = KvmCounters { wakeups: 1000, apic_eois: 1000, pio: 7, ..still() };
     let after = KvmCounters {
         wakeups: before.wakeups + moved.wakeups,
@@ -67,7 +67,7 @@ fn a_guest_that_acknowledges_sets_its_timer_takes_or_resumes_lives() {
         (KvmCounters { injected: 1, ..still() }, "1 interrupts taken"),
         (KvmCounters { resumed: 2, wakeups: 2, ..still() }, "2 wakeups from hlt"),
     ] {
-        assert_eq!(judged(moved, |_| {}), Finding::Lives(format!("{text} in 8.0 s")));
+        assert_eq!(judged(moved, |_| {}), Answer::Lives(format!("{text} in 8.0 s")));
     }
 }
 
@@ -78,7 +78,7 @@ fn where_kvm_has_other_tracepoints_entries_into_the_guest_acquit_nobody() {
         [KvmCounters { resumed: 30_000, wakeups: 30_000, entries: 30_000, ..still() }, still()]
     {
         let finding = judged(moved, of_arm64);
-        assert!(matches!(finding, Finding::NotAsked(_)), "{moved:?}: {finding:?}");
+        assert!(matches!(finding, Answer::NotAsked(_)), "{moved:?}: {finding:?}");
     }
     for sign in X86_SIGNS {
         let others: Vec<&str> = X86_SIGNS.into_iter().filter(|other| *other != sign).collect();
@@ -95,14 +95,14 @@ fn one_sign_acquits_however_short_the_look_and_however_much_can_not_be_seen() {
         case.hooks = hooks(&others);
         case.interrupts_are_hidden = true;
     });
-    assert!(matches!(finding, Finding::Lives(_)), "{finding:?}");
+    assert!(matches!(finding, Answer::Lives(_)), "{finding:?}");
 }
 
 #[test]
 fn wakeups_in_vain_entries_and_raised_lines_are_silence() {
     let moved = KvmCounters { wakeups: 800, entries: 5000, set_irqs: 2, ..still() };
     let text = "no interrupt taken in 8.0 s (800 wakeups in vain, 2 changes of interrupt lines)";
-    assert_eq!(judged(moved, |_| {}), Finding::Silent(text.to_owned()));
+    assert_eq!(judged(moved, |_| {}), Answer::Silent(text.to_owned()));
 }
 
 #[test]
@@ -112,26 +112,26 @@ fn a_guest_that_only_touches_devices_neither_lives_nor_is_silent() {
         KvmCounters { mmio: 1, ..still() },
         KvmCounters { userspace_exits: 1, ..still() },
     ] {
-        assert!(matches!(judged(moved, |_| {}), Finding::Neither(_)), "{moved:?}");
+        assert!(matches!(judged(moved, |_| {}), Answer::Nothing(_)), "{moved:?}");
     }
 }
 
 #[test]
 fn silence_says_nothing_where_a_living_guest_might_not_be_seen() {
-    assert!(matches!(judged(still(), |_| {}), Finding::Silent(_)));
+    assert!(matches!(judged(still(), |_| {}), Answer::Silent(_)));
     for sign in SIGNS {
         let finding = judged(still(), |case| case.hooks = hooks(&[sign]));
-        assert!(matches!(finding, Finding::Neither(_)), "without {sign}: {finding:?}");
+        assert!(matches!(finding, Answer::Nothing(_)), "without {sign}: {finding:?}");
     }
-    let nobody = KvmCounters { wakeups: 9, entries: 9, resumed: 9, ..still() };
+    let none = KvmCounters { wakeups: 9, entries: 9, resumed: 9, ..still() };
     let unreadable = || Err(Missing::new("its row", "gone"));
     for finding in [
         judged(still(), |case| case.elapsed = SHORTEST_SILENCE - Duration::from_millis(1)),
         judged(still(), |case| case.interrupts_are_hidden = true),
-        judged(still(), |case| case.of_all = Ok(nobody)),
+        judged(still(), |case| case.of_all = Ok(none)),
         judged(still(), |case| case.of_all = unreadable()),
     ] {
-        assert!(matches!(finding, Finding::Neither(_)), "{finding:?}");
+        assert!(matches!(finding, Answer::Nothing(_)), "{finding:?}");
     }
 }
 
@@ -146,6 +146,6 @@ fn a_question_that_was_not_asked_is_no_silence() {
         judged(signs, |case| case.after = gone()),
         judged(signs, |case| case.after = Ok(still())),
     ] {
-        assert!(matches!(finding, Finding::NotAsked(_)), "{finding:?}");
+        assert!(matches!(finding, Answer::NotAsked(_)), "{finding:?}");
     }
 }

@@ -63,7 +63,7 @@ impl VcpuSnapshot {
 
 /// Looks once.
 pub(super) async fn look_once(
-    scene: &ProbeContext,
+    context: &ProbeContext,
     qmp: &QmpHandle,
 ) -> Result<Vec<VcpuSnapshot>, Answer> {
     let text = qmp.human("info registers -a").await.map_err(unavailable)?;
@@ -93,27 +93,27 @@ pub(super) async fn look_once(
         if takes_external.unwrap_or_else(|| has_no_lapic(&text)) {
             reached_by_pic.push(look);
         } else if look.standing() == VcpuRunState::Masked {
-            look.ran_ns = ran_ns(scene, index);
+            look.ran_ns = ran_ns(context, index);
         }
     }
     if !reached_by_pic.is_empty() {
         let text = qmp.human("info pic").await.map_err(unavailable)?;
-        // What can't be read is no pending interrupt, which convicts nobody.
+        // What can't be read is no pending interrupt, which convicts no guest.
         let pending = parse_pic(&text).map_or(0, |Pic { pending }| pending);
         for look in reached_by_pic {
             look.pic_pending = pending;
-            look.ran_ns = ran_ns(scene, look.registers.index);
+            look.ran_ns = ran_ns(context, look.registers.index);
         }
     }
     Ok(looks)
 }
 
-fn ran_ns(scene: &ProbeContext, index: u32) -> Option<u64> {
-    let threads = &scene.vcpu_threads;
+fn ran_ns(context: &ProbeContext, index: u32) -> Option<u64> {
+    let threads = &context.vcpu_threads;
     let own = threads.iter().find(|(vcpu, _)| *vcpu == index);
     // TCG may have one thread for all vCPUs.
     let (_, tid) = own.or_else(|| threads.first().filter(|_| threads.len() == 1))?;
-    thread_run_ns(scene.vm.id.pid, *tid)
+    thread_run_ns(context.vm.id.pid, *tid)
 }
 
 /// What it means that QEMU did not answer.

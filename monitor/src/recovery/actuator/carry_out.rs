@@ -8,135 +8,80 @@ use super::{
 };
 use crate::{
     config::Actuator,
-    recovery::{Journal, Kept, Refusal, Restart, RestartError, evidence, execute, nmi},
+    recovery::{
+        Journal, Kept, Refusal, Restart, RestartError,
+        evidence::{self, Evidence},
+        execute, nmi,
+    },
 };
-use flatline_qemu::discover::ResetAction;
+use flatline_qemu::{discover::ResetAction, qmp::QmpHandle};
 use flatline_samples::RunState;
 
 /// The name of the evidence that programs leave.
 const EVIDENCE: &str = "actuator.txt";
 
+/// A plan whose checks hold.
+struct Checked {
+    steps: Vec<ActuatorStep>,
+    replaces_qemu: bool,
+    /// What the programs of the checks said.
+    told: String,
+}
+
 /// Restarts a crashed guest by what its owner has for that. `writes` tells how many writes it has submitted so far,
-/// as for [`recovery::restart`](crate::recovery::restart()), which does it where QMP is the way.
+/// as for [`execute::restart`], which does it where QMP is the way.
 ///
 /// # Errors
 /// As there; [`RestartError::Refused`] leaves the guest untouched.
 pub(crate) async fn restart(
-    scene: &RestartContext,
+    context: &RestartContext,
     writes: impl Fn() -> Option<u64>,
     journal: &mut impl Journal,
 ) -> Result<Restart, RestartError> {
-    let wanted = &scene.evidence;
-    let says = match &scene.monitor {
-        Ok(qmp) => {
-            // Nothing is asked twice: where QMP is the way, that is looked at there.
-            let is_reset = !is_power_cycle(&scene.vm.ownership, &scene.actuation, scene.attempts);
-            if let Ok(Actuator::Qmp) = chosen(&scene.vm.ownership, &scene.actuation)
-                && is_reset
-            {
-                let configured = scene.vm.reboot_action;
-                return execute::restart(qmp, configured, wanted, writes, journal).await;
-            }
-            MonitorSays::Is(qmp.query_status().await.map_err(RestartError::Unknown)?)
+    let RestartContext { vm, actuation, attempts, .. } = context;
+    let chosen = chosen(&vm.ownership, actuation);
+    let says = match &context.monitor {
+        // Nothing is asked twice: where QMP is the way, the run state is looked at there.
+        Ok(qmp)
+            if matches!(chosen, Ok(Actuator::Qmp))
+                && !is_power_cycle(&vm.ownership, actuation, *attempts) =>
+        {
+            let wanted = &context.evidence;
+            return execute::restart(qmp, vm.reboot_action, wanted, writes, journal).await;
         }
-        Err(_) if scene.hangs => MonitorSays::Hangs,
+        Ok(qmp) => MonitorSays::Is(qmp.query_status().await.map_err(RestartError::Unknown)?),
+        Err(_) if context.hangs => MonitorSays::Hangs,
         Err(Some(why)) => MonitorSays::Nothing(why.clone()),
         Err(None) => MonitorSays::IsNotThere,
     };
-    let reboot_action = reboot_action(scene).await?;
-    let planned = |monitor: MonitorSays| {
-        restart_plan(&Situation {
-            ownership: &scene.vm.ownership,
-            actuation: &scene.actuation,
-            monitor,
-            reboot_action,
-            pid: scene.vm.id.pid,
-            attempts: scene.attempts,
-        })
-    };
-    let (mut steps, mut replaces_qemu) = match (planned(says.clone()), &scene.monitor) {
-        (Ok(ActuatorPlan::Steps { steps, replaces_qemu }), _) => (steps, replaces_qemu),
-        (Ok(ActuatorPlan::Qmp), Ok(qmp)) => {
-            let configured = scene.vm.reboot_action;
-            return execute::restart(qmp, configured, wanted, writes, journal).await;
-        }
-        (Ok(ActuatorPlan::Qmp), Err(why)) => {
-            let why = why.clone().unwrap_or_else(|| "no QMP socket is known".to_owned());
-            return Err(RestartError::Refused(Refusal(why)));
-        }
-        (Err(refusal), _) => return Err(RestartError::Refused(refusal)),
-    };
+    let reboot_action = reboot_action(context).await?;
+    let checked = checked(context, says.clone(), reboot_action).await?;
     let before = match says {
         MonitorSays::Is(run_state) => run_state,
         MonitorSays::Nothing(_) | MonitorSays::Hangs | MonitorSays::IsNotThere => unknown(),
     };
-    let mut told = check_all(&steps).await?;
-    let (writes_on, gathered) =
-        tokio::join!(execute::still_writing(&before, &writes, wanted), async {
-            match &scene.monitor {
-                Ok(qmp) => Some(evidence::gather(qmp, &before, wanted).await),
-                Err(_) => None,
-            }
-        });
-    if writes_on {
-        return Err(RestartError::StillWriting);
-    }
-    let mut gathered = gathered.unwrap_or_default();
-    if let Ok(qmp) = &scene.monitor
-        && evidence::dump_memory(qmp, wanted, &mut gathered).await
-    {
-        // It took its time, and somebody may have laid hands on the guest meanwhile.
-        if qmp.query_status().await.map_err(RestartError::Unknown)? != before {
-            let why = "its run state changed while its memory was dumped";
-            return Err(RestartError::Refused(Refusal(why.to_owned())));
-        }
-        told = check_all(&steps).await?;
-    }
-    if let Ok(qmp) = &scene.monitor {
-        match nmi::own_dump(qmp, &before, wanted, &writes).await {
-            nmi::Came::NotSent => {}
-            nmi::Came::Dump => return Err(RestartError::StillWriting),
-            nmi::Came::Nothing => {
-                let now = qmp.query_status().await.map_err(RestartError::Unknown)?;
-                match planned(MonitorSays::Is(now)).map_err(RestartError::Refused)? {
-                    ActuatorPlan::Steps { steps: now, replaces_qemu: replaces } => {
-                        (steps, replaces_qemu) = (now, replaces);
-                    }
-                    // Whoever's way it was to begin with, it still is.
-                    ActuatorPlan::Qmp => {}
-                }
-                told = check_all(&steps).await?;
-            }
-        }
-    }
-    let was_up = gathered.was_up();
-    // An owner's program has a way of its own; a step of ours needs a QEMU that answers, whatever it was asked before.
-    if let Ok(qmp) = &scene.monitor
-        && steps.iter().any(|step| matches!(step, ActuatorStep::SetRebootAction(_)))
-        && let Err(source) = execute::answering(qmp, execute::ANSWERS_WITHIN).await
-    {
-        let files = tokio::task::spawn_blocking(|| gathered.into_files()).await;
-        let kept = Box::new(Kept { files: files.unwrap_or_default(), was_up });
-        return Err(RestartError::Lost { kept, source });
-    }
+    let (checked, evidence) = match &context.monitor {
+        Ok(qmp) => prepare(context, qmp, &before, reboot_action, checked, writes).await?,
+        Err(_) => (checked, Evidence::default()),
+    };
+    let Checked { steps, replaces_qemu, told } = checked;
     journal.begun(&before, steps.iter().map(ActuatorStep::words).collect()).await;
     // Pictures are compressed while its owner acts.
-    let files = tokio::task::spawn_blocking(|| gathered.into_files());
-    let done = take_all(scene, &steps, "restart", told, journal).await;
-    let mut kept = Kept { files: files.await.unwrap_or_default(), was_up };
+    let kept = evidence.keep();
+    let done = take_all(context, &steps, "restart", told, journal).await;
+    let mut kept = kept.await;
     let done = match done {
         Ok(done) => done,
         Err(error) => return Err(error.with(kept)),
     };
     kept.files.push((EVIDENCE, done.told.into_bytes()));
-    let after = match &scene.monitor {
+    let after = match &context.monitor {
         Ok(qmp) if !replaces_qemu => execute::settled(qmp).await.unwrap_or_else(|_| unknown()),
         _ => unknown(),
     };
     let runs = matches!(after, RunState::Running | RunState::Other(_));
     // A command may do what takes longer than that.
-    let by_command = matches!(chosen(&scene.vm.ownership, &scene.actuation), Ok(Actuator::Command));
-    if !runs && !by_command {
+    if !runs && !matches!(chosen, Ok(Actuator::Command)) {
         let (reset_at, kept) = (Some(done.at), Box::new(kept));
         return Err(RestartError::NotRunning { run_state: after, reset_at, kept });
     }
@@ -149,18 +94,89 @@ pub(crate) async fn restart(
     })
 }
 
+/// The plan for what the monitor `says`, once all of its checks hold.
+async fn checked(
+    context: &RestartContext,
+    says: MonitorSays,
+    reboot_action: ResetAction,
+) -> Result<Checked, RestartError> {
+    let situation = Situation {
+        ownership: &context.vm.ownership,
+        actuation: &context.actuation,
+        monitor: says,
+        reboot_action,
+        pid: context.vm.id.pid,
+        attempts: context.attempts,
+    };
+    match restart_plan(&situation).map_err(RestartError::Refused)? {
+        ActuatorPlan::Steps { steps, replaces_qemu } => {
+            let told = check_all(&steps).await?;
+            Ok(Checked { steps, replaces_qemu, told })
+        }
+        // QMP is taken before where it is the way and there.
+        ActuatorPlan::Qmp => Err(refused("no QMP socket is known")),
+    }
+}
+
+/// Gathers what is wanted of a guest in the run state `before`; what took its time is followed by another look at the
+/// plan and its checks.
+async fn prepare(
+    context: &RestartContext,
+    qmp: &QmpHandle,
+    before: &RunState,
+    reboot_action: ResetAction,
+    mut plan: Checked,
+    writes: impl Fn() -> Option<u64>,
+) -> Result<(Checked, Evidence), RestartError> {
+    let wanted = &context.evidence;
+    let (writes_on, mut evidence) = tokio::join!(
+        execute::still_writing(before, &writes, wanted),
+        evidence::gather(qmp, before, wanted)
+    );
+    if writes_on {
+        return Err(RestartError::StillWriting);
+    }
+    if evidence::dump_memory(qmp, wanted, &mut evidence).await {
+        // An operator may have stopped the guest meanwhile.
+        if qmp.query_status().await.map_err(RestartError::Unknown)? != *before {
+            return Err(refused("its run state changed while its memory was dumped"));
+        }
+        plan.told = check_all(&plan.steps).await?;
+    }
+    match nmi::own_dump(qmp, before, wanted, &writes).await {
+        nmi::Came::NotSent => {}
+        nmi::Came::Dump => return Err(RestartError::StillWriting),
+        nmi::Came::Nothing => {
+            let now = qmp.query_status().await.map_err(RestartError::Unknown)?;
+            plan = checked(context, MonitorSays::Is(now), reboot_action).await?;
+        }
+    }
+    // An owner's program has a way of its own; a step of ours needs a QEMU that answers, whatever it was asked before.
+    if plan.steps.iter().any(|step| matches!(step, ActuatorStep::SetRebootAction(_)))
+        && let Err(source) = execute::answering(qmp, execute::ANSWERS_WITHIN).await
+    {
+        return Err(RestartError::Lost { kept: Box::new(evidence.keep().await), source });
+    }
+    Ok((plan, evidence))
+}
+
+fn refused(why: &str) -> RestartError {
+    RestartError::Refused(Refusal(why.to_owned()))
+}
+
 /// Starts a VM whose QEMU is gone by what its owner has for that.
 ///
 /// # Errors
 /// [`RestartError::Refused`] where nothing was tried.
 pub(crate) async fn start(
-    scene: &RestartContext,
+    context: &RestartContext,
     journal: &mut impl Journal,
 ) -> Result<Restart, RestartError> {
-    let steps = start_plan(&scene.vm.ownership, &scene.actuation).map_err(RestartError::Refused)?;
+    let steps =
+        start_plan(&context.vm.ownership, &context.actuation).map_err(RestartError::Refused)?;
     let told = check_all(&steps).await?;
     journal.begun(&unknown(), steps.iter().map(ActuatorStep::words).collect()).await;
-    let done = take_all(scene, &steps, "start", told, journal).await?;
+    let done = take_all(context, &steps, "start", told, journal).await?;
     Ok(Restart {
         at: done.at,
         run_states: (unknown(), unknown()),

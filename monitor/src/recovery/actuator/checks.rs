@@ -82,13 +82,13 @@ fn threads(reply: &str) -> Option<Vec<u32>> {
 
 /// What a reset leads to. libvirt tells QEMU only once it runs (`qemuProcessSetupLifecycleActions` in its
 /// src/qemu/qemu_process.c), so that the command line doesn't say, and the domain's XML does.
-pub(super) async fn reboot_action(scene: &RestartContext) -> Result<ResetAction, RestartError> {
-    let told = scene.vm.reboot_action;
-    let Owner::Libvirt { uuid, scope, .. } = &scene.vm.ownership.owner else { return Ok(told) };
-    if !matches!(chosen(&scene.vm.ownership, &scene.actuation), Ok(Actuator::Libvirt)) {
+pub(super) async fn reboot_action(context: &RestartContext) -> Result<ResetAction, RestartError> {
+    let told = context.vm.reboot_action;
+    let Owner::Libvirt { uuid, scope, .. } = &context.vm.ownership.owner else { return Ok(told) };
+    if !matches!(chosen(&context.vm.ownership, &context.actuation), Ok(Actuator::Libvirt)) {
         return Ok(told);
     }
-    let uri = libvirt_uri(*scope, &scene.actuation).map_err(RestartError::Refused)?;
+    let uri = libvirt_uri(*scope, &context.actuation).map_err(RestartError::Refused)?;
     let xml = run(&Virsh::new(&uri, uuid).on_domain("dumpxml"), &[], CHECK_LIMIT).await;
     let xml = xml.map_err(RestartError::NotAsked)?;
     Ok(match on_reboot(&String::from_utf8_lossy(&xml.stdout)) {
@@ -116,8 +116,8 @@ mod tests {
         let steps = [ActuatorStep::Check(check, Check::IsMainProcess(4711))];
         let refused = check_all(&steps).await.unwrap_err();
         assert!(matches!(refused, RestartError::Refused(_)), "{refused:?}");
-        let nobody = Program::new(["no-such-program"]);
-        let steps = [ActuatorStep::Check(nobody, Check::IsDown)];
+        let missing = Program::new(["no-such-program"]);
+        let steps = [ActuatorStep::Check(missing, Check::IsDown)];
         let unknown = check_all(&steps).await.unwrap_err();
         assert!(matches!(unknown, RestartError::NotAsked(_)), "{unknown:?}");
         let check = Program::new(["/bin/echo", "MainPID=4711"]);

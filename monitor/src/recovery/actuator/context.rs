@@ -1,4 +1,4 @@
-//! Whom a restart is about, and what it may use.
+//! Context of a restart: the VM that it is about, and what it may use.
 
 use std::sync::Arc;
 
@@ -15,30 +15,30 @@ use flatline_qemu::{
     qmp::QmpHandle,
 };
 
-/// Whom it is about, and what may be used.
+/// The VM that is restarted or started, and what may be used for that.
 #[derive(Clone, Debug)]
 pub(crate) struct RestartContext {
     /// The VM.
-    pub vm: Arc<Vm>,
+    pub(crate) vm: Arc<Vm>,
     /// Its means.
-    pub actuation: ActuatorConfig,
+    pub(crate) actuation: ActuatorConfig,
     /// Its monitor, or why it can't be asked; the latter is `None` where there is none at all.
-    pub monitor: Result<QmpHandle, Option<String>>,
+    pub(crate) monitor: Result<QmpHandle, Option<String>>,
     /// Restarts for this crash that brought no life.
-    pub attempts: usize,
+    pub(crate) attempts: usize,
     /// QEMU itself stands convicted of hanging.
-    pub hangs: bool,
+    pub(crate) hangs: bool,
     /// The incident's id, cause and reason, for the configured command.
-    pub incident: (String, String, String),
+    pub(crate) incident: (String, String, String),
     /// What is to be gathered of the guest before it is restarted.
-    pub evidence: Wanted,
+    pub(crate) evidence: Wanted,
 }
 
 impl RestartContext {
-    /// As whom and where the programs of these steps run: the configured command as whom it is configured to, and
-    /// one that starts a VM whose QEMU is gone where that was, so that the limits which held it hold its successor;
-    /// not one that restarts a QEMU which is there, since it may have to end what is in that control group, or to
-    /// wait for it. Programs of owners do all of that themselves.
+    /// User and control groups that the programs of these steps run with: those that are configured for the configured
+    /// command, and one that starts a VM again runs where its QEMU was, so that the limits which held it hold its
+    /// successor; not one that restarts a QEMU which is there, since it may have to end what is in that control group,
+    /// or to wait for it. Programs of owners do all of that themselves.
     pub(super) fn place(&self, steps: &[ActuatorStep], action: &str) -> Place {
         let is_command = |program: &Program| program.words == self.actuation.command;
         let runs_it =

@@ -1,8 +1,8 @@
-//! Restarts and starts by the means of whoever owns a VM.
+//! Restarts and starts by the means of a VM's owner.
 //!
 //! | owner | a crashed guest | a QEMU that is gone |
 //! |---|---|---|
-//! | nobody that is known | QMP | the configured command |
+//! | none that is known | QMP | the configured command |
 //! | systemd unit | QMP; `systemctl restart` where there is no QMP | `systemctl start` |
 //! | libvirt | `virsh reset`, `virsh resume` | `virsh start` |
 //! | Proxmox VE | `qm reset`, `qm resume` | `qm start` |
@@ -10,21 +10,22 @@
 //!
 //! A plan ([`restart_plan`], [`start_plan`]) is complete before anything is touched, and pure. What it does not know
 //! is asked by checks that stand in it: that a unit's main process, or a domain's vCPUs, are those of the very QEMU
-//! that was convicted. They come first of all, and
-//! one that fails ends the plan before anything is touched, written down or counted.
+//! that was convicted. They come first of all, and one that fails ends the plan before anything is touched, written
+//! down or counted.
 
 mod carry_out;
 mod checks;
+mod choice;
 mod context;
 mod plan;
 mod programs;
+mod replace;
 mod steps;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use carry_out::{restart, start};
+pub(crate) use choice::{chosen, libvirt_uri};
 pub(crate) use context::RestartContext;
-pub(crate) use plan::{
-    ActuatorPlan, ActuatorStep, Check, MonitorSays, Situation, chosen, is_power_cycle, libvirt_uri,
-    restart_plan, start_plan,
-};
+pub(super) use plan::{ActuatorPlan, ActuatorStep, Check, MonitorSays, Situation, restart_plan};
+pub(super) use replace::{is_power_cycle, start_plan};

@@ -18,22 +18,22 @@ pub(super) struct Done {
 
 /// Takes all steps that are no checks. `told` is what was told by these.
 pub(super) async fn take_all(
-    scene: &RestartContext,
+    context: &RestartContext,
     steps: &[ActuatorStep],
     action: &str,
     mut told: String,
     journal: &mut impl Journal,
 ) -> Result<Done, RestartError> {
-    let environment = scene.environment(action);
-    let place = scene.place(steps, action);
+    let environment = context.environment(action);
+    let place = context.place(steps, action);
     let (mut at, mut done) = (None, Vec::new());
     for step in steps {
         match step {
             ActuatorStep::Check(..) => {}
             ActuatorStep::SetRebootAction(wanted) => {
-                let Ok(qmp) = &scene.monitor else { continue };
+                let Ok(qmp) = &context.monitor else { continue };
                 let step = Step::SetRebootAction(*wanted);
-                let set = execute::take(qmp, step, scene.vm.reboot_action).await;
+                let set = execute::take(qmp, step, context.vm.reboot_action).await;
                 set.map_err(|(step, source)| failed(step, at, source))?;
             }
             ActuatorStep::Tell(program) => {
@@ -47,7 +47,7 @@ pub(super) async fn take_all(
             ActuatorStep::Run(program) => {
                 let begin = SystemTime::now();
                 let ran =
-                    run_at(program, &environment, scene.actuation.command_limit, &place).await;
+                    run_at(program, &environment, context.actuation.command_limit, &place).await;
                 note(&mut told, program, &ran);
                 // One that failed may have done it all the same.
                 if at.is_none() {

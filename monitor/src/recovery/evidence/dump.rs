@@ -45,13 +45,13 @@ const FORMATS: [(&str, &str); 4] =
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     /// The directory for it, which is made if it is missing.
-    pub directory: PathBuf,
+    pub(crate) directory: PathBuf,
     /// The most that all dumps there may take, in bytes; the oldest make room.
-    pub quota_bytes: u64,
+    pub(crate) quota_bytes: u64,
     /// How long it may take.
-    pub limit: Duration,
+    pub(crate) limit: Duration,
     /// Where those who ask are told how far it is.
-    pub under_way: UnderWay,
+    pub(crate) under_way: UnderWay,
 }
 
 /// A dump that was taken.
@@ -74,13 +74,13 @@ impl fmt::Display for Dump {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct State {
     /// When it was begun.
-    pub since: SystemTime,
+    pub(crate) since: SystemTime,
     /// Bytes of the guest's memory that QEMU is done with.
-    pub completed_bytes: u64,
+    pub(crate) completed_bytes: u64,
     /// Of so many; `None` while QEMU doesn't tell.
-    pub total_bytes: Option<u64>,
+    pub(crate) total_bytes: Option<u64>,
     /// Bytes of the file, which may be compressed.
-    pub written_bytes: u64,
+    pub(crate) written_bytes: u64,
 }
 
 /// The dumps that are under way.

@@ -25,7 +25,8 @@ use std::{
 use tokio::{task::spawn_blocking, time::timeout};
 use tracing::warn;
 
-use crate::{insight::Insight, probes::console};
+use super::{Files, Kept};
+use crate::{insight::Insight, probes::console, storage::evidence::LIST};
 use flatline_qemu::{
     discover::Vm,
     qmp::{QmpHandle, operating_system},
@@ -40,31 +41,28 @@ const REGISTERS_LIMIT: Duration = Duration::from_millis(500);
 /// A file of text is cut here: registers of some hundred vCPUs fit.
 const TEXT_MAX_BYTES: usize = 1 << 20;
 
-/// The list of all the evidence, and of what is missing.
-pub(crate) const LIST: &str = "evidence.txt";
-
 /// What is wanted of a guest.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     /// The VM.
-    pub vm: Arc<Vm>,
+    pub(crate) vm: Arc<Vm>,
     /// The incident that it is for.
-    pub incident: String,
+    pub(crate) incident: String,
     /// The time for all of it but the memory dump; zero: nothing is wanted.
-    pub limit: Duration,
+    pub(crate) limit: Duration,
     /// The guest said itself that it panicked, and may have said more.
-    pub announced: bool,
+    pub(crate) announced: bool,
     /// flatline's own figures of it, as they were last read.
-    pub figures: String,
+    pub(crate) figures: String,
     /// Its memory.
-    pub memory: Option<dump::Wanted>,
+    pub(crate) memory: Option<dump::Wanted>,
     /// What there is to be read of it.
-    pub insight: Insight,
+    pub(crate) insight: Insight,
     /// Before it is reset, it is sent an NMI, and has so long to begin a dump of its own; zero: it is not.
-    pub own_dump: Duration,
+    pub(crate) own_dump: Duration,
     /// Whether QEMU is asked for anything: not where it fell silent over that once, before it could be told to reset this
     /// guest.
-    pub asks: bool,
+    pub(crate) asks: bool,
 }
 
 impl Wanted {
@@ -231,19 +229,21 @@ impl Piece {
 }
 
 impl Evidence {
-    /// The registers that the guest died with, as QEMU wrote them; `None` if they could not be had.
-    pub(crate) fn registers(&self) -> Option<&str> {
-        self.registers.as_deref()
+    /// Whether the guest had come further than its firmware, by its registers; `None` if they don't tell.
+    fn was_up(&self) -> Option<bool> {
+        operating_system(self.registers.as_deref()?).ok().map(|(is_up, _)| is_up)
     }
 
-    /// Whether the guest had come further than its firmware, by its registers; `None` if they don't tell.
-    pub(crate) fn was_up(&self) -> Option<bool> {
-        operating_system(self.registers()?).ok().map(|(is_up, _)| is_up)
+    /// Makes the files, on a thread that begins at once, and whether or not the future is waited for.
+    pub(super) fn keep(self) -> impl Future<Output = Kept> {
+        let was_up = self.was_up();
+        let files = spawn_blocking(|| self.into_files());
+        async move { Kept { files: files.await.unwrap_or_default(), was_up } }
     }
 
     /// The files for the incident's directory, the list of them first. Computes for as long as it takes to
     /// compress a picture.
-    pub(crate) fn into_files(self) -> Vec<(&'static str, Vec<u8>)> {
+    fn into_files(self) -> Files {
         let Self { incident, limit, took, pieces, memory, registers: _ } = self;
         if pieces.is_empty() && memory.is_none() {
             return Vec::new();

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::*;
 use crate::recovery::{
     Stand,
-    evidence::tests::{healthy, qemu, wanted},
+    evidence::tests::made_up_qemu::{healthy, qemu, wanted},
 };
 
 /// Commands in the order in which they came, those that only ask left out.
