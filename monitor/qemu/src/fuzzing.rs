@@ -6,8 +6,9 @@
 use bytes::BytesMut;
 use tokio_util::codec::Decoder;
 
+pub use crate::discover::fuzzing::{command_line, proc};
+
 use crate::{
-    discover::fuzzing as processes,
     qmp::{
         QmpEvent,
         codec::{CodecError, Message, QmpCodec, SkippedKind},
@@ -16,16 +17,6 @@ use crate::{
     },
     text::MAX_TEXT_CHARS,
 };
-
-/// A QEMU's command line.
-pub fn command_line(bytes: &[u8]) {
-    processes::command_line(bytes);
-}
-
-/// Files of `/proc/PID`.
-pub fn proc(bytes: &[u8]) {
-    processes::proc(bytes);
-}
 
 /// What comes from a QMP socket: in one piece and byte by byte it is the same messages.
 pub fn qmp(bytes: &[u8]) {

@@ -70,9 +70,11 @@ pub(super) fn place_of(tap: BorrowedFd<'_>) -> io::Result<Said<Place>> {
     // SAFETY: the descriptor is open, and this request (Linux 5.2) takes no argument.
     let raw = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNGETDEVNETNS) };
     if raw < 0 {
-        let error = io::Error::last_os_error();
-        // Detached since it told its name.
-        return if is(&error, Errno::BADFD) { Ok(Said::Unattached) } else { Err(error) };
+        return match last_errno() {
+            // Detached since it told its name.
+            Errno::BADFD => Ok(Said::Unattached),
+            errno => Err(errno.into()),
+        };
     }
     // SAFETY: the kernel just returned it, and nobody else has it.
     let namespace = File::from(unsafe { OwnedFd::from_raw_fd(raw) });
@@ -82,16 +84,12 @@ pub(super) fn place_of(tap: BorrowedFd<'_>) -> io::Result<Said<Place>> {
 
 /// The name that the interface behind a descriptor has now, be it a tap's or a macvtap's.
 pub(super) fn name_of(tap: BorrowedFd<'_>) -> io::Result<Said<String>> {
-    let request = match ask(tap, libc::TUNGETIFF) {
+    let request = match ask(tap, libc::TUNGETIFF, "") {
         Ok(request) => request,
         // A tap that is not attached; a macvtap whose interface is gone.
-        Err(error) if is(&error, Errno::BADFD) || is(&error, Errno::NOLINK) => {
-            return Ok(Said::Unattached);
-        }
-        Err(error) if is(&error, Errno::NOTTY) || is(&error, Errno::INVAL) => {
-            return Ok(Said::NoTap);
-        }
-        Err(error) => return Err(error),
+        Err(Errno::BADFD | Errno::NOLINK) => return Ok(Said::Unattached),
+        Err(Errno::NOTTY | Errno::INVAL) => return Ok(Said::NoTap),
+        Err(errno) => return Err(errno.into()),
     };
     let name = request.ifr_name.map(c_char::cast_unsigned);
     let name = CStr::from_bytes_until_nul(&name).map_err(io::Error::other)?;
@@ -100,9 +98,7 @@ pub(super) fn name_of(tap: BorrowedFd<'_>) -> io::Result<Said<String>> {
 
 /// The hardware address of the macvtap behind a descriptor.
 pub(super) fn mac_of(tap: BorrowedFd<'_>) -> io::Result<[u8; MAC_BYTES]> {
-    let request = ask(tap, libc::SIOCGIFHWADDR)?;
-    // SAFETY: this request fills that member; any bytes are a value of it.
-    Ok(mac_in(&unsafe { request.ifr_ifru.ifru_hwaddr }))
+    Ok(mac_in(&ask(tap, libc::SIOCGIFHWADDR, "")?))
 }
 
 /// The same by its name, through any socket of the namespace; `None` if there is none so called.
@@ -110,42 +106,39 @@ pub(super) fn mac_of_name(
     socket: BorrowedFd<'_>,
     name: &str,
 ) -> io::Result<Option<[u8; MAC_BYTES]>> {
-    let mut request = empty_request();
-    if name.len() >= request.ifr_name.len() {
+    if name.len() >= libc::IFNAMSIZ {
         return Ok(None);
     }
+    match ask(socket, libc::SIOCGIFHWADDR, name) {
+        Ok(request) => Ok(Some(mac_in(&request))),
+        Err(Errno::NODEV) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Asks a descriptor something that concerns the interface called `name`, or, of a tap's descriptor, its own.
+fn ask(file: BorrowedFd<'_>, what: libc::Ioctl, name: &str) -> Result<libc::ifreq, Errno> {
+    // SAFETY: it is made of integers, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
     // SAFETY: the descriptor is open, and the request is a whole `ifreq` that outlives the call.
-    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) } != 0 {
-        let error = io::Error::last_os_error();
-        return if is(&error, Errno::NODEV) { Ok(None) } else { Err(error) };
-    }
-    // SAFETY: as above.
-    Ok(Some(mac_in(&unsafe { request.ifr_ifru.ifru_hwaddr })))
-}
-
-fn ask(tap: BorrowedFd<'_>, what: libc::Ioctl) -> io::Result<libc::ifreq> {
-    let mut request = empty_request();
-    // SAFETY: the descriptor is open, and the request is a whole `ifreq` that outlives the call.
-    match unsafe { libc::ioctl(tap.as_raw_fd(), what, &raw mut request) } {
+    match unsafe { libc::ioctl(file.as_raw_fd(), what, &raw mut request) } {
         0 => Ok(request),
-        _ => Err(io::Error::last_os_error()),
+        _ => Err(last_errno()),
     }
 }
 
-fn empty_request() -> libc::ifreq {
-    // SAFETY: it is made of integers, for which zero is a value.
-    unsafe { mem::zeroed() }
+fn last_errno() -> Errno {
+    Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
-fn mac_in(address: &libc::sockaddr) -> [u8; MAC_BYTES] {
+/// The hardware address in the answer to `SIOCGIFHWADDR`.
+fn mac_in(request: &libc::ifreq) -> [u8; MAC_BYTES] {
+    // SAFETY: that request fills this member; any bytes are a value of it.
+    let address = unsafe { request.ifr_ifru.ifru_hwaddr };
     std::array::from_fn(|index| address.sa_data[index].cast_unsigned())
-}
-
-fn is(error: &io::Error, errno: Errno) -> bool {
-    error.raw_os_error() == Some(errno.raw_os_error())
 }
 
 #[cfg(test)]

@@ -10,14 +10,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use monitor_ebpf::FileKey;
-use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, FileType, OFlags, StatxFlags, statx};
 
-use super::{DiscoverError, display_text, proc};
+use super::{DiscoverError, display_text, fdinfo::FdInfo, proc};
 
 /// Most files of one VM; QEMU itself takes some hundred disks.
 const FILES: usize = 1024;
-const O_ACCMODE: u32 = 0o3;
-const O_RDWR: u32 = 0o2;
 /// Character devices that every QEMU has open, below `/dev`.
 const NO_DISKS: [&str; 7] = ["net/", "kvm", "vhost", "null", "pts/", "ptmx", "vfio/"];
 /// File systems below which no block layer is, or none of this host's: their kinds begin so.
@@ -62,13 +60,11 @@ pub(super) fn files_among(
             keys.extend(block_device(pid, *fd, device));
             continue;
         }
-        let info = match proc::descriptor_info(pid, *fd) {
-            Ok(info) => info,
-            // Closed meanwhile.
-            Err(DiscoverError::Gone { .. }) => continue,
-            Err(error) => return Err(error),
+        let Some(FdInfo { access: OFlags::RDWR, mount, inode: Some(inode) }) =
+            FdInfo::read(pid, *fd)?
+        else {
+            continue;
         };
-        let Some((mount, inode)) = writable(&info) else { continue };
         let mounts = match &mut mounts {
             Some(mounts) => mounts,
             none => none.insert(parse_mountinfo(&proc::mountinfo(pid)?)),
@@ -102,18 +98,8 @@ fn block_device(pid: u32, fd: u32, below_dev: &Path) -> Option<FileKey> {
     })
 }
 
-/// Mount and inode of a file that is open for reading and writing.
-pub(super) fn writable(fdinfo: &str) -> Option<(u32, u64)> {
-    let field = |name: &str| fdinfo.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    let flags = u32::from_str_radix(field("flags:")?, 8).ok()?;
-    if flags & O_ACCMODE != O_RDWR {
-        return None;
-    }
-    Some((field("mnt_id:")?.parse().ok()?, field("ino:")?.parse().ok()?))
-}
-
 /// By mount id; lines that are malformed are left out.
-pub(super) fn parse_mountinfo(text: &str) -> BTreeMap<u32, Mount> {
+pub(super) fn parse_mountinfo(text: &str) -> BTreeMap<u64, Mount> {
     let mount = |line: &str| {
         let (mount, file_system) = line.split_once(" - ")?;
         let mut fields = mount.split(' ');
@@ -132,17 +118,7 @@ mod tests {
     use std::os::fd::AsRawFd;
     use std::path::PathBuf;
 
-    use super::{Mount, OpenFiles, files_among, parse_mountinfo, writable};
-
-    #[test]
-    fn only_what_is_open_for_reading_and_writing_is_an_image() {
-        let info = |flags: &str| format!("pos:\t0\nflags:\t{flags}\nmnt_id:\t29\nino:\t71\n");
-        assert_eq!(writable(&info("0100002")), Some((29, 71)));
-        assert_eq!(writable(&info("02140002")), Some((29, 71)));
-        assert_eq!(writable(&info("0100001")), None);
-        assert_eq!(writable(&info("0100000")), None);
-        assert_eq!(writable("flags:\t02\n"), None, "kernels before 5.14 tell no inode");
-    }
+    use super::{Mount, OpenFiles, files_among, parse_mountinfo};
 
     #[test]
     fn a_mount_is_known_by_its_id_with_the_kernels_number_of_its_device() {

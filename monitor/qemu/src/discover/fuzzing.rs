@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use super::{
-    command_line as parser, files, macvtaps, options, origin, owner, proc as process, rights, taps,
-    written,
+    command_line as parser, fdinfo::FdInfo, files, macvtaps, options, origin, owner,
+    proc as process, rights, taps,
 };
 
-pub(crate) fn command_line(bytes: &[u8]) {
+/// A QEMU's command line.
+pub fn command_line(bytes: &[u8]) {
     let arguments = options::split_arguments(bytes);
     let Some(told) = parser::describe(&arguments) else { return };
     let cgroups = String::from_utf8_lossy(bytes).into_owned();
@@ -22,7 +23,8 @@ pub(crate) fn command_line(bytes: &[u8]) {
     assert!(told.name.is_none_or(|name| !name.chars().any(char::is_control)));
 }
 
-pub(crate) fn proc(bytes: &[u8]) {
+/// Files of `/proc/PID`.
+pub fn proc(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     if let Some(stat) = process::parse_stat(&text) {
         assert!(text.contains(&stat.comm));
@@ -33,9 +35,8 @@ pub(crate) fn proc(bytes: &[u8]) {
     if let process::VcpuThreads::Each(threads) = process::vcpu_threads_from_names(&named) {
         assert!(threads.windows(2).all(|pair| pair[0].index < pair[1].index));
     }
-    files::writable(&text);
-    rights::fuzz(&text);
-    written::fuzz(&text);
+    rights::parse(&text);
+    FdInfo::parse(&text);
     files::parse_mountinfo(&text);
     macvtaps::index(Path::new(text.as_ref()));
     assert!(taps::interface_name(&text).is_none_or(|name| !name.is_empty()));

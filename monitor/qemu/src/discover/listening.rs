@@ -114,16 +114,8 @@ pub(crate) fn listening_socket(pid: u32, at: &SocketAt) -> Result<Found, NotFoun
     let gone = || unseen(Errno::SRCH.into());
     let pidfd = open_pidfd(pid).map_err(|error| unseen(io::Error::other(error)))?;
     let pidfd = pidfd.ok_or_else(gone)?;
-    match at {
-        SocketAt::Path(path) => {
-            let all = sockets(pid, &pidfd).map_err(unseen)?;
-            let bound = |socket: &&Socket| socket.path.as_deref() == Some(path);
-            let Some(listening) = all.iter().filter(bound).find(|socket| socket.listens) else {
-                return Err(NotFound::None { pid, at: at.clone() });
-            };
-            let is_held = all.iter().filter(bound).any(|socket| !socket.listens);
-            Ok(Found { file: file_of(&listening.socket).map_err(unseen)?, is_held })
-        }
+    let handed = match at {
+        SocketAt::Path(_) => None,
         SocketAt::Descriptor(fd) => {
             let unfit = |what| NotFound::Unfit { pid, fd: *fd, what };
             let socket = match pidfd_getfd(&pidfd, *fd, PidfdGetfdFlags::empty()) {
@@ -131,19 +123,28 @@ pub(crate) fn listening_socket(pid: u32, at: &SocketAt) -> Result<Found, NotFoun
                 Err(Errno::BADF) => return Err(unfit("not open")),
                 Err(errno) => return Err(unseen(errno.into())),
             };
-            let listening = Socket::look(socket).ok_or_else(|| unfit("no Unix socket"))?;
-            if !listening.listens {
+            let socket = Socket::look(socket).ok_or_else(|| unfit("no Unix socket"))?;
+            if !socket.listens {
                 return Err(unfit("a socket on which nobody listens"));
             }
-            let Some(path) = &listening.path else {
+            if socket.path.is_none() {
                 return Err(unfit("a socket that is bound to no path"));
-            };
-            let all = sockets(pid, &pidfd).map_err(unseen)?;
-            let is_held =
-                all.iter().any(|socket| !socket.listens && socket.path.as_ref() == Some(path));
-            Ok(Found { file: file_of(&listening.socket).map_err(unseen)?, is_held })
+            }
+            Some(socket)
         }
-    }
+    };
+    let path = match (at, &handed) {
+        (SocketAt::Path(path), _) => Some(path),
+        (SocketAt::Descriptor(_), handed) => {
+            handed.as_ref().and_then(|socket| socket.path.as_ref())
+        }
+    };
+    let all = sockets(pid, &pidfd).map_err(unseen)?;
+    let bound = || all.iter().filter(|socket| socket.path.as_ref() == path);
+    let listening = handed.as_ref().or_else(|| bound().find(|socket| socket.listens));
+    let listening = listening.ok_or_else(|| NotFound::None { pid, at: at.clone() })?;
+    let is_held = bound().any(|socket| !socket.listens);
+    Ok(Found { file: file_of(&listening.socket).map_err(unseen)?, is_held })
 }
 
 /// A Unix stream socket of a process.

@@ -15,8 +15,8 @@ use std::path::Path;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::descriptor::{Said, mac_of, mac_of_name, name_of};
-use super::netns::{netns_of, own_netns};
-use super::taps::{Found, Interface, Tap, TapKind, in_namespace, look_up};
+use super::netns::{in_netns, netns_of, own_netns};
+use super::taps::{Found, Interface, Tap, TapKind, look_up};
 use super::{DiscoverError, display_text};
 
 /// The kernel's lists of such devices, in which those of the reader's own namespace are seen.
@@ -66,7 +66,7 @@ pub(super) fn find(
         fitting.extend(ifindex.map(|ifindex| Tap { kind: TapKind::Macvtap, name, netns, ifindex }));
     };
     if theirs != ours {
-        add(theirs, in_namespace(&namespace, || matching(&wanted)).map_err(failed)?);
+        add(theirs, in_netns(&namespace, || matching(&wanted)).flatten().map_err(failed)?);
     }
     // Our own has one like it in any case, if a name and an address are chosen so: its device must be the one.
     if theirs == ours || is_listed(&wanted.device, &CLASSES) != Some(false) {

@@ -18,6 +18,7 @@ mod descriptor;
 mod disks;
 mod encryption;
 mod error;
+mod fdinfo;
 mod files;
 pub(crate) mod fuzzing;
 mod launch;

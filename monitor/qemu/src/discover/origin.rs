@@ -9,8 +9,6 @@ use super::{DiscoverError, proc};
 
 /// Where distributions mount the control groups.
 const MOUNT: &str = "/sys/fs/cgroup";
-/// Most supplementary groups that Linux gives a process (`NGROUPS_MAX`).
-const GROUPS: usize = 65_536;
 
 /// The user and the control groups of a QEMU, as they were when it was found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,16 +32,11 @@ pub(super) fn read(pid: u32) -> Result<Origin, DiscoverError> {
     Ok(Origin { cgroups: folders(&proc::cgroups(pid)?, is_group), ..origin })
 }
 
-/// The ids in `/proc/PID/status`, whose newlines the kernel escapes: no name can pose as one of these lines.
+/// The ids in `/proc/PID/status`.
 pub(super) fn parse_ids(status: &str) -> Option<Origin> {
-    let ids = |field: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(field))?;
-        let numbers = line.split_ascii_whitespace().take(GROUPS).map(|number| number.parse().ok());
-        numbers.collect::<Option<Vec<u32>>>()
-    };
-    let first = |field| ids(field)?.first().copied();
-    let (uid, gid, groups) = (first("Uid:")?, first("Gid:")?, ids("Groups:")?);
-    Some(Origin { uid, gid, groups, cgroups: Vec::new() })
+    let first = |field| proc::ids(status, field)?.first().copied();
+    let (uid, gid) = (first("Uid:")?, first("Gid:")?);
+    Some(Origin { uid, gid, groups: proc::ids(status, "Groups:")?, cgroups: Vec::new() })
 }
 
 /// The folders of the groups in `/proc/PID/cgroup`. One that lies outside of our own namespace is left out, and so

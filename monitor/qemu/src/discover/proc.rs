@@ -22,6 +22,8 @@ const MOUNTINFO_BYTES: u64 = 4 << 20;
 const STATUS_BYTES: u64 = 1 << 20;
 /// `stat`, `comm` and `fdinfo` of a process are far shorter.
 const SMALL_FILE_BYTES: u64 = 16 << 10;
+/// Most supplementary groups that Linux gives a process (`NGROUPS_MAX`).
+const GROUPS: usize = 65_536;
 /// Lines of a `cgroup` that are looked at; a host has some fifteen hierarchies.
 const CGROUP_LINES: usize = 64;
 /// Most threads or descriptors looked at: sixteen times the vCPUs that KVM allows a guest.
@@ -131,10 +133,10 @@ impl ThreadIds {
         let mut inner = BTreeMap::new();
         for tid in numeric_entries(pid, "task")? {
             // A thread that ended meanwhile is not one of those wanted.
-            let Ok(text) = read_bounded(pid, &format!("task/{tid}/status"), STATUS_BYTES) else {
+            let Ok(text) = read_text(pid, &format!("task/{tid}/status"), STATUS_BYTES) else {
                 continue;
             };
-            if let Some((_, there)) = innermost(&String::from_utf8_lossy(&text)) {
+            if let Some((_, there)) = innermost(&text) {
                 inner.insert(there, tid);
             }
         }
@@ -180,10 +182,10 @@ pub(super) fn thread_names(pid: u32) -> Result<Vec<(String, u32)>, DiscoverError
     let mut named = Vec::new();
     for tid in numeric_entries(pid, "task")? {
         // A thread that ended meanwhile is not one of those wanted.
-        let Ok(comm) = read_bounded(pid, &format!("task/{tid}/comm"), SMALL_FILE_BYTES) else {
+        let Ok(comm) = read_text(pid, &format!("task/{tid}/comm"), SMALL_FILE_BYTES) else {
             continue;
         };
-        named.push((String::from_utf8_lossy(&comm).trim_end_matches('\n').to_owned(), tid));
+        named.push((comm.trim_end_matches('\n').to_owned(), tid));
     }
     Ok(named)
 }
@@ -211,8 +213,7 @@ fn vcpu_index(name: &str) -> Option<u32> {
 }
 
 pub(super) fn stat(pid: u32) -> Result<Stat, DiscoverError> {
-    let text = read_bounded(pid, "stat", SMALL_FILE_BYTES)?;
-    parse_stat(&String::from_utf8_lossy(&text))
+    parse_stat(&read_text(pid, "stat", SMALL_FILE_BYTES)?)
         .ok_or(DiscoverError::Malformed { pid, file: "stat".to_owned() })
 }
 
@@ -222,8 +223,14 @@ pub(super) fn stat(pid: u32) -> Result<Stat, DiscoverError> {
 /// [`DiscoverError::Gone`] if there is no such process; otherwise if it cannot be read.
 pub fn status(pid: u32) -> Result<String, DiscoverError> {
     // Of a process in very many groups, the line with them is the longest by far.
-    let text = read_bounded(pid, "status", STATUS_BYTES)?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
+    read_text(pid, "status", STATUS_BYTES)
+}
+
+/// The numbers of a field (`Uid:`, ..) of a `status`, whose newlines the kernel escapes: no name can pose as such a line.
+/// `None` if there is no such field, or something else in it.
+pub(super) fn ids(status: &str, field: &str) -> Option<Vec<u32>> {
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+    line.split_ascii_whitespace().take(GROUPS).map(|id| id.parse().ok()).collect()
 }
 
 /// The executable, without the ` (deleted)` of one whose package was upgraded meanwhile; kernel
@@ -261,22 +268,22 @@ pub(super) fn descriptors(pid: u32) -> Result<Vec<(u32, PathBuf)>, DiscoverError
         .collect())
 }
 
-/// The text of `/proc/PID/fdinfo/FD`.
-pub(super) fn descriptor_info(pid: u32, fd: u32) -> Result<String, DiscoverError> {
-    let text = read_bounded(pid, &format!("fdinfo/{fd}"), SMALL_FILE_BYTES)?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
+/// The text of `/proc/PID/fdinfo/FD`; `None` if that was closed meanwhile, or the process is gone.
+pub(super) fn descriptor_info(pid: u32, fd: u32) -> Result<Option<String>, DiscoverError> {
+    match read_text(pid, &format!("fdinfo/{fd}"), SMALL_FILE_BYTES) {
+        Err(DiscoverError::Gone { .. }) => Ok(None),
+        text => text.map(Some),
+    }
 }
 
 /// The text of `/proc/PID/mountinfo`.
 pub(super) fn mountinfo(pid: u32) -> Result<String, DiscoverError> {
-    let text = read_bounded(pid, "mountinfo", MOUNTINFO_BYTES)?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
+    read_text(pid, "mountinfo", MOUNTINFO_BYTES)
 }
 
 /// The text of `/proc/PID/cgroup`.
 pub(super) fn cgroups(pid: u32) -> Result<String, DiscoverError> {
-    let text = read_bounded(pid, "cgroup", SMALL_FILE_BYTES)?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
+    read_text(pid, "cgroup", SMALL_FILE_BYTES)
 }
 
 /// The lines of a `/proc/PID/cgroup`, `ID:CONTROLLERS:PATH` (cgroups(7)): the controllers, which the hierarchy of
@@ -302,6 +309,12 @@ fn numeric_entries(pid: u32, folder: &str) -> Result<Vec<u32>, DiscoverError> {
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .take(ENTRIES)
         .collect())
+}
+
+/// Bytes that are no UTF-8 become U+FFFD.
+fn read_text(pid: u32, file: &str, limit_bytes: u64) -> Result<String, DiscoverError> {
+    let bytes = read_bounded(pid, file, limit_bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn read_bounded(pid: u32, file: &str, limit_bytes: u64) -> Result<Vec<u8>, DiscoverError> {

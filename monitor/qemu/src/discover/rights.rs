@@ -145,23 +145,14 @@ fn set_fs_id(call: libc::c_long, id: u32) -> io::Result<()> {
 }
 
 /// The ids of a `/proc/PID/status`, and `None` in their place if the process has several at once.
-fn parse(status: &str) -> Option<Option<Rights>> {
-    let ids = |field: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(field))?;
-        let ids: Vec<u32> =
-            line.split_ascii_whitespace().map(|id| id.parse().ok()).collect::<Option<_>>()?;
+pub(super) fn parse(status: &str) -> Option<Option<Rights>> {
+    let only = |field: &str| {
         // Real, effective, saved, and that for files.
-        let [real, rest @ ..] = <[u32; 4]>::try_from(ids).ok()?;
+        let [real, rest @ ..] = <[u32; 4]>::try_from(proc::ids(status, field)?).ok()?;
         Some(rest.iter().all(|id| *id == real).then_some(real))
     };
-    let groups = super::origin::parse_ids(status)?.groups;
-    let (uid, gid) = (ids("Uid:")?, ids("Gid:")?);
+    let (uid, gid, groups) = (only("Uid:")?, only("Gid:")?, proc::ids(status, "Groups:")?);
     Some(uid.zip(gid).map(|(uid, gid)| Rights { uid, gid, groups }))
-}
-
-/// Fuzzing entry: see [`crate::fuzzing`].
-pub(super) fn fuzz(text: &str) {
-    parse(text);
 }
 
 #[cfg(test)]

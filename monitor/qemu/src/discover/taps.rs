@@ -138,7 +138,7 @@ pub fn netns_of_tap(pid: u32, netns: u32) -> Result<Option<File>, DiscoverError>
 fn find(copy: &OwnedFd, mut place: Place, found: &mut Found) -> io::Result<()> {
     for _ in 0..LOOK_UPS {
         let interface = Interface::Name(place.name.clone());
-        let looked_up = in_namespace(&place.namespace, || look_up(&interface))?;
+        let looked_up = in_netns(&place.namespace, || look_up(&interface)).flatten()?;
         let Said::Known(now) = place_of(copy.as_fd())? else { return Ok(()) };
         let is_same = (now.netns, &now.name) == (place.netns, &place.name);
         if let Some((name, ifindex)) = looked_up
@@ -163,12 +163,8 @@ fn by_name(
     if let Some(index) = macvtaps::index(target) {
         return Ok(Some(Interface::Index(index)));
     }
-    let info = match proc::descriptor_info(pid, fd) {
-        Ok(info) => info,
-        // Closed meanwhile, or the process is gone, which the caller's next read will find.
-        Err(DiscoverError::Gone { .. }) => return Ok(None),
-        Err(error) => return Err(error),
-    };
+    // Should the process be gone, the caller's next read will find that.
+    let Some(info) = proc::descriptor_info(pid, fd)? else { return Ok(None) };
     let name = interface_name(&info);
     if name.is_none() {
         notes.insert("tap without a name".to_owned());
@@ -210,7 +206,7 @@ fn resolve(
     let in_theirs = if theirs == ours {
         in_ours.clone()
     } else {
-        in_namespace(&namespace, here).map_err(failed)?
+        in_netns(&namespace, here).flatten().map_err(failed)?
     };
     let mut taps = Vec::new();
     for ((interface, in_theirs), in_ours) in interfaces.iter().zip(in_theirs).zip(in_ours) {
@@ -231,13 +227,6 @@ fn resolve(
         }
     }
     Ok(taps)
-}
-
-pub(super) fn in_namespace<T: Send>(
-    namespace: &File,
-    f: impl FnOnce() -> io::Result<T> + Send,
-) -> io::Result<T> {
-    in_netns(namespace, f)?
 }
 
 /// Name and index of an interface in the calling thread's namespace; `None` if there is none so named.

@@ -12,11 +12,7 @@ use std::{
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, openat, statx};
 
-use super::{DiscoverError, proc};
-
-const O_ACCMODE: u32 = 0o3;
-const O_WRONLY: u32 = 0o1;
-const O_RDWR: u32 = 0o2;
+use super::{DiscoverError, fdinfo::FdInfo, proc};
 
 /// A descriptor of a process by its link alone: nothing was asked of the file that it leads to.
 #[derive(Debug)]
@@ -48,15 +44,6 @@ pub struct Written {
     pub is_read_too: bool,
 }
 
-/// What `fdinfo` says of a descriptor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Info {
-    access: u32,
-    mount: u64,
-    /// Kernels before 5.14 don't tell it.
-    inode: Option<u64>,
-}
-
 /// The descriptors of `pid` that lead to something with a path.
 ///
 /// # Errors
@@ -82,9 +69,10 @@ impl Descriptor {
     /// # Errors
     /// If `fdinfo` can't be read.
     pub fn may_write(&self, inode: Inode) -> Result<bool, DiscoverError> {
-        let info = self.info()?;
-        let same = |info: Info| info.inode.is_none_or(|number| number == inode.number);
-        Ok(info.is_some_and(|info| matches!(info.access, O_WRONLY | O_RDWR) && same(info)))
+        let info = FdInfo::read(self.pid, self.number)?;
+        let same = |info: FdInfo| info.inode.is_none_or(|number| number == inode.number);
+        Ok(info
+            .is_some_and(|info| matches!(info.access, OFlags::WRONLY | OFlags::RDWR) && same(info)))
     }
 
     /// The file, if the process has it open for writing still. Blocks for as long as its file system likes.
@@ -105,24 +93,15 @@ impl Descriptor {
             Err(source) => return Err(DiscoverError::read(pid, &format!("fd/{number}"), source)),
         };
         // After it was opened: the number may lead to another file by now, which is open in another way.
-        let Some(info) = self.info()? else { return Ok(None) };
+        let Some(info) = FdInfo::read(pid, number)? else { return Ok(None) };
         let is_same = info.inode.is_none_or(|number| number == inode.number)
             && mount.is_none_or(|mount| mount == info.mount);
         let is_read_too = match info.access {
-            O_WRONLY => false,
-            O_RDWR => true,
+            OFlags::WRONLY => false,
+            OFlags::RDWR => true,
             _ => return Ok(None),
         };
         Ok(is_same.then_some(Written { file, inode, kind, is_read_too }))
-    }
-
-    /// `None` if it was closed meanwhile.
-    fn info(&self) -> Result<Option<Info>, DiscoverError> {
-        match proc::descriptor_info(self.pid, self.number) {
-            Ok(text) => Ok(parse(&text)),
-            Err(DiscoverError::Gone { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
     }
 }
 
@@ -147,18 +126,6 @@ fn status(file: impl AsFd) -> io::Result<(Inode, FileType, Option<u64>)> {
     Ok((inode, kind, tells_mount.then_some(found.stx_mnt_id)))
 }
 
-fn parse(fdinfo: &str) -> Option<Info> {
-    let field = |name: &str| fdinfo.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    let flags = u32::from_str_radix(field("flags:")?, 8).ok()?;
-    let inode = field("ino:").map(str::parse).transpose().ok()?;
-    Some(Info { access: flags & O_ACCMODE, mount: field("mnt_id:")?.parse().ok()?, inode })
-}
-
-/// Fuzzing entry: see [`crate::fuzzing`].
-pub(super) fn fuzz(text: &str) {
-    assert!(parse(text).is_none_or(|info| info.access <= O_ACCMODE));
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
@@ -167,21 +134,6 @@ mod tests {
     };
 
     use super::*;
-
-    #[test]
-    fn an_access_is_read_from_the_flags_and_an_old_kernel_tells_no_inode() {
-        let info =
-            |flags: &str| parse(&format!("pos:\t0\nflags:\t{flags}\nmnt_id:\t29\nino:\t7\n"));
-        let access = |flags| info(flags).unwrap().access;
-        assert_eq!(access("0100000"), 0);
-        assert_eq!(access("02102001"), O_WRONLY);
-        assert_eq!(access("0100002"), O_RDWR);
-        assert_eq!(info("01").unwrap().inode, Some(7));
-        assert_eq!(parse("flags:\t01\nmnt_id:\t29\n").unwrap().inode, None);
-        for torn in ["", "flags:\t09\nmnt_id:\t1\n", "flags:\t01\n", "flags:\t1\nmnt_id:\tx\n"] {
-            assert_eq!(parse(torn), None, "{torn}");
-        }
-    }
 
     fn own(file: &File) -> Descriptor {
         let number = u32::try_from(file.as_raw_fd()).unwrap();
