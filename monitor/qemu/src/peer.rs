@@ -1,4 +1,4 @@
-//! Finds a socket of a QEMU's, connects, and makes sure who is at the other end. So it is with the sockets of QMP, of
+//! Connections to a QEMU's sockets: finds one, connects, and makes sure that this QEMU is at its other end. So it is with the sockets of QMP, of
 //! the guest agent and of flatline's own. Console logs are found by QEMU's descriptors instead, and looked up here only to
 //! tell which of these is meant.
 //!
@@ -75,13 +75,13 @@ pub enum PeerError {
     #[error(transparent)]
     NotListening(NotFound),
     /// A client would start the guest.
-    #[error("QEMU has no vCPUs yet, and waits until somebody connects to {at}: flatline doesn't")]
+    #[error("QEMU has no vCPUs yet, and waits until a client connects to {at}: flatline doesn't")]
     WaitsForAClient {
         /// Where it listens.
         at: SocketAt,
     },
     /// The QEMU is still in its initialisation.
-    #[error("QEMU has no vCPUs yet, and answers nobody before it has")]
+    #[error("QEMU has no vCPUs yet, and answers no client before it has")]
     InInit,
     /// `connect` failed.
     #[error("cannot connect to {at}")]
@@ -100,7 +100,7 @@ pub enum PeerError {
     /// Another process listens.
     #[error(
         "the socket belongs to {}, not to {expected}",
-        found.map_or("nobody that is told".to_owned(), |pid| format!("process {pid}"))
+        found.map_or("a process that the kernel does not tell".to_owned(), |pid| format!("process {pid}"))
     )]
     WrongProcess {
         /// The listener, as the kernel tells it.
@@ -134,7 +134,7 @@ pub fn resolve(
     // After it was found: its QEMU has all threads then that each QEMU has from its beginning.
     match launch(pid, threads) {
         Ok(Launch::Over) => Ok(found),
-        // What was handed over listened before its QEMU did, and nobody says for whom.
+        // What was handed over listened before its QEMU did, and nothing says for which client.
         Ok(Launch::Untold) if !(socket.waits || is_handed_over) => Ok(found),
         Ok(Launch::Untold | Launch::UnderWay) if socket.waits => {
             Err(PeerError::WaitsForAClient { at: socket.at.clone() })

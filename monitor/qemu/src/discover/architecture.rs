@@ -1,4 +1,4 @@
-//! Whose instructions a guest executes, which decides how its registers are to be read. Pure.
+//! The architecture of the instructions that a guest executes, which decides how its registers are to be read. Pure.
 
 use std::{fmt, path::Path};
 

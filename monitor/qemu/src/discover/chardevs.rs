@@ -28,7 +28,7 @@ const CONSOLE_DEVICES: [&str; 9] = [
     "spapr-vty",
 ];
 
-/// All that was said of character devices, and who uses them.
+/// All that was said of character devices, and what uses them.
 #[derive(Default)]
 pub(super) struct Chardevs {
     by_id: BTreeMap<String, Members>,
@@ -118,7 +118,7 @@ pub(super) fn is_socket(chardev: &Members) -> bool {
     backend(chardev) == Some("socket")
 }
 
-/// Whether QEMU listens on this socket; one to which QEMU connects leads to somebody else.
+/// Whether QEMU listens on this socket; one to which QEMU connects leads to another program.
 pub(super) fn listens(socket: &Members) -> bool {
     // QAPI's default is a server, the short form's is not.
     socket

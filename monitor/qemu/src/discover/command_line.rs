@@ -103,7 +103,6 @@ impl Collected {
             return self.take_flag(&name);
         };
         let members = |implied| Members::parse(&value, implied);
-        self.traces.take(&name, &value);
         // Of any other option (`-name help`, say) these are ordinary values.
         let lists = ["M", "accel", "chardev", "cpu", "d", "device", "machine", "netdev", "object"];
         if lists.contains(&name.as_str()) && is_question(&value) {
@@ -114,10 +113,16 @@ impl Collected {
             "uuid" => self.uuid = well_formed_uuid(&value).or(self.uuid.take()),
             // Proxmox gives the UUID in this way alone.
             "smbios" => {
-                if let Some(uuid) = members(None).get("uuid").and_then(well_formed_uuid) {
+                let members = members(None);
+                if let Some(uuid) = members.get("uuid").and_then(well_formed_uuid) {
                     self.smbios_uuid = Some(uuid);
                 }
+                if let Some(maker) = members.get("manufacturer") {
+                    self.traces.manufacturer = Some(maker.to_owned());
+                }
             }
+            "id" => self.traces.id = Some(value),
+            "pidfile" => self.traces.pidfile = Some(value),
             "accel" => {
                 self.accelerators.extend(members(Some("accel")).get("accel").map(str::to_owned));
             }
@@ -148,6 +153,7 @@ impl Collected {
             }
             "readconfig" => {
                 self.notes.insert("its -readconfig file is not read".to_owned());
+                self.traces.readconfig = Some(value);
             }
             _ => {}
         }
@@ -177,7 +183,7 @@ impl Collected {
     }
 
     /// A socket counts if QEMU listens on it; one to which QEMU connects (Proxmox's `qmp-event`) leads to
-    /// somebody else.
+    /// another program.
     fn take_qmp_socket(&mut self, label: &str, socket: &Members) {
         let label = display_text(label);
         if !chardevs::listens(socket) {
@@ -226,6 +232,9 @@ impl Collected {
     }
 
     fn take_object(&mut self, members: &Members) {
+        if members.get("id") == Some("masterKey0") {
+            self.traces.master_key = members.get("file").map(str::to_owned);
+        }
         let Some(kind) = members.get("qom-type") else { return };
         if EARLY_THREADS.contains(&kind) {
             self.threads.early += 1;
@@ -276,7 +285,12 @@ impl Collected {
         let uuid = self.uuid.or(self.smbios_uuid);
         Description {
             encryption,
-            traces: Told { uuid: uuid.clone(), ..self.traces },
+            traces: Told {
+                name: self.name.get("guest").map(str::to_owned),
+                uuid: uuid.clone(),
+                has_charmonitor: self.chardevs.get("charmonitor").is_some(),
+                ..self.traces
+            },
             name: self.name.get("guest").map(display_text).filter(|name| !name.is_empty()),
             uuid,
             vcpus: vcpus(&self.smp, &self.machine),

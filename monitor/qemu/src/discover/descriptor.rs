@@ -76,7 +76,7 @@ pub(super) fn place_of(tap: BorrowedFd<'_>) -> io::Result<Said<Place>> {
             errno => Err(errno.into()),
         };
     }
-    // SAFETY: the kernel just returned it, and nobody else has it.
+    // SAFETY: the kernel just returned it, and nothing else has it.
     let namespace = File::from(unsafe { OwnedFd::from_raw_fd(raw) });
     let netns = inode_number(&namespace.metadata()?)?;
     Ok(Said::Known(Place { name, namespace, netns }))

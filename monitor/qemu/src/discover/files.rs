@@ -25,9 +25,9 @@ const WITHOUT_BLOCKS: [&str; 10] =
 /// What of a VM's storage can be told to be its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OpenFiles {
-    /// Files and block devices whose written back pages are the VM's.
+    /// Files and block devices of which the pages that are written back are the VM's.
     pub keys: Vec<FileKey>,
-    /// Those whose requests never reach this host's block layer, or bear another file's name there.
+    /// Those of which the requests never reach this host's block layer, or bear another file's name there.
     pub unseen: Vec<String>,
 }
 
@@ -83,7 +83,7 @@ pub(super) fn files_among(
     Ok(OpenFiles { keys: keys.into_iter().collect(), unseen: unseen.into_iter().collect() })
 }
 
-/// To `stat` a file of the device file system waits for nobody. Something else may stand there in a mount namespace of
+/// To `stat` a file of the device file system waits for no disk. Something else may stand there in a mount namespace of
 /// QEMU's own: it is not asked, and what the kernel knows of it is taken.
 fn block_device(pid: u32, fd: u32, below_dev: &Path) -> Option<FileKey> {
     let name = below_dev.to_string_lossy();

@@ -1,8 +1,8 @@
 //! How far a QEMU's start has come, told from outside: by its threads and descriptors.
 //!
 //! A QEMU may wait in its init for the first client of a socket (`wait=on`), and goes on, and boots its guest, as
-//! soon as there is one. Whoever connects before that starts a guest that somebody else was to start. Before its
-//! init is over, QEMU accepts nobody else either.
+//! soon as there is one. A client that connects before that starts a guest that another one was to start. Before its
+//! init is over, QEMU accepts no other client either.
 //!
 //! The end of the init is seen by its vCPUs, which are among the last that it makes: threads that are named so
 //! (`debug-threads=on`), or KVM's descriptors of them. Where neither tells, threads are counted. A QEMU has its main
@@ -39,7 +39,7 @@ pub enum Launch {
     Untold,
 }
 
-/// How far the start of `pid` has come, whose command line says `told` of its threads.
+/// How far the start of `pid` has come. `told` is what its command line says of its threads.
 ///
 /// # Errors
 /// [`DiscoverError::Gone`] if there is no such process; otherwise if it can't be read.

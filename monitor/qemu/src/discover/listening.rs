@@ -48,7 +48,7 @@ pub struct ListeningSocket {
 }
 
 impl ListeningSocket {
-    /// One with this path, for whose client QEMU doesn't wait.
+    /// One with this path, where QEMU doesn't wait for a client.
     pub fn at_path(path: impl AsRef<Path>) -> Self {
         Self { at: SocketAt::Path(path.as_ref().to_owned()), waits: false }
     }
@@ -104,7 +104,7 @@ pub enum NotFound {
     },
 }
 
-/// The socket of process `pid` that is bound as `at` says. Looks at descriptors only, and waits for nobody.
+/// The socket of process `pid` that is bound as `at` says. Looks at descriptors only, and waits for nothing.
 ///
 /// # Errors
 /// [`NotFound`]; `Unseen` where the kernel doesn't permit the look: it needs `CAP_SYS_PTRACE`, and
@@ -125,7 +125,7 @@ pub(crate) fn listening_socket(pid: u32, at: &SocketAt) -> Result<Found, NotFoun
             };
             let socket = Socket::look(socket).ok_or_else(|| unfit("no Unix socket"))?;
             if !socket.listens {
-                return Err(unfit("a socket on which nobody listens"));
+                return Err(unfit("a socket on which no process listens"));
             }
             if socket.path.is_none() {
                 return Err(unfit("a socket that is bound to no path"));
@@ -195,7 +195,7 @@ fn file_of(socket: impl AsFd) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel just opened it for this caller, and nobody else knows of it.
+    // SAFETY: the kernel just opened it for this caller, and nothing else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -248,7 +248,7 @@ mod tests {
             other => panic!("{other:?}"),
         };
         let (pair, _other) = UnixStream::pair().unwrap();
-        assert_eq!(what(pair.as_raw_fd()), "a socket on which nobody listens");
+        assert_eq!(what(pair.as_raw_fd()), "a socket on which no process listens");
         let file = tempfile::tempfile().unwrap();
         assert_eq!(what(file.as_raw_fd()), "no Unix socket");
         assert_eq!(what(i32::MAX), "not open");

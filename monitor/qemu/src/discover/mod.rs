@@ -1,7 +1,7 @@
 //! Stage 1: which processes are VMs, and what is known of each from its command line and `/proc`.
 //!
 //! Nothing here asks QEMU, loads a program or changes anything, and nothing waits: a process is
-//! read as it is now. Who wants to know of VMs as they start and end calls [`inspect`] when told.
+//! read as it is now. A caller that is told of VMs as they start and end calls [`inspect`] then.
 //!
 //! A VM is its pid *and* start time, since pids come round again. A pidfd is opened before
 //! anything else is read and the start time compared at the end, so that what was read belongs to

@@ -6,7 +6,7 @@
 //! change seldom, so those are the ones listed; an unknown option (Proxmox's `-id`, say) is taken
 //! to have an argument, as nearly all have.
 //!
-//! A command line belongs to whoever started the process, who may be hostile: every function here
+//! A command line belongs to the user that started the process, which may be hostile: every function here
 //! is total, and what comes out is not much larger than what went in.
 
 use serde_json::Value;

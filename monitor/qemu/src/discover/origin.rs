@@ -1,4 +1,4 @@
-//! As whom and where a QEMU runs, for whoever has to start it again once it is gone.
+//! The user and the control groups that a QEMU runs in, for a start of the same once it is gone.
 
 use std::{
     fs,
@@ -40,7 +40,7 @@ pub(super) fn parse_ids(status: &str) -> Option<Origin> {
 }
 
 /// The folders of the groups in `/proc/PID/cgroup`. One that lies outside of our own namespace is left out, and so
-/// are the roots: who is there was put nowhere.
+/// are the roots: a process that is there was put nowhere.
 pub(super) fn folders(text: &str, is_group: impl Fn(&Path) -> bool) -> Vec<PathBuf> {
     let folder_of = |(controllers, path): (&str, &str)| {
         let path = Path::new(path.strip_prefix('/')?);

@@ -1,13 +1,13 @@
-//! Who started a QEMU, and so who may start it again: found out from what is read of the process, never guessed.
+//! The owner of a QEMU, which started it and may start it again: found out from what is read of the process, never guessed.
 //!
-//! Two kinds of traces are told apart. The command line is *claimed*: whoever starts a QEMU writes it, and a QEMU
+//! Two kinds of traces are told apart. The command line is *claimed*: what starts a QEMU writes it, and a QEMU
 //! that a guest took over can overwrite it in its own memory. The control group is *certain* where only root can
 //! have put a process there: below the slices of the host's own service manager, but not below `user.slice`, whose
 //! groups belong to users. A product is named on either, but what is done in its name to something else than this
 //! very process (a domain or a unit that is started by its name) needs a certain trace: [`Ownership::is_certain`].
 //!
 //! A name is kept only if it consists of what its product allows ([`names`]), none begins with `-`, and none ever
-//! passes through a shell. A product whose trace bears a name that can't be used is [`Owner::Unclear`]: then nobody
+//! passes through a shell. A product whose trace bears a name that can't be used is [`Owner::Unclear`]: then no owner
 //! is told anything, since the product is there all the same.
 //!
 //! Everything here is pure but for [`read`].
@@ -20,15 +20,15 @@ mod tests;
 
 use std::path::PathBuf;
 
-use super::{DiscoverError, options::Members, proc};
+use super::{DiscoverError, proc};
 
 /// How far up parents are looked at. A shim or launcher is the first or second.
 const ANCESTORS: usize = 6;
 
-/// Who started a QEMU.
+/// What started a QEMU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Owner {
-    /// Nobody that is known: a person, or a script.
+    /// None that is known: a person, or a script.
     Bare,
     /// A service of the host's systemd.
     SystemdUnit {
@@ -84,7 +84,7 @@ pub enum Owner {
     },
 }
 
-/// Whose a libvirt domain is.
+/// To which of libvirt's daemons a domain belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LibvirtScope {
     /// The host's: `qemu:///system`.
@@ -128,7 +128,7 @@ impl Owner {
 /// An owner, and how it was told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ownership {
-    /// Who.
+    /// Which.
     pub owner: Owner,
     /// Whether a trace that no QEMU and no user can have left says so.
     pub is_certain: bool,
@@ -137,13 +137,13 @@ pub struct Ownership {
 }
 
 impl Ownership {
-    /// Nobody that is known.
+    /// None that is known, and no evidence.
     pub fn bare() -> Self {
         Self { owner: Owner::Bare, is_certain: false, evidence: Vec::new() }
     }
 }
 
-/// What is read of a process to find out who started it.
+/// What is read of a process to find out its owner.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Traces {
     /// `/proc/PID/cgroup`.
@@ -175,38 +175,7 @@ pub(super) struct Told {
     pub(super) has_charmonitor: bool,
 }
 
-impl Told {
-    /// Takes one option in.
-    pub(super) fn take(&mut self, option: &str, value: &str) {
-        let members = |implied| Members::parse(value, implied);
-        match option {
-            "name" => {
-                let name = members(Some("guest")).get("guest").map(str::to_owned);
-                self.name = name.or(self.name.take());
-            }
-            "id" => self.id = Some(value.to_owned()),
-            "pidfile" => self.pidfile = Some(value.to_owned()),
-            "readconfig" => self.readconfig = Some(value.to_owned()),
-            "smbios" => {
-                let maker = members(None).get("manufacturer").map(str::to_owned);
-                self.manufacturer = maker.or(self.manufacturer.take());
-            }
-            "object" => {
-                let object = members(Some("qom-type"));
-                if object.get("id") == Some("masterKey0") {
-                    self.master_key = object.get("file").map(str::to_owned);
-                }
-            }
-            "chardev" => {
-                let chardev = members(Some("backend"));
-                self.has_charmonitor |= chardev.get("id") == Some("charmonitor");
-            }
-            _ => {}
-        }
-    }
-}
-
-/// Reads who started `pid`, whose parent is `parent` and whose command line says `told`. What can't be read is
+/// The owner of `pid`, where its parent is `parent` and its command line says `told`. What can't be read is
 /// left out: then less is certain.
 pub(super) fn read(pid: u32, parent: u32, told: Told) -> Result<Ownership, DiscoverError> {
     let cgroups = match proc::cgroups(pid) {
@@ -223,7 +192,7 @@ pub(super) fn read(pid: u32, parent: u32, told: Told) -> Result<Ownership, Disco
     Ok(classify(&Traces { cgroups, told, ancestors }))
 }
 
-/// Who left these traces. The first product that fits counts: libvirt in a pod is KubeVirt, and a unit is only asked
+/// The owner that left these traces. The first product that fits counts: libvirt in a pod is KubeVirt, and a unit is only asked
 /// for where no product has the QEMU.
 pub(super) fn classify(traces: &Traces) -> Ownership {
     let groups = cgroup::Groups::parse(&traces.cgroups);

@@ -98,7 +98,7 @@ pub fn process_state(pid: u32) -> Result<char, DiscoverError> {
 }
 
 /// How many descriptors `pid` has open; `None` where the kernel (before 6.2) doesn't tell, or there is no
-/// such process. A look at the directory alone, which waits for nobody and costs a tenth of going through it.
+/// such process. A look at the directory alone, which waits for no file system and costs a tenth of going through it.
 pub fn open_descriptors(pid: u32) -> Option<u64> {
     let count = fs::metadata(format!("/proc/{pid}/fd")).ok()?.len();
     (count != 0).then_some(count)

@@ -1,6 +1,6 @@
-//! As whom a QEMU reaches files, and reaching them with no more than that.
+//! The rights to files that a QEMU's user has, and reaching files with no more than these.
 //!
-//! What a QEMU names may lead to anything: it may have been taken over by its guest, and belong to somebody who
+//! What a QEMU names may lead to anything: it may have been taken over by its guest, and belong to a user that
 //! would like to read root's files. The kernel is asked to judge that, with the QEMU's own user, groups and no
 //! capability: on a thread of its own, which is thrown away, and of which only what concerns files is changed
 //! (`setfsuid`). Its user id stays root's, so that the QEMU's user can neither signal nor trace it.
@@ -38,7 +38,7 @@ pub enum RightsError {
         /// The process.
         pid: u32,
     },
-    /// A program that is somebody else's in part (set-user-ID) reaches files that its caller doesn't.
+    /// A program that is another user's in part (set-user-ID) reaches files that its caller doesn't.
     #[error("process {pid} runs as several users or groups at once")]
     SeveralUsers {
         /// The process.
@@ -112,14 +112,14 @@ impl Rights {
     /// Gives them to the calling thread, for good.
     fn take(&self) -> io::Result<()> {
         let wanted: Vec<Gid> = self.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
-        // Who has no right to change them may have the very ones.
+        // A process without the right to change them may have the very ones.
         if getgroups()? != wanted {
             set_thread_groups(&wanted)?;
         }
         // The group first: that takes a capability which goes with the user.
         set_fs_id(libc::SYS_setfsgid, self.gid)?;
         set_fs_id(libc::SYS_setfsuid, self.uid)?;
-        // setfsuid takes root's rights to files away where it makes root somebody else; a QEMU that is root's itself
+        // setfsuid takes root's rights to files away where it makes root another user; a QEMU that is root's itself
         // has no more than root's user id here.
         let none = CapabilitySet::empty();
         set_capabilities(

@@ -1,6 +1,6 @@
-//! Programs that are called like a QEMU, and lie where none is looked for: what a person may have forgotten.
+//! Programs that are called like a QEMU, and lie where none is looked for: what the configuration may lack.
 //!
-//! Anybody can have a program called so: it is told to who asks, and counts as nothing.
+//! Any user can have a program called so: it is shown on request, and counts as nothing.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -96,7 +96,7 @@ pub struct Vm {
     pub executable: PathBuf,
     /// As whom and where it runs.
     pub origin: Origin,
-    /// Who started it.
+    /// What started it.
     pub ownership: Ownership,
     /// Inode number of the process' network namespace.
     pub netns: u32,
@@ -144,7 +144,7 @@ impl Vm {
             || self.id.pid.to_string() == wanted
     }
 
-    /// Its images whose requests never reach this host's block layer, or not under their own name, for people
+    /// Its images of which the requests never reach this host's block layer, or not under their own name, for people
     /// to read.
     pub fn unseen_storage(&self) -> impl Iterator<Item = String> {
         let elsewhere = self

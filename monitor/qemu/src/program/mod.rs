@@ -1,4 +1,4 @@
-//! Programs of whoever owns a VM, run by their argument vectors. No shell ever reads one; names were checked against
+//! Programs of VMs' owners, run by their argument vectors. No shell ever reads one; names were checked against
 //! their product's alphabet when the owner was found, and stand after `--` or an option's own name all the same.
 
 mod place;
@@ -6,7 +6,7 @@ mod run;
 pub mod virsh;
 
 pub use place::{Place, User};
-pub(crate) use run::run_keeping;
+pub(crate) use run::run_bounded;
 pub use run::{Ran, RunError, find, run, run_at, spawn};
 
 /// A program to be run.

@@ -1,4 +1,4 @@
-//! As whom and where a program runs that is not to run as flatline itself does.
+//! The user and the control groups of a program that is not to run as flatline itself does.
 
 use std::{
     fs::{File, OpenOptions},
@@ -14,7 +14,7 @@ use rustix::{
 };
 use tokio::process::Command;
 
-/// A user with his groups.
+/// A user with its groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
     /// The user id.
@@ -25,7 +25,7 @@ pub struct User {
     pub groups: Vec<u32>,
 }
 
-/// As whom and where; by default, as and where flatline runs itself.
+/// The user and the control groups of a program; by default flatline's own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     /// The user.
@@ -68,7 +68,7 @@ impl Place {
 /// Moves this process into the groups, and makes it the user's.
 fn enter(groups: &mut [File], ids: Option<&(Uid, Gid, Vec<Gid>)>) -> io::Result<()> {
     for group in groups {
-        // 0 is whoever writes it.
+        // 0 is the process that writes it.
         match group.write_all(b"0") {
             // Removed a moment ago.
             Err(error) if error.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => {}

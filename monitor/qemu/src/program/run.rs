@@ -106,7 +106,7 @@ pub async fn run(
     run_at(program, environment, limit, &Place::default()).await
 }
 
-/// The same, as somebody else or elsewhere.
+/// The same, as another user or in other control groups.
 ///
 /// # Errors
 /// As above.
@@ -123,16 +123,7 @@ pub async fn run_at(
 ///
 /// # Errors
 /// As above.
-pub(crate) async fn run_keeping(
-    program: &Program,
-    environment: &[(&'static str, String)],
-    limit: Duration,
-    kept_bytes: usize,
-) -> Result<Ran, RunError> {
-    run_bounded(program, environment, limit, &Place::default(), kept_bytes).await
-}
-
-async fn run_bounded(
+pub(crate) async fn run_bounded(
     program: &Program,
     environment: &[(&'static str, String)],
     limit: Duration,
@@ -164,7 +155,7 @@ async fn run_bounded(
         .await;
         if status.is_err() {
             group.kill();
-            // A process that was killed may still hang in the kernel; nobody waits for that.
+            // A process that was killed may still hang in the kernel: no wait for that.
             let _ = timeout(LINGERS, child.wait()).await;
         }
         if !is_read {
@@ -194,7 +185,7 @@ impl Group {
 
     fn kill(&self) {
         if let Some(group) = self.0 {
-            // It is gone where nobody of it is left, as it should be.
+            // It is gone where none of its processes is left, as it should be.
             let _ = kill_process_group(group, Signal::KILL);
         }
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{QmpError, QmpHandle, RunState};
@@ -15,11 +16,13 @@ const LIMIT: Duration = Duration::from_secs(5);
 const MAX_VCPUS: usize = 4_096;
 
 /// A vCPU and the host thread that runs it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
 pub struct QmpCpu {
     /// QEMU's number of the vCPU, from 0.
+    #[serde(rename = "cpu-index")]
     pub index: u32,
     /// The host thread, in QEMU's PID namespace. All vCPUs share one under TCG with `thread=single`.
+    #[serde(rename = "thread-id")]
     pub thread_id: u32,
 }
 
@@ -29,15 +32,7 @@ pub(super) fn run_state(reply: &Value) -> Option<RunState> {
 }
 
 fn cpus(reply: &Value) -> Option<Vec<QmpCpu>> {
-    let number = |cpu: &Value, field: &str| u32::try_from(cpu.get(field)?.as_u64()?).ok();
-    reply
-        .as_array()
-        .filter(|cpus| cpus.len() <= MAX_VCPUS)?
-        .iter()
-        .map(|cpu| {
-            Some(QmpCpu { index: number(cpu, "cpu-index")?, thread_id: number(cpu, "thread-id")? })
-        })
-        .collect()
+    Vec::deserialize(reply).ok().filter(|cpus: &Vec<_>| cpus.len() <= MAX_VCPUS)
 }
 
 /// The requests that all of a VM's disks completed, in a reply of `query-blockstats`. Of an empty drive, or

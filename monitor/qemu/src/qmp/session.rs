@@ -72,7 +72,7 @@ pub struct QmpTarget {
 }
 
 impl QmpTarget {
-    /// One socket, for whose client QEMU doesn't wait.
+    /// One socket, where QEMU doesn't wait for a client.
     pub fn at_path(vm: VmId, path: impl AsRef<Path>) -> Self {
         Self { vm, sockets: vec![ListeningSocket::at_path(path)], threads: ThreadsTold::default() }
     }

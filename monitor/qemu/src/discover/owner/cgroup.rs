@@ -1,4 +1,4 @@
-//! What `/proc/PID/cgroup` says of who put a process where it is.
+//! What `/proc/PID/cgroup` says of what put a process where it is.
 //!
 //! systemd keeps its units in the hierarchy of version 2 and, beside version 1, in `name=systemd`; libvirt on a host
 //! without systemd has the controllers' own.
@@ -67,7 +67,7 @@ impl<'a> Groups<'a> {
     }
 }
 
-/// The service manager of one user, who may arrange what is below as he likes.
+/// The service manager of one user, which may arrange what is below as it likes.
 fn is_user_manager(part: &str) -> bool {
     part.starts_with("user@") && part.ends_with(".service")
 }

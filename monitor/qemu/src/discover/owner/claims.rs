@@ -34,7 +34,7 @@ fn folder_of<'a>(path: &'a str, file: &str) -> Option<&'a str> {
 /// src/runtime/virtcontainers/qemu.go; the same in src/runtime-rs/crates/hypervisor/src/qemu/cmdline_generator.rs),
 /// as a child of `containerd-shim-kata-v2`, and puts it into `/kata_overhead/..` or `kata-overhead.slice`
 /// (`resCtrlKataOverheadID` in sandbox.go; src/runtime-rs/crates/resource/src/cgroups/utils.rs). The name alone is
-/// anybody's.
+/// any user's to choose.
 pub(super) fn kata(traces: &Traces, groups: &Groups<'_>) -> Option<Ownership> {
     let name = traces.told.name.as_deref()?;
     let sandbox = name.strip_prefix("sandbox-")?;
@@ -161,7 +161,7 @@ pub(super) fn is_machine_of(machine: &str, domain: &str) -> bool {
 
 /// Proxmox VE gives each VM a scope `VMID.scope` in `qemu.slice` (`enter_systemd_scope` in PVE/QemuServer.pm), and
 /// its QEMU `-id VMID`, `-pidfile /var/run/qemu-server/VMID.pid` and a QMP socket beside that
-/// (test/cfg2cmd/simple1.conf.cmd). Without the scope, all that is anybody's.
+/// (test/cfg2cmd/simple1.conf.cmd). Without the scope, any user can make up all that.
 pub(super) fn proxmox(traces: &Traces, groups: &Groups<'_>) -> Option<Ownership> {
     let (number, path) = groups.of_host().find_map(|path| {
         let number =
@@ -228,7 +228,7 @@ pub(super) fn incus(traces: &Traces, _: &Groups<'_>) -> Option<Ownership> {
     named("Incus", owner, false, evidence)
 }
 
-/// A service whose process systemd itself started: it is in the service's group, and its parent is systemd, or was
+/// A service of which systemd itself started the process: it is in the service's group, and its parent is systemd, or was
 /// until it went into the background. Whether it is the one that the service is about (`MainPID`) is asked before
 /// anything is done to it.
 pub(super) fn systemd(traces: &Traces, groups: &Groups<'_>) -> Option<Ownership> {
@@ -242,7 +242,7 @@ pub(super) fn systemd(traces: &Traces, groups: &Groups<'_>) -> Option<Ownership>
     named("systemd", names::unit(unit).map(|unit| Owner::SystemdUnit { unit }), true, evidence)
 }
 
-/// What else is known of one that nobody claims.
+/// What else is known of one that no product claims.
 pub(super) fn circumstances(traces: &Traces, groups: &Groups<'_>) -> Vec<String> {
     let parent = traces.ancestors.first().map(|(pid, executable)| {
         format!("its parent is process {pid}, {}", display_text(&executable.to_string_lossy()))

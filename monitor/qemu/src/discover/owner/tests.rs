@@ -187,9 +187,8 @@ fn a_service_is_told_where_systemd_is_the_parent_and_never_where_a_user_has_it()
 #[test]
 fn a_name_reads_the_same_whatever_stands_beside_it() {
     let told = |value: &str| {
-        let mut told = Told::default();
-        told.take("name", value);
-        told.name
+        let arguments = ["qemu", "-name", value].map(str::to_owned);
+        command_line::describe(&arguments).expect("a VM").traces.name
     };
     assert_eq!(told("web,debug-threads=on").as_deref(), Some("web"));
     assert_eq!(told("process=q,guest=we,,b").as_deref(), Some("we,b"));

@@ -40,7 +40,7 @@ pub struct ArmRegisters {
 }
 
 impl ArmRegisters {
-    /// Whether it stands where nobody has started it: powered off.
+    /// Whether it is powered off: it stands where a vCPU does that was never started.
     #[must_use]
     pub fn is_off(&self) -> bool {
         self.pc == 0 && self.irqs_masked && !self.user

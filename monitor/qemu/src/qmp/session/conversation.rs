@@ -1,7 +1,7 @@
 //! One connection's life: greeting, negotiation, commands and events, until it ends.
 //!
 //! Nothing here waits for the peer: reading, writing, new commands and the next deadline stand in one
-//! `select!`, so a QEMU that neither reads nor writes delays nobody. What it can make us hold is
+//! `select!`, so a QEMU that neither reads nor writes delays nothing else. What it can make us hold is
 //! bounded: one message being read, and the unanswered commands.
 
 mod replies;
@@ -106,7 +106,7 @@ enum Phase {
     Open,
 }
 
-/// Who waits for a reply.
+/// What waits for a reply.
 enum Waiting {
     Negotiation,
     Status,
@@ -116,7 +116,7 @@ enum Waiting {
         reply: oneshot::Sender<Result<Value, QmpError>>,
     },
     /// Its time was up; the caller has been told.
-    Nobody,
+    NoCaller,
 }
 
 struct Unanswered {
@@ -237,7 +237,7 @@ impl Conversation {
             since = since.or(Some(one.sent.into_std()));
             if matches!(one.waiting, Waiting::Caller { .. })
                 && let Waiting::Caller { command, limit, reply } =
-                    std::mem::replace(&mut one.waiting, Waiting::Nobody)
+                    std::mem::replace(&mut one.waiting, Waiting::NoCaller)
             {
                 let _ = reply.send(Err(QmpError::Timeout { command, limit }));
             }

@@ -104,7 +104,7 @@ impl Pauses {
             }
         };
         let state = disconnect.state();
-        // Nobody waits for a connection that isn't to be had.
+        // No command waits for a connection that isn't to be had.
         inbox.refuse_kept(in_words(&state));
         outbox.state_at_last(state.clone(), inbox).await?;
         inbox.meanwhile(in_words(&state), sleep(pause)).await

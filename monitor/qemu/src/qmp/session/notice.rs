@@ -148,7 +148,7 @@ impl QmpError {
     }
 }
 
-/// A state, for a caller whose command it keeps from being sent.
+/// A state, for a caller of which it keeps the command from being sent.
 pub(super) fn in_words(state: &QmpState) -> &str {
     match state {
         QmpState::Connecting => "not yet connected",

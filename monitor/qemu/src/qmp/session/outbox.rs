@@ -1,4 +1,4 @@
-//! Notices on their way from a session's task to whoever listens.
+//! Notices on their way from a session's task to the daemon.
 
 use std::time::Duration;
 

@@ -160,7 +160,7 @@ impl Sockets {
         }
         let waits = self.each.iter().any(|socket| socket.waiting.is_some());
         for (at, found) in held {
-            // Whoever may greet is waited for first; then, all of them are.
+            // Those that may greet are waited for first; then, all of them are.
             if let Some(socket) = self.each.get_mut(at).filter(|_| !waits) {
                 inbox.meanwhile(words(outbox), socket.join(self.vm, found, &self.limits)).await?;
             }

@@ -1,4 +1,4 @@
-//! Answers on their way to whoever waits for them, and what becomes of a message that is more than is taken.
+//! Answers on their way to the callers that wait for them, and what becomes of a message that is more than is taken.
 
 use serde_json::Value;
 use tracing::warn;
@@ -35,7 +35,7 @@ impl Conversation {
                 self.reply(id, Err(NoResult::Skipped(excess)), outbox).await
             }
             SkippedKind::Reply => {
-                Err(Disconnect::Refused(format!("an answer that nobody waits for, {excess}")))
+                Err(Disconnect::Refused(format!("an answer that no command waits for, {excess}")))
             }
             SkippedKind::Event(name) => {
                 self.flood.skipped_event(&self.limits)?;
@@ -95,7 +95,7 @@ impl Conversation {
                     NoResult::Skipped(excess) => QmpError::Skipped { command, excess },
                 }));
             }
-            Waiting::Nobody => {}
+            Waiting::NoCaller => {}
         }
         if self.ready(outbox).await? || is_first {
             self.ask_status();

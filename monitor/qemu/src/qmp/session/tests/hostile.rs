@@ -106,8 +106,11 @@ async fn an_event_that_is_skipped_has_the_run_state_asked_and_many_are_a_flood()
 async fn what_nobody_waits_for_is_refused_where_it_would_have_to_be_skipped() {
     let deep = deep();
     for (said, says) in [
-        (format!("{{\"return\": {deep}, \"id\": 999}}"), "an answer that nobody waits for, nested"),
-        (format!("{{\"return\": {deep}}}"), "an answer that nobody waits for, nested"),
+        (
+            format!("{{\"return\": {deep}, \"id\": 999}}"),
+            "an answer that no command waits for, nested",
+        ),
+        (format!("{{\"return\": {deep}}}"), "an answer that no command waits for, nested"),
         (format!("{{\"a\": {deep}}}"), "a QMP message of no known kind, nested"),
         (format!("{{\"QMP\": {deep}}}"), "a second greeting on one connection, nested"),
     ] {

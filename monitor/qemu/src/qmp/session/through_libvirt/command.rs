@@ -11,7 +11,7 @@ use tokio::{
 use tokio_util::codec::Decoder as _;
 
 use crate::{
-    program::{RunError, run_keeping},
+    program::{Place, RunError, run_bounded},
     qmp::{
         LibvirtTarget, QmpError,
         codec::{CodecError, Excess, MAX_COMMAND_BYTES, MAX_MESSAGE_BYTES, Message, QmpCodec},
@@ -48,7 +48,7 @@ pub(super) async fn execute(
     };
     let left = deadline.saturating_duration_since(Instant::now());
     // One byte more: what is cut off is no answer, and is said to be that.
-    match run_keeping(&program, &[], left, MAX_MESSAGE_BYTES + 1).await {
+    match run_bounded(&program, &[], left, &Place::default(), MAX_MESSAGE_BYTES + 1).await {
         Ok(ran) => reply_in(command, &ran.stdout),
         Err(RunError::TimeLimit { .. }) => Err(QmpError::Timeout { command: name(), limit }),
         Err(error @ RunError::Failed { .. }) => {
