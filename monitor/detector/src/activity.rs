@@ -1,4 +1,4 @@
-//! Stage four: what moved between two samples of a VM, or what is missing and why.
+//! Activity: what moved between two samples of a VM, or what is missing and why.
 //!
 //! Pure: no clock, no I/O. A figure that could not be read stays a [`Missing`] all the way into the
 //! verdict, where it can never count as silence.
@@ -22,7 +22,7 @@ pub struct Activity {
     pub vcpus: Reading<Vec<VcpuActivity>>,
     /// Whether QEMU itself can run.
     pub process: ProcessState,
-    /// What its guest's agent said; `Ok(None)`: nothing.
+    /// What its guest's agent said; `Ok(None)` where it said nothing.
     pub heartbeat: Reading<Option<HeartbeatActivity>>,
 }
 
@@ -76,17 +76,17 @@ mod unseen {
 /// What a guest's agent said since the last sample.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeartbeatActivity {
-    /// Beats.
+    /// Number of beats.
     pub(crate) beats: u64,
-    /// The last that it said: that its check failed.
+    /// Its last frame says that its check failed.
     pub(crate) failed: bool,
-    /// Or that its guest goes down in good order.
+    /// Its last frame says that its guest goes down in good order.
     pub(crate) leaving: bool,
-    /// From one beat to the next, by its own account.
+    /// Time from one beat to the next, by its own account.
     pub(crate) interval: Duration,
     /// A number that another boot does not have.
     pub(crate) boot: u64,
-    /// What it checks; empty: nothing.
+    /// Name of what it checks; empty where it checks nothing.
     pub(crate) check: String,
 }
 
@@ -95,7 +95,7 @@ pub struct HeartbeatActivity {
 pub struct StorageActivity {
     /// Submitted for the guest, or by QEMU for itself.
     pub submitted: u64,
-    /// Completed: a sign of life, since somebody asked for it.
+    /// Completed: a sign of life, since the guest asked for it.
     pub completed: u64,
     /// Submitted and not yet completed, now.
     pub in_flight: u64,
@@ -117,7 +117,7 @@ pub struct VcpuActivity {
 }
 
 impl Activity {
-    /// What moved from `previous` to `current`, which were taken `elapsed` apart.
+    /// The activity from `previous` to `current`, which were taken `elapsed` apart.
     pub fn between(previous: &VmSample, current: &VmSample, elapsed: Duration) -> Self {
         Self {
             elapsed,

@@ -1,4 +1,4 @@
-//! The terms on which VMs are judged and restarted.
+//! Policies by which VMs are judged and restarted.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// The word that stands for it in the configuration.
+    /// Its name in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Recover => "recover",
@@ -24,16 +24,16 @@ impl Mode {
     }
 }
 
-/// Many VMs that fall silent at the same moment: the host is ill, and restarting guests won't mend it.
+/// When VMs that fall silent at the same moment are a storm: the host is at fault, and restarting guests won't mend it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Storm {
-    /// So many VMs at least.
+    /// The least number of VMs.
     pub vms: u32,
-    /// And this share of all, from 0 to 1.
+    /// The least share of all VMs, from 0 to 1.
     pub share: f64,
 }
 
-/// The terms on which one VM is judged and restarted.
+/// The policy by which one VM is judged and restarted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
     /// Whether verdicts are acted upon.

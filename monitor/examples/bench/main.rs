@@ -10,6 +10,7 @@ mod kernel;
 mod packets;
 mod qmp;
 mod reading;
+mod records;
 mod storage;
 
 use std::path::PathBuf;
@@ -31,10 +32,12 @@ struct Arguments {
 enum Subject {
     /// A packet through the programs of a tap
     Packets(packets::Options),
-    /// A request to the block layer, under a load that somebody else makes
+    /// A request to the block layer, under a load that another program makes
     Storage(storage::Options),
     /// Reading counters and threads' times
     Reading(reading::Options),
+    /// Recording what is judged; needs no daemon
+    Records(records::Options),
     /// Asking a QEMU how it does
     Qmp(qmp::Options),
     /// The tracepoints that the daemon is hooked to
@@ -47,6 +50,7 @@ fn main() -> anyhow::Result<()> {
         Subject::Packets(options) => packets::measure(&bpffs, &options),
         Subject::Storage(options) => storage::measure(&bpffs, &options),
         Subject::Reading(options) => reading::measure(&bpffs, &options),
+        Subject::Records(options) => records::measure(&options),
         Subject::Qmp(options) => qmp::measure(&options),
         Subject::Hooks(options) => hooks::list(&bpffs, &options),
     }

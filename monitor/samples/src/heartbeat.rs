@@ -1,19 +1,19 @@
-//! What guests' agents said.
+//! Heartbeats of guests' agents, counted.
 
 use std::time::Duration;
 
-/// What one guest's agent said: counters that only grow, and the last of it.
+/// What one guest's agent said: counters that only grow, and its last frame.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Heartbeats {
-    /// Beats that came, each as often as the guest has cards.
+    /// Beats that came; a guest with several cards sends each on every one.
     pub beats: u64,
-    /// Times that it said that its check failed.
+    /// Frames that say that its check failed.
     pub failures: u64,
-    /// Times that it said that its guest goes down in good order.
+    /// Frames that say that its guest goes down in good order.
     pub leavings: u64,
     /// Frames that begin like a beat and are none.
     pub malformed: u64,
-    /// What it said last.
+    /// Its last frame; `None` where none came.
     pub last: Option<LastBeat>,
 }
 
@@ -26,21 +26,21 @@ pub enum Heard {
     At(Duration),
 }
 
-/// What an agent said last.
+/// The last frame of an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastBeat {
-    /// When.
+    /// When it came.
     pub heard: Heard,
     /// The guest goes down in good order.
     pub leaving: bool,
     /// Its check failed.
     pub failed: bool,
-    /// From one beat to the next, by its own account.
+    /// Time from one beat to the next, by its own account.
     pub interval: Duration,
     /// A number that another boot does not have.
     pub boot: u64,
-    /// Its number in that boot.
+    /// The frame's number in that boot.
     pub sequence: u64,
-    /// What it checks, printable; empty: nothing.
+    /// Name of what it checks, printable; empty where it checks nothing.
     pub check: String,
 }

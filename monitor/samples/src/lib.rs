@@ -1,7 +1,7 @@
 //! What is observed of a VM, as plain values: figures of one moment ([`VmSample`], [`Memory`]), and what QEMU says
 //! ([`RunState`], [`QmpEvent`]).
 //!
-//! No I/O and no clock: those who read files, maps and sockets make these, and the detector takes them.
+//! No I/O and no clock: readers of files, maps and sockets make these, and the detector takes them.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
-//! A VM's memory: what its guest's kernel tells of it, and what the host's kernel tells of its QEMU.
+//! Memory of a VM: figures of its guest's kernel, and of the host's kernel about its QEMU.
 //!
-//! For people and recordings: no verdict rests on it. What a guest tells comes through its balloon, a figure of
-//! which may be missing, or made up: each is bounded, and nothing is computed from one that isn't there.
+//! For people and recordings: no verdict rests on it. A guest's figures come through its balloon, and may be missing, or
+//! made up: each is bounded, and nothing is computed from one that isn't there.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -20,25 +20,25 @@ pub(crate) const SCARCE_SHARE: f64 = 0.20;
 /// random reads a second to give. A healthy guest has such a rate only while programs start, with memory to spare.
 pub(crate) const THRASHING_FAULTS: f64 = 50.0;
 
-/// What is known of a VM's memory.
+/// Memory of a VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Memory {
-    /// What its guest tells.
+    /// Figures of the guest's kernel.
     pub guest: Reading<GuestMemory>,
-    /// How it does with that; `None` where two readings don't tell.
+    /// How short of memory the guest is; `None` where two readings don't tell.
     pub strain: Option<Strain>,
-    /// What its QEMU takes.
+    /// Memory that its QEMU takes.
     pub qemu: Reading<QemuMemory>,
 }
 
-/// What a guest's kernel tells through its balloon; `None` for what it doesn't.
+/// Figures of a guest's kernel, told through its balloon; `None` for those that it doesn't tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestMemory {
-    /// When it told that, by QEMU's clock: seconds since 1970.
+    /// Time of the figures by QEMU's clock, in seconds since 1970.
     pub told_at: u64,
     /// All memory that its kernel has to give, in bytes.
     pub total: Option<u64>,
-    /// Bytes that nobody uses.
+    /// Bytes that are not used at all.
     pub free: Option<u64>,
     /// Bytes that could be had without swapping.
     pub available: Option<u64>,
@@ -46,15 +46,15 @@ pub struct GuestMemory {
     pub disk_caches: Option<u64>,
     /// Bytes read back from its swap since it booted.
     pub swap_in: Option<u64>,
-    /// Bytes written out to it.
+    /// Bytes written out to its swap since it booted.
     pub swap_out: Option<u64>,
     /// Page faults that waited for a store, since it booted.
     pub major_faults: Option<u64>,
-    /// Those that didn't.
+    /// Page faults that didn't.
     pub minor_faults: Option<u64>,
 }
 
-/// What a QEMU takes of the host's memory.
+/// Memory of the host that a QEMU takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QemuMemory {
     /// Bytes that are resident, huge pages of hugetlbfs left out.
@@ -65,7 +65,7 @@ pub struct QemuMemory {
     pub hugetlb: Option<u64>,
 }
 
-/// How a guest does with its memory, from two tellings.
+/// How short of memory a guest is, from two readings of its figures.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Strain {
     /// Share of its memory that was available at the later one, 0 to 1.
@@ -75,8 +75,8 @@ pub struct Strain {
 }
 
 impl GuestMemory {
-    /// What a balloon's `guest-stats` say; `now` is the host's clock in seconds since 1970. `None` where they say
-    /// nothing: a guest without a driver, or one that wasn't asked yet.
+    /// Parses a balloon's `guest-stats` (QEMU's virtio-balloon); `now` is the host's clock in seconds since 1970. `None` where
+    /// they say nothing: a guest without a driver, or one that wasn't asked yet.
     pub fn parse(reply: &Value, now: u64) -> Option<Self> {
         let told_at = reply.get("last-update").and_then(Value::as_u64).filter(|at| *at > 0)?;
         let stats = reply.get("stats")?;
@@ -113,7 +113,7 @@ impl GuestMemory {
 }
 
 impl QemuMemory {
-    /// Out of a `/proc/PID/status`; `None` for a process that has no memory, as one that ends.
+    /// Parses a `/proc/PID/status`; `None` for a process that has no memory, as one that ends.
     pub fn parse(status: &str) -> Option<Self> {
         // The kernel escapes newlines in a name, so that none can pose as a line.
         let figure = |name: &str| {
@@ -130,8 +130,8 @@ impl QemuMemory {
 }
 
 impl Strain {
-    /// How a guest does that told `before` and `now`; `None` where either lacks a figure, or the two are one, or of
-    /// two boots.
+    /// The strain between two readings of one guest; `None` where either lacks a figure, or the two are one, or of two
+    /// boots.
     pub fn between(before: &GuestMemory, now: &GuestMemory) -> Option<Self> {
         let elapsed = now.told_at.checked_sub(before.told_at).filter(|seconds| *seconds > 0)?;
         let faults = now.major_faults?.checked_sub(before.major_faults?)?;
@@ -141,7 +141,7 @@ impl Strain {
         })
     }
 
-    /// Whether it does little else than wait for pages that it had to give away: such a guest hardly answers, and
+    /// Whether the guest does little else than wait for pages that it had to give away: such a guest hardly answers, and
     /// lives all the same.
     pub fn is_thrashing(&self) -> bool {
         self.available < SCARCE_SHARE && self.major_faults >= THRASHING_FAULTS

@@ -18,7 +18,7 @@ pub enum RunState {
     InternalError,
     /// A block device failed under `werror=stop` or `rerror=stop`.
     IoError,
-    /// Someone said `stop`.
+    /// A client of QEMU said `stop`.
     Paused,
     /// Its outgoing migration is complete.
     Postmigrate,
@@ -46,53 +46,45 @@ pub enum RunState {
     Other(String),
 }
 
+/// QEMU's names for its run states.
+static NAMES: [(&str, RunState); 16] = [
+    ("debug", RunState::Debug),
+    ("inmigrate", RunState::Inmigrate),
+    ("internal-error", RunState::InternalError),
+    ("io-error", RunState::IoError),
+    ("paused", RunState::Paused),
+    ("postmigrate", RunState::Postmigrate),
+    ("prelaunch", RunState::Prelaunch),
+    ("finish-migrate", RunState::FinishMigrate),
+    ("restore-vm", RunState::RestoreVm),
+    ("running", RunState::Running),
+    ("save-vm", RunState::SaveVm),
+    ("shutdown", RunState::Shutdown),
+    ("suspended", RunState::Suspended),
+    ("watchdog", RunState::Watchdog),
+    ("guest-panicked", RunState::GuestPanicked),
+    ("colo", RunState::Colo),
+];
+
 impl RunState {
     /// The run state of QEMU's own name for it; never fails, see [`RunState::Other`].
     #[must_use]
     pub fn parse(name: &str) -> Self {
-        match name {
-            "debug" => Self::Debug,
-            "inmigrate" => Self::Inmigrate,
-            "internal-error" => Self::InternalError,
-            "io-error" => Self::IoError,
-            "paused" => Self::Paused,
-            "postmigrate" => Self::Postmigrate,
-            "prelaunch" => Self::Prelaunch,
-            "finish-migrate" => Self::FinishMigrate,
-            "restore-vm" => Self::RestoreVm,
-            "running" => Self::Running,
-            "save-vm" => Self::SaveVm,
-            "shutdown" => Self::Shutdown,
-            "suspended" => Self::Suspended,
-            "watchdog" => Self::Watchdog,
-            "guest-panicked" => Self::GuestPanicked,
-            "colo" => Self::Colo,
-            other => Self::Other(printable(other, MAX_TEXT_CHARS)),
-        }
+        let known = NAMES.iter().find(|(known, _)| *known == name);
+        known.map_or_else(
+            || Self::Other(printable(name, MAX_TEXT_CHARS)),
+            |(_, state)| state.clone(),
+        )
     }
 }
 
 impl fmt::Display for RunState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Debug => "debug",
-            Self::Inmigrate => "inmigrate",
-            Self::InternalError => "internal-error",
-            Self::IoError => "io-error",
-            Self::Paused => "paused",
-            Self::Postmigrate => "postmigrate",
-            Self::Prelaunch => "prelaunch",
-            Self::FinishMigrate => "finish-migrate",
-            Self::RestoreVm => "restore-vm",
-            Self::Running => "running",
-            Self::SaveVm => "save-vm",
-            Self::Shutdown => "shutdown",
-            Self::Suspended => "suspended",
-            Self::Watchdog => "watchdog",
-            Self::GuestPanicked => "guest-panicked",
-            Self::Colo => "colo",
-            Self::Other(name) => name,
-        })
+        let known = NAMES.iter().find(|(_, state)| state == self).map(|(name, _)| *name);
+        match self {
+            Self::Other(name) => f.write_str(name),
+            _ => f.write_str(known.unwrap_or_default()),
+        }
     }
 }
 

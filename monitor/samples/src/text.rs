@@ -1,4 +1,4 @@
-//! Foreign text, cut and made printable.
+//! Foreign text, bounded and made printable.
 
 /// The most characters that any text from a QEMU keeps. QEMU's own names (run states, events,
 /// actions) are below 30; error descriptions are cut to four times this.

@@ -12,13 +12,13 @@ use crate::{Heartbeats, Reading};
 pub struct VmSample {
     /// All taps together; `Ok(None)` where the VM has none.
     pub network: Reading<Option<NetworkCounters>>,
-    /// Whether that has what was sent to the guest on all of them.
+    /// Whether packets to the guest are counted on all of them.
     pub sees_to_guest: bool,
     /// What its guest's agent said so far, on its network cards.
     pub heartbeats: Reading<Heartbeats>,
-    /// And through its port, if it has one.
+    /// What its guest's agent said so far through its port, if it has one.
     pub port: Reading<Heartbeats>,
-    /// What was submitted to the block layer for it.
+    /// Requests that were submitted to the block layer for it.
     pub storage: Reading<StorageCounters>,
     /// How long its requests have been in flight; looked at only where none completed during the last tick.
     pub in_flight: Option<InFlightAges>,
@@ -31,11 +31,11 @@ pub struct VmSample {
 /// How long a VM's requests have been in flight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InFlightAges {
-    /// How many there are.
+    /// Number of requests in flight.
     pub requests: u64,
-    /// The oldest one's age, to the kernel's tick.
+    /// Age of the oldest one, to the kernel's tick.
     pub oldest: Duration,
-    /// Their ages together.
+    /// Sum of their ages.
     pub total: Duration,
 }
 

@@ -1,9 +1,9 @@
-//! The form on disk: a magic word, the format's number, and *blocks*, first the header, then a segment each.
+//! Form of a recording on disk: a magic word, the format's number, and *blocks*, first the header, then a segment each.
 //!
 //! A block is `stored length | length | CRC | bytes`, three 32-bit numbers in little endian, and the bytes
 //! compressed by deflate. The CRC (CRC-32 of IEEE 802.3) covers the two lengths and the bytes. A file may end
 //! anywhere, when the host crashed or its disk was full: what is whole is used, and the tear reported.
-//! Whatever else doesn't fit is an error that names file and offset.
+//! All else that doesn't fit is an error that names file and offset.
 //!
 //! Deflate by flate2's backend in Rust: a tenth more than zstd leaves of such blocks is no matter in files that
 //! are bounded, and nothing needs a C compiler.
@@ -42,7 +42,7 @@ pub enum ReadError {
         #[source]
         source: io::Error,
     },
-    /// Something else.
+    /// The file begins like something else.
     #[error("{}: not a recording of flatline's", .0.display())]
     NotARecording(PathBuf),
     /// Written by a version that records in another way.
@@ -53,7 +53,7 @@ pub enum ReadError {
         /// Its format.
         format: u32,
     },
-    /// It ends within a block.
+    /// The file ends within a block.
     #[error("{}: torn at byte {offset}: what is before it was read", path.display())]
     Torn {
         /// The file.
@@ -61,7 +61,7 @@ pub enum ReadError {
         /// Where the block begins.
         offset: u64,
     },
-    /// It isn't what was written.
+    /// A block isn't what was written.
     #[error("{}: damaged at byte {offset}", path.display())]
     Damaged {
         /// The file.
@@ -74,10 +74,10 @@ pub enum ReadError {
     },
 }
 
-/// A recording as a file.
+/// The bytes of a recording's file.
 ///
 /// # Errors
-/// Where something is too large for a block.
+/// [`Malformed`] where something is too large for a block.
 pub fn to_bytes(recording: &Recording) -> Result<Vec<u8>, Malformed> {
     let mut out = preamble(&recording.header)?;
     for segment in &recording.segments {
@@ -89,15 +89,15 @@ pub fn to_bytes(recording: &Recording) -> Result<Vec<u8>, Malformed> {
 /// A segment as a block; `lost_besides` are records that are missing before it, beyond those that it knows of.
 ///
 /// # Errors
-/// Where it is too large for a block.
+/// [`Malformed`] where it is too large for a block.
 pub fn segment_block(segment: &Segment, lost_besides: u64) -> Result<Vec<u8>, Malformed> {
     block(&segment.to_bytes(lost_besides)?)
 }
 
-/// What stands before the first segment.
+/// The bytes before the first segment: the preamble of a file.
 ///
 /// # Errors
-/// Where the header is too large for a block.
+/// [`Malformed`] where the header is too large for a block.
 pub fn preamble(header: &Header) -> Result<Vec<u8>, Malformed> {
     let mut out = MAGIC.to_vec();
     out.extend(FORMAT.to_le_bytes());
@@ -145,10 +145,10 @@ pub struct Reader<R> {
 }
 
 impl<R: Read> Reader<R> {
-    /// Reads from anything; `path` is for messages.
+    /// Begins to read a recording; `path` is for messages.
     ///
     /// # Errors
-    /// If it isn't a recording that this version reads.
+    /// [`ReadError`] where it isn't a recording that this version reads.
     pub fn new(mut from: R, path: &Path) -> Result<Self, ReadError> {
         let path = path.to_owned();
         let io = |source| ReadError::Io { path: path.clone(), source };
@@ -177,7 +177,7 @@ impl<R: Read> Reader<R> {
         Ok(Self { from, path, offset, format, header })
     }
 
-    /// Whose recording it is.
+    /// The recording's header: the VM, and the policy by which it was judged.
     pub fn header(&self) -> &Header {
         &self.header
     }
@@ -185,7 +185,7 @@ impl<R: Read> Reader<R> {
     /// The next segment; `None` at the end.
     ///
     /// # Errors
-    /// Where it is torn or damaged; nothing that comes after that can be read.
+    /// [`ReadError`] where it is torn or damaged; nothing that comes after that can be read.
     pub fn next_segment(&mut self) -> Result<Option<(Segment, Decoded)>, ReadError> {
         let begins = self.offset;
         let Some(bytes) = read_block(&mut self.from, &self.path, &mut self.offset)? else {

@@ -1,4 +1,4 @@
-//! The door through which fuzzers and unit tests throw bytes at recordings.
+//! Entry point by which fuzzers and unit tests hand any bytes to the parsers of recordings.
 
 use std::path::Path;
 

@@ -1,7 +1,6 @@
-//! What a recording may hold: moments and spans that no sum of them carries beyond what a clock can tell.
+//! Bounds of a recording's moments and spans, so that no sum of them overflows.
 //!
-//! The state machine adds to the moments that it remembers. Live ones come from a clock; those of a file may
-//! be anything, and a sum of them must not overflow.
+//! The state machine adds to the moments that it remembers. Live ones come from a clock; those of a file may be anything.
 
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use crate::{
 /// No host runs for so long: a hundred years.
 pub(super) const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
-/// Whether every one of `moments` is one that can be.
+/// Refuses moments that can't be.
 fn check(moments: impl IntoIterator<Item = Option<Duration>>) -> Result<(), Malformed> {
     match moments.into_iter().flatten().find(|moment| *moment > LONGEST) {
         Some(moment) => Err(Malformed::new(format!(
@@ -33,7 +32,7 @@ pub(super) fn moment(moment: Duration) -> Result<(), Malformed> {
     check([Some(moment)])
 }
 
-/// Refuses terms that no configuration gives.
+/// Refuses a policy that no configuration gives.
 pub(super) fn detection(detection: &DetectionPolicy) -> Result<(), Malformed> {
     let DetectionPolicy { policy, tick } = detection;
     let Policy {

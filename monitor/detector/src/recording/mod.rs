@@ -1,14 +1,14 @@
-//! Recordings: all that the verdict was told of a VM, and what it made of it, to be judged once more.
+//! Recordings: all inputs of the verdict on a VM with its decisions, to be judged once more.
 //!
 //! A recording is a row of [`Segment`]s. Each begins with a *checkpoint*, the complete [`Watch`] as it was at
 //! that moment, and holds the inputs that it was then told ([`record`] has their form). So one can begin at any
 //! segment, and the oldest can be dropped as a whole, which is how a [`Ring`] keeps the last minutes of a VM in
-//! memory. [`file`](mod@file) is the form on disk, and [`replay`](mod@replay) the judge that sits again.
+//! memory. [`file`](mod@file) is the form on disk, and [`replay`](mod@replay) judges once more.
 //!
 //! Only what changes from one tick to the next is kept of a tick. One of an idle VM with a vCPU takes 17 bytes
 //! and 0.25 µs, with 16 vCPUs 128 bytes and 1.4 µs; so the five to six minutes that are kept of these are 6.6 KiB
-//! and 46 KiB in memory, and half of that on disk (measured by `cargo test --release -p flatline-detector
-//! what_a_record_costs -- --ignored --nocapture`).
+//! and 46 KiB in memory, and half of that on disk (measured by `cargo run --release -p flatline --example bench --
+//! --bpffs / records`).
 //!
 //! [`Watch`]: crate::verdict::Watch
 
@@ -41,7 +41,7 @@ pub const FORMAT: u32 = 2;
 /// The oldest format that is still read.
 pub(crate) const OLDEST_FORMAT: u32 = 1;
 
-/// Whose recording it is, and on which terms it was judged.
+/// Head of a recording: the VM, and the policy by which it was judged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
     /// flatline's version.
@@ -56,7 +56,7 @@ pub struct Header {
     pub pid: u32,
     /// When that process started, in clock ticks since the host's start.
     pub start_ticks: u64,
-    /// The terms on which it was judged.
+    /// The policy by which it was judged.
     pub detection: DetectionPolicy,
 }
 
@@ -67,7 +67,7 @@ impl Header {
     }
 }
 
-/// Where a VM stands, as far as a recording holds it.
+/// A VM's state, as far as a recording holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateSummary {
     /// The state's name.
@@ -77,13 +77,13 @@ pub struct StateSummary {
 }
 
 impl StateSummary {
-    /// Where `watch` stands.
+    /// The summary of what `watch` holds.
     pub fn of(watch: &Watch) -> Self {
         Self { state: watch.state.name(), cause: watch.state.cause() }
     }
 }
 
-/// Bytes that don't hold what they should.
+/// Bytes that are no valid recording, and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Malformed(pub(crate) String);

@@ -1,8 +1,8 @@
-//! One record: what the verdict was told, when, and what it made of that.
+//! Form of one record: an input of the verdict, its moment, and the decision.
 //!
 //! In bytes: the time since the record before, in ns (below zero where a tick that began earlier is judged after
 //! something that came in between); a byte that says what follows; the input; the act,
-//! unless it was *nothing*; the standing and its reason, where they changed. Numbers are varints and values
+//! unless it was *nothing*; the state and its reason, where they changed. Numbers are varints and values
 //! are postcard's. Of a tick, only what differs from the tick before it is written, which for an idle VM is
 //! its vCPUs' shares of the time. Those are written as the nanoseconds that they were computed from where that
 //! gives the same number back to the last bit, and else in full: a replay has to be exact.
@@ -17,14 +17,14 @@ use crate::{
     verdict::{Act, Cause, Input, State, Tick},
 };
 
-/// What is written of a standing that changed.
+/// A state that changed, as far as it is written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Changed {
-    /// The state's name: one of `STATES`.
+    /// The state's name: one of [`State::NAMES`].
     pub state: &'static str,
     /// What it was convicted of.
     pub(crate) cause: Option<Cause>,
-    /// Why it stands there.
+    /// Why it is in that state.
     pub reason: String,
 }
 
@@ -33,17 +33,13 @@ pub struct Changed {
 pub struct Record {
     /// When, since the host's start.
     pub at: Duration,
-    /// What the verdict was told.
+    /// The verdict's input.
     pub input: Input,
-    /// What it then wanted done.
+    /// What it then wanted to be done.
     pub act: Act,
-    /// Where the VM stood then; `None`: where it stood before.
+    /// The VM's state then; `None`: it is as before.
     pub changed: Option<Changed>,
 }
-
-/// The names of all states, in an order that stays.
-const STATES: [&str; 8] =
-    ["starting", "alive", "suspect", "crashed", "recovering", "held", "failed", "unobservable"];
 
 /// Bits of the byte that says what follows.
 const TICK: u8 = 1;
@@ -65,7 +61,7 @@ const SHARE_IN_FULL: u64 = 1;
 /// The most nanoseconds that leave room for that bit.
 const MOST_NANOS: u64 = u64::MAX >> 1;
 
-/// What the next record is written or read against.
+/// The record before, against which the next one is written or read.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Before {
     pub(super) at: Duration,
@@ -88,15 +84,11 @@ impl Before {
     ) -> Result<(), Malformed> {
         let delta = nanos(at).saturating_sub(nanos(self.at));
         put(out, &delta)?;
-        let mut kind = 0;
-        for (bit, set) in [
+        out.push(flags(&[
             (TICK, matches!(input, Input::Tick(_))),
             (ACT, *act != Act::Nothing),
             (CHANGED, changed.is_some()),
-        ] {
-            kind |= if set { bit } else { 0 };
-        }
-        out.push(kind);
+        ]));
         match input {
             Input::Tick(tick) => {
                 write_tick(out, tick, self.tick.as_deref(), delta)?;
@@ -108,8 +100,8 @@ impl Before {
             put(out, act)?;
         }
         if let Some((state, reason)) = changed {
-            let index = STATES.iter().position(|name| *name == state.name()).unwrap_or_default();
-            put(out, &(index, state.cause(), reason))?;
+            let index = State::NAMES.iter().position(|name| *name == state.name());
+            put(out, &(index.unwrap_or_default(), state.cause(), reason))?;
         }
         self.at = at;
         Ok(())
@@ -139,12 +131,18 @@ impl Before {
             None
         } else {
             let (index, cause, reason) = take::<(usize, Option<Cause>, String)>(bytes)?;
-            let state = *STATES.get(index).ok_or_else(|| Malformed::new("an unknown state"))?;
+            let state =
+                State::NAMES.get(index).ok_or_else(|| Malformed::new("an unknown state"))?;
             Some(Changed { state, cause, reason })
         };
         self.at = at;
         Ok(Record { at, input, act, changed })
     }
+}
+
+/// A byte of the bits that are set.
+fn flags(bits: &[(u8, bool)]) -> u8 {
+    bits.iter().fold(0, |flags, (bit, set)| if *set { flags | bit } else { flags })
 }
 
 fn write_tick(
@@ -156,7 +154,7 @@ fn write_tick(
     let Tick { activity, monitor, calibratable, undecided } = tick;
     let Activity { elapsed, network, storage, vcpus, process, heartbeat } = activity;
     let was = |same: fn(&Tick, &Tick) -> bool| before.is_some_and(|before| same(before, tick));
-    let same = [
+    let flags = flags(&[
         (ELAPSED_IS_DELTA, nanos(*elapsed) == delta),
         (SAME_NETWORK, was(same_network)),
         (SAME_STORAGE, was(|a, b| a.activity.storage == b.activity.storage)),
@@ -165,8 +163,7 @@ fn write_tick(
         (SAME_PROCESS, was(|a, b| a.activity.process == b.activity.process)),
         (CALIBRATABLE, *calibratable),
         (UNDECIDED, *undecided),
-    ];
-    let flags = same.iter().fold(0, |flags, (bit, set)| if *set { flags | bit } else { flags });
+    ]);
     let differs = |bit: u8| flags & bit == 0;
     out.push(flags);
     if differs(ELAPSED_IS_DELTA) {

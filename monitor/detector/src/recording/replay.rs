@@ -1,7 +1,7 @@
-//! Judges a recording once more, on the same terms or on others, and holds that against what was decided live.
+//! Replay: judges a recording once more, by the same policy or by another, and compares that with what was decided live.
 //!
-//! Pure: the very same [`Watch::step`] is told the very same inputs. On the recorded terms every decision has
-//! to come out as it was. On others it shows what would have been decided, with two bounds, which it names:
+//! Pure: the very same [`Watch::step`] is told the very same inputs. By the recorded policy every decision has
+//! to come out as it was. By another it shows what would have been decided, with two bounds, which it names:
 //! what happened to the guest happened (a restart is told to the replay, too), and witnesses were asked while
 //! the live daemon suspected the guest. Before that, the replay has no answers; after it, when the guest was
 //! convicted and left as it was, their last answers are taken to stand.
@@ -32,7 +32,7 @@ const LEAST_ROUND: Duration = Duration::from_millis(10);
 /// From one record to the next, so many rounds are assumed at most.
 const MOST_ASSUMED_ROUNDS: u32 = 1000;
 
-/// The judge that sits again; is told one segment after the other.
+/// Replays a recording, which it is handed segment by segment.
 #[derive(Debug)]
 pub struct Replayer {
     header: Header,
@@ -46,7 +46,7 @@ pub struct Replayer {
     pending_replay: Option<Duration>,
     /// When a round of questions began live that has not ended.
     asked_live: Option<Duration>,
-    /// What was answered last, in a suspect's trial in this boot, and how long that took.
+    /// The last answers about a suspect in this boot, and how long that round took.
     last_round: Option<(Arc<Testimony>, Duration)>,
     /// An answer that the replay is to be told, and when.
     assumed: Option<(Duration, Arc<Testimony>)>,
@@ -54,7 +54,7 @@ pub struct Replayer {
 }
 
 impl Replayer {
-    /// Begins with a recording's header; `policy` stands in for the recorded one.
+    /// Begins a replay with a recording's header; `policy` stands in for the recorded one.
     pub fn new(header: Header, policy: Option<Policy>) -> Self {
         let exact = policy.is_none();
         // Samples were taken at the recorded interval, whatever another configuration says of it.
@@ -125,7 +125,7 @@ impl Replayer {
         self.replay.ends = Some(Moment(self.header.wall_clock(last)));
     }
 
-    /// The end of the recording.
+    /// Ends the replay with the recording.
     pub fn finish(mut self) -> Replay {
         self.settle("the recording ended");
         let summary = &self.replay.summary;
@@ -161,8 +161,8 @@ impl Replayer {
         }
     }
 
-    /// Whoever was convicted is asked no more. Where the replay has questions beyond that, the last answers are
-    /// taken to stand, and to take as long as they did.
+    /// Tells the replay the last answers again, where it has questions about a guest that was convicted live and is asked no
+    /// more: they are taken to stand, and to take as long as they did.
     fn assume_answers(&mut self, until: Duration) {
         for _ in 0..MOST_ASSUMED_ROUNDS {
             let Some((due, said)) = self.assumed.take_if(|(due, _)| *due < until) else { return };
@@ -215,7 +215,7 @@ impl Replayer {
         self.end_episodes(at, is_reset(input), after);
     }
 
-    /// The replay has questions at a moment at which nobody was asked live; returns what has to be said of that.
+    /// Notes that the replay has questions at a moment at which no witness was asked live; returns what has to be said of it.
     fn ask(&mut self, at: Duration, begins: bool) -> Option<String> {
         let convicted = matches!(self.live.state, "crashed" | "failed");
         match &self.last_round {
@@ -255,12 +255,12 @@ impl Replayer {
     }
 }
 
-/// A round in which a suspect is asked, and not one while all is well.
+/// Whether a suspect is to be asked, and not a guest that is well.
 fn wants_answers(act: &Act) -> bool {
     matches!(act, Act::Ask(Questions::All | Questions::DuringBoot | Questions::Recovering))
 }
 
-/// The guest begins anew.
+/// Whether the guest begins another boot.
 fn is_reset(input: &Input) -> bool {
     matches!(input, Input::Restarted { .. } | Input::Event { event: QmpEvent::Reset { .. }, .. })
 }

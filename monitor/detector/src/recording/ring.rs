@@ -1,4 +1,4 @@
-//! What is kept in memory of one VM: its last segments, bounded in time and in bytes.
+//! Ring of one VM: its last segments in memory, bounded in time and in bytes.
 
 use std::{collections::VecDeque, mem, sync::Arc, time::Duration};
 
@@ -24,33 +24,33 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The usual bytes.
+    /// The usual bound in bytes.
     pub const MOST_BYTES: usize = 128 << 10;
 }
 
 /// A checkpoint and what came after it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Segment {
-    /// When it begins.
+    /// Its begin, since the host's start.
     pub began: Duration,
-    /// Records right before it that are lost.
+    /// Number of records right before it that are lost.
     pub lost: u64,
-    /// How many records it holds.
+    /// Number of its records.
     pub records: u64,
-    /// In which form it is.
+    /// The format of its bytes.
     format: u32,
     /// The checkpoint, then the records.
     bytes: Vec<u8>,
 }
 
-/// A segment whose bytes were read.
+/// A decoded segment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decoded {
-    /// The complete state when it began.
+    /// The complete state at its beginning: the checkpoint.
     pub(crate) watch: Watch,
-    /// Whether it is that: format 1 had no [`Silence`], which is told from the rest then.
+    /// Whether that is complete: format 1 had no [`Silence`], which is then told from the rest.
     pub(crate) is_whole: bool,
-    /// What came then.
+    /// The records after it.
     pub records: Vec<Record>,
 }
 
@@ -62,7 +62,7 @@ impl Segment {
         Ok(Self { began: now, lost, records: 0, format: FORMAT, bytes })
     }
 
-    /// Bytes that it takes.
+    /// Size of checkpoint and records in bytes.
     pub fn size(&self) -> usize {
         self.bytes.len()
     }
@@ -82,10 +82,10 @@ impl Segment {
         Ok(Self { began, lost, records, format, bytes: bytes.to_vec() })
     }
 
-    /// What stands in it.
+    /// Decodes the segment.
     ///
     /// # Errors
-    /// Whatever isn't what its format has.
+    /// [`Malformed`] where the bytes are not what the format has.
     pub fn decode(&self) -> Result<Decoded, Malformed> {
         let mut bytes = &self.bytes[..];
         let mut watch: Watch = take(&mut bytes)?;
@@ -126,7 +126,7 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// An empty one. `spread` is any number that differs from VM to VM.
+    /// An empty ring. `spread` is any number that differs from VM to VM.
     pub fn new(limits: Limits, spread: u32) -> Self {
         let early = SEGMENT / 60 * (spread % 60);
         Self {
@@ -158,7 +158,7 @@ impl Ring {
         closed
     }
 
-    /// Takes a record in, after [`Ring::prepare`]; `changed` is where the VM stands since.
+    /// Takes a record in, after [`Ring::prepare`]; `changed` is the VM's state and its reason, where they changed.
     pub fn note(
         &mut self,
         now: Duration,
@@ -216,12 +216,12 @@ impl Ring {
         }
     }
 
-    /// What is kept, the oldest first; the open segment as it is now.
+    /// The segments that are kept, the oldest first; the open one as it is now.
     pub fn segments(&self) -> Vec<Arc<Segment>> {
         self.closed.iter().cloned().chain(self.open.clone().map(Arc::new)).collect()
     }
 
-    /// When what is kept begins; `None` where nothing is.
+    /// Begin of what is kept, since the host's start; `None` where nothing is.
     pub fn begins(&self) -> Option<Duration> {
         self.closed.front().map(|oldest| oldest.began).or(self.open.as_ref().map(|open| open.began))
     }
@@ -230,7 +230,7 @@ impl Ring {
 /// A recording as it is in memory: cheap to take, and to be put into a file elsewhere.
 #[derive(Clone, Debug)]
 pub struct Recording {
-    /// Whose.
+    /// The VM, and the policy by which it was judged.
     pub header: Arc<Header>,
     /// Its segments, the oldest first.
     pub segments: Vec<Arc<Segment>>,

@@ -123,7 +123,7 @@ pub enum State {
 }
 
 impl State {
-    /// All names in `status --json`.
+    /// All names in `status --json`, in an order that stays: recordings have a name's index.
     pub const NAMES: [&str; 8] =
         ["starting", "alive", "suspect", "crashed", "recovering", "held", "failed", "unobservable"];
 

@@ -1,4 +1,4 @@
-//! Which conviction of the replay stands for which of those that were given live.
+//! Matches the replay's convictions with those that were given live.
 //!
 //! One that only one side has given is pending, until the other one gives it or the guest has moved on.
 
@@ -38,9 +38,9 @@ impl Replayer {
         }
     }
 
-    /// A conviction counts as missing once the guest has moved on without it.
+    /// Counts a conviction as missing once the guest has moved on without it.
     pub(super) fn end_episodes(&mut self, at: Duration, reset: bool, replay: StateSummary) {
-        let moves_on = |standing: StateSummary| matches!(standing.state, "alive" | "starting");
+        let moves_on = |summary: StateSummary| matches!(summary.state, "alive" | "starting");
         if self.pending_live.is_some() && (reset || moves_on(self.live)) {
             self.missing(at, if reset { "the guest was restarted" } else { "it came back" });
         }
@@ -50,7 +50,7 @@ impl Replayer {
         }
     }
 
-    /// Nothing more comes for what is pending.
+    /// Counts what is pending: nothing more comes for it.
     pub(super) fn settle(&mut self, why: &str) {
         if let Some(pending) = self.pending_live {
             self.missing(pending, why);

@@ -1,4 +1,4 @@
-//! What came of a replay: its lines and its numbers, and how both are written.
+//! Outcome of a replay: its lines and its numbers, and how both are written.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -26,9 +26,9 @@ pub struct Line {
     pub live: Option<Decision>,
     /// What the replay decides.
     pub replay: Option<Decision>,
-    /// Both are the same.
+    /// Whether both are the same.
     pub same: bool,
-    /// What has to be said of it.
+    /// A remark for people.
     pub note: Option<String>,
 }
 
@@ -53,9 +53,9 @@ pub struct Summary {
     pub missing_convictions: u64,
     /// Those that only it gives.
     pub additional_convictions: u64,
-    /// Rounds of questions that the replay wants, and that nobody was asked live.
+    /// Rounds of questions that the replay wants, and that were not asked live.
     pub unasked_rounds: u64,
-    /// Rounds for which the last answers were taken to stand, since nobody was asked live any more.
+    /// Rounds for which the last answers were taken to stand, since no witness was asked live any more.
     pub assumed_rounds: u64,
     /// Times that it began anew, since something is missing in the recording.
     pub gaps: u64,
@@ -63,7 +63,7 @@ pub struct Summary {
     pub lines_left_out: u64,
 }
 
-/// What came of a replay.
+/// Outcome of a replay.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Replay {
     /// The VM.
@@ -72,13 +72,13 @@ pub struct Replay {
     pub uuid: Option<String>,
     /// Its QEMU's process id.
     pub pid: u32,
-    /// Where the recording begins and ends; `None` for an empty one.
+    /// Begin of the recording; `None` for an empty one.
     pub begins: Option<Moment>,
-    /// See there.
+    /// Its end.
     pub ends: Option<Moment>,
-    /// Whether the terms are the recorded ones.
+    /// Whether it was judged by the recorded policy.
     pub recorded_terms: bool,
-    /// Every decision came out the same.
+    /// Whether every decision came out the same.
     pub same: bool,
     /// In the order of time.
     pub lines: Vec<Line>,
@@ -113,7 +113,7 @@ pub(super) fn decision(
     reason: &str,
 ) -> Option<Decision> {
     let act = match act {
-        // A conviction is told by where the VM stands then.
+        // A conviction is told by the state.
         Act::Nothing | Act::Ask(_) | Act::Convict(_) => None,
         Act::Recovered => Some("recovered".to_owned()),
         Act::NotRecovered(cause) => Some(format!("not recovered ({cause})")),
@@ -122,9 +122,9 @@ pub(super) fn decision(
         Act::Report(cause) => Some(format!("told ({cause})")),
         Act::BeatsAgain => Some("its heart beats again".to_owned()),
     };
-    let to = |standing: StateSummary| match standing.cause {
-        None => standing.state.to_owned(),
-        Some(cause) => format!("{} ({cause})", standing.state),
+    let to = |after: StateSummary| match after.cause {
+        None => after.state.to_owned(),
+        Some(cause) => format!("{} ({cause})", after.state),
     };
     let what = match (before == after, act) {
         (true, None) => return None,
