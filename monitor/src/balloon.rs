@@ -4,13 +4,13 @@
 //! got the last answer stands in `guest-stats`, in whole seconds. Measured with QEMU 7.2 and Linux 6.1: an
 //! answer takes 1 to 25 ms, and after a panic there is none.
 //!
-//! So where nobody polls, the polling is turned on, an answer is awaited, and it is turned off again at once:
+//! So where no client polls, the polling is turned on, an answer is awaited, and it is turned off again at once:
 //! afterwards QEMU is as it was, and nothing has to be remembered to be put back. That is a task of its own, which
 //! goes on where its caller gives up. Only a daemon that is killed within this second, or a QEMU that answers nothing
 //! for a minute from then on, leaves it on, which costs the guest an interrupt a second; the latter is logged. An
-//! interval that somebody else set is left alone, and his answers are looked at.
+//! interval that another client set is left alone, and its answers are looked at.
 //!
-//! Who puts back what he found must be alone with it: [`Turns`]. Each command waits for nothing, so that no other
+//! A task that puts back what it found must be alone with it: [`Turns`]. Each command waits for nothing, so that no other
 //! one waits for these.
 
 use std::{sync::Arc, time::Duration};
@@ -51,7 +51,7 @@ pub(crate) struct Wait {
     pub(crate) look_every: Duration,
 }
 
-/// Whose turn it is with one VM's balloon: one at a time turns the polling on and off.
+/// Turns with one VM's balloon: one task at a time turns the polling on and off.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Turns(Arc<Mutex<()>>);
 
@@ -60,12 +60,12 @@ pub(crate) struct Turns(Arc<Mutex<()>>);
 pub(crate) struct Turn(#[expect(dead_code, reason = "held, never read")] OwnedMutexGuard<()>);
 
 impl Turns {
-    /// Takes a turn, unless somebody has it.
+    /// Takes a turn, unless another task has it.
     pub(crate) fn try_take(&self) -> Option<Turn> {
         self.0.clone().try_lock_owned().ok().map(Turn)
     }
 
-    /// Takes a turn, and waits `limit` for it at most: who has it may be unable to end his.
+    /// Takes a turn, and waits `limit` for it at most: its holder may be unable to end it.
     pub(crate) async fn take_within(&self, limit: Duration) -> Option<Turn> {
         timeout(limit, self.0.clone().lock_owned()).await.ok().map(Turn)
     }
@@ -94,7 +94,7 @@ impl Balloon {
         self.get(qmp, STATISTICS).await
     }
 
-    /// How often somebody has its guest asked; 0: nobody does.
+    /// How often a client has its guest asked; 0: none does.
     ///
     /// # Errors
     /// See above.
@@ -103,7 +103,7 @@ impl Balloon {
         interval.ok_or_else(|| QmpError::Malformed { command: format!("qom-get {INTERVAL}") })
     }
 
-    /// Has the guest asked, where nobody polls: turns the polling on, waits for an answer other than the one of
+    /// Has the guest asked, where no client polls: turns the polling on, waits for an answer other than the one of
     /// `last`, and turns it off again, whatever comes. Returns the last that was told, be it `last` still. At `stop`, no
     /// more is waited.
     ///
@@ -148,7 +148,7 @@ impl Balloon {
         }
     }
 
-    /// Turns the polling off, unless somebody changed it meanwhile: what he set stays.
+    /// Turns the polling off, unless another client changed it meanwhile: what that set stays.
     async fn put_back(&self, qmp: &QmpHandle) {
         for _ in 0..PUT_BACK_TRIES {
             let put_back = async {

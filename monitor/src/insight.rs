@@ -1,6 +1,6 @@
-//! Whether a guest's registers and memory are there to be read, which is asked once of each QEMU.
+//! Readability of a guest's registers and memory, which is asked once of each QEMU.
 //!
-//! Nobody can read a confidential guest's: QEMU shows the registers of a reset for ever, which look like those of a
+//! Those of a confidential guest can't be read: QEMU shows the registers of a reset for ever, which look like those of a
 //! guest whose every vCPU has stopped, and its memory is noise. Nor are the registers of each architecture understood.
 //! Where that is so, it is said once, and nothing more is asked.
 //!
@@ -30,7 +30,7 @@ const OBJECTS: &str = "/objects/";
 /// A path of QEMU's that is longer is none.
 const MOST_PATH_BYTES: usize = 256;
 
-/// What is known of one VM, shared by all who look at it.
+/// What is known of one VM, shared by all that look at it.
 #[derive(Clone, Debug)]
 pub(crate) struct Insight(Arc<Shared>);
 

@@ -30,12 +30,12 @@ pub(crate) struct Machine {
     pub(crate) balloon: bool,
     /// What the interval was set to, by commands.
     pub(crate) set: Vec<u64>,
-    /// Somebody else sets it to this as soon as it was turned on.
+    /// Another client sets it to this as soon as it was turned on.
     pub(crate) overruled_by: Option<u64>,
 }
 
 impl FakeQemu {
-    /// One whose guest answers, that nobody polls, after `change`.
+    /// One whose guest answers, that no client polls, after `change`.
     pub(crate) async fn start(change: impl FnOnce(&mut Machine)) -> Self {
         let mut machine = Machine {
             interval: 0,
@@ -212,7 +212,7 @@ fn a_time_that_is_none_is_malformed_and_not_never() {
 #[tokio::test]
 async fn one_at_a_time_has_a_turn_and_who_waits_for_it_does_so_for_a_while_only() {
     let turns = Turns::default();
-    let turn = turns.try_take().expect("nobody has it");
+    let turn = turns.try_take().expect("no task has it");
     assert!(turns.try_take().is_none());
     assert!(turns.take_within(Duration::from_millis(10)).await.is_none());
     drop(turn);

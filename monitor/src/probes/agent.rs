@@ -45,7 +45,7 @@ pub(super) const WITNESS: Witness = Witness {
 };
 
 /// How long the agent may take. Measured: 2 ms where it waits for a question. But qemu-ga polls a channel that
-/// nobody is connected to, every 100 ms (`ga_channel_read` and `channel_event_cb` in QEMU's qga/).
+/// no client is connected to, every 100 ms (`ga_channel_read` and `channel_event_cb` in QEMU's qga/).
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 /// How long it may take while all is well, and nothing waits for the outcome. A slower agent's silence doesn't
 /// count for all that: see [`AgentMemory::number`].

@@ -1,6 +1,6 @@
 //! The ARP probe: asks a guest's kernel on its own tap whether it still owns its IPv4 address.
 //!
-//! The probe's sender is 0.0.0.0, as in RFC 5227: whoever owns the address answers, and nobody's cache
+//! The probe's sender is 0.0.0.0, as in RFC 5227: the owner of the address answers, and no cache
 //! changes. It goes to the guest's own Ethernet address from [`PROBE_MAC`], by which the tap program
 //! tells the answer and takes it out of the traffic. Nothing of it is seen beyond the tap.
 
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_probe_is_a_request_from_nobody_for_the_guests_address() {
+    fn the_probe_is_a_request_from_no_address_for_the_guests_address() {
         let ip = Ipv4Addr::new(10, 7, 0, 2);
         let mut guest = TapAddress { ip, mac: [2, 0, 0, 0, 0, 9], vlan: None };
         let request = [

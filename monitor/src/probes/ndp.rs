@@ -1,9 +1,9 @@
 //! The NDP probe: asks a guest's kernel on its own tap whether it still owns its IPv6 address (RFC 4861).
 //!
-//! Unlike ARP's, its sender can't be nobody: a question from `::` is what a host sends that wants the
+//! Unlike ARP's, its sender can't be unspecified: a question from `::` is what a host sends that wants the
 //! address for itself, and would make a guest give it up (RFC 4862, section 5.4.3). So it comes from a
 //! link-local address of flatline's own, [`PROBE_IPV6`], and says that this lives at [`PROBE_MAC`]. The
-//! guest keeps that for a while, and some seconds later asks whether it is still true; nobody answers, and
+//! guest keeps that for a while, and some seconds later asks whether it is still true; there is no answer, and
 //! it forgets. The tap program takes both its answer and those questions out of the traffic.
 
 use std::net::Ipv6Addr;
@@ -37,7 +37,7 @@ fn probe(addresses: &TapAddresses) -> Option<Probe> {
     addresses.ipv6.map(|guest| Probe { ip: guest.ip.into(), frame: frame(&guest) })
 }
 
-/// The frame that asks for `guest`, sent to that address itself and not to its group: nobody else is to
+/// The frame that asks for `guest`, sent to that address itself and not to its group: no other is to
 /// hear it, and a guest need not have joined the group.
 pub fn frame(guest: &TapAddress<Ipv6Addr>) -> Vec<u8> {
     let mut frame = ethernet::header(guest.mac, guest.vlan, ETH_P_IPV6);

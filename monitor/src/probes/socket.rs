@@ -1,4 +1,4 @@
-//! The raw socket by which a probe gets into a tap, and to nobody but its guest.
+//! The raw socket by which a probe gets into a tap, and to its guest alone.
 
 use std::{
     fs::File,
@@ -29,7 +29,7 @@ impl ProbeSocket {
             if socket < 0 {
                 return Err(io::Error::last_os_error());
             }
-            // SAFETY: the kernel just returned it, and nobody else has it.
+            // SAFETY: the kernel just returned it, and nothing else has it.
             Ok(Self { socket: unsafe { OwnedFd::from_raw_fd(socket) } })
         })?
     }

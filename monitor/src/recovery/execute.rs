@@ -19,8 +19,8 @@ use flatline_samples::RunState;
 
 /// Time for one command. A reset is answered within a millisecond by a QEMU whose main loop runs.
 pub(super) const STEP_LIMIT: Duration = Duration::from_secs(5);
-/// Once it has been asked for evidence, QEMU gets so long to answer again: it may be busy with an answer that nobody waits
-/// for any more, or the connection is made anew.
+/// Once it has been asked for evidence, QEMU gets so long to answer again: it may be busy with an answer that is not
+/// waited for any more, or the connection is made anew.
 pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 /// A reset that is not answered is waited for so long: one waits for requests that are in flight, as long as they are.
 const RESET_WITHIN: Duration = Duration::from_secs(60);
@@ -31,7 +31,7 @@ fn failed(step: &'static str, reset_at: Option<SystemTime>, source: QmpError) ->
     RestartError::Step { step, reset_at, kept: Box::default(), source }
 }
 
-/// Where the progress of a restart is written down: whoever is ended in the middle of one leaves word of it. What can't
+/// Record of a restart's progress: a daemon that is ended in the middle of one leaves word of it. What can't
 /// be written in time holds nothing up.
 pub(crate) trait Journal {
     /// Before anything is touched: these steps are to be taken, out of this run state.

@@ -1,4 +1,4 @@
-//! Why a QEMU is gone: pure.
+//! Reason for the end of a QEMU: pure.
 //!
 //! Told by its last `SHUTDOWN` event, whose reason is QEMU's `ShutdownCause` (qapi/run-state.json), where one was
 //! heard, and by its exit status. The event may have been lost, and is never heard where the monitor isn't kept open:
@@ -12,9 +12,9 @@ use flatline_samples::QmpEvent;
 pub(crate) enum ExitReason {
     /// The guest powered itself off, or reset itself where that ends its QEMU.
     GuestPoweredOff,
-    /// Somebody ended it: by a signal that QEMU obeys, by QMP, or from its window.
+    /// It was ended on purpose: by a signal that QEMU obeys, by QMP, or from its window.
     OperatorStopped,
-    /// It left in good order, and nobody heard why: one of the two above.
+    /// It left in good order, and did not say why: one of the two above.
     InOrder,
     /// The guest panicked, and QEMU is told to end then.
     ExitedOnPanic,
@@ -40,7 +40,7 @@ impl ExitReason {
     pub(crate) fn words(&self) -> String {
         match self {
             Self::GuestPoweredOff => "the guest powered itself off".to_owned(),
-            Self::OperatorStopped => "somebody stopped it".to_owned(),
+            Self::OperatorStopped => "it was stopped".to_owned(),
             Self::InOrder => "it exited with code 0".to_owned(),
             Self::ExitedOnPanic => "it exited because the guest panicked".to_owned(),
             Self::Crashed { how } => how.clone(),
@@ -79,7 +79,7 @@ pub(crate) fn exit_reason(
     }
     let Some(status) = status else { return ExitReason::Unknown };
     match (status & 0x7f, status >> 8 & 0xff) {
-        // Before QEMU handles it, or from within; somebody asked all the same.
+        // Before QEMU handles it, or from within; it was asked to all the same.
         (libc::SIGTERM | libc::SIGINT | libc::SIGHUP, _) => ExitReason::OperatorStopped,
         (0, 0) if convicted == Some(Cause::Panicked) => ExitReason::ExitedOnPanic,
         (0, 0) => ExitReason::InOrder,

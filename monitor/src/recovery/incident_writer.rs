@@ -1,4 +1,4 @@
-//! Writes incidents and the ledger on a thread of its own, in order: a stalled disk must not stall the watching.
+//! Writer of incidents and the ledger, on a thread of its own, in order: a stalled disk must not stall the watching.
 
 use std::{
     sync::{Arc, mpsc},
@@ -32,7 +32,7 @@ enum Job {
     End,
 }
 
-/// A job, and whom to tell what came of it: an error in words.
+/// A job, and where to tell what came of it: an error in words.
 type Order = (Job, Option<oneshot::Sender<Result<(), String>>>);
 
 /// The way to the thread.
@@ -64,7 +64,7 @@ impl IncidentWriter {
                         "{why}; mend the disk under paths.state_dir, what follows is written there again"
                     );
                 }
-                // Nobody may wait any more.
+                // The order may not be waited for any more.
                 done.map(|done| done.send(written));
             }
         };
@@ -79,7 +79,7 @@ impl IncidentWriter {
         (Self { orders, events }, thread)
     }
 
-    /// One whose orders nothing takes: what is written is heard as [`EventKind::Recorded`].
+    /// A writer without a thread: what would be written is heard as [`EventKind::Recorded`].
     #[cfg(test)]
     pub(super) fn without_a_disk(events: EventSink) -> (Self, impl Sized) {
         let (orders, inbox) = mpsc::channel();
@@ -112,7 +112,7 @@ impl IncidentWriter {
         }
     }
 
-    /// Whoever still has a way to the thread, as a restart that is under way, must not keep it from ending.
+    /// Ends the thread, though others, such as a restart that is under way, still have a way to it.
     pub(crate) fn end(&self) {
         self.order(Job::End, None);
     }

@@ -19,7 +19,7 @@ pub(super) enum Came {
     Dump,
     /// It did not, within its time, or can't be sent one.
     Nothing,
-    /// None was sent: nobody wants that, or the guest has had its chance.
+    /// None was sent: it is not configured, or the guest has had its chance.
     NotSent,
 }
 
@@ -32,7 +32,7 @@ pub(super) async fn own_dump(
     writes: impl Fn() -> Option<u64>,
 ) -> Came {
     let (vm, patience) = (&wanted.vm.name, wanted.own_dump);
-    // Whoever said that he panicked has had his chance.
+    // A guest that said that it panicked has had its chance.
     if *run_state != RunState::Running || wanted.announced || patience.is_zero() || !wanted.asks {
         return Came::NotSent;
     }

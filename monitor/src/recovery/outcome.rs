@@ -104,7 +104,7 @@ pub(crate) enum RestartError {
 /// What a restart that failed has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stand {
-    /// The guest was not reset, and nobody was told to.
+    /// The guest was not reset, and nothing was told to.
     Untouched,
     /// QEMU was told to reset the guest, or may have been, and has not answered: its run state will tell what is left.
     Open {

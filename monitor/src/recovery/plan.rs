@@ -1,4 +1,4 @@
-//! What would be done, and whether it may be: pure.
+//! Plan of a restart by QMP, and whether policy lets it be: pure.
 
 use std::time::{Duration, SystemTime};
 
@@ -31,7 +31,7 @@ pub(crate) fn plan(run_state: &RunState) -> Result<Vec<Step>, Refusal> {
         | RunState::GuestPanicked
         | RunState::InternalError
         | RunState::Watchdog => {}
-        RunState::Paused | RunState::Debug => return refuse("somebody stopped it on purpose"),
+        RunState::Paused | RunState::Debug => return refuse("it was stopped on purpose"),
         RunState::Shutdown => return refuse("the guest powered itself off"),
         RunState::Suspended => return refuse("the guest suspended itself"),
         RunState::IoError => {
@@ -76,7 +76,7 @@ pub(crate) enum Remainder {
 /// What is left of a restart whose record says that QEMU `was_told` to reset the guest, or doesn't say so yet, now that
 /// it is in `run_state`.
 ///
-/// Whoever told QEMU may have been ended before that was written down. A guest that runs was then either reset or not
+/// The daemon that told QEMU may have been ended before that was written down. A guest that runs was then either reset or not
 /// reached: to wait for its life does no harm, and one that is dead will be found so. A run state that says that it
 /// crashed is left by no other way than a reset.
 pub(crate) fn remainder(run_state: &RunState, was_told: bool) -> Remainder {
@@ -98,7 +98,7 @@ pub(crate) enum Clearance {
     Wait(Duration, String),
     /// Only watching was asked for.
     ObserveOnly,
-    /// Somebody wants it left alone, and who.
+    /// An operator wants it left alone, and which.
     Held(String),
     /// There were too many restarts lately.
     LimitReached(String),
@@ -109,7 +109,7 @@ pub(crate) enum Clearance {
 pub(crate) struct Circumstances<'a> {
     /// The VM's terms.
     pub(crate) policy: &'a Policy,
-    /// Why somebody wants it left alone.
+    /// Why it is to be left alone.
     pub(crate) held: Option<&'a str>,
     /// When it was restarted, or restarted itself, within its window.
     pub(crate) restarts: &'a [SystemTime],
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn no_run_state_that_somebody_chose_is_answered_with_a_reset() {
+    fn no_run_state_that_was_chosen_is_answered_with_a_reset() {
         for name in [
             "paused",
             "debug",

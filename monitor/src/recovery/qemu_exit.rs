@@ -1,7 +1,7 @@
-//! What is made of a QEMU's end: a stop that was asked for, a replacement under way, or a crash of QEMU itself.
+//! Ends of QEMUs, told apart: a stop that was asked for, a replacement under way, or a crash of QEMU itself.
 //!
 //! A QEMU that ended without having been asked to is started again by its owner's actuation, where that is configured and
-//! its budget allows it: see [`awaited`](super::respawn).
+//! its budget allows it: see [`respawn`](super::respawn).
 
 use tracing::info;
 

@@ -1,4 +1,4 @@
-//! VMs whose QEMU is gone, from there to the QEMU that takes its place.
+//! Respawns: VMs whose QEMU is gone, from there to the QEMU that takes its place.
 //!
 //! Until the new one is found, the incident is kept among the [`Respawn`]s; the new QEMU takes it up, and is waited for
 //! like any guest that was reset.
@@ -27,7 +27,7 @@ use flatline_qemu::{
 pub(super) const FOUND_WITHIN: Duration = Duration::from_secs(30);
 
 impl Supervisor {
-    /// Starts those whose pause is over, and gives up those of whom no QEMU was found.
+    /// Starts the VMs whose pause is over, and gives up those of which no QEMU was found.
     pub(crate) fn start_due(&mut self, vms: &Vms, context: &Context<'_>) {
         let now = context.now;
         for mut respawn in std::mem::take(&mut self.respawns) {
@@ -172,7 +172,7 @@ impl Supervisor {
         self.writer.write(&incident, Vec::new(), None);
     }
 
-    /// A QEMU that was found now, and that is the one which was respawn: as a guest that was restarted.
+    /// Takes up a QEMU that was found now, where it is an expected one: as a guest that was restarted.
     pub(super) fn adopt(
         &mut self,
         vm: &Vm,

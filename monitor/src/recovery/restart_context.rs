@@ -1,4 +1,4 @@
-//! What a restart may use: its owner's actuation, the monitor, and what is to be gathered before.
+//! Builds what a restart may use: its owner's actuation, the monitor, and what is to be gathered before.
 
 use super::{
     Refusal, Stage, Supervisor,

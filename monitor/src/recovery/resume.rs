@@ -37,7 +37,7 @@ enum TakenUp {
 }
 
 /// How to go on after `incident`, the last one of a QEMU that was started at `started_at` and still runs; `None` where all
-/// was done, or it was another one before the host's last start. Somebody gave the VM a new start at `released_at`.
+/// was done, or it was another one before the host's last start. An operator gave the VM a new start at `released_at`.
 fn take_up(incident: Incident, started_at: SystemTime, released_at: SystemTime) -> Option<TakenUp> {
     // Times in records have whole seconds, rounded down.
     if incident.detected_at + Duration::from_secs(1) < started_at {
@@ -77,7 +77,7 @@ impl TakenUp {
         let case = |incident, stage| Case::new(incident, stage, now);
         match self {
             Self::Afresh(incident) => {
-                // Only of a guest whose kernel died it is known that it shows no life.
+                // Only a guest whose kernel died is known to show no life.
                 let died = Cause::parse(&incident.cause).filter(|cause| !cause.is_of_user_space());
                 let suspect = died.map(|cause| {
                     let reason = format!(
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn who_had_failed_has_failed_until_somebody_released_it() {
+    fn a_vm_that_had_failed_has_failed_until_it_is_released() {
         let failed = incident("spinning", Some(Outcome::LimitReached), 3);
         let up = |at| take_up(failed.clone(), UNIX_EPOCH, UNIX_EPOCH + Duration::from_secs(at));
         assert_eq!(up(0), Some(TakenUp::Failed(failed.clone(), Cause::Spinning)));

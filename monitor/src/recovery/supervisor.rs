@@ -1,4 +1,4 @@
-//! Supervisor of recovery: what becomes of each conviction, until the guest lives or a person is needed.
+//! Supervisor of recovery: decides what becomes of each conviction, until the guest lives or a person is needed.
 //!
 //! It owns the incidents, the ledger of holds and resets, and the VMs that wait for another QEMU. It is told of one VM at a
 //! time, with the moment that it is, and waits for nothing: what takes time is an [`Effect`], what happened an

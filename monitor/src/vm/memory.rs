@@ -1,8 +1,8 @@
-//! Reads each VM's memory every so often: what its QEMU takes, and what its guest tells through its balloon.
+//! Readings of each VM's memory, every so often: what its QEMU takes, and what its guest tells through its balloon.
 //!
 //! A reading is a task of its own, one a VM at a time, so that a hung one delays no other. It sends QEMU one command
-//! after the other, none of which waits for the guest; between two it holds nothing, so that a session which others
-//! need the socket of lets go of it meanwhile. A round of questions and a restart end it, and none begins while a guest
+//! after the other, none of which waits for the guest; between two it holds nothing, so that a session on a socket which others
+//! need lets go of it meanwhile. A round of questions and a restart end it, and none begins while a guest
 //! is suspected or restarted: what is at stake then is not worth a figure.
 
 use std::{

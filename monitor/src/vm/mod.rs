@@ -1,6 +1,6 @@
 //! A VM that is watched: what is held of it from when its QEMU was found until that is gone.
 //!
-//! Six parts, each of which another subsystem works on: who it is, the link to its monitor, its sensors, its detector,
+//! Six parts, each of which another subsystem works on: its identity, the link to its monitor, its sensors, its detector,
 //! what recovery remembers of it, and its memory. No part knows another one, or the daemon's loop.
 
 mod detector;
@@ -57,7 +57,7 @@ pub(crate) type Vms = BTreeMap<VmId, WatchedVm>;
 /// One VM.
 #[derive(Debug)]
 pub(crate) struct WatchedVm {
-    /// Who it is: its process, name, UUID and owner, and what it has.
+    /// Its identity: its process, name, UUID and owner, and what it has.
     pub(crate) vm: Arc<Vm>,
     pub(crate) link: MonitorLink,
     pub(crate) sensors: Sensors,

@@ -1,4 +1,4 @@
-//! Records what each VM's verdict is told, and hands it out: to files, to incidents, to `show`.
+//! Recorder of what a VM's verdict is told, which hands it out: to files, to incidents, to `show`.
 
 use std::{sync::Arc, time::Duration};
 

@@ -129,7 +129,7 @@ impl Sensors {
                 }
                 _ => return missing,
             };
-            // Of threads without names, QEMU alone knows which are whose.
+            // Of threads without names, QEMU alone knows which are vCPUs.
             Missing::new("vCPU time", format!("which threads are its vCPUs is not known: {why}"))
         });
         let storage = row

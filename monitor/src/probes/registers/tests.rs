@@ -223,7 +223,7 @@ fn what_was_pending_in_the_round_before_or_where_it_stood_counts_on() {
 }
 
 #[test]
-fn a_dead_vcpu_beside_a_healthy_one_convicts_and_acquits_nobody() {
+fn a_dead_vcpu_beside_a_healthy_one_neither_convicts_nor_acquits() {
     let idle = vcpu(true, true, 0, 0x2000);
     let idle = VcpuSnapshot { registers: VcpuRegisters { index: 1, ..idle.registers }, ..idle };
     for pending in [[&[236][..], &[236], &[236]], [&[], &[], &[]]] {

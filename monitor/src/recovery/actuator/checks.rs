@@ -1,4 +1,4 @@
-//! What must be so before anything is touched, and what a reset would lead to: asked of the owner's programs.
+//! Checks before anything is touched, and what a reset would lead to: asked of the owner's programs.
 
 use std::time::Duration;
 
@@ -57,7 +57,7 @@ fn holds(check: &Check, printed: &str) -> Result<(), String> {
             _ => Err("libvirt has another domain under its UUID".to_owned()),
         },
         Check::Crashed => match printed.lines().next().unwrap_or_default().trim() {
-            // `shut off (crashed)`; one that somebody stopped is `shut off (destroyed)`.
+            // `shut off (crashed)`; one that was stopped is `shut off (destroyed)`.
             state if state.ends_with("(crashed)") || state == "crashed (panicked)" => Ok(()),
             state => Err(format!("libvirt says that it is {:?}", printable(state, MAX_TEXT_CHARS))),
         },
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_domain_that_somebody_stopped_is_not_started() {
+    fn a_domain_that_was_stopped_is_not_started() {
         let crashed = |printed: &str| holds(&Check::Crashed, printed);
         assert!(crashed("shut off (crashed)\n\n").is_ok());
         for state in ["shut off (destroyed)", "shut off (shutdown)", "running (booted)", ""] {

@@ -89,7 +89,7 @@ fn without_a_word_each_owner_has_its_own_way() {
 }
 
 #[test]
-fn a_number_that_a_qemu_gave_itself_resets_and_ends_nobody_but_itself() {
+fn a_number_that_a_qemu_gave_itself_resets_and_ends_no_vm_but_itself() {
     let owner = Owner::Proxmox { vmid: 100 };
     let ownership = Ownership { owner, is_certain: false, evidence: Vec::new() };
     let plan = |actuation: &ActuatorConfig| {
@@ -161,7 +161,7 @@ fn after_restarts_without_life_its_owner_ends_it_and_starts_it_again_where_that_
         assert_eq!(run.len(), programs.len(), "{lines:?}");
         assert!(run.iter().zip(programs).all(|(line, part)| line.contains(part)), "{lines:?}");
     }
-    // Nobody else can: what was done is done again, or a command's.
+    // Nothing else can: what was done is done again, or a command's.
     assert_eq!(after(&Owner::Bare, &twice, 2), Ok(ActuatorPlan::Qmp));
     let command = ActuatorConfig { power_cycle_after: 2, ..with_command(Actuator::Auto) };
     assert_eq!(after(&Owner::Bare, &command, 1), Ok(ActuatorPlan::Qmp));
@@ -169,7 +169,7 @@ fn after_restarts_without_life_its_owner_ends_it_and_starts_it_again_where_that_
 }
 
 #[test]
-fn one_that_hangs_is_replaced_by_whoever_can_be_sure_of_it() {
+fn one_that_hangs_is_replaced_by_what_can_be_sure_of_it() {
     let hung = |owner: Owner, actuation: &ActuatorConfig| {
         let plan = restart(owner, actuation, MonitorSays::Hangs, ResetAction::Reset);
         assert!(!matches!(
@@ -240,7 +240,7 @@ fn a_qemu_that_a_reset_would_end_is_told_otherwise_before() {
 }
 
 #[test]
-fn no_actuator_resets_what_somebody_stopped() {
+fn no_actuator_resets_what_was_stopped() {
     let owners = [
         Owner::Bare,
         unit(),
@@ -260,7 +260,7 @@ fn no_actuator_resets_what_somebody_stopped() {
 }
 
 #[test]
-fn a_monitor_that_says_nothing_now_is_waited_for_whoever_the_owner_is() {
+fn a_monitor_that_says_nothing_now_is_waited_for_whatever_the_owner_is() {
     for actuation in
         [ActuatorConfig::default(), with_command(Actuator::Command), actuation(Actuator::Systemd)]
     {

@@ -1,4 +1,4 @@
-//! What QEMU answers about the machine: its vCPUs, its disks and their figures, its networks' filters, and what the
+//! QEMU's answers about the machine: its vCPUs, its disks and their figures, its networks' filters, and what the
 //! guest said when it panicked.
 //!
 //! Each is asked when the one before was answered: a QEMU has few places for commands that wait, and its main loop

@@ -35,7 +35,7 @@ const PIPE_NAME: &str = "flatline-dump";
 /// Time between two looks at how far it is, and between two lines in the log.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 const SAY_EVERY: Duration = Duration::from_secs(5);
-/// QEMU gets so long to notice that nobody takes its dump any more.
+/// QEMU gets so long to notice that its dump is not taken any more.
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
 /// The formats that are asked for, the quickest first, and how a file of it is called. `elf` is not compressed.
 const FORMATS: [(&str, &str); 4] =
@@ -50,7 +50,7 @@ pub(crate) struct Wanted {
     pub(crate) quota_bytes: u64,
     /// How long it may take.
     pub(crate) limit: Duration,
-    /// Where those who ask are told how far it is.
+    /// Where its progress is shown.
     pub(crate) under_way: UnderWay,
 }
 

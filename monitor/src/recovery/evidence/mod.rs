@@ -1,4 +1,4 @@
-//! What is kept of a crashed guest before it is restarted: what its console showed, its registers, what QEMU says of
+//! Evidence that is kept of a crashed guest before it is restarted: what its console showed, its registers, what QEMU says of
 //! its disks and networks, its console's last lines, flatline's own figures, and its memory where that is wanted.
 //!
 //! The restart waits for it, so that all of it is bounded: in time ([`Wanted::limit`] together, half of that each), in
@@ -34,7 +34,7 @@ use flatline_qemu::{
 };
 use flatline_samples::RunState;
 
-/// QEMU gets so long to answer before its monitor counts as unresponsive, which is longer than anybody here waits.
+/// QEMU gets so long to answer before its monitor counts as unresponsive, which is longer than anything here waits.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// The registers are looked at even where no evidence is wanted, for this long: they tell whether the guest was up.
 const REGISTERS_LIMIT: Duration = Duration::from_millis(500);

@@ -1,9 +1,9 @@
-//! What the console showed, as a PNG.
+//! Picture of what the console showed, as a PNG.
 //!
 //! QEMU is handed a descriptor to write to (`add-fd`, then `screendump` to `/dev/fdset/N`), and no path: so
 //! neither its user nor its mount namespace matters, and there is nothing that a hostile QEMU could put a symbolic
-//! link or a FIFO in place of. Behind the descriptor is memory (`memfd_create`): to read it waits for nobody, and it
-//! goes away with those who hold it. It can't be sealed, since QEMU empties what it opens (`qemu_dup_flags` in its
+//! link or a FIFO in place of. Behind the descriptor is memory (`memfd_create`): to read it waits for nothing, and it
+//! goes away with its last descriptor. It can't be sealed, since QEMU empties what it opens (`qemu_dup_flags` in its
 //! util/osdep.c); what a QEMU writes beyond a picture is memory that it pays for itself, in its own control group, and
 //! is not looked at. Whatever changes while it is read makes a wrong picture, or an error.
 //!
@@ -12,7 +12,7 @@
 //! way, from pixels, so that nothing which a QEMU wrote reaches a picture viewer as it is.
 //!
 //! A screendump that QEMU never finishes (of a display whose own server hangs) keeps its monitor from taking any
-//! other command, on whatever connection: nobody can reset the guest then, and that is said. Once QEMU answers again, it is
+//! other command, on whatever connection: nothing can reset the guest then, and that is said. Once QEMU answers again, it is
 //! told to, and not asked for a picture once more; `evidence_limit = "0s"` is the way around.
 
 use std::{
@@ -46,7 +46,7 @@ pub(super) async fn take(qmp: &QmpHandle) -> Result<Raw, String> {
     let set = set.ok_or("QEMU doesn't say where it has the descriptor")?;
     let arguments = json!({ "filename": format!("/dev/fdset/{set}") });
     let dumped = qmp.execute("screendump", Some(arguments), ANSWER_LIMIT).await;
-    // Nobody waits for it: QEMU takes commands in their order.
+    // It is not waited for: QEMU takes commands in their order.
     let qmp = qmp.clone();
     tokio::spawn(async move {
         let _ = qmp.execute("remove-fd", Some(json!({ "fdset-id": set })), ANSWER_LIMIT).await;

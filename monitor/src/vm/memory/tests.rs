@@ -25,7 +25,7 @@ async fn a_guest_that_nobody_polls_is_asked_and_found_at_once_the_next_time() {
     let told = told.expect("told");
     assert_eq!((told.told_at, told.total, told.available), (6, Some(100), Some(40)));
     assert_eq!(qemu.polled(), (0, vec![1, 0]));
-    // Its place is remembered: nobody looks for it again.
+    // Its place is remembered: it is not looked for again.
     qemu.machine().balloon = false;
     let (told, _) = Errand { balloon, ..errand(&qemu, true) }.run().await;
     assert_eq!(told.expect("told").told_at, 7);

@@ -1,4 +1,4 @@
-//! Whether a dump may grow, and which older ones make room: pure.
+//! Room for a dump: whether it may grow, and which older ones make way: pure.
 
 use std::time::SystemTime;
 
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_larger_than_the_quota_removes_nobody() {
+    fn what_is_larger_than_the_quota_removes_no_other() {
         let mut room = Room::new(100, vec![old(1, 90)]);
         assert!(matches!(room.next(95, 10, ROOMY), Next::Full(why) if why.contains("quota")));
         assert_eq!(room.old.len(), 1);

@@ -1,4 +1,4 @@
-//! Writes what comes out of the pipe to a file, within the quota.
+//! Writer of a dump: what comes out of the pipe goes to a file, within the quota.
 
 use std::{
     fs::{DirBuilder, File, OpenOptions},
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dump_is_whole_and_nobody_elses_to_read() {
+    fn a_dump_is_whole_and_readable_by_its_owner_alone() {
         use std::os::unix::fs::PermissionsExt as _;
         let base = tempfile::tempdir().unwrap();
         let directory = base.path().join("dumps");
