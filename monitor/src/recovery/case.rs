@@ -143,13 +143,6 @@ pub(crate) enum Progress {
     Expected(Duration),
 }
 
-impl Respawn {
-    /// The key under which its restarts are counted.
-    pub(super) fn key(&self) -> &str {
-        self.vm.uuid.as_deref().unwrap_or(&self.vm.name)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tracing::info;
 
-use super::{Case, Clearance, EventKind, Stage, Supervisor, Tries};
+use super::{Case, Clearance, EventKind, Files, Stage, Supervisor, Tries};
 use crate::{
     storage::incident::{Incident, Outcome},
     vm::{Context, WatchedVm},
@@ -61,7 +61,7 @@ impl Supervisor {
                     info!(vm = watched.vm.name, incident, "restarted in {left} and not now: {why}");
                     watched.detector.watch.reason =
                         format!("{}; restarted in {left}: {why}", case.incident.reason);
-                    self.writer.write(&case.incident, Vec::new(), None);
+                    self.writer.record(&case.incident);
                 }
             }
             Clearance::ObserveOnly => {
@@ -140,8 +140,7 @@ impl Supervisor {
         incident.recover_seconds =
             now.duration_since(incident.detected_at).ok().map(|took| took.as_secs_f64());
         incident.reason = format!("{}; its heart beats again", incident.reason);
-        self.writer.events.emit(EventKind::AgentBack, &incident);
-        self.writer.write(&incident, Vec::new(), None);
+        self.writer.say(EventKind::AgentBack, &incident);
     }
 
     /// What was reported of a guest's agent is over with the boot in which it was so.
@@ -180,7 +179,7 @@ impl Supervisor {
         } else {
             case.stage = Stage::Closed;
             case.incident.recovered_at = Some(lived_at);
-            self.writer.write(&case.incident, Vec::new(), None);
+            self.writer.record(&case.incident);
         }
     }
 
@@ -215,7 +214,13 @@ impl Supervisor {
                 case.incident.reason.clone_into(&mut watched.detector.watch.reason);
             }
         }
+        self.write_case(watched, Vec::new());
+    }
+
+    /// Writes down the case of a VM as it stands, with its recording and further evidence.
+    pub(super) fn write_case(&self, watched: &mut WatchedVm, files: Files) {
+        let Some(case) = &mut watched.recovery.case else { return };
         let recording = watched.detector.recorder.evidence(&mut case.incident);
-        self.writer.write(&case.incident, Vec::new(), recording);
+        self.writer.write(&case.incident, files, recording);
     }
 }

@@ -91,6 +91,17 @@ impl IncidentWriter {
         self.order(Job::Incident { incident, evidence, recording }, None);
     }
 
+    /// Writes an incident without further evidence.
+    pub(super) fn record(&self, incident: &Incident) {
+        self.write(incident, Vec::new(), None);
+    }
+
+    /// Says what happened, and writes the incident down as it stands with it.
+    pub(super) fn say(&self, kind: EventKind, incident: &Incident) {
+        self.events.emit(kind, incident);
+        self.record(incident);
+    }
+
     /// Writes the ledger; what came of it is told to `done`.
     pub(crate) fn write_ledger(
         &self,

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     storage::incident::{Attempt, Incident, Outcome},
-    vm::{Context, Vms},
+    vm::{Context, Vms, key},
 };
 use flatline_detector::verdict::{Cause, DetectionPolicy, State, Tally};
 use flatline_qemu::{
@@ -50,12 +50,12 @@ impl Supervisor {
     }
 
     fn start_if_cleared(&mut self, mut respawn: Respawn, vms: &Vms, context: &Context<'_>) {
-        if vms.values().any(|other| other.key() == respawn.key()) {
+        if vms.values().any(|other| other.key() == key(&respawn.vm)) {
             let reason = &respawn.incident.reason;
             respawn.incident.reason = format!("{reason}; another QEMU of its name runs already");
             return self.conclude(respawn, Outcome::Refused);
         }
-        let clearance = self.clearance_for(respawn.key(), &respawn.detection.policy, context);
+        let clearance = self.clearance_for(key(&respawn.vm), &respawn.detection.policy, context);
         let (outcome, why) = match clearance {
             Clearance::Granted(limit) => return self.begin_start(respawn, limit, context),
             Clearance::Wait(left, why) => {
@@ -168,8 +168,7 @@ impl Supervisor {
     fn conclude(&mut self, respawn: Respawn, outcome: Outcome) {
         let Respawn { mut incident, .. } = respawn;
         incident.outcome = Some(outcome);
-        self.writer.events.emit(EventKind::Closed(outcome), &incident);
-        self.writer.write(&incident, Vec::new(), None);
+        self.writer.say(EventKind::Closed(outcome), &incident);
     }
 
     /// Takes up a QEMU that was found now, where it is an expected one: as a guest that was restarted.
@@ -179,9 +178,9 @@ impl Supervisor {
         detection: &DetectionPolicy,
         context: &Context<'_>,
     ) -> Option<((State, String), Case)> {
-        let key = vm.uuid.as_deref().unwrap_or(&vm.name);
-        let is_it =
-            |respawn: &Respawn| respawn.key() == key && respawn.vm.origin.uid == vm.origin.uid;
+        let is_it = |respawn: &Respawn| {
+            key(&respawn.vm) == key(vm) && respawn.vm.origin.uid == vm.origin.uid
+        };
         let index = self.respawns.iter().position(is_it)?;
         let Respawn { incident, .. } = self.respawns.swap_remove(index);
         let now = context.now;

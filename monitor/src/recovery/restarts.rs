@@ -111,8 +111,7 @@ impl Supervisor {
                 case.incident.was_up = was_up.unwrap_or(case.incident.was_up);
                 let was_up = case.incident.was_up;
                 case.incident.name_evidence(&files);
-                let recording = watched.detector.recorder.evidence(&mut case.incident);
-                self.writer.write(&case.incident, files, recording);
+                self.write_case(watched, files);
                 // What was asked before belongs to the time before.
                 watched.link.forget_run_state();
                 watched.link.run_state = Some(after);
@@ -171,8 +170,7 @@ impl Supervisor {
                 let what = "what is left of its restart will be seen when QEMU answers";
                 case.incident.reason = format!("{}; {what}", case.grounds);
                 case.incident.reason.clone_into(&mut watched.detector.watch.reason);
-                let recording = watched.detector.recorder.evidence(&mut case.incident);
-                self.writer.write(&case.incident, files, recording);
+                self.write_case(watched, files);
                 watched.link.forget_run_state();
                 self.effects.push(Effect::AskRunState(id));
             }
@@ -181,8 +179,7 @@ impl Supervisor {
                 case.incident.action = Some(action.to_owned());
                 case.incident.action_at = Some(at);
                 case.incident.reason = format!("{}; {why}", case.grounds);
-                let recording = watched.detector.recorder.evidence(&mut case.incident);
-                self.writer.write(&case.incident, files, recording);
+                self.write_case(watched, files);
                 let reason = format!(
                     "its restart was begun because it was {cause}, and {why}; waiting for a sign of life"
                 );

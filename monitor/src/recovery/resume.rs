@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     storage::incident::{Attempt, Incident, Outcome},
-    vm::{Context, WatchedVm},
+    vm::{Context, WatchedVm, key},
 };
 use flatline_detector::verdict::{Cause, DetectionPolicy, Input, Monitor, State, Tally};
 use flatline_qemu::{
@@ -113,8 +113,7 @@ impl Supervisor {
     ) -> (Option<(State, String)>, RecoveryState) {
         let left = self.left.remove(&(vm.id.pid, vm.id.start_ticks));
         let put_back = left.as_ref().is_some_and(|incident| !incident.attempts.is_empty());
-        let key = vm.uuid.as_deref().unwrap_or(&vm.name);
-        let released_at = self.ledger.counts_from(key);
+        let released_at = self.ledger.counts_from(key(vm));
         let left = left.and_then(|incident| take_up(incident, context.wall - age, released_at));
         let (state, case) = match left {
             Some(taken_up) => {
@@ -189,7 +188,7 @@ impl Supervisor {
         case.stage = Stage::AwaitingLife { since: at };
         case.incident.reason.clone_from(&case.grounds);
         let (was_up, configured) = (case.incident.was_up, watched.vm.reboot_action);
-        self.writer.write(&case.incident, Vec::new(), None);
+        self.writer.record(&case.incident);
         // QEMU may have been told or not, where that was not written down.
         let reason = (!is_certain).then(|| {
             let begun = format!("its restart was begun because it was {cause}");
@@ -212,8 +211,7 @@ impl Supervisor {
                 if incident.attempts.is_empty() { Outcome::Refused } else { Outcome::NotRecovered };
             let reason = format!("{}; its QEMU ended while no daemon watched", incident.reason);
             let incident = Incident { outcome: Some(outcome), reason, ..incident };
-            self.writer.events.emit(EventKind::Closed(outcome), &incident);
-            self.writer.write(&incident, Vec::new(), None);
+            self.writer.say(EventKind::Closed(outcome), &incident);
         }
     }
 }

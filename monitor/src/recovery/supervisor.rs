@@ -85,8 +85,7 @@ impl Supervisor {
             outcome: Some(Outcome::Refused),
             ..Incident::new(id, vm, cause, reason, context.wall)
         };
-        self.writer.events.emit(EventKind::Storm, &incident);
-        self.writer.write(&incident, Vec::new(), None);
+        self.writer.say(EventKind::Storm, &incident);
     }
 
     /// The daemon ends: what comes later is not written.

@@ -35,13 +35,9 @@ impl Detector {
         Self { detection, watch, recorder, notes, suspected_at: None, testimony: None }
     }
 
-    /// Tells the verdict something, and says what is to be done.
-    pub(crate) fn step(&mut self, vm: &Vm, input: &Input, now: Duration) -> Act {
-        self.step_saying(vm, input, None, now)
-    }
-
-    /// The same, with a reason for people instead of the verdict's own: it is told of no more than it judges by.
-    pub(crate) fn step_saying(
+    /// Tells the verdict something, and says what is to be done. A `reason` for people takes the place of the verdict's
+    /// own, which is told of no more than it judges by.
+    pub(crate) fn step(
         &mut self,
         vm: &Vm,
         input: &Input,

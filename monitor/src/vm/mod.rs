@@ -51,6 +51,11 @@ impl<'a> Context<'a> {
     }
 }
 
+/// The key under which restarts of a VM are counted: its UUID, or its name without one.
+pub(crate) fn key(vm: &Vm) -> &str {
+    vm.uuid.as_deref().unwrap_or(&vm.name)
+}
+
 /// All VMs that are watched.
 pub(crate) type Vms = BTreeMap<VmId, WatchedVm>;
 
@@ -67,14 +72,14 @@ pub(crate) struct WatchedVm {
 }
 
 impl WatchedVm {
-    /// The key under which its restarts are counted: its UUID, or its name without one.
+    /// The key under which its restarts are counted.
     pub(crate) fn key(&self) -> &str {
-        self.vm.uuid.as_deref().unwrap_or(&self.vm.name)
+        key(&self.vm)
     }
 
     /// Tells the detector something, and says what is to be done.
     pub(crate) fn step(&mut self, input: &Input, now: Duration) -> Act {
-        self.detector.step(&self.vm, input, now)
+        self.step_saying(input, None, now)
     }
 
     /// The same, with a reason for people instead of the verdict's own: it is told of no more than it judges by.
@@ -84,7 +89,7 @@ impl WatchedVm {
         reason: Option<String>,
         now: Duration,
     ) -> Act {
-        self.detector.step_saying(&self.vm, input, reason, now)
+        self.detector.step(&self.vm, input, reason, now)
     }
 
     /// Whether its conviction still stands.

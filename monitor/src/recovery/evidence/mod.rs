@@ -314,22 +314,33 @@ pub(crate) fn fuzz(bytes: &[u8]) {
 /// A JSON value that a QEMU answered with, for people; no more of it than a file may have: indented, a deep one takes a
 /// multiple of its room.
 fn pretty(value: &serde_json::Value) -> String {
-    let mut text = Start(Vec::new());
+    // A little more than a file may have, so that it is seen to be cut.
+    let mut text = Bounded::new(TEXT_MAX_BYTES + 1);
     // What was JSON can be written as such, and what ends it early is its length.
     let _ = serde_json::to_writer_pretty(&mut text, value);
-    String::from_utf8_lossy(&text.0).into_owned() + "\n"
+    String::from_utf8_lossy(&text.bytes).into_owned() + "\n"
 }
 
-/// Takes the start of a text, and a little more than a file may have, so that it is seen to be cut.
-struct Start(Vec<u8>);
+/// Takes the start of what is written, as far as it has room.
+struct Bounded {
+    bytes: Vec<u8>,
+    most: usize,
+}
 
-impl Write for Start {
+impl Bounded {
+    fn new(most: usize) -> Self {
+        Self { bytes: Vec::new(), most }
+    }
+}
+
+impl Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() > TEXT_MAX_BYTES {
-            return Err(io::ErrorKind::FileTooLarge.into());
+        let fits = bytes.len().min(self.most - self.bytes.len());
+        if fits == 0 && !bytes.is_empty() {
+            return Err(io::Error::other(format!("it is larger than {} bytes", self.most)));
         }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
+        self.bytes.extend_from_slice(&bytes[..fits]);
+        Ok(fits)
     }
 
     fn flush(&mut self) -> io::Result<()> {

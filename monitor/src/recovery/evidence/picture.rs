@@ -27,7 +27,7 @@ use std::{
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};
 use serde_json::json;
 
-use super::{ANSWER_LIMIT, ppm};
+use super::{ANSWER_LIMIT, Bounded, ppm};
 use crate::storage::incidents::EVIDENCE_MAX_BYTES;
 use flatline_qemu::{qmp::QmpHandle, text::error_chain};
 
@@ -81,7 +81,7 @@ pub(super) fn png(
     header: &ppm::Header,
     read: impl Fn(&mut [u8], u64) -> io::Result<()>,
 ) -> Result<Vec<u8>, png::EncodingError> {
-    let mut out = Bounded(Vec::new());
+    let mut out = Bounded::new(EVIDENCE_MAX_BYTES);
     let mut encoder = png::Encoder::new(&mut out, header.width, header.height);
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
@@ -96,24 +96,7 @@ pub(super) fn png(
     }
     stream.finish()?;
     writer.finish()?;
-    Ok(out.0)
-}
-
-/// Takes no more than evidence may have.
-struct Bounded(Vec<u8>);
-
-impl Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > EVIDENCE_MAX_BYTES {
-            return Err(io::Error::other(format!("it is larger than {EVIDENCE_MAX_BYTES} bytes")));
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+    Ok(out.bytes)
 }
 
 #[cfg(test)]
