@@ -21,6 +21,7 @@ mod metrics;
 mod notify;
 mod recorder;
 mod single_flight;
+mod words;
 
 mod api;
 mod storage;

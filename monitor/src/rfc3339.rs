@@ -5,7 +5,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde::{Deserialize, Deserializer, Serializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// The last second that the format can hold, 9999-12-31T23:59:59Z.
 const LAST_SECOND: u64 = 253_402_300_799;
@@ -28,29 +28,31 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SystemTi
     humantime::parse_rfc3339(&text).map_err(de::Error::custom)
 }
 
+/// A time in a list or an option, which takes it as this module has it.
+#[derive(Serialize, Deserialize)]
+struct Text(#[serde(with = "self")] SystemTime);
+
 /// The same for a time that may be null.
 pub(crate) mod option {
     use std::time::SystemTime;
 
-    use serde::{Deserialize, Deserializer, Serializer, de};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::Text;
 
     /// For `#[serde(with)]`.
     pub(crate) fn serialize<S: Serializer>(
         time: &Option<SystemTime>,
         to: S,
     ) -> Result<S::Ok, S::Error> {
-        match time {
-            Some(time) => super::serialize(time, to),
-            None => to.serialize_none(),
-        }
+        time.map(Text).serialize(to)
     }
 
     /// For `#[serde(with)]`.
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         from: D,
     ) -> Result<Option<SystemTime>, D::Error> {
-        let text = Option::<String>::deserialize(from)?;
-        text.map(|text| humantime::parse_rfc3339(&text).map_err(de::Error::custom)).transpose()
+        Ok(Option::<Text>::deserialize(from)?.map(|text| text.0))
     }
 }
 
@@ -58,19 +60,19 @@ pub(crate) mod option {
 pub(crate) mod list {
     use std::time::SystemTime;
 
-    use serde::{Deserialize, Deserializer, Serializer, de};
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::Text;
 
     /// For `#[serde(with)]`.
     pub(crate) fn serialize<S: Serializer>(times: &[SystemTime], to: S) -> Result<S::Ok, S::Error> {
-        to.collect_seq(times.iter().map(|time| super::format(*time)))
+        to.collect_seq(times.iter().copied().map(Text))
     }
 
     /// For `#[serde(with)]`.
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         from: D,
     ) -> Result<Vec<SystemTime>, D::Error> {
-        let texts = Vec::<String>::deserialize(from)?;
-        let parse = |text: &String| humantime::parse_rfc3339(text).map_err(de::Error::custom);
-        texts.iter().map(parse).collect()
+        Ok(Vec::<Text>::deserialize(from)?.into_iter().map(|text| text.0).collect())
     }
 }

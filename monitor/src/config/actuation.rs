@@ -12,43 +12,31 @@ use toml::{Spanned, de::DeValue};
 use super::detection::MAX_RESTARTS;
 use super::keys::{Layers, keys};
 use super::values::{Count, MINUTE, Optional, Problem, Rule, SECOND, Within, any, typed};
+use crate::words::words;
 
 /// Most words of a command, and bytes of each: what `execve` takes is far more.
 const WORDS: usize = 64;
 const WORD_BYTES: usize = 4096;
 
-/// What restarts a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Actuator {
-    /// What its owner has for that: see `recovery::actuator`.
-    Auto,
-    /// QMP commands to the QEMU itself, whoever started it.
-    Qmp,
-    /// `virsh`.
-    Libvirt,
-    /// `qm`.
-    Proxmox,
-    /// `systemctl`.
-    Systemd,
-    /// The configured command.
-    Command,
-    /// Nothing.
-    None,
-}
-
-impl Actuator {
-    /// The word that stands for it in the configuration.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Qmp => "qmp",
-            Self::Libvirt => "libvirt",
-            Self::Proxmox => "proxmox",
-            Self::Systemd => "systemd",
-            Self::Command => "command",
-            Self::None => "none",
-        }
+words! {
+    /// What restarts a VM.
+    #[derive(Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    pub(crate) enum Actuator {
+        /// What its owner has for that: see `recovery::actuator`.
+        Auto = "auto",
+        /// QMP commands to the QEMU itself, whatever started it.
+        Qmp = "qmp",
+        /// `virsh`.
+        Libvirt = "libvirt",
+        /// `qm`.
+        Proxmox = "proxmox",
+        /// `systemctl`.
+        Systemd = "systemd",
+        /// The configured command.
+        Command = "command",
+        /// Nothing.
+        None = "none",
     }
 }
 
@@ -64,13 +52,13 @@ pub(crate) enum QmpTransport {
     Brief,
 }
 
-/// As whom the configured command runs.
+/// The user that the configured command runs as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum CommandUser {
-    /// As whom flatline runs.
+    /// The one that flatline runs as.
     Root,
-    /// As the user whose QEMU it was, with his groups.
+    /// The one that the QEMU ran as, with its groups.
     Vm,
 }
 
@@ -82,7 +70,7 @@ keys! {
         recovery.actuator: Actuator = "auto", any::<Actuator>();
         /// such as ["/usr/local/sbin/again", "--now"]: no shell; for "command", and for owners that "auto" has nothing for
         recovery.command: Vec<String> = [], MaybeCommand;
-        /// or "vm": it runs as the user whose QEMU it is about
+        /// or "vm": it runs as the user of the QEMU that it is about
         recovery.command_user: CommandUser = "root", any::<CommandUser>();
         /// any program that restarts or starts a VM is killed after that
         recovery.command_limit: Duration = "60s", Within(SECOND..=10 * MINUTE);

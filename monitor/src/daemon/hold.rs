@@ -8,7 +8,7 @@ use tracing::info;
 use super::{event_loop::EventLoop, requests::answer};
 use crate::{
     api::{RefusalKind, Reply, view::HoldView},
-    storage::ledger::{Hold, Whom},
+    storage::ledger::{Hold, HoldScope},
     vm::{Context, WatchedVm},
 };
 
@@ -30,8 +30,8 @@ impl EventLoop {
             let why = "no clock goes as far as that";
             return answer(reply, Reply::error(RefusalKind::BadRequest, why));
         }
-        let whom = only.map_or(Whom::All, |watched| Whom::Vm(watched.key()));
-        self.recovery.hold(whom, Hold { since, until });
+        let scope = only.map_or(HoldScope::All, |watched| HoldScope::Vm(watched.key()));
+        self.recovery.hold(scope, Hold { since, until });
         let name = name(only);
         info!(?until, "on hold: {name}");
         self.answer_when_safe(HoldView { vms: vec![name], until }, reply);

@@ -18,7 +18,7 @@ const LAST_TICK: Family = Family::gauge(
 const MODE: Family = Family::gauge("mode", "1 for the host's mode, 0 for the other.");
 const STORM: Family = Family::gauge(
     "storm",
-    "1 while so many VMs are silent together that the host is at fault, and nobody is restarted.",
+    "1 while so many VMs are silent together that the host is at fault, and no VM is restarted.",
 );
 const DEGRADED: Family = Family::gauge(
     "degraded",

@@ -22,13 +22,6 @@ const DETECTION_SECONDS: [f64; 12] =
 const RECOVERY_SECONDS: [f64; 12] =
     [0.5, 1.0, 2.5, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0];
 
-const OUTCOMES: [Outcome; 5] = [
-    Outcome::Recovered,
-    Outcome::NotRecovered,
-    Outcome::Observed,
-    Outcome::LimitReached,
-    Outcome::Refused,
-];
 /// What stands for the cause of a storm's incident, and for one that this version doesn't know.
 const STORM: &str = "storm";
 const OTHER: &str = "other";
@@ -57,7 +50,7 @@ impl IncidentCounts {
         let ended = Family::<_, Counter>::default();
         // A series that begins with its first incident hides it from `increase()`.
         for cause in Cause::ALL.map(Cause::as_str).into_iter().chain([STORM]) {
-            for outcome in OUTCOMES {
+            for outcome in Outcome::ALL {
                 drop(ended.get_or_create(&[("cause", cause), ("outcome", outcome.as_str())]));
             }
         }

@@ -1,37 +1,25 @@
-//! What was told to whom, and what wasn't.
+//! Counters of what each target of notifications was told, and of what it was not.
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
-/// What came of telling something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Told {
-    /// The receiver has it.
-    Delivered,
-    /// It did not take it now; it is told again.
-    Failed,
-    /// It will never take it.
-    Refused,
-    /// It waited for too long.
-    Expired,
-    /// There was no room for it.
-    Dropped,
-}
+use crate::words::words;
 
-impl Told {
-    const ALL: [Self; 5] =
-        [Self::Delivered, Self::Failed, Self::Refused, Self::Expired, Self::Dropped];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Delivered => "delivered",
-            Self::Failed => "failed",
-            Self::Refused => "refused",
-            Self::Expired => "expired",
-            Self::Dropped => "dropped",
-        }
+words! {
+    /// What came of telling something.
+    pub(crate) enum Told {
+        /// The receiver has it.
+        Delivered = "delivered",
+        /// It did not take it now; it is told again.
+        Failed = "failed",
+        /// It will never take it.
+        Refused = "refused",
+        /// It waited for too long.
+        Expired = "expired",
+        /// There was no room for it.
+        Dropped = "dropped",
     }
 }
 

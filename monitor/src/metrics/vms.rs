@@ -119,7 +119,7 @@ impl Writer<'_, '_, '_> {
 pub(super) fn encode(snapshot: &Snapshot, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let vms = named(snapshot);
     if !vms.is_empty() {
-        let help = "A VM: what runs its guest's code, who started it, and its mode.";
+        let help = "A VM: what runs its guest's code, what started it, and its mode.";
         let mut info = encoder.encode_descriptor("vm", help, None, MetricType::Info)?;
         for vm in &vms {
             info.encode_info(&Identity(vm))?;
@@ -153,8 +153,7 @@ fn standing(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {
     })?;
     let family = Family::gauge("vm_flat", "Time since the last sign of life.").seconds();
     writer.each(family, |vm| vm.flat.map(|flat| flat.as_secs_f64()))?;
-    let family =
-        Family::gauge("vm_held", "1 while somebody wants the VM left alone (`flatline hold`).");
+    let family = Family::gauge("vm_held", "1 while the VM is to be left alone (`flatline hold`).");
     writer.each(family, |vm| Some(vm.is_held))?;
     let family =
         Family::counter("vm_restarts", "Restarts that were begun since its QEMU was found.");
@@ -225,7 +224,7 @@ fn memory(writer: &mut Writer<'_, '_, '_>) -> fmt::Result {
     writer.each(family, |vm| guest(vm)?.swap_out)?;
     let family = Family::counter(
         "vm_memory_major_faults",
-        "Times that somebody in the guest waited for a page from its disk.",
+        "Times that a task of the guest waited for a page from its disk.",
     );
     writer.each(family, |vm| guest(vm)?.major_faults)?;
     let family = Family::gauge(

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use super::{
     event::{Event, EventKind},
     payload::fit,
-    queue::Pacing,
+    queue::{Next, Pacing},
 };
 
 /// How often an alert that fires is sent again.
@@ -70,17 +70,6 @@ struct Alert {
     is_news: bool,
 }
 
-/// What is to be done next.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Next {
-    /// Send all of these.
-    Send(Vec<Value>),
-    /// Nothing before this moment.
-    Wait(Duration),
-    /// Nothing.
-    Nothing,
-}
-
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Alerts {
@@ -90,7 +79,8 @@ pub(crate) struct Alerts {
     /// Those that had to go for want of room, and were not told of since.
     lost: u64,
     sent: Option<Duration>,
-    pacing: Pacing,
+    /// When to try again.
+    pub(super) pacing: Pacing,
     is_under_way: bool,
 }
 
@@ -194,7 +184,7 @@ impl Alerts {
     }
 
     /// What is to be done at `moment`, which is `now`.
-    pub(crate) fn next(&mut self, moment: Duration, now: SystemTime) -> Next {
+    pub(crate) fn next(&mut self, moment: Duration, now: SystemTime) -> Next<Vec<Value>> {
         for alert in self.known.values_mut() {
             let is_old = now.duration_since(alert.begun).is_ok_and(|age| age >= LONGEST);
             if is_old && alert.ended.is_none() {
@@ -211,7 +201,7 @@ impl Alerts {
             Some(due) => Next::Wait(due),
             None => {
                 self.is_under_way = true;
-                Next::Send(self.batch(now))
+                Next::Deliver(self.batch(now))
             }
         }
     }
@@ -249,11 +239,6 @@ impl Alerts {
         self.pacing.failed(asked, moment)
     }
 
-    /// Tries at once, once, if there is any news.
-    pub(crate) fn retry_now(&mut self) {
-        self.pacing.retry_now();
-    }
-
     /// Whether nothing can be done now: all news is taken, or has to wait.
     pub(crate) fn is_drained(&self, moment: Duration) -> bool {
         let waits = self.pacing.not_before().is_some_and(|until| until > moment);
@@ -269,11 +254,6 @@ impl Alerts {
     /// How many had to go for want of room, of which nothing was told so far.
     pub(crate) fn lost(&self) -> u64 {
         self.lost
-    }
-
-    /// Failures since the last delivery.
-    pub(crate) fn failures(&self) -> u32 {
-        self.pacing.failures()
     }
 }
 

@@ -8,9 +8,9 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    alerts::{self, Alerts},
+    alerts::Alerts,
     event::Event,
-    queue::{self, Queue},
+    queue::{Next, Pacing, Queue},
 };
 use crate::config::{Destination, Target};
 
@@ -50,7 +50,7 @@ impl DeliveryQueue {
 
     /// Has the bounds of `target`, and tries at once. Returns how many are lost by that.
     pub(super) fn set_bounds(&mut self, target: &Target) -> u64 {
-        self.retry_now();
+        self.pacing().retry_now();
         match self {
             Self::Events(queue) => queue.set_bounds(capacity(target), target.keep),
             Self::Alerts(alerts) => alerts.set_bound(capacity(target)),
@@ -78,32 +78,14 @@ impl DeliveryQueue {
         }
     }
 
-    /// What is to be delivered at `now`, which is `wall`, or the pause until something is; and how many had waited for
-    /// too long.
-    pub(super) fn next(
-        &mut self,
-        now: Duration,
-        wall: SystemTime,
-    ) -> (Result<Job, Option<Duration>>, u64) {
-        let pause = |until: Duration| Err(Some(until.saturating_sub(now)));
+    /// What is to be delivered at `now`, which is `wall`; and how many had waited for too long.
+    pub(super) fn next(&mut self, now: Duration, wall: SystemTime) -> (Next<Job>, u64) {
         match self {
             Self::Events(queue) => {
                 let (next, expired) = queue.next(now);
-                let job = match next {
-                    queue::Next::Deliver(event, lost) => Ok(Job::Event(event, lost)),
-                    queue::Next::Wait(until) => pause(until),
-                    queue::Next::Nothing => Err(None),
-                };
-                (job, expired)
+                (next.map(|(event, lost)| Job::Event(event, lost)), expired)
             }
-            Self::Alerts(alerts) => {
-                let job = match alerts.next(now, wall) {
-                    alerts::Next::Send(batch) => Ok(Job::Alerts(batch)),
-                    alerts::Next::Wait(until) => pause(until),
-                    alerts::Next::Nothing => Err(None),
-                };
-                (job, 0)
-            }
+            Self::Alerts(alerts) => (alerts.next(now, wall).map(Job::Alerts), 0),
         }
     }
 
@@ -148,11 +130,11 @@ impl DeliveryQueue {
         }
     }
 
-    /// Tries at once, once more.
-    pub(super) fn retry_now(&mut self) {
+    /// When to try again.
+    pub(super) fn pacing(&mut self) -> &mut Pacing {
         match self {
-            Self::Events(queue) => queue.retry_now(),
-            Self::Alerts(alerts) => alerts.retry_now(),
+            Self::Events(queue) => &mut queue.pacing,
+            Self::Alerts(alerts) => &mut alerts.pacing,
         }
     }
 
@@ -177,14 +159,6 @@ impl DeliveryQueue {
         match self {
             Self::Events(queue) => queue.lost(),
             Self::Alerts(alerts) => alerts.lost(),
-        }
-    }
-
-    /// Failures since the last delivery.
-    pub(super) fn failures(&self) -> u32 {
-        match self {
-            Self::Events(queue) => queue.failures(),
-            Self::Alerts(alerts) => alerts.failures(),
         }
     }
 }

@@ -4,136 +4,75 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{rfc3339, storage::incident::Incident};
+use crate::{rfc3339, storage::incident::Incident, words::words};
 
-/// How much an event matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Severity {
-    /// Good news, or none.
-    Info,
-    /// Something is wrong, and is being seen to, or only told.
-    Warning,
-    /// A person is needed.
-    Critical,
-}
-
-impl Severity {
-    /// The word for it.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Info => "info",
-            Self::Warning => "warning",
-            Self::Critical => "critical",
-        }
+words! {
+    /// How much an event matters.
+    #[derive(Serialize)]
+    #[serde(rename_all = "lowercase")]
+    pub(crate) enum Severity {
+        /// Good news, or none.
+        Info = "info",
+        /// Something is wrong, and is being seen to, or only told.
+        Warning = "warning",
+        /// A person is needed.
+        Critical = "critical",
     }
 }
 
-/// What happened. The names are a promise: `docs/telling.md` has them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum EventKind {
-    /// A guest was convicted.
-    Crashed,
-    /// QEMU, or its owner, was told to restart it.
-    Restarted,
-    /// A restarted guest showed life.
-    Recovered,
-    /// It did not.
-    NotRecovered,
-    /// It is not restarted, and the reason says why.
-    Refused,
-    /// The restart limit is reached, or it resets itself again and again.
-    Failed,
-    /// It is only watched: observe mode, or hold.
-    Observed,
-    /// A guest that was not brought back lives all the same.
-    AliveAgain,
-    /// The QEMU of a guest of which something bad was told has ended on purpose.
-    Ended,
-    /// A guest's kernel lives, and its agent's heart does not beat.
-    UserlandDead,
-    /// A guest's agent says that what it checks has failed.
-    ServiceDead,
-    /// The agent's heart beats again.
-    BeatsAgain,
-    /// A figure that a VM's verdict needs can't be read.
-    Unobservable,
-    /// It can be read again.
-    ObservableAgain,
-    /// A VM is silent because of its host, and is left alone for that.
-    HostFault,
-    /// It no longer is.
-    HostFaultOver,
-    /// Many VMs are silent together.
-    HostIncident,
-    /// They no longer are.
-    HostIncidentOver,
-    /// Something that flatline sees by is out of order.
-    SensorLost,
-    /// It works again.
-    SensorBack,
-    /// The daemon watches.
-    DaemonStarted,
-    /// It was told to end.
-    DaemonStopped,
+words! {
+    /// What happened. The names are a promise: `docs/telling.md` has them.
+    #[derive(PartialOrd, Ord, Hash, Serialize, Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub(crate) enum EventKind {
+        /// A guest was convicted.
+        Crashed = "crashed",
+        /// QEMU, or its owner, was told to restart it.
+        Restarted = "restarted",
+        /// A restarted guest showed life.
+        Recovered = "recovered",
+        /// It did not.
+        NotRecovered = "not-recovered",
+        /// It is not restarted, and the reason says why.
+        Refused = "refused",
+        /// The restart limit is reached, or it resets itself again and again.
+        Failed = "failed",
+        /// It is only watched: observe mode, or hold.
+        Observed = "observed",
+        /// A guest that was not brought back lives all the same.
+        AliveAgain = "alive-again",
+        /// The QEMU of a guest of which something bad was told has ended on purpose.
+        Ended = "ended",
+        /// A guest's kernel lives, and its agent's heart does not beat.
+        UserlandDead = "userland-dead",
+        /// A guest's agent says that what it checks has failed.
+        ServiceDead = "service-dead",
+        /// The agent's heart beats again.
+        BeatsAgain = "beats-again",
+        /// A figure that a VM's verdict needs can't be read.
+        Unobservable = "unobservable",
+        /// It can be read again.
+        ObservableAgain = "observable-again",
+        /// A VM is silent because of its host, and is left alone for that.
+        HostFault = "host-fault",
+        /// It no longer is.
+        HostFaultOver = "host-fault-over",
+        /// Many VMs are silent together.
+        HostIncident = "host-incident",
+        /// They no longer are.
+        HostIncidentOver = "host-incident-over",
+        /// Something that flatline sees by is out of order.
+        SensorLost = "sensor-lost",
+        /// It works again.
+        SensorBack = "sensor-back",
+        /// The daemon watches.
+        DaemonStarted = "daemon-started",
+        /// It was told to end.
+        DaemonStopped = "daemon-stopped",
+    }
 }
 
 impl EventKind {
-    /// All of them.
-    pub(crate) const ALL: [Self; 22] = [
-        Self::Crashed,
-        Self::Restarted,
-        Self::Recovered,
-        Self::NotRecovered,
-        Self::Refused,
-        Self::Failed,
-        Self::Observed,
-        Self::AliveAgain,
-        Self::Ended,
-        Self::UserlandDead,
-        Self::ServiceDead,
-        Self::BeatsAgain,
-        Self::Unobservable,
-        Self::ObservableAgain,
-        Self::HostFault,
-        Self::HostFaultOver,
-        Self::HostIncident,
-        Self::HostIncidentOver,
-        Self::SensorLost,
-        Self::SensorBack,
-        Self::DaemonStarted,
-        Self::DaemonStopped,
-    ];
-
-    /// Its name in the configuration and in what is told.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Crashed => "crashed",
-            Self::Restarted => "restarted",
-            Self::Recovered => "recovered",
-            Self::NotRecovered => "not-recovered",
-            Self::Refused => "refused",
-            Self::Failed => "failed",
-            Self::Observed => "observed",
-            Self::AliveAgain => "alive-again",
-            Self::Ended => "ended",
-            Self::UserlandDead => "userland-dead",
-            Self::ServiceDead => "service-dead",
-            Self::BeatsAgain => "beats-again",
-            Self::Unobservable => "unobservable",
-            Self::ObservableAgain => "observable-again",
-            Self::HostFault => "host-fault",
-            Self::HostFaultOver => "host-fault-over",
-            Self::HostIncident => "host-incident",
-            Self::HostIncidentOver => "host-incident-over",
-            Self::SensorLost => "sensor-lost",
-            Self::SensorBack => "sensor-back",
-            Self::DaemonStarted => "daemon-started",
-            Self::DaemonStopped => "daemon-stopped",
-        }
-    }
-
     /// The one of that name.
     pub(crate) fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == name)
@@ -220,7 +159,7 @@ pub(crate) struct Event {
     pub at: SystemTime,
     /// What tells it from every other event of this host, so that a receiver knows one that comes twice.
     pub id: String,
-    /// Whom it is about; `None`: the host.
+    /// The VM that it is about; `None`: the host.
     pub subject: Option<Subject>,
     /// Of a sensor, which one; else empty.
     #[serde(default)]
@@ -259,13 +198,13 @@ impl Event {
     /// One line for people.
     pub(crate) fn line(&self) -> String {
         let Self { kind, reason, subject, cause, .. } = self;
-        let who = subject.as_ref().map_or("this host", |subject| &subject.vm);
+        let name = subject.as_ref().map_or("this host", |subject| &subject.vm);
         let cause = cause.as_ref().map(|cause| format!(" ({cause})")).unwrap_or_default();
         let what = kind.as_str().replace('-', " ");
         if reason.is_empty() {
-            format!("{who}: {what}{cause}")
+            format!("{name}: {what}{cause}")
         } else {
-            format!("{who}: {what}{cause}: {reason}")
+            format!("{name}: {what}{cause}: {reason}")
         }
     }
 }

@@ -176,9 +176,14 @@ impl Events {
     }
 
     /// A VM's QEMU is gone, without an open case, and `words` say how it ended: news if it was down.
-    pub(crate) fn ended(&mut self, who: Subject, words: &str, now: SystemTime) -> Option<Event> {
-        let down = self.down.remove(who.key())?;
-        let event = Event::of_vm(EventKind::Ended, now, who, words.to_owned());
+    pub(crate) fn ended(
+        &mut self,
+        subject: Subject,
+        words: &str,
+        now: SystemTime,
+    ) -> Option<Event> {
+        let down = self.down.remove(subject.key())?;
+        let event = Event::of_vm(EventKind::Ended, now, subject, words.to_owned());
         let incident = Some(Box::new(down.incident));
         Some(self.numbered(Event { incident, ..event }))
     }
@@ -187,11 +192,11 @@ impl Events {
     pub(crate) fn no_longer_watched(
         &mut self,
         id: VmId,
-        who: Subject,
+        subject: Subject,
         now: SystemTime,
     ) -> Option<Event> {
         let over = self.vms.forget(&id)?;
-        let event = Event::of_vm(over, now, who, "it is no longer watched".to_owned());
+        let event = Event::of_vm(over, now, subject, "it is no longer watched".to_owned());
         Some(self.numbered(event))
     }
 
@@ -199,12 +204,12 @@ impl Events {
     pub(crate) fn of_vm(
         &mut self,
         id: VmId,
-        who: impl Fn() -> Subject,
+        subject: impl Fn() -> Subject,
         condition: Option<(EventKind, String)>,
         (moment, now): (Duration, SystemTime),
     ) -> Vec<Event> {
         let news = self.vms.step(id, condition, moment);
-        let event = |(kind, reason)| Event::of_vm(kind, now, who(), reason);
+        let event = |(kind, reason)| Event::of_vm(kind, now, subject(), reason);
         news.into_iter().map(|news| self.numbered(event(news))).collect()
     }
 

@@ -31,13 +31,13 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::oneshot,
-    task::JoinHandle,
     time::timeout,
 };
 use tokio_rustls::{
     TlsConnector,
     rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::ServerName},
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use super::url::Url;
 use flatline_qemu::text::error_chain;
@@ -54,7 +54,7 @@ const QUOTED_CHARS: usize = 200;
 /// A body that comes slowly is not waited for: the status said it all.
 const BODY_LIMIT: Duration = Duration::from_secs(1);
 
-/// Why something was not delivered.
+/// Why a POST was not delivered.
 #[derive(Debug, Error)]
 pub(crate) enum PostError {
     /// Its name has no address.
@@ -79,7 +79,7 @@ pub(crate) enum PostError {
          (update-ca-certificates), or name it in the daemon's SSL_CERT_FILE"
     )]
     Tls {
-        /// With whom.
+        /// The other side.
         host: String,
         /// Why not.
         source: io::Error,
@@ -90,7 +90,7 @@ pub(crate) enum PostError {
     /// What came is no answer.
     #[error("{host} doesn't answer in HTTP")]
     Http {
-        /// Who.
+        /// The receiver.
         host: String,
         /// What came.
         source: hyper::Error,
@@ -98,7 +98,7 @@ pub(crate) enum PostError {
     /// It took too long.
     #[error("{host} did not answer within {limit:?}")]
     TimeLimit {
-        /// Who.
+        /// The receiver.
         host: String,
         /// The time that it had.
         limit: Duration,
@@ -138,15 +138,6 @@ pub(crate) struct Client {
     tls: Option<Arc<ClientConfig>>,
     /// A name is being looked up; a look-up that hangs is not followed by others.
     looks_up: Arc<AtomicBool>,
-}
-
-/// A task that ends with its owner.
-struct Owned(JoinHandle<()>);
-
-impl Drop for Owned {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 impl Client {
@@ -276,7 +267,7 @@ where
         .handshake(TokioIo::new(stream))
         .await
         .map_err(of)?;
-    let _connection = Owned(tokio::spawn(async move {
+    let _connection = AbortOnDropHandle::new(tokio::spawn(async move {
         // Whatever ends it, the request hears of it.
         let _ = connection.await;
     }));

@@ -32,7 +32,8 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use tokio::{task::JoinHandle, time::sleep};
+use tokio::time::sleep;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use crate::{config::Target, metrics::NotificationCounts, recovery};
@@ -49,7 +50,7 @@ const KEEP_EVERY: Duration = Duration::from_secs(5);
 /// Characters of a host's name.
 const HOST_CHARS: usize = 255;
 
-/// Tells; a clone tells the same.
+/// Handle of the notifications; a clone is of the same ones.
 #[derive(Clone, Debug)]
 pub(crate) struct Notifier(Arc<Inner>);
 
@@ -61,7 +62,7 @@ struct Inner {
     events: Mutex<Events>,
     workers: Mutex<Vec<Worker>>,
     spool: Spool,
-    keeper: Mutex<Option<JoinHandle<()>>>,
+    keeper: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -117,9 +118,10 @@ impl Notifier {
         }
         let mut keeper = lock(&self.0.keeper);
         if workers.is_empty() {
-            keeper.take().iter().for_each(JoinHandle::abort);
+            *keeper = None;
         } else if keeper.is_none() {
-            *keeper = Some(tokio::spawn(keep(Arc::downgrade(&self.0))));
+            let task = tokio::spawn(keep(Arc::downgrade(&self.0)));
+            *keeper = Some(AbortOnDropHandle::new(task));
         }
     }
 
@@ -184,7 +186,7 @@ impl Notifier {
     /// Tells that the daemon ends, waits a little for what can be told still, and keeps the rest.
     pub(crate) async fn finish(&self) {
         self.publish(|events, now| [events.of_host(EventKind::DaemonStopped, String::new(), now)]);
-        lock(&self.0.keeper).take().iter().for_each(JoinHandle::abort);
+        *lock(&self.0.keeper) = None;
         lock(&self.0.workers).iter().for_each(Worker::retry_now);
         let are_drained = || lock(&self.0.workers).iter().all(Worker::is_drained);
         worker::drain(are_drained, END_LIMIT).await;
@@ -207,7 +209,7 @@ impl Inner {
         lock(&self.workers).iter().for_each(|worker| worker.tell(&event, is_news));
     }
 
-    /// What waits, of those for whom anything does.
+    /// What waits, for each target for which anything does.
     fn left(&self) -> All<Arc<Event>> {
         let workers = lock(&self.workers);
         let all = workers.iter().map(|worker| (worker.name(), worker.left()));

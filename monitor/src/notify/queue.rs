@@ -18,15 +18,26 @@ pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// The longest pause that a receiver may ask for (`Retry-After`).
 pub(crate) const LONGEST_ASKED_PAUSE: Duration = Duration::from_secs(600);
 
-/// What is to be done next.
+/// What is to be done next for a receiver.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Next<T> {
-    /// Deliver this, and tell that so many were lost before it.
-    Deliver(T, u64),
+pub(crate) enum Next<J> {
+    /// Deliver this.
+    Deliver(J),
     /// Nothing before this moment.
     Wait(Duration),
     /// Nothing.
     Nothing,
+}
+
+impl<J> Next<J> {
+    /// The same with what `make` makes of the delivery.
+    pub(super) fn map<K>(self, make: impl FnOnce(J) -> K) -> Next<K> {
+        match self {
+            Self::Deliver(job) => Next::Deliver(make(job)),
+            Self::Wait(until) => Next::Wait(until),
+            Self::Nothing => Next::Nothing,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -45,7 +56,8 @@ pub(crate) struct Queue<T> {
     lost: u64,
     /// Those that the delivery under way tells of.
     lost_told: u64,
-    pacing: Pacing,
+    /// When to try again.
+    pub(super) pacing: Pacing,
 }
 
 /// When to try again.
@@ -122,8 +134,8 @@ impl<T: Clone> Queue<T> {
         gone
     }
 
-    /// What is to be done now, and how many had waited for too long.
-    pub(crate) fn next(&mut self, now: Duration) -> (Next<T>, u64) {
+    /// The delivery that is due now, as an item and how many were lost before it; and how many had waited for too long.
+    pub(crate) fn next(&mut self, now: Duration) -> (Next<(T, u64)>, u64) {
         let mut expired = 0;
         while self.waiting.pop_front_if(|first| now >= first.since + self.keep).is_some() {
             expired += 1;
@@ -137,7 +149,7 @@ impl<T: Clone> Queue<T> {
                     self.lost_told = self.lost;
                     let item = entry.item.clone();
                     self.under_way = Some(entry);
-                    Next::Deliver(item, self.lost)
+                    Next::Deliver((item, self.lost))
                 }
                 None => Next::Nothing,
             },
@@ -167,11 +179,6 @@ impl<T: Clone> Queue<T> {
         self.pacing.failed(asked, now)
     }
 
-    /// Tries at once, once.
-    pub(crate) fn retry_now(&mut self) {
-        self.pacing.retry_now();
-    }
-
     /// Whether nothing can be done now: all is delivered, or has to wait.
     pub(crate) fn is_drained(&self, now: Duration) -> bool {
         let waits = self.pacing.not_before.is_some_and(|moment| moment > now);
@@ -186,11 +193,6 @@ impl<T: Clone> Queue<T> {
     /// How many were lost of which nothing was told so far.
     pub(crate) fn lost(&self) -> u64 {
         self.lost
-    }
-
-    /// Failures since the last delivery.
-    pub(crate) fn failures(&self) -> u32 {
-        self.pacing.failures()
     }
 
     /// All that wait, the oldest first.
@@ -227,7 +229,7 @@ mod tests {
     fn events_are_delivered_in_order_and_one_at_a_time() {
         let mut queue = queue(4, 0..3);
         for item in 0..3 {
-            assert_eq!(queue.next(at(1)), (Next::Deliver(item, 0), 0));
+            assert_eq!(queue.next(at(1)), (Next::Deliver((item, 0)), 0));
             assert_eq!(queue.next(at(1)), (Next::Nothing, 0));
             queue.delivered();
         }
@@ -240,15 +242,15 @@ mod tests {
         let mut queue = queue(4, 0..2);
         let mut now = at(10);
         for pause in [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
-            assert_eq!(queue.next(now).0, Next::Deliver(0, 0));
+            assert_eq!(queue.next(now).0, Next::Deliver((0, 0)));
             assert_eq!(queue.failed(None, now), at(pause));
             let due = now + at(pause);
             assert_eq!(queue.next(due - Duration::from_millis(1)).0, Next::Wait(due));
             now = due;
         }
-        assert_eq!(queue.next(now).0, Next::Deliver(0, 0));
+        assert_eq!(queue.next(now).0, Next::Deliver((0, 0)));
         queue.delivered();
-        assert_eq!(queue.next(now).0, Next::Deliver(1, 0));
+        assert_eq!(queue.next(now).0, Next::Deliver((1, 0)));
         assert_eq!(queue.failed(None, now), FIRST_PAUSE);
     }
 
@@ -256,7 +258,7 @@ mod tests {
     fn a_receiver_may_ask_for_a_longer_pause_within_a_bound_and_for_no_shorter_one() {
         for (asked, pause) in [(30, at(30)), (0, FIRST_PAUSE), (1 << 40, LONGEST_ASKED_PAUSE)] {
             let mut queue = queue(4, 0..1);
-            assert_eq!(queue.next(at(0)).0, Next::Deliver(0, 0));
+            assert_eq!(queue.next(at(0)).0, Next::Deliver((0, 0)));
             assert_eq!(queue.failed(Some(at(asked)), at(0)), pause);
         }
     }
@@ -267,30 +269,30 @@ mod tests {
         assert_eq!(queue.push(3, at(0)), 1);
         assert_eq!(queue.push(4, at(0)), 1);
         assert_eq!((queue.len(), queue.lost()), (3, 2));
-        assert_eq!(queue.next(at(0)).0, Next::Deliver(2, 2));
+        assert_eq!(queue.next(at(0)).0, Next::Deliver((2, 2)));
         // The one under way keeps its place.
         assert_eq!(queue.push(5, at(0)), 1);
         assert_eq!(queue.failed(None, at(0)), FIRST_PAUSE);
-        assert_eq!(queue.next(at(1)).0, Next::Deliver(2, 3));
+        assert_eq!(queue.next(at(1)).0, Next::Deliver((2, 3)));
         queue.delivered();
         assert_eq!(queue.lost(), 0);
-        assert_eq!(queue.next(at(1)).0, Next::Deliver(4, 0));
+        assert_eq!(queue.next(at(1)).0, Next::Deliver((4, 0)));
     }
 
     #[test]
     fn what_is_lost_during_a_delivery_is_told_with_the_next() {
         let mut queue = queue(2, 0..2);
-        assert_eq!(queue.next(at(0)).0, Next::Deliver(0, 0));
+        assert_eq!(queue.next(at(0)).0, Next::Deliver((0, 0)));
         assert_eq!(queue.push(2, at(0)), 1);
         queue.delivered();
-        assert_eq!(queue.next(at(0)).0, Next::Deliver(2, 1));
+        assert_eq!(queue.next(at(0)).0, Next::Deliver((2, 1)));
     }
 
     #[test]
     fn what_waited_for_too_long_is_given_up_and_counted() {
         let mut queue = queue(4, 0..2);
         queue.push(2, at(60));
-        assert_eq!(queue.next(KEEP), (Next::Deliver(2, 2), 2));
+        assert_eq!(queue.next(KEEP), (Next::Deliver((2, 2)), 2));
         queue.failed(None, KEEP);
         assert_eq!(queue.next(KEEP + at(60)), (Next::Nothing, 1));
         assert_eq!(queue.lost(), 3);
@@ -299,18 +301,18 @@ mod tests {
     #[test]
     fn what_is_refused_is_lost_and_holds_nothing_up() {
         let mut queue = queue(4, 0..2);
-        assert_eq!(queue.next(at(0)).0, Next::Deliver(0, 0));
+        assert_eq!(queue.next(at(0)).0, Next::Deliver((0, 0)));
         queue.refused();
-        assert_eq!(queue.next(at(0)).0, Next::Deliver(1, 1));
+        assert_eq!(queue.next(at(0)).0, Next::Deliver((1, 1)));
     }
 
     #[test]
     fn in_a_hurry_a_pause_is_cut_short_once() {
         let mut queue = queue(4, 0..1);
-        assert_eq!(queue.next(at(0)).0, Next::Deliver(0, 0));
+        assert_eq!(queue.next(at(0)).0, Next::Deliver((0, 0)));
         queue.failed(Some(at(60)), at(0));
-        queue.retry_now();
-        assert_eq!(queue.next(at(1)).0, Next::Deliver(0, 0));
+        queue.pacing.retry_now();
+        assert_eq!(queue.next(at(1)).0, Next::Deliver((0, 0)));
         queue.failed(None, at(1));
         assert!(matches!(queue.next(at(1)).0, Next::Wait(_)));
     }
@@ -326,6 +328,6 @@ mod tests {
     fn what_an_earlier_daemon_had_left_is_taken_up_within_the_bounds() {
         let mut queue: Queue<u32> = Queue::new(2, KEEP);
         queue.restore(vec![1, 2, 3], 4, at(0));
-        assert_eq!(queue.next(at(0)).0, Next::Deliver(2, 5));
+        assert_eq!(queue.next(at(0)).0, Next::Deliver((2, 5)));
     }
 }

@@ -11,9 +11,9 @@ use std::{
 use serde_json::Value;
 use tokio::{
     sync::Notify,
-    task::JoinHandle,
     time::{sleep, timeout},
 };
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, error, info, warn};
 
 use super::{
@@ -21,6 +21,7 @@ use super::{
     event::Event,
     http::{self, Client},
     payload,
+    queue::Next,
 };
 use crate::{
     config::{Destination, Target},
@@ -37,7 +38,7 @@ const ALERTS_PATH: &str = "/api/v2/alerts";
 /// Characters of what went wrong.
 const WORDS_CHARS: usize = 800;
 
-/// Why it wasn't.
+/// Why an attempt to tell it failed.
 struct Failure {
     words: String,
     is_final: bool,
@@ -68,13 +69,7 @@ struct State {
 #[derive(Debug)]
 pub(super) struct Worker {
     shared: Arc<Shared>,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    _task: AbortOnDropHandle<()>,
 }
 
 impl Shared {
@@ -97,14 +92,14 @@ impl Shared {
             let (queue, keep) = (state.target.queue, humantime::format_duration(state.target.keep));
             error!(
                 receiver = name,
-                "events are lost that were to be told to {name}: only {queue} may wait (tell.queue), for {keep} each \
-                 (tell.keep); `flatline incidents` has what happened"
+                "events are lost that were to be told to {name}: only {queue} may wait (notify.queue), for {keep} each \
+                 (notify.keep); `flatline incidents` has what happened"
             );
         }
     }
 
-    /// What is to be done next: a job, or a pause.
-    fn next(&self) -> Result<(Arc<Target>, Job), Option<Duration>> {
+    /// What is to be done next.
+    fn next(&self) -> Next<(Arc<Target>, Job)> {
         let now = self.now();
         let mut state = self.state();
         let (job, expired) = state.queue.next(now, SystemTime::now());
@@ -117,7 +112,7 @@ impl Shared {
     fn done(&self, target: &Target, result: Result<(), Failure>) {
         let now = self.now();
         let mut state = self.state();
-        let (name, before) = (&target.name, state.queue.failures());
+        let (name, before) = (&target.name, state.queue.pacing().failures());
         let told = match &result {
             Ok(()) => Told::Delivered,
             Err(failure) if failure.is_final => Told::Refused,
@@ -171,8 +166,8 @@ impl Worker {
             state: Mutex::new(state),
             wake: Notify::new(),
         });
-        let task = tokio::spawn(work(Arc::clone(&shared)));
-        Self { shared, task }
+        let task = AbortOnDropHandle::new(tokio::spawn(work(Arc::clone(&shared))));
+        Self { shared, _task: task }
     }
 
     pub(super) fn name(&self) -> String {
@@ -226,7 +221,7 @@ impl Worker {
 
     /// Tries at once, once more.
     pub(super) fn retry_now(&self) {
-        self.shared.state().queue.retry_now();
+        self.shared.state().queue.pacing().retry_now();
         self.shared.wake.notify_one();
     }
 
@@ -254,13 +249,14 @@ async fn work(shared: Arc<Shared>) {
     let mut client = Client::default();
     loop {
         match shared.next() {
-            Ok((target, job)) => {
+            Next::Deliver((target, job)) => {
                 let result = attempt(&mut client, &target, &shared.host, job).await;
                 shared.done(&target, result);
             }
-            Err(None) => shared.wake.notified().await,
-            Err(Some(pause)) => {
-                // Whichever comes first: what is new may be due at once.
+            Next::Nothing => shared.wake.notified().await,
+            Next::Wait(until) => {
+                let pause = until.saturating_sub(shared.now());
+                // The first of both: what is new may be due at once.
                 let _ = timeout(pause, shared.wake.notified()).await;
             }
         }

@@ -8,7 +8,7 @@ use super::{Stage, Supervisor};
 use crate::{
     storage::{
         incident::Outcome,
-        ledger::{Hold, Whom},
+        ledger::{Hold, HoldScope},
     },
     vm::{Context, WatchedVm},
 };
@@ -24,18 +24,18 @@ impl Supervisor {
     }
 
     /// Leaves a VM alone, or all.
-    pub(crate) fn hold(&mut self, whom: Whom<'_>, hold: Hold) {
-        self.ledger.hold(whom, hold);
+    pub(crate) fn hold(&mut self, scope: HoldScope<'_>, hold: Hold) {
+        self.ledger.hold(scope, hold);
     }
 
     /// Takes a hold of all VMs back.
     pub(crate) fn release_all(&mut self, context: &Context<'_>) {
-        self.ledger.release(Whom::All, context.wall);
+        self.ledger.release(HoldScope::All, context.wall);
     }
 
     /// Takes a hold back, and gives a VM a new start.
     pub(crate) fn release(&mut self, watched: &mut WatchedVm, context: &Context<'_>) {
-        self.ledger.release(Whom::Vm(watched.key()), context.wall);
+        self.ledger.release(HoldScope::Vm(watched.key()), context.wall);
         let undone =
             matches!(watched.detector.watch.state, State::Crashed { .. } | State::Failed { .. });
         if let Some(case) = watched.recovery.case.as_mut().filter(|_| undone)

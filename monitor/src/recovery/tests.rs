@@ -17,7 +17,7 @@ use crate::{
     storage::{
         incident::{Attempt, Incident, Outcome},
         incidents::IncidentStore,
-        ledger::{Hold, Ledger, Whom},
+        ledger::{Hold, HoldScope, Ledger},
     },
     vm::{
         Context, Detector, MemoryWatch, MonitorLink, Recorder, Sensors, Vms, WatchedVm,
@@ -223,7 +223,7 @@ async fn a_vm_on_hold_is_not_touched_and_is_judged_anew_after_it() {
     let mut rig = Rig::new("");
     let hold = Hold { since: rig.wall, until: Some(rig.wall + SECOND * 30) };
     let key = rig.watched.key().to_owned();
-    rig.supervisor.hold(Whom::Vm(&key), hold);
+    rig.supervisor.hold(HoldScope::Vm(&key), hold);
     rig.panic();
     assert_eq!(rig.said(), [EventKind::Detected, EventKind::Closed(Outcome::Observed)]);
     assert!(!rig.is_to_restart() && rig.case().stage == Stage::OnHold);

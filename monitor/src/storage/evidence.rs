@@ -1,7 +1,7 @@
-//! The files of an incident, for those who may not read the state directory, and for no longer than they are kept.
+//! The files of an incident, for clients that may not read the state directory, and for no longer than they are kept.
 //!
-//! Whoever may open the control socket may read what is in the directory of an incident, part by part: nothing
-//! beside it, and no link in it is followed. Memory dumps lie elsewhere, and are handed to nobody.
+//! A client that may open the control socket may read what is in the directory of an incident, part by part: nothing
+//! beside it, and no link in it is followed. Memory dumps lie elsewhere, and no client gets them.
 
 use std::{
     fs::File,

@@ -4,38 +4,27 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::rfc3339;
+use crate::{rfc3339, words::words};
 
 /// Bytes of a VM's name that an id keeps: enough to tell VMs apart, and far below the 255 that a
 /// file name may have, together with the time and a number.
 const NAME_MAX_BYTES: usize = 64;
 
-/// What came of an incident.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Outcome {
-    /// The guest showed a sign of life after the restart.
-    Recovered,
-    /// It did not.
-    NotRecovered,
-    /// Nothing was done: observe mode, or hold.
-    Observed,
-    /// Nothing was done: the restart limit is reached.
-    LimitReached,
-    /// Nothing was done, and the incident's reason says why.
-    Refused,
-}
-
-impl Outcome {
-    /// The word that stands for it in JSON.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Recovered => "recovered",
-            Self::NotRecovered => "not-recovered",
-            Self::Observed => "observed",
-            Self::LimitReached => "limit-reached",
-            Self::Refused => "refused",
-        }
+words! {
+    /// What came of an incident.
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub(crate) enum Outcome {
+        /// The guest showed a sign of life after the restart.
+        Recovered = "recovered",
+        /// It did not.
+        NotRecovered = "not-recovered",
+        /// Nothing was done: observe mode, or hold.
+        Observed = "observed",
+        /// Nothing was done: the restart limit is reached.
+        LimitReached = "limit-reached",
+        /// Nothing was done, and the incident's reason says why.
+        Refused = "refused",
     }
 }
 

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::warn;
 
 use super::incident::{Incident, incident_id};
@@ -77,11 +77,6 @@ struct Record<I> {
     incident: I,
 }
 
-#[derive(Deserialize)]
-struct Format {
-    format: u32,
-}
-
 /// The newest incidents of a store.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Newest {
@@ -140,7 +135,7 @@ impl IncidentStore {
             store.note_restarts(&incident);
         }
         for complaint in complaints {
-            warn!("{complaint}; it is left as it is, and its restarts count for nobody");
+            warn!("{complaint}; it is left as it is, and its restarts count for no VM");
         }
         Ok(store)
     }
@@ -192,28 +187,7 @@ impl IncidentStore {
     /// Every record, the oldest first, and a sentence for each that can't be read: torn, written
     /// by a newer flatline, or of another owner.
     pub(crate) fn all(&self) -> (Vec<Incident>, Vec<String>) {
-        let mut incidents = Vec::new();
-        let mut complaints = Vec::new();
-        let entries = match std::fs::read_dir(&self.directory) {
-            Ok(entries) => entries,
-            Err(error) => {
-                let complaint = format!("can't list {}: {error}", self.directory.display());
-                return (incidents, vec![complaint]);
-            }
-        };
-        for entry in entries {
-            match entry.map_err(|error| format!("can't list {}: {error}", self.directory.display()))
-            {
-                Ok(entry) => {
-                    let path = entry.path().join(RECORD);
-                    match read_record(&path) {
-                        Ok(incident) => incidents.push(incident),
-                        Err(why) => complaints.push(format!("{}: {why}", path.display())),
-                    }
-                }
-                Err(complaint) => complaints.push(complaint),
-            }
-        }
+        let Newest { mut incidents, mut complaints, .. } = self.newest(usize::MAX);
         incidents.sort_by(|a, b| (a.detected_at, &a.id).cmp(&(b.detected_at, &b.id)));
         complaints.sort();
         (incidents, complaints)
@@ -223,17 +197,20 @@ impl IncidentStore {
     /// time. Otherwise as [`Self::all`].
     pub(crate) fn newest(&self, most: usize) -> Newest {
         let mut newest = Newest::default();
-        let unlisted = |error| format!("can't list {}: {error}", self.directory.display());
-        let entries = std::fs::read_dir(&self.directory)
-            .and_then(Iterator::collect::<io::Result<Vec<_>>>)
-            .map_err(unlisted);
-        let mut paths: Vec<PathBuf> = match entries {
-            Ok(entries) => entries.into_iter().map(|entry| entry.path()).collect(),
-            Err(complaint) => {
-                newest.complaints.push(complaint);
-                return newest;
+        let mut paths: Vec<PathBuf> = Vec::new();
+        let unlisted =
+            |error: io::Error| format!("can't list {}: {error}", self.directory.display());
+        match std::fs::read_dir(&self.directory) {
+            Ok(entries) => {
+                for entry in entries {
+                    match entry {
+                        Ok(entry) => paths.push(entry.path()),
+                        Err(error) => newest.complaints.push(unlisted(error)),
+                    }
+                }
             }
-        };
+            Err(error) => newest.complaints.push(unlisted(error)),
+        }
         paths.sort_unstable_by(|one, other| other.cmp(one));
         newest.older = paths.len().saturating_sub(most);
         for path in paths.into_iter().take(most).map(|path| path.join(RECORD)) {
@@ -349,13 +326,28 @@ fn read_record(path: &Path) -> Result<Incident, String> {
 }
 
 fn parse_record(text: &[u8]) -> Result<Incident, String> {
-    let not_ours = |error: serde_json::Error| format!("not a whole record: {error}");
-    let Format { format } = serde_json::from_slice(text).map_err(not_ours)?;
-    if format > FORMAT {
+    parse_versioned::<Record<Incident>>(text, "record", FORMAT).map(|record| record.incident)
+}
+
+/// Reads the `what` of a file, of a format that is at most `newest`.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub(super) fn parse_versioned<T: DeserializeOwned>(
+    text: &[u8],
+    what: &str,
+    newest: u32,
+) -> Result<T, String> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    let torn = |error: serde_json::Error| format!("not a whole {what}: {error}");
+    let Format { format } = serde_json::from_slice(text).map_err(torn)?;
+    if format > newest {
         return Err(format!("of format {format}, written by a newer flatline"));
     }
-    let record: Record<Incident> = serde_json::from_slice(text).map_err(not_ours)?;
-    Ok(record.incident)
+    serde_json::from_slice(text).map_err(torn)
 }
 
 #[cfg(any(fuzzing, test))]

@@ -1,8 +1,7 @@
-//! What outlives the daemon beside incidents: who is left alone on whose word, and which guests reset themselves
-//! when. One file, `STATE_DIR/ledger.json`.
+//! Ledger: what outlives the daemon beside incidents. It has the holds on VMs, and when each guest reset itself. One file, `STATE_DIR/ledger.json`.
 //!
-//! A ledger that can't be read says nothing about who was to be left alone, so that everybody is: detection goes
-//! on, and nobody is touched until a person releases all, which begins a new ledger. The old file is kept beside it.
+//! A ledger that can't be read says nothing about which VMs were to be left alone, so that all are: detection goes
+//! on, and no VM is touched until a person releases all, which begins a new ledger. The old file is kept beside it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::incidents::{StoreError, read_bounded, write_whole};
+use super::incidents::{StoreError, parse_versioned, read_bounded, write_whole};
 use crate::rfc3339;
 
 const FILE: &str = "ledger.json";
@@ -24,7 +23,7 @@ const MOST_RESETS: usize = 1024;
 /// No window is longer.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Somebody wants a VM left alone.
+/// A request that a VM be left alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Hold {
     /// Since when.
@@ -35,9 +34,9 @@ pub(crate) struct Hold {
     pub until: Option<SystemTime>,
 }
 
-/// Whom a word is about.
+/// The VMs that a hold or a release is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Whom<'a> {
+pub(crate) enum HoldScope<'a> {
     /// The VM with this key: its UUID, or its name without one.
     Vm(&'a str),
     /// Every VM of the host, those to come included.
@@ -67,11 +66,6 @@ struct Book {
     vms: BTreeMap<String, Entry>,
 }
 
-#[derive(Deserialize)]
-struct Format {
-    format: u32,
-}
-
 /// The ledger.
 #[derive(Debug)]
 pub(crate) struct Ledger {
@@ -97,7 +91,7 @@ impl Ledger {
         let unreadable = unreadable.map(|why| {
             let path = path.display();
             format!(
-                "{path}: {why}; nobody is touched until `flatline release --all` begins a new one"
+                "{path}: {why}; no VM is touched until `flatline release --all` begins a new one"
             )
         });
         Self { path, book, unreadable }
@@ -114,12 +108,12 @@ impl Ledger {
             return Some(why.clone());
         }
         let holds = |entry: Option<&Entry>| entry.and_then(|entry| entry.hold);
-        let of = |whom: &str, hold: Hold| {
+        let of = |subject: &str, hold: Hold| {
             let until = match hold.until {
                 Some(until) => format!("until {}", rfc3339::format(until)),
                 None => "until it is released".to_owned(),
             };
-            format!("{whom} held since {}, {until}", rfc3339::format(hold.since))
+            format!("{subject} held since {}, {until}", rfc3339::format(hold.since))
         };
         let lasts = |hold: &Hold| hold.until.is_none_or(|until| now < until);
         let own = holds(self.book.vms.get(vm_key)).filter(lasts).map(|hold| of("it is", hold));
@@ -127,7 +121,7 @@ impl Ledger {
         own.or_else(host)
     }
 
-    /// Restarts of the VM before this moment count no more; the epoch if nobody released it.
+    /// Restarts of the VM before this moment count no more; the epoch where it was never released.
     pub(crate) fn counts_from(&self, vm_key: &str) -> SystemTime {
         let own = self.book.vms.get(vm_key).and_then(|entry| entry.released_at);
         own.max(self.book.host.released_at).unwrap_or(SystemTime::UNIX_EPOCH)
@@ -140,14 +134,14 @@ impl Ledger {
     }
 
     /// Leaves a VM alone, or all.
-    pub(crate) fn hold(&mut self, whom: Whom<'_>, hold: Hold) {
-        self.entry(whom).hold = Some(hold);
+    pub(crate) fn hold(&mut self, scope: HoldScope<'_>, hold: Hold) {
+        self.entry(scope).hold = Some(hold);
     }
 
     /// Takes a hold back, and gives a new start: no restart of before counts any more. Of all, every VM's own hold is
     /// taken back as well, and where the ledger could not be read, a new one begins.
-    pub(crate) fn release(&mut self, whom: Whom<'_>, now: SystemTime) {
-        if whom == Whom::All {
+    pub(crate) fn release(&mut self, scope: HoldScope<'_>, now: SystemTime) {
+        if scope == HoldScope::All {
             if self.unreadable.take().is_some() {
                 // Should that fail, it is written over.
                 let _ = std::fs::rename(&self.path, self.path.with_extension("json.unreadable"));
@@ -156,13 +150,13 @@ impl Ledger {
                 entry.hold = None;
             }
         }
-        let entry = self.entry(whom);
+        let entry = self.entry(scope);
         *entry = Entry { released_at: Some(now), ..Entry::default() };
     }
 
     /// Takes note that the guest reset itself.
     pub(crate) fn note_reset(&mut self, vm_key: &str, now: SystemTime) {
-        let entry = self.entry(Whom::Vm(vm_key));
+        let entry = self.entry(HoldScope::Vm(vm_key));
         if entry.resets.len() == MOST_RESETS {
             entry.resets.remove(0);
         }
@@ -187,10 +181,10 @@ impl Ledger {
         Some(Page { path: self.path.clone(), text })
     }
 
-    fn entry(&mut self, whom: Whom<'_>) -> &mut Entry {
-        match whom {
-            Whom::Vm(key) => self.book.vms.entry(key.to_owned()).or_default(),
-            Whom::All => &mut self.book.host,
+    fn entry(&mut self, scope: HoldScope<'_>) -> &mut Entry {
+        match scope {
+            HoldScope::Vm(key) => self.book.vms.entry(key.to_owned()).or_default(),
+            HoldScope::All => &mut self.book.host,
         }
     }
 }
@@ -214,12 +208,7 @@ impl Page {
 }
 
 fn parse(text: &[u8]) -> Result<Book, String> {
-    let torn = |error: serde_json::Error| format!("not a whole ledger: {error}");
-    let Format { format } = serde_json::from_slice(text).map_err(torn)?;
-    if format > FORMAT {
-        return Err(format!("of format {format}, written by a newer flatline"));
-    }
-    serde_json::from_slice(text).map_err(torn)
+    parse_versioned(text, "ledger", FORMAT)
 }
 
 #[cfg(any(fuzzing, test))]
@@ -260,14 +249,14 @@ mod tests {
         let directory = TempDir::new().unwrap();
         let mut ledger = Ledger::open(directory.path());
         assert_eq!(ledger.held("a", time(1)), None);
-        ledger.hold(Whom::Vm("a"), hold(Some(60)));
-        ledger.hold(Whom::Vm("b"), hold(None));
+        ledger.hold(HoldScope::Vm("a"), hold(Some(60)));
+        ledger.hold(HoldScope::Vm("b"), hold(None));
         let mut ledger = written(&directory, &mut ledger, time(1));
         let said = ledger.held("a", time(59)).expect("held");
         assert!(said.starts_with("it is held since 2023-11-14T"), "{said}");
         assert_eq!(ledger.held("a", time(60)), None);
         assert!(ledger.held("b", time(1_000_000)).is_some_and(|why| why.ends_with("released")));
-        ledger.release(Whom::Vm("b"), time(70));
+        ledger.release(HoldScope::Vm("b"), time(70));
         let ledger = written(&directory, &mut ledger, time(70));
         assert_eq!(ledger.held("b", time(71)), None);
         assert_eq!(ledger.counts_from("b"), time(70));
@@ -278,10 +267,10 @@ mod tests {
     fn to_hold_all_holds_also_who_comes_later_and_to_release_all_releases_everybody() {
         let directory = TempDir::new().unwrap();
         let mut ledger = Ledger::open(directory.path());
-        ledger.hold(Whom::All, hold(None));
-        ledger.hold(Whom::Vm("a"), hold(None));
+        ledger.hold(HoldScope::All, hold(None));
+        ledger.hold(HoldScope::Vm("a"), hold(None));
         assert!(ledger.held("new", time(1)).is_some_and(|why| why.starts_with("all VMs are")));
-        ledger.release(Whom::All, time(5));
+        ledger.release(HoldScope::All, time(5));
         for key in ["a", "new"] {
             assert_eq!(ledger.held(key, time(6)), None);
             assert_eq!(ledger.counts_from(key), time(5));
@@ -298,7 +287,7 @@ mod tests {
         let mut ledger = written(&directory, &mut ledger, time(30));
         assert_eq!(ledger.resets_since("a", time(20)), [time(20), time(30)]);
         assert_eq!(ledger.resets_since("b", time(0)), []);
-        ledger.release(Whom::Vm("a"), time(40));
+        ledger.release(HoldScope::Vm("a"), time(40));
         assert_eq!(ledger.resets_since("a", time(0)), []);
         for _ in 0..2 * MOST_RESETS {
             ledger.note_reset("a", time(50));
@@ -311,8 +300,8 @@ mod tests {
         let directory = TempDir::new().unwrap();
         let mut ledger = Ledger::open(directory.path());
         ledger.note_reset("a", time(0));
-        ledger.hold(Whom::Vm("b"), hold(Some(10)));
-        ledger.release(Whom::Vm("c"), time(0));
+        ledger.hold(HoldScope::Vm("b"), hold(Some(10)));
+        ledger.release(HoldScope::Vm("c"), time(0));
         let now = time(0) + FORGOTTEN_AFTER + Duration::from_secs(1);
         ledger.page(now).unwrap().write().unwrap();
         let text = std::fs::read_to_string(directory.path().join(FILE)).unwrap();
@@ -328,12 +317,12 @@ mod tests {
             let mut ledger = Ledger::open(directory.path());
             let why = ledger.held("a", time(0)).expect("held");
             assert!(why.contains("ledger.json: ") && why.contains("release --all"), "{why}");
-            ledger.hold(Whom::Vm("a"), hold(None));
+            ledger.hold(HoldScope::Vm("a"), hold(None));
             assert!(ledger.page(time(0)).is_none());
-            ledger.release(Whom::Vm("a"), time(0));
+            ledger.release(HoldScope::Vm("a"), time(0));
             assert!(ledger.held("a", time(0)).is_some());
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
-            ledger.release(Whom::All, time(1));
+            ledger.release(HoldScope::All, time(1));
             let ledger = written(&directory, &mut ledger, time(1));
             assert_eq!(ledger.held("a", time(2)), None);
             let kept = std::fs::read_to_string(directory.path().join("ledger.json.unreadable"));

@@ -13,7 +13,7 @@ fn incident(id: &str, cause: &str, detected_at: SystemTime) -> Incident {
     Incident { detect_seconds: Some(11.0), ..incident }
 }
 
-/// One whose guest came back after 4 s.
+/// An incident after which the guest came back within 4 s.
 pub(super) fn recovered(id: &str, cause: &str, detected_at: SystemTime) -> Incident {
     let (outcome, recover_seconds) = (Some(Outcome::Recovered), Some(4.0));
     Incident { outcome, recover_seconds, ..incident(id, cause, detected_at) }

@@ -26,7 +26,7 @@ fn event(kind: EventKind, vm: &str, seconds: u64) -> Event {
 /// What is sent at that second.
 fn sent(alerts: &mut Alerts, seconds: u64) -> Vec<Value> {
     match alerts.next(moment(seconds), at(seconds)) {
-        Next::Send(batch) => batch,
+        Next::Deliver(batch) => batch,
         other => panic!("{other:?}"),
     }
 }
@@ -112,11 +112,11 @@ fn what_changes_during_a_delivery_is_sent_once_more_and_what_failed_again() {
     alerts.delivered(moment(2));
     assert_eq!(sent(&mut alerts, 2)[0]["endsAt"], "1970-01-01T00:00:02.000Z");
     assert_eq!(alerts.failed(None, moment(2)), moment(1));
-    assert_eq!((alerts.failures(), alerts.news()), (1, 1));
+    assert_eq!((alerts.pacing.failures(), alerts.news()), (1, 1));
     assert_eq!(alerts.next(moment(2), at(2)), Next::Wait(moment(3)));
     assert_eq!(sent(&mut alerts, 3).len(), 1);
     alerts.delivered(moment(3));
-    assert_eq!((alerts.failures(), alerts.news()), (0, 0));
+    assert_eq!((alerts.pacing.failures(), alerts.news()), (0, 0));
 }
 
 #[test]
