@@ -38,7 +38,7 @@ keys! { for Policy {
     recovery.window = "1h", Within(MINUTE..=30 * DAY);
     /// time from one restart to the next, then twice as long, and so on; up to an hour
     recovery.pause = "10s", Within(Duration::ZERO..=HOUR);
-    /// or true: a guest whose kernel lives, but whose agent no longer beats or says that its check failed, is restarted; else
+    /// or true: a guest with a kernel that lives, and an agent that no longer beats or says that its check failed, is restarted; else
     /// that is only told
     recovery.restart_without_heartbeat = false, any::<bool>();
 } }

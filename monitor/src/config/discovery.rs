@@ -2,11 +2,11 @@
 //!
 //! A pattern is compared with `/proc/PID/exe`, which is the file itself and no link to it, by its path in the mount
 //! namespace that QEMU was started in: a snap's or a container's own. That tells programs apart that happen to be
-//! called alike, and nothing more: who may run a QEMU may have it do anything, and mount anything over its path in a
+//! called alike, and nothing more: a user that may run a QEMU may have it do anything, and mount anything over its path in a
 //! namespace of its own. So only directories are here that are root's, where nothing else comes to be called so by
 //! accident, and no verdict and no right rests on a path.
 //!
-//! Not here: Xen's device models (`/usr/lib/xen*/bin/qemu-system-i386`), whose guests' vCPUs are none of QEMU's; QEMUs
+//! Not here: Xen's device models (`/usr/lib/xen*/bin/qemu-system-i386`): the vCPUs of their guests are none of QEMU's; QEMUs
 //! in a user's home (Homebrew, Flatpak's `/app`).
 
 use glob::Pattern;
@@ -51,7 +51,7 @@ keys! {
             // Guix ("The Store" in its manual).
             "/gnu/store/*-qemu-*/bin/qemu-system-*",
         ], Executables;
-        /// users whose QEMUs may be managed; empty: any
+        /// only QEMUs of these users may be managed; empty: any
         discovery.users: Vec<u32> = [], Users;
     }
 }
@@ -122,7 +122,7 @@ fn user_id(user: &Spanned<User>) -> Result<u32, Problem> {
             })?;
             passwd::uid_of(&text, name).ok_or_else(|| {
                 let message = format!(
-                    "no user `{name}` in {}; give the number of a user who is known elsewhere",
+                    "no user `{name}` in {}; give the number of a user that is known elsewhere",
                     passwd::PASSWD
                 );
                 Problem::at(user, message)

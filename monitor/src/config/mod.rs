@@ -132,7 +132,7 @@ impl Config {
         Self::read(path, Secrets::Read)
     }
 
-    /// The same for a client of the daemon, who may read the file, and has neither need nor right to read secrets.
+    /// The same for a client of the daemon, which may read the file, and has neither need nor right to read secrets.
     pub(crate) fn load_without_secrets(path: Option<&Path>) -> Result<Self, ConfigError> {
         Self::read(path, Secrets::Leave)
     }

@@ -78,13 +78,13 @@ pub(crate) enum Destination {
 /// A receiver of notifications.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
-    /// By which it is known; no other has it.
+    /// Its name, which no other has.
     pub name: String,
-    /// How.
+    /// How it is told.
     pub to: Destination,
-    /// Of what.
+    /// The events that it is told of.
     pub events: BTreeSet<EventKind>,
-    /// Of which VMs only; `None`: of all, and of the host.
+    /// The VMs that it is told of; `None`: all, and the host.
     pub pattern: Option<Pattern>,
     /// Events that may wait; for an Alertmanager, alerts that may fire.
     pub queue: u32,

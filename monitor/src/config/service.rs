@@ -75,7 +75,7 @@ keys! {
 /// Sizes of maps. Below the least, nothing would be saved.
 const MAP_SIZE: Count = Count(16..=1 << 20);
 
-/// The size of a map whose rows are found by masking.
+/// The size of a map in which rows are found by masking.
 struct PowerOfTwo;
 
 impl Rule for PowerOfTwo {

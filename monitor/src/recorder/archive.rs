@@ -59,7 +59,7 @@ enum Job {
     End(Key),
     /// All files together may take so many bytes from now on.
     Bound(u64),
-    /// Recordings that somebody asked for.
+    /// Recordings that a client asked for.
     Save(Vec<Recording>, oneshot::Sender<Reply>),
 }
 
@@ -318,7 +318,7 @@ impl Directory {
         if self.bytes.is_some_and(|bytes| bytes <= self.most_bytes) {
             return;
         }
-        // Somebody may have removed some: they are counted anew.
+        // A person may have removed some: they are counted anew.
         let mut files = match recordings(&self.path) {
             Ok(files) => files,
             Err(error) => {

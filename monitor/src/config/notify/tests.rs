@@ -15,7 +15,7 @@ fn assert_refused(text: &str, start: &str, part: &str) {
 }
 
 #[test]
-fn without_a_table_nobody_is_told() {
+fn without_a_table_there_is_no_receiver() {
     assert_eq!(targets(""), []);
 }
 
@@ -37,7 +37,7 @@ fn every_key_is_taken() {
 }
 
 #[test]
-fn who_is_told_of_certain_vms_hears_of_those_alone() {
+fn a_receiver_of_certain_vms_is_told_of_those_alone() {
     let text = "[[notify]]\nevents = [\"crashed\", \"daemon-started\"]\nmatch = \"db-*\"\n\
                 command = [\"/bin/true\"]\n";
     let target = &targets(text)[0];

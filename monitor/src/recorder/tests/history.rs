@@ -34,7 +34,7 @@ fn a_figure_that_is_missing_is_none_and_not_zero() {
         }
         live.tell(&Input::Tick(Arc::new(tick)));
     }
-    // Nobody watched for a while.
+    // No daemon watched for a while.
     live.now += 3 * SECOND;
     live.second(1, 0.5);
     let view = history(&live.ring.segments(), live.now, 300 * SECOND);
