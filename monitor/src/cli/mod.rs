@@ -204,7 +204,7 @@ impl Failure {
             Self::BadNews(_) => 1,
             Self::Usage(_) => 2,
             Self::Unreachable(_) => 3,
-            Self::Start(error) => error.exit_code(),
+            Self::Start(_) => 1,
         }
     }
 

@@ -19,15 +19,14 @@ use super::{
     reload::Reloading,
     storm,
     views::Views,
+    vm_lifecycle::let_go,
     watchers,
 };
 use crate::{
     bpf::{AttachReport, ProbeThread},
     config::{Config, Source},
-    metrics::IncidentCounts,
-    notify::Notifier,
     probes::Notes,
-    recovery::{Effect, EventKind, EventSink, IncidentWriter, Supervisor},
+    recovery::{Effect, IncidentWriter, Supervisor},
     storage::{incidents::IncidentStore, ledger::Ledger},
     vm::Context,
 };
@@ -60,8 +59,7 @@ impl EventLoop {
         inboxes: Inboxes,
     ) -> Self {
         let store = Arc::new(store);
-        let publisher = Publisher::start(&config, store.clone());
-        let events = events(publisher.metrics.incidents.clone(), publisher.notifier.clone());
+        let (publisher, events) = Publisher::start(&config, store.clone());
         let (writer, writer_thread) = IncidentWriter::start(store.clone(), events);
         let ledger = Ledger::open(&config.paths.state_dir);
         if let Some(why) = ledger.complaint() {
@@ -97,15 +95,7 @@ impl EventLoop {
 
     /// Hands the programs back to be taken down.
     pub(super) fn stop(self) -> ProbeThread {
-        for mut watched in self.registry.vms.into_values() {
-            watched.detector.recorder.end();
-            if let Some(qmp) = watched.link.qmp {
-                qmp.close();
-            }
-            if let Some(end) = watched.sensors.end {
-                end.abort();
-            }
-        }
+        self.registry.vms.into_values().for_each(|mut watched| let_go(&mut watched));
         self.recovery.end();
         self.disk.finish();
         self.sampler.probes
@@ -192,7 +182,7 @@ impl EventLoop {
     /// A VM is counted, or can't be.
     pub(super) fn on_attached(&mut self, report: AttachReport) {
         let now = self.now();
-        self.registry.no_longer_awaited(report.vm);
+        self.registry.pending.remove(&report.vm);
         if let Some(watched) = self.registry.vms.get_mut(&report.vm) {
             hotplug::attached(watched, report, &self.inboxes, now);
         }
@@ -296,12 +286,4 @@ impl EventLoop {
             effects::carry_out(effect, vms, &self.sampler, &self.inboxes);
         }
     }
-}
-
-/// Hands what recovery says to those that count it and notify of it.
-fn events(counts: IncidentCounts, notifier: Notifier) -> EventSink {
-    EventSink::new(move |event| match event.kind {
-        EventKind::Recorded => counts.note(event.incident),
-        _ => notifier.publish_recovery(event),
-    })
 }

@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -26,7 +25,7 @@ const REFRESH_TICKS: u64 = 10;
 /// may have been closed and another opened.
 const LOOKS_IN_FULL: u32 = 6;
 
-/// Has those looked at again whose turn it is in this tick.
+/// Has the VMs looked at again that are due in this tick.
 pub(super) fn look_again(
     vms: &mut Vms,
     tick: u64,
@@ -138,11 +137,7 @@ pub(super) fn attached(
     sensors.taps = taps;
     let look = Look { vm: id, names: false, unless: None };
     if let Some(delay) = look_in {
-        let messages = inboxes.messages.clone();
-        tokio::spawn(async move {
-            sleep(delay).await;
-            watchers::refresh(&[look], &messages);
-        });
+        watchers::refresh_after(delay, look, inboxes.messages.clone());
     }
     if (is_worse || renamed) && !sensors.looking {
         sensors.looking = true;

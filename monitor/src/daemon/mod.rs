@@ -13,7 +13,6 @@ mod host_sampler;
 mod hotplug;
 mod memory;
 mod message;
-mod metrics_publisher;
 mod probe_rounds;
 mod publisher;
 mod qmp_events;
@@ -89,13 +88,6 @@ pub(crate) enum StartError {
     },
 }
 
-impl StartError {
-    /// The exit code that stands for it.
-    pub(crate) fn exit_code(&self) -> u8 {
-        1
-    }
-}
-
 /// Watches as `config` has it until SIGTERM or SIGINT, and leaves nothing attached or pinned, unless that is
 /// configured. On SIGHUP, `source` is read again.
 ///
@@ -165,7 +157,7 @@ async fn watch(
     let runtime_dir = event_loop.config.paths.runtime_dir.clone();
     let mut systemd = Systemd::from_environment(event_loop.config.sample_interval);
     let (control_sender, mut requests) = mpsc::channel(CONTROL_REQUESTS);
-    let others = event_loop.publisher.metrics.socket_routes();
+    let others = event_loop.publisher.socket_routes();
     let control = tokio::spawn(api::serve(listener, control_sender, others));
     event_loop.sweep();
     info!("watching");

@@ -1,30 +1,65 @@
-//! Publisher: who is shown or told what the loop sees: Prometheus, the page, the history of rates, notifications.
+//! Publisher: hands what the loop sees to Prometheus, the web page, the history of rates, and notifications.
+//!
+//! A tick leaves copied numbers for the web server, since 1,000 VMs are gone through once more a second for it, asked for
+//! or not: a client is answered from the last tick, however late the next one is. For the page, which shows more, a tick
+//! leaves something only while it has viewers.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
-use super::metrics_publisher::MetricsPublisher;
+use axum::Router;
+use tokio::sync::watch;
+
 use crate::{
-    config::Config, history::RateHistory, notify::Notifier, storage::incidents::IncidentStore,
+    config::Config,
+    history::RateHistory,
+    metrics::{Counts, Exposition, IncidentCounts, NotificationCounts, Snapshot},
+    notify::Notifier,
+    recovery::{EventKind, EventSink},
+    storage::incidents::IncidentStore,
+    web::{self, Site, Sources, page_snapshot},
 };
 
 /// See the module.
 pub(super) struct Publisher {
-    pub(super) metrics: MetricsPublisher,
+    /// The daemon's own counters.
+    pub(super) counts: Counts,
+    /// Where the last tick's snapshot is left for Prometheus.
+    pub(super) latest: watch::Sender<Option<Arc<Snapshot>>>,
+    /// Where it is left for the page.
+    pub(super) page: page_snapshot::Publisher,
     /// The last ticks of all VMs in a few figures each.
     pub(super) history: RateHistory,
     pub(super) notifier: Notifier,
-    /// For clients who ask for incidents.
+    /// For clients that ask for incidents.
     pub(super) store: Arc<IncidentStore>,
+    site: Arc<Site>,
+    /// `None` where nothing is to be served over TCP.
+    server: Option<web::Server>,
 }
 
 impl Publisher {
-    /// Publishes from now on. Call it within a tokio runtime.
-    pub(super) fn start(config: &Config, store: Arc<IncidentStore>) -> Self {
+    /// Publishes from now on, also what recovery says through the sink. Call it within a tokio runtime.
+    pub(super) fn start(config: &Config, store: Arc<IncidentStore>) -> (Self, EventSink) {
         let history = RateHistory::new(config.sample_interval);
-        let metrics = MetricsPublisher::start(config, &history, &store);
-        let counts = metrics.notifications.clone();
-        let notifier = Notifier::start(&config.notify, &config.paths.state_dir, counts);
-        Self { metrics, history, notifier, store }
+        let (counts, incidents) = (Counts::default(), IncidentCounts::new(SystemTime::now()));
+        let (notifications, latest) = (NotificationCounts::default(), watch::Sender::new(None));
+        let (page, subscriber) = page_snapshot::pair();
+        let sources = Sources {
+            exposition: Exposition::new(latest.subscribe(), &counts, &incidents, &notifications),
+            subscriber,
+            lines: history.clone(),
+            store: store.clone(),
+            state_dir: config.paths.state_dir.clone(),
+        };
+        let site = Site::new(sources, &config.metrics);
+        let server = web::Server::start(&site, &config.metrics);
+        let notifier = Notifier::start(&config.notify, &config.paths.state_dir, notifications);
+        let told = notifier.clone();
+        let sink = EventSink::new(move |event| match event.kind {
+            EventKind::Recorded => incidents.note(event.incident),
+            _ => told.publish_recovery(event),
+        });
+        (Self { counts, latest, page, history, notifier, store, site, server }, sink)
     }
 
     /// Goes on as `new` has it, after `old`.
@@ -34,7 +69,20 @@ impl Publisher {
             self.notifier.reconfigure(&new.notify);
         }
         if old.metrics != new.metrics {
-            self.metrics.serve(new);
+            // First of all, the old address is free again.
+            self.server = None;
+            self.server = web::Server::start(&self.site, &new.metrics);
         }
+    }
+
+    /// What the Unix socket has beside the loop's routes.
+    pub(super) fn socket_routes(&self) -> Router {
+        self.site.socket_routes()
+    }
+
+    /// What can't be served or told, in sentences.
+    pub(super) fn complaints(&self) -> impl Iterator<Item = String> {
+        let server = self.server.as_ref().and_then(web::Server::complaint);
+        server.into_iter().chain(self.notifier.complaints())
     }
 }

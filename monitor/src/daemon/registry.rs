@@ -8,36 +8,15 @@ use crate::{
 };
 use flatline_qemu::discover::VmId;
 
-/// What the first reading of all waits for: a daemon that starts reads as soon as there is something to read.
-pub(super) enum FirstReading {
-    /// The first sweep is under way; of these, it isn't known yet where they are counted.
-    Awaits {
-        swept: bool,
-        vms: HashSet<VmId>,
-    },
+/// How far a daemon has come that starts: it reads as soon as there is something to read, and doesn't wait for a tick.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum FirstReading {
+    /// The first sweep is under way.
+    #[default]
+    AwaitsSweep,
+    /// The programs of the VMs that it found are being attached.
+    AwaitsPrograms,
     Done,
-}
-
-impl Default for FirstReading {
-    fn default() -> Self {
-        Self::Awaits { swept: false, vms: HashSet::new() }
-    }
-}
-
-impl FirstReading {
-    /// It isn't known yet where this VM is counted.
-    pub(super) fn awaits(&mut self, id: VmId) {
-        if let Self::Awaits { vms, .. } = self {
-            vms.insert(id);
-        }
-    }
-
-    /// The first sweep ended.
-    pub(super) fn is_swept(&mut self) {
-        if let Self::Awaits { swept, .. } = self {
-            *swept = true;
-        }
-    }
 }
 
 /// See the module.
@@ -50,8 +29,9 @@ pub(super) struct Registry {
     pub(super) has_grown: bool,
     /// Many VMs are silent together, in words.
     pub(super) storm: Option<String>,
-    /// What is still awaited before the first reading of all.
-    pub(super) first_reading: FirstReading,
+    /// VMs of which it isn't known yet where they are counted.
+    pub(super) pending: HashSet<VmId>,
+    first_reading: FirstReading,
 }
 
 impl Registry {
@@ -91,20 +71,20 @@ impl Registry {
         watched.vm.unseen_storage().chain(shared).collect()
     }
 
+    /// A sweep ended.
+    pub(super) fn swept(&mut self) {
+        if self.first_reading == FirstReading::AwaitsSweep {
+            self.first_reading = FirstReading::AwaitsPrograms;
+        }
+    }
+
     /// Whether all VMs that the first sweep found can be read since just now, and none was read yet: two
     /// readings one after the other would measure nothing.
     pub(super) fn first_reading_is_due(&mut self) -> bool {
-        let FirstReading::Awaits { swept: true, vms } = &self.first_reading else { return false };
-        if !vms.is_empty() {
+        if self.first_reading != FirstReading::AwaitsPrograms || !self.pending.is_empty() {
             return false;
         }
         self.first_reading = FirstReading::Done;
         self.vms.values().all(|watched| watched.sensors.sample.is_none())
-    }
-
-    pub(super) fn no_longer_awaited(&mut self, id: VmId) {
-        if let FirstReading::Awaits { vms, .. } = &mut self.first_reading {
-            vms.remove(&id);
-        }
     }
 }

@@ -48,7 +48,7 @@ impl EventLoop {
     /// The file was read.
     pub(super) fn configured(&mut self, read: Result<Box<Config>, ConfigError>) {
         self.reloading.is_reading = false;
-        self.publisher.metrics.counts.reloaded(read.is_ok());
+        self.publisher.counts.reloaded(read.is_ok());
         match read {
             Ok(new) => {
                 self.reloading.complaint = None;

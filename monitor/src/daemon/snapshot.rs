@@ -17,10 +17,10 @@ impl EventLoop {
         let begun = Instant::now();
         self.tick();
         let snapshot = self.snapshot();
-        self.publisher.metrics.latest.send_replace(Some(Arc::new(snapshot)));
+        self.publisher.latest.send_replace(Some(Arc::new(snapshot)));
         self.publish_page_snapshot();
         let behind = begun.saturating_duration_since(due);
-        self.publisher.metrics.counts.ticked(behind, begun.elapsed(), self.config.sample_interval);
+        self.publisher.counts.ticked(behind, begun.elapsed(), self.config.sample_interval);
     }
 
     /// What clients are told of the host and all VMs.
@@ -30,16 +30,14 @@ impl EventLoop {
 
     /// What is not as it should be, in sentences.
     fn degraded(&self) -> Vec<String> {
-        let mut complaints: Vec<String> = self.reloading.complaint.iter().cloned().collect();
-        complaints.extend(self.publisher.metrics.complaint());
-        complaints.extend(self.publisher.notifier.complaints());
-        self.views().degraded(complaints)
+        let complaints = self.reloading.complaint.iter().cloned();
+        self.views().degraded(complaints.chain(self.publisher.complaints()))
     }
 
     /// Publishes what the page's viewers look at.
     fn publish_page_snapshot(&self) {
         let now = std::time::Instant::now();
-        let publisher = &self.publisher.metrics.publisher;
+        let publisher = &self.publisher.page;
         let interval = self.config.sample_interval;
         let Some(wanted) = publisher.wanted(now, interval) else { return };
         let of = |pid: &u32| self.registry.vms.values().find(|watched| watched.vm.id.pid == *pid);

@@ -1,8 +1,11 @@
-//! What systemd is told of the daemon (sd_notify(3)): that it is ready, what it does, and that its loop still turns.
+//! Notification of systemd (sd_notify(3)): that the daemon is ready, what it does, and that its loop still turns.
 //!
-//! Nobody but the loop tells it, and its watchdog is fed by the tick itself: a loop that is stuck falls silent, and systemd
-//! starts another daemon, whatever else of this one goes on. Sending never waits; what couldn't be said is said again at the
-//! next tick. Without systemd, there is nobody to tell, and nothing happens.
+//! Only the loop sends it, and the watchdog is fed by the tick itself: a loop that is stuck falls silent, and systemd
+//! starts another daemon, whatever else of this one goes on. Sending never waits; what couldn't be sent is sent again at the
+//! next tick. Without systemd, nothing happens.
+//!
+//! Not by the crate sd-notify (0.5): its sending waits where systemd's queue is full, which would stop the loop, and it
+//! reaches no abstract address.
 
 use std::{
     io,
@@ -27,7 +30,7 @@ const FED_WITHIN: u32 = 4;
 /// A watchdog that would not outlast so many ticks is told to: a single late one is no reason to end the daemon.
 const TICKS_OUTLASTED: u32 = 3;
 
-/// The way to systemd, and what it was told last.
+/// The connection to systemd, and what was sent last.
 #[derive(Debug, Default)]
 pub(super) struct Systemd {
     manager: Option<Manager>,
@@ -36,7 +39,7 @@ pub(super) struct Systemd {
     status: String,
 }
 
-/// Systemd, which wants to be told.
+/// Where systemd listens, and its watchdog.
 #[derive(Debug)]
 struct Manager {
     socket: UnixDatagram,
@@ -49,32 +52,27 @@ struct Manager {
 }
 
 impl Systemd {
-    /// To whoever `NOTIFY_SOCKET` names, with the watchdog of `WATCHDOG_USEC`, for ticks that are `tick` apart.
+    /// To the address in `NOTIFY_SOCKET`, with the watchdog of `WATCHDOG_USEC`, for ticks that are `tick` apart.
     pub(super) fn from_environment(tick: Duration) -> Self {
         let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return Self::default() };
         let text = |name| std::env::var(name).ok();
         let watchdog = watchdog(text("WATCHDOG_USEC"), text("WATCHDOG_PID"), std::process::id());
-        match Manager::new(name.as_bytes(), watchdog) {
-            Ok(manager) => {
-                let mut notifier = Self { manager: Some(manager), ..Self::default() };
-                notifier.outlast(tick);
-                notifier
-            }
-            Err(error) => {
-                warn!("systemd can't be told that flatline runs, at {}: {error}", name.display());
-                Self::default()
-            }
-        }
+        let manager = Manager::new(name.as_bytes(), watchdog).inspect_err(|error| {
+            warn!("systemd can't be told that flatline runs, at {}: {error}", name.display());
+        });
+        let mut notifier = Self { manager: manager.ok(), ..Self::default() };
+        notifier.outlast(tick);
+        notifier
     }
 
-    /// A tick is through: after the first one the daemon is ready, and each one feeds the watchdog.
+    /// Says what a tick brought: after the first one the daemon is ready, and each one feeds the watchdog.
     pub(super) fn ticked(&mut self, event_loop: &EventLoop) {
         if self.manager.is_some() {
             self.tell(&event_loop.in_words(), Instant::now());
         }
     }
 
-    /// The configuration is about to be read again.
+    /// Says that the configuration is about to be read again.
     pub(super) fn reloading(&mut self) {
         if self.manager.is_some() {
             self.is_reloading = true;
@@ -83,7 +81,7 @@ impl Systemd {
         }
     }
 
-    /// Says so where it was read, whatever came of it: what was wrong with it, status and log say.
+    /// Says that the configuration was read, also where it was not taken: status and log say why.
     pub(super) fn reloaded(&mut self, event_loop: &EventLoop) {
         if self.is_reloading && !event_loop.reloading.is_reading {
             self.is_reloading = false;
@@ -91,7 +89,7 @@ impl Systemd {
         }
     }
 
-    /// The daemon ends, of its own will.
+    /// Says that the daemon ends in good order.
     pub(super) fn stopping(&self) {
         self.send("STOPPING=1\nSTATUS=Stopping");
     }
@@ -122,12 +120,11 @@ impl Systemd {
         }
     }
 
-    /// Whether it was said, or there is nobody to say it to.
+    /// Returns whether it was sent, or systemd is not there.
     fn send(&self, words: &str) -> bool {
-        let sent = |manager: &Manager| {
-            manager.socket.send_to_addr(words.as_bytes(), &manager.address).is_ok()
-        };
-        self.manager.as_ref().is_none_or(sent)
+        self.manager.as_ref().is_none_or(|Manager { socket, address, .. }| {
+            socket.send_to_addr(words.as_bytes(), address).is_ok()
+        })
     }
 }
 

@@ -1,4 +1,4 @@
-//! Finding QEMUs and taking them up, and letting go of those that are gone.
+//! Lifecycle of VMs: QEMUs are found and taken up, and let go when they have ended.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -27,6 +27,7 @@ const LOOK_AGAIN: [Duration; 3] =
     [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(3)];
 
 impl EventLoop {
+    /// Has all of `/proc` looked through for QEMUs.
     pub(super) fn sweep(&self) {
         // Only those whose end is waited for are sure to be there.
         let waits = |watched: &WatchedVm| {
@@ -41,6 +42,7 @@ impl EventLoop {
         );
     }
 
+    /// Takes a VM up, unless it is watched already.
     pub(super) fn found(&mut self, vm: Vm) {
         if self.registry.vms.contains_key(&vm.id) {
             return;
@@ -69,7 +71,7 @@ impl EventLoop {
         let qmp = transport.map(|transport| {
             qmp::spawn(transport, self.inboxes.notices.clone(), Limits::default())
         });
-        self.registry.first_reading.awaits(id);
+        self.registry.pending.insert(id);
         self.sampler.probes.attach(id, counted(&vm.plugged));
         let detection = detection_policy(&self.config, &vm.name);
         let context = Context::at(&self.config, now);
@@ -89,46 +91,39 @@ impl EventLoop {
             vm: Arc::new(vm),
         };
         self.registry.vms.insert(id, watched);
+        let look = Look { vm: id, names: true, unless: None };
         for delay in LOOK_AGAIN {
-            let messages = self.inboxes.messages.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep(delay).await;
-                let look = Look { vm: id, names: true, unless: None };
-                watchers::refresh(&[look], &messages);
-            });
+            watchers::refresh_after(delay, look, self.inboxes.messages.clone());
         }
     }
 
     /// A QEMU that takes another's place may be found before the end of that one was reported.
     fn bury_predecessors(&mut self, vm: &Vm) {
         let key = vm.uuid.as_deref().unwrap_or(&vm.name);
-        let is_gone = |id: VmId| discover::start_ticks(id.pid).ok() != Some(id.start_ticks);
-        let same =
-            self.registry.vms.iter().filter(|(_, watched)| watched.key() == key).map(|(id, _)| *id);
-        for id in same.filter(|id| is_gone(*id)).collect::<Vec<_>>() {
-            self.gone(id);
-        }
+        let same = self.registry.vms.iter().filter(|(_, watched)| watched.key() == key);
+        self.bury(same.map(|(id, _)| *id).collect());
     }
 
     /// A VM that the sweep didn't see has ended, should its pidfd not have told.
     pub(super) fn swept(&mut self, all: &HashSet<VmId>) {
-        let unseen: Vec<VmId> =
-            self.registry.vms.keys().filter(|id| !all.contains(id)).copied().collect();
-        for id in unseen {
-            if discover::start_ticks(id.pid).ok() != Some(id.start_ticks) {
-                self.gone(id);
-            }
-        }
+        self.bury(self.registry.vms.keys().filter(|id| !all.contains(id)).copied().collect());
         self.sampler.probes.found(self.registry.vms.keys().copied().collect());
         if std::mem::take(&mut self.registry.has_grown) {
             // SAFETY: a plain call, which only gives free memory back: to read a QEMU that was found takes
             // several times what is kept of it.
             unsafe { libc::malloc_trim(0) };
         }
-        self.registry.first_reading.is_swept();
+        self.registry.swept();
         self.recovery.give_up_the_gone(all);
     }
 
+    /// Takes note of the end of those that have ended.
+    fn bury(&mut self, vms: Vec<VmId>) {
+        let is_gone = |id: &VmId| discover::start_ticks(id.pid).ok() != Some(id.start_ticks);
+        vms.into_iter().filter(is_gone).for_each(|id| self.gone(id));
+    }
+
+    /// A QEMU has ended.
     pub(super) fn gone(&mut self, id: VmId) {
         let Some(mut watched) = self.no_longer_watched(id) else { return };
         let status = self.registry.statuses.remove(&id.pid);
@@ -145,19 +140,24 @@ impl EventLoop {
     /// Lets go of a VM, whether it has ended or is to be managed no more.
     pub(super) fn no_longer_watched(&mut self, id: VmId) -> Option<WatchedVm> {
         let mut watched = self.registry.vms.remove(&id)?;
-        self.registry.no_longer_awaited(id);
+        self.registry.pending.remove(&id);
         conditions::publish_no_longer_watched(&self.publisher.notifier, &watched.vm);
-        watched.detector.recorder.end();
-        if let Some(end) = watched.sensors.end.take() {
-            end.abort();
-        }
-        if let Some(qmp) = watched.link.qmp.take() {
-            qmp.close();
-        }
+        let_go(&mut watched);
         self.sampler.probes.forget(id);
         if self.registry.vms.values().all(|other| other.vm.netns != watched.vm.netns) {
             self.probe_runner.sockets.remove(&watched.vm.netns);
         }
         Some(watched)
+    }
+}
+
+/// Ends what is held of a VM beside the loop: its recording, its session, and the wait for its end.
+pub(super) fn let_go(watched: &mut WatchedVm) {
+    watched.detector.recorder.end();
+    if let Some(end) = watched.sensors.end.take() {
+        end.abort();
+    }
+    if let Some(qmp) = watched.link.qmp.take() {
+        qmp.close();
     }
 }

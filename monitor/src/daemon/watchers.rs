@@ -1,4 +1,4 @@
-//! What runs beside the loop and reports to it: processes that start and end, and looks into `/proc`.
+//! Watchers: tasks beside the loop that report processes that start and end, and what looks into `/proc` show.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -11,17 +11,18 @@ use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::mpsc::UnboundedSender,
     task::{JoinHandle, spawn_blocking},
+    time::sleep,
 };
 use tracing::{debug, warn};
 
-use super::Message;
+use super::message::Message;
 use crate::bpf::{ProcessEvents, parse_process_event};
 use flatline_qemu::discover::{self, OpenDevices, Scope, VcpuThreads, Vm, VmId};
 
 /// Time for the exit status of a process that is gone to arrive.
 const STATUS_DELAY: Duration = Duration::from_millis(20);
 
-/// A VM takes a file descriptor for its process, one for its monitor, and one for each vCPU.
+/// Raises the limit of open files: a VM takes a file descriptor for its process, one for its monitor, and one for each vCPU.
 pub(super) fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -141,7 +142,15 @@ pub(super) fn refresh(vms: &[Look], messages: &UnboundedSender<Message>) {
     }
 }
 
-/// Its vCPU threads, as (vCPU index, thread id); none where their names don't tell.
+/// Looks again at a VM once `delay` is over.
+pub(super) fn refresh_after(delay: Duration, look: Look, messages: UnboundedSender<Message>) {
+    tokio::spawn(async move {
+        sleep(delay).await;
+        refresh(&[look], &messages);
+    });
+}
+
+/// A QEMU's vCPU threads, as (vCPU index, thread id); none where their names don't tell.
 fn named_vcpus(vm: VmId) -> Vec<(u32, u32)> {
     match discover::vcpu_threads(vm.pid) {
         Ok(VcpuThreads::Each(threads)) => {
@@ -170,7 +179,7 @@ pub(super) fn age(vm: VmId) -> Option<Duration> {
 /// Reports when the process is gone, which its pidfd tells.
 pub(super) fn watch_end(vm: &Vm, messages: UnboundedSender<Message>) -> Option<JoinHandle<()>> {
     let id = vm.id;
-    // SAFETY: the `Arc` owns the descriptor, and nobody closes what is shared.
+    // SAFETY: the `Arc` owns the descriptor, which is closed only with it.
     let pidfd =
         match unsafe { AsyncFd::register_with_interest(vm.pidfd.clone(), Interest::READABLE) } {
             Ok(pidfd) => pidfd,
@@ -182,7 +191,7 @@ pub(super) fn watch_end(vm: &Vm, messages: UnboundedSender<Message>) -> Option<J
     Some(tokio::spawn(async move {
         if pidfd.readable().await.is_ok() {
             // The kernel's event with the exit status is on its way through the ring buffer.
-            tokio::time::sleep(STATUS_DELAY).await;
+            sleep(STATUS_DELAY).await;
             let _ = messages.send(Message::Gone(id));
         }
     }))

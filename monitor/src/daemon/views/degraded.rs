@@ -20,7 +20,10 @@ const LISTENS_AFTER: Duration = Duration::from_secs(10);
 
 impl Views<'_> {
     /// Everything that is not as it should be, the `complaints` of the daemon's other parts among it.
-    pub(in crate::daemon) fn degraded(&self, complaints: Vec<String>) -> Vec<String> {
+    pub(in crate::daemon) fn degraded(
+        &self,
+        complaints: impl Iterator<Item = String>,
+    ) -> Vec<String> {
         let lost = self.sampler.health.iter().filter(|program| program.failure.is_some());
         let lost: Vec<&str> = lost.map(|program| program.program).collect();
         let mut degraded: Vec<String> = self.registry.storm.iter().cloned().collect();
