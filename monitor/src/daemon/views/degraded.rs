@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::Views;
+use super::{Views, last_sample};
 use crate::{
     daemon::watchers,
     probes::kvm,
@@ -13,7 +13,7 @@ use flatline_qemu::{discover::OpenDevices, qmp::QmpState};
 
 /// The most VMs that are named with one reason.
 const MOST_NAMED: usize = 4;
-/// The most VMs that are named whose monitors aren't used.
+/// The most VMs that are named because their monitors aren't used.
 const MOST_MONITORS_NAMED: usize = 5;
 /// A QEMU this old has had the time to listen.
 const LISTENS_AFTER: Duration = Duration::from_secs(10);
@@ -40,15 +40,11 @@ impl Views<'_> {
                 Err(why) => degraded.push(format!("{name} is not counted: {why}")),
                 Ok(_) => degraded.extend(unseen_taps(watched)),
             }
-            let storage = watched
-                .sensors
-                .sample
-                .as_ref()
-                .and_then(|(_, sample)| sample.storage.as_ref().ok());
-            if let Some(storage) = storage.filter(|storage| storage.untracked_ops > 0) {
+            let storage = last_sample(watched).and_then(|sample| sample.storage.as_ref().ok());
+            let untracked = storage.map_or(0, |storage| storage.untracked_ops);
+            if untracked > 0 {
                 degraded.push(format!(
-                    "{} requests of {name} were not followed: probes.max_in_flight is too small",
-                    storage.untracked_ops
+                    "{untracked} requests of {name} were not followed: probes.max_in_flight is too small"
                 ));
             }
         }
@@ -64,28 +60,27 @@ impl Views<'_> {
             }
         }
         unread.into_iter().map(|(why, vms)| {
-            let more = vms.len().saturating_sub(MOST_NAMED);
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            let named = &vms[..vms.len().min(MOST_NAMED)];
-            format!("no registers of {}{more}: {why}", named.join(", "))
+            let named = vms[..vms.len().min(MOST_NAMED)].join(", ");
+            match vms.len().saturating_sub(MOST_NAMED) {
+                0 => format!("no registers of {named}: {why}"),
+                more => format!("no registers of {named} and {more} more: {why}"),
+            }
         })
     }
 
     /// The VMs whose monitors can't be used though QEMU was told to have one, and why.
     fn unused_monitors(&self) -> Option<String> {
-        let unused: Vec<(&str, String)> = self
-            .registry
-            .vms
-            .values()
-            .filter(|watched| watchers::age(watched.vm.id) >= Some(LISTENS_AFTER))
-            .filter_map(|watched| Some((watched.vm.name.as_str(), unused_monitor(watched)?)))
+        let vms = self.registry.vms.values();
+        let old = vms.filter(|watched| watchers::age(watched.vm.id) >= Some(LISTENS_AFTER));
+        let mut unused: Vec<String> = old
+            .filter_map(|it| Some(format!("{} ({})", it.vm.name, unused_monitor(it)?)))
             .collect();
         let more = unused.len().saturating_sub(MOST_MONITORS_NAMED);
-        let named =
-            unused.iter().take(MOST_MONITORS_NAMED).map(|(name, why)| format!("{name} ({why})"));
-        let named = named.collect::<Vec<_>>().join(", ");
-        let more = if more == 0 { String::new() } else { format!(", and of {more} more") };
-        (!unused.is_empty()).then(|| format!("QMP is not used of {named}{more}"))
+        if more > 0 {
+            unused.truncate(MOST_MONITORS_NAMED);
+            unused.push(format!("and of {more} more"));
+        }
+        (!unused.is_empty()).then(|| format!("QMP is not used of {}", unused.join(", ")))
     }
 }
 

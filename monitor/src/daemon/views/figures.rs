@@ -1,17 +1,16 @@
 //! Figures of one VM, as metrics have them: copied numbers, since this is done for each VM in each tick.
 
-use super::{Views, heartbeat::HeartbeatSummary};
+use super::{Views, heartbeat::HeartbeatSummary, last_sample};
 use crate::{
     metrics::{Beats, VmFigures},
     vm::WatchedVm,
 };
-use flatline_detector::verdict::State;
 use flatline_samples::VmSample;
 
 impl Views<'_> {
     /// What is published of a VM as metrics.
     pub(in crate::daemon) fn vm_figures(&self, watched: &WatchedVm) -> VmFigures {
-        let sample = watched.sensors.sample.as_ref().map(|(_, sample)| sample);
+        let sample = last_sample(watched);
         let (state, cause, _) = watched.detector.watch.shown_state();
         VmFigures {
             vm: watched.vm.clone(),
@@ -19,10 +18,7 @@ impl Views<'_> {
             state,
             cause,
             run_state: watched.link.run_state.clone(),
-            flat: match watched.detector.watch.state {
-                State::Unobservable => None,
-                _ => Some(watched.detector.watch.silence.length(self.context.now)),
-            },
+            flat: self.flat(watched),
             is_held: self.recovery.held(watched.key(), self.context.wall).is_some(),
             is_counted: watched.sensors.slot.is_ok(),
             restarts: watched.recovery.restarts,

@@ -1,12 +1,12 @@
-//! Heartbeats of guests' agents, as they are shown.
+//! Views of heartbeats: what guests' agents said, on the cards and the port together.
 
-use super::Views;
+use super::{Views, signals::signal};
 use crate::{
     api::view::{HeartbeatView, SignalView},
     rfc3339,
     vm::WatchedVm,
 };
-use flatline_detector::verdict::lost_after;
+use flatline_detector::verdict::{DetectionPolicy, lost_after};
 use flatline_samples::{Heard, Heartbeats, LastBeat};
 
 /// What an agent said on all ways together.
@@ -63,21 +63,19 @@ impl Views<'_> {
         })
     }
 
+    /// Seconds since something was heard; `None` where that can't be told.
     fn age_of(&self, heard: Heard) -> Option<f64> {
         match heard {
-            Heard::Jiffies(jiffies) => self.sampler.since_jiffies(jiffies, self.context.now),
+            Heard::Jiffies(jiffies) => self.since_jiffies(jiffies),
             Heard::At(moment) => Some(self.context.now.saturating_sub(moment).as_secs_f64()),
         }
     }
 
-    /// Its line among the signals, where it was ever heard in this boot.
+    /// The heartbeat's line among the signals, where it was ever heard in this boot.
     pub(super) fn heartbeat_signal(&self, watched: &WatchedVm) -> Option<SignalView> {
         let heartbeat = watched.detector.watch.boot.heartbeat.as_ref()?;
-        let patience = lost_after(
-            heartbeat.interval,
-            &watched.detector.detection.policy,
-            watched.detector.detection.tick,
-        );
+        let DetectionPolicy { policy, tick } = &watched.detector.detection;
+        let patience = lost_after(heartbeat.interval, policy, *tick);
         let ago = |moment| self.context.now.saturating_sub(moment).as_secs_f64();
         let mut value = match heartbeat.beat {
             Some(beat) => format!("{:.1} s ago", ago(beat)),
@@ -91,12 +89,8 @@ impl Views<'_> {
             (None, Some(_)) => "missed",
             (None, None) => "beats",
         };
-        Some(SignalView {
-            name: "heartbeat".to_owned(),
-            value,
-            threshold: format!("missed after {:.0} s", patience.as_secs_f64()),
-            since: heartbeat.beat.map(|beat| rfc3339::format(self.context.wall_clock(beat))),
-            verdict: verdict.to_owned(),
-        })
+        let threshold = format!("missed after {:.0} s", patience.as_secs_f64());
+        let since = heartbeat.beat.map(|beat| rfc3339::format(self.context.wall_clock(beat)));
+        Some(signal("heartbeat", value, threshold, since, verdict))
     }
 }

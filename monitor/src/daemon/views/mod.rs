@@ -21,6 +21,7 @@ use crate::{
 };
 use flatline_detector::verdict::Monitor;
 use flatline_qemu::discover::{Vm, VmId};
+use flatline_samples::VmSample;
 
 /// Everything that a view is made from.
 pub(super) struct Views<'a> {
@@ -36,11 +37,7 @@ impl Views<'_> {
         let probes = self.sampler.health.iter().map(|program| ProbeView {
             name: program.program.to_owned(),
             required: program.required,
-            state: if program.failure.is_none() {
-                ProbeState::Attached
-            } else {
-                ProbeState::Failed
-            },
+            state: program.failure.as_ref().map_or(ProbeState::Attached, |_| ProbeState::Failed),
             detail: program.failure.clone().unwrap_or_else(|| program.hook.to_owned()),
         });
         let host = rustix::system::uname();
@@ -111,10 +108,19 @@ impl Views<'_> {
         serde_json::to_string_pretty(&shown).unwrap_or_default() + "\n"
     }
 
+    /// Seconds since a moment in the kernel's ticks; `None` where that can't be told.
+    fn since_jiffies(&self, moment: u64) -> Option<f64> {
+        self.sampler.since_jiffies(moment, self.context.now)
+    }
+
     /// How far the memory dump of a VM is; `None` while none is taken.
     fn dump(&self, id: VmId) -> Option<DumpView> {
         let dump::State { since, completed_bytes, total_bytes, written_bytes } =
             self.recovery.dump_of(id)?;
         Some(DumpView { since, completed_bytes, total_bytes, written_bytes })
     }
+}
+
+fn last_sample(watched: &WatchedVm) -> Option<&VmSample> {
+    watched.sensors.sample.as_ref().map(|(_, sample)| sample)
 }

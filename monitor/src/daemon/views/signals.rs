@@ -8,6 +8,7 @@ use flatline_detector::verdict::{PINNED_RATIO, STILL_BUSY_RATIO, Statement, Watc
 use flatline_samples::Missing;
 
 impl Views<'_> {
+    /// All signals, in the order in which they are shown.
     pub(super) fn signals(&self, watched: &WatchedVm) -> Vec<SignalView> {
         let Watch { liveness, silence, .. } = &watched.detector.watch;
         let policy = &watched.detector.detection.policy;
@@ -18,13 +19,13 @@ impl Views<'_> {
         // What the window began anew for is no sign of life.
         let mark = if liveness.last_life == silence.life { ":" } else { ";" };
         let is_silent = silence.suspected || silence.length(self.context.now) >= policy.flat_for;
-        let mut signals = vec![SignalView {
-            name: "sign of life".to_owned(),
-            value: format!("{ago:.1} s ago{mark} {}", liveness.last_sign),
-            threshold: format!("suspect after {}", humantime::format_duration(policy.flat_for)),
-            since: since(Some(silence.life)),
-            verdict: if is_silent { "silent" } else { "lives" }.to_owned(),
-        }];
+        let mut signals = vec![signal(
+            "sign of life",
+            format!("{ago:.1} s ago{mark} {}", liveness.last_sign),
+            format!("suspect after {}", humantime::format_duration(policy.flat_for)),
+            since(Some(silence.life)),
+            if is_silent { "silent" } else { "lives" },
+        )];
         if let Some(activity) = &watched.sensors.activity {
             signals.push(moved(
                 "network",
@@ -60,6 +61,18 @@ impl Views<'_> {
     }
 }
 
+/// A signal, held against `threshold`.
+pub(super) fn signal(
+    name: &str,
+    value: String,
+    threshold: String,
+    since: Option<String>,
+    verdict: &str,
+) -> SignalView {
+    SignalView { name: name.to_owned(), value, threshold, since, verdict: verdict.to_owned() }
+}
+
+/// How much the vCPUs run, since when it is so little or so much.
 fn level(watched: &WatchedVm, since: Option<String>) -> SignalView {
     let liveness = &watched.detector.watch.liveness;
     let vcpus = watched.sensors.activity.as_ref().map(|activity| activity.vcpus.as_ref());
@@ -69,12 +82,8 @@ fn level(watched: &WatchedVm, since: Option<String>) -> SignalView {
         Some(Ok(vcpus)) => vcpus
             .iter()
             .map(|vcpu| {
-                format!(
-                    "vCPU {} runs {:.1} %, waits {:.1} %",
-                    vcpu.index,
-                    vcpu.busy * 100.0,
-                    vcpu.waiting * 100.0
-                )
+                let (busy, waiting) = (vcpu.busy * 100.0, vcpu.waiting * 100.0);
+                format!("vCPU {} runs {busy:.1} %, waits {waiting:.1} %", vcpu.index)
             })
             .collect::<Vec<_>>()
             .join("; "),
@@ -84,47 +93,28 @@ fn level(watched: &WatchedVm, since: Option<String>) -> SignalView {
         (None, Some(_)) => "pinned",
         (None, None) => "moves",
     };
-    SignalView {
-        name: "vCPU time".to_owned(),
-        value,
-        threshold: format!(
-            "still below {:.0} %, pinned above {:.0} %",
-            STILL_BUSY_RATIO * 100.0,
-            PINNED_RATIO * 100.0
-        ),
-        since,
-        verdict: verdict.to_owned(),
-    }
+    let (still, pinned) = (STILL_BUSY_RATIO * 100.0, PINNED_RATIO * 100.0);
+    let threshold = format!("still below {still:.0} %, pinned above {pinned:.0} %");
+    signal("vCPU time", value, threshold, since, verdict)
 }
 
+/// What moved since the last tick.
 fn moved(name: &str, figure: Result<String, &Missing>) -> SignalView {
     let verdict = if figure.is_ok() { "read" } else { "unreadable" };
-    SignalView {
-        name: name.to_owned(),
-        value: figure.unwrap_or_else(|missing| missing.why.clone()),
-        threshold: "any packet or completion is life".to_owned(),
-        since: None,
-        verdict: verdict.to_owned(),
-    }
+    let value = figure.unwrap_or_else(|missing| missing.why.clone());
+    signal(name, value, "any packet or completion is life".to_owned(), None, verdict)
 }
 
 /// What the witnesses said last, where they were asked.
 fn witnesses(watched: &WatchedVm) -> Vec<SignalView> {
     let Some(testimony) = &watched.detector.testimony else { return Vec::new() };
     let view = |said: &Statement| {
-        let calibrated = if watched.detector.watch.boot.answered.contains(&said.witness) {
-            "; answered before in this boot"
-        } else {
-            ""
-        };
+        let has_answered = watched.detector.watch.boot.answered.contains(&said.witness);
+        let calibrated = if has_answered { "; answered before in this boot" } else { "" };
         let row = WITNESSES.iter().find(|witness| witness.name == said.witness);
-        SignalView {
-            name: said.witness.to_string(),
-            value: said.answer.text().to_owned(),
-            threshold: format!("{}{calibrated}", row.map_or("", |witness| witness.looks_for)),
-            since: None,
-            verdict: said.answer.word().to_owned(),
-        }
+        let threshold = format!("{}{calibrated}", row.map_or("", |witness| witness.looks_for));
+        let (name, text) = (said.witness.to_string(), said.answer.text().to_owned());
+        signal(&name, text, threshold, None, said.answer.word())
     };
     testimony.statements.iter().map(view).collect()
 }

@@ -1,22 +1,24 @@
 //! View of one VM, as `status` has it.
 
+use std::time::Duration;
+
 use monitor_ebpf::StorageCounters;
 
-use super::Views;
+use super::{Views, last_sample};
 use crate::{
     api::view::{NetworkView, OwnerView, StorageView, VcpuView, VmView},
     recovery::actuator::chosen,
     sampler::ticks,
     vm::WatchedVm,
 };
-use flatline_detector::verdict::State;
-use flatline_qemu::discover::{Vm, VmId};
+use flatline_detector::verdict::{State, Watch};
+use flatline_qemu::discover::Vm;
 use flatline_samples::InFlightAges;
 
 impl Views<'_> {
+    /// What `status` says of a VM.
     pub(super) fn vm(&self, watched: &WatchedVm) -> VmView {
-        let VmId { pid, .. } = watched.vm.id;
-        let sample = watched.sensors.sample.as_ref().map(|(_, sample)| sample);
+        let sample = last_sample(watched);
         let activity = watched.sensors.activity.as_ref();
         let clocks = sample.and_then(|sample| sample.vcpus.as_ref().ok());
         let vcpus = clocks.into_iter().flatten().map(|clock| VcpuView {
@@ -31,11 +33,12 @@ impl Views<'_> {
         let sees_to_guest = sample.is_some_and(|sample| sample.sees_to_guest);
         let storage = sample.and_then(|sample| sample.storage.as_ref().ok());
         let in_flight = sample.and_then(|sample| sample.in_flight);
+        let restarts = self.recovery.restarts_in_window(watched, self.context.wall);
         let (state, cause, reason) = watched.detector.watch.shown_state();
         VmView {
             name: watched.vm.name.clone(),
             uuid: watched.vm.uuid.clone(),
-            pid,
+            pid: watched.vm.id.pid,
             accelerator: watched.vm.accelerator.to_string(),
             owner: self.owner_view(&watched.vm),
             run_state: watched.link.run_state.as_ref().map(ToString::to_string),
@@ -43,14 +46,8 @@ impl Views<'_> {
             cause: cause.map(|cause| cause.to_string()),
             reason: said(watched, state, reason),
             since: self.context.wall_clock(watched.detector.watch.since),
-            flat_seconds: match watched.detector.watch.state {
-                State::Unobservable => None,
-                _ => Some(watched.detector.watch.silence.length(self.context.now).as_secs_f64()),
-            },
-            restarts_in_window: u32::try_from(
-                self.recovery.restarts_in_window(watched, self.context.wall).len(),
-            )
-            .unwrap_or(u32::MAX),
+            flat_seconds: self.flat(watched).map(|flat| flat.as_secs_f64()),
+            restarts_in_window: u32::try_from(restarts.len()).unwrap_or(u32::MAX),
             hold: self.recovery.held(watched.key(), self.context.wall),
             guest_resets_in_window: self.guest_resets_in_window(watched),
             vcpus: vcpus.collect(),
@@ -59,9 +56,7 @@ impl Views<'_> {
                 guest_tx_bytes: network.guest_tx_bytes,
                 guest_rx_packets: sees_to_guest.then_some(network.guest_rx_packets),
                 guest_rx_bytes: sees_to_guest.then_some(network.guest_rx_bytes),
-                guest_last_sent_seconds: self
-                    .sampler
-                    .since_jiffies(network.guest_tx_last_jiffies, self.context.now),
+                guest_last_sent_seconds: self.since_jiffies(network.guest_tx_last_jiffies),
                 probe_answers: network.probe_answers,
                 arp_answers: network.arp_answers,
                 ndp_answers: network.ndp_answers,
@@ -72,8 +67,14 @@ impl Views<'_> {
         }
     }
 
+    /// Time since the last sign of life; `None` where that can't be told.
+    pub(super) fn flat(&self, watched: &WatchedVm) -> Option<Duration> {
+        let Watch { state, silence, .. } = &watched.detector.watch;
+        (*state != State::Unobservable).then(|| silence.length(self.context.now))
+    }
+
     /// How often the guest was reset by itself within `boot_loop_window`; a burst counts once.
-    pub(in crate::daemon) fn guest_resets_in_window(&self, watched: &WatchedVm) -> usize {
+    pub(super) fn guest_resets_in_window(&self, watched: &WatchedVm) -> usize {
         let (now, window) = (self.context.now, watched.detector.detection.policy.boot_loop_window);
         watched.detector.watch.resets.iter().filter(|at| now.saturating_sub(**at) < window).count()
     }
