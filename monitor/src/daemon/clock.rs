@@ -13,7 +13,7 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    /// The daemon starts now.
+    /// A clock of a daemon that starts now.
     pub(super) fn start() -> Self {
         let host_up = Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default();
         Self { started: Instant::now(), host_up }

@@ -1,4 +1,4 @@
-//! Threads that write to the disk, which the loop never waits for.
+//! Disk: the threads that write to it, which the loop never waits for.
 
 use std::{thread::JoinHandle, time::Duration};
 

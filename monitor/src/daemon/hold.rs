@@ -1,4 +1,4 @@
-//! `hold` and `release`: answered when the word is safe on disk.
+//! Requests to hold and release VMs: answered when that is safe on disk.
 
 use std::time::{Duration, SystemTime};
 

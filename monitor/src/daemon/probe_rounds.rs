@@ -116,7 +116,7 @@ impl ProbeRunner {
     }
 }
 
-/// The taps of whose guest an address is known, or why there is none.
+/// The taps with a guest's address that is known, or why there is none.
 fn addresses(
     watched: &WatchedVm,
     sampler: &HostSampler,

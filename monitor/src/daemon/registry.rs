@@ -1,4 +1,4 @@
-//! Registry of the VMs that are watched, and what is waited for before the first reading of all.
+//! Registry of the VMs that are watched, and how far their first reading is.
 
 use std::collections::{HashMap, HashSet};
 
@@ -19,7 +19,7 @@ enum FirstReading {
     Done,
 }
 
-/// See the module.
+/// All VMs that are watched, and what is known of them together.
 #[derive(Default)]
 pub(super) struct Registry {
     pub(super) vms: Vms,

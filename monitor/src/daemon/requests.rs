@@ -66,7 +66,7 @@ impl EventLoop {
         }
     }
 
-    /// Has recordings of a VM, or of all, written to files, whose names are the answer.
+    /// Has recordings of a VM, or of all, written to files, and answers with their names.
     fn record(&self, vm: Option<&str>, reply: oneshot::Sender<Reply>) {
         let chosen = match vm.map(|vm| self.registry.find(vm)).transpose() {
             Ok(Some(only)) => vec![only],

@@ -29,7 +29,7 @@ const LOOK_AGAIN: [Duration; 3] =
 impl EventLoop {
     /// Has all of `/proc` looked through for QEMUs.
     pub(super) fn sweep(&self) {
-        // Only those whose end is waited for are sure to be there.
+        // Only VMs of which the end is waited for are sure to be there.
         let waits = |watched: &WatchedVm| {
             watched.sensors.end.as_ref().is_some_and(|end| !end.is_finished())
         };

@@ -1,4 +1,4 @@
-//! What the tap programs learned of a guest's addresses: where a probe may be sent.
+//! Addresses of guests, as the tap programs learned them: where a probe may be sent.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},

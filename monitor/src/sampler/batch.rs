@@ -1,4 +1,4 @@
-//! Reads many elements of a map in one system call, which aya has no way to.
+//! Batch look-up: reads many elements of a map in one system call, which aya has no way to.
 
 use std::{
     io,
@@ -49,7 +49,7 @@ pub(super) fn look_up<T: Pod>(map: &MapData, count: u32, values: &mut [T]) -> io
         ..Batch::default()
     };
     // SAFETY: the attribute is whole and of the size given. The kernel writes `count` keys of four bytes
-    // and as many values, for which there is room: `T` is what the map holds, whose size was asserted
+    // and as many values, for which there is room: `T` is what the map holds, and its size was asserted
     // when it was made, and any bits are a value of it. All of it outlives the call.
     let answer = unsafe {
         libc::syscall(

@@ -1,4 +1,4 @@
-//! Reads the pinned maps through handles of its own, so that attaching taps, which waits for RCU grace
+//! Counters of the pinned maps, read through handles of its own, so that attaching taps, which waits for RCU grace
 //! periods, never holds up a reading.
 
 use std::{
@@ -77,7 +77,7 @@ impl CounterMaps {
     /// One VM's row.
     pub(crate) fn row(&self, vm: VmId, slot: u32) -> Reading<VmRow> {
         match self.row.get(&slot, 0) {
-            Ok(lanes) => whose(totals(lanes.iter()), vm),
+            Ok(lanes) => of_vm(totals(lanes.iter()), vm),
             Err(error) => Err(Missing::new("its row", format!("map `vms`: {error}"))),
         }
     }
@@ -142,14 +142,15 @@ impl VmRows {
     /// The row of a VM that is counted in `slot`.
     pub fn of(&self, vm: VmId, slot: u32) -> Reading<VmRow> {
         match self.by_slot.get(slot as usize) {
-            Some(row) => whose(*row, vm),
+            Some(row) => of_vm(*row, vm),
             None => Err(Missing::new("its row", "its slot was given to it just now")),
         }
     }
 }
 
-/// A row that bears another VM's name was given back or handed on: it says nothing of this one.
-fn whose(row: VmRow, vm: VmId) -> Reading<VmRow> {
+/// Checks that a row is this VM's: one that bears another VM's name was given back or handed on, and says nothing of this
+/// one.
+fn of_vm(row: VmRow, vm: VmId) -> Reading<VmRow> {
     if (row.pid, row.start_ticks) == (vm.pid, vm.start_ticks) {
         Ok(row)
     } else {

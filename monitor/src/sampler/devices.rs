@@ -1,4 +1,4 @@
-//! How the host's block devices do, by the kernel's own account of them.
+//! Progress of the host's block devices, by the kernel's own account of them.
 
 use std::{cell::RefCell, collections::HashMap, fs, path::Path, time::Duration};
 

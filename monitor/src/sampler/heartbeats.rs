@@ -1,4 +1,4 @@
-//! What guests' agents said, as the taps' programs noted it: read only where some guest's agent said anything.
+//! Heartbeats of guests' agents, as the taps' programs noted them: read only where an agent sent anything.
 
 use std::{path::Path, time::Duration};
 
@@ -60,7 +60,7 @@ impl HeartbeatReader {
 
     /// One VM's row.
     pub(crate) fn of(&self, vm: VmId, slot: u32) -> Reading<Heartbeats> {
-        whose(&self.rows.get(&slot, 0).map_err(|error| missing(&error))?, vm)
+        of_vm(&self.rows.get(&slot, 0).map_err(|error| missing(&error))?, vm)
     }
 }
 
@@ -69,7 +69,7 @@ impl HeartbeatRows {
     pub(crate) fn of(&self, vm: VmId, slot: u32) -> Reading<Heartbeats> {
         let begin = slot as usize * self.cpus;
         match self.lanes.get(begin..begin + self.cpus) {
-            Some(lanes) => whose(lanes, vm),
+            Some(lanes) => of_vm(lanes, vm),
             None => Err(Missing::new(WHAT, "its slot was given to it just now")),
         }
     }
@@ -79,8 +79,8 @@ fn missing(error: &dyn std::fmt::Display) -> Missing {
     Missing::new(WHAT, format!("map `heartbeats`: {error}"))
 }
 
-/// A row that bears another VM's name says nothing of this one.
-fn whose(lanes: &[HeartbeatRow], vm: VmId) -> Reading<Heartbeats> {
+/// Checks that a row is this VM's: one that bears another VM's name says nothing of this one.
+fn of_vm(lanes: &[HeartbeatRow], vm: VmId) -> Reading<Heartbeats> {
     if lanes.iter().any(|lane| (lane.pid, lane.start_ticks) != (vm.pid, vm.start_ticks)) {
         return Err(Missing::new(WHAT, "its slot is another VM's"));
     }
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn who_never_said_anything_has_no_last_word() {
+    fn an_agent_that_never_said_anything_has_no_last_word() {
         let silent = HeartbeatRow { pid: 7, start_ticks: 99, ..HeartbeatRow::default() };
         assert_eq!(totals(&[silent, silent]), Heartbeats::default());
     }

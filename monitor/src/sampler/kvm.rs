@@ -1,4 +1,4 @@
-//! What KVM's tracepoints counted: read only while a VM is suspected, and never a part of the tick's sample.
+//! Counters of KVM's tracepoints: read only while a VM is suspected, and never a part of the tick's sample.
 
 use std::{fs, path::Path};
 

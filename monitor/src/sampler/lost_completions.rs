@@ -1,4 +1,4 @@
-//! Completions that the programs did not see.
+//! Lost completions: requests that completed, and that the programs did not see complete.
 //!
 //! The kernel skips a program that would interrupt itself, and may skip tracing in contexts of its own
 //! choice; one completion in some thousands was seen to be lost so. Each would leave a request *in

@@ -1,4 +1,4 @@
-//! What a QEMU takes of the host's memory, from `/proc/PID/status`.
+//! Host memory of a QEMU, from `/proc/PID/status`.
 //!
 //! One file has it all: `statm` has no swap. It takes
 //! no walk through the process's page tables, under its lock, as `smaps_rollup` does: 4 µs, as against 2 µs for `statm`

@@ -1,4 +1,4 @@
-//! Stage three: one reading of all that is known of a VM in numbers, and the only reader of maps.
+//! Sampler, stage three: readers of all that is known of VMs in numbers, and the only readers of maps.
 
 mod addresses;
 mod batch;

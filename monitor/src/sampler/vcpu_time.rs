@@ -59,13 +59,13 @@ impl VcpuClocks {
     }
 }
 
-/// `run_ns wait_ns timeslices` (Documentation/scheduler/sched-stats.rst).
 /// CPU time of the thread `tid` of process `pid` so far, in ns; `None` if it can't be read.
 pub(crate) fn thread_run_ns(pid: u32, tid: u32) -> Option<u64> {
     let text = std::fs::read(format!("/proc/{pid}/task/{tid}/schedstat")).ok()?;
     parse_schedstat(&text).map(|(run_ns, _)| run_ns)
 }
 
+/// `run_ns wait_ns timeslices` (Documentation/scheduler/sched-stats.rst).
 fn parse_schedstat(text: &[u8]) -> Option<(u64, u64)> {
     let mut fields = std::str::from_utf8(text).ok()?.split_ascii_whitespace();
     let run_ns = fields.next()?.parse().ok()?;

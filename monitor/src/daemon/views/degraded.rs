@@ -1,4 +1,4 @@
-//! What of the host or of its VMs can't be seen as it should, in sentences.
+//! Complaints: what of the host or of its VMs can't be seen as it should, in sentences.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -51,7 +51,7 @@ impl Views<'_> {
         degraded
     }
 
-    /// The VMs whose registers say nothing, by the reason: there may be many of them.
+    /// The VMs of which no registers can be read, by the reason: there may be many of them.
     fn unread_registers(&self) -> impl Iterator<Item = String> {
         let mut unread: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         for watched in self.registry.vms.values() {
@@ -68,7 +68,7 @@ impl Views<'_> {
         })
     }
 
-    /// The VMs whose monitors can't be used though QEMU was told to have one, and why.
+    /// The VMs of which the monitor can't be used though QEMU was told to have one, and why.
     fn unused_monitors(&self) -> Option<String> {
         let vms = self.registry.vms.values();
         let old = vms.filter(|watched| watchers::age(watched.vm.id) >= Some(LISTENS_AFTER));

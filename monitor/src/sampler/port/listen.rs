@@ -1,5 +1,5 @@
-//! Listens at a port: connects to its socket, and reads what the agent says. Whatever hangs or floods there holds up
-//! nobody else.
+//! Listener at a port: connects to its socket, and reads what the agent says. A port that hangs or floods holds up no
+//! other.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -27,20 +27,20 @@ use flatline_qemu::{
 
 /// How long it may take to find the socket, and to connect to it. Not measured: both are local.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
-/// From one try to the next, where nobody listens, or hung up.
+/// From one try to the next, where no QEMU listens, or it hung up.
 const TRY_EVERY: Duration = Duration::from_secs(5);
 /// As much is read at once, and nothing more for a while: thousands of beats a second are none.
 const READ_BYTES: usize = 4096;
 const READ_EVERY: Duration = Duration::from_millis(50);
 
-/// A port that is listened at; dropping it ends that.
+/// The task that listens at a port; dropping this ends it.
 #[derive(Debug)]
 pub(crate) struct PortListener {
     said: Arc<Mutex<Said>>,
     task: JoinHandle<()>,
 }
 
-/// Where it is listened.
+/// The socket to listen at.
 struct Port {
     vm: VmId,
     socket: ListeningSocket,

@@ -1,5 +1,5 @@
-//! What an agent says through a virtio-serial port, where its guest has no network card: the same frames as on the wire,
-//! or lines that any shell can write. But for the task in `listen`, pure: bytes in, [`Heartbeats`] out.
+//! Heartbeats through a virtio-serial port, for guests without a network card: the same frames as on the wire, or lines
+//! that any shell can write. But for the task in `listen`, pure: bytes in, [`Heartbeats`] out.
 //!
 //! ```text
 //! flatline INTERVAL_MS BOOT              a beat; BOOT begins with 16 hexadecimal digits, dashes left out
