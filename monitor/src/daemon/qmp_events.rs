@@ -8,6 +8,7 @@ use tracing::{debug, warn};
 use super::{
     host_sampler::HostSampler,
     message::{Inboxes, Message},
+    watchers::logged,
 };
 use crate::vm::WatchedVm;
 use flatline_detector::verdict::{Act, Input, Monitor};
@@ -119,13 +120,7 @@ pub(super) fn ask_cpus(watched: &WatchedVm, inboxes: &Inboxes) {
 
 /// The threads of vCPUs, named as a QEMU in a PID namespace of its own names them. `None` if it lacks one of them.
 fn as_called_here(id: VmId, cpus: &[QmpCpu]) -> Option<Vec<(u32, u32)>> {
-    let ids = match ThreadIds::of(id.pid) {
-        Ok(ids) => ids,
-        Err(error) => {
-            debug!("VM {id}: {error}");
-            return None;
-        }
-    };
+    let ids = logged(id, ThreadIds::of(id.pid))?;
     let here = |cpu: &QmpCpu| {
         let tid = ids.here(cpu.thread_id);
         if tid.is_none() {

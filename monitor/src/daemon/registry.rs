@@ -88,3 +88,22 @@ impl Registry {
         self.vms.values().all(|watched| watched.sensors.sample.is_none())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_reading_is_due_once_when_all_that_the_first_sweep_found_is_counted() {
+        let mut registry = Registry::default();
+        let id = VmId { pid: 7, start_ticks: 1 };
+        assert!(!registry.first_reading_is_due(), "the sweep is under way");
+        registry.pending.insert(id);
+        registry.swept();
+        assert!(!registry.first_reading_is_due(), "programs are being attached");
+        registry.pending.remove(&id);
+        assert!(registry.first_reading_is_due());
+        registry.swept();
+        assert!(!registry.first_reading_is_due(), "a later sweep is not the first");
+    }
+}

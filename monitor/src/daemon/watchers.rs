@@ -123,16 +123,10 @@ pub(super) fn refresh(vms: &[Look], messages: &UnboundedSender<Message>) {
         spawn_blocking(move || {
             for Look { vm, names, unless } in some {
                 let mut descriptors = discover::open_descriptors(vm.pid);
-                let is_same = unless.is_some() && descriptors == unless;
                 let mut plugged = None;
-                if !is_same {
-                    match discover::plugged(vm.pid) {
-                        Ok(found) => plugged = Some(found),
-                        Err(error) => {
-                            debug!("VM {vm}: {error}");
-                            descriptors = None;
-                        }
-                    }
+                if unless.is_none() || descriptors != unless {
+                    plugged = logged(vm, discover::plugged(vm.pid));
+                    descriptors = descriptors.filter(|_| plugged.is_some());
                 }
                 let threads = names.then(|| named_vcpus(vm));
                 let looked = Looked { plugged, descriptors, threads };
@@ -152,17 +146,18 @@ pub(super) fn refresh_after(delay: Duration, look: Look, messages: UnboundedSend
 
 /// A QEMU's vCPU threads, as (vCPU index, thread id); none where their names don't tell.
 fn named_vcpus(vm: VmId) -> Vec<(u32, u32)> {
-    match discover::vcpu_threads(vm.pid) {
-        Ok(VcpuThreads::Each(threads)) => {
+    match logged(vm, discover::vcpu_threads(vm.pid)) {
+        Some(VcpuThreads::Each(threads)) => {
             threads.into_iter().map(|thread| (thread.index, thread.tid)).collect()
         }
-        Ok(VcpuThreads::OneForAll(tid)) => vec![(0, tid)],
-        Ok(VcpuThreads::Unnamed) => Vec::new(),
-        Err(error) => {
-            debug!("VM {vm}: {error}");
-            Vec::new()
-        }
+        Some(VcpuThreads::OneForAll(tid)) => vec![(0, tid)],
+        Some(VcpuThreads::Unnamed) | None => Vec::new(),
     }
+}
+
+/// What was read of a VM, or nothing, where the log says why.
+pub(super) fn logged<T>(vm: VmId, read: Result<T, impl std::fmt::Display>) -> Option<T> {
+    read.inspect_err(|error| debug!("VM {vm}: {error}")).ok()
 }
 
 /// How long a QEMU has been running; `None` where its start lies in no past that makes sense.
