@@ -25,7 +25,7 @@ const TOPOLOGY: [&str; 8] =
 const EARLY_THREADS: [&str; 2] = ["iothread", "thread-context"];
 
 /// What a command line says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Description {
     pub(super) name: Option<String>,
     pub(super) uuid: Option<String>,
@@ -54,31 +54,22 @@ pub(super) struct Description {
 /// Everything collected from the options, before what depends on several of them is decided.
 #[derive(Default)]
 struct Collected {
+    /// What one option alone says.
+    told: Description,
     name: Members,
-    uuid: Option<String>,
     smbios_uuid: Option<String>,
-    accelerators: Vec<String>,
     machine: Members,
     smp: Members,
-    reboots_shut_down: bool,
     chardevs: Chardevs,
     qmp_chardevs: Vec<String>,
-    qmp_sockets: Vec<ListeningSocket>,
     unused_monitors: BTreeSet<String>,
-    threads: ThreadsTold,
     networks: BTreeSet<String>,
     networks_chosen: bool,
     blockdevs: Vec<Members>,
     drives: Vec<Members>,
-    disks: Vec<Disk>,
     excluded: Excluded,
-    has_balloon: bool,
-    has_agent_channel: bool,
-    daemonizes: bool,
-    encryption: Encryption,
     asks_for_help: bool,
     notes: BTreeSet<String>,
-    traces: Told,
 }
 
 /// What `arguments`, the program's own name first, say; `None` if they start no VM but print
@@ -110,7 +101,7 @@ impl Collected {
         }
         match name.as_str() {
             "name" => self.name.merge(members(Some("guest"))),
-            "uuid" => self.uuid = well_formed_uuid(&value).or(self.uuid.take()),
+            "uuid" => self.told.uuid = well_formed_uuid(&value).or(self.told.uuid.take()),
             // Proxmox gives the UUID in this way alone.
             "smbios" => {
                 let members = members(None);
@@ -118,19 +109,21 @@ impl Collected {
                     self.smbios_uuid = Some(uuid);
                 }
                 if let Some(maker) = members.get("manufacturer") {
-                    self.traces.manufacturer = Some(maker.to_owned());
+                    self.told.traces.manufacturer = Some(maker.to_owned());
                 }
             }
-            "id" => self.traces.id = Some(value),
-            "pidfile" => self.traces.pidfile = Some(value),
+            "id" => self.told.traces.id = Some(value),
+            "pidfile" => self.told.traces.pidfile = Some(value),
             "accel" => {
-                self.accelerators.extend(members(Some("accel")).get("accel").map(str::to_owned));
+                self.told
+                    .accelerators
+                    .extend(members(Some("accel")).get("accel").map(str::to_owned));
             }
             "machine" | "M" => self.machine.merge(members(Some("type"))),
             "smp" => self.smp.merge(members(Some("cpus"))),
             "action" => match members(None).get("reboot") {
-                Some("shutdown") => self.reboots_shut_down = true,
-                Some(_) => self.reboots_shut_down = false,
+                Some("shutdown") => self.told.reboot_action = ResetAction::Shutdown,
+                Some(_) => self.told.reboot_action = ResetAction::Reset,
                 None => {}
             },
             "chardev" => self.chardevs.take(members(Some("backend"))),
@@ -145,15 +138,15 @@ impl Collected {
             "netdev" | "net" | "nic" => self.take_network(&name, &members(Some("type"))),
             "device" => self.take_device(&members(Some("driver"))),
             "object" => self.take_object(&members(Some("qom-type"))),
-            "balloon" => self.has_balloon |= value.starts_with("virtio"),
+            "balloon" => self.told.has_balloon |= value.starts_with("virtio"),
             "blockdev" => self.blockdevs.push(members(Some("driver"))),
             "drive" => self.drives.push(members(None)),
             "hda" | "hdb" | "hdc" | "hdd" | "sd" | "mtdblock" => {
-                self.disks.extend(disks::of_file_name(&value));
+                self.told.disks.extend(disks::of_file_name(&value));
             }
             "readconfig" => {
                 self.notes.insert("its -readconfig file is not read".to_owned());
-                self.traces.readconfig = Some(value);
+                self.told.traces.readconfig = Some(value);
             }
             _ => {}
         }
@@ -161,10 +154,10 @@ impl Collected {
 
     fn take_flag(&mut self, name: &str) {
         match name {
-            "enable-kvm" => self.accelerators.push("kvm".to_owned()),
-            "no-reboot" => self.reboots_shut_down = true,
+            "enable-kvm" => self.told.accelerators.push("kvm".to_owned()),
+            "no-reboot" => self.told.reboot_action = ResetAction::Shutdown,
             "nodefaults" => self.networks_chosen = true,
-            "daemonize" => self.daemonizes = true,
+            "daemonize" => self.told.daemonizes = true,
             "h" | "help" | "version" | "audio-help" => self.asks_for_help = true,
             _ => {}
         }
@@ -193,7 +186,7 @@ impl Collected {
             return;
         }
         match chardevs::listening(socket) {
-            Ok(socket) => self.qmp_sockets.push(socket),
+            Ok(socket) => self.told.qmp_sockets.push(socket),
             Err(what) => {
                 self.unused_monitors.insert(format!("QMP monitor {label} is {what}"));
             }
@@ -218,8 +211,8 @@ impl Collected {
         let Some(driver) = members.get("driver") else {
             return;
         };
-        self.has_balloon |= driver.starts_with("virtio-balloon");
-        self.has_agent_channel |=
+        self.told.has_balloon |= driver.starts_with("virtio-balloon");
+        self.told.has_agent_channel |=
             driver == "virtserialport" && members.get("name") == Some("org.qemu.guest_agent.0");
         self.chardevs.take_device(driver, members);
         // A passed-through device may be anything, a network card among them.
@@ -233,27 +226,27 @@ impl Collected {
 
     fn take_object(&mut self, members: &Members) {
         if members.get("id") == Some("masterKey0") {
-            self.traces.master_key = members.get("file").map(str::to_owned);
+            self.told.traces.master_key = members.get("file").map(str::to_owned);
         }
         let Some(kind) = members.get("qom-type") else { return };
         if EARLY_THREADS.contains(&kind) {
-            self.threads.early += 1;
+            self.told.threads.early += 1;
         }
         let told = Encryption::of_command_line(kind, members.get("policy"));
-        self.encryption = std::mem::take(&mut self.encryption).and(told);
+        self.told.encryption = std::mem::take(&mut self.told.encryption).and(told);
     }
 
     /// What is encrypted. An object that the machine refers to and that isn't there is somewhere else: in the file of
     /// a `-readconfig`, say.
-    fn encryption(&mut self) -> Encryption {
-        let told = std::mem::take(&mut self.encryption);
+    fn encryption(&self) -> Encryption {
+        let told = &self.told.encryption;
         let referred = self.machine.get_any(&["confidential-guest-support", "memory-encryption"]);
         match referred {
-            Some(id) if told == Encryption::None => Encryption::All(format!(
+            Some(id) if *told == Encryption::None => Encryption::All(format!(
                 "by {}, which is not on its command line",
                 display_text(id)
             )),
-            _ => told,
+            _ => told.clone(),
         }
     }
 
@@ -278,44 +271,37 @@ impl Collected {
         self.excluded.extend(flash.into_iter().flatten());
         disks::exclude_below(&self.blockdevs, &mut self.excluded);
         let excluded = &self.excluded;
-        self.disks.extend(self.drives.iter().filter_map(|drive| disks::of_drive(drive, excluded)));
-        self.disks
-            .extend(self.blockdevs.iter().filter_map(|node| disks::of_blockdev(node, excluded)));
+        let drives = self.drives.iter().filter_map(|drive| disks::of_drive(drive, excluded));
+        let nodes = self.blockdevs.iter().filter_map(|node| disks::of_blockdev(node, excluded));
         let encryption = self.encryption();
-        let uuid = self.uuid.or(self.smbios_uuid);
+        let told = self.told;
+        let uuid = told.uuid.or(self.smbios_uuid);
         Description {
             encryption,
             traces: Told {
                 name: self.name.get("guest").map(str::to_owned),
                 uuid: uuid.clone(),
                 has_charmonitor: self.chardevs.get("charmonitor").is_some(),
-                ..self.traces
+                ..told.traces
             },
             name: self.name.get("guest").map(display_text).filter(|name| !name.is_empty()),
             uuid,
             vcpus: vcpus(&self.smp, &self.machine),
-            accelerators: accelerators(self.accelerators, &self.machine, program),
+            accelerators: accelerators(told.accelerators, &self.machine, program),
             machine: machine.as_deref().map(display_text),
-            reboot_action: if self.reboots_shut_down {
-                ResetAction::Shutdown
-            } else {
-                ResetAction::Reset
-            },
-            qmp_sockets: self.qmp_sockets.into_iter().take(ITEMS).collect(),
+            qmp_sockets: told.qmp_sockets.into_iter().take(ITEMS).collect(),
             unused_monitors: self.unused_monitors.into_iter().take(ITEMS).collect(),
             threads: ThreadsTold {
                 named: self.name.switch("debug-threads").unwrap_or(false),
-                ..self.threads
+                ..told.threads
             },
             unseen_networks: self.networks.into_iter().take(ITEMS).collect(),
-            disks: self.disks.into_iter().take(ITEMS).collect(),
-            has_balloon: self.has_balloon,
-            has_agent_channel: self.has_agent_channel,
+            disks: told.disks.into_iter().chain(drives).chain(nodes).take(ITEMS).collect(),
             agent_socket: self.chardevs.agent_socket(),
             heartbeat_socket: self.chardevs.heartbeat_socket(),
             console_logs: self.chardevs.console_logs().take(ITEMS).collect(),
-            daemonizes: self.daemonizes,
             notes: self.notes.into_iter().take(ITEMS).collect(),
+            ..told
         }
     }
 }

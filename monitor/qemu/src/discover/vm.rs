@@ -49,9 +49,10 @@ impl fmt::Display for Accelerator {
 }
 
 /// What QEMU does when the guest reboots.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum ResetAction {
     /// It resets the guest.
+    #[default]
     Reset,
     /// It shuts down (`-no-reboot`, `-action reboot=shutdown`); so it does on a bare
     /// `system_reset`.
