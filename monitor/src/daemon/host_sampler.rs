@@ -43,12 +43,12 @@ impl HostSampler {
         bpffs_dir: &Path,
         probes: ProbeThread,
         health: Vec<ProgramHealth>,
-    ) -> Result<Self, (MapError, ProbeThread)> {
+    ) -> Result<Self, Box<(MapError, ProbeThread)>> {
         let maps = CounterMaps::open(bpffs_dir)
             .and_then(|counters| Ok((counters, HeartbeatReader::open(bpffs_dir)?)));
         let (counters, heartbeats) = match maps {
             Ok(maps) => maps,
-            Err(error) => return Err((error, probes)),
+            Err(error) => return Err(Box::new((error, probes))),
         };
         let is_there =
             |program: &ProgramHealth| program.program == THREADS && program.failure.is_none();

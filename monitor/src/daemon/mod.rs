@@ -132,7 +132,10 @@ pub(crate) async fn run(config: Config, source: Source) -> Result<(), StartError
             processes.iter().for_each(JoinHandle::abort);
             (Ok(()), probes)
         }
-        Err((error, probes)) => (Err(error.into()), probes),
+        Err(failed) => {
+            let (error, probes) = *failed;
+            (Err(error.into()), probes)
+        }
     };
     if let Err(error) = probes.stop(keep && result.is_ok()).await {
         warn!("something is left pinned: {error}");
