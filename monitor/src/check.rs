@@ -103,17 +103,11 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Whether nothing that is required is known to be missing.
-    pub(crate) fn is_fit(&self) -> bool {
-        first_gap(self).is_none()
+    /// The first required item that is missing, in one line that says what and what to do; `None`: this host is fit.
+    pub(crate) fn first_gap(&self) -> Option<String> {
+        let gap = |item: &&Item| item.required && item.verdict == Verdict::Gap;
+        self.items.iter().find(gap).map(|item| format!("{}: {}", item.name, item.detail))
     }
-}
-
-/// The first required item that is missing, in one line that says what and what to do; `None` if
-/// there is none.
-pub(crate) fn first_gap(report: &Report) -> Option<String> {
-    let gap = |item: &&Item| item.required && item.verdict == Verdict::Gap;
-    report.items.iter().find(gap).map(|item| format!("{}: {}", item.name, item.detail))
 }
 
 /// Asks everything, also what the daemon does without where it has to. Looks at every process.
@@ -141,26 +135,15 @@ pub(crate) fn check(config: &Config) -> Report {
     let release = read(OSRELEASE);
     let version = release.as_deref().ok().and_then(facts::kernel_version);
     let btf = std::fs::read(BTF);
-    let btf = btf.as_deref();
 
     let mut items = vec![kernel(version, &release)];
     items.extend(capabilities::look());
-    items.push(match btf {
-        Ok(btf) => judge_btf(btf),
-        Err(error) => {
-            let remedy = match error.kind() {
-                std::io::ErrorKind::NotFound => "use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
-                _ => "run as root",
-            };
-            let detail = format!("can't read {BTF}: {error}; {remedy}");
-            item("BTF", true, Verdict::Gap, detail, "fitting the programs to this kernel")
-                .or_none(remedy)
-        }
-    });
+    items.push(btf_itself(&btf));
+    let btf = btf.as_deref().ok();
     items.push(bpffs(&config.paths.bpffs_dir));
-    items.extend(TRACEPOINTS.map(|(name, needed_for)| tracepoint(btf.ok(), name, needed_for)));
-    items.push(tap_hook(config.probes.tap_hook, version, btf.ok(), release.as_deref().ok()));
-    items.push(thread_iterator(btf.ok()));
+    items.extend(TRACEPOINTS.map(|(name, needed_for)| tracepoint(btf, name, needed_for)));
+    items.push(tap_hook(config.probes.tap_hook, version, btf, release.as_deref().ok()));
+    items.push(thread_iterator(btf));
     items.push(schedstat());
     items.push(executables(config));
     Report { items }
@@ -199,14 +182,21 @@ fn kernel(version: Option<(u32, u32)>, release: &Result<String, String>) -> Item
         .or_none("use Linux 5.11 or newer")
 }
 
-fn judge_btf(btf: &[u8]) -> Item {
-    let (verdict, detail) = if facts::has_btf_magic(btf) {
-        (Verdict::Ok, format!("{BTF}, {} KiB", btf.len() >> 10))
-    } else {
-        (Verdict::Gap, format!("{BTF} has no BTF magic; use a kernel that provides its BTF"))
+fn btf_itself(btf: &std::io::Result<Vec<u8>>) -> Item {
+    let mut remedy = "use a kernel with CONFIG_DEBUG_INFO_BTF=y";
+    let (verdict, detail) = match btf {
+        Ok(btf) if facts::has_btf_magic(btf) => {
+            (Verdict::Ok, format!("{BTF}, {} KiB", btf.len() >> 10))
+        }
+        Ok(_) => (Verdict::Gap, format!("{BTF} has no BTF magic; {remedy}")),
+        Err(error) => {
+            if error.kind() != std::io::ErrorKind::NotFound {
+                remedy = "run as root";
+            }
+            (Verdict::Gap, format!("can't read {BTF}: {error}; {remedy}"))
+        }
     };
-    item("BTF", true, verdict, detail, "fitting the programs to this kernel")
-        .or_none("use a kernel with CONFIG_DEBUG_INFO_BTF=y")
+    item("BTF", true, verdict, detail, "fitting the programs to this kernel").or_none(remedy)
 }
 
 fn bpffs(directory: &Path) -> Item {
@@ -244,19 +234,19 @@ fn nearest_file_system(directory: &Path) -> Result<(PathBuf, u32), (PathBuf, rus
     Err(last)
 }
 
-fn tracepoint(btf: Option<&[u8]>, name: &str, needed_for: &str) -> Item {
-    let (verdict, detail) = match btf
-        .map(|btf| facts::has_btf_name(btf, &format!("btf_trace_{name}")))
-    {
+/// Whether the kernel's BTF has `name`, and `otherwise` what to do without.
+fn in_btf(btf: Option<&[u8]>, name: &str, otherwise: &str) -> (Verdict, String) {
+    match btf.map(|btf| facts::has_btf_name(btf, name)) {
         Some(true) => (Verdict::Ok, "in the kernel's BTF".to_owned()),
-        Some(false) => {
-            let detail = "not in the kernel's BTF; use a kernel with CONFIG_BLOCK and tracepoints";
-            (Verdict::Gap, detail.to_owned())
-        }
+        Some(false) => (Verdict::Gap, format!("not in the kernel's BTF; {otherwise}")),
         None => (Verdict::Unknown, format!("can't read {BTF}")),
-    };
-    item(format!("tracepoint {name}"), true, verdict, detail, needed_for)
-        .or_none("use a kernel with CONFIG_BLOCK and tracepoints")
+    }
+}
+
+fn tracepoint(btf: Option<&[u8]>, name: &str, needed_for: &str) -> Item {
+    let remedy = "use a kernel with CONFIG_BLOCK and tracepoints";
+    let (verdict, detail) = in_btf(btf, &format!("btf_trace_{name}"), remedy);
+    item(format!("tracepoint {name}"), true, verdict, detail, needed_for).or_none(remedy)
 }
 
 fn tap_hook(
@@ -282,13 +272,8 @@ fn tap_hook(
 
 /// A function of that name stands for the hook; without it, `schedstat` files do.
 fn thread_iterator(btf: Option<&[u8]>) -> Item {
-    let (verdict, detail) = match btf.map(|btf| facts::has_btf_name(btf, "bpf_iter_task")) {
-        Some(true) => (Verdict::Ok, "in the kernel's BTF"),
-        Some(false) => {
-            (Verdict::Gap, "not in the kernel's BTF; a file for each vCPU is read instead")
-        }
-        None => (Verdict::Unknown, "the kernel's BTF can't be read"),
-    };
+    let otherwise = "a file for each vCPU is read instead";
+    let (verdict, detail) = in_btf(btf, "bpf_iter_task", otherwise);
     item("iterator over threads", false, verdict, detail, "reading all vCPUs' time at once")
         .or_else(
             "a tick takes some 3 times as long for its vCPUs; nothing else is lost",
@@ -297,30 +282,24 @@ fn thread_iterator(btf: Option<&[u8]>) -> Item {
 }
 
 fn schedstat() -> Item {
+    let remedy = "use a kernel with CONFIG_SCHED_INFO";
     let (verdict, detail) = match read("/proc/self/schedstat") {
         Ok(text) if facts::has_run_time(&text) => (Verdict::Ok, "readable".to_owned()),
-        Ok(text) => (
-            Verdict::Gap,
-            format!("/proc/self/schedstat says {text:?}; use a kernel with CONFIG_SCHED_INFO"),
-        ),
-        Err(error) => (Verdict::Gap, format!("{error}; use a kernel with CONFIG_SCHED_INFO")),
+        Ok(text) => (Verdict::Gap, format!("/proc/self/schedstat says {text:?}; {remedy}")),
+        Err(error) => (Verdict::Gap, format!("{error}; {remedy}")),
     };
-    item("schedstat", true, verdict, detail, "the vCPUs' time")
-        .or_none("use a kernel with CONFIG_SCHED_INFO")
+    item("schedstat", true, verdict, detail, "the vCPUs' time").or_none(remedy)
 }
 
 fn executables(config: &Config) -> Item {
     let options =
         glob::MatchOptions { require_literal_separator: true, ..glob::MatchOptions::new() };
-    let patterns = &config.discovery.executables;
-    let found = patterns
-        .iter()
-        .filter_map(|pattern| glob::glob_with(pattern.as_str(), options).ok())
-        .flat_map(|paths| paths.flatten())
-        .map(|path| path.display().to_string())
-        .collect::<Vec<_>>();
+    let patterns: Vec<_> = config.discovery.executables.iter().map(glob::Pattern::as_str).collect();
+    let found = patterns.iter().filter_map(|pattern| glob::glob_with(pattern, options).ok());
+    let found: Vec<_> =
+        found.flat_map(|paths| paths.flatten()).map(|path| path.display().to_string()).collect();
     let (verdict, detail) = if found.is_empty() {
-        let patterns = patterns.iter().map(glob::Pattern::as_str).collect::<Vec<_>>().join(", ");
+        let patterns = patterns.join(", ");
         let detail = format!(
             "no file matches {patterns}; install QEMU or set discovery.executables (a QEMU in a \
              container is found all the same)"

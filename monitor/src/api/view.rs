@@ -20,7 +20,7 @@ pub(crate) use memory::{MemoryMomentView, MemoryView};
 pub(crate) use policy::PolicyView;
 
 use crate::rfc3339;
-use flatline_detector::policy::Mode;
+use flatline_detector::policy::{Mode, Policy};
 
 /// The answer to `status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -271,7 +271,8 @@ pub(crate) struct ShowView {
     /// What the verdict was made from.
     pub signals: Vec<SignalView>,
     /// The terms on which it is judged.
-    pub policy: PolicyView,
+    #[serde(with = "PolicyView")]
+    pub policy: Policy,
     /// Its last minutes; `None` where nothing is recorded.
     #[serde(default)]
     pub history: Option<HistoryView>,

@@ -9,12 +9,10 @@ use super::{Item, Verdict, item, read};
 const REMEDY: &str = "run as root, or let the service have it: CapabilityBoundingSet= of its unit";
 
 pub(super) fn look() -> Vec<Item> {
-    let status = read("/proc/self/status");
-    let effective = match status.as_deref().map(facts::effective_capabilities) {
-        Ok(Some(effective)) => Ok(effective),
-        Ok(None) => Err("/proc/self/status has no CapEff".to_owned()),
-        Err(error) => Err(error.clone()),
-    };
+    let effective = read("/proc/self/status").and_then(|status| {
+        let effective = facts::capability_set(&status, "CapEff:");
+        effective.ok_or_else(|| "/proc/self/status has no CapEff".to_owned())
+    });
     let initial = read("/proc/self/uid_map").ok().map(|map| facts::is_initial_uid_map(&map));
     let mut items = vec![together(&effective, initial)];
     items.extend(facts::CAPABILITIES.iter().map(|capability| single(capability, &effective)));

@@ -105,9 +105,9 @@ pub(super) fn kernel_version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// `CapEff` of `/proc/PID/status`.
-pub(super) fn effective_capabilities(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+/// A set of capabilities in `/proc/PID/status`, by the begin of its line.
+pub(super) fn capability_set(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
@@ -179,28 +179,24 @@ pub(super) fn judge_tap_hook(
     tcx: Option<bool>,
     clsact: impl FnOnce() -> Option<bool>,
 ) -> (Verdict, String) {
-    let by_clsact = |before: &str| match clsact() {
-        Some(true) => (Verdict::Ok, format!("{before}clsact")),
-        Some(false) => (
-            Verdict::Gap,
-            format!(
-                "{before}no clsact; use a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF"
-            ),
-        ),
-        None => (Verdict::Unknown, format!("{before}can't tell whether the kernel has clsact")),
-    };
-    match (wanted, tcx) {
-        (TapHook::Auto | TapHook::Tcx, Some(true)) => (Verdict::Ok, "tcx".to_owned()),
-        (TapHook::Tcx, Some(false)) => (
-            Verdict::Gap,
-            "no tcx in this kernel; set probes.tap_hook to \"auto\" or use Linux 6.6 or newer"
-                .to_owned(),
-        ),
-        (TapHook::Tcx, None) => {
-            (Verdict::Unknown, "can't tell whether the kernel has tcx".to_owned())
+    let before = match (wanted, tcx) {
+        (TapHook::Auto | TapHook::Tcx, Some(true)) => return (Verdict::Ok, "tcx".to_owned()),
+        (TapHook::Tcx, Some(false)) => {
+            let detail =
+                "no tcx in this kernel; set probes.tap_hook to \"auto\" or use Linux 6.6 or newer";
+            return (Verdict::Gap, detail.to_owned());
         }
-        (TapHook::Auto, Some(false)) => by_clsact("no tcx; "),
-        (TapHook::Auto, None) => by_clsact("can't tell whether the kernel has tcx; "),
-        (TapHook::Clsact, _) => by_clsact(""),
+        (TapHook::Tcx, None) => {
+            return (Verdict::Unknown, "can't tell whether the kernel has tcx".to_owned());
+        }
+        (TapHook::Auto, Some(false)) => "no tcx; ",
+        (TapHook::Auto, None) => "can't tell whether the kernel has tcx; ",
+        (TapHook::Clsact, _) => "",
+    };
+    let remedy = "use a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF";
+    match clsact() {
+        Some(true) => (Verdict::Ok, format!("{before}clsact")),
+        Some(false) => (Verdict::Gap, format!("{before}no clsact; {remedy}")),
+        None => (Verdict::Unknown, format!("{before}can't tell whether the kernel has clsact")),
     }
 }

@@ -1,5 +1,6 @@
 //! What guests have that are there now: KVM, and a QMP socket.
 
+use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::path::Path;
 
@@ -28,12 +29,11 @@ pub(super) fn kvm() -> Item {
 
 /// Whether QEMUs run that no pattern of the configuration is about.
 pub(super) fn elsewhere(config: &Config) -> Item {
-    let found = discover::strangers(&config.discovery.scope());
+    let found = Vec::from_iter(discover::strangers(&config.discovery.scope()));
     let verdict = if found.is_empty() { Verdict::Ok } else { Verdict::Gap };
-    let names = found.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let names = named(&found);
     let detail = match found.len() {
         0 => "none runs".to_owned(),
-        count if count > NAMED => format!("{names} and more run, and are not looked at"),
         1 => format!("{names} runs, and is not looked at"),
         _ => format!("{names} run, and are not looked at"),
     };
@@ -66,9 +66,14 @@ pub(super) fn judge_qmp(vms: usize, lacking: &[&str]) -> (Verdict, String) {
         (0, _) => (Verdict::Unknown, "no QEMU runs now that could be looked at".to_owned()),
         (vms, 0) => (Verdict::Ok, format!("{vms} of {vms} QEMUs have a socket")),
         (vms, count) => {
-            let names = lacking.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
-            let more = if count > NAMED { " and more" } else { "" };
-            (Verdict::Gap, format!("{count} of {vms} QEMUs have no socket: {names}{more}"))
+            let names = named(lacking);
+            (Verdict::Gap, format!("{count} of {vms} QEMUs have no socket: {names}"))
         }
     }
+}
+
+/// The first names of a list, and whether there are more.
+fn named<T: Borrow<str>>(names: &[T]) -> String {
+    let first = names.get(..NAMED).unwrap_or(names).join(", ");
+    if names.len() > NAMED { first + " and more" } else { first }
 }

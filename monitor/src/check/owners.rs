@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Item, Verdict, item, read};
+use super::{Item, Verdict, facts::capability_set, item, read};
 use crate::config::{ActuatorConfig, Config};
 use flatline_qemu::program;
 
@@ -15,13 +15,13 @@ const PROGRAMS: [(&str, &str, &str, &str); 3] = [
 
 pub(super) fn programs() -> Vec<Item> {
     PROGRAMS
-        .map(|(name, trace, whose, remedy)| {
+        .map(|(name, trace, guests, remedy)| {
             let (verdict, detail) = judge_program(
                 program::find(name).map(|path| path.display().to_string()),
                 Path::new(trace).exists(),
             );
-            item(name, false, verdict, detail, &format!("restarting and starting {whose}"))
-                .or_else(&format!("{whose} are watched, and not restarted by their owner"), remedy)
+            item(name, false, verdict, detail, &format!("restarting and starting {guests}"))
+                .or_else(&format!("{guests} are watched, and not restarted by their owner"), remedy)
         })
         .into()
 }
@@ -41,7 +41,7 @@ pub(super) fn bounds(config: &Config) -> Item {
         |actuation: &ActuatorConfig| actuation.start_exited || !actuation.command.is_empty();
     let is_needed =
         starts(&config.actuation) || config.vms.iter().any(|rule| starts(&rule.actuation));
-    let bound = |path: &str| read(path).ok().and_then(|status| bounding_set(&status));
+    let bound = |path: &str| capability_set(&read(path).ok()?, "CapBnd:");
     let (verdict, detail) =
         judge_bounds(is_needed, bound("/proc/self/status"), bound("/proc/1/status"));
     let needed_for = "commands and `qm start`, which start QEMUs by themselves";
@@ -49,12 +49,6 @@ pub(super) fn bounds(config: &Config) -> Item {
         "they, and the QEMUs that they start, have no more rights than flatline",
         "install examples/unbounded.conf, or have the command use systemd-run (docs/packages.md)",
     )
-}
-
-/// `CapBnd` of `/proc/PID/status`.
-fn bounding_set(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("CapBnd:"))?;
-    u64::from_str_radix(line.trim(), 16).ok()
 }
 
 /// The verdict, from whether the configuration has such programs, and the bounds of this process and of the host's first.

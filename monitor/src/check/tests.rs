@@ -1,10 +1,10 @@
 use super::facts::{
-    CAPABILITIES, effective_capabilities, has_btf_magic, has_btf_name, has_clsact, has_run_time,
+    CAPABILITIES, capability_set, has_btf_magic, has_btf_name, has_clsact, has_run_time,
     is_initial_uid_map, judge_tap_hook, kernel_version, missing_capabilities,
 };
 use super::guests::judge_qmp;
 use super::owners::{judge_bounds, judge_program};
-use super::{Report, Verdict, bpffs, first_gap, item, kernel, survey};
+use super::{Report, Verdict, bpffs, item, kernel, survey};
 use crate::config::{Config, TapHook};
 
 fn btf(strings: &[u8]) -> Vec<u8> {
@@ -33,13 +33,13 @@ fn kernel_releases_are_read_and_old_ones_are_gaps() {
 #[test]
 fn missing_capabilities_are_named() {
     let status = "Name:\tx\nCapPrm:\t0000000000000000\nCapEff:\t000001fffeffffff\n";
-    assert_eq!(missing_capabilities(effective_capabilities(status).expect("there")), [""; 0]);
+    assert_eq!(missing_capabilities(capability_set(status, "CapEff:").expect("there")), [""; 0]);
     assert_eq!(missing_capabilities(0).len(), 7);
     assert_eq!(missing_capabilities(!(1 << 12)), ["CAP_NET_ADMIN"]);
     assert_eq!(missing_capabilities(!(3 << 38)), [""; 0], "CAP_SYS_ADMIN stands in");
     let without_admin = missing_capabilities(!(1 << 21 | 1 << 38));
     assert_eq!(without_admin, ["CAP_PERFMON", "CAP_SYS_ADMIN"]);
-    assert_eq!(effective_capabilities("Name:\tx\n"), None);
+    assert_eq!(capability_set("Name:\tx\n", "CapEff:"), None);
 }
 
 #[test]
@@ -136,9 +136,9 @@ fn a_directory_on_another_file_system_is_a_gap_that_says_what_to_mount() {
 #[test]
 fn only_a_required_gap_makes_a_host_unfit() {
     let with = |required, verdict| Report { items: vec![item("x", required, verdict, "y", "z")] };
-    assert_eq!(first_gap(&with(true, Verdict::Gap)), Some("x: y".to_owned()));
+    assert_eq!(with(true, Verdict::Gap).first_gap(), Some("x: y".to_owned()));
     for fit in [with(false, Verdict::Gap), with(true, Verdict::Unknown), with(true, Verdict::Ok)] {
-        assert!(fit.is_fit());
+        assert_eq!(fit.first_gap(), None);
     }
 }
 

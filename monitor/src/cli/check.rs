@@ -11,7 +11,7 @@ use super::{Answer, Failure, json};
 pub(super) fn run(config: &Config, as_json: bool) -> Result<Answer, Failure> {
     let report = survey(config);
     let text = if as_json { json(&report)? } else { text(&report) };
-    Ok(Answer { text, remark: String::new(), bad_news: !report.is_fit() })
+    Ok(Answer { text, remark: String::new(), bad_news: report.first_gap().is_some() })
 }
 
 /// A row for each item, and then, for what isn't there, what is lost and what to do.

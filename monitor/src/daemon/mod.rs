@@ -97,7 +97,7 @@ pub(crate) async fn run(config: Config, source: Source) -> Result<(), StartError
     config.warnings.iter().for_each(|warning| warn!("{warning}"));
     let signals = Signals::listen()
         .map_err(|source| StartError::Host { what: "listen for signals", source })?;
-    if let Some(gap) = check::first_gap(&check::check(&config)) {
+    if let Some(gap) = check::check(&config).first_gap() {
         return Err(StartError::Unfit(gap));
     }
     if let Some(lack) = check::lack_of_room(&config) {

@@ -113,50 +113,10 @@ impl PageData {
             incidents: SingleFlight::default(),
         }
     }
-
-    async fn status(&self) -> Answer {
-        let snapshot = self.subscriber.list().await.ok_or_else(no_tick)?;
-        let (tick, lines) = (snapshot.tick, self.lines.clone());
-        let make = move || {
-            let (tick, lines) = lines.last(LAST_TICKS);
-            let lines = LinesPage { tick, lines };
-            Body::json(&StatusPage {
-                as_of: AsOf::from(&*snapshot),
-                status: &snapshot.status,
-                lines,
-            })
-        };
-        self.status.get(tick, make).await.map_err(failed)
-    }
-
-    async fn all_lines(&self) -> Answer {
-        let snapshot = self.subscriber.list().await.ok_or_else(no_tick)?;
-        let lines = self.lines.clone();
-        let make = move || {
-            let (tick, lines) = lines.last(HISTORY_TICKS);
-            Body::json(&LinesPage { tick, lines })
-        };
-        self.all_lines.get(snapshot.tick, make).await.map_err(failed)
-    }
-
-    async fn show(&self, pid: u32) -> Answer {
-        let snapshot = self.subscriber.vm(pid).await.ok_or_else(no_tick)?;
-        let line = self.lines.of(pid);
-        let interval_seconds = snapshot.interval.as_secs_f64();
-        let vm = snapshot.shown.get(&pid);
-        Body::json(&ShowPage { as_of: AsOf::from(&*snapshot), interval_seconds, vm, line })
-            .map_err(failed)
-    }
-
-    async fn incidents(&self) -> Answer {
-        let store = self.store.clone();
-        let number = self.begun.elapsed().as_secs() / INCIDENTS_EVERY.as_secs();
-        let make = move || Body::json(&store.newest(INCIDENTS_MAX));
-        self.incidents.get(number, make).await.map_err(failed)
-    }
 }
 
-type Answer = Result<Body, Response>;
+type Shared = State<Arc<Site>>;
+type Answer = Result<Response, Response>;
 
 fn no_tick() -> Response {
     text(StatusCode::SERVICE_UNAVAILABLE, "nothing was sampled so far, or for a while")
@@ -167,25 +127,38 @@ fn failed(error: std::io::Error) -> Response {
     text(StatusCode::INTERNAL_SERVER_ERROR, "the answer can't be made")
 }
 
-type Shared = State<Arc<Site>>;
-
-fn respond(answer: Answer, headers: &HeaderMap) -> Response {
-    answer.map_or_else(|refusal| refusal, |body| body.answer(headers))
-}
-
 /// All VMs, as `flatline status` has them, and their last ticks.
-pub(super) async fn status(State(site): Shared, headers: HeaderMap) -> Response {
-    respond(site.data.status().await, &headers)
+pub(super) async fn status(State(site): Shared, headers: HeaderMap) -> Answer {
+    let data = &site.data;
+    let snapshot = data.subscriber.list().await.ok_or_else(no_tick)?;
+    let (tick, lines) = (snapshot.tick, data.lines.clone());
+    let make = move || {
+        let (tick, lines) = lines.last(LAST_TICKS);
+        let lines = LinesPage { tick, lines };
+        Body::json(&StatusPage { as_of: AsOf::from(&*snapshot), status: &snapshot.status, lines })
+    };
+    Ok(data.status.get(tick, make).await.map_err(failed)?.answer(&headers))
 }
 
 /// The last ticks of all VMs.
-pub(super) async fn lines(State(site): Shared, headers: HeaderMap) -> Response {
-    respond(site.data.all_lines().await, &headers)
+pub(super) async fn lines(State(site): Shared, headers: HeaderMap) -> Answer {
+    let data = &site.data;
+    let snapshot = data.subscriber.list().await.ok_or_else(no_tick)?;
+    let lines = data.lines.clone();
+    let make = move || {
+        let (tick, lines) = lines.last(HISTORY_TICKS);
+        Body::json(&LinesPage { tick, lines })
+    };
+    Ok(data.all_lines.get(snapshot.tick, make).await.map_err(failed)?.answer(&headers))
 }
 
 /// The newest incidents.
-pub(super) async fn incidents(State(site): Shared, headers: HeaderMap) -> Response {
-    respond(site.data.incidents().await, &headers)
+pub(super) async fn incidents(State(site): Shared, headers: HeaderMap) -> Answer {
+    let data = &site.data;
+    let store = data.store.clone();
+    let number = data.begun.elapsed().as_secs() / INCIDENTS_EVERY.as_secs();
+    let make = move || Body::json(&store.newest(INCIDENTS_MAX));
+    Ok(data.incidents.get(number, make).await.map_err(failed)?.answer(&headers))
 }
 
 /// Which VM.
@@ -199,6 +172,14 @@ pub(super) async fn show(
     State(site): Shared,
     Query(Wanted { pid }): Query<Wanted>,
     headers: HeaderMap,
-) -> Response {
-    respond(site.data.show(pid).await, &headers)
+) -> Answer {
+    let data = &site.data;
+    let snapshot = data.subscriber.vm(pid).await.ok_or_else(no_tick)?;
+    let page = ShowPage {
+        as_of: AsOf::from(&*snapshot),
+        interval_seconds: snapshot.interval.as_secs_f64(),
+        vm: snapshot.shown.get(&pid),
+        line: data.lines.of(pid),
+    };
+    Ok(Body::json(&page).map_err(failed)?.answer(&headers))
 }

@@ -5,12 +5,13 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime},
 };
 
 use tokio::{sync::watch, time::timeout};
 
+use super::lock;
 use crate::api::view::{ShowView, StatusView};
 
 /// VMs that are looked at in full at the same time; of more, the one that was asked for longest ago makes room.
@@ -125,9 +126,4 @@ impl Subscriber {
         };
         timeout(WAIT, latest.wait_for(is_it)).await.ok()?.ok()?.clone()
     }
-}
-
-/// What the lock guards is valid after every statement, so a panic elsewhere doesn't spoil it.
-fn lock(looks: &Mutex<Looks>) -> MutexGuard<'_, Looks> {
-    looks.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! The terms on which a VM is judged, as JSON.
+//! The policy by which a VM is judged, as JSON.
 
 use std::time::Duration;
 
@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use flatline_detector::policy::{Mode, Policy};
 
-/// The terms on which a VM is judged; durations as they would stand in the configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// How a [`Policy`] is written as JSON: durations as they would stand in the configuration.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Policy")]
 pub(crate) struct PolicyView {
     pub mode: Mode,
     #[serde(with = "humantime_serde")]
@@ -30,37 +31,4 @@ pub(crate) struct PolicyView {
     pub pause: Duration,
     #[serde(default)]
     pub restart_without_heartbeat: bool,
-}
-
-impl From<&Policy> for PolicyView {
-    fn from(policy: &Policy) -> Self {
-        let Policy {
-            mode,
-            flat_for,
-            unconfirmed_flat_for,
-            unresponsive_for,
-            heartbeat_lost_after,
-            boot_grace,
-            boot_loop_resets,
-            boot_loop_window,
-            max_restarts,
-            window,
-            pause,
-            restart_without_heartbeat,
-        } = *policy;
-        Self {
-            mode,
-            flat_for,
-            unconfirmed_flat_for,
-            unresponsive_for,
-            heartbeat_lost_after,
-            boot_grace,
-            boot_loop_resets,
-            boot_loop_window,
-            max_restarts,
-            window,
-            pause,
-            restart_without_heartbeat,
-        }
-    }
 }

@@ -13,8 +13,7 @@ use std::time::Duration;
 use super::{host_sampler::HostSampler, registry::Registry};
 use crate::{
     api::view::{
-        DumpView, HistoryView, HostView, PolicyView, ProbeState, ProbeView, ShowView, StatusView,
-        TapView,
+        DumpView, HistoryView, HostView, ProbeState, ProbeView, ShowView, StatusView, TapView,
     },
     recovery::{Supervisor, evidence::dump},
     vm::{Context, WatchedVm},
@@ -94,7 +93,7 @@ impl Views<'_> {
             unseen_networks: (!networks.is_empty()).then(|| networks.join(", ")),
             unseen_storage: (!storage.is_empty()).then(|| storage.join(", ")),
             signals: self.signals(watched),
-            policy: PolicyView::from(&watched.detector.detection.policy),
+            policy: watched.detector.detection.policy.clone(),
             history,
             memory_dump: self.dump(watched.vm.id),
             notes: watched.vm.notes.iter().cloned().chain(lacks).collect(),

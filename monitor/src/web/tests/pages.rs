@@ -9,11 +9,11 @@ use std::{
 };
 
 use flate2::read::GzDecoder;
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::Serializer};
 
 use super::{AT_ONCE, TestSite, bytes, empty, exchange, figures_only, site_with};
 use crate::{
-    api::view::{ShowView, StatusView},
+    api::view::{PolicyView, ShowView, StatusView},
     config::{EvidenceReaders, Metrics},
     storage::{incident::Incident, incidents::IncidentStore},
     web::page_snapshot::{self, PageSnapshot, Publisher, SHOWN_MAX},
@@ -96,9 +96,10 @@ fn snapshot(tick: u64, pids: &[u32], shown: &[u32]) -> PageSnapshot {
     let show = |pid: &u32| -> ShowView {
         let mut view = vm(pid);
         let policy = crate::config::Config::parse("", "").expect("defaults").policy;
+        let policy = PolicyView::serialize(&policy, Serializer).expect("JSON");
         let more = json!({"executable": "", "uid": 0, "start_ticks": 1, "qmp": "", "taps": [],
             "disks": [], "unseen_networks": null, "unseen_storage": null, "signals": [],
-            "policy": crate::api::view::PolicyView::from(&policy), "notes": []});
+            "policy": policy, "notes": []});
         for (name, value) in more.as_object().expect("an object") {
             view[name] = value.clone();
         }
