@@ -1,5 +1,10 @@
 //! Accepting clients of either listener, within bounds: a connection serves one request within its time, and where there
-//! are as many as may be, the oldest one makes room for the next. So no client can hold anything, nor keep others out.
+//! are as many as may be, the oldest one makes room for the next.
+//!
+//! A new client is never refused as *busy* for the lack of a place. That would let whatever opens all places and says
+//! nothing keep out `flatline status` for as long as it likes, by opening each again when its time is over; so it loses
+//! them to those that come after it. A request takes milliseconds, and loses its place only if as many clients as there
+//! are places come meanwhile: its command then ends as if the daemon could not be reached, and can be given again.
 
 use std::{collections::VecDeque, io, net::SocketAddr, time::Duration};
 

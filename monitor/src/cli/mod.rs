@@ -104,7 +104,7 @@ enum Command {
         #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
         span: Option<std::time::Duration>,
     },
-    /// Take a hold back, and give a new start: restarts of before no longer count, what had failed is judged anew
+    /// End a hold and start anew: earlier restarts no longer count, and a failed VM is judged again
     Release {
         /// Name, UUID or process id
         #[arg(required_unless_present = "all", conflicts_with = "all")]
@@ -127,8 +127,8 @@ enum Command {
     },
     /// Judge a recording once more, and hold that against what was decided live
     ///
-    /// Without --config on the terms on which it was judged live: every decision must come out the same. With
-    /// --config FILE on those that FILE has for this VM. Ends with 1 if a decision differs.
+    /// Without --config by the policy that it was judged by live: every decision must come out the same. With
+    /// --config FILE by the one that FILE has for this VM. Ends with 1 if a decision differs.
     Replay {
         /// The recording: of `flatline record`, of an incident, or of the recordings directory
         file: PathBuf,

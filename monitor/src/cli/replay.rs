@@ -1,4 +1,4 @@
-//! `flatline replay FILE`: judges a recording once more, on its own terms or on those of a configuration.
+//! `flatline replay FILE`: judges a recording once more, by its own policy or by a configuration's.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -117,7 +117,7 @@ fn summary(out: &mut String, summary: &Summary, same: bool) {
          {missing_convictions} missing, {additional_convictions} additional, {other_causes} of another cause"
     );
     let remarks = [
-        (*unasked_rounds, "times the replay had questions before anybody was asked"),
+        (*unasked_rounds, "times the replay had questions before a witness was asked"),
         (*assumed_rounds, "times the witnesses' last answers were taken to stand"),
         (*gaps, "gaps, after which it began anew"),
         (*lines_left_out, "lines left out"),

@@ -29,17 +29,13 @@ pub(super) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> 
     let rows = rows.map(|row| row.map(|cell| safe(&cell))).collect::<Vec<_>>();
     let width = |column: usize| rows.iter().map(|row| row[column].width()).max();
     let widths: [usize; N] = std::array::from_fn(|column| width(column).unwrap_or(0));
-    let mut out = String::new();
-    for row in &rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths) {
-            line.push_str(&padded(cell, width));
-            line.push_str("  ");
-        }
-        out.push_str(line.trim_end());
-        out.push('\n');
-    }
-    out
+    rows.iter().map(|cells| row(widths, cells) + "\n").collect()
+}
+
+/// Cells side by side, each as wide as its column.
+pub(super) fn row<const N: usize>(widths: [usize; N], cells: &[String; N]) -> String {
+    let cells = cells.iter().zip(widths).map(|(cell, width)| padded(cell, width) + "  ");
+    cells.collect::<String>().trim_end().to_owned()
 }
 
 /// `text` and as many spaces as make it `width` columns of a terminal wide.

@@ -10,7 +10,7 @@ use super::{
     figures::{Silence, mean, peak, silence},
     heavier,
     ink::{Ink, level},
-    line, name,
+    line, name, scale,
 };
 
 /// The height of the vCPUs' time.
@@ -64,12 +64,7 @@ impl Columns {
             Some(value) if *value <= 0.0 => ink.flat,
             Some(value) => level(value / most, ink),
         });
-        let scale = match most {
-            _ if columns.iter().all(Option::is_none) => "not known".to_owned(),
-            most if most <= 0.0 => "none".to_owned(),
-            most if most < 10.0 => format!("max {most:.1}{unit}"),
-            most => format!("max {most:.0}{unit}"),
-        };
+        let scale = scale(columns.iter().any(Option::is_some).then_some(most), unit);
         line(out, label, &self.aligned(drawn), &scale);
     }
 

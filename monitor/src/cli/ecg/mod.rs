@@ -80,8 +80,18 @@ fn line(out: &mut String, label: &str, drawn: &str, scale: &str) {
     let _ = writeln!(out, "{}", text.trim_end());
 }
 
+/// What the highest of a row's values is, in words; `None`: no value is known.
+pub(super) fn scale(most: Option<f64>, unit: &str) -> String {
+    match most {
+        None => "not known".to_owned(),
+        Some(most) if most <= 0.0 => "none".to_owned(),
+        Some(most) if most < 10.0 => format!("max {most:.1}{unit}"),
+        Some(most) => format!("max {most:.0}{unit}"),
+    }
+}
+
 /// The letter of a mark, and the word for it.
-fn name(kind: MarkKind) -> (char, &'static str) {
+pub(super) fn name(kind: MarkKind) -> (char, &'static str) {
     match kind {
         MarkKind::Verdict => ('V', "verdict"),
         MarkKind::Restart => ('R', "restarted"),

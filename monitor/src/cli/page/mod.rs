@@ -1,4 +1,4 @@
-//! An incident as one HTML file: for readers who weren't there, and to be sent on. Pure: text out of the record and
+//! An incident as one HTML file: to be read elsewhere, and sent on. Pure: text out of the record and
 //! its files.
 //!
 //! The file needs nothing else, and does nothing: no scripts, no fetches (a policy in it forbids both), the picture
@@ -92,7 +92,7 @@ pub(super) fn page(incident: &Incident, files: &[File]) -> anyhow::Result<String
         moments: timeline(incident, recorded),
         recorded,
         complaint: recorded.and_then(|recorded| recorded.complaint.as_deref()),
-        chart: recorded.and_then(|recorded| chart::draw(recorded, incident)),
+        chart: recorded.map_or(Ok(None), |recorded| chart::draw(recorded, incident))?,
         picture: picture.map(evidence::base64),
         files,
         texts: texts(files),

@@ -1,4 +1,4 @@
-//! What an incident's recording tells: figures a second, what was decided, and on which terms.
+//! What an incident's recording tells: figures a second, what was decided, and by which policy.
 
 use std::io::Cursor;
 use std::path::Path;
@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::api::view::{HistoryView, MarkKind};
+use crate::cli::ecg;
 use crate::recorder::history::{Moment, history, moments};
 use crate::storage::incident::Incident;
 use flatline_detector::recording::file::Reader;
@@ -136,22 +137,10 @@ impl Recorded {
             })
         };
         let others = self.moments_of(incident).filter(|(at, moment)| !is_known(*at, moment.kind));
-        let rows: Vec<Row> =
-            others.map(|(at, moment)| (*at, word(moment.kind), moment.text.clone())).collect();
+        let rows: Vec<Row> = others
+            .map(|(at, moment)| (*at, ecg::name(moment.kind).1, moment.text.clone()))
+            .collect();
         rows.get(rows.len().saturating_sub(MOST_MOMENTS)..).unwrap_or_default().to_vec()
-    }
-}
-
-/// What was decided, in a word or two.
-pub(super) fn word(kind: MarkKind) -> &'static str {
-    match kind {
-        MarkKind::Suspicion => "suspected",
-        MarkKind::Verdict => "verdict",
-        MarkKind::Restart => "restarted",
-        MarkKind::Life => "lives",
-        MarkKind::Held => "held",
-        MarkKind::Unobservable => "unobservable",
-        MarkKind::Other => "something else",
     }
 }
 

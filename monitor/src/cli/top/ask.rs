@@ -7,6 +7,7 @@ use crate::api::{ClientError, RefusalKind, Request, ask};
 use crate::storage::incident::IncidentsView;
 
 use super::model::{Key, PageAnswer};
+use flatline_qemu::text::error_chain;
 
 /// What is to be asked.
 #[derive(Clone, Debug)]
@@ -35,8 +36,9 @@ pub(super) fn begin(runtime_dir: &Path) -> Result<(StatusView, Option<LinesView>
 /// Asks, and waits for the answers.
 pub(super) fn answers(runtime_dir: &Path, question: Question) -> Answers {
     let Question { status, page } = question;
-    let status = status.then(|| ask(runtime_dir, &Request::Status).map_err(in_words));
-    // Whoever doesn't answer one question is not asked another.
+    let status =
+        status.then(|| ask(runtime_dir, &Request::Status).map_err(|error| error_chain(&error)));
+    // A daemon that doesn't answer one question is not asked another.
     let page = page.filter(|_| !matches!(status, Some(Err(_))));
     Answers { status, page: page.map(|(key, incidents)| page_answer(runtime_dir, key, incidents)) }
 }
@@ -46,7 +48,7 @@ fn page_answer(runtime_dir: &Path, key: Key, incidents: bool) -> PageAnswer {
     let show = ask::<ShowView>(runtime_dir, &Request::Show { vm: key.pid.to_string() });
     let show = show.map(Box::new).map_err(|error| match error {
         ClientError::Refused(refusal) if refusal.kind == RefusalKind::NoSuchVm => None,
-        error => Some(in_words(error)),
+        error => Some(error_chain(&error)),
     });
     let incidents = incidents.then(|| {
         let request = Request::Incidents { vm: Some(key.name.clone()) };
@@ -54,9 +56,4 @@ fn page_answer(runtime_dir: &Path, key: Key, incidents: bool) -> PageAnswer {
     });
     let incidents = incidents.and_then(Result::ok);
     PageAnswer { key, show, incidents }
-}
-
-fn in_words(error: ClientError) -> String {
-    // The alternate form joins the chain of causes by ": ".
-    format!("{:#}", anyhow::Error::from(error))
 }

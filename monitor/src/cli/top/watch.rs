@@ -63,7 +63,10 @@ pub(super) async fn watch(model: &mut Model, runtime_dir: &Path) -> anyhow::Resu
 }
 
 fn on_event(model: &mut Model, event: Option<io::Result<Event>>) -> anyhow::Result<Effect> {
-    match event.context("nobody reads the keys any more")?.context("can't read the keys")? {
+    match event
+        .context("the thread that reads the keys has ended")?
+        .context("can't read the keys")?
+    {
         Event::Key(key) if key.kind != KeyEventKind::Release => Ok(model.on_key(key)),
         // The next picture finds the terminal's size.
         _ => Ok(Effect::Draw),

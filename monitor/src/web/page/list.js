@@ -48,7 +48,7 @@ export class List {
     const table = el(
       "table",
       { class: "vms" },
-      el("caption", {}, "VMs, those that need somebody first"),
+      el("caption", {}, "VMs, the most severe states first"),
       el("thead", {}, el("tr", {}, ...this.heads)),
       this.body,
     );

@@ -79,7 +79,7 @@ function heard(page) {
     const needing = problems(page.vms);
     document.title = `${needing > 0 ? `(${needing}) ` : ""}${page.host.hostname ?? "flatline"} – flatline`;
     say(document.getElementById("host"), page.host.hostname ?? "flatline");
-    say(pulse, `${needing === 0 ? "nobody needs you" : `${needing} of ${page.vms.length} need a look`}${page.host.mode === "observe" ? "; observing only" : ""}`);
+    say(pulse, `${needing === 0 ? "no VM needs a look" : `${needing} of ${page.vms.length} need a look`}${page.host.mode === "observe" ? "; observing only" : ""}`);
   } else {
     document.title = `${view.title?.textContent ?? "Incidents"} – flatline`;
     say(pulse, "");

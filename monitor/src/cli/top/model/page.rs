@@ -10,7 +10,7 @@ use super::{Key, Row};
 use crate::cli::ecg;
 use crate::cli::severity::{self, Tone};
 use crate::cli::show;
-use crate::cli::table::{brief, or_dash, padded, safe, seconds, shortened, time};
+use crate::cli::table::{brief, or_dash, padded, row, safe, seconds, shortened, time};
 use crate::cli::top::wrap::wrap;
 
 /// Incidents that are shown, the last ones.
@@ -197,7 +197,7 @@ impl Lines {
         let verdict = 14;
         let rest = self.columns.saturating_sub(name + verdict + 6).max(16);
         let widths = [name, rest - rest * 2 / 5, rest * 2 / 5, verdict];
-        self.heading(&row(widths, ["SIGNAL", "VALUE", "THRESHOLD", "VERDICT"]));
+        self.heading(&row(widths, &["SIGNAL", "VALUE", "THRESHOLD", "VERDICT"].map(str::to_owned)));
         for signal in signals {
             let SignalView { name, value, threshold, since, verdict } = signal;
             let verdict = match since {
@@ -208,8 +208,8 @@ impl Lines {
             let mut cells = cells.iter().zip(widths).map(|(cell, width)| wrap(cell, width));
             let cells: [Vec<String>; 4] = std::array::from_fn(|_| cells.next().unwrap_or_default());
             for line in 0..cells.iter().map(Vec::len).max().unwrap_or(0) {
-                let cell = |column: usize| cells[column].get(line).map_or("", String::as_str);
-                self.push(row(widths, [cell(0), cell(1), cell(2), cell(3)]), Tone::Plain, false);
+                let line = cells.each_ref().map(|cell| cell.get(line).cloned().unwrap_or_default());
+                self.push(row(widths, &line), Tone::Plain, false);
             }
         }
     }
@@ -276,12 +276,6 @@ impl Lines {
             }
         }
     }
-}
-
-/// Cells side by side, each as wide as its column.
-fn row<const N: usize>(widths: [usize; N], cells: [&str; N]) -> String {
-    let cells = cells.iter().zip(widths).map(|(cell, width)| padded(cell, width));
-    cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
 }
 
 /// How long ago `since` was; words that are no time stay as they are.

@@ -224,9 +224,9 @@ fn without_an_answer_the_picture_is_kept_as_stale_and_the_gap_is_not_known() {
     assert_eq!(model.feed.stale(), None, "an answer may take a while");
     model.tick(later(4), now());
     assert!(model.feed.stale().is_some_and(|stale| stale.why.is_empty()), "none came");
-    model.on_silence("nobody is there".to_owned(), later(5));
+    model.on_silence("no such daemon".to_owned(), later(5));
     let stale = model.feed.stale().expect("it is");
-    assert_eq!((stale.age, &*stale.why), (Duration::from_secs(5), "nobody is there"));
+    assert_eq!((stale.age, &*stale.why), (Duration::from_secs(5), "no such daemon"));
     assert_eq!(names(&model), ["a"]);
     // Its counters went on meanwhile; how fast is not known.
     let mut after = vm("a", 1, "alive");
