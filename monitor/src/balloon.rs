@@ -56,18 +56,17 @@ pub(crate) struct Wait {
 pub(crate) struct Turns(Arc<Mutex<()>>);
 
 /// A turn, which ends when it is dropped.
-#[derive(Debug)]
-pub(crate) struct Turn(#[expect(dead_code, reason = "held, never read")] OwnedMutexGuard<()>);
+pub(crate) type Turn = OwnedMutexGuard<()>;
 
 impl Turns {
     /// Takes a turn, unless another task has it.
     pub(crate) fn try_take(&self) -> Option<Turn> {
-        self.0.clone().try_lock_owned().ok().map(Turn)
+        self.0.clone().try_lock_owned().ok()
     }
 
     /// Takes a turn, and waits `limit` for it at most: its holder may be unable to end it.
     pub(crate) async fn take_within(&self, limit: Duration) -> Option<Turn> {
-        timeout(limit, self.0.clone().lock_owned()).await.ok().map(Turn)
+        timeout(limit, self.0.clone().lock_owned()).await.ok()
     }
 }
 

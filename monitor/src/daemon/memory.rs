@@ -10,7 +10,7 @@ const MOST_A_TICK: usize = 64;
 
 /// Begins the readings that are due.
 pub(super) fn begin_readings(vms: &mut Vms, inboxes: &Inboxes, now: Duration) {
-    let due = vms.iter_mut().filter(|(_, watched)| watched.memory_is_due(now));
+    let due = vms.iter_mut().filter(|(_, watched)| watched.memory.is_due(now));
     for (id, watched) in due.take(MOST_A_TICK) {
         let (id, reading) = (*id, watched.begin_memory_reading(now));
         inboxes.report(async move { Message::Memory(id, Box::new(reading.await)) });

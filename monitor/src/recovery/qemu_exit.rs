@@ -33,36 +33,27 @@ impl Supervisor {
         let last_words = watched.link.shutdown.take();
         let why = exit_reason(status, last_words.as_ref(), watched.detector.watch.state.cause());
         let words = why.words();
-        let open = watched.recovery.case.take().filter(|case| case.stage != Stage::Closed);
+        let mut open = watched.recovery.case.take().filter(|case| case.stage != Stage::Closed);
+        let under_way = open.as_ref().and_then(|Case { incident, stage, .. }| match stage {
+            Stage::Restarting => Some((incident.attempts.len(), Progress::Starting)),
+            // A command may end before what it leads to: then the last attempt is what it waits for the end of.
+            Stage::AwaitingLife { .. } => Some((
+                incident.attempts.len().saturating_sub(1),
+                Progress::Expected(context.now + FOUND_WITHIN),
+            )),
+            _ => None,
+        });
+        if let Some((attempts, progress)) = under_way
+            && let Some(Case { incident, .. }) = open.take_if(|case| {
+                Self::is_being_replaced(&watched.vm, &case.incident, attempts, context)
+            })
+        {
+            info!(vm = watched.vm.name, "its QEMU is being replaced: {words}");
+            self.expect(watched, incident, progress);
+            return None;
+        }
         let is_news = open.is_none();
         let incident = match open {
-            Some(case)
-                if case.stage == Stage::Restarting
-                    && Self::is_being_replaced(
-                        &watched.vm,
-                        &case.incident,
-                        case.incident.attempts.len(),
-                        context,
-                    ) =>
-            {
-                info!(vm = watched.vm.name, "its QEMU is being replaced: {words}");
-                self.expect(watched, case.incident, Progress::Starting);
-                return None;
-            }
-            Some(Case { incident, stage: Stage::AwaitingLife { .. }, .. })
-                // The last one is what it waits for the end of.
-                if Self::is_being_replaced(
-                    &watched.vm,
-                    &incident,
-                    incident.attempts.len().saturating_sub(1),
-                    context,
-                ) =>
-            {
-                // A command may end before what it leads to.
-                info!(vm = watched.vm.name, "its QEMU is being replaced: {words}");
-                self.expect(watched, incident, Progress::Expected(context.now + FOUND_WITHIN));
-                return None;
-            }
             Some(Case { mut incident, stage, .. }) => {
                 let was_told =
                     matches!(stage, Stage::AwaitingLife { .. }) || !incident.attempts.is_empty();

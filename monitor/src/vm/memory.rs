@@ -121,7 +121,8 @@ impl MemoryWatch {
         }
     }
 
-    fn is_due(&self, now: Duration) -> bool {
+    /// Whether a reading is due.
+    pub(crate) fn is_due(&self, now: Duration) -> bool {
         !self.every.is_zero() && self.reading.is_none() && now >= self.due
     }
 
@@ -189,11 +190,6 @@ impl MemoryWatch {
 }
 
 impl WatchedVm {
-    /// Whether a reading of its memory is due.
-    pub(crate) fn memory_is_due(&self, now: Duration) -> bool {
-        self.memory.is_due(now)
-    }
-
     /// Begins a reading of its memory, which the future carries out.
     pub(crate) fn begin_memory_reading(
         &mut self,

@@ -130,20 +130,12 @@ pub(crate) async fn gather(qmp: &QmpHandle, run_state: &RunState, wanted: &Wante
         evidence.registers = registers.text().map(ToOwned::to_owned);
         return evidence;
     }
-    let said = Piece {
-        file: "run-state.txt",
-        what: "QEMU's run state",
-        took: Duration::ZERO,
-        found: Ok(Content::Text(format!("{run_state}\n"))),
-        remark: None,
+    let known = |file, what, text| {
+        let (took, found) = (Duration::ZERO, Ok(Content::Text(text)));
+        Piece { file, what, took, found, remark: None }
     };
-    let figures = Piece {
-        file: "figures.json",
-        what: "what flatline knew of it",
-        took: Duration::ZERO,
-        found: Ok(Content::Text(wanted.figures.clone())),
-        remark: None,
-    };
+    let said = known("run-state.txt", "QEMU's run state", format!("{run_state}\n"));
+    let figures = known("figures.json", "what flatline knew of it", wanted.figures.clone());
     let screen = piece("screen.png", "what the console showed", each, async {
         picture::take(qmp).await.map(Content::Picture)
     });
