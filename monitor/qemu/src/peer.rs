@@ -75,13 +75,13 @@ pub enum PeerError {
     #[error(transparent)]
     NotListening(NotFound),
     /// A client would start the guest.
-    #[error("QEMU has no vCPUs yet, and waits until a client connects to {at}: flatline doesn't")]
+    #[error("QEMU has no vCPUs yet, and waits until somebody connects to {at}: flatline doesn't")]
     WaitsForAClient {
         /// Where it listens.
         at: SocketAt,
     },
     /// The QEMU is still in its initialisation.
-    #[error("QEMU has no vCPUs yet, and answers no client before it has")]
+    #[error("QEMU has no vCPUs yet, and answers nobody before it has")]
     InInit,
     /// `connect` failed.
     #[error("cannot connect to {at}")]
