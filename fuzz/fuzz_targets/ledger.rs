@@ -1,6 +1,6 @@
 //! Which VMs are left alone and which reset themselves when, as that is read back from the state directory.
 //!
-//! One that is torn is reported, and holds everybody.
+//! One that is torn is reported, and holds all VMs.
 
 #![no_main]
 

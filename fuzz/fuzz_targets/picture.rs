@@ -1,6 +1,6 @@
 //! The PPM that QEMU's `screendump` writes, from a QEMU that may have been taken over.
 //!
-//! A header must not make anybody allocate what it claims, and whatever is within bounds comes out as a PNG.
+//! A header must not have what it claims allocated, and all that is within bounds comes out as a PNG.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! What is submitted to the block layer for a VM, and what completes.
+//! Requests to the block layer for a VM: submitted and completed.
 //!
 //! The unit is the bio: it is submitted by the task that wants the data, while a request may be issued
 //! later by a kernel worker. What no QEMU submits itself may still be one's: [`writeback`] tells.

@@ -1,4 +1,4 @@
-//! What every object needs that is built without `std`: each of the crate's roots has this module.
+//! Panic handler and license, which every object without `std` needs: each of the crate's roots has this module.
 
 #[cfg(target_arch = "bpf")]
 #[panic_handler]

@@ -60,9 +60,9 @@ pub struct Heartbeat {
     pub check: [u8; CHECK_NAME_BYTES],
 }
 
-/// What one VM's guest said of its heart: one row of `heartbeats`, indexed by the VM's slot.
+/// Heartbeats of one VM's guest: one row of `heartbeats`, indexed by the VM's slot.
 ///
-/// Each CPU has a copy of its own, whose counters only grow; a reader adds them up, and believes the rest of the copy
+/// Each CPU has a copy of its own, and its counters only grow; a reader adds them up, and believes the rest of the copy
 /// that was written last. Moments are in the kernel's ticks; 0: never.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

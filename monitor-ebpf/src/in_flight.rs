@@ -1,4 +1,4 @@
-//! Which requests are in flight, since when, and of which VM.
+//! Requests in flight: since when, and of which VM.
 //!
 //! A set of four is found by the bio's address, and searched. Two CPUs that submit into the same free
 //! place within a nanosecond may lose one of the two; user space takes such a request off the books once

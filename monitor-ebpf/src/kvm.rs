@@ -1,4 +1,4 @@
-//! What the vCPUs of a VM do under KVM: attached only while some VM is suspected, so that the healthy pay
+//! Programs on KVM's tracepoints, which count what a VM's vCPUs do: attached only while some VM is suspected, so that the healthy pay
 //! nothing the rest of the time.
 //!
 //! All hook in as raw tracepoints (4.17; those of a module, 5.0): they attach as fast as BTF-typed ones, and

@@ -28,7 +28,7 @@ pub const PROBE_IPV6: [u8; 16] = {
 
 /// What one VM's guest did on its network and its storage: one row of `vms`, indexed by the VM's slot.
 ///
-/// Each CPU has a copy of its own, whose counters only grow; a reader adds them up. A row whose `pid` is
+/// Each CPU has a copy of its own, and its counters only grow; a reader adds them up. A row with the `pid`
 /// 0 is unused.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -202,7 +202,7 @@ pub const fn tap_home(netns: u32, ifindex: u32, mask: u32) -> u32 {
     netns.wrapping_mul(0x9e37_79b1).wrapping_add(ifindex) & mask
 }
 
-/// A set of `slots`: the QEMUs whose pids end in the same bits. As long as a line of the CPU's cache.
+/// A set of `slots`: the QEMUs with pids that end in the same bits. As long as a line of the CPU's cache.
 ///
 /// Every process on the host that reads a block is looked for here, and a hash map costs five times as much.
 #[repr(C)]

@@ -1,4 +1,4 @@
-//! The maps. They are BTF-typed, so that `bpftool map dump pinned` prints the fields' names; user space
+//! Maps of the programs. They are BTF-typed, so that `bpftool map dump pinned` prints the fields' names; user space
 //! pins them and may set their sizes before they are made.
 
 use aya_ebpf::{

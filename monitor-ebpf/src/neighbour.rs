@@ -165,7 +165,7 @@ fn ndp(ctx: &TcContext, skb: &__sk_buff, tap: &mut TapRow) -> Option<Answer> {
     if to_us && is_advertisement {
         return Some(Answer::Ndp);
     }
-    // Of one that has forgotten our Ethernet address, the question goes to everybody.
+    // A guest that has forgotten our Ethernet address asks all hosts.
     if to_us || (!is_advertisement && frame.target == PROBE_IPV6) {
         return Some(Answer::Reachability);
     }

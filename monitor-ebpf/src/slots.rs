@@ -1,4 +1,4 @@
-//! Which slot a process is counted in.
+//! Slot of a process: the row in which its VM is counted.
 
 use crate::{kernel::global, maps::SLOTS};
 

@@ -1,4 +1,4 @@
-//! What crosses a tap. The host's *ingress* on a tap is what the guest sent: the sign of life. Its
+//! Packets that cross a tap. The host's *ingress* on a tap is what the guest sent: the sign of life. Its
 //! *egress* is what was sent to the guest, which a dead guest receives as well.
 
 use aya_ebpf::{
@@ -18,7 +18,7 @@ use crate::{
     neighbour::{Answer, classify_neighbour},
 };
 
-/// Inode number of the network namespace whose taps this copy of the programs is attached to.
+/// Inode number of the network namespace in which this copy of the programs is attached to taps.
 ///
 /// `skb->ifindex` is unique only inside its namespace, and reading the namespace from the packet would
 /// cost a chain of kernel reads; so each namespace gets its own copy, and the verifier sees a constant.
@@ -33,7 +33,7 @@ static TAPS_MASK: u32 = 0;
 /// our probes and its heartbeats out of the traffic, so that neither the bridge nor any neighbour ever sees one.
 ///
 /// Hook: tap ingress, tcx (6.6) or clsact (4.5); the clock needs 5.6. Always lets other programs on the
-/// tap go on. Cost: that of [`tap_to_guest`], and what [`look`] and [`hear`] say.
+/// tap go on. Cost: that of [`tap_to_guest`], and what [`classify_neighbour`] and [`record_heartbeat`] say.
 #[classifier]
 pub(crate) fn tap_from_guest(ctx: TcContext) -> i32 {
     let Some((tap, counters)) = row(&ctx) else {

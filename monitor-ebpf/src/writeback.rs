@@ -1,4 +1,4 @@
-//! Which VM a page of the page cache belongs to that the host writes back, and what a QEMU reads into it.
+//! Owner of a page of the page cache that the host writes back, and of what a QEMU reads into it.
 //!
 //! A guest's write under `cache=writeback` ends in the host's page cache. A kernel worker submits it
 //! later, so that the task says nothing; but the page belongs to an inode, and user space knows which
@@ -31,7 +31,7 @@ const TAIL_PAGE: u64 = 1;
 /// `PAGE_MAPPING_FLAGS`: the page belongs to no file (anonymous memory, as in direct I/O, or movable).
 const NO_FILE: u64 = 3;
 
-/// The slot of the VM whose image the bio's first page belongs to; a bio never mixes files.
+/// The slot of the VM that has the image which the bio's first page belongs to; a bio never mixes files.
 #[inline(always)]
 pub(crate) fn slot_of(bio: *const u8) -> Option<u32> {
     let mapping = mapping_of(bio)?;

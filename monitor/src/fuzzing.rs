@@ -1,5 +1,5 @@
-//! The door through which fuzzers and unit tests throw bytes at the parsers, private ones too. It is there for
-//! them alone: `cargo xtask fuzz` sets `cfg(fuzzing)`, and no other build has this module.
+//! Entry points by which fuzzers and unit tests hand any bytes to the parsers, private ones too. They are there for these
+//! alone: `cargo xtask fuzz` sets `cfg(fuzzing)`, and no other build has this module.
 //!
 //! Each entry takes any bytes, must come back, and states what must hold of whatever is made of them. A new
 //! one is a function here with a row in the table, and in `fuzz/` a target of one line with a few seeds.

@@ -1,10 +1,10 @@
 //! Whether packets pass our programs by: another program on the tap may take them and not hand them on.
 //!
-//! Pure. The kernel counts what a tap receives whoever takes it, and that is the oracle: a guest whose packets
+//! Pure. The kernel counts what a tap receives whichever program takes it, and that is the oracle: a guest whose packets
 //! it counts and we don't is not silent. But both counts are read one after the other, a packet is counted by one
-//! some time before the other, and on a host that is starved these times are long. So nobody is accused who is not
-//! there: another program must stand before ours, and ours be handed nothing from one look to the next. Where no other
-//! stands, only what lasts is told, and nobody named.
+//! some time before the other, and on a host that is starved these times are long. So no program is accused that is not
+//! there: another one must stand before ours, and ours be handed nothing from one look to the next. Where no other
+//! stands, only what lasts is told, and no program named.
 
 use std::time::Duration;
 
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_accused_where_no_program_stands_before_ours_however_late_packets_come() {
+    fn no_program_is_accused_where_none_stands_before_ours_however_late_packets_come() {
         // A busy guest: its packets are counted by the kernel, and come to ours only between two looks.
         let starved = [(0, 0, 0), (0, 900, 0), (0, 950, 0), (940, 990, 950), (950, 1700, 950)];
         assert_eq!(looks(&starved, false), [Finding::Nothing; 5]);

@@ -1,13 +1,15 @@
 //! Filters on the ingress hook of an interface and, where that is a clsact discipline, on its egress hook.
 //!
-//! One discipline at most stands there, `clsact` or `ingress`, and whoever came first has made it: ours is added
-//! where there is none, and goes with our filters unless somebody else has put filters into it meanwhile. An
+//! One discipline at most stands there, `clsact` or `ingress`, and the first program that needed it has made it: ours is
+//! added where there is none, and goes with our filters unless another program has put filters into it meanwhile. An
 //! `ingress` one has no egress, and takes a filter for it as one for its ingress: so its kind is asked first.
 //! That we made it is noted in the handles of our filters, which outlive the daemon as they do. aya adds filters, but
 //! goes by names of interfaces, and neither looks at disciplines nor removes one. Everything here works in the network
 //! namespace of the calling thread. Messages: include/uapi/linux/{rtnetlink,pkt_sched,pkt_cls}.h of Linux 6.12.
 
 use std::io;
+
+use aya::programs::TcAttachType;
 
 use super::netlink::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLMSG_DONE, NLMSG_ERROR, Socket,
@@ -34,7 +36,7 @@ const BODY_BYTES: usize = 20;
 /// The priority of our filters where there are no others: one that is added without a priority comes before them.
 const PRIORITY: u16 = 0xf1a7;
 
-/// The handles of our filters: in a discipline that we made, and in somebody else's.
+/// The handles of our filters: in a discipline that we made, and in another program's.
 pub(super) const IN_OURS: u16 = 1;
 pub(super) const IN_ANOTHERS: u16 = 2;
 
@@ -47,20 +49,12 @@ pub(super) enum Discipline {
     Ingress,
 }
 
-/// A direction, as the host sees the interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Hook {
-    Ingress,
-    Egress,
-}
-
-impl Hook {
-    /// The parent of filters there.
-    fn parent(self) -> u32 {
-        match self {
-            Self::Ingress => 0xffff_fff2,
-            Self::Egress => 0xffff_fff3,
-        }
+/// The parent of the filters of one direction, as the host sees the interface.
+fn parent(direction: TcAttachType) -> u32 {
+    match direction {
+        TcAttachType::Ingress => 0xffff_fff2,
+        TcAttachType::Egress => 0xffff_fff3,
+        TcAttachType::Custom(parent) => parent,
     }
 }
 
@@ -72,10 +66,10 @@ impl Discipline {
         }
     }
 
-    pub(super) fn hooks(self) -> &'static [Hook] {
+    fn directions(self) -> &'static [TcAttachType] {
         match self {
-            Self::Clsact => &[Hook::Ingress, Hook::Egress],
-            Self::Ingress => &[Hook::Ingress],
+            Self::Clsact => &[TcAttachType::Ingress, TcAttachType::Egress],
+            Self::Ingress => &[TcAttachType::Ingress],
         }
     }
 }
@@ -97,7 +91,7 @@ pub(super) struct Filter {
 /// What the kernel said, also of a discipline that is neither of the two.
 pub(super) fn discipline(ifindex: u32) -> io::Result<Option<Discipline>> {
     let mut socket = Socket::open()?;
-    // Older kernels tell it all that listen to their news, and who asked only with the first flag. Where one stood
+    // Older kernels tell it all that listen to their news, and the socket that asked only with the first flag. Where one stood
     // once, there is no answer but what the second asks for, or `EINVAL` (`tc_get_qdisc` in net/sched/sch_api.c).
     socket.ask(RTM_GETQDISC, NLM_F_ECHO | NLM_F_ACK, &body(ifindex, 0, PARENT, 0))?;
     let mut found = None;
@@ -149,8 +143,8 @@ pub(super) fn remove(ifindex: u32, names: &[&str], made: bool, keep: bool) -> io
     let Some(discipline) = discipline(ifindex)? else { return Ok(false) };
     let mut made = made;
     let mut are_others = false;
-    for hook in discipline.hooks() {
-        for filter in filters(ifindex, *hook)? {
+    for direction in discipline.directions() {
+        for filter in filters(ifindex, *direction)? {
             if !names.iter().any(|name| filter.is_called(name)) {
                 // The classifier of ours that goes with its only filter is listed by itself.
                 are_others |= filter.handle != 0;
@@ -158,7 +152,7 @@ pub(super) fn remove(ifindex: u32, names: &[&str], made: bool, keep: bool) -> io
             }
             made |= filter.handle == u32::from(IN_OURS);
             let info = u32::from(filter.priority) << 16 | u32::from(ALL_PROTOCOLS.to_be());
-            let body = body(ifindex, filter.handle, hook.parent(), info);
+            let body = body(ifindex, filter.handle, parent(*direction), info);
             told(RTM_DELTFILTER, NLM_F_ACK, &body)?;
         }
     }
@@ -171,13 +165,13 @@ pub(super) fn remove(ifindex: u32, names: &[&str], made: bool, keep: bool) -> io
     Ok(made)
 }
 
-/// The filters of a hook; of an interface without a discipline, none.
+/// The filters of a direction; of an interface without a discipline, none.
 ///
 /// # Errors
 /// What the kernel said.
-pub(super) fn filters(ifindex: u32, hook: Hook) -> io::Result<Vec<Filter>> {
+pub(super) fn filters(ifindex: u32, direction: TcAttachType) -> io::Result<Vec<Filter>> {
     let mut socket = Socket::open()?;
-    socket.ask(RTM_GETTFILTER, NLM_F_DUMP, &body(ifindex, 0, hook.parent(), 0))?;
+    socket.ask(RTM_GETTFILTER, NLM_F_DUMP, &body(ifindex, 0, parent(direction), 0))?;
     let mut filters = Vec::new();
     loop {
         for (kind, body) in socket.answers()? {
@@ -245,12 +239,8 @@ fn told(kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
     socket.ask(kind, flags, body)?;
     match socket.answers()?.next() {
         Some((NLMSG_ERROR, code)) => errno(code).map_or(Ok(()), Err),
-        _ => Err(no_answer()),
+        _ => Err(io::Error::other("the kernel gave no answer of the kind that was asked for")),
     }
-}
-
-fn no_answer() -> io::Error {
-    io::Error::other("the kernel gave no answer of the kind that was asked for")
 }
 
 fn body(ifindex: u32, handle: u32, parent: u32, info: u32) -> [u8; BODY_BYTES] {
@@ -269,7 +259,7 @@ mod tests {
     fn message(priority: u32, handle: u32, kind: &[u8], name: Option<&[u8]>) -> Vec<u8> {
         let options = name.map(|name| attribute(TCA_BPF_NAME, name)).unwrap_or_default();
         [
-            body(7, handle, Hook::Ingress.parent(), priority << 16 | 0x0300).as_slice(),
+            body(7, handle, parent(TcAttachType::Ingress), priority << 16 | 0x0300).as_slice(),
             &attribute(TCA_KIND, kind),
             &attribute(TCA_OPTIONS | 0x8000, &options),
         ]

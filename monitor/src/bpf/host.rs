@@ -1,4 +1,4 @@
-//! The programs that are attached once a host, to tracepoints, and the iterator over threads.
+//! Programs that are attached once a host, to tracepoints, and the iterator over threads.
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
@@ -20,7 +20,7 @@ use flatline_qemu::text::error_chain;
 
 /// Programs on tracepoints: name in the object, tracepoint, required.
 ///
-/// Completion comes before submission, so that nothing is followed whose end would be missed.
+/// Completion comes before submission, so that no request is followed of which the end would be missed.
 const TRACEPOINTS: [(&str, &str, bool); 5] = [
     ("block_request_completed", "block_rq_complete", true),
     ("block_bio_completed", "block_bio_complete", true),

@@ -1,4 +1,4 @@
-//! Stage two: loads the eBPF programs, pins their maps and links, and attaches them to what discovery
+//! eBPF programs and maps: loads the programs, pins their maps and links, and attaches them to what discovery
 //! found.
 //!
 //! | program | hook | required | without it |
@@ -162,8 +162,8 @@ pub enum ProbeError {
 }
 
 impl ProbeError {
-    /// What went wrong with a program. The verifier's account of it, of some thousand lines, is logged for
-    /// whoever asks for it.
+    /// What went wrong with a program. The verifier's account of it, of some thousand lines, is logged at
+    /// the level `debug`.
     fn program(program: &'static str, source: ProgramError) -> Self {
         match source {
             ProgramError::LoadError { io_error, verifier_log } => {

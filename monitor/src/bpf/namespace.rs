@@ -1,6 +1,6 @@
 //! The network namespace that a tap is in, opened for as long as something is done there.
 //!
-//! Not longer: whoever holds one keeps it, and all interfaces in it, alive. The QEMU's and ours live in any
+//! Not longer: a descriptor keeps it, and all interfaces in it, alive. The QEMU's and ours live in any
 //! case; one that a tap was moved to is its owner's to delete.
 
 use std::{fs::File, io, os::unix::fs::MetadataExt as _};

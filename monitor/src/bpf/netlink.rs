@@ -1,4 +1,4 @@
-//! The little of route netlink that aya has not: a socket, a request, and the messages of an answer.
+//! Route netlink, as far as aya has none: a socket, a request, and the messages of an answer.
 //!
 //! Everything here works in the network namespace of the calling thread. Messages:
 //! include/uapi/linux/{netlink,rtnetlink,if_link}.h of Linux 6.12.
@@ -81,22 +81,32 @@ impl Socket {
 
 /// Packets that an interface received and sent since it was made, by the kernel's own account.
 pub(super) fn packets(ifindex: u32) -> io::Result<(u64, u64)> {
-    let mut socket = Socket::open()?;
     let mut body = [0; STATS_BYTES];
     body[4..8].copy_from_slice(&ifindex.to_ne_bytes());
     body[8..12].copy_from_slice(&(1_u32 << (IFLA_STATS_LINK_64 - 1)).to_ne_bytes());
-    socket.ask(RTM_GETSTATS, 0, &body)?;
+    answer(RTM_GETSTATS, &body, RTM_NEWSTATS, |body| {
+        parse_packets(body).ok_or_else(|| io::Error::other("the kernel's statistics are malformed"))
+    })
+}
+
+/// Asks `request`, and parses the answer of the kind `wanted`.
+fn answer<T>(
+    request: u16,
+    body: &[u8],
+    wanted: u16,
+    parse: impl Fn(&[u8]) -> io::Result<T>,
+) -> io::Result<T> {
+    let mut socket = Socket::open()?;
+    socket.ask(request, 0, body)?;
     for (kind, body) in socket.answers()? {
-        match kind {
-            RTM_NEWSTATS => {
-                return parse_packets(body)
-                    .ok_or_else(|| io::Error::other("the kernel's statistics are malformed"));
-            }
-            NLMSG_ERROR => return Err(errno(body).unwrap_or_else(|| io::Error::other("no answer"))),
-            _ => {}
+        if kind == wanted {
+            return parse(body);
+        }
+        if kind == NLMSG_ERROR {
+            return Err(errno(body).unwrap_or_else(|| io::Error::other("no answer")));
         }
     }
-    Err(io::Error::other("the kernel told no statistics"))
+    Err(io::Error::other("the kernel told nothing of the interface"))
 }
 
 /// The first two fields of a `struct rtnl_link_stats64`: packets received, and sent.
@@ -107,20 +117,13 @@ fn parse_packets(body: &[u8]) -> Option<(u64, u64)> {
     Some((long(0)?, long(8)?))
 }
 
-/// The XDP program of an interface; `Some(0)` for one whose number the kernel doesn't tell, `None`: there is none.
+/// The id of an interface's XDP program; `Some(0)` where the kernel doesn't tell it, `None`: there is none.
 pub(super) fn xdp_program(ifindex: u32) -> io::Result<Option<u32>> {
-    let mut socket = Socket::open()?;
     let mut body = [0; LINK_BYTES];
     body[4..8].copy_from_slice(&ifindex.to_ne_bytes());
-    socket.ask(RTM_GETLINK, 0, &body)?;
-    for (kind, body) in socket.answers()? {
-        match kind {
-            RTM_NEWLINK => return Ok(parse_xdp(body.get(LINK_BYTES..).unwrap_or_default())),
-            NLMSG_ERROR => return Err(errno(body).unwrap_or_else(|| io::Error::other("no answer"))),
-            _ => {}
-        }
-    }
-    Err(io::Error::other("the kernel told nothing of the interface"))
+    answer(RTM_GETLINK, &body, RTM_NEWLINK, |body| {
+        Ok(parse_xdp(body.get(LINK_BYTES..).unwrap_or_default()))
+    })
 }
 
 fn parse_xdp(link: &[u8]) -> Option<u32> {

@@ -126,7 +126,7 @@ impl Pins {
         entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
     }
 
-    /// Removes one link's pin, if it is there; nothing holds the link then but whoever has it open.
+    /// Removes one link's pin, if it is there; only a process that has it open holds the link then.
     pub(super) fn remove_link(&self, name: &str) -> Result<(), ProbeError> {
         remove_pin(&self.link(name))
     }

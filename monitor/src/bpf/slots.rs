@@ -1,4 +1,4 @@
-//! Which slot each VM is counted in: its row in every map, which the programs reach by index.
+//! Slots of the VMs: a VM's row in every map, which the programs reach by index.
 //!
 //! A look-up by key would cost 10 ns where an index costs 2. A row names its VM (pid and start time), so that one which was
 //! handed on is never misread.
@@ -77,21 +77,12 @@ impl ByPid {
 impl Slots {
     /// Opens the pinned maps, with the VMs that an earlier daemon left in them.
     pub(super) fn open(pins: &Pins) -> Result<Self, ProbeError> {
-        let open = |map: &'static str| {
-            MapData::from_pin(pins.map(map)).map_err(|source| ProbeError::Map { map, source })
-        };
-        let rows = PerCpuArray::try_from(Map::PerCpuArray(open("vms")?));
-        let kvm = PerCpuArray::try_from(Map::PerCpuArray(open("kvm")?));
-        let heartbeats = PerCpuArray::try_from(Map::PerCpuArray(open("heartbeats")?));
-        let by_pid = Array::try_from(Map::Array(open("slots")?));
-        let owners = HashMap::try_from(Map::HashMap(open("files")?));
         let mut slots = Self {
-            rows: rows.map_err(|source| ProbeError::Map { map: "vms", source })?,
-            kvm: kvm.map_err(|source| ProbeError::Map { map: "kvm", source })?,
-            heartbeats: heartbeats
-                .map_err(|source| ProbeError::Map { map: "heartbeats", source })?,
-            by_pid: ByPid(by_pid.map_err(|source| ProbeError::Map { map: "slots", source })?),
-            owners: owners.map_err(|source| ProbeError::Map { map: "files", source })?,
+            rows: open(pins, "vms", Map::PerCpuArray)?,
+            kvm: open(pins, "kvm", Map::PerCpuArray)?,
+            heartbeats: open(pins, "heartbeats", Map::PerCpuArray)?,
+            by_pid: ByPid(open(pins, "slots", Map::Array)?),
+            owners: open(pins, "files", Map::HashMap)?,
             taken: StdHashMap::new(),
             free: VecDeque::new(),
         };
@@ -170,7 +161,7 @@ impl Slots {
         }
     }
 
-    /// Gives the slot's rows to a VM, with zeros for counters; the one of pid 0 is nobody.
+    /// Gives the slot's rows to a VM, with zeros for counters; pid 0 stands for no VM.
     fn write(&mut self, slot: u32, vm: VmId) -> Result<(), MapError> {
         let VmId { pid, start_ticks } = vm;
         write(&mut self.rows, slot, VmRow { pid, start_ticks, ..VmRow::default() })?;
@@ -212,7 +203,7 @@ impl Slots {
         }
     }
 
-    /// Takes the slot back. Its row is emptied, so that it is nobody's.
+    /// Takes the slot back, and empties its row, so that it is no VM's.
     pub(super) fn forget(&mut self, vm: VmId) {
         let Some(Taken { slot, files }) = self.taken.remove(&vm) else { return };
         if let Err(error) = self.by_pid.remove(vm.pid) {
@@ -228,6 +219,19 @@ impl Slots {
         }
         self.free.push_back(slot);
     }
+}
+
+/// Opens a pinned map as one of the kind that it is.
+///
+/// # Errors
+/// [`ProbeError::Map`] where it is not pinned, or is of another kind.
+pub(super) fn open<T: TryFrom<Map, Error = MapError>>(
+    pins: &Pins,
+    map: &'static str,
+    kind: fn(MapData) -> Map,
+) -> Result<T, ProbeError> {
+    let opened = MapData::from_pin(pins.map(map)).and_then(|data| T::try_from(kind(data)));
+    opened.map_err(|source| ProbeError::Map { map, source })
 }
 
 /// Writes the same row for each CPU.

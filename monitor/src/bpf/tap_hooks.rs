@@ -1,5 +1,5 @@
-//! The ways in which the two programs get onto a tap: both through tcx, both into a clsact discipline, or one of them
-//! into an ingress discipline that somebody else has there.
+//! Attaching the two programs to a tap: both through tcx, both into a clsact discipline, or one of them into an ingress
+//! discipline that another program has there.
 //!
 //! What is half done is taken back. Everything here works in the network namespace of the calling thread, and goes
 //! by the interface's index: its name may be another's by now.
@@ -18,8 +18,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with
 use tracing::debug;
 
 use super::{
-    ProbeError, clsact,
-    clsact::{Discipline, Hook as Side},
+    ProbeError,
+    clsact::{self, Discipline},
     host::Loader,
     netlink,
     taps::AttachError,
@@ -43,7 +43,7 @@ pub(super) enum Hook {
     Tcx,
     /// Both as filters of a clsact discipline.
     Clsact,
-    /// The one that counts what the guest sends, as a filter of somebody else's ingress discipline.
+    /// The one that counts what the guest sends, as a filter of another program's ingress discipline.
     Ingress,
 }
 
@@ -92,7 +92,7 @@ pub(super) fn is_on(loader: &Loader, tap: &Tap, hook: Hook) -> Result<bool, Atta
         } else if hook == Hook::Ingress && direction == TcAttachType::Egress {
             true
         } else {
-            let filters = clsact::filters(tap.ifindex, side(direction));
+            let filters = clsact::filters(tap.ifindex, direction);
             let filters = filters.map_err(AttachError::Discipline)?;
             filters.iter().any(|filter| filter.is_called(program))
         };
@@ -182,7 +182,7 @@ fn try_filters(ebpf: &mut Ebpf, tap: &Tap, made: &mut bool) -> Result<Hook, Atta
     if hook.is_none() {
         match clsact::add(tap.ifindex) {
             Ok(()) => *made = true,
-            // Somebody else did just now.
+            // Another program did just now.
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
             Err(error) => return Err(AttachError::Discipline(error)),
         }
@@ -198,8 +198,7 @@ fn try_filters(ebpf: &mut Ebpf, tap: &Tap, made: &mut bool) -> Result<Hook, Atta
             continue;
         }
         let failed = |source| AttachError::Attach { program, hook: hook.as_str(), source };
-        let others =
-            clsact::filters(tap.ifindex, side(direction)).map_err(AttachError::Discipline)?;
+        let others = clsact::filters(tap.ifindex, direction).map_err(AttachError::Discipline)?;
         let handle = if *made { clsact::IN_OURS } else { clsact::IN_ANOTHERS };
         let options = TcAttachOptions::Netlink(NlOptions {
             priority: clsact::priority_before(&others),
@@ -215,7 +214,7 @@ fn try_filters(ebpf: &mut Ebpf, tap: &Tap, made: &mut bool) -> Result<Hook, Atta
     Ok(hook)
 }
 
-/// Removes our filters, and the discipline if it was ours and nobody else uses it.
+/// Removes our filters, and the discipline if it was ours and is used by no other program.
 pub(super) fn remove_filters(ifindex: u32) -> Result<(), AttachError> {
     clsact::remove(ifindex, &PROGRAMS, false, false).map_err(AttachError::Discipline).map(drop)
 }
@@ -252,7 +251,7 @@ pub(super) fn before_ours(
     if hook == Hook::Tcx {
         return Ok(None);
     }
-    let filters = clsact::filters(tap.ifindex, side(direction)).map_err(AttachError::Discipline)?;
+    let filters = clsact::filters(tap.ifindex, direction).map_err(AttachError::Discipline)?;
     let before = clsact::first_before(&filters, FROM_GUEST);
     Ok(before.map(|priority| format!("a filter of priority {priority}")))
 }
@@ -292,12 +291,5 @@ fn direction_on(tap: &Tap, direction: TcAttachType) -> TcAttachType {
         (TapKind::Macvtap, TcAttachType::Ingress) => TcAttachType::Egress,
         (TapKind::Macvtap, TcAttachType::Egress) => TcAttachType::Ingress,
         (_, direction) => direction,
-    }
-}
-
-fn side(direction: TcAttachType) -> Side {
-    match direction {
-        TcAttachType::Egress => Side::Egress,
-        _ => Side::Ingress,
     }
 }

@@ -18,7 +18,7 @@ use super::{
     ProbeError,
     host::Loader,
     namespace::{namespace_left, namespace_of},
-    netlink,
+    netlink, slots,
     tap_hooks::{self, DIRECTIONS, Hook, classifier},
 };
 use crate::config::TapHook;
@@ -102,10 +102,10 @@ pub(super) struct TapPrograms {
     rows: Array<MapData, TapRow>,
 }
 
-/// What came of looking after a tap.
+/// Outcome of looking after a tap.
 pub(super) struct Attached {
     pub(super) probe: TapProbe,
-    /// Somebody had detached the programs meanwhile: what passed since is not known.
+    /// The programs had been detached meanwhile: what passed since is not known.
     pub(super) was_lost: bool,
     /// It has another name now.
     pub(super) is_renamed: bool,
@@ -118,9 +118,7 @@ impl TapPrograms {
         hook: TapHook,
         same_programs: bool,
     ) -> Result<Self, ProbeError> {
-        let rows = MapData::from_pin(loader.pins.map("taps"))
-            .and_then(|rows| Array::try_from(Map::Array(rows)))
-            .map_err(|source| ProbeError::Map { map: "taps", source })?;
+        let rows = slots::open(&loader.pins, "taps", Map::Array)?;
         Ok(Self {
             hook,
             same_programs,
@@ -280,7 +278,7 @@ impl TapPrograms {
             let found = inside(&netns, || tap_hooks::before_ours(loader, &known.tap, known.hook));
             found.unwrap_or_else(|error| {
                 debug!(
-                    "{}: who is before ours can't be told: {}",
+                    "{}: what is before ours can't be told: {}",
                     known.tap.name,
                     error_chain(&error)
                 );
@@ -312,7 +310,7 @@ impl TapPrograms {
         }
     }
 
-    /// Empties the rows of taps that an earlier daemon attached and nobody wants any more, and takes its
+    /// Empties the rows of taps that an earlier daemon attached and no VM has any more, and takes its
     /// programs off them.
     pub(super) fn forget_strangers(&mut self, loader: &Loader) {
         for index in 0..self.rows.len() {

@@ -1,4 +1,4 @@
-//! A thread of its own for whatever attaches and detaches.
+//! Probe thread: attaches and detaches programs, apart from all that watches.
 //!
 //! Attaching through tcx waits for an RCU grace period under the RTNL lock, 24 ms a tap; nothing that
 //! watches may wait for that. So requests queue up here, and their reports come back through a channel.
@@ -44,7 +44,7 @@ pub struct Counted {
     pub files: Vec<FileKey>,
 }
 
-/// What came of attaching a VM.
+/// Outcome of attaching a VM.
 #[derive(Clone, Debug)]
 pub struct AttachReport {
     /// The VM.
@@ -53,7 +53,7 @@ pub struct AttachReport {
     pub slot: Result<u32, String>,
     /// Its taps.
     pub taps: Vec<TapProbe>,
-    /// Why what passed up to now is not known, if so: somebody had detached the programs, say.
+    /// Why what passed up to now is not known, if so: the programs had been detached, say.
     pub lost: Option<String>,
     /// Some of its taps have other names now.
     pub renamed: bool,
@@ -105,7 +105,7 @@ impl ProbeThread {
             Ok((health, slots, taps))
         });
         if made.is_err() && left == Left::Nothing {
-            // What was pinned on the way helps nobody.
+            // What was pinned on the way is of no use.
             let _ = pins.remove_all();
         }
         let (health, slots, taps) = made?;
@@ -141,7 +141,7 @@ impl ProbeThread {
     }
 
     /// Asks for a VM to be counted: for a slot, and for these taps and files of it, and no others. What is
-    /// attached already is looked at, and attached again if somebody detached it.
+    /// attached already is looked at, and attached again if it was detached.
     pub fn attach(&self, vm: VmId, counted: Counted) {
         self.send(Request::Attach(vm, counted));
     }
@@ -151,7 +151,7 @@ impl ProbeThread {
         self.send(Request::Forget(vm));
     }
 
-    /// Tells which VMs there are, so that what an earlier daemon left of others can go.
+    /// Tells all VMs that there are, so that what an earlier daemon left of others can go.
     pub(crate) fn found(&self, vms: HashSet<VmId>) {
         self.send(Request::Found(vms));
     }
@@ -167,7 +167,7 @@ impl ProbeThread {
         self.kvm.borrow().attached
     }
 
-    /// Which of KVM's tracepoints are attached, and of the last time that they were, which could not be.
+    /// KVM's tracepoints that are attached, and of the last time that they were, those that could not be.
     pub fn kvm_hooks(&self) -> KvmHooks {
         self.kvm.borrow().clone()
     }
@@ -213,12 +213,11 @@ impl Worker {
             match request {
                 Request::Attach(vm, counted) => {
                     let report = self.attach(vm, &counted);
-                    // Nobody listens any more only while the daemon stops.
+                    // The receiver is gone only while the daemon stops.
                     let _ = self.reports.send(report);
                 }
                 Request::Forget(vm) => self.forget(vm),
                 Request::Found(vms) => {
-                    let vms: HashSet<VmId> = vms.into_iter().collect();
                     for vm in self.slots.vms().into_iter().filter(|vm| !vms.contains(vm)) {
                         self.forget(vm);
                     }
@@ -272,10 +271,10 @@ impl Worker {
         match self.passed_by(vm, slot, taps, &report) {
             (Finding::Nothing, _) => {}
             (Finding::Doubtful, _) => report.look_in = Some(DOUBTED_FOR),
-            (Finding::Taken(times), who) => {
+            (Finding::Taken(times), taker) => {
                 let why = format!(
                     "another program takes its packets and does not hand them on: {}",
-                    who.unwrap_or_default()
+                    taker.unwrap_or_default()
                 );
                 if times == 1 {
                     // Ours come to stand before it.
@@ -321,11 +320,11 @@ impl Worker {
             Some(Counts { ours: [before, self.slots.sent(slot).ok()?], kernel })
         };
         let Some(mut counts) = read() else { return nothing };
-        let mut who = None;
+        let mut taker = None;
         if bypass.is_behind(counts) {
-            who = self.taps.before_ours(&self.loader, slot);
+            taker = self.taps.before_ours(&self.loader, slot);
             // Where packets were taken before, they are still; else they may wait long on a host that is busy.
-            let looks = if who.is_none() || bypass.has_begun() { 0 } else { BACKLOG_LOOKS };
+            let looks = if taker.is_none() || bypass.has_begun() { 0 } else { BACKLOG_LOOKS };
             for _ in 0..looks {
                 if !bypass.is_behind(counts) {
                     break;
@@ -335,7 +334,7 @@ impl Worker {
                 counts.ours[1] = ours;
             }
         }
-        (bypass.look(counts, who.is_some(), self.began.elapsed()), who)
+        (bypass.look(counts, taker.is_some(), self.began.elapsed()), taker)
     }
 
     fn put_on(&mut self, vm: VmId, slot: u32, taps: &[Tap], report: &mut AttachReport) {
