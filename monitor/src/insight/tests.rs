@@ -190,7 +190,7 @@ async fn one_of_which_qemu_will_not_say_may_be_encrypted() {
 async fn what_is_not_understood_is_asked_for_once() {
     let foreign = Qemu::start(|question| match question {
         "query-target" => Ok(json!({"arch": "riscv64"})),
-        "human-monitor-command" => panic!("nobody reads that"),
+        "human-monitor-command" => panic!("no test reads that"),
         _ => Ok(json!("")),
     })
     .await;

@@ -14,7 +14,7 @@ mod parts;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use crate::executable::{self, Executable};
@@ -85,7 +85,8 @@ fn run(options: &Options, parts: &mut Parts) -> Option<()> {
     let images = beside.map(|beside| parts.run("images, tools (beside)", || beside?.finish()));
     parts.run("unit tests", || match (&changed, &built) {
         (Some(files), Some(built)) => unit_tests_of(files, built),
-        _ => unit_tests(options),
+        (Some(_), None) => bail!("not run: their build failed"),
+        (None, _) => unit_tests(options),
     });
     let (built, images) = (built?, images??);
     let packaged = || dist::debian(&built.daemon, &build_heartbeat::build()?);

@@ -267,7 +267,7 @@ fn figures_that_were_missing_while_qemu_said_that_it_crashed_are_no_silence() {
         rig.guest.monitor = Monitor::Answers(RunState::GuestPanicked);
         shape(&mut rig.guest);
         rig.tick();
-        // Somebody let it run on, and its monitor answers anew.
+        // It was let run on, and its monitor answers anew.
         rig.guest.monitor = running();
         rig.feed(&Input::Reexamine);
         let seen = rig.now;

@@ -107,7 +107,7 @@ fn a_guest_whose_reset_after_its_dump_may_have_been_missed_is_judged_by_what_it_
     let mut rig = announced();
     rig.run(5, |_, guest| writes(guest));
     rig.run(1, |_, guest| guest.monitor = busy_monitor());
-    // It has booted, and works; nobody told of its reset.
+    // It has booted, and works; its reset was not told.
     rig.guest.monitor = running();
     rig.guest.level(&[(0.3, 0.0)]);
     rig.run(2 * 600, |_, guest| writes(guest));

@@ -161,7 +161,7 @@ fn a_check_that_fails_is_named_though_the_guest_lives() {
     let (state, cause, reason) = rig.watch.shown_state();
     assert_eq!((state, cause), ("suspect", Some(Cause::ServiceDead)));
     assert!(reason.starts_with("its check web has failed for"), "{reason}");
-    // Nobody is restarted for a service that is restarted itself.
+    // No guest is restarted for a service that is restarted itself.
     let mut rig = beating();
     rig.detection.policy.restart_without_heartbeat = true;
     rig.guest.activity.heartbeat = says(fails.clone());
@@ -272,7 +272,7 @@ fn a_reset_and_another_boot_s_number_end_what_was_expected() {
     rig.guest.sends(1);
     rig.run(120, |_, _| {});
     assert_eq!((rig.watch.shown_state().0, reports(&rig)), ("alive", vec![]));
-    // Where nobody tells of resets.
+    // Where nothing tells of resets.
     let mut rig = beating();
     rig.guest.monitor = busy_monitor();
     let began = rig.watch.boot.began;

@@ -1,4 +1,4 @@
-//! Silence that is somebody else's: excuses, storms, and time in which nobody watched.
+//! Silence that is not the guest's fault: excuses, storms, and time in which it was not watched.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ fn an_excuse_holds_for_as_long_as_it_lasts_and_then_the_window_begins_anew() {
     rig.guest.jobs = nothing_to_excuse();
     let ended = rig.now;
     rig.run(2 * FLAT_TICKS, |_, _| {});
-    let (when, cause) = rig.conviction().expect("nobody excuses it any more");
+    let (when, cause) = rig.conviction().expect("nothing excuses it any more");
     let after = when - ended;
     assert!(after >= TICK * FLAT_TICKS, "{after:?}");
     assert!(after <= TICK * (FLAT_TICKS + 3) + ROUND, "{after:?}");
@@ -69,7 +69,7 @@ fn an_answer_that_comes_in_while_no_tick_does_is_not_weighed() {
     rig.next_round();
     rig.next_round();
     assert_eq!((rig.state(), rig.conviction()), ("suspect", None));
-    // The third would convict it; but nobody has looked at its packets for half a minute.
+    // The third would convict it; but its packets were not looked at for half a minute.
     rig.now = rig.ticked + TICK * 30;
     let testimony = rig.guest.testimony(Questions::All);
     rig.asked = None;
@@ -128,7 +128,7 @@ fn a_storm_holds_all_that_are_silent_for_as_long_as_it_lasts_and_a_window_more()
     let mut rig = Rig::suspect();
     rig.guest.halt();
     rig.feed(&Input::Storm(Some("9 of 10 VMs fell silent at once".to_owned())));
-    // A round that was under way convicts nobody either.
+    // A round that was under way convicts no guest either.
     rig.testify(rig.guest.testimony(Questions::All));
     rig.testify(rig.guest.testimony(Questions::All));
     assert_eq!(rig.conviction(), None);

@@ -130,7 +130,7 @@ fn a_new_boot_forgets_which_witnesses_answered_and_when_they_were_asked() {
         rig.event(&reset);
         assert!(rig.watch.boot.answered.is_empty());
         assert!(rig.watch.wants_calibration(rig.now));
-        // It dies before it answers again: nobody's silence counts against it.
+        // It dies before it answers again: no witness' silence counts against it.
         rig.guest.fall_silent();
         rig.run(60 + FLAT_TICKS * 20, |_, _| {});
         assert_eq!((rig.state(), rig.conviction()), ("suspect", None));

@@ -74,7 +74,7 @@ pub(super) struct Rig {
     pub(super) rounds: u32,
     /// All that was to be done, but for nothing and questions.
     pub(super) acts: Vec<(Duration, Act)>,
-    /// All that it was told, where somebody wants to know.
+    /// All that it was told, where a test wants to know.
     pub(super) log: Option<Vec<Told>>,
     /// From which state to which it went.
     pub(super) edges: BTreeSet<(&'static str, &'static str)>,
@@ -176,7 +176,7 @@ impl Rig {
     fn answer(&mut self, round: &Round) {
         self.now = round.ends;
         self.rounds += 1;
-        // An answer about the boot before is thrown away by whoever asks.
+        // An answer about the boot before is thrown away by what asks.
         if round.boot_began == self.watch.boot.began {
             self.testify(self.guest.testimony(round.questions));
         }
@@ -191,7 +191,7 @@ impl Rig {
             }
             self.tick();
         }
-        panic!("nobody was asked for an hour");
+        panic!("no witness was asked for an hour");
     }
 
     /// Witnesses are heard, whether they were asked or not.

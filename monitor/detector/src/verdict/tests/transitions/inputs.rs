@@ -247,7 +247,7 @@ pub(super) const INPUTS: [(&str, Told, [&str; 8]); 36] = [
         only_from_crashed("failed"),
     ),
     (
-        "somebody gives it a new start",
+        "it is given a new start",
         |rig| {
             rig.feed(&Input::Released);
         },
@@ -271,7 +271,7 @@ pub(super) const INPUTS: [(&str, Told, [&str; 8]); 36] = [
 
 /// A conviction outlasts the pause that QEMU makes of it.
 const HELD: [&str; 8] = ["held", "held", "held", "crashed", "recovering", "held", "failed", "held"];
-/// Nobody has seen it live since.
+/// It was not seen to live since.
 const JUDGED_ANEW: [&str; 8] =
     ["starting", "alive", "suspect", "suspect", "recovering", "held", "suspect", "unobservable"];
 const UNOBSERVABLE: [&str; 8] = [
