@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     Act, Cause, DUMP_BOOTS_WITHIN, DetectionPolicy, Dump, Monitor, RESET_BURST, State, Tally,
-    Watch, evaluate::convict,
+    Watch, outcome::convict,
 };
 use flatline_samples::{QmpEvent, RunState};
 

@@ -3,17 +3,12 @@
 use std::time::Duration;
 
 use super::{
-    Act, Answer, Boot, Cause, DetectionPolicy, Liveness, Monitor, Questions, ROUNDS_TO_CONVICT,
+    Act, Answer, Cause, DetectionPolicy, Liveness, Monitor, Questions, ROUNDS_TO_CONVICT,
     SILENT_ROUNDS_TO_CONVICT, STILL_BUSY_RATIO, State, Tally, Testimony, Tick, Watch,
-    inhibit::unobservable,
+    outcome::{convict_suspect, questions, unobservable},
+    window::past_grace,
 };
 use crate::policy::Policy;
-
-/// Whether the boot grace is over. A guest that still tests its address for duplicates would take a probe for a conflict
-/// (RFC 5227).
-pub(super) fn past_grace(boot: &Boot, policy: &Policy, now: Duration) -> bool {
-    now.saturating_sub(boot.began).saturating_sub(boot.held) >= policy.boot_grace
-}
 
 /// Asks a guest that is well, where that is due, so that a silence later means something.
 pub(super) fn calibrate(watch: &mut Watch, tick: &Tick, policy: &Policy, now: Duration) -> Act {
@@ -23,17 +18,6 @@ pub(super) fn calibrate(watch: &mut Watch, tick: &Tick, policy: &Policy, now: Du
     }
     watch.boot.calibrated = Some(now);
     Act::Ask(Questions::Calibrate)
-}
-
-/// What may be asked now of a guest that is silent.
-pub(super) fn questions(watch: &Watch, policy: &Policy, now: Duration) -> Questions {
-    if !past_grace(&watch.boot, policy, now) {
-        Questions::DuringBoot
-    } else if matches!(watch.state, State::Recovering { .. }) {
-        Questions::Recovering
-    } else {
-        Questions::All
-    }
 }
 
 /// Weighs what was answered, and asks again where that isn't enough; until then a guest that was restarted is still
@@ -189,23 +173,4 @@ fn conviction(
         }
     }
     None
-}
-
-/// Convicts a guest that was asked: of one that was restarted, this says that it did not recover.
-pub(super) fn convict_suspect(
-    watch: &mut Watch,
-    cause: Cause,
-    reason: String,
-    now: Duration,
-) -> Act {
-    let recovers = matches!(watch.state, State::Recovering { .. });
-    let act = convict(watch, cause, reason, now);
-    if recovers { Act::NotRecovered(cause) } else { act }
-}
-
-/// Convicts a guest, in whichever state it was.
-pub(super) fn convict(watch: &mut Watch, cause: Cause, reason: String, now: Duration) -> Act {
-    watch.excuse = None;
-    watch.enter(State::Crashed { cause }, reason, now);
-    Act::Convict(cause)
 }

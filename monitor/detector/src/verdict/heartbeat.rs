@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Act, Cause, DetectionPolicy, ROUNDS_TO_CONVICT, State, Testimony, Tick, Watch,
-    evaluate::{convict, questions},
     inhibit::host_fault,
+    outcome::{convict, questions},
 };
 use crate::{
     activity::{Activity, HeartbeatActivity},

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Act, Cause, DUMP_PATIENCE, Dump, Liveness, Monitor, STALLED_AFTER, State, Tally, Tick, Watch,
-    evaluate::convict_suspect, step::counted,
+    Act, Cause, DUMP_PATIENCE, Dump, Monitor, STALLED_AFTER, State, Tick, Watch,
+    outcome::{convict_suspect, hold},
 };
 use crate::{activity::Activity, policy::Policy};
 use flatline_samples::{Missing, ProcessState, RunState};
@@ -157,76 +157,7 @@ pub(super) fn missing_signal(activity: &Activity) -> Option<&Missing> {
     activity.network.as_ref().err().or(activity.storage.as_ref().err())
 }
 
-/// Withholds a verdict while `reason` applies; afterwards the guest's window begins anew. Its silence goes on.
-pub(super) fn hold(watch: &mut Watch, reason: String, elapsed: Duration, now: Duration) -> Act {
-    watch.liveness.begin_anew(now, format!("none since it was held: {reason}"));
-    held(watch, reason, elapsed, now)
-}
-
-/// Withholds a verdict while the VM is stopped, so that it can show no life: that is no silence, either.
-pub(super) fn pause(watch: &mut Watch, reason: String, elapsed: Duration, now: Duration) -> Act {
-    watch.silence.pause(now);
-    hold(watch, reason, elapsed, now)
-}
-
-pub(super) fn held(watch: &mut Watch, reason: String, elapsed: Duration, now: Duration) -> Act {
-    // A guest that waits to be started, or that was paused while it booted, has its grace before it.
-    watch.boot.held = watch.boot.held.saturating_add(elapsed);
-    no_verdict(watch, State::Held, reason, elapsed, now)
-}
-
-/// Withholds a verdict while a figure is missing; afterwards the guest's window begins anew.
-pub(super) fn unobservable(
-    watch: &mut Watch,
-    reason: String,
-    elapsed: Duration,
-    now: Duration,
-) -> Act {
-    watch.liveness.begin_anew(now, "none since a figure was missing".to_owned());
-    watch.silence.pause(now);
-    no_verdict(watch, State::Unobservable, reason, elapsed, now)
-}
-
-fn no_verdict(
-    watch: &mut Watch,
-    state: State,
-    reason: String,
-    elapsed: Duration,
-    now: Duration,
-) -> Act {
-    if !watch.state.is_convicted() {
-        watch.silence.held = watch.silence.held.saturating_add(elapsed);
-    }
-    match &mut watch.state {
-        // A conviction outlasts the pause that QEMU itself makes of it.
-        State::Crashed { .. } | State::Failed { .. } => {}
-        // Time in which it could show no life, or could not be seen, is not its own.
-        State::Recovering { deadline, tally, .. } => {
-            *deadline += elapsed;
-            *tally = Tally::default();
-        }
-        State::Starting
-        | State::Alive
-        | State::Suspect { .. }
-        | State::Held
-        | State::Unobservable => watch.enter(state, reason, now),
-    }
-    Act::Nothing
-}
-
-impl Liveness {
-    /// Begins a window anew: nothing that was seen before counts any more, but for what the vCPUs do right now.
-    pub(super) fn begin_anew(&mut self, now: Duration, why: String) {
-        let Self { heard, still_since, zero_since, pinned_since, got, wanted, .. } = self;
-        let begins = |since: &Option<Duration>| since.map(|_| now);
-        *self = Self {
-            heard: *heard,
-            still_since: begins(still_since),
-            zero_since: begins(zero_since),
-            pinned_since: begins(pinned_since),
-            got: *got,
-            wanted: *wanted,
-            ..Self::begin(now, &why)
-        };
-    }
+/// A number of things, in words.
+pub(super) fn counted(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }

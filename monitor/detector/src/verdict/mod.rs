@@ -60,6 +60,7 @@ mod heartbeat;
 mod inhibit;
 mod input;
 mod liveness;
+mod outcome;
 mod qemu_hang;
 mod silence;
 mod starvation;
@@ -69,6 +70,7 @@ mod storm;
 mod testimony;
 #[cfg(test)]
 mod tests;
+mod window;
 
 use std::{sync::Arc, time::Duration};
 
@@ -257,7 +259,7 @@ impl Watch {
             }
             Input::Unseen(why) => {
                 self.monitor_silent_since = None;
-                inhibit::unobservable(self, why.clone(), Duration::ZERO, now)
+                outcome::unobservable(self, why.clone(), Duration::ZERO, now)
             }
             Input::Storm(storm) => {
                 self.storm.clone_from(storm);

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::{
     Act, Cause, Monitor, Testimony, Tick, Watch,
-    evaluate::{convict_suspect, past_grace},
-    step::has_time,
+    outcome::convict_suspect,
+    window::{has_time, past_grace},
 };
 use crate::policy::Policy;
 

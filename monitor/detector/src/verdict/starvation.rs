@@ -5,8 +5,9 @@
 use std::time::Duration;
 
 use super::{
-    Act, DetectionPolicy, State, Testimony, Watch, inhibit,
-    step::{ask_on, has_grace, is_flat},
+    Act, DetectionPolicy, State, Testimony, Watch,
+    outcome::{ask_on, held},
+    window::{has_grace, is_flat},
 };
 
 /// Whether the guest said or showed something itself in its last round, which passes the hold.
@@ -19,7 +20,7 @@ pub(super) fn is_passed(watch: &Watch) -> bool {
 pub(super) fn hold(watch: &mut Watch, reason: String, elapsed: Duration, now: Duration) -> Act {
     watch.liveness.last_life = now;
     watch.liveness.last_sign = format!("none since it was held: {reason}");
-    inhibit::held(watch, reason, elapsed, now)
+    held(watch, reason, elapsed, now)
 }
 
 /// Asks about a starved guest once it has been silent for as long as any suspect: it may say itself that it is dead.

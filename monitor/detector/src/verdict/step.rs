@@ -5,23 +5,14 @@ use std::time::Duration;
 use super::{
     Act, Cause, DetectionPolicy, LOOP_OVER_AFTER, Questions, ROUNDS_TO_CONVICT, State, Tally,
     Testimony, Tick, Watch, announcements,
-    evaluate::{
-        calibrate, convict_suspect, evaluate, nothing_to_evaluate, past_grace, paused_maybe,
-        questions,
-    },
+    evaluate::{calibrate, evaluate, nothing_to_evaluate, paused_maybe},
     heartbeat,
-    inhibit::{self, HostFault, hold, pause, unobservable},
+    inhibit::{self, HostFault, counted},
+    outcome::{ask_on, convict_suspect, hold, pause, questions, unobservable},
     qemu_hang, starvation,
+    window::{HELD_UP, begin_anew, has_grace, has_time, is_due, is_flat, longest_tick, past_grace},
 };
-use crate::{activity::Activity, policy::Policy};
-
-/// Why a window begins anew after a tick that took too long: what looks like one long silence may be our own.
-const HELD_UP: &str = "the daemon itself was held up";
-
-/// The longest time that a tick takes, but for a daemon that was held up.
-fn longest_tick(detection: &DetectionPolicy) -> Duration {
-    detection.tick * 3 + Duration::from_secs(1)
-}
+use crate::activity::Activity;
 
 /// Judges a tick that ended at `now`.
 pub(super) fn tick(
@@ -96,28 +87,6 @@ fn judge(watch: &mut Watch, tick: &Tick, detection: &DetectionPolicy, now: Durat
         Act::Nothing if hangs => Act::Ask(questions(watch, &detection.policy, now)),
         act => act,
     }
-}
-
-/// Asks on about a guest that is held: whether that still holds, only the witnesses know.
-pub(super) fn ask_on(watch: &Watch, policy: &Policy, now: Duration) -> Act {
-    // No witness is asked about a guest that has time yet.
-    if watch.state.is_convicted() || has_time(watch, policy, now) {
-        Act::Nothing
-    } else {
-        Act::Ask(questions(watch, policy, now))
-    }
-}
-
-/// Whether it has shown nothing for as long as a guest may that isn't suspected, or was suspected before. Ticks are never
-/// on the dot: what is a hair's breadth too short is long enough.
-pub(super) fn is_flat(watch: &Watch, detection: &DetectionPolicy, now: Duration) -> bool {
-    watch.silence.suspected
-        || watch.silence.length(now) + detection.tick / 2 >= detection.policy.flat_for
-}
-
-/// Whether it may still be booting, and has shown no life so far.
-pub(super) fn has_grace(watch: &Watch, policy: &Policy, now: Duration) -> bool {
-    watch.boot.first_life.is_none() && !past_grace(&watch.boot, policy, now)
 }
 
 /// Judges a round of questions that ended at `now`.
@@ -210,20 +179,6 @@ fn weigh(watch: &mut Watch, said: &Testimony, detection: &DetectionPolicy, now: 
     silent(watch, &tick, Some(said), detection, now)
 }
 
-/// Begins the window anew after a time that was not watched: what was seen before says nothing about a silence now, and
-/// undoes nothing that was known.
-pub(super) fn begin_anew(watch: &mut Watch, why: &str, now: Duration) {
-    watch.liveness.begin_anew(now, format!("none since the window began anew: {why}"));
-    watch.silence.pause(now);
-    watch.monitor_silent_since = None;
-    let tally = Tally::default();
-    if let State::Recovering { tally: counted, .. } = &mut watch.state {
-        *counted = tally;
-    } else if matches!(watch.state, State::Suspect { .. }) {
-        watch.enter(State::Suspect { tally }, format!("its window began anew: {why}"), now);
-    }
-}
-
 fn sign_of_life(activity: &Activity) -> Option<String> {
     if let Ok(Some(network)) = &activity.network
         && network.guest_packets > 0
@@ -236,10 +191,6 @@ fn sign_of_life(activity: &Activity) -> Option<String> {
         }
         _ => activity.heartbeat.as_ref().ok()?.as_ref().map(heartbeat::sign),
     }
-}
-
-pub(super) fn counted(number: u64, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 fn lives(watch: &mut Watch, sign: String, now: Duration) -> Act {
@@ -256,16 +207,6 @@ fn lives(watch: &mut Watch, sign: String, now: Duration) -> Act {
         watch.enter(State::Alive, sign, now);
     }
     Act::Nothing
-}
-
-/// Whether it is a restarted guest that still has time to show life.
-pub(super) fn has_time(watch: &Watch, policy: &Policy, now: Duration) -> bool {
-    matches!(watch.state, State::Recovering { deadline, .. } if !is_due(watch, deadline, policy, now))
-}
-
-/// Whether the time is up in which a restarted guest was to show life; one that was reset since has its grace.
-fn is_due(watch: &Watch, deadline: Duration, policy: &Policy, now: Duration) -> bool {
-    now >= deadline && past_grace(&watch.boot, policy, now)
 }
 
 /// Counts a round in which a restarted guest was still in its firmware or boot loader, whatever it does there: when its
