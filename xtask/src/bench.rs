@@ -23,12 +23,27 @@ use crate::{build_ebpf, executable, setup};
 use report::Report;
 use stage::{Programs, Stage};
 
+/// A part of what is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Part {
+    /// A packet, and a block I/O
+    Events,
+    /// Reading, and a tick, of many VMs
+    Fleet,
+    /// Many suspects at once
+    Suspects,
+    /// Starting, and after a kill
+    Starts,
+    /// What others take for a VM
+    Polling,
+}
+
 /// Builds what is missing, measures, and writes.
 ///
 /// # Errors
 ///
 /// If anything can't be measured, or Ctrl-C came. A target that is missed is no error.
-pub(crate) fn task() -> Result<()> {
+pub(crate) fn task(only: Option<Part>) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("measuring needs root, for its network namespace and to load eBPF programs");
     }
@@ -46,7 +61,7 @@ pub(crate) fn task() -> Result<()> {
     let begin = Instant::now();
     let load = load_average()?;
     let dir = tempfile::Builder::new().prefix("flatline-bench-").tempdir()?;
-    let report = measure(&programs, dir.path());
+    let report = measure(&programs, dir.path(), only);
     drop(dir);
     let mut report = report?;
     report.note(format!(
@@ -54,14 +69,19 @@ pub(crate) fn task() -> Result<()> {
          else runs on the machine makes times longer, and caches colder.",
         load_average()?
     ));
-    let path = workspace_root().join("docs/costs.md");
-    report.write(&path)?;
     println!("{}", report.tables());
     let missed = report.missed();
     if !missed.is_empty() {
         println!("Missed:\n\n{missed}");
     }
-    heading(&format!("measured in {}; {} has it all", elapsed(begin.elapsed()), path.display()));
+    let took = elapsed(begin.elapsed());
+    if only.is_some() {
+        heading(&format!("measured in {took}"));
+        return Ok(());
+    }
+    let path = workspace_root().join("docs/costs.md");
+    report.write(&path)?;
+    heading(&format!("measured in {took}; {} has it all", path.display()));
     Ok(())
 }
 
@@ -71,13 +91,25 @@ fn load_average() -> Result<f64> {
     Ok(text.split_ascii_whitespace().next().unwrap_or_default().parse()?)
 }
 
-fn measure(programs: &Programs, dir: &std::path::Path) -> Result<Report> {
+fn measure(programs: &Programs, dir: &std::path::Path, only: Option<Part>) -> Result<Report> {
     let mut report = Report::default();
     let stage = Stage::new(programs, dir)?;
-    events::measure(&stage, &mut report)?;
-    let per_vm = fleet::measure(&stage, &mut report)?;
-    suspects::measure(&stage, dir, &mut report)?;
-    starts::measure(&stage, &mut report)?;
-    polling::measure(&stage, dir, &per_vm, &mut report)?;
+    let is_wanted = |part| only.is_none_or(|only| only == part);
+    if is_wanted(Part::Events) {
+        events::measure(&stage, &mut report)?;
+    }
+    // What others take for a VM is compared with what flatline takes.
+    if is_wanted(Part::Fleet) || is_wanted(Part::Polling) {
+        let per_vm = fleet::measure(&stage, &mut report)?;
+        if is_wanted(Part::Polling) {
+            polling::measure(&stage, dir, &per_vm, &mut report)?;
+        }
+    }
+    if is_wanted(Part::Suspects) {
+        suspects::measure(&stage, dir, &mut report)?;
+    }
+    if is_wanted(Part::Starts) {
+        starts::measure(&stage, &mut report)?;
+    }
     Ok(report)
 }

@@ -59,7 +59,11 @@ enum Task {
     /// Play the README's first steps on a fresh Debian in a VM, and write docs/first-steps.md
     FirstSteps,
     /// Measure what flatline costs, and write docs/costs.md
-    Bench,
+    Bench {
+        /// Measures this part alone, and writes no document
+        #[arg(long)]
+        only: Option<bench::Part>,
+    },
     /// Look for bytes that break a parser
     Fuzz(fuzz::Options),
     /// Let guests fail in every way that there is, and write docs/verdicts.md
@@ -87,7 +91,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::task(),
         Task::Dist(options) => dist::task(&options),
         Task::FirstSteps => first_steps::task(),
-        Task::Bench => bench::task(),
+        Task::Bench { only } => bench::task(only),
         Task::Fuzz(options) => fuzz::task(&options),
         Task::Matrix(options) => matrix::task(&options),
         Task::Soak(options) => soak::task(&options),
