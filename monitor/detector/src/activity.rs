@@ -117,6 +117,19 @@ pub struct VcpuActivity {
 }
 
 impl Activity {
+    /// Of a VM that was not sampled for `elapsed`.
+    pub fn unseen(elapsed: Duration) -> Self {
+        let missing = |what| Missing::new(what, "it was not sampled");
+        Self {
+            elapsed,
+            network: Err(missing("network")),
+            storage: Err(missing("storage")),
+            vcpus: Err(missing("vCPU time")),
+            process: ProcessState::Running,
+            heartbeat: Err(missing("heartbeats")),
+        }
+    }
+
     /// The activity from `previous` to `current`, which were taken `elapsed` apart.
     pub fn between(previous: &VmSample, current: &VmSample, elapsed: Duration) -> Self {
         Self {

@@ -49,7 +49,9 @@ pub(crate) fn history(
         for record in records {
             let second = index(record.at.as_secs_f64() - zero).filter(|second| *second < seconds);
             match (&record.input, second) {
-                (Input::Tick(tick), _) => add(&mut cells, zero, record.at, &tick.activity),
+                (Input::Tick(tick) | Input::Lived { tick, .. }, _) => {
+                    add(&mut cells, zero, record.at, &tick.activity)
+                }
                 (Input::Memory(read), Some(second)) => {
                     memory.push(MemoryMomentView::new(read, second));
                 }

@@ -58,6 +58,10 @@ pub(super) fn detection(detection: &DetectionPolicy) -> Result<(), Malformed> {
 pub(super) fn input(input: &Input) -> Result<(), Malformed> {
     match input {
         Input::Tick(of) => tick(of),
+        Input::Lived { until, beat, tick: of } => {
+            check([Some(*until), *beat])?;
+            tick(of)
+        }
         _ => Ok(()),
     }
 }

@@ -68,7 +68,7 @@ pub fn lost_after(interval: Duration, policy: &Policy, tick: Duration) -> Durati
 }
 
 impl HeartbeatState {
-    fn patience(&self, detection: &DetectionPolicy) -> Duration {
+    pub(super) fn patience(&self, detection: &DetectionPolicy) -> Duration {
         lost_after(self.interval, &detection.policy, detection.tick)
     }
 
@@ -108,6 +108,17 @@ pub(super) fn note(watch: &mut Watch, activity: &Activity, now: Duration) {
     heartbeat.leaving = said.leaving.then(|| heartbeat.leaving.unwrap_or(now));
     if said.beats > 0 {
         heartbeat.beat = Some(now);
+    }
+}
+
+/// Its heart beat last at `beat`, which was noted later than that.
+pub(super) fn beat_at(watch: &mut Watch, beat: Option<Duration>) {
+    let began = watch.boot.began;
+    if let (Some(heartbeat), Some(beat)) =
+        (&mut watch.boot.heartbeat, beat.filter(|beat| *beat >= began))
+    {
+        heartbeat.beat = heartbeat.beat.map(|_| beat);
+        heartbeat.heard = beat;
     }
 }
 

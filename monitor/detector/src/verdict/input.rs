@@ -83,6 +83,15 @@ pub enum Input {
     /// Nothing keeps a VM that crashed from being restarted any more, and why: what it was convicted of is to be judged
     /// anew.
     MayBeTouched(String),
+    /// It rested, and showed life in each tick meanwhile: see [`Watch::may_rest`](super::Watch::may_rest).
+    Lived {
+        /// When the last tick ended that showed life.
+        until: Duration,
+        /// When the last tick ended in which its agent's heart beat, where one is waited for.
+        beat: Option<Duration>,
+        /// What moved since it came to rest.
+        tick: Arc<Tick>,
+    },
 }
 
 /// The policy by which inputs are judged.

@@ -93,6 +93,13 @@ impl Liveness {
         self.ran = if self.pinned_since.is_some() { self.ran + busy * seconds } else { 0.0 };
     }
 
+    /// The vCPUs' level was not looked at for `span`.
+    pub(super) fn unseen(&mut self, span: Duration) {
+        (self.still_since, self.zero_since, self.pinned_since) = (None, None, None);
+        let fades_to = FADES_TO.powf(span.as_secs_f64());
+        (self.got, self.wanted, self.ran) = (self.got * fades_to, self.wanted * fades_to, 0.0);
+    }
+
     /// Whether the vCPUs have wanted to run lately, and the host hardly let them.
     pub(crate) fn is_starved(&self) -> bool {
         self.pinned_since.is_some() && self.got < STARVED_SHARE * self.wanted

@@ -62,6 +62,7 @@ mod input;
 mod liveness;
 mod outcome;
 mod qemu_hang;
+mod rest;
 mod silence;
 mod starvation;
 mod state;
@@ -82,6 +83,7 @@ pub(crate) use heartbeat::LEAVING_PATIENCE;
 pub use heartbeat::{HeartbeatLoss, HeartbeatState, lost_after};
 pub use input::{DetectionPolicy, Input, Monitor, Tick};
 pub use liveness::{Liveness, PINNED_RATIO, STILL_BUSY_RATIO};
+pub use rest::{LONGEST_REST, Rest};
 pub use silence::Silence;
 pub use state::{Cause, State};
 pub use storm::{StormAssessment, assess_storm, is_silent};
@@ -276,6 +278,11 @@ impl Watch {
                 Act::Nothing
             }
             Input::Memory(_) => Act::Nothing,
+            Input::Lived { until, beat, tick } => {
+                let act = rest::lived(self, *until, *beat, tick, detection, now);
+                self.last = Some((now, tick.clone()));
+                act
+            }
         }
     }
 

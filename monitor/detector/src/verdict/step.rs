@@ -179,7 +179,7 @@ fn weigh(watch: &mut Watch, said: &Testimony, detection: &DetectionPolicy, now: 
     silent(watch, &tick, Some(said), detection, now)
 }
 
-fn sign_of_life(activity: &Activity) -> Option<String> {
+pub(super) fn sign_of_life(activity: &Activity) -> Option<String> {
     if let Ok(Some(network)) = &activity.network
         && network.guest_packets > 0
     {
@@ -193,7 +193,7 @@ fn sign_of_life(activity: &Activity) -> Option<String> {
     }
 }
 
-fn lives(watch: &mut Watch, sign: String, now: Duration) -> Act {
+pub(super) fn lives(watch: &mut Watch, sign: String, now: Duration) -> Act {
     watch.acquitted(now, sign.clone());
     if let State::Recovering { was_up, .. } = watch.state {
         // A boot loader reads the disk, and a network boot sends packets; an agent says that its user space runs.

@@ -14,6 +14,8 @@ mod qemu_hang;
 mod random;
 mod recovery;
 mod resets;
+mod rest;
+mod resting;
 mod rig;
 mod timing;
 mod transitions;

@@ -97,6 +97,11 @@ impl Model {
                 return;
             }
             Input::Tick(tick) => self.of_tick(tick, before, now),
+            Input::Lived { until, .. } => {
+                (self.storm, self.is_accused, self.deaf, self.still) = (false, false, false, false);
+                let held_up = now.saturating_sub(*until) > TICK * 4;
+                return self.facts.push((if held_up { now } else { *until }, Fact::Clears));
+            }
             Input::Testimony(said) => self.of_testimony(said, before),
             Input::Event { event: QmpEvent::Reset { .. }, .. } | Input::Restarted { .. } => {
                 (self.answered, self.dump, self.boot) = (Vec::new(), None, (now, Duration::ZERO));

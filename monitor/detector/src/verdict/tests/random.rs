@@ -41,8 +41,9 @@ struct Life {
 }
 
 impl Life {
-    fn begin(age: u32) -> Self {
+    fn begin(age: u32, rests: bool) -> Self {
         let mut rig = Rig::new(TICK * age);
+        rig.rests = rests;
         let policy = &mut rig.detection.policy;
         policy.flat_for = TICK * 5;
         policy.unconfirmed_flat_for = TICK * 20;
@@ -186,10 +187,10 @@ fn config() -> Config {
 
 #[test]
 fn nobody_is_convicted_against_the_rules_and_no_crash_is_missed_in_random_sequences() {
-    let sequences = (select(vec![0, 6, 3600]), vec(stretch(), 1..14));
+    let sequences = (select(vec![0, 6, 3600]), any::<bool>(), vec(stretch(), 1..14));
     let convictions = std::cell::Cell::new(0);
-    let result = TestRunner::new(config()).run(&sequences, |(age, stretches)| {
-        let mut life = Life::begin(age);
+    let result = TestRunner::new(config()).run(&sequences, |(age, rests, stretches)| {
+        let mut life = Life::begin(age, rests);
         let lived = stretches.iter().try_for_each(|stretch| life.live(stretch));
         convictions.set(convictions.get() + life.convictions);
         lived

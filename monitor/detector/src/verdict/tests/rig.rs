@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use super::drawing;
 pub(super) use super::guest::*;
+use super::{drawing, resting::Resting};
 use crate::{
     policy::{Mode, Policy},
     verdict::{
@@ -70,6 +70,9 @@ pub(super) struct Rig {
     pub(super) undecided: bool,
     /// The questions that are being asked.
     pub(super) asked: Option<Round>,
+    /// Whether it rests while it lives, and the rest that has begun.
+    pub(super) rests: bool,
+    pub(super) resting: Option<Resting>,
     /// Rounds that were answered.
     pub(super) rounds: u32,
     /// All that was to be done, but for nothing and questions.
@@ -93,6 +96,8 @@ impl Rig {
             round: ROUND,
             undecided: false,
             asked: None,
+            rests: false,
+            resting: None,
             rounds: 0,
             acts: Vec::new(),
             log: None,
@@ -157,12 +162,15 @@ impl Rig {
         (self.now, self.ticked) = (at, at);
         let (activity, monitor) = (self.guest.activity.clone(), self.guest.monitor.clone());
         let calibratable = !matches!(self.guest.arp, Answer::NotAsked(_));
-        self.feed(&Input::Tick(Arc::new(Tick {
-            activity,
-            monitor,
-            calibratable,
-            undecided: self.undecided,
-        })))
+        let tick = Tick { activity, monitor, calibratable, undecided: self.undecided };
+        if let Some(act) = self.rest_on(&tick) {
+            return act;
+        }
+        let act = self.take(&Input::Tick(Arc::new(tick)));
+        if self.rests && act == Act::Nothing && self.asked.is_none() {
+            self.lie_down();
+        }
+        act
     }
 
     /// Lets time pass, and those rounds end that end before `at`.
@@ -201,6 +209,13 @@ impl Rig {
 
     /// Tells the verdict something at this moment, and asks what it wants asked.
     pub(super) fn feed(&mut self, input: &Input) -> Act {
+        if !matches!(input, Input::Memory(_)) {
+            self.wake();
+        }
+        self.take(input)
+    }
+
+    pub(super) fn take(&mut self, input: &Input) -> Act {
         let before = self.state();
         let stood = self.log.is_some().then(|| self.watch.state.clone());
         let act = self.watch.step(input, &self.detection, self.now);
