@@ -5,7 +5,7 @@ use monitor_ebpf::heartbeat::{
     FLAG_CHECK_FAILED, FLAG_LEAVING, HEARTBEAT_ETHERTYPE, HEARTBEAT_MAGIC, Heartbeat, HeartbeatRow,
 };
 
-use crate::maps::HEARTBEATS;
+use crate::{maps::HEARTBEATS, vms::add_atomically};
 
 /// The frames' Ethernet type as `skb->protocol` holds it, in network byte order.
 pub(crate) const ETH_HEARTBEAT_BE: u32 = HEARTBEAT_ETHERTYPE.to_be() as u32;
@@ -30,7 +30,8 @@ pub(crate) fn record_heartbeat(ctx: &TcContext, slot: u32) -> Option<Heard> {
     if ctx.load::<[u8; 4]>(ETH_HLEN) != Ok(HEARTBEAT_MAGIC) {
         return None;
     }
-    // SAFETY: the row is this CPU's own copy, and a classifier is not preempted by another one.
+    // SAFETY: array elements live as long as the map. Two of a guest's cards whose frames meet here may mix what the
+    // same agent says of itself; what is counted is added atomically.
     let row = unsafe { &mut *HEARTBEATS.get_ptr_mut(slot)? };
     match ctx.load::<Heartbeat>(ETH_HLEN) {
         Ok(beat) if beat.is_well_formed() => {
@@ -38,7 +39,7 @@ pub(crate) fn record_heartbeat(ctx: &TcContext, slot: u32) -> Option<Heard> {
             Some(Heard::Beat)
         }
         Ok(_) | Err(_) => {
-            row.malformed += 1;
+            add_atomically(&mut row.malformed, 1);
             Some(Heard::Malformed)
         }
     }
@@ -47,11 +48,11 @@ pub(crate) fn record_heartbeat(ctx: &TcContext, slot: u32) -> Option<Heard> {
 #[inline(always)]
 fn note(row: &mut HeartbeatRow, beat: &Heartbeat) {
     if beat.flags & FLAG_LEAVING != 0 {
-        row.leavings += 1;
+        add_atomically(&mut row.leavings, 1);
     } else if beat.flags & FLAG_CHECK_FAILED != 0 {
-        row.failures += 1;
+        add_atomically(&mut row.failures, 1);
     } else {
-        row.beats += 1;
+        add_atomically(&mut row.beats, 1);
     }
     row.interval_ms = u32::from_be_bytes(beat.interval_ms);
     row.boot = u64::from_be_bytes(beat.boot);

@@ -9,13 +9,15 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use aya_log_ebpf::warn;
-use monitor_ebpf::{Layout, StorageCounters};
+use monitor_ebpf::Layout;
 
 use crate::{
     in_flight,
     kernel::{field, global, offsets},
-    maps::{LAYOUT, VMS},
-    slots, writeback,
+    maps::LAYOUT,
+    slots,
+    vms::{add, lane_of, lives},
+    writeback,
 };
 
 offsets! {
@@ -80,38 +82,34 @@ pub(crate) fn block_submitted(ctx: BtfTracePointContext) -> i32 {
         },
         None => return 0,
     };
-    let Some(row) = VMS.get_ptr_mut(slot) else { return 0 };
-    // SAFETY: the row is this CPU's own copy. A completion that interrupts a submission on this CPU adds
-    // to fields that a submission never touches.
-    let row = unsafe { &mut *row };
-    let storage = &mut row.storage;
+    let Some(lane) = lane_of(slot) else { return 0 };
     match opf & REQ_OP_MASK {
         REQ_OP_READ => {
-            storage.read_ops += 1;
-            storage.read_bytes += u64::from(bytes);
+            add(&mut lane.read_ops, 1);
+            add(&mut lane.read_bytes, u64::from(bytes));
         }
         // A flush that QEMU asks for comes as an empty write with REQ_PREFLUSH set.
-        REQ_OP_WRITE if bytes == 0 => storage.flush_ops += 1,
+        REQ_OP_WRITE if bytes == 0 => add(&mut lane.flush_ops, 1),
         REQ_OP_WRITE => {
-            storage.write_ops += 1;
-            storage.write_bytes += u64::from(bytes);
+            add(&mut lane.write_ops, 1);
+            add(&mut lane.write_bytes, u64::from(bytes));
             if own.is_none() {
-                storage.writeback_ops += 1;
-                storage.writeback_bytes += u64::from(bytes);
+                add(&mut lane.writeback_ops, 1);
+                add(&mut lane.writeback_bytes, u64::from(bytes));
             }
         }
-        REQ_OP_FLUSH => storage.flush_ops += 1,
+        REQ_OP_FLUSH => add(&mut lane.flush_ops, 1),
         REQ_OP_DISCARD => {
-            storage.discard_ops += 1;
-            storage.discard_bytes += u64::from(bytes);
+            add(&mut lane.discard_ops, 1);
+            add(&mut lane.discard_bytes, u64::from(bytes));
         }
-        _ => storage.other_ops += 1,
+        _ => add(&mut lane.other_ops, 1),
     }
-    if in_flight::note(bio, layout, row.pid, slot) {
-        storage.tracked_ops += 1;
+    if in_flight::note(bio, layout, lane.pid, slot) {
+        add(&mut lane.tracked_ops, 1);
     } else {
-        storage.untracked_ops += 1;
-        warn!(&ctx, "VM {}: no room to follow a request", row.pid);
+        add(&mut lane.untracked_ops, 1);
+        warn!(&ctx, "VM {}: no room to follow a request", lane.pid);
     }
     0
 }
@@ -200,14 +198,14 @@ pub(crate) fn block_bio_completed(ctx: BtfTracePointContext) -> i32 {
 #[inline(never)]
 fn completed(bio: *const u8, failed: bool, layout: &'static Layout) {
     let Some((request, took_jiffies)) = in_flight::take(bio, layout) else { return };
-    let Some(row) = VMS.get_ptr_mut(request.slot) else { return };
-    // SAFETY: the row is this CPU's own copy.
-    let row = unsafe { &mut *row };
+    let Some(lane) = lane_of(request.slot) else { return };
     // The VM may have ended before its last request, and the slot be another's by now.
-    if row.pid == request.pid {
-        let storage: &mut StorageCounters = &mut row.storage;
-        storage.completed_ops += 1;
-        storage.completion_jiffies += took_jiffies;
-        storage.failed_ops += u64::from(failed);
+    if lane.pid == request.pid {
+        lives(request.slot);
+        add(&mut lane.completed_ops, 1);
+        add(&mut lane.completion_jiffies, took_jiffies);
+        if failed {
+            add(&mut lane.failed_ops, 1);
+        }
     }
 }

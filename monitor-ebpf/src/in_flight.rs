@@ -12,7 +12,8 @@ use monitor_ebpf::{InFlight, InFlightSet, Layout};
 
 use crate::{
     kernel::global,
-    maps::{IN_FLIGHT, VMS},
+    maps::IN_FLIGHT,
+    vms::{add, lane_of},
 };
 
 /// The number of sets less one; the number is a power of two.
@@ -63,12 +64,10 @@ pub(crate) fn take(bio: *const u8, anchor: &'static Layout) -> Option<(InFlight,
 
 #[inline(always)]
 fn forget(request: &InFlight) {
-    if let Some(row) = VMS.get_ptr_mut(request.slot) {
-        // SAFETY: the row is this CPU's own copy.
-        let row = unsafe { &mut *row };
-        if row.pid == request.pid {
-            row.storage.completed_ops += 1;
-        }
+    if let Some(lane) = lane_of(request.slot)
+        && lane.pid == request.pid
+    {
+        add(&mut lane.completed_ops, 1);
     }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! Built for `bpfel-unknown-none` by `cargo xtask build-ebpf`. On any other target the crate still
 //! compiles, with `std` in place of the panic handler, so that ordinary tools can check it.
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 mod beat;
 mod block;
@@ -20,6 +20,7 @@ mod process;
 mod slots;
 mod tap;
 mod threads;
+mod vms;
 mod writeback;
 
 #[cfg(not(target_arch = "bpf"))]

@@ -2,6 +2,7 @@
 //! pins them and may set their sizes before they are made.
 
 use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
     btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
@@ -10,9 +11,17 @@ use monitor_ebpf::{
     heartbeat::HeartbeatRow,
 };
 
+/// User space maps the map's memory, and reads it without a call (5.5).
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+
 /// One row a VM, by its slot.
 #[btf_map]
-pub(crate) static VMS: PerCpuArray<VmRow, 1024> = PerCpuArray::new();
+pub(crate) static VMS: Array<VmRow, 1024, MMAPABLE> = Array::new();
+
+/// When each VM last showed a sign of life, in the kernel's ticks, by its slot: it sent a packet, a request of it completed,
+/// or its agent said something. All that needs to be known of a VM that is alive.
+#[btf_map]
+pub(crate) static LIFE: Array<u64, 1024, MMAPABLE> = Array::new();
 
 /// What a VM's vCPUs do under KVM, by its slot.
 #[btf_map]
@@ -20,7 +29,7 @@ pub(crate) static KVM: PerCpuArray<KvmRow, 1024> = PerCpuArray::new();
 
 /// What its guest's agent says, by its slot.
 #[btf_map]
-pub(crate) static HEARTBEATS: PerCpuArray<HeartbeatRow, 1024> = PerCpuArray::new();
+pub(crate) static HEARTBEATS: Array<HeartbeatRow, 1024, MMAPABLE> = Array::new();
 
 /// The slot of each QEMU, by its pid; made and removed by user space alone, so that a look-up that fails
 /// means *not a VM of ours* and costs nothing more. See [`slot_of`](crate::slots::slot_of).

@@ -4,18 +4,18 @@
 use aya_ebpf::{
     bindings::__sk_buff,
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
-    helpers::generated::bpf_jiffies64,
     macros::classifier,
     programs::TcContext,
 };
 use aya_log_ebpf::debug;
-use monitor_ebpf::{NetworkCounters, TAP_PROBES, TapRow, tap_home};
+use monitor_ebpf::{TAP_PROBES, TapRow, VmLane, tap_home};
 
 use crate::{
     beat::{ETH_HEARTBEAT_BE, Heard, record_heartbeat},
     kernel::global,
-    maps::{TAPS, VMS},
+    maps::TAPS,
     neighbour::{Answer, classify_neighbour},
+    vms::{add, lane_of, lives},
 };
 
 /// Inode number of the network namespace in which this copy of the programs is attached to taps.
@@ -36,16 +36,19 @@ static TAPS_MASK: u32 = 0;
 /// tap go on. Cost: that of [`tap_to_guest`], and what [`classify_neighbour`] and [`record_heartbeat`] say.
 #[classifier]
 pub(crate) fn tap_from_guest(ctx: TcContext) -> i32 {
-    let Some((tap, counters)) = row(&ctx) else {
+    let Some((tap, lane)) = row(&ctx) else {
         return TC_ACT_UNSPEC;
     };
-    counters.guest_tx_packets += 1;
-    counters.guest_tx_bytes += u64::from(ctx.len());
+    add(&mut lane.guest_tx_packets, 1);
+    add(&mut lane.guest_tx_bytes, u64::from(ctx.len()));
     if let Some(answer) = classify_neighbour(&ctx, sk_buff(&ctx), tap) {
-        counters.probe_answers += 1;
-        counters.probe_answer_bytes += u64::from(ctx.len());
-        counters.arp_answers += u64::from(answer == Answer::Arp);
-        counters.ndp_answers += u64::from(answer == Answer::Ndp);
+        add(&mut lane.probe_answers, 1);
+        add(&mut lane.probe_answer_bytes, u64::from(ctx.len()));
+        match answer {
+            Answer::Arp => add(&mut lane.arp_answers, 1),
+            Answer::Ndp => add(&mut lane.ndp_answers, 1),
+            Answer::Reachability => {}
+        }
         debug!(&ctx, "tap {}: an answer to a probe is taken out", tap.ifindex);
         return TC_ACT_SHOT;
     }
@@ -53,14 +56,13 @@ pub(crate) fn tap_from_guest(ctx: TcContext) -> i32 {
         ETH_HEARTBEAT_BE => record_heartbeat(&ctx, tap.slot),
         _ => None,
     };
+    let now = lives(tap.slot);
     if heard == Some(Heard::Beat) {
-        counters.heartbeats += 1;
-        counters.heartbeat_bytes += u64::from(ctx.len());
+        add(&mut lane.heartbeats, 1);
+        add(&mut lane.heartbeat_bytes, u64::from(ctx.len()));
         return TC_ACT_SHOT;
     }
-    // Even the coarse one of the other clocks would be most of what a packet costs.
-    // SAFETY: plain call.
-    counters.guest_tx_last_jiffies = unsafe { bpf_jiffies64() };
+    lane.guest_tx_last_jiffies = now;
     // What only looks like a beat is a sign of life, and goes no further either.
     if heard.is_some() { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
 }
@@ -71,20 +73,19 @@ pub(crate) fn tap_from_guest(ctx: TcContext) -> i32 {
 /// look-ups by index, see `docs/costs.md`.
 #[classifier]
 pub(crate) fn tap_to_guest(ctx: TcContext) -> i32 {
-    if let Some((_, counters)) = row(&ctx) {
-        counters.guest_rx_packets += 1;
-        counters.guest_rx_bytes += u64::from(ctx.len());
+    if let Some((_, lane)) = row(&ctx) {
+        add(&mut lane.guest_rx_packets, 1);
+        add(&mut lane.guest_rx_bytes, u64::from(ctx.len()));
     }
     TC_ACT_UNSPEC
 }
 
-/// The tap that this packet crosses, and the counters of its VM on this CPU.
+/// The tap that this packet crosses, and its VM's counters for this CPU.
 #[inline(always)]
-fn row(ctx: &TcContext) -> Option<(&'static mut TapRow, &'static mut NetworkCounters)> {
+fn row(ctx: &TcContext) -> Option<(&'static mut TapRow, &'static mut VmLane)> {
     let tap = tap(sk_buff(ctx).ifindex)?;
-    // SAFETY: the row is this CPU's own copy, and a classifier is not preempted by another one.
-    let vm = unsafe { &mut *VMS.get_ptr_mut(tap.slot)? };
-    Some((tap, &mut vm.network))
+    let lane = lane_of(tap.slot)?;
+    Some((tap, lane))
 }
 
 #[inline(always)]

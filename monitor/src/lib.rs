@@ -48,6 +48,6 @@ pub mod parts {
     pub use crate::probes::{ProbeSocket, arp, ndp};
     pub use crate::sampler::{
         CounterMaps, KvmReader, TapAddress, TapAddresses, ThreadReader, VcpuClocks,
-        interrupts_are_hidden, totals,
+        interrupts_are_hidden,
     };
 }

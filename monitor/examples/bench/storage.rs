@@ -11,13 +11,11 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::{
     Btf,
-    maps::{Map, MapData, PerCpuArray},
     programs::BtfTracePoint,
     sys::{Stats, enable_stats},
 };
 use clap::Args;
-use flatline::parts::totals;
-use monitor_ebpf::VmRow;
+use flatline::parts::CounterMaps;
 
 use crate::{
     kernel::{self, Runs},
@@ -30,8 +28,6 @@ const PAIRS: [(&str, &str, &str); 3] = [
     ("block_request_completed", "empty_request", "block_rq_complete"),
     ("block_bio_completed", "empty_bio", "block_bio_complete"),
 ];
-
-type Rows = PerCpuArray<MapData, VmRow>;
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -60,8 +56,7 @@ pub(crate) fn measure(bpffs: &Path, options: &Options) -> Result<()> {
         let floor = program.fd()?.try_clone()?;
         pairs.push((kernel::pinned_program(bpffs, &format!("-{ours}"))?, floor));
     }
-    let rows = Map::PerCpuArray(MapData::from_pin(bpffs.join("vms"))?);
-    let rows: Rows = rows.try_into()?;
+    let counters = CounterMaps::open(bpffs)?;
     // Off again when this is dropped.
     let _statistics = enable_stats(Stats::RunTime)?;
     let read = || -> Result<Vec<(Runs, Runs)>> {
@@ -71,9 +66,9 @@ pub(crate) fn measure(bpffs: &Path, options: &Options) -> Result<()> {
     let mut floors = [const { Vec::new() }; 3];
     let (mut counted, mut events) = (Vec::new(), Vec::new());
     for _ in 0..options.rounds {
-        let before = (read()?, submitted(&rows)?);
+        let before = (read()?, submitted(&counters));
         std::thread::sleep(Duration::from_millis(options.milliseconds));
-        let after = (read()?, submitted(&rows)?);
+        let after = (read()?, submitted(&counters));
         for (at, (now, then)) in after.0.iter().zip(&before.0).enumerate() {
             ours[at].extend(now.0.since(then.0).mean());
             floors[at].extend(now.1.since(then.1).mean());
@@ -92,6 +87,6 @@ pub(crate) fn measure(bpffs: &Path, options: &Options) -> Result<()> {
 }
 
 /// Requests that were counted for any VM. The few that this runs beside have the first slots.
-fn submitted(rows: &Rows) -> Result<u64> {
-    (0..8).map(|slot| Ok(totals(rows.get(&slot, 0)?.iter()).storage.submitted())).sum()
+fn submitted(counters: &CounterMaps) -> u64 {
+    counters.rows().take(8).map(|row| row.storage().submitted()).sum()
 }

@@ -4,9 +4,10 @@ use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Map, MapData, RingBuf},
     programs::{BtfTracePoint, Iter, ProgramError, links::FdLink},
+    util::nr_cpus,
 };
 use aya_log::EbpfLogger;
-use monitor_ebpf::{Layout, ProcessEvent, slot_sets};
+use monitor_ebpf::{Layout, ProcessEvent, VM_LANES, slot_sets};
 use tokio::io::{Interest, unix::AsyncFd};
 use tracing::{debug, warn};
 
@@ -65,11 +66,13 @@ impl Loader {
         let (taps_mask, sets) = (max_taps - 1, max_in_flight / 4);
         let in_flight_mask = sets - 1;
         let slots_mask = slot_sets(max_vms) - 1;
+        let lanes_are_exclusive = u32::from(nr_cpus().is_ok_and(|cpus| cpus <= VM_LANES));
         let mut loader = EbpfLoader::new();
         loader
             // There are no relocations to resolve, and parsing the kernel's types takes 14 ms.
             .btf(None)
             .map_max_entries("VMS", max_vms)
+            .map_max_entries("LIFE", max_vms)
             .map_max_entries("KVM", max_vms)
             .map_max_entries("HEARTBEATS", max_vms)
             .map_max_entries("SLOTS", slot_sets(max_vms))
@@ -80,6 +83,7 @@ impl Loader {
             .override_global("TAPS_MASK", &taps_mask, true)
             .override_global("IN_FLIGHT_MASK", &in_flight_mask, true)
             .override_global("SLOTS_MASK", &slots_mask, true)
+            .override_global("LANES_ARE_EXCLUSIVE", &lanes_are_exclusive, true)
             .override_global("GENERATION", &generation, true)
             .override_global(aya_log::LEVEL, &level, true);
         for (global, value) in offsets.iter().flat_map(|offsets| &offsets.globals) {

@@ -19,11 +19,12 @@ use tracing::debug;
 use super::{ProbeError, pins::Pins};
 use flatline_qemu::discover::VmId;
 
-/// Hands slots out, and keeps the maps in step: `vms`, `kvm`, `heartbeats`, `slots` and `files`.
+/// Hands slots out, and keeps the maps in step: `vms`, `life`, `kvm`, `heartbeats`, `slots` and `files`.
 pub(super) struct Slots {
-    rows: PerCpuArray<MapData, VmRow>,
+    rows: Array<MapData, VmRow>,
+    life: Array<MapData, u64>,
     kvm: PerCpuArray<MapData, KvmRow>,
-    heartbeats: PerCpuArray<MapData, HeartbeatRow>,
+    heartbeats: Array<MapData, HeartbeatRow>,
     by_pid: ByPid,
     owners: HashMap<MapData, FileKey, u32>,
     taken: StdHashMap<VmId, Taken>,
@@ -78,9 +79,10 @@ impl Slots {
     /// Opens the pinned maps, with the VMs that an earlier daemon left in them.
     pub(super) fn open(pins: &Pins) -> Result<Self, ProbeError> {
         let mut slots = Self {
-            rows: open(pins, "vms", Map::PerCpuArray)?,
+            rows: open(pins, "vms", Map::Array)?,
+            life: open(pins, "life", Map::Array)?,
             kvm: open(pins, "kvm", Map::PerCpuArray)?,
-            heartbeats: open(pins, "heartbeats", Map::PerCpuArray)?,
+            heartbeats: open(pins, "heartbeats", Map::Array)?,
             by_pid: ByPid(open(pins, "slots", Map::Array)?),
             owners: open(pins, "files", Map::HashMap)?,
             taken: StdHashMap::new(),
@@ -95,8 +97,8 @@ impl Slots {
         let handed_out: HashSet<u32> = known.values().copied().collect();
         self.free.extend((0..self.rows.len()).filter(|slot| !handed_out.contains(slot)));
         known.retain(|pid, slot| match self.rows.get(slot, 0) {
-            Ok(row) if row[0].pid == *pid => {
-                let vm = VmId { pid: *pid, start_ticks: row[0].start_ticks };
+            Ok(VmRow { lanes: [lane, ..] }) if lane.pid == *pid => {
+                let vm = VmId { pid: *pid, start_ticks: lane.start_ticks };
                 self.taken.insert(vm, Taken { slot: *slot, files: Vec::new() });
                 false
             }
@@ -123,8 +125,7 @@ impl Slots {
 
     /// Packets that the guest in a slot sent, as the programs counted them.
     pub(super) fn sent(&self, slot: u32) -> Result<u64, MapError> {
-        let lanes = self.rows.get(&slot, 0)?;
-        Ok(lanes.iter().map(|lane| lane.network.guest_tx_packets).sum())
+        Ok(self.rows.get(&slot, 0)?.network().guest_tx_packets)
     }
 
     /// The VMs that have a slot.
@@ -164,10 +165,11 @@ impl Slots {
     /// Gives the slot's rows to a VM, with zeros for counters; pid 0 stands for no VM.
     fn write(&mut self, slot: u32, vm: VmId) -> Result<(), MapError> {
         let VmId { pid, start_ticks } = vm;
-        write(&mut self.rows, slot, VmRow { pid, start_ticks, ..VmRow::default() })?;
+        self.rows.set(slot, VmRow::of(pid, start_ticks), 0)?;
+        self.life.set(slot, 0, 0)?;
         write(&mut self.kvm, slot, KvmRow { pid, start_ticks, ..KvmRow::default() })?;
         let silent = HeartbeatRow { pid, start_ticks, ..HeartbeatRow::default() };
-        write(&mut self.heartbeats, slot, silent)
+        self.heartbeats.set(slot, silent, 0)
     }
 
     /// Makes `files` the ones whose written back pages count for the VM. One that another VM has as well counts

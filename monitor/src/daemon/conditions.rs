@@ -11,7 +11,7 @@ use crate::{
     vm::{Context, Vms, WatchedVm},
 };
 use flatline_detector::{policy::Mode, verdict::State};
-use flatline_qemu::discover::Vm;
+use flatline_qemu::discover::{Vm, VmId};
 
 /// A VM as notifications name it.
 fn subject(vm: &Vm) -> Subject {
@@ -36,13 +36,15 @@ fn condition(watched: &WatchedVm) -> Option<(EventKind, String)> {
 pub(super) fn publish_changes(
     notifier: &Notifier,
     vms: &Vms,
+    awake: &[VmId],
     sampler: &HostSampler,
     context: &Context<'_>,
 ) {
     let lost = lost_sensors(vms, sampler);
     notifier.publish(|events, wall_clock| {
         let mut news = events.of_sensors(lost, context.now, wall_clock);
-        for (id, watched) in vms {
+        // Nothing keeps one that rests from being watched.
+        for (id, watched) in awake.iter().filter_map(|id| vms.get_key_value(id)) {
             let who = || subject(&watched.vm);
             news.extend(events.of_vm(*id, who, condition(watched), (context.now, wall_clock)));
         }

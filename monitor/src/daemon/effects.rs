@@ -80,5 +80,5 @@ fn writes_of(
 ) -> impl Fn() -> Option<u64> + Send + Sync + use<> {
     let slot = watched.and_then(|watched| watched.sensors.slot.clone().ok());
     let counters = sampler.counters.clone();
-    move || Some(counters.row(id, slot?).ok()?.storage.write_ops)
+    move || Some(counters.row(id, slot?).ok()?.storage().write_ops)
 }

@@ -9,7 +9,7 @@ use super::{
     conditions,
     disk::Disk,
     effects,
-    host_sampler::HostSampler,
+    host_sampler::{HostSampler, Observed},
     hotplug, memory,
     message::{Inboxes, Message},
     probe_rounds::ProbeRunner,
@@ -28,7 +28,7 @@ use crate::{
     probes::Notes,
     recovery::{Effect, IncidentWriter, Supervisor},
     storage::{incidents::IncidentStore, ledger::Ledger},
-    vm::Context,
+    vm::{Context, WatchedVm},
 };
 use flatline_detector::verdict::{Act, Input, Questions, Testimony, Tick};
 use flatline_qemu::{
@@ -94,7 +94,8 @@ impl EventLoop {
     }
 
     /// Hands the programs back to be taken down.
-    pub(super) fn stop(self) -> ProbeThread {
+    pub(super) fn stop(mut self) -> ProbeThread {
+        self.wake_called(None);
         self.registry.vms.into_values().for_each(|mut watched| let_go(&mut watched));
         self.recovery.end();
         self.disk.finish();
@@ -102,6 +103,9 @@ impl EventLoop {
     }
 
     pub(super) fn on_message(&mut self, message: Message) {
+        if let Message::RunState(id, ..) | Message::Gone(id) = message {
+            self.wake(id);
+        }
         let now = self.now();
         let vms = &mut self.registry.vms;
         let context = Context::at(&self.config, now);
@@ -120,7 +124,7 @@ impl EventLoop {
             }
             Message::Cpus(vm, threads) => {
                 if let Some(watched) = vms.get_mut(&vm) {
-                    hotplug::set_threads(watched, threads, true, &self.sampler);
+                    hotplug::set_threads(watched, threads, true);
                 }
             }
             Message::RunState(vm, number, run_state) => {
@@ -160,6 +164,7 @@ impl EventLoop {
 
     /// QEMU said something on its monitor, or the session to it changed.
     pub(super) fn on_qmp(&mut self, id: VmId, notice: QmpNotice) {
+        self.wake(id);
         let now = self.now();
         let Some(watched) = self.registry.vms.get_mut(&id) else { return };
         let act = match notice {
@@ -183,23 +188,28 @@ impl EventLoop {
     pub(super) fn on_attached(&mut self, report: AttachReport) {
         let now = self.now();
         self.registry.pending.remove(&report.vm);
+        if report.lost.is_some() {
+            self.wake(report.vm);
+        }
         if let Some(watched) = self.registry.vms.get_mut(&report.vm) {
             hotplug::attached(watched, report, &self.inboxes, now);
         }
     }
 
-    /// One tick: samples all VMs, then judges each on what moved.
+    /// One tick: samples all VMs but those that rest, then judges each of these on what moved.
     pub(super) fn tick(&mut self) {
         let now = self.now();
-        let threads = self.sampler.observe(&mut self.registry.vms, now);
-        self.publisher.history.append(self.registry.vms.values().map(|watched| {
-            (&watched.vm, watched.sensors.activity.as_ref().filter(|_| watched.sensors.is_counted))
+        let Observed { awake, threads } = self.sampler.observe(&mut self.registry.vms, now);
+        let counters = &self.sampler.counters;
+        self.publisher.history.append(self.registry.vms.values_mut().map(|watched| {
+            let rates = watched.rates(counters, now);
+            (&watched.vm, rates)
         }));
         let context = Context::at(&self.config, now);
         let notifier = &self.publisher.notifier;
         let undecided = storm::assess(&mut self.registry, &self.recovery, notifier, &context);
-        for id in self.registry.vms.keys().copied().collect::<Vec<_>>() {
-            self.judge(id, undecided, now);
+        for id in &awake {
+            self.judge(*id, undecided, now);
         }
         self.sampler.watch_kvm(&self.registry.vms);
         self.recovery.start_due(&self.registry.vms, &Context::at(&self.config, now));
@@ -209,7 +219,7 @@ impl EventLoop {
         hotplug::look_again(vms, self.sampler.ticks, threads.as_ref(), &self.inboxes);
         vms.values_mut().for_each(|watched| self.recovery.end_reports(watched));
         let context = Context::at(&self.config, now);
-        conditions::publish_changes(&self.publisher.notifier, vms, &self.sampler, &context);
+        conditions::publish_changes(&self.publisher.notifier, vms, &awake, &self.sampler, &context);
     }
 
     fn judge(&mut self, id: VmId, undecided: bool, now: Duration) {
@@ -218,6 +228,10 @@ impl EventLoop {
         }
         self.carry_out();
         let Some(watched) = self.registry.vms.get_mut(&id) else { return };
+        if watched.is_resting() {
+            let act = watched.wake(now);
+            return self.act(id, act);
+        }
         // A look into the map for each VM and tick would be half of what a tick costs.
         let calibratable = watched.detector.watch.wants_calibration(now)
             && ProbeRunner::is_calibratable(watched, &self.sampler);
@@ -228,7 +242,29 @@ impl EventLoop {
         let monitor = watched.link.monitor();
         let tick = Tick { activity, monitor, calibratable, undecided };
         let act = watched.step(&Input::Tick(Arc::new(tick)), now);
+        if act == Act::Nothing {
+            watched.lie_down(&self.sampler.signs, now);
+        }
         self.act(id, act);
+    }
+
+    /// Ends a VM's rest, with a sample of what moved meanwhile: something else is to be told of it.
+    fn wake(&mut self, id: VmId) {
+        let now = self.now();
+        if let Some(watched) = self.registry.vms.get_mut(&id).filter(|vm| vm.is_resting()) {
+            self.sampler.observe_one(watched, now);
+            let act = watched.wake(now);
+            self.act(id, act);
+        }
+    }
+
+    /// Ends the rest of a VM, or of all where none is named.
+    pub(super) fn wake_called(&mut self, vm: Option<&str>) {
+        let is_called = |watched: &WatchedVm| vm.is_none_or(|vm| watched.vm.is_called(vm));
+        let called = self.registry.vms.iter().filter(|(_, watched)| is_called(watched));
+        for id in called.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.wake(id);
+        }
     }
 
     /// Starts a round of questions, unless one is under way or began just now: a later tick asks again.

@@ -1,6 +1,12 @@
-//! Host sampler: reads all counters and all threads once a tick, and hands each VM its share.
+//! Host sampler: looks for a sign of life of each VM once a tick, and samples those in full that show none, or may not rest.
 
-use std::{cell::OnceCell, collections::HashMap, path::Path, sync::Arc, time::Duration};
+use std::{
+    cell::{OnceCell, RefCell},
+    collections::HashMap,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use aya::maps::MapError;
 use tracing::{debug, info, warn};
@@ -8,28 +14,40 @@ use tracing::{debug, info, warn};
 use crate::{
     bpf::{ProbeThread, ProgramHealth, THREADS},
     sampler::{
-        CounterMaps, DeviceWatch, HeartbeatReader, ThreadReader, ThreadTimes, VcpuClocks, ticks,
+        CounterMaps, DeviceWatch, HeartbeatReader, LifeReader, ThreadReader, ThreadTimes,
+        jiffies_in, ticks,
     },
-    vm::{HostReadings, Vms, WatchedVm},
+    vm::{HostReadings, Signs, Vms, WatchedVm},
 };
-use flatline_qemu::discover::Accelerator;
+use flatline_qemu::discover::{Accelerator, VmId};
 
-/// Ticks between two readings of what all guests' agents said, whichever said something meanwhile.
-const ALL_HEARTBEATS_EVERY: u64 = 10;
+/// What a tick was about.
+pub(super) struct Observed {
+    /// The VMs that were sampled.
+    pub(super) awake: Vec<VmId>,
+    /// All threads' times, where they were read in one reading.
+    pub(super) threads: Option<ThreadTimes>,
+}
+
+/// Reading a thread's time from its own file, and the state of its process, against passing a thread of the host in the
+/// iterator: 1.5 us and 8 us against 0.4 us (`docs/costs.md`).
+const CLOCK_NS: u64 = 1_500;
+const PROCESS_NS: u64 = 8_000;
+const PASSED_THREAD_NS: u64 = 400;
+/// The kernel's ticks are told from a clock for no longer than this after they were read.
+const JIFFIES_HOLD: Duration = Duration::from_secs(60);
 
 /// See the module.
 pub(super) struct HostSampler {
     pub(super) counters: Arc<CounterMaps>,
-    /// What guests' agents say.
-    pub(super) heartbeats: HeartbeatReader,
+    /// Signs of life, and what guests' agents say.
+    pub(super) signs: Signs,
     /// Reads all threads' times at once; `None` where no program could be had for it.
     threads: Option<ThreadReader>,
-    /// It can't be read, or there is none: each VM's threads have clocks of their own.
-    pub(super) has_clocks: bool,
     pub(super) health: Vec<ProgramHealth>,
     pub(super) probes: ProbeThread,
     pub(super) ticks: u64,
-    /// When the last reading began, and the kernel's ticks then.
+    /// When all threads were read last, and the kernel's ticks then.
     jiffies: Option<(Duration, u64)>,
     devices: DeviceWatch,
 }
@@ -44,9 +62,14 @@ impl HostSampler {
         probes: ProbeThread,
         health: Vec<ProgramHealth>,
     ) -> Result<Self, Box<(MapError, ProbeThread)>> {
-        let maps = CounterMaps::open(bpffs_dir)
-            .and_then(|counters| Ok((counters, HeartbeatReader::open(bpffs_dir)?)));
-        let (counters, heartbeats) = match maps {
+        let maps = || -> Result<_, MapError> {
+            let signs = Signs {
+                life: LifeReader::open(bpffs_dir)?,
+                heartbeats: HeartbeatReader::open(bpffs_dir)?,
+            };
+            Ok((CounterMaps::open(bpffs_dir)?, signs))
+        };
+        let (counters, signs) = match maps() {
             Ok(maps) => maps,
             Err(error) => return Err(Box::new((error, probes))),
         };
@@ -56,8 +79,7 @@ impl HostSampler {
             health.iter().any(is_there).then(|| ThreadReader::new(bpffs_dir.join(THREADS)));
         Ok(Self {
             counters: Arc::new(counters),
-            heartbeats,
-            has_clocks: threads.is_none(),
+            signs,
             threads,
             health,
             probes,
@@ -67,79 +89,118 @@ impl HostSampler {
         })
     }
 
-    /// Samples all VMs; returns all threads' times, where they were read in one reading.
-    pub(super) fn observe(&mut self, vms: &mut Vms, now: Duration) -> Option<ThreadTimes> {
+    /// Samples all VMs but those that rest on, and returns which.
+    pub(super) fn observe(&mut self, vms: &mut Vms, now: Duration) -> Observed {
         self.ticks += 1;
-        let slots = vms.values().filter_map(|watched| watched.sensors.slot.as_ref().ok());
-        let slots = slots.max().map_or(0, |highest| highest + 1);
-        let rows = self.counters.rows(slots);
-        let threads = self.read_threads(vms);
-        self.jiffies = threads.as_ref().map(|threads| (now, threads.jiffies()));
-        // For the first guest whose agent said anything, for all.
-        let beats = OnceCell::new();
-        let heartbeats = || beats.get_or_init(|| self.heartbeats.rows(slots)).as_ref();
+        let signs = &self.signs;
+        let awake: Vec<VmId> = vms
+            .iter_mut()
+            .filter_map(|(id, watched)| (!watched.rests_on(signs, now)).then_some(*id))
+            .collect();
+        let threads = self.threads_for(awake.iter().filter_map(|id| vms.get(id)), now);
+        self.read(threads.as_ref(), now, |host| {
+            for id in &awake {
+                if let Some(watched) = vms.get_mut(id) {
+                    watched.observe(host, now);
+                }
+            }
+        });
+        Observed { awake, threads }
+    }
+
+    /// Samples one VM that rests, whose rest is to end.
+    pub(super) fn observe_one(&mut self, watched: &mut WatchedVm, now: Duration) {
+        self.read(None, now, |host| watched.observe(host, now));
+    }
+
+    /// Samples those that rest, to be shown.
+    pub(super) fn look<'a>(&mut self, vms: impl Iterator<Item = &'a mut WatchedVm>, now: Duration) {
+        let mut resting: Vec<&mut WatchedVm> = vms.filter(|vm| vm.is_resting()).collect();
+        let threads = self.threads_for(resting.iter().map(|watched| &**watched), now);
+        self.read(threads.as_ref(), now, |host| {
+            resting.iter_mut().for_each(|watched| watched.look(host, now));
+        });
+    }
+
+    /// Hands on what is read of the host.
+    fn read(
+        &mut self,
+        threads: Option<&ThreadTimes>,
+        now: Duration,
+        sample: impl FnOnce(&HostReadings<'_>),
+    ) {
+        let jiffies = self.jiffies_at(now);
         // For the first VM that seems to be stalled, for all.
         let ages = OnceCell::new();
         let in_flight = |slot: u32| {
-            let ages = ages.get_or_init(|| match &threads {
-                Some(threads) => self.counters.in_flight(threads.jiffies()).unwrap_or_default(),
+            let ages = ages.get_or_init(|| match jiffies {
+                Some(jiffies) => self.counters.in_flight(jiffies).unwrap_or_default(),
                 // Nothing else tells the kernel's ticks.
                 None => HashMap::new(),
             });
             ages.get(&slot).copied()
         };
         let standing = OnceCell::new();
-        let devices = || *standing.get_or_init(|| self.devices.look(now));
-        let host = HostReadings {
-            rows: &rows,
-            threads: threads.as_ref(),
-            heartbeats: &heartbeats,
-            reads_all_heartbeats: self.ticks.is_multiple_of(ALL_HEARTBEATS_EVERY),
+        let devices = RefCell::new(&mut self.devices);
+        let devices = || *standing.get_or_init(|| devices.borrow_mut().look(now));
+        sample(&HostReadings {
+            counters: &self.counters,
+            threads,
+            signs: &self.signs,
             in_flight: &in_flight,
             devices: &devices,
-        };
-        for watched in vms.values_mut() {
-            watched.observe(&host, now);
-        }
-        threads
+        });
     }
 
-    /// All threads' times, in one reading; `None` where each VM's have to be read from its own clocks: always, or as
-    /// long as the iterator can't be read.
-    fn read_threads(&mut self, vms: &mut Vms) -> Option<ThreadTimes> {
+    /// All threads' times in one reading, where that is the cheaper way to those of `vms`, or the kernel's ticks are to be
+    /// read with them; `None` where each VM's are to be read from its own clocks.
+    fn threads_for<'a>(
+        &mut self,
+        vms: impl Iterator<Item = &'a WatchedVm>,
+        now: Duration,
+    ) -> Option<ThreadTimes> {
+        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        let by_clocks = vms.fold(0_u64, |sum, watched| {
+            sum + PROCESS_NS + CLOCK_NS * count(watched.sensors.threads.len())
+        });
+        // The kernel's number of processes is that of threads.
+        let by_iterator = PASSED_THREAD_NS * u64::from(rustix::system::sysinfo().procs);
+        let knows_ticks = self.jiffies_at(now).is_some();
+        if knows_ticks && by_clocks < by_iterator { None } else { self.read_threads(now) }
+    }
+
+    fn read_threads(&mut self, now: Duration) -> Option<ThreadTimes> {
         let read = self.threads.as_ref()?.read();
         let failure = read.as_ref().err().map(ToString::to_string);
-        if failure.is_some() != self.has_clocks {
-            self.has_clocks = failure.is_some();
-            match &failure {
-                Some(why) => {
+        for program in self.health.iter_mut().filter(|program| program.program == THREADS) {
+            match (&program.failure, &failure) {
+                (None, Some(why)) => {
                     warn!("{why}; each VM's times are read from /proc until it can be read")
                 }
-                None => info!("the iterator over threads can be read again"),
+                (Some(_), None) => info!("the iterator over threads can be read again"),
+                (None, None) | (Some(_), Some(_)) => {}
             }
-            for (id, watched) in vms {
-                watched.sensors.clocks = VcpuClocks::default();
-                if failure.is_some() {
-                    // Should that fail, its threads are looked for once more.
-                    match VcpuClocks::open(id.pid, &watched.sensors.threads) {
-                        Ok(clocks) => watched.sensors.clocks = clocks,
-                        Err(_) => watched.sensors.threads.clear(),
-                    }
-                }
-            }
-            for program in self.health.iter_mut().filter(|program| program.program == THREADS) {
-                program.failure.clone_from(&failure);
-            }
+            program.failure.clone_from(&failure);
         }
-        read.ok()
+        let threads = read.ok()?;
+        self.jiffies = Some((now, threads.jiffies()));
+        Some(threads)
+    }
+
+    /// The kernel's ticks at `now`.
+    fn jiffies_at(&self, now: Duration) -> Option<u64> {
+        let (read, jiffies) = self.jiffies?;
+        let since = now.saturating_sub(read);
+        (since < JIFFIES_HOLD).then(|| jiffies + jiffies_in(since))
     }
 
     /// Seconds since a moment in the kernel's ticks; `None` for the tick 0, which is never, and where nothing
     /// tells which tick it is.
     pub(super) fn since_jiffies(&self, moment: u64, now: Duration) -> Option<f64> {
         let (read, jiffies) = self.jiffies.filter(|_| moment != 0)?;
+        let later = ticks(moment.saturating_sub(jiffies));
         let age = ticks(jiffies.saturating_sub(moment)) + now.saturating_sub(read);
-        Some(age.as_secs_f64())
+        Some(age.saturating_sub(later).as_secs_f64())
     }
 
     /// Attaches KVM's tracepoints while it runs a suspect, and only then.

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     bpf::{AttachReport, Counted, TapProbe},
-    sampler::{ThreadTimes, VcpuClocks},
+    sampler::ThreadTimes,
     vm::{PENDING, Sensors, Vms, WatchedVm},
 };
 use flatline_detector::verdict::Input;
@@ -74,19 +74,14 @@ pub(super) fn refreshed(
     sampler.probes.attach(watched.vm.id, counted(&watched.vm.plugged));
     let Some(threads) = threads else { return };
     if !threads.is_empty() && !watched.sensors.threads_from_qmp {
-        set_threads(watched, threads, false, sampler);
+        set_threads(watched, threads, false);
     }
     // vCPUs may have been plugged in or out.
     qmp_events::ask_cpus(watched, inboxes);
 }
 
 /// Takes these threads for the vCPUs, as (vCPU index, thread id), if the process has them all.
-pub(super) fn set_threads(
-    watched: &mut WatchedVm,
-    threads: Vec<(u32, u32)>,
-    from_qmp: bool,
-    sampler: &HostSampler,
-) {
+pub(super) fn set_threads(watched: &mut WatchedVm, threads: Vec<(u32, u32)>, from_qmp: bool) {
     let (id, name) = (watched.vm.id, &watched.vm.name);
     let sensors = &mut watched.sensors;
     if sensors.threads == threads {
@@ -98,15 +93,7 @@ pub(super) fn set_threads(
         return debug!(vm = name, "it has no thread {tid}, which it names");
     }
     sensors.threads_from_qmp = from_qmp;
-    if sampler.has_clocks {
-        match VcpuClocks::open(id.pid, &threads) {
-            Ok(clocks) => sensors.clocks = clocks,
-            Err(error) => {
-                return debug!(vm = name, "its vCPU threads can't be opened: {error}");
-            }
-        }
-    }
-    sensors.threads = threads;
+    sensors.set_threads(threads);
 }
 
 /// Takes in where a VM is counted since just now.

@@ -167,6 +167,7 @@ async fn watch(
     conditions::publish_start(&event_loop.publisher.notifier, event_loop.config.mode);
 
     let mut tick = ticks(Instant::now(), event_loop.config.sample_interval);
+    let wanted = event_loop.publisher.wanted.clone();
     let mut sweep = interval_at(Instant::now() + SWEEP_EVERY, SWEEP_EVERY);
     loop {
         tokio::select! {
@@ -185,6 +186,7 @@ async fn watch(
             Some(message) = inbox.recv() => event_loop.on_message(message),
             Some(report) = attached.recv() => event_loop.on_attached(report),
             Some(request) = requests.recv() => event_loop.on_request(request),
+            () = wanted.notified() => event_loop.publish_snapshot(),
             _ = sweep.tick() => event_loop.sweep(),
         }
         if event_loop.registry.first_reading_is_due() {

@@ -1,13 +1,12 @@
 //! Publisher: hands what the loop sees to Prometheus, the web page, the history of rates, and notifications.
 //!
-//! A tick leaves copied numbers for the web server, since 1,000 VMs are gone through once more a second for it, asked for
-//! or not: a client is answered from the last tick, however late the next one is. For the page, which shows more, a tick
-//! leaves something only while it has viewers.
+//! Prometheus gets copied numbers, made when it asks; where the loop is held up, those of the last time. For the page, which
+//! shows more, a tick leaves something only while it has viewers.
 
 use std::{sync::Arc, time::SystemTime};
 
 use axum::Router;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::{
     config::Config,
@@ -23,8 +22,10 @@ use crate::{
 pub(super) struct Publisher {
     /// The daemon's own counters.
     pub(super) counts: Counts,
-    /// Where the last tick's snapshot is left for Prometheus.
+    /// Where the last snapshot is left for Prometheus.
     pub(super) latest: watch::Sender<Option<Arc<Snapshot>>>,
+    /// That it asks for another.
+    pub(super) wanted: Arc<Notify>,
     /// Where it is left for the page.
     pub(super) page: page_snapshot::Publisher,
     /// The last ticks of all VMs in a few figures each.
@@ -44,8 +45,11 @@ impl Publisher {
         let (counts, incidents) = (Counts::default(), IncidentCounts::new(SystemTime::now()));
         let (notifications, latest) = (NotificationCounts::default(), watch::Sender::new(None));
         let (page, subscriber) = page_snapshot::pair();
+        let wanted = Arc::new(Notify::new());
+        let exposition =
+            Exposition::new(latest.subscribe(), &wanted, &counts, &incidents, &notifications);
         let sources = Sources {
-            exposition: Exposition::new(latest.subscribe(), &counts, &incidents, &notifications),
+            exposition,
             subscriber,
             lines: history.clone(),
             store: store.clone(),
@@ -59,7 +63,7 @@ impl Publisher {
             EventKind::Recorded => incidents.note(event.incident),
             _ => told.publish_recovery(event),
         });
-        (Self { counts, latest, page, history, notifier, store, site, server }, sink)
+        (Self { counts, latest, wanted, page, history, notifier, store, site, server }, sink)
     }
 
     /// Goes on as `new` has it, after `old`.

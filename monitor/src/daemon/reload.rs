@@ -53,6 +53,8 @@ impl EventLoop {
             Ok(new) => {
                 self.reloading.complaint = None;
                 new.warnings.iter().for_each(|warning| warn!("{warning}"));
+                // What was seen on the old terms is judged on them.
+                self.wake_called(None);
                 self.follow(*new);
             }
             Err(error) => {

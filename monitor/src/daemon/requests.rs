@@ -16,6 +16,7 @@ impl EventLoop {
         let ControlRequest { request, reply } = request;
         match request {
             Request::Status => {
+                self.look();
                 let status = self.status();
                 // To put 1,000 VMs as JSON takes as long as a tick does.
                 answer_from_thread(reply, move || Reply::ok(&status));
@@ -56,7 +57,8 @@ impl EventLoop {
         }
     }
 
-    fn show(&self, vm: &str) -> Reply {
+    fn show(&mut self, vm: &str) -> Reply {
+        self.wake_called(Some(vm));
         match self.registry.find(vm) {
             Ok(watched) => {
                 let history = watched.detector.recorder.history(self.now());
@@ -67,7 +69,8 @@ impl EventLoop {
     }
 
     /// Has recordings of a VM, or of all, written to files, and answers with their names.
-    fn record(&self, vm: Option<&str>, reply: oneshot::Sender<Reply>) {
+    fn record(&mut self, vm: Option<&str>, reply: oneshot::Sender<Reply>) {
+        self.wake_called(vm);
         let chosen = match vm.map(|vm| self.registry.find(vm)).transpose() {
             Ok(Some(only)) => vec![only],
             Ok(None) => self.registry.vms.values().collect(),

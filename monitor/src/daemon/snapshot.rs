@@ -16,11 +16,25 @@ impl EventLoop {
     pub(super) fn timed_tick(&mut self, due: Instant) {
         let begun = Instant::now();
         self.tick();
-        let snapshot = self.snapshot();
-        self.publisher.latest.send_replace(Some(Arc::new(snapshot)));
         self.publish_page_snapshot();
         let behind = begun.saturating_duration_since(due);
         self.publisher.counts.ticked(behind, begun.elapsed(), self.config.sample_interval);
+    }
+
+    /// Publishes the figures for Prometheus.
+    pub(super) fn publish_snapshot(&mut self) {
+        // Before the first tick there is nothing to be told.
+        if self.sampler.ticks > 0 {
+            self.look();
+            let snapshot = self.snapshot();
+            self.publisher.latest.send_replace(Some(Arc::new(snapshot)));
+        }
+    }
+
+    /// Samples those that rest, to be shown.
+    pub(super) fn look(&mut self) {
+        let now = self.now();
+        self.sampler.look(self.registry.vms.values_mut(), now);
     }
 
     /// What clients are told of the host and all VMs.
@@ -35,11 +49,13 @@ impl EventLoop {
     }
 
     /// Publishes what the page's viewers look at.
-    fn publish_page_snapshot(&self) {
+    fn publish_page_snapshot(&mut self) {
         let now = std::time::Instant::now();
         let publisher = &self.publisher.page;
         let interval = self.config.sample_interval;
         let Some(wanted) = publisher.wanted(now, interval) else { return };
+        self.look();
+        let publisher = &self.publisher.page;
         let of = |pid: &u32| self.registry.vms.values().find(|watched| watched.vm.id.pid == *pid);
         let views = self.views();
         let shown = wanted.iter().filter_map(of);

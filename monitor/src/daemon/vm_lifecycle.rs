@@ -88,6 +88,7 @@ impl EventLoop {
             detector: Detector::new(detection, watch, recorder),
             recovery,
             memory,
+            resting: None,
             vm: Arc::new(vm),
         };
         self.registry.vms.insert(id, watched);

@@ -13,10 +13,12 @@ use std::{
 };
 
 use crate::api::view::{LineView, LinesView};
-use flatline_detector::activity::Activity;
 use flatline_qemu::discover::{Vm, VmId};
 pub(crate) use rates::RATES;
 pub(crate) use rates::{Rate, TickRates};
+
+/// No mean of the vCPUs' level is over more ticks.
+const MOST_UNREAD: usize = 32;
 
 /// Ticks that are kept of each VM.
 pub(crate) const HISTORY_TICKS: usize = 120;
@@ -26,8 +28,18 @@ pub(crate) const HISTORY_TICKS: usize = 120;
 pub(crate) struct Ticks(VecDeque<TickRates>);
 
 impl Ticks {
-    /// Appends a tick, for which the oldest one goes where there is no room.
+    /// Appends a tick, for which the oldest one goes where there is no room. Ticks before it of which the vCPUs' level is
+    /// unknown were part of what its level is the mean of.
     pub(crate) fn push(&mut self, rates: TickRates) {
+        let level = [Rate::Vcpu, Rate::VcpuWanted].map(|rate| (rate, rates.get(rate)));
+        if level[0].1.is_some() {
+            let unknown = |ticks: &&mut TickRates| ticks.get(Rate::Vcpu).is_none();
+            for tick in self.0.iter_mut().rev().take(MOST_UNREAD).take_while(unknown) {
+                for (rate, value) in level {
+                    *tick = tick.with(rate, value.map(f64::from));
+                }
+            }
+        }
         if self.0.len() == HISTORY_TICKS {
             self.0.pop_front();
         }
@@ -71,6 +83,8 @@ impl From<&LineView> for Ticks {
 struct VmTicks {
     vm: Arc<Vm>,
     ticks: Ticks,
+    /// The number of the last one.
+    tick: u64,
 }
 
 impl VmTicks {
@@ -116,22 +130,26 @@ impl RateHistory {
         self.state().interval = interval;
     }
 
-    /// Appends a tick: what each VM did; `None` where nothing was read of it. A VM that isn't among them is forgotten.
-    pub(crate) fn append<'a>(
-        &self,
-        vms: impl Iterator<Item = (&'a Arc<Vm>, Option<&'a Activity>)>,
-    ) {
+    /// Appends a tick: the rates of each VM, and the level of its vCPUs over the ticks up to it in which that was not read. A
+    /// VM that isn't among them is forgotten.
+    pub(crate) fn append<'a>(&self, vms: impl Iterator<Item = (&'a Arc<Vm>, TickRates)>) {
         let mut state = self.state();
         state.ticks += 1;
-        let mut before = std::mem::take(&mut state.vms);
-        state.vms = vms
-            .map(|(vm, activity)| {
-                let mut ticks = before.remove(&vm.id).map_or_else(Ticks::default, |vm| vm.ticks);
-                ticks.push(activity.map_or(TickRates::UNKNOWN, TickRates::of));
+        let tick = state.ticks;
+        for (vm, rates) in vms {
+            let its = state.vms.entry(vm.id).or_insert_with(|| VmTicks {
+                vm: Arc::clone(vm),
+                ticks: Ticks::default(),
+                tick,
+            });
+            if !Arc::ptr_eq(&its.vm, vm) {
                 // What is plugged in and out makes a new `Vm` of it.
-                (vm.id, VmTicks { vm: Arc::clone(vm), ticks })
-            })
-            .collect();
+                its.vm = Arc::clone(vm);
+            }
+            its.ticks.push(rates);
+            its.tick = tick;
+        }
+        state.vms.retain(|_, vm| vm.tick == tick);
     }
 
     /// The ticks of the VMs with this name, UUID or process id; `None`: of all.
@@ -169,7 +187,7 @@ impl RateHistory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flatline_detector::activity::{NetworkActivity, StorageActivity, VcpuActivity};
+    use flatline_detector::activity::{Activity, NetworkActivity, StorageActivity, VcpuActivity};
     use flatline_qemu::discover::Ownership;
     use flatline_samples::{Missing, ProcessState};
 
@@ -199,9 +217,9 @@ mod tests {
         let mut lost = activity(0);
         lost.storage = Err(Missing::new("storage", "the program is gone"));
         lost.network = Ok(None);
-        history.append([(&web(A), Some(&activity(9)))].into_iter());
-        history.append([(&web(A), Some(&lost))].into_iter());
-        history.append([(&web(A), None)].into_iter());
+        history.append([(&web(A), TickRates::of(&activity(9)))].into_iter());
+        history.append([(&web(A), TickRates::of(&lost))].into_iter());
+        history.append([(&web(A), TickRates::UNKNOWN)].into_iter());
         let view = history.view(None);
         assert_eq!(view.interval_seconds, 2.0);
         let [line] = &view.vms[..] else { panic!("not one line: {view:?}") };
@@ -217,12 +235,12 @@ mod tests {
     fn no_more_ticks_are_kept_than_that_and_none_of_a_vm_that_is_gone() {
         let history = RateHistory::new(Duration::from_secs(1));
         for tick in 0..HISTORY_TICKS as u64 + 3 {
-            history.append([(&web(A), Some(&activity(tick * 2)))].into_iter());
+            history.append([(&web(A), TickRates::of(&activity(tick * 2)))].into_iter());
         }
         let line = history.view(Some("web")).vms.remove(0);
         assert_eq!(line.packets_from_guest.len(), HISTORY_TICKS);
         assert_eq!(line.packets_from_guest.first(), Some(&Some(3.0)));
-        history.append([(&web(B), None)].into_iter());
+        history.append([(&web(B), TickRates::UNKNOWN)].into_iter());
         let view = history.view(Some("7"));
         assert_eq!(view.vms.len(), 1, "{view:?}");
         assert_eq!((view.vms[0].start_ticks, view.vms[0].vcpu.len()), (2, 1));
@@ -235,7 +253,7 @@ mod tests {
         let history = RateHistory::new(Duration::from_secs(1));
         assert_eq!(history.last(2).0, 0);
         for tick in 1..=5 {
-            history.append([(&web(A), Some(&activity(tick * 2)))].into_iter());
+            history.append([(&web(A), TickRates::of(&activity(tick * 2)))].into_iter());
         }
         let (ticks, view) = history.last(2);
         assert_eq!((ticks, &view.vms[0].packets_from_guest), (5, &vec![Some(4.0), Some(5.0)]));
@@ -245,8 +263,8 @@ mod tests {
     #[test]
     fn what_is_written_as_json_is_read_back() {
         let history = RateHistory::new(Duration::from_secs(1));
-        history.append([(&web(A), Some(&activity(9)))].into_iter());
-        history.append([(&web(A), None)].into_iter());
+        history.append([(&web(A), TickRates::of(&activity(9)))].into_iter());
+        history.append([(&web(A), TickRates::UNKNOWN)].into_iter());
         let ticks = Ticks::from(&history.view(None).vms[0]);
         let sent = ticks.last(9).map(|rates| rates.get(Rate::PacketsFromGuest));
         assert_eq!(sent.collect::<Vec<_>>(), [Some(4.5), None]);

@@ -40,7 +40,7 @@ impl TickRates {
 
     /// What an activity says; nothing where no time went by.
     pub(crate) fn of(activity: &Activity) -> Self {
-        let rate = |number: u64| per_second(number, activity.elapsed);
+        let rate = |number: u64| Self::per_second(number, activity.elapsed);
         let network = activity.network.as_ref().ok().copied().flatten();
         let storage = activity.storage.as_ref().ok();
         let vcpus = activity.vcpus.as_ref().ok();
@@ -53,7 +53,7 @@ impl TickRates {
             .with(Rate::Completed, storage.and_then(|storage| rate(storage.completed)))
             .with(Rate::Vcpu, vcpus.map(|vcpus| vcpus.iter().map(|vcpu| vcpu.busy).sum()))
             .with(Rate::VcpuWanted, vcpus.map(wanted))
-            .with(Rate::InFlight, storage.map(|storage| exact(storage.in_flight)))
+            .with(Rate::InFlight, storage.map(|storage| Self::exact(storage.in_flight)))
             .with(Rate::ProbeAnswers, network.and_then(|network| rate(network.probe_answers)))
     }
 
@@ -66,14 +66,14 @@ impl TickRates {
     ) -> Self {
         let rate = |counter: fn(&VmView) -> Option<u64>| {
             let number = counter(now)?.checked_sub(counter(before?)?)?;
-            per_second(number, elapsed?)
+            Self::per_second(number, elapsed?)
         };
         let sent = |vm: &VmView| {
             let network = vm.network?;
             Some(network.guest_tx_packets.saturating_sub(network.probe_answers))
         };
         let busy: Option<f64> = now.vcpus.iter().map(|vcpu| vcpu.busy_ratio).sum();
-        let in_flight = now.storage.as_ref().map(|storage| exact(storage.in_flight));
+        let in_flight = now.storage.as_ref().map(|storage| Self::exact(storage.in_flight));
         Self::UNKNOWN
             .with(Rate::PacketsFromGuest, rate(sent))
             .with(Rate::PacketsToGuest, rate(|vm| vm.network?.guest_rx_packets))
@@ -100,14 +100,23 @@ impl TickRates {
     pub(crate) fn all(&self) -> [Option<f64>; RATES] {
         self.0.map(|value| Some(f64::from(value)).filter(|value| !value.is_nan()))
     }
-}
 
-/// `None` where no time went by.
-fn per_second(number: u64, elapsed: Duration) -> Option<f64> {
-    (!elapsed.is_zero()).then(|| exact(number) / elapsed.as_secs_f64())
-}
+    /// The vCPUs' level that an activity says, beside these rates.
+    #[must_use]
+    pub(crate) fn with_level_of(self, activity: &Activity) -> Self {
+        let level = Self::of(activity);
+        [Rate::Vcpu, Rate::VcpuWanted]
+            .into_iter()
+            .fold(self, |rates, rate| rates.with(rate, level.get(rate).map(f64::from)))
+    }
 
-#[expect(clippy::cast_precision_loss, reason = "no VM does 2^53 of anything in a tick")]
-fn exact(number: u64) -> f64 {
-    number as f64
+    /// `None` where no time went by.
+    pub(crate) fn per_second(number: u64, elapsed: Duration) -> Option<f64> {
+        (!elapsed.is_zero()).then(|| Self::exact(number) / elapsed.as_secs_f64())
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "no VM does 2^53 of anything in a tick")]
+    pub(crate) fn exact(number: u64) -> f64 {
+        number as f64
+    }
 }

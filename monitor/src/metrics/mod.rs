@@ -1,7 +1,7 @@
-//! The figures for Prometheus: what the last tick saw, as OpenMetrics text.
+//! The figures for Prometheus: what is known of all VMs, as OpenMetrics text.
 //!
-//! The loop hands over a [`Snapshot`] a tick, which is copied numbers and nothing else; all text is made here, when
-//! it is asked for, and outside of the loop. What is asked for again before the next tick is not made again.
+//! The loop makes a [`Snapshot`] when one is asked for, once a second at most, which is copied numbers and nothing else; all
+//! text is made here, outside of the loop, once for all who ask for the same snapshot.
 //! Counters of the daemon itself live here between ticks ([`Counts`]).
 //!
 //! How many series there may be is bounded: by the VMs that are counted (`probes.max_vms`), by the vCPUs of each, by
@@ -19,7 +19,7 @@ mod snapshot;
 mod tests;
 mod vms;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use prometheus_client::{
@@ -27,7 +27,10 @@ use prometheus_client::{
     encoding::{DescriptorEncoder, prometheus_text, text},
     registry::Registry,
 };
-use tokio::sync::watch;
+use tokio::{
+    sync::{Notify, watch},
+    time::timeout,
+};
 
 use crate::single_flight::SingleFlight;
 pub(crate) use counts::Counts;
@@ -67,10 +70,16 @@ impl Format {
     }
 }
 
+/// A snapshot that is younger is not made anew, however many clients ask.
+const YOUNG_FOR: Duration = Duration::from_millis(900);
+/// How long the loop may take to make one.
+const FRESH_WITHIN: Duration = Duration::from_millis(500);
+
 /// Makes the text, once for each snapshot and format.
 pub(crate) struct Exposition {
     registry: Arc<Registry>,
     latest: Latest,
+    wanted: Arc<Notify>,
     open_metrics: SingleFlight<Of, Bytes>,
     prometheus_text: SingleFlight<Of, Bytes>,
 }
@@ -85,9 +94,10 @@ impl PartialEq for Of {
 }
 
 impl Exposition {
-    /// Of the newest snapshot, and of what the daemon counted.
+    /// Of snapshots, each of which is published after it was `wanted`, and of what the daemon counted.
     pub(crate) fn new(
         latest: Latest,
+        wanted: &Arc<Notify>,
         counts: &Counts,
         incidents: &IncidentCounts,
         notifications: &NotificationCounts,
@@ -102,14 +112,16 @@ impl Exposition {
         Self {
             registry: Arc::new(registry),
             latest,
+            wanted: wanted.clone(),
             open_metrics: SingleFlight::default(),
             prometheus_text: SingleFlight::default(),
         }
     }
 
-    /// The text; `None` before the first tick.
+    /// The text, of a snapshot that is hardly older than the question; of the last one where the loop is held up. `None` before
+    /// the first tick.
     pub(crate) async fn text(&self, format: Format) -> Option<Bytes> {
-        let snapshot = self.latest.borrow().clone()?;
+        let snapshot = self.fresh().await?;
         let made = match format {
             Format::OpenMetrics => &self.open_metrics,
             Format::PrometheusText => &self.prometheus_text,
@@ -125,6 +137,18 @@ impl Exposition {
             Ok(Bytes::from(text))
         };
         made.get(Of(snapshot), make).await.ok()
+    }
+
+    async fn fresh(&self) -> Option<Arc<Snapshot>> {
+        let mut latest = self.latest.clone();
+        let is_young =
+            |snapshot: &Arc<Snapshot>| snapshot.at.elapsed().is_ok_and(|age| age < YOUNG_FOR);
+        if !latest.borrow_and_update().as_ref().is_some_and(is_young) {
+            self.wanted.notify_one();
+            // An older one is better than none.
+            let _ = timeout(FRESH_WITHIN, latest.changed()).await;
+        }
+        latest.borrow().clone()
     }
 }
 

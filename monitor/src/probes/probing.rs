@@ -69,5 +69,5 @@ pub(super) async fn ask(
 /// Answers are counted at the tap, which takes them out of the traffic.
 fn counters(context: &ProbeContext) -> Reading<NetworkCounters> {
     let slot = context.slot.clone().map_err(|why| Missing::new("its row", why))?;
-    Ok(context.counters.row(context.vm.id, slot)?.network)
+    Ok(context.counters.row(context.vm.id, slot)?.network())
 }

@@ -155,6 +155,7 @@ fn watch(
         detector: Detector::new(detection, watch, Recorder::off()),
         recovery,
         memory: MemoryWatch::new(Duration::ZERO, None, now),
+        resting: None,
         vm: Arc::new(vm),
     }
 }

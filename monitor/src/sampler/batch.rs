@@ -10,8 +10,6 @@ use aya::{Pod, maps::MapData};
 
 /// `BPF_MAP_LOOKUP_BATCH` of `enum bpf_cmd` (include/uapi/linux/bpf.h).
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
-/// The kernel's own code for what a kind of map can't do; it has none in libc.
-const ENOTSUPP: i32 = 524;
 
 /// The `batch` member of `union bpf_attr`.
 #[repr(C)]
@@ -31,7 +29,7 @@ struct Batch {
 /// each possible CPU. Returns how many were read.
 ///
 /// # Errors
-/// What the kernel said; see [`is_unsupported`].
+/// What the kernel said: per-CPU arrays can be read so since 5.13, others since 5.6.
 pub(super) fn look_up<T: Pod>(map: &MapData, count: u32, values: &mut [T]) -> io::Result<u32> {
     if count == 0 {
         return Ok(0);
@@ -67,9 +65,4 @@ pub(super) fn look_up<T: Pod>(map: &MapData, count: u32, values: &mut [T]) -> io
         error if error.raw_os_error() == Some(libc::ENOENT) => Ok(attribute.count),
         error => Err(error),
     }
-}
-
-/// Whether the kernel can't read this kind of map in batches: per-CPU arrays can since 5.13.
-pub(super) fn is_unsupported(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(ENOTSUPP | libc::EOPNOTSUPP | libc::EINVAL))
 }

@@ -1,31 +1,18 @@
-//! Heartbeats of guests' agents, as the taps' programs noted them: read only where an agent sent anything.
+//! What guests' agents said, as the taps' programs noted it: read from memory that is shared with them.
 
 use std::{path::Path, time::Duration};
 
-use aya::{
-    maps::{Map, MapData, MapError, PerCpuArray},
-    util::nr_cpus,
-};
+use aya::maps::MapError;
 use monitor_ebpf::heartbeat::{FLAG_CHECK_FAILED, FLAG_LEAVING, HeartbeatRow};
 
-use super::{Heard, Heartbeats, LastBeat, Missing, Reading, batch};
+use super::{Heard, Heartbeats, LastBeat, Missing, Reading, mapped::MappedArray};
 use flatline_qemu::discover::VmId;
 
 /// The figure's name where it is missing.
 const WHAT: &str = "heartbeats";
 
 /// Reads the map `heartbeats`.
-pub(crate) struct HeartbeatReader {
-    rows: PerCpuArray<MapData, HeartbeatRow>,
-    map: MapData,
-    cpus: usize,
-}
-
-/// All VMs' rows at one moment, as the CPUs have them.
-pub(crate) struct HeartbeatRows {
-    lanes: Vec<HeartbeatRow>,
-    cpus: usize,
-}
+pub(crate) struct HeartbeatReader(MappedArray<HeartbeatRow>);
 
 impl HeartbeatReader {
     /// Opens the map that was pinned below `bpffs_dir`.
@@ -33,79 +20,39 @@ impl HeartbeatReader {
     /// # Errors
     /// If there is none, or it has another form.
     pub(crate) fn open(bpffs_dir: &Path) -> Result<Self, MapError> {
-        let map = || MapData::from_pin(bpffs_dir.join("heartbeats"));
-        Ok(Self {
-            rows: PerCpuArray::try_from(Map::PerCpuArray(map()?))?,
-            map: map()?,
-            cpus: nr_cpus().map_err(|(_, error)| MapError::IoError(error))?,
-        })
+        MappedArray::open(&bpffs_dir.join("heartbeats")).map(Self)
     }
 
-    /// All rows below the slot `slots`, in one system call where the kernel (5.13) has one for it.
-    pub(crate) fn rows(&self, slots: u32) -> Reading<HeartbeatRows> {
-        let cpus = self.cpus;
-        let mut lanes = vec![HeartbeatRow::default(); slots as usize * cpus];
-        match batch::look_up(&self.map, slots, &mut lanes) {
-            Ok(read) if read == slots => Ok(HeartbeatRows { lanes, cpus }),
-            Ok(read) => Err(Missing::new(WHAT, format!("{read} of {slots} rows"))),
-            Err(error) if batch::is_unsupported(&error) => {
-                let rows = (0..slots).map(|slot| self.rows.get(&slot, 0));
-                let rows = rows.collect::<Result<Vec<_>, _>>().map_err(|error| missing(&error))?;
-                let lanes = rows.iter().flat_map(|lanes| lanes.iter().copied()).collect();
-                Ok(HeartbeatRows { lanes, cpus })
-            }
-            Err(error) => Err(missing(&error)),
-        }
+    /// When the guest's agent of the VM in `slot` last said anything, in the kernel's ticks, 0 for never; and whether that was
+    /// a beat, and no word of its guest's end or of a check that failed. `None` for a row that is another VM's.
+    pub(crate) fn last_said(&self, vm: VmId, slot: u32) -> Option<(u64, bool)> {
+        let row = self.0.get(slot)?;
+        ((row.pid, row.start_ticks) == (vm.pid, vm.start_ticks))
+            .then_some((row.last_jiffies, row.flags == 0))
     }
 
-    /// One VM's row.
+    /// What the guest's agent of the VM in `slot` said. A row that bears another VM's name says nothing of this one.
     pub(crate) fn of(&self, vm: VmId, slot: u32) -> Reading<Heartbeats> {
-        of_vm(&self.rows.get(&slot, 0).map_err(|error| missing(&error))?, vm)
+        let its = |row: &HeartbeatRow| (row.pid, row.start_ticks) == (vm.pid, vm.start_ticks);
+        let row = self.0.get(slot).filter(its);
+        row.map(heartbeats).ok_or_else(|| Missing::new(WHAT, "its slot is another VM's"))
     }
 }
 
-impl HeartbeatRows {
-    /// What was said of a VM that is counted in `slot`.
-    pub(crate) fn of(&self, vm: VmId, slot: u32) -> Reading<Heartbeats> {
-        let begin = slot as usize * self.cpus;
-        match self.lanes.get(begin..begin + self.cpus) {
-            Some(lanes) => of_vm(lanes, vm),
-            None => Err(Missing::new(WHAT, "its slot was given to it just now")),
-        }
-    }
-}
-
-fn missing(error: &dyn std::fmt::Display) -> Missing {
-    Missing::new(WHAT, format!("map `heartbeats`: {error}"))
-}
-
-/// Checks that a row is this VM's: one that bears another VM's name says nothing of this one.
-fn of_vm(lanes: &[HeartbeatRow], vm: VmId) -> Reading<Heartbeats> {
-    if lanes.iter().any(|lane| (lane.pid, lane.start_ticks) != (vm.pid, vm.start_ticks)) {
-        return Err(Missing::new(WHAT, "its slot is another VM's"));
-    }
-    Ok(totals(lanes))
-}
-
-/// Adds up the copies that the CPUs have of a row.
-fn totals(lanes: &[HeartbeatRow]) -> Heartbeats {
-    let sum = |of: fn(&HeartbeatRow) -> u64| lanes.iter().map(of).sum();
-    // Several CPUs may have heard something in the same tick; going down is said after the last beat.
-    let order = |lane: &&HeartbeatRow| (lane.last_jiffies, lane.sequence, lane.flags);
-    let last = lanes.iter().max_by_key(order).filter(|lane| lane.last_jiffies != 0);
+fn heartbeats(row: HeartbeatRow) -> Heartbeats {
     Heartbeats {
-        beats: sum(|lane| lane.beats),
-        failures: sum(|lane| lane.failures),
-        leavings: sum(|lane| lane.leavings),
-        malformed: sum(|lane| lane.malformed),
-        last: last.map(|lane| LastBeat {
-            heard: Heard::Jiffies(lane.last_jiffies),
-            leaving: lane.flags & u32::from(FLAG_LEAVING) != 0,
-            failed: lane.flags & u32::from(FLAG_CHECK_FAILED) != 0,
-            interval: Duration::from_millis(lane.interval_ms.into()),
-            boot: lane.boot,
-            sequence: lane.sequence,
-            check: name(&lane.check),
+        beats: row.beats,
+        failures: row.failures,
+        leavings: row.leavings,
+        malformed: row.malformed,
+        last: (row.last_jiffies != 0).then(|| LastBeat {
+            heard: Heard::Jiffies(row.last_jiffies),
+            leaving: row.flags & u32::from(FLAG_LEAVING) != 0,
+            failed: row.flags & u32::from(FLAG_CHECK_FAILED) != 0,
+            interval: Duration::from_millis(row.interval_ms.into()),
+            boot: row.boot,
+            sequence: row.sequence,
+            check: name(&row.check),
         }),
     }
 }
@@ -122,7 +69,7 @@ mod tests {
 
     use super::*;
 
-    fn lane() -> HeartbeatRow {
+    fn row() -> HeartbeatRow {
         let mut check = [0; CHECK_NAME_BYTES];
         check[..4].copy_from_slice(b"we\x1bb");
         HeartbeatRow {
@@ -143,42 +90,26 @@ mod tests {
     }
 
     #[test]
-    fn counters_are_added_up_and_the_last_word_is_the_latest() {
-        let later = HeartbeatRow { last_jiffies: 51, sequence: 7, interval_ms: 2000, ..lane() };
+    fn a_row_says_what_its_guests_agent_said_last_in_plain_letters() {
         let last = LastBeat {
-            heard: Heard::Jiffies(51),
+            heard: Heard::Jiffies(50),
             leaving: false,
             failed: false,
-            interval: Duration::from_secs(2),
+            interval: Duration::from_millis(1500),
             boot: 0xabcd,
-            sequence: 7,
+            sequence: 6,
             check: "we?b".to_owned(),
         };
-        let sum = Heartbeats { beats: 2, failures: 4, leavings: 6, malformed: 8, last: Some(last) };
-        assert_eq!(totals(&[later, lane()]), sum);
-        assert_eq!(totals(&[lane(), later]), sum);
-    }
-
-    #[test]
-    fn going_down_comes_after_a_beat_of_the_same_moment() {
-        let leaving = HeartbeatRow { flags: FLAG_LEAVING.into(), ..lane() };
-        for lanes in [[leaving, lane()], [lane(), leaving]] {
-            assert!(totals(&lanes).last.is_some_and(|last| last.leaving));
-        }
+        let said =
+            Heartbeats { beats: 1, failures: 2, leavings: 3, malformed: 4, last: Some(last) };
+        assert_eq!(heartbeats(row()), said);
+        let leaving = HeartbeatRow { flags: FLAG_LEAVING.into(), ..row() };
+        assert!(heartbeats(leaving).last.is_some_and(|last| last.leaving));
     }
 
     #[test]
     fn an_agent_that_never_said_anything_has_no_last_word() {
         let silent = HeartbeatRow { pid: 7, start_ticks: 99, ..HeartbeatRow::default() };
-        assert_eq!(totals(&[silent, silent]), Heartbeats::default());
-    }
-
-    #[test]
-    fn a_row_of_another_vm_is_missing_and_not_silent() {
-        let rows = HeartbeatRows { lanes: vec![lane(), lane()], cpus: 2 };
-        assert!(rows.of(VmId { pid: 7, start_ticks: 99 }, 0).is_ok());
-        for (pid, start_ticks, slot) in [(7, 98, 0), (8, 99, 0), (7, 99, 1)] {
-            assert!(rows.of(VmId { pid, start_ticks }, slot).is_err());
-        }
+        assert_eq!(heartbeats(silent), Heartbeats::default());
     }
 }

@@ -36,6 +36,11 @@ struct Suspected {
 }
 
 impl LostCompletions {
+    /// Requests in flight, without those that are known to be lost.
+    pub(crate) fn in_flight(&self, storage: &StorageCounters) -> u64 {
+        storage.tracked_ops.saturating_sub(storage.completed_ops + self.lost)
+    }
+
     /// Takes lost requests out of `storage`, so that `tracked_ops - completed_ops` is what is in flight.
     ///
     /// `devices` is asked only where something seems to be in flight.
@@ -46,7 +51,7 @@ impl LostCompletions {
         now: Duration,
     ) -> StorageCounters {
         let counts = (storage.tracked_ops, storage.completed_ops);
-        let in_flight = storage.tracked_ops.saturating_sub(storage.completed_ops + self.lost);
+        let in_flight = self.in_flight(&storage);
         let devices = if in_flight == 0 { None } else { Some(devices()) };
         let idle = devices == Some(Devices::Idle);
         match (devices, self.suspected) {

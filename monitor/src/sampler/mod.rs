@@ -6,7 +6,9 @@ mod counters;
 mod devices;
 mod heartbeats;
 mod kvm;
+mod life;
 mod lost_completions;
+mod mapped;
 pub(crate) mod memory;
 pub(crate) mod port;
 mod threads;
@@ -21,11 +23,11 @@ use flatline_samples::{
 };
 
 pub use addresses::{TapAddress, TapAddresses};
-pub(crate) use counters::VmRows;
-pub use counters::{CounterMaps, totals};
+pub use counters::CounterMaps;
 pub(crate) use devices::{DeviceWatch, Devices};
-pub(crate) use heartbeats::{HeartbeatReader, HeartbeatRows};
+pub(crate) use heartbeats::HeartbeatReader;
 pub use kvm::{KvmReader, interrupts_are_hidden};
+pub(crate) use life::LifeReader;
 pub(crate) use lost_completions::LostCompletions;
 pub use threads::ThreadReader;
 pub(crate) use threads::ThreadTimes;
@@ -34,8 +36,17 @@ pub(crate) use vcpu_time::thread_run_ns;
 
 /// So many of the kernel's ticks, in which the programs tell the time.
 pub(crate) fn ticks(jiffies: u64) -> Duration {
-    // The coarse clocks move with them (`posix_get_coarse_res` in kernel/time/posix-timers.c).
-    let tick = Duration::try_from(clock_getres(ClockId::MonotonicCoarse)).unwrap_or_default();
-    let nanos = tick.as_nanos().saturating_mul(u128::from(jiffies));
+    let nanos = tick_length().as_nanos().saturating_mul(u128::from(jiffies));
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+/// How many of them fit into `span`.
+pub(crate) fn jiffies_in(span: Duration) -> u64 {
+    let jiffies = span.as_nanos() / tick_length().as_nanos().max(1);
+    u64::try_from(jiffies).unwrap_or(u64::MAX)
+}
+
+fn tick_length() -> Duration {
+    // The coarse clocks move with them (`posix_get_coarse_res` in kernel/time/posix-timers.c).
+    Duration::try_from(clock_getres(ClockId::MonotonicCoarse)).unwrap_or_default()
 }

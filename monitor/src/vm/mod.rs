@@ -4,9 +4,11 @@
 //! what recovery remembers of it, and its memory. No part knows another one, or the daemon's loop.
 
 mod detector;
+mod glance;
 mod memory;
 mod monitor_link;
 mod recorder;
+mod rest;
 mod sensors;
 
 use std::{
@@ -19,9 +21,10 @@ pub(crate) use detector::{Detector, detection_policy};
 pub(crate) use memory::{MemoryRead, MemoryWatch};
 pub(crate) use monitor_link::MonitorLink;
 pub(crate) use recorder::{RECORDING, Recorder};
+pub(crate) use rest::{Resting, Signs};
 pub(crate) use sensors::{HostReadings, Sensors};
 
-use crate::{config::Config, recovery::RecoveryState};
+use crate::{config::Config, history::TickRates, recovery::RecoveryState, sampler::CounterMaps};
 use flatline_detector::verdict::{Act, Input, State};
 use flatline_qemu::discover::{Vm, VmId};
 
@@ -69,6 +72,8 @@ pub(crate) struct WatchedVm {
     pub(crate) detector: Detector,
     pub(crate) recovery: RecoveryState,
     pub(crate) memory: MemoryWatch,
+    /// Its rest, while there is nothing to be known of it but that it lives.
+    pub(crate) resting: Option<Resting>,
 }
 
 impl WatchedVm {
@@ -89,6 +94,7 @@ impl WatchedVm {
         reason: Option<String>,
         now: Duration,
     ) -> Act {
+        self.wake_for(input, now);
         self.detector.step(&self.vm, input, reason, now)
     }
 
@@ -100,5 +106,21 @@ impl WatchedVm {
     /// Samples, and notes what moved since the last sample.
     pub(crate) fn observe(&mut self, host: &HostReadings<'_>, now: Duration) {
         self.sensors.observe(self.vm.id, &self.link, host, now);
+    }
+
+    /// The rates of the tick that ends at `now`; the vCPUs' level where it was sampled in that tick.
+    pub(crate) fn rates(&mut self, counters: &CounterMaps, now: Duration) -> TickRates {
+        let rates = self.sensors.glance(self.vm.id, counters, now);
+        match self.sensors.activity_at(now) {
+            Some(activity) => rates.with_level_of(activity),
+            None => rates,
+        }
+    }
+
+    /// Samples one that rests, to be shown: the verdict is told nothing of it.
+    pub(crate) fn look(&mut self, host: &HostReadings<'_>, now: Duration) {
+        if self.is_resting() {
+            self.sensors.look(self.vm.id, &self.link, host, now);
+        }
     }
 }

@@ -5,28 +5,26 @@ use std::time::Duration;
 use monitor_ebpf::{NetworkCounters, ThreadTime, VmRow};
 use tokio::task::JoinHandle;
 
-use super::{MonitorLink, PENDING};
+use super::{MonitorLink, PENDING, Signs, glance::Glance};
 use crate::{
     bpf::TapProbe,
+    history::TickRates,
     insight::Insight,
-    sampler::{
-        Devices, HeartbeatRows, LostCompletions, ThreadTimes, VcpuClocks, VmRows,
-        port::PortListener,
-    },
+    sampler::{CounterMaps, Devices, LostCompletions, ThreadTimes, VcpuClocks, port::PortListener},
 };
 use flatline_detector::{activity::Activity, verdict::Monitor};
 use flatline_qemu::discover::{self, VmId};
-use flatline_samples::{Heartbeats, InFlightAges, Missing, ProcessState, Reading, VmSample};
+use flatline_samples::{
+    Heartbeats, InFlightAges, Missing, ProcessState, Reading, VcpuTime, VmSample,
+};
 
 /// What one tick reads of the whole host.
 pub(crate) struct HostReadings<'a> {
-    pub(crate) rows: &'a Reading<VmRows>,
+    pub(crate) counters: &'a CounterMaps,
     /// `None` where no iterator reads them.
     pub(crate) threads: Option<&'a ThreadTimes>,
-    /// What all guests' agents said so far.
-    pub(crate) heartbeats: &'a dyn Fn() -> Result<&'a HeartbeatRows, &'a Missing>,
-    /// They are read for all guests this time.
-    pub(crate) reads_all_heartbeats: bool,
+    /// What guests' agents say.
+    pub(crate) signs: &'a Signs,
     /// The ages of what is in flight for the VM in a slot.
     pub(crate) in_flight: &'a dyn Fn(u32) -> Option<InFlightAges>,
     /// How its block devices do.
@@ -49,8 +47,8 @@ pub(crate) struct Sensors {
     pub(crate) looks: u32,
     /// A look is under way: one that hangs is not followed by others.
     pub(crate) looking: bool,
-    /// Their clocks, where no iterator reads all threads at once.
-    pub(crate) clocks: VcpuClocks,
+    /// Their clocks, while no iterator reads all threads at once.
+    clocks: VcpuClocks,
     /// It was said once where it is counted, or why it isn't: before that there is nothing to be read.
     pub(crate) is_counted: bool,
     /// The slot it is counted in, or why it isn't.
@@ -60,6 +58,10 @@ pub(crate) struct Sensors {
     /// Its last sample, and when it was taken.
     pub(crate) sample: Option<(Duration, VmSample)>,
     pub(crate) activity: Option<Activity>,
+    /// What is shown of it instead, of a VM that rests.
+    shown: Option<(VmSample, Option<Activity>)>,
+    /// Its counters in the last tick.
+    glanced: Option<Glance>,
     /// Its agent's port, if it has one.
     pub(crate) port: Option<PortListener>,
     /// Whether its registers and its guest's memory can be read.
@@ -89,6 +91,8 @@ impl Sensors {
             lost_completions: LostCompletions::default(),
             sample: None,
             activity: None,
+            shown: None,
+            glanced: None,
             port,
             insight,
             end,
@@ -103,10 +107,9 @@ impl Sensors {
         host: &HostReadings<'_>,
         now: Duration,
     ) -> VmSample {
-        let row = match (&self.slot, host.rows) {
-            (Ok(slot), Ok(rows)) => rows.of(id, *slot),
-            (Ok(_), Err(missing)) => Err(missing.clone()),
-            (Err(why), _) => Err(Missing::new("its row", why.clone())),
+        let row = match &self.slot {
+            Ok(slot) => host.counters.row(id, *slot),
+            Err(why) => Err(Missing::new("its row", why.clone())),
         };
         let pid = id.pid;
         let (vcpus, process) = match host.threads {
@@ -118,7 +121,7 @@ impl Sensors {
                 };
                 (times.vcpus(pid, &self.threads), process)
             }
-            None => (self.clocks.read(), process_state(pid)),
+            None => (self.read_clocks(pid), process_state(pid)),
         };
         let vcpus = vcpus.map_err(|missing| {
             let why = match link.monitor() {
@@ -134,16 +137,15 @@ impl Sensors {
         });
         let storage = row
             .clone()
-            .map(|row| self.lost_completions.settle(row.storage, host.devices, now))
+            .map(|row| self.lost_completions.settle(row.storage(), host.devices, now))
             .map_err(|missing| missing.of("storage"));
         let network = self.network(&row);
         let heartbeats = self.heartbeats(id, &network, host);
         let port = self.port.as_ref();
         let port = port.map_or_else(|| Ok(Heartbeats::default()), PortListener::heartbeats);
-        let sees_to_guest = self.taps.iter().all(|probe| probe.unseen.is_none());
         VmSample {
             network,
-            sees_to_guest,
+            sees_to_guest: self.sees_to_guest(),
             heartbeats,
             port,
             storage,
@@ -153,38 +155,26 @@ impl Sensors {
         }
     }
 
-    /// Read only where something was said since the last sample, and now and then for what isn't counted with the
-    /// packets: malformed frames.
+    /// What its guest's agent said on its cards, where it ever did.
     fn heartbeats(
         &self,
         id: VmId,
         network: &Reading<Option<NetworkCounters>>,
         host: &HostReadings<'_>,
     ) -> Reading<Heartbeats> {
-        let network = network.as_ref().map_err(|missing| missing.clone().of("heartbeats"))?;
-        let Some(heard) = network.map(|network| network.heartbeats) else {
-            return Ok(Heartbeats::default());
-        };
-        let slot = self.slot.as_ref().map_err(|why| Missing::new("heartbeats", why.clone()))?;
-        let read = || (host.heartbeats)().map_err(Clone::clone)?.of(id, *slot);
-        let known = match &self.sample {
-            Some((_, VmSample { network: Ok(Some(before)), heartbeats: Ok(known), .. }))
-                if before.heartbeats == heard =>
-            {
-                Some(known.clone())
+        match network.as_ref().map_err(|missing| missing.clone().of("heartbeats"))? {
+            None => Ok(Heartbeats::default()),
+            Some(_) => {
+                let slot =
+                    self.slot.as_ref().map_err(|why| Missing::new("heartbeats", why.clone()))?;
+                host.signs.heartbeats.of(id, *slot)
             }
-            _ if heard == 0 => Some(Heartbeats::default()),
-            _ => None,
-        };
-        match known {
-            // No VM is judged by those, and by the others only when they are counted.
-            Some(known) if host.reads_all_heartbeats => Ok(match read() {
-                Ok(Heartbeats { malformed, .. }) => Heartbeats { malformed, ..known },
-                Err(_) => known,
-            }),
-            Some(known) => Ok(known),
-            None => read(),
         }
+    }
+
+    /// Whether what is sent to the guest is counted on all of its taps.
+    fn sees_to_guest(&self) -> bool {
+        self.taps.iter().all(|probe| probe.unseen.is_none())
     }
 
     fn network(&self, row: &Reading<VmRow>) -> Reading<Option<NetworkCounters>> {
@@ -196,7 +186,7 @@ impl Sensors {
         match row {
             Err(missing) => Err(missing.clone().of("network")),
             Ok(_) if self.taps.is_empty() => Ok(None),
-            Ok(row) => Ok(Some(row.network)),
+            Ok(row) => Ok(Some(row.network())),
         }
     }
 
@@ -226,16 +216,115 @@ impl Sensors {
         if !self.is_counted {
             return;
         }
+        let sample = self.sample_since(id, link, host, now);
+        self.activity = self.since(&sample, now);
+        self.sample = Some((now, sample));
+        self.shown = None;
+    }
+
+    /// What its counters say of the tick that ends at `now`; unknown is what can't be read, and its vCPUs' level.
+    pub(crate) fn glance(&mut self, id: VmId, counters: &CounterMaps, now: Duration) -> TickRates {
+        let row = self.slot.as_ref().ok().and_then(|slot| counters.row(id, *slot).ok());
+        let Some(row) = row.filter(|_| self.is_counted) else {
+            self.glanced = None;
+            return TickRates::UNKNOWN;
+        };
+        let storage = row.storage();
+        let network = self.network(&Ok(row)).ok().flatten();
+        let glance = Glance {
+            at: now,
+            sent: network.map(|network| {
+                network
+                    .guest_tx_packets
+                    .saturating_sub(network.probe_answers)
+                    .saturating_sub(network.heartbeats)
+            }),
+            received: network
+                .filter(|_| self.sees_to_guest())
+                .map(|network| network.guest_rx_packets),
+            answers: network.map(|network| network.probe_answers),
+            completed: storage.completed_ops,
+            in_flight: self.lost_completions.in_flight(&storage),
+        };
+        let before = self.glanced.replace(glance);
+        before.map_or(TickRates::UNKNOWN, |before| glance.since(&before))
+    }
+
+    /// Samples to show what it does, and leaves what the verdict is told as it is.
+    pub(crate) fn look(
+        &mut self,
+        id: VmId,
+        link: &MonitorLink,
+        host: &HostReadings<'_>,
+        now: Duration,
+    ) {
+        if self.is_counted {
+            let sample = self.sample_since(id, link, host, now);
+            let activity = self.since(&sample, now);
+            self.shown = Some((sample, activity));
+        }
+    }
+
+    /// A sample, with the ages of what is in flight where nothing completed since the last one.
+    fn sample_since(
+        &mut self,
+        id: VmId,
+        link: &MonitorLink,
+        host: &HostReadings<'_>,
+        now: Duration,
+    ) -> VmSample {
         let mut sample = self.take_sample(id, link, host, now);
         if let (Ok(slot), Some((_, previous))) = (&self.slot, &self.sample)
             && stands_still(previous, &sample)
         {
             sample.in_flight = (host.in_flight)(*slot);
         }
-        self.activity = self.sample.as_ref().map(|(then, previous)| {
-            Activity::between(previous, &sample, now.saturating_sub(*then))
-        });
-        self.sample = Some((now, sample));
+        sample
+    }
+
+    /// What moved since the last sample that the verdict was told of.
+    fn since(&self, sample: &VmSample, now: Duration) -> Option<Activity> {
+        let (then, previous) = self.sample.as_ref()?;
+        Some(Activity::between(previous, sample, now.saturating_sub(*then)))
+    }
+
+    /// What moved up to `now`, if it was sampled then.
+    pub(crate) fn activity_at(&self, now: Duration) -> Option<&Activity> {
+        let is_now = self.sample.as_ref().is_some_and(|(at, _)| *at == now);
+        self.activity.as_ref().filter(|_| is_now)
+    }
+
+    /// The newest sample that there is of it.
+    pub(crate) fn newest_sample(&self) -> Option<&VmSample> {
+        self.shown.as_ref().map(|(sample, _)| sample).or(self.sample.as_ref().map(|(_, s)| s))
+    }
+
+    /// What moved up to that one.
+    pub(crate) fn newest_activity(&self) -> Option<&Activity> {
+        match &self.shown {
+            Some((_, activity)) => activity.as_ref(),
+            None => self.activity.as_ref(),
+        }
+    }
+
+    /// Takes these for its vCPUs' threads.
+    pub(crate) fn set_threads(&mut self, threads: Vec<(u32, u32)>) {
+        self.close_clocks();
+        self.threads = threads;
+    }
+
+    /// Lets go of its threads' clocks; they are opened again when they are read.
+    pub(crate) fn close_clocks(&mut self) {
+        self.clocks = VcpuClocks::default();
+    }
+
+    fn read_clocks(&mut self, pid: u32) -> Reading<Vec<VcpuTime>> {
+        if self.clocks.is_empty() && !self.threads.is_empty() {
+            self.clocks = VcpuClocks::open(pid, &self.threads).map_err(|error| {
+                Missing::new("vCPU time", format!("its vCPU threads can't be opened: {error}"))
+            })?;
+        }
+        self.clocks.read().inspect_err(|_| self.clocks = VcpuClocks::default())
     }
 }
 

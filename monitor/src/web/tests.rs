@@ -50,7 +50,7 @@ fn site_at(address: SocketAddr, snapshot: Option<Snapshot>, settings: Metrics) -
     let (publisher, subscriber) = page_snapshot::pair();
     let state = tempfile::tempdir().expect("a directory");
     let sources = Sources {
-        exposition: Exposition::new(receiver, &counts, &incidents, &told),
+        exposition: Exposition::new(receiver, &Arc::default(), &counts, &incidents, &told),
         subscriber,
         lines: RateHistory::new(pages::INTERVAL),
         store: Arc::new(IncidentStore::open(state.path()).expect("a store")),

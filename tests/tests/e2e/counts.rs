@@ -223,7 +223,7 @@ fn taps(hook: &str) -> Result<()> {
         let [sent, _, received, _] = daemons.0;
         let broadcasts = if config.name == "away" { broadcasts } else { 0 };
         ensure!(sent >= pings && received >= pings + broadcasts, "{}: {daemons:?}", config.name);
-        let answers = map_total(&rig, guest, "network", "probe_answers")?;
+        let answers = map_total(&rig, guest, "probe_answers")?;
         ensure!(answers > 0, "{}: the silence was to be probed", config.name);
     }
     Ok(())
@@ -239,19 +239,19 @@ fn binary_inside(netns: &Netns, rig: &Rig) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A field of the VM's row in the map `vms`, summed over all CPUs.
-pub(crate) fn map_total(rig: &Rig, guest: &Guest, group: &str, field: &str) -> Result<u64> {
+/// A field of the VM's row in the map `vms`, summed over its lanes.
+pub(crate) fn map_total(rig: &Rig, guest: &Guest, field: &str) -> Result<u64> {
     let rows = dump_vms(rig.dir())?;
     let row = rows.iter().find(|row| pid_of(row) == Some(u64::from(guest.pid())));
     let row = row.with_context(|| format!("no row of {} in {rows:?}", guest.name()))?;
-    let lanes = row["formatted"]["values"].as_array().context("no copies of the CPUs")?;
-    let figure = |lane: &Value| lane["value"][group][field].as_u64();
+    let lanes = row["formatted"]["value"]["lanes"].as_array().context("no lanes")?;
+    let figure = |lane: &Value| lane[field].as_u64();
     lanes.iter().map(|lane| figure(lane).with_context(|| format!("no {field}: {lane}"))).sum()
 }
 
 /// The VM of a row of the map `vms`.
 pub(crate) fn pid_of(row: &Value) -> Option<u64> {
-    row["formatted"]["values"][0]["value"]["pid"].as_u64()
+    row["formatted"]["value"]["lanes"][0]["pid"].as_u64()
 }
 
 /// The rows of the map `vms` that the daemon in `dir` pinned and that are a VM's, as bpftool prints them.
@@ -340,8 +340,8 @@ fn disk(aio: &str) -> Result<Option<String>> {
         log.text()
     );
     // Nothing in flight means something only where requests are followed at all.
-    let followed = map_total(&rig, guest, "storage", "tracked_ops")?;
-    let completed = map_total(&rig, guest, "storage", "completed_ops")?;
+    let followed = map_total(&rig, guest, "tracked_ops")?;
+    let completed = map_total(&rig, guest, "completed_ops")?;
     // The kernel may skip a program, see the daemon's `lost_completions`: rarely, or the counts are worthless.
     let nearly_all = followed - followed / 100..=followed;
     ensure!(

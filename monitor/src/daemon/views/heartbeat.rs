@@ -45,7 +45,8 @@ impl Views<'_> {
     /// What the VM's agent said, read anew.
     pub(super) fn heartbeat_view(&self, watched: &WatchedVm) -> Option<HeartbeatView> {
         let slot = watched.sensors.slot.as_ref().ok();
-        let on_cards = slot.and_then(|slot| self.sampler.heartbeats.of(watched.vm.id, *slot).ok());
+        let on_cards =
+            slot.and_then(|slot| self.sampler.signs.heartbeats.of(watched.vm.id, *slot).ok());
         let by_port = watched.sensors.port.as_ref().and_then(|port| port.heartbeats().ok());
         let HeartbeatSummary { beats, failures, malformed, last } =
             self.summary(on_cards.iter().chain(&by_port))?;

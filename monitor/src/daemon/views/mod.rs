@@ -121,5 +121,5 @@ impl Views<'_> {
 }
 
 fn last_sample(watched: &WatchedVm) -> Option<&VmSample> {
-    watched.sensors.sample.as_ref().map(|(_, sample)| sample)
+    watched.sensors.newest_sample()
 }

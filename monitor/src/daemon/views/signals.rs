@@ -15,18 +15,19 @@ impl Views<'_> {
         let since = |moment: Option<Duration>| {
             moment.map(|moment| rfc3339::format(self.context.wall_clock(moment)))
         };
-        let ago = silence.since_life(self.context.now).as_secs_f64();
+        let life = watched.last_life();
+        let ago = self.context.now.saturating_sub(life).as_secs_f64();
         // What the window began anew for is no sign of life.
         let mark = if liveness.last_life == silence.life { ":" } else { ";" };
-        let is_silent = silence.suspected || silence.length(self.context.now) >= policy.flat_for;
+        let is_silent = silence.suspected || watched.silence(self.context.now) >= policy.flat_for;
         let mut signals = vec![signal(
             "sign of life",
             format!("{ago:.1} s ago{mark} {}", liveness.last_sign),
             format!("suspect after {}", humantime::format_duration(policy.flat_for)),
-            since(Some(silence.life)),
+            since(Some(life)),
             if is_silent { "silent" } else { "lives" },
         )];
-        if let Some(activity) = &watched.sensors.activity {
+        if let Some(activity) = watched.sensors.newest_activity() {
             signals.push(moved(
                 "network",
                 activity.network.as_ref().map(|network| match network {
@@ -75,7 +76,7 @@ pub(super) fn signal(
 /// How much the vCPUs run, since when it is so little or so much.
 fn level(watched: &WatchedVm, since: Option<String>) -> SignalView {
     let liveness = &watched.detector.watch.liveness;
-    let vcpus = watched.sensors.activity.as_ref().map(|activity| activity.vcpus.as_ref());
+    let vcpus = watched.sensors.newest_activity().map(|activity| activity.vcpus.as_ref());
     let value = match vcpus {
         None => "not read yet".to_owned(),
         Some(Err(missing)) => missing.to_string(),

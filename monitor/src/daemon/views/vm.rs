@@ -11,7 +11,7 @@ use crate::{
     sampler::ticks,
     vm::WatchedVm,
 };
-use flatline_detector::verdict::{State, Watch};
+use flatline_detector::verdict::State;
 use flatline_qemu::discover::Vm;
 use flatline_samples::InFlightAges;
 
@@ -19,7 +19,7 @@ impl Views<'_> {
     /// What `status` says of a VM.
     pub(super) fn vm(&self, watched: &WatchedVm) -> VmView {
         let sample = last_sample(watched);
-        let activity = watched.sensors.activity.as_ref();
+        let activity = watched.sensors.newest_activity();
         let clocks = sample.and_then(|sample| sample.vcpus.as_ref().ok());
         let vcpus = clocks.into_iter().flatten().map(|clock| VcpuView {
             id: clock.index,
@@ -69,8 +69,8 @@ impl Views<'_> {
 
     /// Time since the last sign of life; `None` where that can't be told.
     pub(super) fn flat(&self, watched: &WatchedVm) -> Option<Duration> {
-        let Watch { state, silence, .. } = &watched.detector.watch;
-        (*state != State::Unobservable).then(|| silence.length(self.context.now))
+        let is_seen = watched.detector.watch.state != State::Unobservable;
+        is_seen.then(|| watched.silence(self.context.now))
     }
 
     /// How often the guest was reset by itself within `boot_loop_window`; a burst counts once.

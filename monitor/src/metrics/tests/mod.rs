@@ -116,8 +116,9 @@ fn text(snapshot: Snapshot, format: Format) -> String {
     notifications.begin("pager");
     notifications.note("pager", Told::Delivered, 2);
     notifications.waiting("pager", 5);
-    let exposition = Exposition::new(latest, &counts, &incidents, &notifications);
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let exposition = Exposition::new(latest, &Arc::default(), &counts, &incidents, &notifications);
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     let text = runtime.block_on(exposition.text(format)).expect("there was a tick");
     String::from_utf8(text.to_vec()).expect("UTF-8")
 }
@@ -297,11 +298,13 @@ fn a_vm_that_vanished_has_no_series_in_the_next_snapshot() {
     let (sender, latest) = watch::channel(None);
     let exposition = Exposition::new(
         latest,
+        &Arc::default(),
         &Counts::default(),
         &IncidentCounts::new(UNIX_EPOCH),
         &NotificationCounts::default(),
     );
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     let text = || runtime.block_on(exposition.text(Format::OpenMetrics));
     assert_eq!(text(), None, "before the first tick");
     sender.send_replace(Some(Arc::new(snapshot(vec![vm("web-1", 7), vm("web-2", 8)]))));

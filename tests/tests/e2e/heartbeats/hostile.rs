@@ -111,7 +111,7 @@ fn hostile() -> Result<()> {
         row["heartbeat"]["malformed"] == malformed().len() && row["heartbeat"]["leaving"] == true
     })?;
     ensure!(row["heartbeat"]["boot"] == before["heartbeat"]["boot"], "{row}");
-    let taken = map_total(&rig, &guests[0], "network", "heartbeats")?;
+    let taken = map_total(&rig, &guests[0], "heartbeats")?;
     ensure!(taken == 2, "{taken} of two beats were taken off, one of them in a VLAN");
     let row = wait_for_vm(&daemon, "healthy", "alive", MARGIN, |row| row["state"] == "alive")?;
     ensure!(row["heartbeat"]["leaving"] == false, "{row}");

@@ -72,7 +72,7 @@ impl<'a> Learned<'a> {
     }
 
     fn counter(&self, field: &str) -> Result<u64> {
-        map_total(self.rig, self.guest, "network", field)
+        map_total(self.rig, self.guest, field)
     }
 
     /// What the guest sent, of it what was taken out, of that the answers to NDP probes, and when it last
