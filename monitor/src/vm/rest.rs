@@ -112,8 +112,8 @@ impl WatchedVm {
     pub(crate) fn wake(&mut self, now: Duration) -> Act {
         let Some(resting) = self.resting.take() else { return Act::Nothing };
         let elapsed = now.saturating_sub(resting.begun);
-        let seen = self.sensors.activity.take_if(|activity| activity.elapsed >= elapsed);
-        let activity = seen.unwrap_or_else(|| Activity::unseen(elapsed));
+        let seen = self.sensors.activity_at(now).filter(|activity| activity.elapsed >= elapsed);
+        let activity = seen.cloned().unwrap_or_else(|| Activity::unseen(elapsed));
         let monitor = self.link.monitor();
         let tick = Tick { activity, monitor, calibratable: false, undecided: false };
         let Resting { lived_at: until, beat_at: beat, .. } = resting;

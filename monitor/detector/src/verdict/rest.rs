@@ -47,11 +47,13 @@ impl Watch {
         };
         let longest = now + LONGEST_REST;
         let until = match self.boot.calibrated {
-            Some(last) => longest.min(last + super::CALIBRATE_EVERY),
-            // Nobody is there to be asked; it may come.
-            None if !tick.calibratable => longest,
-            None if past_grace(&self.boot, &detection.policy, now) => return None,
-            None => longest.min(self.boot.began + self.boot.held + detection.policy.boot_grace),
+            Some(last) if !self.wants_calibration(now) => {
+                longest.min(last + super::CALIBRATE_EVERY)
+            }
+            // No witness can be asked; one may come.
+            _ if !tick.calibratable => longest,
+            _ if past_grace(&self.boot, &detection.policy, now) => return None,
+            _ => longest.min(self.boot.began + self.boot.held + detection.policy.boot_grace),
         };
         (until > now + detection.tick).then_some(Rest { until, beats_within })
     }

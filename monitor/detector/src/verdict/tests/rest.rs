@@ -8,7 +8,7 @@ use proptest::{
     test_runner::{Config, TestCaseError, TestRunner},
 };
 
-use super::rig::{Rig, TICK};
+use super::rig::{Rig, TICK, no_address};
 use crate::verdict::{Act, CALIBRATE_EVERY, Input, LONGEST_REST, State};
 
 /// How much later a verdict may come: a silence is known from its second tick on, when there are two samples.
@@ -54,6 +54,17 @@ fn it_is_calibrated_as_ever() {
     let most = CALIBRATE_EVERY + TICK * 5;
     rig.run(u32::try_from(most.as_secs()).unwrap(), |_, _| {});
     assert_eq!(rig.rounds - before, 1);
+}
+
+#[test]
+fn it_rests_though_no_witness_can_be_asked() {
+    let mut rig = rests();
+    rig.guest.sends(1);
+    let more = CALIBRATE_EVERY + LONGEST_REST;
+    rig.run(u32::try_from(more.as_secs()).unwrap(), |_, guest| guest.arp = no_address());
+    told(&mut rig);
+    rig.run(60, |_, _| {});
+    assert!(told(&mut rig).len() < 10);
 }
 
 #[test]
