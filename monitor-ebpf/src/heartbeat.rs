@@ -62,12 +62,11 @@ pub struct Heartbeat {
 
 /// Heartbeats of one VM's guest: one row of `heartbeats`, indexed by the VM's slot.
 ///
-/// Each CPU has a copy of its own, and its counters only grow; a reader adds them up, and believes the rest of the copy
-/// that was written last. Moments are in the kernel's ticks; 0: never.
+/// Its counters only grow; the rest is as the last frame has it. Moments are in the kernel's ticks; 0: never.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HeartbeatRow {
-    /// QEMU's pid, the same in each CPU's copy; 0: the row is unused.
+    /// QEMU's pid; 0: the row is unused.
     pub pid: u32,
     /// From one beat to the next, as the last frame has it.
     pub interval_ms: u32,

@@ -63,7 +63,7 @@ keys! {
         probes.log: ProbeLog = "off", any::<ProbeLog>();
         /// on SIGTERM, leave programs and counters to the next daemon
         probes.keep: bool = false, any::<bool>();
-        /// VMs counted at most; 192 bytes each for each CPU
+        /// VMs counted at most; 1 KiB each, whatever the number of CPUs
         probes.max_vms: u32 = 1024, MAP_SIZE;
         /// taps counted at most; the next power of two
         probes.max_taps: u32 = 4096, PowerOfTwo;
