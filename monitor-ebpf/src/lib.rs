@@ -408,10 +408,13 @@ pub struct Layout {
     pub programs: u64,
 }
 
-/// [`ProcessEvent::kind`]: some process called `exec`; whether it is a QEMU, user space finds out.
+/// [`ProcessEvent::kind`]: some process called `exec` and may be a QEMU; whether it is, user space finds out.
 pub const PROCESS_EXEC: u32 = 1;
 /// [`ProcessEvent::kind`]: the main thread of a watched QEMU ended.
 pub const PROCESS_EXIT: u32 = 2;
+
+/// A key of `executables` that no file's inode has: every program is told of.
+pub const ANY_EXECUTABLE: u64 = 0;
 
 /// A process started or ended: one record of the ring buffer `process_events`.
 #[repr(C)]

@@ -49,6 +49,10 @@ pub(crate) static FILES: HashMap<FileKey, u32, 8192> = HashMap::new();
 #[btf_map]
 pub(crate) static IN_FLIGHT: Array<InFlightSet, 16384> = Array::new();
 
+/// The numbers of the inodes of which user space wants to know when a process executes them.
+#[btf_map]
+pub(crate) static EXECUTABLES: HashMap<u64, u32, 1024> = HashMap::new();
+
 /// QEMUs that start and end, for user space to look at.
 #[btf_map]
 pub(crate) static PROCESS_EVENTS: RingBuf<ProcessEvent, 262144> = RingBuf::new();

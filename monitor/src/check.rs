@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::config::{Config, TapHook};
+use flatline_qemu::discover::Scope;
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 const OSRELEASE: &str = "/proc/sys/kernel/osrelease";
@@ -292,10 +293,9 @@ fn schedstat() -> Item {
 }
 
 fn executables(config: &Config) -> Item {
-    let options =
-        glob::MatchOptions { require_literal_separator: true, ..glob::MatchOptions::new() };
     let patterns: Vec<_> = config.discovery.executables.iter().map(glob::Pattern::as_str).collect();
-    let found = patterns.iter().filter_map(|pattern| glob::glob_with(pattern, options).ok());
+    let found =
+        patterns.iter().filter_map(|pattern| glob::glob_with(pattern, Scope::MATCHING).ok());
     let found: Vec<_> =
         found.flat_map(|paths| paths.flatten()).map(|path| path.display().to_string()).collect();
     let (verdict, detail) = if found.is_empty() {

@@ -9,7 +9,7 @@ use aya::{
 use aya_log::EbpfLogger;
 use monitor_ebpf::{Layout, ProcessEvent, VM_LANES, slot_sets};
 use tokio::io::{Interest, unix::AsyncFd};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     OBJECT, ProbeError, ProgramHealth,
@@ -214,6 +214,9 @@ fn attach_generation(
             required: false,
             failure: offsets.writeback.as_ref().err().map(ToString::to_string),
         });
+        if let Err(error) = &offsets.executable {
+            info!("every program that is executed on this host is looked at: {error}");
+        }
     }
     Ok(health)
 }

@@ -4,7 +4,7 @@
 //! | program | hook | required | without it |
 //! |---|---|---|---|
 //! | `block_submitted`, `block_request_completed`, `block_bio_completed` | tp_btf | yes | storage can't be read |
-//! | `process_started`, `process_ended` | tp_btf | no | a sweep of `/proc` finds QEMUs later |
+//! | `process_started` (of files that may be QEMUs), `process_ended` | tp_btf | no | a sweep of `/proc` finds QEMUs later |
 //! | `threads` | iter | no | threads' times are read from `/proc` |
 //! | `tap_from_guest`, `tap_to_guest` | tcx, clsact or ingress, each tap | yes, for that VM | its network can't be read |
 //! | `kvm_*` | raw_tp, while a VM is suspected | no | KVM can't be asked as a witness |
@@ -13,6 +13,7 @@
 
 mod bypass;
 mod clsact;
+mod executables;
 mod host;
 pub(crate) mod kernel_types;
 mod kvm;
@@ -38,6 +39,7 @@ use kernel_types::KernelTypesError;
 use thiserror::Error;
 use tracing::debug;
 
+pub(crate) use executables::Executables;
 pub(crate) use host::ProcessEvents;
 pub(crate) use host::parse_process_event;
 pub use kvm::KvmHooks;

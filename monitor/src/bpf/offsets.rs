@@ -41,6 +41,13 @@ const THREADS: [Offset; 5] = [
     ("TASK_WAIT_OFFSET", &["task_struct", "sched_info", "run_delay"]),
 ];
 
+/// The way from a program that a process executes to its file's inode.
+const EXECUTABLE: [Offset; 3] = [
+    ("BINPRM_FILE_OFFSET", &["linux_binprm", "file"]),
+    ("FILE_INODE_OFFSET", &["file", "f_inode"]),
+    ("INODE_NUMBER_OFFSET", &["inode", "i_ino"]),
+];
+
 /// The values of the globals, and what is lost where some can't be had.
 #[derive(Debug)]
 pub(super) struct Offsets {
@@ -49,6 +56,8 @@ pub(super) struct Offsets {
     pub(super) writeback: Result<(), KernelTypesError>,
     /// Whether threads' times can be read by a program.
     pub(super) threads: Result<(), KernelTypesError>,
+    /// Whether a program that is no QEMU can be passed over when a process executes it.
+    pub(super) executable: Result<(), KernelTypesError>,
 }
 
 impl Offsets {
@@ -71,7 +80,9 @@ impl Offsets {
         };
         let writeback = all(&WRITEBACK);
         let threads = all(&THREADS);
+        let executable = all(&EXECUTABLE);
         globals.push(("WRITEBACK_KNOWN", u32::from(writeback.is_ok())));
-        Ok(Self { globals, writeback, threads })
+        globals.push(("EXECUTABLE_KNOWN", u32::from(executable.is_ok())));
+        Ok(Self { globals, writeback, threads, executable })
     }
 }

@@ -1,7 +1,7 @@
 //! What is pinned below `bpffs_dir`, and what an earlier daemon left there.
 //!
 //! ```text
-//! vms life kvm heartbeats slots taps files in_flight process_events layout    maps
+//! vms life kvm heartbeats slots taps files in_flight executables process_events layout    maps
 //! threads                                                 an iterator, read like a file
 //! links/GENERATION-PROGRAM                                tracepoints
 //! links/tap-NETNS-IFINDEX-{from,to}                       taps, through tcx
@@ -25,7 +25,7 @@ use super::{OBJECT, ProbeError};
 use crate::config::{ProbeLog, Probes};
 
 /// The maps that all copies of the programs share, and the names they are pinned under.
-pub(super) const SHARED_MAPS: [(&str, &str); 10] = [
+pub(super) const SHARED_MAPS: [(&str, &str); 11] = [
     ("VMS", "vms"),
     ("LIFE", "life"),
     ("KVM", "kvm"),
@@ -34,6 +34,7 @@ pub(super) const SHARED_MAPS: [(&str, &str); 10] = [
     ("TAPS", "taps"),
     ("FILES", "files"),
     ("IN_FLIGHT", "in_flight"),
+    ("EXECUTABLES", "executables"),
     ("PROCESS_EVENTS", "process_events"),
     ("LAYOUT", "layout"),
 ];

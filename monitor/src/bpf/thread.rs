@@ -5,7 +5,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -17,6 +17,7 @@ use tracing::{error, info, warn};
 use super::{
     ProbeError, ProcessEvents, ProgramHealth, TapProbe,
     bypass::{Bypass, Counts, DOUBTED_FOR, Finding},
+    executables::Executables,
     host::{Loader, attach_all, process_events},
     kvm::{KvmHooks, KvmPrograms},
     pins::{Left, Pins, layout},
@@ -79,6 +80,7 @@ enum Request {
 pub struct ProbeThread {
     requests: mpsc::Sender<Request>,
     kvm: watch::Receiver<KvmHooks>,
+    executables: Arc<Executables>,
     thread: JoinHandle<()>,
 }
 
@@ -113,6 +115,7 @@ impl ProbeThread {
             info!("{} VMs are counted on since an earlier daemon", slots.vms().len());
         }
         let events = process_events(&pins)?;
+        let executables = Arc::new(Executables::open(&pins)?);
         // SAFETY: a plain call, which only gives free memory back: the kernel's types took 30 MB.
         unsafe { libc::malloc_trim(0) };
         let (sender, requests) = mpsc::channel();
@@ -137,7 +140,7 @@ impl ProbeThread {
                 path: config.paths.bpffs_dir.clone(),
                 source,
             })?;
-        Ok((Self { requests: sender, kvm, thread }, events, health))
+        Ok((Self { requests: sender, kvm, executables, thread }, events, health))
     }
 
     /// Asks for a VM to be counted: for a slot, and for these taps and files of it, and no others. What is
@@ -154,6 +157,11 @@ impl ProbeThread {
     /// Tells all VMs that there are, so that what an earlier daemon left of others can go.
     pub(crate) fn found(&self, vms: HashSet<VmId>) {
         self.send(Request::Found(vms));
+    }
+
+    /// Which executables the kernel tells of.
+    pub(crate) fn executables(&self) -> Arc<Executables> {
+        self.executables.clone()
     }
 
     /// Asks for KVM's tracepoints to be attached, or to be detached; asking again changes nothing. To be

@@ -17,10 +17,10 @@ use super::{
     qmp_events,
     registry::Registry,
     reload::Reloading,
+    starts::Starts,
     storm,
     views::Views,
     vm_lifecycle::let_go,
-    watchers,
 };
 use crate::{
     bpf::{AttachReport, ProbeThread},
@@ -43,6 +43,7 @@ pub(super) struct EventLoop {
     pub(super) reloading: Reloading,
     pub(super) inboxes: Inboxes,
     pub(super) registry: Registry,
+    pub(super) starts: Starts,
     pub(super) sampler: HostSampler,
     pub(super) probe_runner: ProbeRunner,
     pub(super) recovery: Supervisor,
@@ -56,7 +57,7 @@ impl EventLoop {
         source: Source,
         store: IncidentStore,
         sampler: HostSampler,
-        inboxes: Inboxes,
+        (starts, inboxes): (Starts, Inboxes),
     ) -> Self {
         let store = Arc::new(store);
         let (publisher, events) = Publisher::start(&config, store.clone());
@@ -70,6 +71,7 @@ impl EventLoop {
             reloading: Reloading::new(source),
             inboxes,
             registry: Registry::default(),
+            starts,
             sampler,
             probe_runner: ProbeRunner::open(&config.paths.bpffs_dir),
             recovery: Supervisor::new(store, ledger, writer),
@@ -112,9 +114,6 @@ impl EventLoop {
         match message {
             Message::Found(vm) => self.found(*vm),
             Message::Swept(all) => self.swept(&all),
-            Message::Started(pid) => {
-                watchers::inspect(pid, self.config.discovery.scope(), self.inboxes.messages.clone())
-            }
             Message::Status(pid, status) => drop(self.registry.statuses.insert(pid, status)),
             Message::Gone(vm) => self.gone(vm),
             Message::Refreshed(vm, looked) => {

@@ -26,8 +26,6 @@ pub(super) enum Message {
     Found(Box<Vm>),
     /// A sweep ended; these are all the QEMUs there are.
     Swept(HashSet<VmId>),
-    /// A process started.
-    Started(u32),
     /// A watched QEMU's main thread ended with this status of `wait(2)`.
     Status(u32, i32),
     /// A watched QEMU is gone.

@@ -20,6 +20,7 @@ mod registry;
 mod reload;
 mod requests;
 mod snapshot;
+mod starts;
 mod storm;
 mod systemd;
 mod transport;
@@ -50,6 +51,7 @@ use event_loop::EventLoop;
 use flatline_qemu::{discover::VmId, qmp::QmpNotice};
 use host_sampler::HostSampler;
 use message::{Inboxes, Message};
+use starts::Starts;
 use systemd::Systemd;
 
 /// Time between two sweeps of `/proc`, for what events don't tell: a QEMU that daemonized, a lost event.
@@ -125,10 +127,12 @@ pub(crate) async fn run(config: Config, source: Source) -> Result<(), StartError
         Ok(sampler) => {
             let (messages, inbox) = mpsc::unbounded_channel();
             let (notices, qmp) = mpsc::channel(QMP_NOTICES);
-            let processes = watchers::watch_processes(process_events, messages.clone());
-            let inboxes = Inboxes { messages, notices };
-            let event_loop = EventLoop::new(config, source, store, sampler, inboxes);
-            let probes = watch(event_loop, signals, listener, (inbox, qmp, attached)).await;
+            let (starts, outlets, started) = Starts::new(messages.clone());
+            let processes = watchers::watch_processes(process_events, outlets);
+            let reporting = (starts, Inboxes { messages, notices });
+            let event_loop = EventLoop::new(config, source, store, sampler, reporting);
+            let reports = (inbox, qmp, attached, started);
+            let probes = watch(event_loop, signals, listener, reports).await;
             processes.iter().for_each(JoinHandle::abort);
             (Ok(()), probes)
         }
@@ -143,11 +147,12 @@ pub(crate) async fn run(config: Config, source: Source) -> Result<(), StartError
     result
 }
 
-/// The receivers' ends of what reports to the loop: messages, QMP notices, and where VMs are counted.
+/// The receivers' ends of what reports to the loop: messages, QMP notices, where VMs are counted, and processes that started.
 type Reports = (
     mpsc::UnboundedReceiver<Message>,
     mpsc::Receiver<(VmId, QmpNotice)>,
     mpsc::UnboundedReceiver<AttachReport>,
+    mpsc::Receiver<u32>,
 );
 
 /// Runs the loop until it is told to end; hands the programs back to be taken down.
@@ -155,7 +160,7 @@ async fn watch(
     mut event_loop: EventLoop,
     mut signals: Signals,
     listener: UnixListener,
-    (mut inbox, mut qmp, mut attached): Reports,
+    (mut inbox, mut qmp, mut attached, mut started): Reports,
 ) -> ProbeThread {
     let runtime_dir = event_loop.config.paths.runtime_dir.clone();
     let mut systemd = Systemd::from_environment(event_loop.config.sample_interval);
@@ -180,11 +185,13 @@ async fn watch(
             }
             due = tick.tick() => {
                 event_loop.timed_tick(due);
+                event_loop.sweep_if_overrun();
                 systemd.ticked(&event_loop);
             }
             Some((vm, notice)) = qmp.recv() => event_loop.on_qmp(vm, notice),
             Some(message) = inbox.recv() => event_loop.on_message(message),
             Some(report) = attached.recv() => event_loop.on_attached(report),
+            Some(pid) = started.recv() => event_loop.started(pid),
             Some(request) = requests.recv() => event_loop.on_request(request),
             () = wanted.notified() => event_loop.publish_snapshot(),
             _ = sweep.tick() => event_loop.sweep(),

@@ -28,7 +28,8 @@ const LOOK_AGAIN: [Duration; 3] =
 
 impl EventLoop {
     /// Has all of `/proc` looked through for QEMUs.
-    pub(super) fn sweep(&self) {
+    pub(super) fn sweep(&mut self) {
+        self.starts.sweeps();
         // Only VMs of which the end is waited for are sure to be there.
         let waits = |watched: &WatchedVm| {
             watched.sensors.end.as_ref().is_some_and(|end| !end.is_finished())
@@ -38,8 +39,25 @@ impl EventLoop {
         watchers::sweep(
             self.config.discovery.scope(),
             known.collect(),
+            self.sampler.probes.executables(),
             self.inboxes.messages.clone(),
         );
+    }
+
+    /// Sweeps where more processes started than could be looked at.
+    pub(super) fn sweep_if_overrun(&mut self) {
+        if self.starts.is_overrun() {
+            debug!("more processes start than are looked at one by one");
+            self.sweep();
+        }
+    }
+
+    /// A process started.
+    pub(super) fn started(&mut self, pid: u32) {
+        if let Some(leave) = self.starts.may_look() {
+            let scope = self.config.discovery.scope();
+            watchers::inspect(pid, scope, leave, self.inboxes.messages.clone());
+        }
     }
 
     /// Takes a VM up, unless it is watched already.
@@ -114,6 +132,7 @@ impl EventLoop {
             // several times what is kept of it.
             unsafe { libc::malloc_trim(0) };
         }
+        self.starts.swept();
         self.registry.swept();
         self.recovery.give_up_the_gone(all);
     }

@@ -1,6 +1,6 @@
 //! Watchers: tasks beside the loop that report processes that start and end, and what looks into `/proc` show.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use rustix::{
     param::clock_ticks_per_second,
@@ -9,18 +9,20 @@ use rustix::{
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    sync::mpsc::UnboundedSender,
+    sync::{OwnedSemaphorePermit, mpsc::UnboundedSender},
     task::{JoinHandle, spawn_blocking},
-    time::sleep,
+    time::{sleep, timeout},
 };
 use tracing::{debug, warn};
 
-use super::message::Message;
-use crate::bpf::{ProcessEvents, parse_process_event};
+use super::{message::Message, starts::Outlets};
+use crate::bpf::{Executables, ProcessEvents, parse_process_event};
 use flatline_qemu::discover::{self, OpenDevices, Scope, VcpuThreads, Vm, VmId};
 
 /// Time for the exit status of a process that is gone to arrive.
 const STATUS_DELAY: Duration = Duration::from_millis(20);
+/// A sweep waits so long for the look for executables, which may hang where files are a network's.
+const EXECUTABLES_WITHIN: Duration = Duration::from_secs(1);
 
 /// Raises the limit of open files: a VM takes a file descriptor for its process, one for its monitor, and one for each vCPU.
 pub(super) fn raise_file_limit() {
@@ -32,10 +34,7 @@ pub(super) fn raise_file_limit() {
 }
 
 /// Passes on the kernel's events. `None` where they can't be waited for; sweeps find QEMUs then.
-pub(super) fn watch_processes(
-    events: ProcessEvents,
-    messages: UnboundedSender<Message>,
-) -> Option<JoinHandle<()>> {
+pub(super) fn watch_processes(events: ProcessEvents, outlets: Outlets) -> Option<JoinHandle<()>> {
     // SAFETY: the ring buffer owns its descriptor and keeps it for as long as it lives.
     let mut events = match unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) } {
         Ok(events) => events,
@@ -48,13 +47,7 @@ pub(super) fn watch_processes(
         while let Ok(mut ready) = events.readable_mut().await {
             let ring = ready.get_inner_mut();
             while let Some(record) = ring.next() {
-                let Some(event) = parse_process_event(&record) else { continue };
-                let message = match event.kind {
-                    monitor_ebpf::PROCESS_EXEC => Message::Started(event.pid),
-                    monitor_ebpf::PROCESS_EXIT => Message::Status(event.pid, event.status),
-                    _ => continue,
-                };
-                if messages.send(message).is_err() {
+                if parse_process_event(&record).is_some_and(|event| outlets.pass(event).is_err()) {
                     return;
                 }
             }
@@ -65,29 +58,50 @@ pub(super) fn watch_processes(
 
 /// Looks through all of `/proc`, on a thread that may wait: reading about a hung process can. The `known`
 /// are there still, as their pidfds tell, and not read again.
-pub(super) fn sweep(scope: Scope, known: HashSet<VmId>, messages: UnboundedSender<Message>) {
-    spawn_blocking(move || {
-        let pids = known.iter().map(|vm| vm.pid).collect();
-        let mut found = known;
-        for vm in discover::sweep(&scope, &pids) {
-            match vm {
-                Ok(vm) => {
-                    found.insert(vm.id);
-                    let _ = messages.send(Message::Found(Box::new(vm)));
+///
+/// What is executed from then on is told of by the kernel: so the files that may be QEMUs are looked for first.
+pub(super) fn sweep(
+    scope: Scope,
+    known: HashSet<VmId>,
+    executables: Arc<Executables>,
+    messages: UnboundedSender<Message>,
+) {
+    tokio::spawn(async move {
+        let (files, named) = (executables.clone(), scope.clone());
+        let refreshed = spawn_blocking(move || files.refresh(&named));
+        let _ = timeout(EXECUTABLES_WITHIN, refreshed).await;
+        spawn_blocking(move || {
+            let pids = known.iter().map(|vm| vm.pid).collect();
+            let mut found = known;
+            for vm in discover::sweep(&scope, &pids) {
+                match vm {
+                    Ok(vm) => {
+                        found.insert(vm.id);
+                        executables.found(vm.id.pid);
+                        let _ = messages.send(Message::Found(Box::new(vm)));
+                    }
+                    Err(error) => debug!("{error}"),
                 }
-                Err(error) => debug!("{error}"),
             }
-        }
-        let _ = messages.send(Message::Swept(found));
+            let _ = messages.send(Message::Swept(found));
+        });
     });
 }
 
 /// Looks at one process that started.
-pub(super) fn inspect(pid: u32, scope: Scope, messages: UnboundedSender<Message>) {
-    spawn_blocking(move || match discover::inspect(pid, &scope) {
-        Ok(Some(vm)) => drop(messages.send(Message::Found(Box::new(vm)))),
-        Ok(None) => {}
-        Err(error) => debug!("process {pid}: {error}"),
+pub(super) fn inspect(
+    pid: u32,
+    scope: Scope,
+    leave: OwnedSemaphorePermit,
+    messages: UnboundedSender<Message>,
+) {
+    spawn_blocking(move || {
+        match discover::inspect(pid, &scope) {
+            Ok(Some(vm)) => drop(messages.send(Message::Found(Box::new(vm)))),
+            Ok(None) => {}
+            Err(error) => debug!("process {pid}: {error}"),
+        }
+        drop(leave);
     });
 }
 

@@ -205,6 +205,13 @@ pub struct Scope {
 }
 
 impl Scope {
+    /// How its patterns are compared with paths.
+    pub const MATCHING: glob::MatchOptions = glob::MatchOptions {
+        case_sensitive: true,
+        require_literal_separator: true,
+        require_literal_leading_dot: false,
+    };
+
     /// Whether a VM is in scope.
     pub fn has(&self, vm: &Vm) -> bool {
         self.has_executable(&vm.executable) && self.has_user(vm.origin.uid)
@@ -212,12 +219,7 @@ impl Scope {
 
     /// Whether a process that runs `path` is in scope.
     pub fn has_executable(&self, path: &Path) -> bool {
-        let options = glob::MatchOptions {
-            case_sensitive: true,
-            require_literal_separator: true,
-            require_literal_leading_dot: false,
-        };
-        self.executables.iter().any(|pattern| pattern.matches_path_with(path, options))
+        self.executables.iter().any(|pattern| pattern.matches_path_with(path, Self::MATCHING))
     }
 
     /// Whether a process of the user `uid` is in scope.

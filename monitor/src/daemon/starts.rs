@@ -1,0 +1,125 @@
+//! Processes that start and may be QEMUs: looked at a few at a time. Of more than that, a sweep takes care, so that a user
+//! that starts QEMUs in a loop takes none of the daemon's memory.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use monitor_ebpf::{PROCESS_EXEC, PROCESS_EXIT, ProcessEvent};
+use tokio::sync::{
+    OwnedSemaphorePermit, Semaphore,
+    mpsc::{Receiver, Sender, UnboundedSender, channel},
+};
+
+use super::message::Message;
+
+/// Processes that started, and wait for the loop.
+const WAITING: usize = 256;
+/// Processes that are looked at at the same time: to read of one may hang.
+const LOOKED_AT: usize = 32;
+
+/// What the loop knows of them.
+pub(super) struct Starts {
+    looks: Arc<Semaphore>,
+    overrun: Arc<AtomicBool>,
+    is_sweeping: bool,
+}
+
+/// Where the kernel's events go.
+pub(super) struct Outlets {
+    started: Sender<u32>,
+    overrun: Arc<AtomicBool>,
+    messages: UnboundedSender<Message>,
+}
+
+impl Starts {
+    /// With the way for events, and the end at which pids of processes come out that started.
+    pub(super) fn new(messages: UnboundedSender<Message>) -> (Self, Outlets, Receiver<u32>) {
+        let overrun = Arc::new(AtomicBool::new(false));
+        let (started, receiver) = channel(WAITING);
+        let outlets = Outlets { started, overrun: overrun.clone(), messages };
+        let looks = Arc::new(Semaphore::new(LOOKED_AT));
+        (Self { looks, overrun, is_sweeping: false }, outlets, receiver)
+    }
+
+    /// Leave to look at one more; where there is none, a sweep will.
+    pub(super) fn may_look(&self) -> Option<OwnedSemaphorePermit> {
+        let leave = self.looks.clone().try_acquire_owned();
+        leave.inspect_err(|_| self.overrun.store(true, Ordering::Relaxed)).ok()
+    }
+
+    /// A sweep begins.
+    pub(super) fn sweeps(&mut self) {
+        self.is_sweeping = true;
+    }
+
+    /// A sweep ended.
+    pub(super) fn swept(&mut self) {
+        self.is_sweeping = false;
+    }
+
+    /// Whether a sweep is due since some were not looked at; it must begin after that.
+    pub(super) fn is_overrun(&self) -> bool {
+        !self.is_sweeping && self.overrun.swap(false, Ordering::Relaxed)
+    }
+}
+
+impl Outlets {
+    /// Passes an event on. Ends are of watched QEMUs alone, one of each: their statuses are never lost.
+    ///
+    /// # Errors
+    /// The loop has ended.
+    pub(super) fn pass(&self, event: ProcessEvent) -> Result<(), ()> {
+        match event.kind {
+            PROCESS_EXEC => {
+                if self.started.try_send(event.pid).is_err() {
+                    self.overrun.store(true, Ordering::Relaxed);
+                }
+                Ok(())
+            }
+            PROCESS_EXIT => {
+                let status = Message::Status(event.pid, event.status);
+                self.messages.send(status).map_err(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+
+    #[test]
+    fn a_flood_of_starts_takes_one_sweep_and_no_room_and_loses_no_end() {
+        let (messages, mut inbox) = unbounded_channel();
+        let (mut starts, outlets, mut started) = Starts::new(messages);
+        assert!(!starts.is_overrun());
+        let event = |kind, pid| ProcessEvent { kind, pid, status: 9, reserved: 0 };
+        for pid in 0..100_000 {
+            outlets.pass(event(PROCESS_EXEC, pid)).expect("the loop is there");
+        }
+        outlets.pass(event(PROCESS_EXIT, 7)).expect("the loop is there");
+        assert!(matches!(inbox.try_recv(), Ok(Message::Status(7, 9))));
+        let passed = std::iter::from_fn(|| started.try_recv().ok()).count();
+        assert_eq!(passed, WAITING);
+        starts.sweeps();
+        assert!(!starts.is_overrun(), "the sweep under way may have passed them by");
+        starts.swept();
+        assert!(starts.is_overrun() && !starts.is_overrun());
+    }
+
+    #[test]
+    fn what_can_not_be_looked_at_at_once_is_left_to_a_sweep() {
+        let (messages, _inbox) = unbounded_channel();
+        let (starts, _outlets, _started) = Starts::new(messages);
+        let leaves: Vec<_> = (0..LOOKED_AT).filter_map(|_| starts.may_look()).collect();
+        assert!(leaves.len() == LOOKED_AT && !starts.is_overrun());
+        assert!(starts.may_look().is_none() && starts.is_overrun());
+        drop(leaves);
+        assert!(starts.may_look().is_some() && !starts.is_overrun());
+    }
+}
