@@ -1,21 +1,23 @@
-//! Programs on KVM's tracepoints, which count what a VM's vCPUs do: attached only while some VM is suspected, so that the healthy pay
-//! nothing the rest of the time.
+//! Programs on KVM's tracepoints, which count what a suspect's vCPUs do: attached only while some suspect is asked for the
+//! second time or more, so that the healthy pay nothing the rest of the time.
 //!
 //! All hook in as raw tracepoints (4.17; those of a module, 5.0): they attach as fast as BTF-typed ones, and
 //! need no BTF, which a KVM that is a module has in a file of its own. Of their arguments, only numbers are
-//! read. Each costs a look-up of the current process and an addition; most fire in the vCPU's own thread,
+//! read. Each costs a look-up of the current process, and a suspect an addition; most fire in the vCPU's own thread,
 //! so that the process tells which VM it belongs to. None counts what an interrupt does that hits a QEMU by chance.
 //!
 //! Argument lists: include/trace/events/kvm.h and arch/x86/kvm/trace.h of Linux 6.12.
 
 use aya_ebpf::{
-    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_probe_read_kernel, generated::bpf_get_smp_processor_id,
+    },
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use monitor_ebpf::KvmRow;
+use monitor_ebpf::{KVM_WOKEN, KvmRow};
 
-use crate::{maps::KVM, slots};
+use crate::{maps::KVM, vms::add_atomically};
 
 /// `KVM_PIO_OUT` (arch/x86/kvm/trace.h).
 const OUT: u32 = 1;
@@ -34,18 +36,24 @@ fn is_timer(msr: u32) -> bool {
     matches!(msr, 0x6e0 | 0x838 | 0x4000_00b0..=0x4000_00b7)
 }
 
-/// The row of the current process on this CPU, if it is a watched QEMU, and the id of its thread.
+/// The row of the current process, if it is a QEMU that is counted, and the id of its thread.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "the lower half is the thread")]
 fn current() -> Option<(&'static mut KvmRow, u32)> {
     let ids = bpf_get_current_pid_tgid();
-    let pid = (ids >> 32) as u32;
-    let row = KVM.get_ptr_mut(slots::slot_of(pid)?)?;
-    // SAFETY: the row is this CPU's own copy. Another thread of the VM that preempts this one may make a
-    // count be lost, which is one sign of life fewer, and never one too many.
-    let row = unsafe { &mut *row };
-    // A row that user space could not fill is unused.
-    (row.pid == pid).then_some((row, ids as u32))
+    let row = KVM.get_ptr_mut((ids >> 32) as u32)?;
+    // SAFETY: the map's memory stays for as long as the map. Other CPUs write the row at the same time: counters by atomic
+    // additions alone, and of `woken` any value that is lost makes one sign of life fewer, and never one too many. A row
+    // that was removed and given to another VM meanwhile may count one event of this one; user space judges by many.
+    Some((unsafe { &mut *row }, ids as u32))
+}
+
+/// Which of a row's threads is this CPU's.
+#[inline(always)]
+fn lane() -> usize {
+    // SAFETY: plain call.
+    let cpu = unsafe { bpf_get_smp_processor_id() } as usize;
+    cpu & (KVM_WOKEN - 1)
 }
 
 /// A vCPU came out of `hlt`: by an interrupt, but also by a signal, or by its timer with interrupts off.
@@ -56,8 +64,8 @@ pub(crate) fn kvm_woken(ctx: RawTracePointContext) -> i32 {
     if let Some((row, thread)) = current()
         && ctx.arg::<u8>(2) != 0
     {
-        row.counters.wakeups += 1;
-        row.woken = thread;
+        add_atomically(&mut row.counters.wakeups, 1);
+        row.woken[lane()] = thread;
     }
     0
 }
@@ -69,11 +77,12 @@ pub(crate) fn kvm_woken(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "kvm_entry")]
 pub(crate) fn kvm_entered(_ctx: RawTracePointContext) -> i32 {
     if let Some((row, thread)) = current() {
-        row.counters.entries += 1;
+        add_atomically(&mut row.counters.entries, 1);
+        let woken = &mut row.woken[lane()];
         // On the same CPU within microseconds; a thread that moved in between is not counted.
-        if row.woken == thread {
-            row.counters.resumed += 1;
-            row.woken = 0;
+        if *woken == thread {
+            *woken = 0;
+            add_atomically(&mut row.counters.resumed, 1);
         }
     }
     0
@@ -85,7 +94,7 @@ pub(crate) fn kvm_entered(_ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "kvm_inj_virq")]
 pub(crate) fn kvm_injected(_ctx: RawTracePointContext) -> i32 {
     if let Some((row, _)) = current() {
-        row.counters.injected += 1;
+        add_atomically(&mut row.counters.injected, 1);
     }
     0
 }
@@ -98,7 +107,7 @@ pub(crate) fn kvm_eoi(ctx: RawTracePointContext) -> i32 {
     if ctx.arg::<i32>(1) >= 0
         && let Some((row, _)) = current()
     {
-        row.counters.apic_eois += 1;
+        add_atomically(&mut row.counters.apic_eois, 1);
     }
     0
 }
@@ -110,13 +119,13 @@ pub(crate) fn kvm_eoi(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "kvm_pio")]
 pub(crate) fn kvm_port(ctx: RawTracePointContext) -> i32 {
     let Some((row, _)) = current() else { return 0 };
-    row.counters.pio += 1;
+    add_atomically(&mut row.counters.pio, 1);
     if ctx.arg::<u32>(0) == OUT && PIC_COMMAND.contains(&ctx.arg(1)) {
         let data: *const u8 = ctx.arg(4);
         // SAFETY: the helper takes any address, and says so if it can't be read.
         let command = unsafe { bpf_probe_read_kernel(data) };
         if command.is_ok_and(|command| command & PIC_EOI_MASK == PIC_EOI) {
-            row.counters.pic_eois += 1;
+            add_atomically(&mut row.counters.pic_eois, 1);
         }
     }
     0
@@ -128,7 +137,7 @@ pub(crate) fn kvm_port(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "kvm_mmio")]
 pub(crate) fn kvm_memory(_ctx: RawTracePointContext) -> i32 {
     if let Some((row, _)) = current() {
-        row.counters.mmio += 1;
+        add_atomically(&mut row.counters.mmio, 1);
     }
     0
 }
@@ -142,7 +151,7 @@ pub(crate) fn kvm_register(ctx: RawTracePointContext) -> i32 {
         && is_timer(ctx.arg(1))
         && let Some((row, _)) = current()
     {
-        row.counters.timers_set += 1;
+        add_atomically(&mut row.counters.timers_set, 1);
     }
     0
 }
@@ -155,7 +164,7 @@ pub(crate) fn kvm_left(ctx: RawTracePointContext) -> i32 {
     if ctx.arg::<i32>(1) != INTERRUPTED
         && let Some((row, _)) = current()
     {
-        row.counters.userspace_exits += 1;
+        add_atomically(&mut row.counters.userspace_exits, 1);
     }
     0
 }
@@ -167,7 +176,7 @@ pub(crate) fn kvm_left(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "kvm_set_irq")]
 pub(crate) fn kvm_line(_ctx: RawTracePointContext) -> i32 {
     if let Some((row, _)) = current() {
-        row.counters.set_irqs += 1;
+        add_atomically(&mut row.counters.set_irqs, 1);
     }
     0
 }

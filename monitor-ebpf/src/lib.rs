@@ -248,19 +248,22 @@ impl StorageCounters {
     }
 }
 
-/// What one VM's vCPUs did under KVM: one row of `kvm`, indexed by the VM's slot.
+/// Rows of `kvm`: so many suspects are counted at the same time.
+pub const KVM_ROWS: u32 = 128;
+
+/// Threads that a row of `kvm` remembers: one for all CPUs with numbers that end in the same bits.
+pub const KVM_WOKEN: usize = 8;
+
+/// What one suspect's vCPUs did under KVM: a row of `kvm`, by QEMU's pid.
 ///
-/// Each CPU has a copy of its own; a reader adds them up. The programs are attached only while some VM is
-/// suspected: a counter that stands still says nothing of the rest of the time.
+/// User space puts it in and takes it out: it counts from then to then, and is there for no other VM. All CPUs add to it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KvmRow {
-    /// QEMU's pid, the same in each CPU's copy; 0: the row is unused.
-    pub pid: u32,
-    /// The vCPU thread that was last woken from `hlt` on this CPU and has not run guest code since; 0: none.
-    pub woken: u32,
     /// When that process started, in clock ticks after boot.
     pub start_ticks: u64,
+    /// The vCPU thread that was last woken from `hlt` on one of these CPUs and has not run guest code since; 0: none.
+    pub woken: [u32; KVM_WOKEN],
     /// All of its vCPUs together.
     pub counters: KvmCounters,
 }
@@ -459,8 +462,8 @@ const _: () = {
     assert!(offset_of!(VmLane, completed_ops) == 192);
     assert!(size_of::<VmRow>() == 512);
     assert!(size_of::<KvmCounters>() == 88);
-    assert!(size_of::<KvmRow>() == 104);
-    assert!(offset_of!(KvmRow, counters) == 16);
+    assert!(size_of::<KvmRow>() == 128);
+    assert!(offset_of!(KvmRow, counters) == 40);
     assert!(size_of::<TapRow>() == 48);
     assert!(offset_of!(TapRow, guest_ipv4) == 12);
     assert!(offset_of!(TapRow, guest_ipv4_mac) == 16);

@@ -3,11 +3,11 @@
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, RingBuf},
     macros::btf_map,
 };
 use monitor_ebpf::{
-    FileKey, InFlightSet, KvmRow, Layout, ProcessEvent, SlotSet, TapRow, VmRow,
+    FileKey, InFlightSet, KVM_ROWS, KvmRow, Layout, ProcessEvent, SlotSet, TapRow, VmRow,
     heartbeat::HeartbeatRow,
 };
 
@@ -23,9 +23,9 @@ pub(crate) static VMS: Array<VmRow, 1024, MMAPABLE> = Array::new();
 #[btf_map]
 pub(crate) static LIFE: Array<u64, 1024, MMAPABLE> = Array::new();
 
-/// What a VM's vCPUs do under KVM, by its slot.
+/// What vCPUs of suspects do under KVM, by QEMU's pid; user space alone makes and removes rows.
 #[btf_map]
-pub(crate) static KVM: PerCpuArray<KvmRow, 1024> = PerCpuArray::new();
+pub(crate) static KVM: HashMap<u32, KvmRow, { KVM_ROWS as usize }> = HashMap::new();
 
 /// What its guest's agent says, by its slot.
 #[btf_map]

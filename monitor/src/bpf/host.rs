@@ -73,7 +73,6 @@ impl Loader {
             .btf(None)
             .map_max_entries("VMS", max_vms)
             .map_max_entries("LIFE", max_vms)
-            .map_max_entries("KVM", max_vms)
             .map_max_entries("HEARTBEATS", max_vms)
             .map_max_entries("SLOTS", slot_sets(max_vms))
             .map_max_entries("FILES", max_vms * 8)

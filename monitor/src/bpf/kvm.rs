@@ -1,6 +1,7 @@
-//! KVM's tracepoints: attached while some VM is suspected, and no longer.
+//! KVM's tracepoints: attached while some suspect is counted, and no longer.
 //!
-//! Their links are not pinned: what is attached for the time of a suspicion must not outlive the daemon that
+//! Which suspects are counted is said by the rows of the map `kvm`: one is put in for a suspect, and taken out again. The
+//! links are not pinned: what is attached for the time of a suspicion must not outlive the daemon that
 //! suspects. The programs are loaded at the first suspicion, since most daemons never have one, and then
 //! stay loaded.
 //!
@@ -8,17 +9,22 @@
 //! does detaching them; loading, the first time, 0.2 s more. A tracepoint that a kernel doesn't have (other
 //! processors have fewer) is no error: what it would have shown is not known then.
 
-use std::time::Instant;
+use std::{
+    collections::{HashMap, HashSet},
+    time::Instant,
+};
 
 use aya::{
     Ebpf,
+    maps::{HashMap as BpfHashMap, Map, MapData, MapError},
     programs::{RawTracePoint, raw_trace_point::RawTracePointLink},
 };
+use monitor_ebpf::KvmRow;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use super::{ProbeError, ProgramHealth, host::Loader};
-use flatline_qemu::text::error_chain;
+use super::{ProbeError, ProgramHealth, host::Loader, pins::Pins, slots::open};
+use flatline_qemu::{discover::VmId, text::error_chain};
 
 /// The programs, and the tracepoints that they hook into.
 const PROGRAMS: [(&str, &str); 9] = [
@@ -33,15 +39,15 @@ const PROGRAMS: [(&str, &str); 9] = [
     ("kvm_line", "kvm_set_irq"),
 ];
 
-/// Which of KVM's tracepoints are hooked into, as of the last time that it was wanted.
+/// Which of KVM's tracepoints are hooked into, and for which VMs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KvmHooks {
     /// Whether they are attached now.
     pub attached: bool,
-    /// How often they were attached so far: what was counted before and after a gap can't be compared.
-    pub times: u64,
     /// A row a program, with why it could not be attached; empty before the first time.
     pub health: Vec<ProgramHealth>,
+    /// The VMs that are counted, each with a number that is another one whenever its counters began anew.
+    pub counted: HashMap<VmId, u64>,
 }
 
 impl KvmHooks {
@@ -57,42 +63,71 @@ impl KvmHooks {
     }
 }
 
-/// The programs on KVM's tracepoints.
+/// The programs on KVM's tracepoints, and the rows that they count in.
 pub(super) struct KvmPrograms {
     /// Loaded at the first use; of a program that failed to load, attaching fails as well.
     loaded: Option<Ebpf>,
     /// Dropped, a link detaches.
     links: Vec<RawTracePointLink>,
+    rows: BpfHashMap<MapData, u32, KvmRow>,
+    /// How often a VM began to be counted.
+    begun: u64,
     hooks: watch::Sender<KvmHooks>,
 }
 
 impl KvmPrograms {
-    /// Nothing is loaded so far. What becomes attached, the receiver tells.
-    pub(super) fn new() -> (Self, watch::Receiver<KvmHooks>) {
+    /// Opens the pinned map, and empties it of what an earlier daemon left. Nothing is loaded so far. What becomes attached,
+    /// the receiver tells.
+    pub(super) fn open(pins: &Pins) -> Result<(Self, watch::Receiver<KvmHooks>), ProbeError> {
+        let mut rows: BpfHashMap<MapData, u32, KvmRow> = open(pins, "kvm", Map::HashMap)?;
+        let failed = |source| ProbeError::Map { map: "kvm", source };
+        for pid in rows.keys().collect::<Result<Vec<_>, _>>().map_err(failed)? {
+            rows.remove(&pid).map_err(failed)?;
+        }
         let (hooks, receiver) = watch::channel(KvmHooks::default());
-        (Self { loaded: None, links: Vec::new(), hooks }, receiver)
+        Ok((Self { loaded: None, links: Vec::new(), rows, begun: 0, hooks }, receiver))
     }
 
-    /// Attaches them, or detaches them, unless that is how they are.
-    pub(super) fn set(&mut self, loader: &mut Loader, wanted: bool) {
-        if self.hooks.borrow().attached == wanted {
-            return;
+    /// Has `wanted` counted, and no other VMs; of those that are counted already, the counters go on.
+    pub(super) fn count(&mut self, loader: &mut Loader, wanted: &HashSet<VmId>) {
+        let KvmHooks { attached, mut counted, .. } = self.hooks.borrow().clone();
+        counted.retain(|vm, _| wanted.contains(vm) || self.take_out(*vm).is_err());
+        for vm in wanted {
+            if !counted.contains_key(vm) {
+                match self.put_in(*vm) {
+                    Ok(number) => drop(counted.insert(*vm, number)),
+                    Err(error) => warn!("KVM cannot be asked about VM {vm}: {error}"),
+                }
+            }
         }
         let start = Instant::now();
-        if wanted {
-            let health = self.attach_all(loader);
-            for row in health.iter().filter(|row| row.failure.is_some()) {
-                debug!("{}: {:?}", row.hook, row.failure);
-            }
-            self.hooks.send_modify(|hooks| {
-                *hooks = KvmHooks { attached: true, times: hooks.times + 1, health };
-            });
-        } else {
+        let wants_them = !counted.is_empty();
+        let health = (wants_them && !attached).then(|| self.attach_all(loader));
+        if attached && !wants_them {
             self.links.clear();
-            self.hooks.send_modify(|hooks| hooks.attached = false);
         }
-        let done = if wanted { "attached to" } else { "detached from" };
-        debug!("{done} KVM's tracepoints in {:?}", start.elapsed());
+        if attached != wants_them {
+            let done = if wants_them { "attached to" } else { "detached from" };
+            debug!("{done} KVM's tracepoints in {:?}", start.elapsed());
+        }
+        self.hooks.send_modify(|hooks| {
+            hooks.attached = wants_them;
+            hooks.counted = counted;
+            if let Some(health) = health {
+                hooks.health = health;
+            }
+        });
+    }
+
+    /// Begins to count a VM at zero; returns a number that no other has.
+    fn put_in(&mut self, VmId { pid, start_ticks }: VmId) -> Result<u64, MapError> {
+        self.rows.insert(pid, KvmRow { start_ticks, ..KvmRow::default() }, 0)?;
+        self.begun += 1;
+        Ok(self.begun)
+    }
+
+    fn take_out(&mut self, vm: VmId) -> Result<(), MapError> {
+        self.rows.remove(&vm.pid).inspect_err(|error| debug!("VM {vm} is counted on: {error}"))
     }
 
     fn attach_all(&mut self, loader: &mut Loader) -> Vec<ProgramHealth> {
@@ -107,12 +142,16 @@ impl KvmPrograms {
             }
         };
         let links = &mut self.links;
-        PROGRAMS
+        let health: Vec<_> = PROGRAMS
             .map(|(program, tracepoint)| {
                 let attached = attach(ebpf, program, tracepoint).map(|link| links.push(link));
                 row((program, tracepoint), attached.err().map(|error| error_chain(&error)))
             })
-            .into()
+            .into();
+        for row in health.iter().filter(|row| row.failure.is_some()) {
+            debug!("{}: {:?}", row.hook, row.failure);
+        }
+        health
     }
 }
 
@@ -159,7 +198,7 @@ mod tests {
             failure: failure.map(str::to_owned),
         };
         let health = vec![row("kvm_pio", None), row("kvm_msr", Some("no such tracepoint"))];
-        let mut hooks = KvmHooks { attached: true, times: 1, health };
+        let mut hooks = KvmHooks { attached: true, health, counted: HashMap::new() };
         assert!(hooks.sees("kvm_pio") && hooks.sees_any());
         assert!(!hooks.sees("kvm_msr") && !hooks.sees("kvm_entry"));
         hooks.attached = false;

@@ -47,7 +47,8 @@ pub(crate) use lock::DirectoryLock;
 pub(crate) use namespace::{namespace_of, near_namespace};
 pub use pins::THREADS;
 pub(crate) use taps::TapProbe;
-pub use thread::{AttachReport, Counted, ProbeThread};
+pub(crate) use thread::Counted;
+pub use thread::{AttachReport, ProbeThread};
 
 /// The programs and maps, compiled by `cargo xtask build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/flatline-ebpf.o"));

@@ -8,22 +8,17 @@ use std::{
     mem,
 };
 
-use aya::{
-    Pod,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
-    util::nr_cpus,
-};
-use monitor_ebpf::{FileKey, KvmRow, SlotRow, SlotSet, VmRow, heartbeat::HeartbeatRow};
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use monitor_ebpf::{FileKey, SlotRow, SlotSet, VmRow, heartbeat::HeartbeatRow};
 use tracing::debug;
 
 use super::{ProbeError, pins::Pins};
 use flatline_qemu::discover::VmId;
 
-/// Hands slots out, and keeps the maps in step: `vms`, `life`, `kvm`, `heartbeats`, `slots` and `files`.
+/// Hands slots out, and keeps the maps in step: `vms`, `life`, `heartbeats`, `slots` and `files`.
 pub(super) struct Slots {
     rows: Array<MapData, VmRow>,
     life: Array<MapData, u64>,
-    kvm: PerCpuArray<MapData, KvmRow>,
     heartbeats: Array<MapData, HeartbeatRow>,
     by_pid: ByPid,
     owners: HashMap<MapData, FileKey, u32>,
@@ -81,7 +76,6 @@ impl Slots {
         let mut slots = Self {
             rows: open(pins, "vms", Map::Array)?,
             life: open(pins, "life", Map::Array)?,
-            kvm: open(pins, "kvm", Map::PerCpuArray)?,
             heartbeats: open(pins, "heartbeats", Map::Array)?,
             by_pid: ByPid(open(pins, "slots", Map::Array)?),
             owners: open(pins, "files", Map::HashMap)?,
@@ -167,7 +161,6 @@ impl Slots {
         let VmId { pid, start_ticks } = vm;
         self.rows.set(slot, VmRow::of(pid, start_ticks), 0)?;
         self.life.set(slot, 0, 0)?;
-        write(&mut self.kvm, slot, KvmRow { pid, start_ticks, ..KvmRow::default() })?;
         let silent = HeartbeatRow { pid, start_ticks, ..HeartbeatRow::default() };
         self.heartbeats.set(slot, silent, 0)
     }
@@ -234,10 +227,4 @@ pub(super) fn open<T: TryFrom<Map, Error = MapError>>(
 ) -> Result<T, ProbeError> {
     let opened = MapData::from_pin(pins.map(map)).and_then(|data| T::try_from(kind(data)));
     opened.map_err(|source| ProbeError::Map { map, source })
-}
-
-/// Writes the same row for each CPU.
-fn write<T: Pod>(rows: &mut PerCpuArray<MapData, T>, slot: u32, row: T) -> Result<(), MapError> {
-    let cpus = nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
-    rows.set(slot, PerCpuValues::try_from(vec![row; cpus]).map_err(MapError::IoError)?, 0)
 }

@@ -38,7 +38,7 @@ const BACKLOG_LOOKS: u32 = 20;
 
 /// What is to be counted for a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Counted {
+pub(crate) struct Counted {
     /// Its taps.
     pub taps: Vec<Tap>,
     /// The files and devices of its disks, whose pages the host may write back.
@@ -67,8 +67,8 @@ enum Request {
     Forget(VmId),
     /// All VMs that there are were found.
     Found(HashSet<VmId>),
-    /// Some VM is suspected, or none is.
-    Kvm(bool),
+    /// These suspects are to be counted under KVM, and no others.
+    Kvm(HashSet<VmId>),
     Stop {
         keep: bool,
         done: oneshot::Sender<Result<(), ProbeError>>,
@@ -119,7 +119,7 @@ impl ProbeThread {
         // SAFETY: a plain call, which only gives free memory back: the kernel's types took 30 MB.
         unsafe { libc::malloc_trim(0) };
         let (sender, requests) = mpsc::channel();
-        let (kvm_programs, kvm) = KvmPrograms::new();
+        let (kvm_programs, kvm) = KvmPrograms::open(&pins)?;
         let bypass = HashMap::new();
         let mut worker = Worker {
             loader,
@@ -145,7 +145,7 @@ impl ProbeThread {
 
     /// Asks for a VM to be counted: for a slot, and for these taps and files of it, and no others. What is
     /// attached already is looked at, and attached again if it was detached.
-    pub fn attach(&self, vm: VmId, counted: Counted) {
+    pub(crate) fn attach(&self, vm: VmId, counted: Counted) {
         self.send(Request::Attach(vm, counted));
     }
 
@@ -164,20 +164,15 @@ impl ProbeThread {
         self.executables.clone()
     }
 
-    /// Asks for KVM's tracepoints to be attached, or to be detached; asking again changes nothing. To be
-    /// wanted only while some VM is suspected: each VM on the host pays for them.
-    pub fn kvm(&self, wanted: bool) {
-        self.send(Request::Kvm(wanted));
+    /// Asks for these suspects' vCPUs to be counted by KVM's tracepoints, and those of no other VM; none: for the tracepoints to
+    /// be left. Each VM on the host pays for them, and those in the set for an addition.
+    pub fn count_kvm(&self, suspects: HashSet<VmId>) {
+        self.send(Request::Kvm(suspects));
     }
 
-    /// Whether they are attached now: asked every tick, and cheaper than all of what follows.
-    pub(crate) fn kvm_is_attached(&self) -> bool {
-        self.kvm.borrow().attached
-    }
-
-    /// KVM's tracepoints that are attached, and of the last time that they were, those that could not be.
-    pub fn kvm_hooks(&self) -> KvmHooks {
-        self.kvm.borrow().clone()
+    /// KVM's tracepoints that are attached, and for which VMs; of the last time that they were, those that could not be.
+    pub fn kvm_hooks(&self) -> watch::Receiver<KvmHooks> {
+        self.kvm.clone()
     }
 
     fn send(&self, request: Request) {
@@ -234,7 +229,7 @@ impl Worker {
                         self.taps.forget_strangers(&self.loader);
                     }
                 }
-                Request::Kvm(wanted) => self.kvm.set(&mut self.loader, wanted),
+                Request::Kvm(suspects) => self.kvm.count(&mut self.loader, &suspects),
                 Request::Stop { keep, done } => {
                     let result = if keep {
                         Ok(())

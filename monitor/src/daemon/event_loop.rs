@@ -210,7 +210,7 @@ impl EventLoop {
         for id in &awake {
             self.judge(*id, undecided, now);
         }
-        self.sampler.watch_kvm(&self.registry.vms);
+        self.sampler.leave_kvm(&self.registry.vms, now);
         self.recovery.start_due(&self.registry.vms, &Context::at(&self.config, now));
         self.carry_out();
         let vms = &mut self.registry.vms;
@@ -296,6 +296,8 @@ impl EventLoop {
         let testimony = Arc::new(testimony);
         watched.detector.testimony = Some(testimony.clone());
         let act = watched.step(&Input::Testimony(testimony), now);
+        // The next round may begin at once.
+        self.sampler.suspect_of_kvm(watched, now);
         self.act(id, act);
     }
 

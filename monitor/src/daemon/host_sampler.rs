@@ -11,6 +11,7 @@ use std::{
 use aya::maps::MapError;
 use tracing::{debug, info, warn};
 
+use super::kvm_turns::KvmTurns;
 use crate::{
     bpf::{ProbeThread, ProgramHealth, THREADS},
     sampler::{
@@ -50,6 +51,7 @@ pub(super) struct HostSampler {
     /// When all threads were read last, and the kernel's ticks then.
     jiffies: Option<(Duration, u64)>,
     devices: DeviceWatch,
+    pub(super) kvm_turns: KvmTurns,
 }
 
 impl HostSampler {
@@ -86,6 +88,7 @@ impl HostSampler {
             ticks: 0,
             jiffies: None,
             devices: DeviceWatch::default(),
+            kvm_turns: KvmTurns::default(),
         })
     }
 
@@ -203,13 +206,27 @@ impl HostSampler {
         Some(age.saturating_sub(later).as_secs_f64())
     }
 
-    /// Attaches KVM's tracepoints while it runs a suspect, and only then.
-    pub(super) fn watch_kvm(&self, vms: &Vms) {
-        let suspects = vms.values().any(|watched| {
-            watched.vm.accelerator == Accelerator::Kvm && watched.detector.watch.is_being_asked()
-        });
-        if suspects != self.probes.kvm_is_attached() {
-            self.probes.kvm(suspects);
+    /// Has KVM's tracepoints count a suspect that a round of questions did not acquit.
+    pub(super) fn suspect_of_kvm(&mut self, watched: &WatchedVm, now: Duration) {
+        let is_asked_on = watched.detector.watch.is_being_asked();
+        if watched.vm.accelerator == Accelerator::Kvm
+            && is_asked_on
+            && self.kvm_turns.add(watched.vm.id, watched.vm.origin.uid)
+        {
+            self.count_kvm(now);
+        }
+    }
+
+    /// Has them leave those alone that are asked no more.
+    pub(super) fn leave_kvm(&mut self, vms: &Vms, now: Duration) {
+        let is_asked = |watched: &WatchedVm| watched.detector.watch.is_being_asked();
+        self.kvm_turns.keep(|id| vms.get(&id).is_some_and(is_asked));
+        self.count_kvm(now);
+    }
+
+    fn count_kvm(&mut self, now: Duration) {
+        if let Some(suspects) = self.kvm_turns.hand_out(now) {
+            self.probes.count_kvm(suspects);
         }
     }
 

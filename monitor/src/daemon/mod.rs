@@ -11,6 +11,7 @@ mod event_loop;
 mod hold;
 mod host_sampler;
 mod hotplug;
+mod kvm_turns;
 mod memory;
 mod message;
 mod probe_rounds;

@@ -8,7 +8,7 @@ use tracing::warn;
 use super::{host_sampler::HostSampler, hotplug::counted, message::Message};
 use crate::{
     bpf::{namespace_of, near_namespace},
-    probes::{self, ProbeContext, ProbeSocket, TapTarget, of_suspects},
+    probes::{self, KvmWay, ProbeContext, ProbeSocket, TapTarget, of_suspects},
     sampler::{KvmReader, TapAddresses},
     vm::WatchedVm,
 };
@@ -70,8 +70,11 @@ impl ProbeRunner {
             silence: watched.detector.watch.silence.since_life(now),
             slot: watched.sensors.slot.clone(),
             counters: sampler.counters.clone(),
-            kvm: self.kvm.clone(),
-            kvm_hooks: sampler.probes.kvm_hooks(),
+            kvm: KvmWay {
+                reader: self.kvm.clone(),
+                hooks: sampler.probes.kvm_hooks(),
+                turn: sampler.kvm_turns.of(id),
+            },
             qmp: watched.link.ready(),
             insight: watched.sensors.insight.clone(),
             balloon: watched.memory.turns.clone(),

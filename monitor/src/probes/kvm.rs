@@ -24,21 +24,31 @@
 //! rest on the kernel's source (`vcpu_run` in arch/x86/kvm/x86.c of Linux 6.12 enters no vCPU that is halted
 //! and has nothing to take).
 //!
+//! Most suspects are acquitted by their first round of questions, so KVM is asked from the second one on: until then nothing
+//! is attached, and no VM on the host pays. A silence speaks against a guest only if that very guest was seen to take
+//! interrupts in this boot: of others nothing is known, and one that sets timers may take them where none can see it.
+//!
 //! What it can't tell: a VM lives as soon as one of its vCPUs does; a guest that crashed and takes interrupts
 //! all the same (Linux with `nolapic`, or one that locked up with interrupts on) counts as alive. Where the
 //! processor delivers interrupts itself (APICv, AVIC), a guest that computes on a periodic timer shows
 //! nothing, so that silence there says nothing.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, sync::Arc, time::Duration};
 
-use monitor_ebpf::KvmCounters;
-use tokio::time::{Instant, sleep};
+use monitor_ebpf::{KVM_ROWS, KvmCounters};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
 
 use super::{Note, ProbeContext, Witness, of_suspects};
-use crate::{bpf::KvmHooks, sampler::interrupts_are_hidden};
+use crate::{
+    bpf::KvmHooks,
+    sampler::{KvmReader, interrupts_are_hidden},
+};
 use flatline_detector::verdict::Answer;
 use flatline_qemu::discover::Accelerator;
-use flatline_samples::{Missing, Reading};
+use flatline_samples::Reading;
 
 /// The row in the table.
 pub(super) const WITNESS: Witness = Witness {
@@ -48,59 +58,121 @@ pub(super) const WITNESS: Witness = Witness {
     ask: |context, note| Box::pin(ask(context, note)),
 };
 
-/// Time in which a first round looks.
+/// Time in which a first look is taken.
 const LOOK_FOR: Duration = Duration::from_millis(500);
-/// An older beginning is of an earlier suspicion, and the tracepoints were detached in between.
+/// An older beginning is of an earlier suspicion, and the VM was not counted in between.
 const LONGEST_LOOK: Duration = Duration::from_secs(30);
+/// Time for the tracepoints to be attached: 0.2 s where they are loaded first, more where others' programs are attached before.
+const ATTACHED_WITHIN: Duration = Duration::from_secs(2);
 
-/// Where this suspicion's first round found the counters.
+/// The way to what KVM's tracepoints count of a VM.
+pub(crate) struct KvmWay {
+    /// Reads the counters; `None` where the map can't be read.
+    pub(crate) reader: Option<Arc<KvmReader>>,
+    /// What is attached, and for which VMs.
+    pub(crate) hooks: watch::Receiver<KvmHooks>,
+    /// Whether it is this VM's turn.
+    pub(crate) turn: KvmTurn,
+}
+
+/// Whether it is a suspect's turn to be counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KvmTurn {
+    /// This is its first round of questions.
+    NotYet,
+    /// There are more suspects than rows to count them in.
+    Waits,
+    /// It is.
+    Counted,
+}
+
+/// What is kept from one round to the next.
+#[derive(Default)]
+struct Seen {
+    /// Where this suspicion's first look found the counters.
+    beginning: Option<Beginning>,
+    /// When the guest was last seen to take an interrupt, or to acknowledge one.
+    took_at: Option<Instant>,
+}
+
 struct Beginning {
     at: Instant,
-    /// Which attachment of the tracepoints counts.
-    attachment: u64,
+    /// Which of the VM's times to be counted this is.
+    number: u64,
     counters: KvmCounters,
 }
 
 async fn ask(context: &ProbeContext, note: &mut Note) -> Result<Answer, String> {
-    let before = note.take::<Beginning>();
-    let Some(reader) = context.kvm.as_ref().filter(|_| context.vm.accelerator == Accelerator::Kvm)
+    let accelerator = &context.vm.accelerator;
+    let Some(reader) = context.kvm.reader.as_ref().filter(|_| *accelerator == Accelerator::Kvm)
     else {
-        return Err(format!("it runs under {}", context.vm.accelerator));
+        return Err(format!("it runs under {accelerator}"));
     };
-    let hooks = &context.kvm_hooks;
-    if !hooks.attached {
-        return Err("KVM's tracepoints are being attached".to_owned());
-    }
-    if let Some(why) = lacks_signs(hooks) {
-        return Err(why.to_owned());
-    }
-    let read = || {
-        let slot = context.slot.clone().map_err(|why| Missing::new("its row", why))?;
-        reader.of(context.vm.id, slot)
+    let mut seen: Seen = note.take().unwrap_or_default();
+    let counted = attached(context).await;
+    let (hooks, number) = match counted {
+        Ok(counted) => counted,
+        Err(why) => {
+            note.put(seen);
+            return Err(why);
+        }
     };
     let now = Instant::now();
-    let goes_on = |beginning: &Beginning| {
-        beginning.attachment == hooks.times && now - beginning.at < LONGEST_LOOK
-    };
-    let beginning = match before.filter(goes_on) {
+    let goes_on =
+        |beginning: &Beginning| beginning.number == number && now - beginning.at < LONGEST_LOOK;
+    let read = || reader.of(context.vm.id);
+    let beginning = match seen.beginning.take().filter(goes_on) {
         Some(beginning) => beginning,
         None => {
             let counters = read().map_err(|missing| missing.to_string())?;
-            Beginning { at: now, attachment: hooks.times, counters }
+            Beginning { at: now, number, counters }
         }
     };
     sleep(LOOK_FOR).await;
+    let after = read();
+    if after.as_ref().is_ok_and(|after| takes_interrupts(&beginning.counters, after)) {
+        seen.took_at = Some(Instant::now());
+    }
     let answer = judge(&KvmLook {
-        accelerator: &context.vm.accelerator,
-        hooks,
+        accelerator,
+        hooks: &hooks,
         before: &Ok(beginning.counters),
-        after: &read(),
+        after: &after,
         elapsed: beginning.at.elapsed(),
-        of_all: &reader.of_all(),
+        took_one: seen.took_at.is_some_and(|at| at.elapsed() <= context.boot_age),
         interrupts_are_hidden: interrupts_are_hidden(),
     });
-    note.put(beginning);
+    note.put(Seen { beginning: Some(beginning), ..seen });
     Ok(answer)
+}
+
+/// Waits until the tracepoints count the VM. Returns them, and which of its times to be counted this is.
+///
+/// # Errors
+/// Why they don't.
+async fn attached(context: &ProbeContext) -> Result<(KvmHooks, u64), String> {
+    match context.kvm.turn {
+        KvmTurn::NotYet => return Err("it is asked from the second round on".to_owned()),
+        KvmTurn::Waits => return Err(format!("no room: {KVM_ROWS} other suspects are looked at")),
+        KvmTurn::Counted => {}
+    }
+    let number = |hooks: &KvmHooks| hooks.counted.get(&context.vm.id).copied();
+    let mut hooks = context.kvm.hooks.clone();
+    let counting = timeout(ATTACHED_WITHIN, hooks.wait_for(|hooks| number(hooks).is_some())).await;
+    let hooks = counting.ok().and_then(Result::ok).map(|hooks| hooks.clone());
+    let (hooks, number) = hooks
+        .and_then(|hooks| number(&hooks).map(|number| (hooks, number)))
+        .ok_or("KVM's tracepoints are being attached")?;
+    match lacks_signs(&hooks) {
+        Some(why) => Err(why.to_owned()),
+        None => Ok((hooks, number)),
+    }
+}
+
+/// Whether interrupts were taken or acknowledged in between.
+fn takes_interrupts(before: &KvmCounters, after: &KvmCounters) -> bool {
+    difference(before, after)
+        .is_some_and(|moved| moved.injected + moved.apic_eois + moved.pic_eois > 0)
 }
 
 /// Less silence than this says nothing. The longest that an idle Linux leaves a vCPU alone: its watchdog for
@@ -139,8 +211,8 @@ pub struct KvmLook<'a> {
     pub after: &'a Reading<KvmCounters>,
     /// Time between the two.
     pub elapsed: Duration,
-    /// All VMs' counters now: which tracepoints ever fire on this host.
-    pub of_all: &'a Reading<KvmCounters>,
+    /// Whether this guest was seen to take an interrupt in this boot, or to acknowledge one: whether that can be seen of it.
+    pub took_one: bool,
     /// Whether the processor delivers interrupts past KVM.
     pub interrupts_are_hidden: bool,
 }
@@ -204,12 +276,8 @@ fn why_silence_says_nothing(look: &KvmLook<'_>) -> Option<String> {
     if look.interrupts_are_hidden {
         return Some("the processor delivers interrupts past KVM".to_owned());
     }
-    match look.of_all {
-        // Where a guest resumes without it being seen, an idle one shows only its acknowledgements.
-        Ok(all) if all.injected + all.apic_eois + all.pic_eois > 0 => None,
-        Ok(_) => Some("no guest of this host was seen to take one".to_owned()),
-        Err(missing) => Some(missing.to_string()),
-    }
+    // Where a guest resumes without it being seen, an idle one shows only its acknowledgements.
+    (!look.took_one).then(|| "it was never seen to take one in this boot".to_owned())
 }
 
 /// Those that aren't zero, in words; `None` if all are.

@@ -24,16 +24,12 @@ mod stage;
 use std::{any::Any, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
+pub(crate) use kvm::{KvmTurn, KvmWay};
 pub(crate) use probing::TapTarget;
 pub use socket::ProbeSocket;
 use tokio::time::timeout;
 
-use crate::{
-    balloon::Turns,
-    bpf::KvmHooks,
-    insight::Insight,
-    sampler::{CounterMaps, KvmReader},
-};
+use crate::{balloon::Turns, insight::Insight, sampler::CounterMaps};
 use flatline_detector::verdict::{Answer, Questions, Statement, Testimony};
 use flatline_qemu::{discover::Vm, qmp::QmpHandle};
 use flatline_samples::printable;
@@ -81,10 +77,8 @@ pub(crate) struct ProbeContext {
     pub(crate) slot: Result<u32, String>,
     /// The maps.
     pub(crate) counters: Arc<CounterMaps>,
-    /// What is counted of KVM, where it runs any guest.
-    pub(crate) kvm: Option<Arc<KvmReader>>,
-    /// Which of KVM's tracepoints are attached.
-    pub(crate) kvm_hooks: KvmHooks,
+    /// The way to what KVM's tracepoints count.
+    pub(crate) kvm: KvmWay,
     /// QEMU's monitor, where it takes commands, or why it doesn't.
     pub(crate) qmp: Result<QmpHandle, String>,
     /// Whether its registers can be read.

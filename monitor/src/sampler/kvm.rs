@@ -2,13 +2,10 @@
 
 use std::{fs, path::Path};
 
-use aya::{
-    maps::{Map, MapData, MapError, PerCpuArray},
-    util::nr_cpus,
-};
+use aya::maps::{HashMap, Map, MapData, MapError};
 use monitor_ebpf::{KvmCounters, KvmRow};
 
-use super::{Missing, Reading, batch};
+use super::{Missing, Reading};
 use flatline_qemu::discover::VmId;
 
 /// The figures' name where they are missing.
@@ -19,39 +16,22 @@ const INTERRUPTS_HIDDEN: [&str; 2] =
 
 /// Reads the map `kvm`.
 pub struct KvmReader {
-    rows: PerCpuArray<MapData, KvmRow>,
-    map: MapData,
-    cpus: usize,
+    rows: HashMap<MapData, u32, KvmRow>,
 }
 
 impl KvmReader {
     /// Opens the map that was pinned below `bpffs_dir`.
     pub fn open(bpffs_dir: &Path) -> Result<Self, MapError> {
-        let map = || MapData::from_pin(bpffs_dir.join("kvm"));
-        Ok(Self {
-            rows: PerCpuArray::try_from(Map::PerCpuArray(map()?))?,
-            map: map()?,
-            cpus: nr_cpus().map_err(|(_, error)| MapError::IoError(error))?,
-        })
+        let map = MapData::from_pin(bpffs_dir.join("kvm"))?;
+        Ok(Self { rows: HashMap::try_from(Map::HashMap(map))? })
     }
 
-    /// What the vCPUs of the VM in `slot` did while the tracepoints were attached.
-    pub fn of(&self, vm: VmId, slot: u32) -> Reading<KvmCounters> {
-        let lanes = self.rows.get(&slot, 0).map_err(|error| missing(&error))?;
-        if lanes.iter().any(|lane| (lane.pid, lane.start_ticks) != (vm.pid, vm.start_ticks)) {
-            return Err(Missing::new(WHAT, "its slot is another VM's"));
-        }
-        Ok(totals(lanes.iter()))
-    }
-
-    /// What the vCPUs of all VMs did together: what never happened to any of them can't be waited for.
-    pub fn of_all(&self) -> Reading<KvmCounters> {
-        let slots = self.rows.len();
-        let mut lanes = vec![KvmRow::default(); slots as usize * self.cpus];
-        match batch::look_up(&self.map, slots, &mut lanes) {
-            Ok(read) if read == slots => Ok(totals(lanes.iter())),
-            Ok(read) => Err(Missing::new(WHAT, format!("{read} of {slots} rows"))),
-            Err(error) => Err(missing(&error)),
+    /// What the VM's vCPUs did since it is counted.
+    pub fn of(&self, vm: VmId) -> Reading<KvmCounters> {
+        match self.rows.get(&vm.pid, 0) {
+            Ok(row) if row.start_ticks == vm.start_ticks => Ok(row.counters),
+            Ok(_) | Err(MapError::KeyNotFound) => Err(Missing::new(WHAT, "it is not counted")),
+            Err(error) => Err(Missing::new(WHAT, format!("map `kvm`: {error}"))),
         }
     }
 }
@@ -62,62 +42,4 @@ pub fn interrupts_are_hidden() -> bool {
     let says_yes =
         |path| fs::read_to_string(path).is_ok_and(|text| matches!(text.trim(), "Y" | "1"));
     INTERRUPTS_HIDDEN.into_iter().any(says_yes)
-}
-
-fn missing(error: &dyn std::error::Error) -> Missing {
-    Missing::new(WHAT, format!("map `kvm`: {error}"))
-}
-
-/// Adds up the copies that the CPUs have of a row.
-fn totals<'a>(lanes: impl Iterator<Item = &'a KvmRow>) -> KvmCounters {
-    lanes.fold(KvmCounters::default(), |sum, KvmRow { counters: lane, .. }| KvmCounters {
-        wakeups: sum.wakeups + lane.wakeups,
-        resumed: sum.resumed + lane.resumed,
-        entries: sum.entries + lane.entries,
-        injected: sum.injected + lane.injected,
-        apic_eois: sum.apic_eois + lane.apic_eois,
-        pic_eois: sum.pic_eois + lane.pic_eois,
-        timers_set: sum.timers_set + lane.timers_set,
-        pio: sum.pio + lane.pio,
-        mmio: sum.mmio + lane.mmio,
-        userspace_exits: sum.userspace_exits + lane.userspace_exits,
-        set_irqs: sum.set_irqs + lane.set_irqs,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_counter_of_every_cpu_counts() {
-        let counters = KvmCounters {
-            wakeups: 1,
-            resumed: 2,
-            entries: 3,
-            injected: 4,
-            apic_eois: 5,
-            pic_eois: 6,
-            timers_set: 7,
-            pio: 8,
-            mmio: 9,
-            userspace_exits: 10,
-            set_irqs: 11,
-        };
-        let lane = KvmRow { pid: 7, woken: 70, start_ticks: 99, counters };
-        let twice = KvmCounters {
-            wakeups: 2,
-            resumed: 4,
-            entries: 6,
-            injected: 8,
-            apic_eois: 10,
-            pic_eois: 12,
-            timers_set: 14,
-            pio: 16,
-            mmio: 18,
-            userspace_exits: 20,
-            set_irqs: 22,
-        };
-        assert_eq!(totals([lane, lane].iter()), twice);
-    }
 }

@@ -7,19 +7,21 @@ use std::{
 };
 
 use flatline::parts::{
-    AttachReport, Config, Counted, KvmHooks, KvmLook, KvmReader, ProbeThread, SHORTEST_SILENCE,
-    interrupts_are_hidden, judge,
+    Config, KvmHooks, KvmLook, KvmReader, ProbeThread, SHORTEST_SILENCE, interrupts_are_hidden,
+    judge,
 };
 use flatline_detector::verdict::Answer;
 use flatline_qemu::discover::{Accelerator, VmId, start_ticks};
+use flatline_samples::Reading;
 use flatline_tests::{
     boot_sector::BootSector,
     daemon::Bpffs,
     guest::{self, Guest, GuestConfig, GuestKind, private_qemu},
     interrupt::wait_until,
 };
+use monitor_ebpf::KvmCounters;
 use serde_json::json;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::unbounded_channel;
 
 use crate::{Outcome, qemu};
 
@@ -65,26 +67,92 @@ fn look_at_registers(guest: &Guest) -> anyhow::Result<String> {
     Ok(text.as_str().unwrap_or_default().to_owned())
 }
 
-fn slot_of(
-    guest: &Guest,
-    probes: &ProbeThread,
-    reports: &mut UnboundedReceiver<AttachReport>,
-) -> (VmId, u32) {
-    let vm = VmId { pid: guest.pid(), start_ticks: start_ticks(guest.pid()).expect("our child") };
-    probes.attach(vm, Counted { taps: Vec::new(), files: Vec::new() });
-    let report = reports.blocking_recv().expect("a report");
-    assert_eq!(report.vm, vm);
-    (vm, report.slot.expect("a slot"))
+fn vm_of(guest: &Guest) -> VmId {
+    VmId { pid: guest.pid(), start_ticks: start_ticks(guest.pid()).expect("our child") }
 }
 
-fn set(probes: &ProbeThread, wanted: bool) -> KvmHooks {
+fn count(probes: &ProbeThread, suspects: &[VmId]) -> KvmHooks {
     // Once more must change nothing.
-    probes.kvm(wanted);
-    probes.kvm(wanted);
+    for _ in 0..2 {
+        probes.count_kvm(suspects.iter().copied().collect());
+    }
+    let hooks = probes.kvm_hooks();
     let hooks = wait_until("KVM's tracepoints", PATIENCE, || {
-        Ok(Some(probes.kvm_hooks()).filter(|hooks| hooks.attached == wanted))
+        let hooks = hooks.borrow().clone();
+        let is_so = hooks.counted.len() == suspects.len()
+            && suspects.iter().all(|vm| hooks.counted.contains_key(vm))
+            && hooks.attached != suspects.is_empty();
+        Ok(is_so.then_some(hooks))
     });
     hooks.expect("attached or detached")
+}
+
+/// Looks at all guests for a while, and holds what is found of each against what is expected.
+fn judge_all(
+    guests: &[(Guest, Expected)],
+    hooks: &KvmHooks,
+    read: impl Fn() -> Vec<Reading<KvmCounters>>,
+) {
+    let (start, before) = (Instant::now(), read());
+    while start.elapsed() < SHORTEST_SILENCE + Duration::from_secs(1) {
+        for (guest, _) in guests {
+            look_at_registers(guest).expect("registers");
+        }
+        sleep(LOOK_EVERY);
+    }
+    let (elapsed, after) = (start.elapsed(), read());
+    for (n, (guest, expected)) in guests.iter().enumerate() {
+        let finding = judge(&KvmLook {
+            accelerator: &Accelerator::Kvm,
+            hooks,
+            before: &before[n],
+            after: &after[n],
+            elapsed,
+            // Whether such a guest was seen to live before is another question.
+            took_one: true,
+            interrupts_are_hidden: interrupts_are_hidden(),
+        });
+        println!("{}: {finding:?}; {:?}", guest.name(), after[n]);
+        let found = match finding {
+            Answer::Lives(_) => Expected::Lives,
+            Answer::Silent(_) => Expected::Silent,
+            Answer::Nothing(_) if interrupts_are_hidden() && *expected == Expected::Silent => {
+                continue;
+            }
+            Answer::Nothing(_) => Expected::Neither,
+            other => panic!("{}: {other:?}", guest.name()),
+        };
+        assert_eq!(found, *expected, "{}: {:?}", guest.name(), after[n]);
+    }
+}
+
+/// Those that are put in are counted, and no other; each begins at zero.
+fn counts_those_alone_that_it_is_to(
+    guests: &[(Guest, Expected)],
+    probes: &ProbeThread,
+    kvm: &KvmReader,
+) {
+    let vms: Vec<VmId> = guests.iter().map(|(guest, _)| vm_of(guest)).collect();
+    let read = || vms.iter().map(|vm| kvm.of(*vm)).collect::<Vec<_>>();
+    let alone = count(probes, &vms[..1]);
+    sleep(LOOK_EVERY * 4);
+    let counted = kvm.of(vms[0]).expect("it is counted");
+    assert!(counted.apic_eois + counted.pic_eois > 0, "{counted:?}");
+    assert!(read()[1..].iter().all(Result::is_err), "{:?}", read());
+
+    let hooks = count(probes, &vms);
+    assert_eq!(hooks.counted[&vms[0]], alone.counted[&vms[0]], "its counters go on");
+    for row in &hooks.health {
+        assert_eq!(row.failure, None, "{} on {}", row.program, row.hook);
+    }
+    judge_all(guests, &hooks, read);
+
+    let hooks = count(probes, &[]);
+    assert!(!hooks.sees_any() && !hooks.health.is_empty(), "{hooks:?}");
+    assert!(read().iter().all(Result::is_err), "counted after they were taken out");
+    let again = count(probes, &vms[..1]);
+    assert_ne!(again.counted[&vms[0]], alone.counted[&vms[0]], "its counters began anew");
+    count(probes, &[]);
 }
 
 pub(crate) fn guests_that_take_interrupts_live_and_dead_ones_are_silent() -> Outcome {
@@ -106,52 +174,10 @@ pub(crate) fn guests_that_take_interrupts_live_and_dead_ones_are_silent() -> Out
     let config = Config::parse(&toml, "test").expect("a configuration");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let entered = runtime.enter();
-    let (sender, mut reports) = unbounded_channel();
+    let (sender, _reports) = unbounded_channel();
     let (probes, _events, _health) = ProbeThread::start(&config, sender).expect("the programs");
-    let slots: Vec<_> =
-        guests.iter().map(|(guest, _)| slot_of(guest, &probes, &mut reports)).collect();
     let kvm = KvmReader::open(&pins).expect("the map");
-
-    let hooks = set(&probes, true);
-    for row in &hooks.health {
-        assert_eq!(row.failure, None, "{} on {}", row.program, row.hook);
-    }
-    let read = || slots.iter().map(|(vm, slot)| kvm.of(*vm, *slot)).collect::<Vec<_>>();
-    let (start, before) = (Instant::now(), read());
-    while start.elapsed() < SHORTEST_SILENCE + Duration::from_secs(1) {
-        for (guest, _) in &guests {
-            look_at_registers(guest).expect("registers");
-        }
-        sleep(LOOK_EVERY);
-    }
-    let (elapsed, after, of_all) = (start.elapsed(), read(), kvm.of_all());
-    for (n, (guest, expected)) in guests.iter().enumerate() {
-        let finding = judge(&KvmLook {
-            accelerator: &Accelerator::Kvm,
-            hooks: &hooks,
-            before: &before[n],
-            after: &after[n],
-            elapsed,
-            of_all: &of_all,
-            interrupts_are_hidden: interrupts_are_hidden(),
-        });
-        println!("{}: {finding:?}; {:?}", guest.name(), after[n]);
-        let found = match finding {
-            Answer::Lives(_) => Expected::Lives,
-            Answer::Silent(_) => Expected::Silent,
-            Answer::Nothing(_) if interrupts_are_hidden() && *expected == Expected::Silent => {
-                continue;
-            }
-            Answer::Nothing(_) => Expected::Neither,
-            other => panic!("{}: {other:?}", guest.name()),
-        };
-        assert_eq!(found, *expected, "{}: {:?}", guest.name(), after[n]);
-    }
-
-    let hooks = set(&probes, false);
-    assert!(!hooks.sees_any() && !hooks.health.is_empty(), "{hooks:?}");
-    let (still, _) = (read(), sleep(Duration::from_secs(1)));
-    assert_eq!(still, read(), "counted after they were detached");
+    counts_those_alone_that_it_is_to(&guests, &probes, &kvm);
     assert!(
         guests.iter().all(|(guest, _)| guest.run_state().is_ok_and(|state| state == "running"))
     );

@@ -32,7 +32,9 @@ impl Views<'_> {
             degraded.push(format!("not attached: {}", lost.join(", ")));
         }
         degraded.extend(self.unread_registers());
-        degraded.extend(kvm::lacks_signs(&self.sampler.probes.kvm_hooks()).map(ToOwned::to_owned));
+        degraded.extend(
+            kvm::lacks_signs(&self.sampler.probes.kvm_hooks().borrow()).map(ToOwned::to_owned),
+        );
         degraded.extend(self.unused_monitors());
         for watched in self.registry.vms.values() {
             let name = &watched.vm.name;
