@@ -42,7 +42,7 @@ pub use cli::main;
 /// Parts of the daemon that benchmarks, and tests with real guests, use by themselves.
 #[doc(hidden)]
 pub mod parts {
-    pub use crate::bpf::{AttachReport, KvmHooks, ProbeThread, THREADS};
+    pub use crate::bpf::{KvmHooks, ProbeReport, ProbeThread, THREADS};
     pub use crate::config::Config;
     pub use crate::probes::kvm::{KvmLook, SHORTEST_SILENCE, judge};
     pub use crate::probes::{ProbeSocket, arp, ndp};

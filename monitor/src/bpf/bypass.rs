@@ -14,7 +14,7 @@ use std::time::Duration;
 const UNEXPLAINED_FOR: Duration = Duration::from_secs(25);
 
 /// The same where there is such a program. A thread that was preempted with packets in its hands has gone on by then.
-pub(super) const DOUBTED_FOR: Duration = Duration::from_secs(2);
+pub(crate) const DOUBTED_FOR: Duration = Duration::from_secs(2);
 
 /// Both counts of what the guest sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

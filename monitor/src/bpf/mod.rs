@@ -11,21 +11,29 @@
 //!
 //! A program that is lost makes a figure *unreadable*, never zero.
 
+mod attachments;
 mod bypass;
 mod clsact;
 mod executables;
 mod host;
 pub(crate) mod kernel_types;
 mod kvm;
+mod links;
 mod lock;
 mod namespace;
 mod netlink;
 mod offsets;
 mod pins;
 mod slots;
+mod strangers;
+mod tally;
 mod tap_hooks;
+mod tap_probe;
 mod taps;
+mod tcx;
+mod tending;
 mod thread;
+mod worker;
 
 use std::{io, path::PathBuf};
 
@@ -39,6 +47,7 @@ use kernel_types::KernelTypesError;
 use thiserror::Error;
 use tracing::debug;
 
+pub(crate) use bypass::DOUBTED_FOR;
 pub(crate) use executables::Executables;
 pub(crate) use host::ProcessEvents;
 pub(crate) use host::parse_process_event;
@@ -46,9 +55,10 @@ pub use kvm::KvmHooks;
 pub(crate) use lock::DirectoryLock;
 pub(crate) use namespace::{namespace_of, near_namespace};
 pub use pins::THREADS;
-pub(crate) use taps::TapProbe;
-pub(crate) use thread::Counted;
-pub use thread::{AttachReport, ProbeThread};
+pub(crate) use tap_probe::TapProbe;
+pub(crate) use tending::{Tend, Tended};
+pub(crate) use thread::{AttachReport, Counted};
+pub use thread::{ProbeReport, ProbeThread};
 
 /// The programs and maps, compiled by `cargo xtask build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/flatline-ebpf.o"));
@@ -145,6 +155,9 @@ pub enum ProbeError {
         /// The key of the configuration that makes room.
         key: &'static str,
     },
+    /// News of interfaces can't be heard.
+    #[error("cannot listen to the news of network interfaces")]
+    News(#[source] io::Error),
     /// A file or directory below `bpffs_dir`, or another daemon's.
     #[error("{what} {path}")]
     Path {

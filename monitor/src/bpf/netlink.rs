@@ -18,12 +18,13 @@ pub(super) const NLMSG_ERROR: u16 = 2;
 pub(super) const NLMSG_DONE: u16 = 3;
 pub(super) const NLM_F_EXCL: u16 = 0x200;
 pub(super) const NLM_F_CREATE: u16 = 0x400;
-const RTM_NEWLINK: u16 = 16;
+pub(super) const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
-const RTM_NEWSTATS: u16 = 92;
-const RTM_GETSTATS: u16 = 94;
+pub(super) const RTM_NEWSTATS: u16 = 92;
+pub(super) const RTM_GETSTATS: u16 = 94;
 /// The statistics of an interface itself: an attribute's type, and its bit in a filter.
 const IFLA_STATS_LINK_64: u16 = 1;
+pub(super) const LINK_STATISTICS: u32 = 1 << (IFLA_STATS_LINK_64 - 1);
 /// What XDP programs an interface has, and of that whether there is any, and which.
 const IFLA_XDP: u16 = 43;
 const IFLA_XDP_ATTACHED: u16 = 2;
@@ -32,11 +33,11 @@ const IFLA_XDP_PROG_ID: u16 = 4;
 const NLA_FLAGS: u16 = 0xc000;
 const HEADER_BYTES: usize = 16;
 /// A `struct ifinfomsg`.
-const LINK_BYTES: usize = 16;
+pub(super) const LINK_BYTES: usize = 16;
 /// A `struct if_stats_msg`, after which the attributes of an answer begin.
-const STATS_BYTES: usize = 12;
+pub(super) const STATS_BYTES: usize = 12;
 /// The kernel fills at most 32 KiB of a dump at once (`netlink_dump`).
-const BUFFER_BYTES: usize = 32 << 10;
+pub(super) const BUFFER_BYTES: usize = 32 << 10;
 /// The kernel answers at once; a thread must not wait for ever if it doesn't.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
@@ -57,16 +58,7 @@ impl Socket {
 
     /// Sends a request.
     pub(super) fn ask(&self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
-        let length = u32::try_from(HEADER_BYTES + body.len()).map_err(io::Error::other)?;
-        let mut message = Vec::with_capacity(HEADER_BYTES + body.len());
-        message.extend(length.to_ne_bytes());
-        message.extend(kind.to_ne_bytes());
-        message.extend((flags | NLM_F_REQUEST).to_ne_bytes());
-        // The sequence number and port stay zero: one socket, one question at a time.
-        message.extend([0; 8]);
-        message.extend(body);
-        send(&self.socket, &message, SendFlags::empty())?;
-        Ok(())
+        ask(&self.socket, kind, flags, body)
     }
 
     /// The next datagram's messages: type and body of each.
@@ -79,11 +71,25 @@ impl Socket {
     }
 }
 
+/// Sends a request through a socket.
+pub(super) fn ask(socket: &OwnedFd, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(HEADER_BYTES + body.len()).map_err(io::Error::other)?;
+    let mut message = Vec::with_capacity(HEADER_BYTES + body.len());
+    message.extend(length.to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend((flags | NLM_F_REQUEST).to_ne_bytes());
+    // The sequence number and port stay zero: one socket, one question at a time.
+    message.extend([0; 8]);
+    message.extend(body);
+    send(socket, &message, SendFlags::empty())?;
+    Ok(())
+}
+
 /// Packets that an interface received and sent since it was made, by the kernel's own account.
 pub(super) fn packets(ifindex: u32) -> io::Result<(u64, u64)> {
     let mut body = [0; STATS_BYTES];
     body[4..8].copy_from_slice(&ifindex.to_ne_bytes());
-    body[8..12].copy_from_slice(&(1_u32 << (IFLA_STATS_LINK_64 - 1)).to_ne_bytes());
+    body[8..12].copy_from_slice(&LINK_STATISTICS.to_ne_bytes());
     answer(RTM_GETSTATS, &body, RTM_NEWSTATS, |body| {
         parse_packets(body).ok_or_else(|| io::Error::other("the kernel's statistics are malformed"))
     })
@@ -110,7 +116,7 @@ fn answer<T>(
 }
 
 /// The first two fields of a `struct rtnl_link_stats64`: packets received, and sent.
-fn parse_packets(body: &[u8]) -> Option<(u64, u64)> {
+pub(super) fn parse_packets(body: &[u8]) -> Option<(u64, u64)> {
     let mut attributes = attributes(body.get(STATS_BYTES..)?);
     let (_, value) = attributes.find(|(kind, _)| *kind == IFLA_STATS_LINK_64)?;
     let long = |at: usize| value.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes);
@@ -158,7 +164,7 @@ pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
 }
 
 /// The messages in a datagram. Ends at the first that is malformed.
-fn messages(mut datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = u32::from_ne_bytes(datagram.get(..4)?.try_into().ok()?) as usize;
         let kind = u16::from_ne_bytes(datagram.get(4..6)?.try_into().ok()?);

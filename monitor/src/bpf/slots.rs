@@ -9,7 +9,7 @@ use std::{
 };
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
-use monitor_ebpf::{FileKey, SlotRow, SlotSet, VmRow, heartbeat::HeartbeatRow};
+use monitor_ebpf::{FileKey, NetworkCounters, SlotRow, SlotSet, VmRow, heartbeat::HeartbeatRow};
 use tracing::debug;
 
 use super::{ProbeError, pins::Pins};
@@ -119,7 +119,12 @@ impl Slots {
 
     /// Packets that the guest in a slot sent, as the programs counted them.
     pub(super) fn sent(&self, slot: u32) -> Result<u64, MapError> {
-        Ok(self.rows.get(&slot, 0)?.network().guest_tx_packets)
+        Ok(self.network(slot)?.guest_tx_packets)
+    }
+
+    /// What the programs counted on the taps of a slot.
+    pub(super) fn network(&self, slot: u32) -> Result<NetworkCounters, MapError> {
+        Ok(self.rows.get(&slot, 0)?.network())
     }
 
     /// The VMs that have a slot.

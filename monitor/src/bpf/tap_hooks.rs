@@ -22,7 +22,8 @@ use super::{
     clsact::{self, Discipline},
     host::Loader,
     netlink,
-    taps::AttachError,
+    tap_probe::AttachError,
+    tcx,
 };
 use flatline_qemu::{
     discover::{Tap, TapKind},
@@ -101,6 +102,31 @@ pub(super) fn is_on(loader: &Loader, tap: &Tap, hook: Hook) -> Result<bool, Atta
         }
     }
     Ok(true)
+}
+
+/// The same, asked in one call for each program, where the ids of those in tcx are known.
+pub(super) fn still_on(tap: &Tap, hook: Hook, programs: Option<[u32; 2]>) -> io::Result<bool> {
+    for (at, (program, _, direction)) in DIRECTIONS.into_iter().enumerate() {
+        let direction = direction_on(tap, direction);
+        let is_on = match (hook, programs) {
+            (Hook::Tcx, Some(programs)) => tcx::has(tap.ifindex, direction, programs[at])?,
+            (Hook::Tcx, None) => false,
+            (Hook::Ingress, _) if direction == TcAttachType::Egress => true,
+            (Hook::Ingress | Hook::Clsact, _) => clsact::filters(tap.ifindex, direction)?
+                .iter()
+                .any(|filter| filter.is_called(program)),
+        };
+        if !is_on {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The ids of both programs behind a tap's pinned links; `None` if one is not pinned.
+pub(super) fn programs_on(loader: &Loader, tap: &Tap) -> Option<[u32; 2]> {
+    let [from, to] = DIRECTIONS.map(|(_, way, _)| program_on(loader, tap, way).ok().flatten());
+    Some([from?, to?])
 }
 
 /// By which hook of the older kind the programs of an earlier daemon may be on the tap.

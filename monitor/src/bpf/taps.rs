@@ -7,89 +7,27 @@ use std::{collections::HashMap as StdHashMap, fs::File, io};
 
 use aya::{
     Ebpf,
-    maps::{Array, Map, MapData, MapError},
-    programs::ProgramError,
+    maps::{Array, Map, MapData},
 };
 use monitor_ebpf::{TAP_PROBES, TapRow, tap_home};
-use thiserror::Error;
 use tracing::debug;
 
 use super::{
     ProbeError,
+    attachments::{Attachment, Attachments, Key, key_of},
     host::Loader,
-    namespace::{namespace_left, namespace_of},
+    links::Links,
+    namespace::{namespace_left, namespace_of, near_namespace},
     netlink, slots,
+    strangers::Strangers,
     tap_hooks::{self, DIRECTIONS, Hook, classifier},
+    tap_probe::{AttachError, TapProbe},
 };
 use crate::config::TapHook;
 use flatline_qemu::{
-    discover::{Tap, TapKind, find_netns, in_netns},
+    discover::{Tap, TapKind, VmId, find_netns, in_netns},
     text::error_chain,
 };
-
-/// A tap, by its network namespace and its index there.
-type Key = (u32, u32);
-
-/// How a tap's packets are counted, or why they aren't.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TapProbe {
-    /// The tap.
-    pub tap: Tap,
-    /// `tcx`, `clsact` or `ingress`, or what went wrong.
-    pub hook: Result<&'static str, String>,
-    /// What is not counted on it all the same, and why: packets to the guest, never those that it sends.
-    pub unseen: Option<&'static str>,
-}
-
-impl TapProbe {
-    /// A tap whose packets are not counted.
-    pub fn not_on(tap: &Tap, why: impl Into<String>) -> Self {
-        Self { tap: tap.clone(), hook: Err(why.into()), unseen: None }
-    }
-
-    fn on(tap: &Tap, hook: Hook) -> Self {
-        Self { tap: tap.clone(), hook: Ok(hook.as_str()), unseen: hook.unseen() }
-    }
-}
-
-/// Why programs can't be brought onto a tap, or be looked for on it.
-#[derive(Debug, Error)]
-pub(super) enum AttachError {
-    #[error(transparent)]
-    Probe(#[from] ProbeError),
-    #[error("cannot attach {program} through {hook}")]
-    Attach {
-        program: &'static str,
-        hook: &'static str,
-        #[source]
-        source: ProgramError,
-    },
-    #[error("cannot enter its network namespace")]
-    Namespace(#[source] io::Error),
-    #[error("cannot see which programs are on it")]
-    Query(#[source] ProgramError),
-    #[error("cannot see or change the disciplines and filters on it")]
-    Discipline(#[source] io::Error),
-    #[error("it is not there any more")]
-    Interface(#[source] io::Error),
-    #[error(
-        "what its guest sends cannot be counted: an ingress discipline stands where clsact would, and has no other direction"
-    )]
-    OneDirection,
-    #[error("cannot note the tap in the map `taps`")]
-    Map(#[from] MapError),
-}
-
-/// What is on a tap.
-struct Attachment {
-    slot: u32,
-    /// The QEMU that has it open.
-    pid: u32,
-    tap: Tap,
-    /// Its row in `taps`.
-    row: u32,
-    hook: Hook,
-}
 
 /// All taps that are attached.
 pub(super) struct TapPrograms {
@@ -98,7 +36,10 @@ pub(super) struct TapPrograms {
     same_programs: bool,
     /// The copies of the programs that were loaded so far.
     namespaces: StdHashMap<u32, Ebpf>,
-    attached: StdHashMap<Key, Attachment>,
+    pub(super) attached: Attachments,
+    /// Taps that were heard of and are no VM's so far.
+    pub(super) strangers: Strangers,
+    pub(super) links: Links,
     rows: Array<MapData, TapRow>,
 }
 
@@ -109,6 +50,8 @@ pub(super) struct Attached {
     pub(super) was_lost: bool,
     /// It has another name now.
     pub(super) is_renamed: bool,
+    /// News of its interface is heard.
+    pub(super) is_heard: bool,
 }
 
 impl TapPrograms {
@@ -119,53 +62,63 @@ impl TapPrograms {
         same_programs: bool,
     ) -> Result<Self, ProbeError> {
         let rows = slots::open(&loader.pins, "taps", Map::Array)?;
+        let links = Links::new().map_err(ProbeError::News)?;
         Ok(Self {
             hook,
             same_programs,
             namespaces: StdHashMap::new(),
-            attached: StdHashMap::new(),
+            attached: Attachments::default(),
+            strangers: Strangers::default(),
+            links,
             rows,
         })
     }
 
-    /// Sees to it that a tap of the QEMU `pid` counts for the VM in `slot`.
+    /// Sees to it that a tap of a VM's QEMU counts for the VM in `slot`.
     pub(super) fn attach(
         &mut self,
         loader: &mut Loader,
         slot: u32,
-        pid: u32,
+        vm: VmId,
         tap: &Tap,
     ) -> Attached {
-        let netns = match namespace_of(pid, tap) {
+        self.strangers.forget(key_of(tap));
+        let near = near_namespace(vm.pid, tap).ok().flatten();
+        let is_near = near.is_some();
+        let netns = match near.map_or_else(|| namespace_of(vm.pid, tap), Ok) {
             Ok(netns) => netns,
             Err(error) => {
                 let probe = TapProbe::not_on(tap, error_chain(&AttachError::Namespace(error)));
-                return Attached { probe, was_lost: false, is_renamed: false };
+                return Attached { probe, was_lost: false, is_renamed: false, is_heard: false };
             }
         };
-        let (hook, was_lost) = self.attach_in(&netns, loader, slot, pid, tap);
+        // First: what changes from now on is heard, and all that was before is seen below.
+        let is_heard = is_near && self.links.listen(tap.netns, &netns);
+        let place = Place { slot, vm, is_near, netns: &netns };
+        let (hook, was_lost) = self.attach_in(loader, &place, tap);
+        self.leave(tap.netns);
         let probe = match hook {
             Ok(hook) => TapProbe::on(tap, hook),
             Err(why) => TapProbe::not_on(tap, why),
         };
         let is_renamed = inside(&netns, || tap_hooks::is_renamed(tap)).unwrap_or(false);
-        Attached { probe, was_lost, is_renamed }
+        Attached { probe, was_lost, is_renamed, is_heard }
     }
 
     fn attach_in(
         &mut self,
-        netns: &File,
         loader: &mut Loader,
-        slot: u32,
-        pid: u32,
+        place: &Place<'_>,
         tap: &Tap,
     ) -> (Result<Hook, String>, bool) {
-        let key = (tap.netns, tap.ifindex);
+        let key = key_of(tap);
         let mut was_lost = false;
-        match self.attached.get(&key) {
-            Some(known) if known.slot == slot => {
-                match inside(netns, || tap_hooks::is_on(loader, tap, known.hook)) {
-                    Ok(true) => return (Ok(known.hook), was_lost),
+        match self.attached.get_mut(key) {
+            Some(known) if known.slot == place.slot => {
+                tap.clone_into(&mut known.tap);
+                let hook = known.hook;
+                match inside(place.netns, || tap_hooks::is_on(loader, tap, hook)) {
+                    Ok(true) => return (Ok(hook), was_lost),
                     Ok(false) => {
                         was_lost = true;
                         self.detach(loader, key);
@@ -176,24 +129,23 @@ impl TapPrograms {
             Some(_) => self.detach(loader, key),
             None => {}
         }
-        let hook = self.try_attach(netns, loader, slot, pid, tap);
+        let hook = self.try_attach(loader, place, tap);
         (hook.map_err(|error| error_chain(&error)), was_lost)
     }
 
     fn try_attach(
         &mut self,
-        netns: &File,
         loader: &mut Loader,
-        slot: u32,
-        pid: u32,
+        place: &Place<'_>,
         tap: &Tap,
     ) -> Result<Hook, AttachError> {
+        let Place { slot, vm, is_near, netns } = *place;
         let row = self.take_row(slot, tap)?;
         // The row first: a packet that finds none isn't counted.
         match self.put_on(loader, tap, netns) {
             Ok(hook) => {
-                let attachment = Attachment { slot, pid, tap: tap.clone(), row, hook };
-                self.attached.insert((tap.netns, tap.ifindex), attachment);
+                let (tap, programs) = (tap.clone(), None);
+                self.attached.insert(Attachment { slot, vm, tap, row, hook, programs, is_near });
                 Ok(hook)
             }
             Err(error) => {
@@ -261,9 +213,10 @@ impl TapPrograms {
 
     /// Packets that the guests behind all taps of the VM in `slot` sent, by the kernel's own account.
     pub(super) fn sent(&self, slot: u32) -> io::Result<u64> {
-        self.of(slot)
+        self.attached
+            .of(slot)
             .map(|known| {
-                let netns = namespace_of(known.pid, &known.tap)?;
+                let netns = namespace_of(known.vm.pid, &known.tap)?;
                 let (received, sent) =
                     in_netns(&netns, || netlink::packets(known.tap.ifindex)).flatten()?;
                 Ok(if known.tap.kind == TapKind::Macvtap { sent } else { received })
@@ -273,8 +226,8 @@ impl TapPrograms {
 
     /// What stands before our programs on any of these taps.
     pub(super) fn before_ours(&self, loader: &Loader, slot: u32) -> Option<String> {
-        self.of(slot).find_map(|known| {
-            let netns = namespace_of(known.pid, &known.tap).ok()?;
+        self.attached.of(slot).find_map(|known| {
+            let netns = namespace_of(known.vm.pid, &known.tap).ok()?;
             let found = inside(&netns, || tap_hooks::before_ours(loader, &known.tap, known.hook));
             found.unwrap_or_else(|error| {
                 debug!(
@@ -287,25 +240,18 @@ impl TapPrograms {
         })
     }
 
-    fn of(&self, slot: u32) -> impl Iterator<Item = &Attachment> {
-        self.attached.values().filter(move |known| known.slot == slot)
-    }
-
     /// Detaches from the taps of the VM in `slot` that aren't among `kept`.
     pub(super) fn keep_only(&mut self, loader: &Loader, slot: u32, kept: &[Tap]) {
-        let is_kept = |key: &Key| kept.iter().any(|tap| (tap.netns, tap.ifindex) == *key);
-        let attached = self.attached.iter();
-        let gone: Vec<Key> = attached
-            .filter_map(|(key, known)| (known.slot == slot && !is_kept(key)).then_some(*key))
-            .collect();
-        for key in gone {
-            self.detach(loader, key);
+        for key in self.attached.keys_of(slot) {
+            if !kept.iter().any(|tap| key_of(tap) == key) {
+                self.detach(loader, key);
+            }
         }
     }
 
     /// Detaches from every tap.
     pub(super) fn forget_all(&mut self, loader: &Loader) {
-        for key in self.attached.keys().copied().collect::<Vec<_>>() {
+        for key in self.attached.all().map(|known| key_of(&known.tap)).collect::<Vec<_>>() {
             self.detach(loader, key);
         }
     }
@@ -316,7 +262,7 @@ impl TapPrograms {
         for index in 0..self.rows.len() {
             let Ok(row) = self.rows.get(&index, 0) else { continue };
             let key = (row.netns, row.ifindex);
-            if row.ifindex != 0 && !self.attached.contains_key(&key) {
+            if row.ifindex != 0 && self.attached.get(key).is_none() {
                 let _ = self.rows.set(index, TapRow::default(), 0);
                 let _ = tap_hooks::remove_links(loader, key);
                 if let Some(netns) = find_netns(row.netns)
@@ -333,10 +279,9 @@ impl TapPrograms {
     }
 
     fn detach(&mut self, loader: &Loader, key: Key) {
-        let Some(attachment) = self.attached.remove(&key) else { return };
-        let Attachment { slot: _, pid, tap, row, hook } = attachment;
+        let Some(Attachment { vm, tap, row, hook, .. }) = self.attached.remove(key) else { return };
         let _ = self.rows.set(row, TapRow::default(), 0);
-        let detached = match (hook, namespace_left(pid, &tap)) {
+        let detached = match (hook, namespace_left(vm.pid, &tap)) {
             (Hook::Tcx, _) => tap_hooks::remove_links(loader, key).map_err(AttachError::from),
             (Hook::Clsact | Hook::Ingress, Some(netns)) => {
                 inside(&netns, || tap_hooks::remove_filters(tap.ifindex))
@@ -347,13 +292,29 @@ impl TapPrograms {
         if let Err(error) = detached {
             debug!("{} was not detached, it may be gone: {}", tap.name, error_chain(&error));
         }
-        if self.attached.keys().all(|(netns, _)| *netns != key.0) {
+        if !self.attached.is_any_in(key.0) {
             self.namespaces.remove(&key.0);
+        }
+        self.leave(key.0);
+    }
+
+    /// Ends listening in a namespace where nothing is attached any more that would live as long.
+    fn leave(&mut self, netns: u32) {
+        if !self.attached.is_any_near(netns) {
+            self.links.forget(netns);
         }
     }
 }
 
-fn inside<T: Send>(
+/// Where and for which VM a tap is to be attached.
+struct Place<'a> {
+    slot: u32,
+    vm: VmId,
+    is_near: bool,
+    netns: &'a File,
+}
+
+pub(super) fn inside<T: Send>(
     netns: &File,
     f: impl FnOnce() -> Result<T, AttachError> + Send,
 ) -> Result<T, AttachError> {

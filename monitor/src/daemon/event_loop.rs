@@ -9,7 +9,7 @@ use super::{
     conditions,
     disk::Disk,
     effects,
-    host_sampler::{HostSampler, Observed},
+    host_sampler::HostSampler,
     hotplug, memory,
     message::{Inboxes, Message},
     probe_rounds::ProbeRunner,
@@ -19,11 +19,12 @@ use super::{
     reload::Reloading,
     starts::Starts,
     storm,
+    upkeep::{Means, Upkeep},
     views::Views,
     vm_lifecycle::let_go,
 };
 use crate::{
-    bpf::{AttachReport, ProbeThread},
+    bpf::{AttachReport, ProbeReport, ProbeThread},
     config::{Config, Source},
     probes::Notes,
     recovery::{Effect, IncidentWriter, Supervisor},
@@ -45,6 +46,7 @@ pub(super) struct EventLoop {
     pub(super) registry: Registry,
     pub(super) starts: Starts,
     pub(super) sampler: HostSampler,
+    pub(super) upkeep: Upkeep,
     pub(super) probe_runner: ProbeRunner,
     pub(super) recovery: Supervisor,
     pub(super) publisher: Publisher,
@@ -73,6 +75,7 @@ impl EventLoop {
             registry: Registry::default(),
             starts,
             sampler,
+            upkeep: Upkeep::default(),
             probe_runner: ProbeRunner::open(&config.paths.bpffs_dir),
             recovery: Supervisor::new(store, ledger, writer),
             publisher,
@@ -118,7 +121,7 @@ impl EventLoop {
             Message::Gone(vm) => self.gone(vm),
             Message::Refreshed(vm, looked) => {
                 if let Some(watched) = vms.get_mut(&vm) {
-                    hotplug::refreshed(watched, looked, &self.sampler, &self.inboxes);
+                    hotplug::refreshed(watched, looked, &self.sampler, &self.inboxes, now);
                 }
             }
             Message::Cpus(vm, threads) => {
@@ -177,28 +180,43 @@ impl EventLoop {
             }
             QmpNotice::RunState(run_state) => qmp_events::learn_run_state(watched, run_state, now),
             QmpNotice::Event(event) => {
+                if qmp_events::tells_of_devices(&event) {
+                    self.upkeep.look_soon(watched, self.config.sample_interval, now);
+                }
                 qmp_events::on_event(watched, event, &self.sampler, &self.inboxes, now)
             }
         };
         self.act(id, act);
     }
 
+    /// The probe thread did something, or found something.
+    pub(super) fn on_probed(&mut self, report: ProbeReport) {
+        match report {
+            ProbeReport::Attached(report) => self.attached(report),
+            ProbeReport::Tended(tended) => {
+                let now = self.now();
+                let Self { upkeep, registry, sampler, inboxes, config, .. } = self;
+                upkeep.tended(&tended, &mut means(registry, sampler, inboxes, config, now));
+            }
+        }
+    }
+
     /// A VM is counted, or can't be.
-    pub(super) fn on_attached(&mut self, report: AttachReport) {
+    fn attached(&mut self, report: AttachReport) {
         let now = self.now();
         self.registry.pending.remove(&report.vm);
         if report.lost.is_some() {
             self.wake(report.vm);
         }
         if let Some(watched) = self.registry.vms.get_mut(&report.vm) {
-            hotplug::attached(watched, report, &self.inboxes, now);
+            hotplug::attached(watched, report, &mut self.upkeep, &self.inboxes, now);
         }
     }
 
     /// One tick: samples all VMs but those that rest, then judges each of these on what moved.
     pub(super) fn tick(&mut self) {
         let now = self.now();
-        let Observed { awake, threads } = self.sampler.observe(&mut self.registry.vms, now);
+        let awake = self.sampler.observe(&mut self.registry.vms, now);
         let counters = &self.sampler.counters;
         self.publisher.history.append(self.registry.vms.values_mut().map(|watched| {
             let rates = watched.rates(counters, now);
@@ -215,7 +233,9 @@ impl EventLoop {
         self.carry_out();
         let vms = &mut self.registry.vms;
         memory::begin_readings(vms, &self.inboxes, now);
-        hotplug::look_again(vms, self.sampler.ticks, threads.as_ref(), &self.inboxes);
+        let Self { upkeep, registry, sampler, inboxes, config, .. } = self;
+        upkeep.tick(&awake, &mut means(registry, sampler, inboxes, config, now));
+        let vms = &mut self.registry.vms;
         vms.values_mut().for_each(|watched| self.recovery.end_reports(watched));
         let context = Context::at(&self.config, now);
         conditions::publish_changes(&self.publisher.notifier, vms, &awake, &self.sampler, &context);
@@ -323,4 +343,16 @@ impl EventLoop {
             effects::carry_out(effect, vms, &self.sampler, &self.inboxes);
         }
     }
+}
+
+/// What upkeep works with at `now`.
+fn means<'a>(
+    registry: &'a mut Registry,
+    sampler: &'a HostSampler,
+    inboxes: &'a Inboxes,
+    config: &Config,
+    now: Duration,
+) -> Means<'a> {
+    let (vms, probes) = (&mut registry.vms, &sampler.probes);
+    Means { vms, probes, inboxes, tick: config.sample_interval, now }
 }

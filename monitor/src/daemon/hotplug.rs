@@ -1,4 +1,4 @@
-//! Hot-plug: looks again at each VM's taps, files and vCPU threads, and has them counted.
+//! Hot-plug: takes in what looks at a VM's taps, files and vCPU threads bring, and where they are counted.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,47 +8,15 @@ use super::{
     host_sampler::HostSampler,
     message::Inboxes,
     qmp_events,
+    upkeep::Upkeep,
     watchers::{self, Look, Looked},
 };
 use crate::{
     bpf::{AttachReport, Counted, TapProbe},
-    sampler::ThreadTimes,
-    vm::{PENDING, Sensors, Vms, WatchedVm},
+    vm::{PENDING, Sensors, WatchedVm},
 };
 use flatline_detector::verdict::Input;
 use flatline_qemu::discover::{self, OpenDevices, Tap};
-
-/// Ticks between two looks at a VM's taps and threads, for hot-plug.
-const REFRESH_TICKS: u64 = 10;
-
-/// Of so many looks at what a VM has open, one is in full, though it has as many descriptors as before: one
-/// may have been closed and another opened.
-const LOOKS_IN_FULL: u32 = 6;
-
-/// Has the VMs looked at again that are due in this tick.
-pub(super) fn look_again(
-    vms: &mut Vms,
-    tick: u64,
-    threads: Option<&ThreadTimes>,
-    inboxes: &Inboxes,
-) {
-    // Not all in one tick: a thousand looks would delay the next.
-    let is_due = |pid: u32| u64::from(pid) % REFRESH_TICKS == tick % REFRESH_TICKS;
-    let mut due = Vec::new();
-    for (id, watched) in vms.iter_mut().filter(|(id, _)| is_due(id.pid)) {
-        let sensors = &mut watched.sensors;
-        if sensors.looking {
-            continue;
-        }
-        sensors.looking = true;
-        sensors.looks += 1;
-        let names = sensors.threads_to_tell_apart(threads.map(|threads| threads.of(id.pid)));
-        // A tap that can't be attached may have been moved, renamed, or made again.
-        let is_known = all_attached(&sensors.taps) && sensors.looks < LOOKS_IN_FULL;
-        due.push(Look { vm: *id, names, unless: sensors.descriptors.filter(|_| is_known) });
-    }
-    watchers::refresh(&due, &inboxes.messages);
-}
 
 /// Takes in what a look brought.
 pub(super) fn refreshed(
@@ -56,24 +24,33 @@ pub(super) fn refreshed(
     looked: Looked,
     sampler: &HostSampler,
     inboxes: &Inboxes,
+    now: Duration,
 ) {
-    let Looked { plugged, descriptors, threads } = looked;
+    let Looked { plugged, seen, threads, attach } = looked;
     let sensors = &mut watched.sensors;
-    sensors.looking = false;
-    sensors.descriptors = descriptors;
+    sensors.looks.end(seen, threads.is_some());
+    let mut is_to_be_counted = attach;
     if let Some(plugged) = plugged {
-        sensors.looks = 0;
-        let as_known = |tap: &Tap| {
-            let probe = sensors.taps.iter().find(|probe| probe.tap == *tap).cloned();
-            probe.unwrap_or_else(|| TapProbe::not_on(tap, PENDING))
-        };
-        sensors.taps = plugged.taps.iter().map(as_known).collect();
-        Arc::make_mut(&mut watched.vm).plugged = plugged;
+        sensors.looks.read_in_full(now);
+        if plugged != watched.vm.plugged {
+            is_to_be_counted = true;
+            let as_known = |tap: &Tap| {
+                let probe = sensors.taps.iter().find(|probe| probe.tap == *tap).cloned();
+                probe.unwrap_or_else(|| TapProbe::not_on(tap, PENDING))
+            };
+            sensors.taps = plugged.taps.iter().map(as_known).collect();
+            Arc::make_mut(&mut watched.vm).plugged = plugged;
+        }
     }
-    // Also where nothing changed: a program may have been detached.
-    sampler.probes.attach(watched.vm.id, counted(&watched.vm.plugged));
+    if is_to_be_counted {
+        sampler.probes.attach(watched.vm.id, counted(&watched.vm.plugged));
+    }
     let Some(threads) = threads else { return };
-    if !threads.is_empty() && !watched.sensors.threads_from_qmp {
+    let are_named = !threads.is_empty();
+    if are_named && watched.sensors.threads == threads {
+        return;
+    }
+    if are_named && !watched.sensors.threads_from_qmp {
         set_threads(watched, threads, false);
     }
     // vCPUs may have been plugged in or out.
@@ -100,10 +77,12 @@ pub(super) fn set_threads(watched: &mut WatchedVm, threads: Vec<(u32, u32)>, fro
 pub(super) fn attached(
     watched: &mut WatchedVm,
     report: AttachReport,
+    upkeep: &mut Upkeep,
     inboxes: &Inboxes,
     now: Duration,
 ) {
-    let AttachReport { vm: id, slot, taps, lost, renamed, look_in } = report;
+    let AttachReport { vm: id, slot, taps, lost, renamed, is_heard, look_in } = report;
+    upkeep.is_restless(id, !is_heard || slot.is_err() || !all_attached(&taps));
     let name = watched.vm.name.clone();
     watched.sensors.is_counted = true;
     log_new(&name, &taps, &watched.sensors);
@@ -122,12 +101,11 @@ pub(super) fn attached(
     let is_worse = all_attached(&sensors.taps) && !all_attached(&taps);
     sensors.slot = slot;
     sensors.taps = taps;
-    let look = Look { vm: id, names: false, unless: None };
+    let look = Look { names: false, ..Look::in_full(id) };
     if let Some(delay) = look_in {
         watchers::refresh_after(delay, look, inboxes.messages.clone());
     }
-    if (is_worse || renamed) && !sensors.looking {
-        sensors.looking = true;
+    if (is_worse || renamed) && sensors.looks.begin(now).is_some() {
         watchers::refresh(&[look], &inboxes.messages);
     }
 }

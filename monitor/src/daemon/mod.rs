@@ -25,6 +25,7 @@ mod starts;
 mod storm;
 mod systemd;
 mod transport;
+mod upkeep;
 mod views;
 mod vm_lifecycle;
 mod watchers;
@@ -43,7 +44,7 @@ use tracing::{info, warn};
 
 use crate::{
     api::{self, BindError},
-    bpf::{AttachReport, DirectoryLock, ProbeError, ProbeThread},
+    bpf::{DirectoryLock, ProbeError, ProbeReport, ProbeThread},
     check,
     config::{Config, Source},
     storage::incidents::{IncidentStore, StoreError},
@@ -113,8 +114,8 @@ pub(crate) async fn run(config: Config, source: Source) -> Result<(), StartError
     watchers::raise_file_limit();
     let store = IncidentStore::open(&config.paths.state_dir)?;
     let listener = api::bind(&config.paths.runtime_dir)?;
-    let (attach_reports, attached) = mpsc::unbounded_channel();
-    let (probes, process_events, health) = ProbeThread::start(&config, attach_reports)?;
+    let (probe_reports, probed) = mpsc::unbounded_channel();
+    let (probes, process_events, health) = ProbeThread::start(&config, probe_reports)?;
     for program in &health {
         match &program.failure {
             None => info!(program = program.program, hook = program.hook, "attached"),
@@ -132,7 +133,7 @@ pub(crate) async fn run(config: Config, source: Source) -> Result<(), StartError
             let processes = watchers::watch_processes(process_events, outlets);
             let reporting = (starts, Inboxes { messages, notices });
             let event_loop = EventLoop::new(config, source, store, sampler, reporting);
-            let reports = (inbox, qmp, attached, started);
+            let reports = (inbox, qmp, probed, started);
             let probes = watch(event_loop, signals, listener, reports).await;
             processes.iter().for_each(JoinHandle::abort);
             (Ok(()), probes)
@@ -148,11 +149,12 @@ pub(crate) async fn run(config: Config, source: Source) -> Result<(), StartError
     result
 }
 
-/// The receivers' ends of what reports to the loop: messages, QMP notices, where VMs are counted, and processes that started.
+/// The receivers' ends of what reports to the loop: messages, QMP notices, what the probe thread did and found, and processes that
+/// started.
 type Reports = (
     mpsc::UnboundedReceiver<Message>,
     mpsc::Receiver<(VmId, QmpNotice)>,
-    mpsc::UnboundedReceiver<AttachReport>,
+    mpsc::UnboundedReceiver<ProbeReport>,
     mpsc::Receiver<u32>,
 );
 
@@ -161,7 +163,7 @@ async fn watch(
     mut event_loop: EventLoop,
     mut signals: Signals,
     listener: UnixListener,
-    (mut inbox, mut qmp, mut attached, mut started): Reports,
+    (mut inbox, mut qmp, mut probed, mut started): Reports,
 ) -> ProbeThread {
     let runtime_dir = event_loop.config.paths.runtime_dir.clone();
     let mut systemd = Systemd::from_environment(event_loop.config.sample_interval);
@@ -191,7 +193,7 @@ async fn watch(
             }
             Some((vm, notice)) = qmp.recv() => event_loop.on_qmp(vm, notice),
             Some(message) = inbox.recv() => event_loop.on_message(message),
-            Some(report) = attached.recv() => event_loop.on_attached(report),
+            Some(report) = probed.recv() => event_loop.on_probed(report),
             Some(pid) = started.recv() => event_loop.started(pid),
             Some(request) = requests.recv() => event_loop.on_request(request),
             () = wanted.notified() => event_loop.publish_snapshot(),

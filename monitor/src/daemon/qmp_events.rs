@@ -45,6 +45,31 @@ pub(super) fn monitor_is(watched: &mut WatchedVm, state: QmpState) {
     }
 }
 
+/// Events that come as something is plugged in or out of a QEMU, or exchanged: a device, a medium, an image under a block
+/// job, a vCPU; or as a guest begins to use what was added.
+const OF_DEVICES: [&str; 11] = [
+    "ACPI_DEVICE_OST",
+    "BLOCK_JOB_CANCELLED",
+    "BLOCK_JOB_COMPLETED",
+    "BLOCK_JOB_READY",
+    "DEVICE_TRAY_MOVED",
+    "FAILOVER_NEGOTIATED",
+    "JOB_STATUS_CHANGE",
+    "NETDEV_STREAM_CONNECTED",
+    "NETDEV_STREAM_DISCONNECTED",
+    "NIC_RX_FILTER_CHANGED",
+    "VSERPORT_CHANGE",
+];
+
+/// Whether what a QEMU has open, or its vCPUs, may change as it says this.
+pub(super) fn tells_of_devices(event: &QmpEvent) -> bool {
+    match event {
+        QmpEvent::DeviceDeleted => true,
+        QmpEvent::Other(name) => OF_DEVICES.contains(&name.as_str()),
+        _ => false,
+    }
+}
+
 /// Has the detector take in an event, and asks for the run state where that may have changed. Says what is to be done.
 pub(super) fn on_event(
     watched: &mut WatchedVm,

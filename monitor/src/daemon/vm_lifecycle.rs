@@ -110,7 +110,7 @@ impl EventLoop {
             vm: Arc::new(vm),
         };
         self.registry.vms.insert(id, watched);
-        let look = Look { vm: id, names: true, unless: None };
+        let look = Look::in_full(id);
         for delay in LOOK_AGAIN {
             watchers::refresh_after(delay, look, self.inboxes.messages.clone());
         }
@@ -161,6 +161,7 @@ impl EventLoop {
     pub(super) fn no_longer_watched(&mut self, id: VmId) -> Option<WatchedVm> {
         let mut watched = self.registry.vms.remove(&id)?;
         self.registry.pending.remove(&id);
+        self.upkeep.forget(id);
         conditions::publish_no_longer_watched(&self.publisher.notifier, &watched.vm);
         let_go(&mut watched);
         self.sampler.probes.forget(id);

@@ -17,7 +17,7 @@ use tracing::{debug, warn};
 
 use super::{message::Message, starts::Outlets};
 use crate::bpf::{Executables, ProcessEvents, parse_process_event};
-use flatline_qemu::discover::{self, OpenDevices, Scope, VcpuThreads, Vm, VmId};
+use flatline_qemu::discover::{self, Extent, OpenDevices, Scope, VcpuThreads, Vm, VmId};
 
 /// Time for the exit status of a process that is gone to arrive.
 const STATUS_DELAY: Duration = Duration::from_millis(20);
@@ -108,15 +108,45 @@ pub(super) fn inspect(
 /// VMs that are looked at by one thread, one after the other: waking a thread for each would cost more than
 /// the looks. One that hangs delays the others.
 const LOOKED_AT_TOGETHER: usize = 16;
+/// Threads that look at many at once.
+const LOOKED_AT_BY: usize = 8;
 
 /// What is to be looked at again of a VM, since it may have changed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Look {
     pub(super) vm: VmId,
-    /// The names of its threads.
+    /// What it has open and runs is looked at only if it has no longer as much of it as this: then something was plugged in
+    /// or out. `None`: in any case.
+    pub(super) unless: Option<Extent>,
+    /// The names of its threads, though it has as many.
     pub(super) names: bool,
-    /// What it has open, unless it has this many descriptors still: then nothing was plugged in or out.
-    pub(super) unless: Option<u64>,
+    /// It is to be counted anew after that, though nothing changed.
+    pub(super) attach: bool,
+}
+
+impl Look {
+    /// At all of it, and to be counted anew after that.
+    pub(super) fn in_full(vm: VmId) -> Self {
+        Self { vm, unless: None, names: true, attach: true }
+    }
+
+    fn look(self) -> Looked {
+        let Self { vm, unless, names, attach } = self;
+        let mut seen = Extent::of(vm.pid);
+        let mut plugged = None;
+        if unless.is_none_or(|before| may_differ(before.descriptors, seen.descriptors)) {
+            plugged = logged(vm, discover::plugged(vm.pid));
+            seen.descriptors = seen.descriptors.filter(|_| plugged.is_some());
+        }
+        let are_told =
+            names || unless.is_none_or(|before| may_differ(before.threads, seen.threads));
+        Looked { plugged, seen, threads: are_told.then(|| named_vcpus(vm)), attach }
+    }
+}
+
+/// What can't be told may have changed.
+fn may_differ(before: Option<u64>, now: Option<u64>) -> bool {
+    now.is_none() || before != now
 }
 
 /// What such a look brought.
@@ -124,27 +154,22 @@ pub(super) struct Look {
 pub(super) struct Looked {
     /// What it has open, where that was looked at and could be read.
     pub(super) plugged: Option<OpenDevices>,
-    /// How many descriptors it had just before; `None` where that can't be told.
-    pub(super) descriptors: Option<u64>,
+    /// How much it had just before.
+    pub(super) seen: Extent,
     /// Its vCPU threads by their names, where those were looked at.
     pub(super) threads: Option<Vec<(u32, u32)>>,
+    /// It is to be counted anew.
+    pub(super) attach: bool,
 }
 
 /// Looks again at what may have changed since QEMUs were found.
-pub(super) fn refresh(vms: &[Look], messages: &UnboundedSender<Message>) {
-    for some in vms.chunks(LOOKED_AT_TOGETHER) {
+pub(super) fn refresh(looks: &[Look], messages: &UnboundedSender<Message>) {
+    let together = looks.len().div_ceil(LOOKED_AT_BY).max(LOOKED_AT_TOGETHER);
+    for some in looks.chunks(together) {
         let (some, messages) = (some.to_vec(), messages.clone());
         spawn_blocking(move || {
-            for Look { vm, names, unless } in some {
-                let mut descriptors = discover::open_descriptors(vm.pid);
-                let mut plugged = None;
-                if unless.is_none() || descriptors != unless {
-                    plugged = logged(vm, discover::plugged(vm.pid));
-                    descriptors = descriptors.filter(|_| plugged.is_some());
-                }
-                let threads = names.then(|| named_vcpus(vm));
-                let looked = Looked { plugged, descriptors, threads };
-                let _ = messages.send(Message::Refreshed(vm, looked));
+            for look in some {
+                let _ = messages.send(Message::Refreshed(look.vm, look.look()));
             }
         });
     }

@@ -5,6 +5,7 @@
 
 mod detector;
 mod glance;
+mod looks;
 mod memory;
 mod monitor_link;
 mod recorder;
@@ -18,6 +19,7 @@ use std::{
 };
 
 pub(crate) use detector::{Detector, detection_policy};
+pub(crate) use looks::Looks;
 pub(crate) use memory::{MemoryRead, MemoryWatch};
 pub(crate) use monitor_link::MonitorLink;
 pub(crate) use recorder::{RECORDING, Recorder};

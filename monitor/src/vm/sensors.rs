@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use monitor_ebpf::{NetworkCounters, ThreadTime, VmRow};
+use monitor_ebpf::{NetworkCounters, VmRow};
 use tokio::task::JoinHandle;
 
-use super::{MonitorLink, PENDING, Signs, glance::Glance};
+use super::{Looks, MonitorLink, PENDING, Signs, glance::Glance};
 use crate::{
     bpf::TapProbe,
     history::TickRates,
@@ -38,15 +38,8 @@ pub(crate) struct Sensors {
     pub(crate) threads: Vec<(u32, u32)>,
     /// Whether those are by QEMU's own account, which is better than threads' names.
     pub(crate) threads_from_qmp: bool,
-    /// The ids of all its threads when its vCPUs' were last told from the others, and how often that was
-    /// done for these.
-    told_apart: (Vec<u32>, u32),
-    /// How many descriptors it had when what it has open was last looked at.
-    pub(crate) descriptors: Option<u64>,
-    /// Looks since the last one in full.
-    pub(crate) looks: u32,
-    /// A look is under way: one that hangs is not followed by others.
-    pub(crate) looking: bool,
+    /// Looks at what it has open and runs.
+    pub(crate) looks: Looks,
     /// Their clocks, while no iterator reads all threads at once.
     clocks: VcpuClocks,
     /// It was said once where it is counted, or why it isn't: before that there is nothing to be read.
@@ -80,10 +73,7 @@ impl Sensors {
         Self {
             threads: Vec::new(),
             threads_from_qmp: false,
-            told_apart: (Vec::new(), 0),
-            descriptors: None,
-            looks: 0,
-            looking: false,
+            looks: Looks::default(),
             clocks: VcpuClocks::default(),
             is_counted: false,
             slot: Err(PENDING.to_owned()),
@@ -188,21 +178,6 @@ impl Sensors {
             Ok(_) if self.taps.is_empty() => Ok(None),
             Ok(row) => Ok(Some(row.network())),
         }
-    }
-
-    /// Whether its vCPUs' threads are to be told from `all` of its threads once more: a vCPU that was plugged
-    /// in or out is a thread more or less. `None` where nothing tells which threads there are.
-    pub(crate) fn threads_to_tell_apart(&mut self, all: Option<&[ThreadTime]>) -> bool {
-        let Some(all) = all else { return true };
-        let (known, times) = &mut self.told_apart;
-        if !all.iter().map(|thread| thread.tid).eq(known.iter().copied()) {
-            *known = all.iter().map(|thread| thread.tid).collect();
-            *times = 0;
-        }
-        // Twice: a thread gets its name a moment after it began.
-        let enough = *times >= 2 && !self.threads.is_empty();
-        *times = times.saturating_add(1);
-        !enough
     }
 
     /// Samples, and notes what moved since the last sample.

@@ -19,6 +19,7 @@ mod disks;
 mod encryption;
 mod error;
 mod executables;
+mod extent;
 mod fdinfo;
 mod files;
 pub(crate) mod fuzzing;
@@ -48,6 +49,7 @@ pub use disks::Disk;
 pub use encryption::Encryption;
 pub use error::DiscoverError;
 pub use executables::{executable_inode, executables};
+pub use extent::Extent;
 pub use files::OpenFiles;
 pub(crate) use launch::launch;
 pub use launch::{Launch, ThreadsTold};
@@ -57,8 +59,8 @@ pub use netns::{find_netns, in_netns};
 pub use origin::{Origin, is_there};
 pub use owner::{LibvirtScope, Owner, Ownership};
 pub use proc::{
-    ThreadIds, VcpuThread, VcpuThreads, cgroup_lines, has_thread, open_descriptors, process_state,
-    start_ticks, status, vcpu_threads,
+    ThreadIds, VcpuThread, VcpuThreads, cgroup_lines, has_thread, process_state, start_ticks,
+    status, vcpu_threads,
 };
 pub use rights::{Rights, RightsError};
 pub use strangers::strangers;

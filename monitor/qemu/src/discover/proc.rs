@@ -97,13 +97,6 @@ pub fn process_state(pid: u32) -> Result<char, DiscoverError> {
     stat(pid).map(|stat| stat.state)
 }
 
-/// How many descriptors `pid` has open; `None` where the kernel (before 6.2) doesn't tell, or there is no
-/// such process. A look at the directory alone, which waits for no file system and costs a tenth of going through it.
-pub fn open_descriptors(pid: u32) -> Option<u64> {
-    let count = fs::metadata(format!("/proc/{pid}/fd")).ok()?.len();
-    (count != 0).then_some(count)
-}
-
 /// The ids of a process' threads, here and where it lives: a process in a PID namespace of its own calls its threads
 /// otherwise than its host does.
 #[derive(Debug, Clone, PartialEq, Eq)]
