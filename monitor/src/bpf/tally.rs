@@ -6,7 +6,7 @@
 
 /// Of so much that the kernel counted, ours count as much at the least: where one tap of several lost its programs, the others
 /// go on.
-const AT_LEAST: (u64, u64) = (7, 8);
+const AT_LEAST: (u64, u64) = (31, 32);
 
 /// Both counts of packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Upkeep: has a VM looked at for what was plugged in or out, and its programs looked for on its taps, where there is a reason.
 //!
 //! Reasons are news of a tap's interface, an event of its QEMU, packets that the kernel counts and ours do not, and its
-//! silence. QEMU before 9.2 says nothing as a device is added, so each VM has its turn in a minute. Between those, one that
+//! silence. QEMU (7.2) says nothing as a device is added, so each VM has its turn in a minute. Between those, one that
 //! lives costs nothing.
 
 use std::{

@@ -24,6 +24,7 @@ mod lifecycle;
 mod masked_wait;
 mod memory;
 mod metrics;
+mod missed_programs;
 mod named_files;
 mod neighbours;
 mod network;
@@ -67,6 +68,7 @@ const SUBJECTS: &[(&str, Trials)] = &[
     ("unreadable", unreadable::trials),
     ("counts", counts::trials),
     ("network", network::trials),
+    ("missed_programs", missed_programs::trials),
     ("taps", taps::trials),
     ("neighbours", neighbours::trials),
     ("storage", storage::trials),

@@ -16,7 +16,7 @@ const ROOMS: [(&str, &[&str]); 30] = [
     ("activity", &["brought_back", "left_alone", "overcommitted"]),
     ("api", &["reports", "metrics", "page", "web_access", "top", "hostile"]),
     ("balloon", &["memory", "witnesses"]),
-    ("bpf", &["counts", "network", "taps", "storage", "upgrade"]),
+    ("bpf", &["counts", "network", "missed_programs", "taps", "storage", "upgrade"]),
     ("check", &["packages", "documents"]),
     ("cli", &["reports", "top", "documents"]),
     ("config", &["reload", "documents"]),
