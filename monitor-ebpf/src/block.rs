@@ -4,12 +4,10 @@
 //! later by a kernel worker. What no QEMU submits itself may still be one's: [`writeback`] tells.
 
 use aya_ebpf::{
-    helpers::{bpf_get_current_pid_tgid, bpf_get_current_task_btf},
-    macros::btf_tracepoint,
-    programs::BtfTracePointContext,
+    helpers::bpf_get_current_task_btf, macros::btf_tracepoint, programs::BtfTracePointContext,
 };
 use aya_log_ebpf::warn;
-use monitor_ebpf::Layout;
+use monitor_ebpf::{Layout, Owner};
 
 use crate::{
     in_flight,
@@ -57,10 +55,11 @@ const REQ_OP_DISCARD: u32 = 3;
 /// cost a look-up that fails, writes that and the way to the page's file. Cost: see `docs/costs.md`.
 #[btf_tracepoint(function = "block_bio_queue")]
 pub(crate) fn block_submitted(ctx: BtfTracePointContext) -> i32 {
-    let Some(layout) = counting() else { return 0 };
     let bio: *const u8 = ctx.arg(0);
-    // The upper half is the thread group.
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: plain call.
+    let task: *const u8 = unsafe { bpf_get_current_task_btf() }.cast();
+    // SAFETY: the current task exists as long as the program runs, and the verifier knows its type.
+    let pid = unsafe { slots::pid_of(task) };
     // SAFETY: `bio` is the tracepoint's own argument.
     let opf: u32 = unsafe { field(bio, &BIO_OPF_OFFSET) };
     // SAFETY: as above.
@@ -70,18 +69,19 @@ pub(crate) fn block_submitted(ctx: BtfTracePointContext) -> i32 {
         // A host's file system that notes something of its own while QEMU waits: nothing of the guest's.
         Some(_) if opf & global(&REQUEST_META_FLAG) != 0 => return 0,
         // Submitted once more by a stacked device, for a bio that was counted already.
-        Some(_) if is_nested() => return 0,
+        Some(_) if is_nested(task) => return 0,
         // QEMU's own code and libraries, which come through read-ahead as buffered reads of an image do.
         Some(_) if opf & global(&REQUEST_AHEAD_FLAG) != 0 && writeback::is_of_mapped_file(bio) => {
             return 0;
         }
         Some(slot) => slot,
-        None if may_write_back(opf, bytes) => match writeback::slot_of(bio) {
+        None if may_write_back(opf, bytes, task) => match writeback::slot_of(bio) {
             Some(slot) => slot,
             None => return 0,
         },
         None => return 0,
     };
+    let Some(layout) = layout().filter(|layout| counts(layout)) else { return 0 };
     let Some(lane) = lane_of(slot) else { return 0 };
     match opf & REQ_OP_MASK {
         REQ_OP_READ => {
@@ -105,11 +105,11 @@ pub(crate) fn block_submitted(ctx: BtfTracePointContext) -> i32 {
         }
         _ => add(&mut lane.other_ops, 1),
     }
-    if in_flight::note(bio, layout, lane.pid, slot) {
-        add(&mut lane.tracked_ops, 1);
-    } else {
+    // Of the line that only completions write, nothing is read unless it must.
+    let pid = if own.is_some() { pid } else { lane.pid };
+    if !in_flight::note(bio, layout, Owner::new(slot, pid)) {
         add(&mut lane.untracked_ops, 1);
-        warn!(&ctx, "VM {}: no room to follow a request", lane.pid);
+        warn!(&ctx, "VM {}: no room to follow a request", pid);
     }
     0
 }
@@ -120,27 +120,32 @@ pub(crate) fn block_submitted(ctx: BtfTracePointContext) -> i32 {
 /// fs/iomap/direct-io.c and `dio_bio_write_op` in block/fops.c of Linux 6.12), and no writing back is
 /// (`wbc_to_write_flags` in include/linux/writeback.h).
 #[inline(always)]
-fn may_write_back(opf: u32, bytes: u32) -> bool {
+fn may_write_back(opf: u32, bytes: u32, task: *const u8) -> bool {
     opf & REQ_OP_MASK == REQ_OP_WRITE
         && bytes != 0
         && opf & global(&REQUEST_IDLE_FLAG) == 0
-        && !is_nested()
+        && !is_nested(task)
 }
 
-/// The layout's row, if this copy of the programs is the one that counts.
+/// The layout's row.
 #[inline(always)]
-fn counting() -> Option<&'static Layout> {
+fn layout() -> Option<&'static Layout> {
     // SAFETY: array elements live as long as the map.
-    let layout = unsafe { &*LAYOUT.get_ptr(0)? };
-    (layout.generation == global(&GENERATION)).then_some(layout)
+    LAYOUT.get_ptr(0).map(|layout| unsafe { &*layout })
+}
+
+/// Whether this copy of the programs is the one that counts.
+#[inline(always)]
+fn counts(layout: &Layout) -> bool {
+    layout.generation == global(&GENERATION)
 }
 
 /// Whether a driver submits this bio while it handles another one, on the same task: the kernel then
 /// keeps a list of such bios in the task (`submit_bio_noacct_nocheck` in block/blk-core.c).
 #[inline(always)]
-fn is_nested() -> bool {
-    // SAFETY: the current task exists as long as the program runs, and the verifier knows its type.
-    let list: u64 = unsafe { field(bpf_get_current_task_btf().cast(), &TASK_BIO_LIST_OFFSET) };
+fn is_nested(task: *const u8) -> bool {
+    // SAFETY: `task` is the current task, see above.
+    let list: u64 = unsafe { field(task, &TASK_BIO_LIST_OFFSET) };
     list != 0
 }
 
@@ -151,7 +156,7 @@ fn is_nested() -> bool {
 /// look at the set where they would be.
 #[btf_tracepoint(function = "block_rq_complete")]
 pub(crate) fn block_request_completed(ctx: BtfTracePointContext) -> i32 {
-    let Some(layout) = counting() else { return 0 };
+    let Some(layout) = layout() else { return 0 };
     let request: *const u8 = ctx.arg(0);
     let failed = ctx.arg::<u8>(1) != 0;
     let mut bytes_left: u32 = ctx.arg(2);
@@ -185,7 +190,7 @@ pub(crate) fn block_request_completed(ctx: BtfTracePointContext) -> i32 {
 /// a bio whose completion `block_rq_complete` did not show.
 #[btf_tracepoint(function = "block_bio_complete")]
 pub(crate) fn block_bio_completed(ctx: BtfTracePointContext) -> i32 {
-    let Some(layout) = counting() else { return 0 };
+    let Some(layout) = layout() else { return 0 };
     let bio: *const u8 = ctx.arg(1);
     // SAFETY: `bio` is the tracepoint's own argument.
     let failed = unsafe { field::<u8>(bio, &BIO_STATUS_OFFSET) } != 0;
@@ -197,13 +202,21 @@ pub(crate) fn block_bio_completed(ctx: BtfTracePointContext) -> i32 {
 /// on into every later turn.
 #[inline(never)]
 fn completed(bio: *const u8, failed: bool, layout: &'static Layout) {
-    let Some((request, took_jiffies)) = in_flight::take(bio, layout) else { return };
-    let Some(lane) = lane_of(request.slot) else { return };
+    let Some(place) = in_flight::find(bio, layout) else { return };
+    if !counts(layout) {
+        return;
+    }
+    let request = *place;
+    place.bio = 0;
+    let owner = request.owner;
+    let Some(lane) = lane_of(owner.slot()) else { return };
     // The VM may have ended before its last request, and the slot be another's by now.
-    if lane.pid == request.pid {
-        lives(request.slot);
+    if owner == Owner::new(owner.slot(), lane.pid) {
+        let took_jiffies = request.age(lives(owner.slot()));
         add(&mut lane.completed_ops, 1);
-        add(&mut lane.completion_jiffies, took_jiffies);
+        if took_jiffies != 0 {
+            add(&mut lane.completion_jiffies, took_jiffies);
+        }
         if failed {
             add(&mut lane.failed_ops, 1);
         }

@@ -59,18 +59,15 @@ pub struct VmLane {
     pub ndp_answers: u64,
     pub heartbeats: u64,
 
-    /// QEMU's pid, the same in each lane; 0: the row is unused.
-    pub pid: u32,
-    /// Keeps the next field at a multiple of eight.
-    pub reserved: u32,
-    /// When that process started, in clock ticks after boot: pids come round again.
-    pub start_ticks: u64,
     pub guest_rx_packets: u64,
     pub guest_rx_bytes: u64,
     pub heartbeat_bytes: u64,
     pub discard_ops: u64,
     pub discard_bytes: u64,
     pub other_ops: u64,
+    pub untracked_ops: u64,
+    /// When QEMU's process started, in clock ticks after boot: pids come round again.
+    pub start_ticks: u64,
 
     pub read_ops: u64,
     pub read_bytes: u64,
@@ -79,14 +76,19 @@ pub struct VmLane {
     pub writeback_ops: u64,
     pub writeback_bytes: u64,
     pub flush_ops: u64,
-    pub tracked_ops: u64,
+    /// Fills the line.
+    pub spare: u64,
 
     pub completed_ops: u64,
     pub failed_ops: u64,
     pub completion_jiffies: u64,
-    pub untracked_ops: u64,
+    /// QEMU's pid, the same in each lane; 0: the row is unused. It stands beside what a completion counts, which is for the
+    /// VM only if it still has the slot.
+    pub pid: u32,
+    /// Keeps the next field at a multiple of eight.
+    pub reserved: u32,
     /// Fills the last line.
-    pub spare: [u64; 4],
+    pub last_spare: [u64; 4],
 }
 
 impl VmRow {
@@ -101,15 +103,14 @@ impl VmRow {
             arp_answers: 0,
             ndp_answers: 0,
             heartbeats: 0,
-            pid: 0,
-            reserved: 0,
-            start_ticks: 0,
             guest_rx_packets: 0,
             guest_rx_bytes: 0,
             heartbeat_bytes: 0,
             discard_ops: 0,
             discard_bytes: 0,
             other_ops: 0,
+            untracked_ops: 0,
+            start_ticks: 0,
             read_ops: 0,
             read_bytes: 0,
             write_ops: 0,
@@ -117,12 +118,13 @@ impl VmRow {
             writeback_ops: 0,
             writeback_bytes: 0,
             flush_ops: 0,
-            tracked_ops: 0,
+            spare: 0,
             completed_ops: 0,
             failed_ops: 0,
             completion_jiffies: 0,
-            untracked_ops: 0,
-            spare: [0; 4],
+            pid: 0,
+            reserved: 0,
+            last_spare: [0; 4],
         };
         Self { lanes: [VmLane { pid, start_ticks, ..ZERO }; VM_LANES] }
     }
@@ -156,7 +158,7 @@ impl VmRow {
 
     /// Requests of all lanes.
     pub fn storage(&self) -> StorageCounters {
-        StorageCounters {
+        let mut counters = StorageCounters {
             read_ops: self.sum(|lane| lane.read_ops),
             read_bytes: self.sum(|lane| lane.read_bytes),
             write_ops: self.sum(|lane| lane.write_ops),
@@ -167,12 +169,15 @@ impl VmRow {
             discard_ops: self.sum(|lane| lane.discard_ops),
             discard_bytes: self.sum(|lane| lane.discard_bytes),
             other_ops: self.sum(|lane| lane.other_ops),
-            tracked_ops: self.sum(|lane| lane.tracked_ops),
+            tracked_ops: 0,
             completed_ops: self.sum(|lane| lane.completed_ops),
             failed_ops: self.sum(|lane| lane.failed_ops),
             completion_jiffies: self.sum(|lane| lane.completion_jiffies),
             untracked_ops: self.sum(|lane| lane.untracked_ops),
-        }
+        };
+        // Each that was submitted is one or the other: a counter less to add to.
+        counters.tracked_ops = counters.submitted().saturating_sub(counters.untracked_ops);
+        counters
     }
 }
 
@@ -229,7 +234,7 @@ pub struct StorageCounters {
     pub discard_bytes: u64,
     /// Write-zeroes and everything rarer.
     pub other_ops: u64,
-    /// Submitted requests that are followed to their completion.
+    /// Submitted requests that are followed to their completion: all but `untracked_ops`.
     pub tracked_ops: u64,
     /// Followed requests that completed, also with an error; `tracked_ops - completed_ops` is in flight.
     pub completed_ops: u64,
@@ -372,7 +377,8 @@ pub struct FileKey {
     pub reserved: u32,
 }
 
-/// A set of `in_flight`: four requests between submission and completion, found by the bio's address.
+/// A set of `in_flight`: four requests between submission and completion, found by the bio's address. As long as a line of
+/// the CPU's cache.
 ///
 /// A hash map would cost more than all the rest of following a request.
 #[repr(C)]
@@ -388,12 +394,43 @@ pub struct InFlightSet {
 pub struct InFlight {
     /// The bio's address; 0: free.
     pub bio: u64,
-    /// When it was submitted, in the kernel's ticks: no other clock is as cheap.
-    pub submitted_jiffies: u64,
-    /// QEMU's pid: the slot may have been handed on before the request completes.
-    pub pid: u32,
+    /// When it was submitted, the lower half of the kernel's ticks: no other clock is as cheap.
+    pub submitted_jiffies: u32,
+    /// The VM that it was submitted for.
+    pub owner: Owner,
+}
+
+impl InFlight {
+    /// How long ago it was submitted at `jiffies`, in the kernel's ticks; 0 if that was after.
+    #[inline(always)]
+    pub const fn age(&self, jiffies: u64) -> u64 {
+        // Half a turn of the counter is three months at the fastest tick.
+        let age = (jiffies as u32).wrapping_sub(self.submitted_jiffies).cast_signed();
+        if age > 0 { age.unsigned_abs() as u64 } else { 0 }
+    }
+}
+
+/// Which VM a request belongs to: its slot and, since that may be handed on before the request completes, the lower bits
+/// of QEMU's pid.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Owner(pub u32);
+
+impl Owner {
+    /// Enough for as many slots as there can be (`probes.max_vms`).
+    const SLOT_BITS: u32 = 20;
+
+    /// The QEMU with this pid, in this slot.
+    #[inline(always)]
+    pub const fn new(slot: u32, pid: u32) -> Self {
+        Self(slot | pid << Self::SLOT_BITS)
+    }
+
     /// The VM's slot.
-    pub slot: u32,
+    #[inline(always)]
+    pub const fn slot(self) -> u32 {
+        self.0 & ((1 << Self::SLOT_BITS) - 1)
+    }
 }
 
 /// The only row of `layout`: what the pinned maps and links were made by.
@@ -457,9 +494,10 @@ pub struct ThreadTime {
 const _: () = {
     use core::mem::{offset_of, size_of};
     assert!(size_of::<VmLane>() == 256);
-    assert!(offset_of!(VmLane, pid) == 64);
+    assert!(offset_of!(VmLane, guest_rx_packets) == 64);
     assert!(offset_of!(VmLane, read_ops) == 128);
     assert!(offset_of!(VmLane, completed_ops) == 192);
+    assert!(offset_of!(VmLane, pid) == 216);
     assert!(size_of::<VmRow>() == 512);
     assert!(size_of::<KvmCounters>() == 88);
     assert!(size_of::<KvmRow>() == 128);
@@ -473,8 +511,8 @@ const _: () = {
     assert!(offset_of!(TapRow, guest_ipv6_vlan) == 46);
     assert!(size_of::<SlotSet>() == 64);
     assert!(size_of::<FileKey>() == 16);
-    assert!(size_of::<InFlight>() == 24);
-    assert!(size_of::<InFlightSet>() == 96);
+    assert!(size_of::<InFlight>() == 16);
+    assert!(size_of::<InFlightSet>() == 64);
     assert!(size_of::<Layout>() == 24);
     assert!(size_of::<ProcessEvent>() == 16);
     assert!(size_of::<ThreadTime>() == 32);

@@ -11,7 +11,8 @@ use monitor_ebpf::{
     heartbeat::HeartbeatRow,
 };
 
-/// User space maps the map's memory, and reads it without a call (5.5).
+/// User space maps the map's memory, and reads it without a call (5.5). Its rows begin at a page, so that one of 64 bytes is
+/// in a single line of the CPU's cache.
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
 /// One row a VM, by its slot.
@@ -34,7 +35,7 @@ pub(crate) static HEARTBEATS: Array<HeartbeatRow, 1024, MMAPABLE> = Array::new()
 /// The slot of each QEMU, by its pid; made and removed by user space alone, so that a look-up that fails
 /// means *not a VM of ours* and costs nothing more. See [`slot_of`](crate::slots::slot_of).
 #[btf_map]
-pub(crate) static SLOTS: Array<SlotSet, 2048> = Array::new();
+pub(crate) static SLOTS: Array<SlotSet, 2048, MMAPABLE> = Array::new();
 
 /// Which VM a tap belongs to; rows are filled and emptied by user space alone.
 #[btf_map]
@@ -47,7 +48,7 @@ pub(crate) static FILES: HashMap<FileKey, u32, 8192> = HashMap::new();
 /// Requests between submission and completion. A completion comes in interrupt context, where the current
 /// task says nothing about the submitter.
 #[btf_map]
-pub(crate) static IN_FLIGHT: Array<InFlightSet, 16384> = Array::new();
+pub(crate) static IN_FLIGHT: Array<InFlightSet, 16384, MMAPABLE> = Array::new();
 
 /// The numbers of the inodes of which user space wants to know when a process executes them.
 #[btf_map]

@@ -1,10 +1,26 @@
 //! Slot of a process: the row in which its VM is counted.
 
-use crate::{kernel::global, maps::SLOTS};
+use crate::{
+    kernel::{field, global, offsets},
+    maps::SLOTS,
+};
+
+offsets! { TASK_TGID_OFFSET }
 
 /// The number of sets less one; the number is a power of two.
 #[unsafe(no_mangle)]
 static SLOTS_MASK: u32 = 0;
+
+/// The pid of the process that `task` is a thread of.
+///
+/// # Safety
+///
+/// `task` must be a pointer whose type the verifier knows.
+#[inline(always)]
+pub(crate) unsafe fn pid_of(task: *const u8) -> u32 {
+    // SAFETY: the caller's.
+    unsafe { field(task, &TASK_TGID_OFFSET) }
+}
 
 /// The slot of the QEMU with this pid; `None` for every other process.
 #[inline(always)]

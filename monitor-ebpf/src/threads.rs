@@ -11,7 +11,6 @@ use crate::{
 };
 
 offsets! {
-    TASK_TGID_OFFSET
     TASK_PID_OFFSET
     TASK_STATE_OFFSET
     TASK_RUN_OFFSET
@@ -54,7 +53,7 @@ fn threads(ctx: *const TaskContext) -> i32 {
         write(meta, &clocks());
     }
     // SAFETY: the task lives as long as the program runs, and has been tested for null.
-    let pid = unsafe { field::<i32>(task, &TASK_TGID_OFFSET) }.cast_unsigned();
+    let pid = unsafe { slots::pid_of(task) };
     if slots::slot_of(pid).is_none() {
         return 0;
     }

@@ -129,7 +129,7 @@ impl HostSampler {
         let ages = OnceCell::new();
         let in_flight = |slot: u32| {
             let ages = ages.get_or_init(|| match jiffies {
-                Some(jiffies) => self.counters.in_flight(jiffies).unwrap_or_default(),
+                Some(jiffies) => self.counters.in_flight(jiffies),
                 // Nothing else tells the kernel's ticks.
                 None => HashMap::new(),
             });

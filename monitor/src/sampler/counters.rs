@@ -13,7 +13,6 @@ use monitor_ebpf::{InFlightSet, TAP_PROBES, TapRow, VmRow, tap_home};
 use super::{
     InFlightAges, Missing, Reading,
     addresses::{TapAddresses, without_addresses},
-    batch,
     mapped::MappedArray,
     ticks,
 };
@@ -24,20 +23,17 @@ pub struct CounterMaps {
     vms: MappedArray<VmRow>,
     // Written only to forget addresses.
     taps: Mutex<Array<MapData, TapRow>>,
-    in_flight: MapData,
-    sets: u32,
+    in_flight: MappedArray<InFlightSet>,
 }
 
 impl CounterMaps {
     /// Opens the maps that were pinned below `bpffs_dir`.
     pub fn open(bpffs_dir: &Path) -> Result<Self, MapError> {
         let map = |name: &str| MapData::from_pin(bpffs_dir.join(name));
-        let sets: Array<MapData, InFlightSet> = Array::try_from(Map::Array(map("in_flight")?))?;
         Ok(Self {
             vms: MappedArray::open(&bpffs_dir.join("vms"))?,
             taps: Mutex::new(Array::try_from(Map::Array(map("taps")?))?),
-            in_flight: map("in_flight")?,
-            sets: sets.len(),
+            in_flight: MappedArray::open(&bpffs_dir.join("in_flight"))?,
         })
     }
 
@@ -53,22 +49,20 @@ impl CounterMaps {
         (0..self.vms.len()).map_while(|slot| self.vms.get(slot))
     }
 
-    /// The age at `jiffies` of what is in flight, by slot. Takes a millisecond: for when something seems to be
+    /// The age at `jiffies` of what is in flight, by slot. Goes through a megabyte of memory: for when something seems to be
     /// stalled.
-    pub(crate) fn in_flight(&self, jiffies: u64) -> Reading<StdHashMap<u32, InFlightAges>> {
-        let failed = |error: String| Missing::new("what is in flight", error);
-        let mut sets = vec![InFlightSet::default(); self.sets as usize];
-        batch::look_up(&self.in_flight, self.sets, &mut sets)
-            .map_err(|error| failed(error.to_string()))?;
+    pub(crate) fn in_flight(&self, jiffies: u64) -> StdHashMap<u32, InFlightAges> {
+        let sets = (0..self.in_flight.len()).filter_map(|set| self.in_flight.get(set));
+        let requests = sets.flat_map(|set| set.requests).filter(|request| request.bio != 0);
         let mut ages: StdHashMap<u32, InFlightAges> = StdHashMap::new();
-        for request in sets.iter().flat_map(|set| set.requests).filter(|request| request.bio != 0) {
-            let age = ticks(jiffies.saturating_sub(request.submitted_jiffies));
-            let of_vm = ages.entry(request.slot).or_default();
+        for request in requests {
+            let age = ticks(request.age(jiffies));
+            let of_vm = ages.entry(request.owner.slot()).or_default();
             of_vm.requests += 1;
             of_vm.oldest = of_vm.oldest.max(age);
             of_vm.total += age;
         }
-        Ok(ages)
+        ages
     }
 
     /// The addresses that the guest behind `tap` was last seen to use.

@@ -340,7 +340,11 @@ fn disk(aio: &str) -> Result<Option<String>> {
         log.text()
     );
     // Nothing in flight means something only where requests are followed at all.
-    let followed = map_total(&rig, guest, "tracked_ops")?;
+    let followed = ["read_ops", "write_ops", "flush_ops", "discard_ops", "other_ops"]
+        .into_iter()
+        .map(|field| map_total(&rig, guest, field))
+        .sum::<Result<u64>>()?
+        - map_total(&rig, guest, "untracked_ops")?;
     let completed = map_total(&rig, guest, "completed_ops")?;
     // The kernel may skip a program, see the daemon's `lost_completions`: rarely, or the counts are worthless.
     let nearly_all = followed - followed / 100..=followed;
