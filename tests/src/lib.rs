@@ -21,6 +21,7 @@ pub mod deb;
 pub mod guest;
 pub mod image;
 pub mod interrupt;
+pub mod libvirt;
 mod machine;
 pub mod media;
 pub mod netns;

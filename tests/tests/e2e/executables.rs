@@ -9,11 +9,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use flatline_tests::{boot_sector::BootSector, interrupt::sleep};
+use flatline_tests::{boot_sector::BootSector, interrupt::sleep, libvirt::MODULES};
 use libtest_mimic::Trial;
 
 use crate::{
-    owners::{MODULES, small_machine},
+    owners::small_machine,
     rig::{Rig, trial, wait_for_vm},
 };
 

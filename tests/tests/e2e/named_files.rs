@@ -20,6 +20,7 @@ use flatline_tests::{
     boot_sector::BootSector,
     daemon::Daemon,
     guest::{Accelerator, Guest, GuestConfig},
+    libvirt::MODULES,
     qmp::Qmp,
 };
 use libtest_mimic::Trial;
@@ -30,7 +31,7 @@ use rustix::{
 use serde_json::{Value, json};
 
 use crate::{
-    owners::{Ends, MODULES, small_machine},
+    owners::{Ends, small_machine},
     rig::{Rig, trial, wait_for_incident, wait_for_vm},
 };
 

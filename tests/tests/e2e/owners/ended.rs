@@ -18,12 +18,13 @@ use anyhow::{Context as _, Result, ensure};
 use flatline_tests::{
     boot_sector::BootSector,
     interrupt::{sleep, wait_until},
+    libvirt::MODULES,
     owners::UnitGroup,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-use super::{A_WHILE, Ends, MODULES, WITHIN, alive, script, small_machine, text};
+use super::{A_WHILE, Ends, WITHIN, alive, script, small_machine, text};
 use crate::rig::{Rig, incidents_of, wait_for_incident, wait_for_vm};
 
 /// The user that they run as.

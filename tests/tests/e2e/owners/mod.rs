@@ -16,6 +16,7 @@ use flatline_tests::{
     boot_sector::BootSector,
     guest::{Accelerator, Guest, GuestConfig},
     interrupt::{sleep, wait_until},
+    libvirt::MODULES,
     owners::{Entry, StandIn, UnitGroup},
 };
 use libtest_mimic::Trial;
@@ -31,8 +32,6 @@ use crate::rig::{
 const WITHIN: Duration = Duration::from_secs(40);
 /// Some time in which what must not happen would be seen.
 const A_WHILE: Duration = Duration::from_secs(3);
-/// Where QEMU finds its modules, which it looks for beside its executable otherwise.
-pub(crate) const MODULES: [&str; 2] = ["/usr/lib/x86_64-linux-gnu/qemu", "/usr/lib64/qemu"];
 const FAKE_OWNER: &str = env!("CARGO_BIN_EXE_fake-owner");
 
 pub(crate) fn trials() -> Vec<Trial> {

@@ -1,0 +1,171 @@
+//! A real libvirt of a user's own, in a directory of its own: the host's is never touched.
+
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::boot_sector::BootSector;
+use crate::interrupt::wait_until;
+
+/// The user that it runs as, which no distribution gives anything: libvirt of root's would be the host's own.
+const NOBODY: u32 = 65534;
+/// Where QEMU finds its modules, which it looks for beside its executable otherwise.
+pub const MODULES: [&str; 2] = ["/usr/lib/x86_64-linux-gnu/qemu", "/usr/lib64/qemu"];
+/// For its socket.
+const WITHIN: Duration = Duration::from_secs(20);
+
+/// A libvirtd; dropping it ends its domains and it.
+#[derive(Debug)]
+pub struct Libvirtd {
+    child: Child,
+    dir: PathBuf,
+    uri: String,
+    domains: Vec<String>,
+}
+
+impl Libvirtd {
+    /// Which of the programs that it needs is not installed, if any.
+    pub fn missing() -> Option<&'static str> {
+        let is_installed = |program: &str| {
+            ["/usr/sbin", "/usr/bin"].iter().any(|folder| Path::new(folder).join(program).exists())
+        };
+        ["libvirtd", "virsh"].into_iter().find(|program| !is_installed(program))
+    }
+
+    /// Starts it in `dir`, which all users must be able to reach, for domains that run `qemu`. Needs root.
+    ///
+    /// # Errors
+    ///
+    /// If the directories can't be made, or it doesn't answer: with its log.
+    pub fn start(dir: &Path, qemu: &Path) -> Result<Self> {
+        for name in ["run", "config", "cache", "home"] {
+            std::fs::create_dir_all(dir.join(name))?;
+            chown(dir.join(name), Some(NOBODY), Some(NOBODY))?;
+        }
+        let emulator = dir.join("emulator");
+        std::fs::write(&emulator, emulator_script(qemu))?;
+        std::fs::set_permissions(&emulator, std::fs::Permissions::from_mode(0o755))?;
+        let child = as_nobody(dir, "libvirtd")
+            .args(["--timeout", "300"])
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(dir.join("libvirtd.log"))?)
+            .spawn()
+            .context("cannot start libvirtd")?;
+        let socket = dir.join("run/libvirt/libvirt-sock");
+        let uri = format!("qemu+unix:///session?socket={}", socket.display());
+        let libvirtd = Self { child, dir: dir.to_owned(), uri, domains: Vec::new() };
+        wait_until("libvirtd's socket", WITHIN, || {
+            Ok(libvirtd.virsh(&["version"]).is_ok().then_some(()))
+        })
+        .with_context(|| libvirtd.log())?;
+        Ok(libvirtd)
+    }
+
+    /// Starts a domain with this name and UUID, which boots a sector.
+    ///
+    /// # Errors
+    ///
+    /// If libvirt refuses: with its log.
+    pub fn create(&mut self, (name, uuid): (&str, &str), sector: BootSector) -> Result<()> {
+        let image = self.dir.join("home").join(format!("{uuid}.img"));
+        sector.write(&image)?;
+        chown(&image, Some(NOBODY), Some(NOBODY))?;
+        let xml = self.dir.join("domain.xml");
+        std::fs::write(&xml, domain((name, uuid), &self.dir.join("emulator"), &image))?;
+        let xml = xml.to_str().context("no UTF-8")?;
+        self.virsh(&["create", xml]).with_context(|| self.log())?;
+        self.domains.push(uuid.to_owned());
+        Ok(())
+    }
+
+    /// What `virsh` prints.
+    ///
+    /// # Errors
+    ///
+    /// If it fails: with its words.
+    pub fn virsh(&self, arguments: &[&str]) -> Result<String> {
+        let output =
+            Command::new("virsh").args(["-q", "-c", &self.uri]).args(arguments).output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success(), "{arguments:?}: {said}{output:?}");
+        Ok(said)
+    }
+
+    /// How clients reach it.
+    pub fn uri(&self) -> &str {
+        &self.uri
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("libvirtd.log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Libvirtd {
+    fn drop(&mut self) {
+        for uuid in &self.domains {
+            let _ = self.virsh(&["destroy", uuid]);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A program of that user, which has nothing outside of `dir`.
+fn as_nobody(dir: &Path, program: &str) -> Command {
+    let mut command = Command::new(program);
+    command
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .env("HOME", dir.join("home"))
+        .env("XDG_RUNTIME_DIR", dir.join("run"))
+        .env("XDG_CONFIG_HOME", dir.join("config"))
+        .env("XDG_CACHE_HOME", dir.join("cache"))
+        .current_dir("/")
+        .process_group(0);
+    command
+}
+
+fn domain((name, uuid): (&str, &str), qemu: &Path, image: &Path) -> String {
+    format!(
+        "<domain type='qemu'>
+  <name>{name}</name>
+  <uuid>{uuid}</uuid>
+  <memory unit='MiB'>32</memory>
+  <vcpu>1</vcpu>
+  <os><type arch='x86_64' machine='pc'>hvm</type></os>
+  <on_crash>preserve</on_crash>
+  <devices>
+    <emulator>{}</emulator>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw' cache='none'/>
+      <source file='{}'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+    <panic model='isa'/>
+  </devices>
+</domain>
+",
+        qemu.display(),
+        image.display()
+    )
+}
+
+/// libvirt hands its emulators no environment, and this one, away from its place, finds nothing by itself.
+fn emulator_script(qemu: &Path) -> String {
+    let modules = MODULES.into_iter().find(|folder| Path::new(folder).is_dir()).unwrap_or_default();
+    format!(
+        "#!/bin/sh\nexport QEMU_MODULE_DIR={modules}\n\
+         exec {} -L /usr/share/seabios -L /usr/share/qemu \"$@\"\n",
+        qemu.display()
+    )
+}
