@@ -5,7 +5,7 @@
 
 /// An archive under construction.
 #[derive(Debug, Default)]
-pub(crate) struct Archive {
+pub struct Archive {
     bytes: Vec<u8>,
     entries: u32,
 }
@@ -16,17 +16,17 @@ const REGULAR: u32 = 0o100_000;
 
 impl Archive {
     /// Adds a directory; its parent must be there already.
-    pub(crate) fn directory(&mut self, path: &str) {
+    pub fn directory(&mut self, path: &str) {
         self.entry(path, DIRECTORY | 0o755, &[]);
     }
 
     /// Adds a file with its permission bits.
-    pub(crate) fn file(&mut self, path: &str, permissions: u32, content: &[u8]) {
+    pub fn file(&mut self, path: &str, permissions: u32, content: &[u8]) {
         self.entry(path, REGULAR | permissions, content);
     }
 
     /// Ends the archive and returns its bytes.
-    pub(crate) fn finish(mut self) -> Vec<u8> {
+    pub fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, &[]);
         self.bytes
     }

@@ -215,12 +215,7 @@ pub fn open_tap(name: &str) -> Result<std::fs::File> {
     use std::os::fd::AsRawFd as _;
     let tun = std::fs::File::options().read(true).write(true).open("/dev/net/tun");
     let tun = tun.context("cannot open /dev/net/tun")?;
-    // SAFETY: zeroes are a valid ifreq: an empty name and no flags.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    anyhow::ensure!(name.len() < request.ifr_name.len(), "{name} is too long for an interface");
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed();
-    }
+    let mut request = request_of(name)?;
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE;
     request.ifr_ifru.ifru_flags = i16::try_from(flags)?;
     // SAFETY: the descriptor is open, and the request is a whole ifreq that outlives the call.
@@ -228,6 +223,35 @@ pub fn open_tap(name: &str) -> Result<std::fs::File> {
         return Err(std::io::Error::last_os_error()).with_context(|| format!("cannot open {name}"));
     }
     Ok(tun)
+}
+
+/// Sets an interface of the calling thread's namespace up.
+///
+/// # Errors
+///
+/// What the kernel said.
+pub fn set_up(name: &str) -> Result<()> {
+    use std::os::fd::AsRawFd as _;
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").context("cannot make a socket")?;
+    let mut request = request_of(name)?;
+    request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_UP | libc::IFF_MULTICAST)?;
+    // SAFETY: the descriptor is open, and the request is a whole ifreq that outlives the call.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) } != 0 {
+        return Err(std::io::Error::last_os_error())
+            .with_context(|| format!("cannot set {name} up"));
+    }
+    Ok(())
+}
+
+/// A request about an interface, with no flags.
+fn request_of(name: &str) -> Result<libc::ifreq> {
+    // SAFETY: zeroes are a valid ifreq: an empty name and no flags.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    anyhow::ensure!(name.len() < request.ifr_name.len(), "{name} is too long for an interface");
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    Ok(request)
 }
 
 fn path_of(name: &str) -> PathBuf {

@@ -4,18 +4,21 @@
 //! It takes a command line like QEMU's, and does what its options say:
 //!
 //! - `-smp N`: that many idle threads, named as QEMU names its vCPUs';
-//! - `-netdev tap,ifname=NAME`: makes the tap and holds it, with room for another queue;
+//! - `-netdev tap,ifname=NAME`: makes the tap, sets it up and holds it, with room for another queue;
 //! - `-qmp unix:PATH,..`: listens there, and answers like a QEMU whose guest runs, and is idle;
 //! - `-registers reset`: shows those of a vCPU's reset, as a QEMU does whose guest is encrypted;
 //! - `-confidential TYPE`: says of its machine that it has an object of this type, which need not be among its options;
 //! - `-ticks on`: its vCPUs are busy for 2 ms in a second, as those of an idle Linux;
 //! - `-asked FILE`: notes there each QMP command, one a line;
 //! - `-count FILE`: on its end, writes there how many QMP commands it was given;
-//! - `-load KIND:FILE`: reads or writes the file, see [`load`].
+//! - `-load KIND:FILE`: reads or writes the file, see [`load`];
+//! - `-every FILE`: so many milliseconds, as the file says at the time, lie between two frames that it sends on its tap, or,
+//!   where it has none, between two reads of a `trickle`; 0: none.
 //!
 //! It ends when its standard input does, so that none outlives what started it.
 
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
@@ -24,6 +27,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use flatline_tests::aio::{self, BLOCK, Block};
+use flatline_tests::netns;
+use flatline_tests::paced::{self, Pace};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 
 /// What a QEMU 7.2 says first.
@@ -47,9 +53,17 @@ const RESET_VCPU: &str = concat!(
 /// An idle Linux is busy for 1.2 to 9 ms in a second: twenty ticks, of so much each.
 const TICK_EVERY: Duration = Duration::from_millis(50);
 const TICK_TAKES: Duration = Duration::from_micros(100);
-/// How often a guest that has little to do stores something: well within the time after which silence
-/// makes it a suspect.
-const TRICKLE: Duration = Duration::from_secs(4);
+/// What a guest sends as a sign of life: to all, from an address of its own, of a kind that is for experiments (IEEE 802).
+const FRAME: [u8; 60] = {
+    let mut frame = [0; 60];
+    let header = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02, 0, 0, 0, 0, 0x01, 0x88, 0xb5];
+    let mut at = 0;
+    while at < header.len() {
+        frame[at] = header[at];
+        at += 1;
+    }
+    frame
+};
 /// A thread here does next to nothing, and there are thousands of them.
 const STACK_BYTES: usize = 64 << 10;
 
@@ -62,10 +76,8 @@ fn main() -> Result<()> {
     let vcpus = value("-smp").map_or(Ok(1), str::parse).context("-smp")?;
     let ticks = value("-ticks") == Some("on");
     let threads: Vec<i32> = (0..vcpus).map(|n| vcpu(n, ticks)).collect::<Result<_>>()?;
-    let _tap = match value("-netdev") {
-        Some(netdev) => Some(tap(netdev)?),
-        None => None,
-    };
+    let tap = value("-netdev").map(tap).transpose()?;
+    let every = value("-every").map(|file| Pace::By(file.into()));
     let commands = Arc::new(AtomicU64::new(0));
     if let Some(qmp) = value("-qmp") {
         let path = qmp.strip_prefix("unix:").context("-qmp is no unix: socket")?;
@@ -87,14 +99,18 @@ fn main() -> Result<()> {
     if let Some(what) = value("-load") {
         let (kind, file) = what.split_once(':').context("-load is not KIND:FILE")?;
         let (kind, file) = (kind.to_owned(), file.to_owned());
+        let pace = every.clone().unwrap_or(Pace::Every(paced::IDLE));
         spawn("worker".to_owned(), move || {
-            if let Err(error) = load(&kind, &file) {
+            if let Err(error) = load(&kind, &file, &pace) {
                 eprintln!("{kind}:{file}: {error:#}");
                 std::process::exit(1);
             }
         })?;
     }
-    io::copy(&mut io::stdin(), &mut io::sink())?;
+    match (&tap, &every) {
+        (Some(tap), Some(pace)) => send(tap, pace)?,
+        _ => drop(io::copy(&mut io::stdin(), &mut io::sink())?),
+    }
     if let Some(file) = value("-count") {
         std::fs::write(file, commands.load(Ordering::Relaxed).to_string())?;
     }
@@ -132,35 +148,55 @@ fn vcpu(index: u32, ticks: bool) -> Result<i32> {
 }
 
 /// Makes the tap that a `-netdev` names. It goes with the last descriptor of it.
-fn tap(netdev: &str) -> Result<std::fs::File> {
+fn tap(netdev: &str) -> Result<File> {
     let name = netdev.split(',').find_map(|member| member.strip_prefix("ifname="));
-    flatline_tests::netns::open_tap(name.context("-netdev has no ifname")?)
+    let name = name.context("-netdev has no ifname")?;
+    let tap = netns::open_tap(name)?;
+    netns::set_up(name)?;
+    Ok(tap)
+}
+
+/// Sends frames until its standard input ends.
+fn send(mut tap: &File, pace: &Pace) -> Result<()> {
+    let (mut wait, mut is_due) = (pace.phase()?, false);
+    loop {
+        let timeout = Timespec::try_from(wait)?;
+        let stdin = io::stdin();
+        let mut polled = [PollFd::new(&stdin, PollFlags::IN)];
+        if poll(&mut polled, Some(&timeout))? != 0 && io::stdin().read(&mut [0; 64])? == 0 {
+            return Ok(());
+        }
+        if is_due {
+            tap.write_all(&FRAME).context("cannot send a frame")?;
+        }
+        (wait, is_due) = pace.next()?;
+    }
 }
 
 /// Reads or writes until the process ends.
 ///
-/// - `trickle`: one direct read every four seconds;
+/// - `trickle`: one direct read now and then, at its pace;
 /// - `read`, `write`: direct I/O without a pause, one request after the other;
 /// - `deep`: direct reads, 32 at a time;
 /// - `writeback`: buffered writes of every other block, each pass followed by a sync, so that each block
 ///   is written back by itself.
-fn load(kind: &str, path: &str) -> Result<()> {
+fn load(kind: &str, path: &str, pace: &Pace) -> Result<()> {
     let direct = if kind == "writeback" { 0 } else { libc::O_DIRECT };
     let writes = kind.starts_with("write");
-    let file = std::fs::OpenOptions::new()
+    let mut file = std::fs::OpenOptions::new()
         .read(true)
         .write(writes)
         .custom_flags(direct)
         .open(path)
         .context("cannot open it")?;
-    let blocks = file.metadata()?.len() / BLOCK as u64;
+    // A disk has no length of a file's.
+    let blocks = file.seek(SeekFrom::End(0))? / BLOCK as u64;
     ensure!(blocks > 1, "it is too small");
     let mut block = Block([0x5a; BLOCK]);
     // A stride that meets all blocks, and no two in a row.
     let offset = |round: u64| (round * 7919) % blocks * BLOCK as u64;
-    let phase = TRICKLE * (std::process::id() % 256) / 256;
     if kind == "trickle" {
-        std::thread::sleep(phase);
+        std::thread::sleep(pace.phase()?);
     }
     if kind == "deep" {
         return Err(aio::read_forever(&file, offset).into());
@@ -168,8 +204,11 @@ fn load(kind: &str, path: &str) -> Result<()> {
     for round in 0_u64.. {
         match kind {
             "trickle" => {
-                file.read_exact_at(&mut block.0, offset(round))?;
-                std::thread::sleep(TRICKLE);
+                let (wait, is_due) = pace.next()?;
+                if is_due {
+                    file.read_exact_at(&mut block.0, offset(round))?;
+                }
+                std::thread::sleep(wait);
             }
             "read" => file.read_exact_at(&mut block.0, offset(round))?,
             "write" => file.write_all_at(&block.0, offset(round))?,
