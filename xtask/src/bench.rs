@@ -4,14 +4,22 @@
 //! programs as it loaded them, its readers, its process. Where a figure has a floor, both are measured in
 //! one run. To compare two machines, or two versions, run this on each.
 
+mod clients;
+mod domstats;
 mod events;
 mod figures;
 mod fleet;
+mod many;
 mod polling;
+mod possible_cpus;
+mod prices;
+mod readings;
+mod records;
 mod report;
 mod stage;
 mod starts;
 mod suspects;
+mod ticks;
 
 use std::time::Instant;
 
@@ -20,6 +28,7 @@ use flatline_tests::interrupt;
 
 use crate::process::{elapsed, heading, workspace_root};
 use crate::{build_ebpf, executable, setup};
+pub(crate) use possible_cpus::{INSIDE, inside};
 use report::Report;
 use stage::{Programs, Stage};
 
@@ -28,8 +37,14 @@ use stage::{Programs, Stage};
 pub(crate) enum Part {
     /// A packet, and a block I/O
     Events,
-    /// Reading, and a tick, of many VMs
+    /// Reading, and a tick, of a thousand VMs
     Fleet,
+    /// A tick of five thousand VMs
+    Many,
+    /// A tick on a machine with 128 possible CPUs
+    Cpus,
+    /// Recording what is judged
+    Records,
     /// Many suspects at once
     Suspects,
     /// Starting, and after a kill
@@ -99,11 +114,23 @@ fn measure(programs: &Programs, dir: &std::path::Path, only: Option<Part>) -> Re
         events::measure(&stage, &mut report)?;
     }
     // What others take for a VM is compared with what flatline takes.
-    if is_wanted(Part::Fleet) || is_wanted(Part::Polling) {
+    if only == Some(Part::Polling) {
+        let per_vm = fleet::measure_for_comparison(&stage, &mut report)?;
+        polling::measure(&stage, dir, &per_vm, &mut report)?;
+    } else if is_wanted(Part::Fleet) {
         let per_vm = fleet::measure(&stage, &mut report)?;
         if is_wanted(Part::Polling) {
             polling::measure(&stage, dir, &per_vm, &mut report)?;
         }
+    }
+    if is_wanted(Part::Many) {
+        many::measure(&stage, &mut report)?;
+    }
+    if is_wanted(Part::Cpus) {
+        possible_cpus::measure(&stage, dir, &mut report)?;
+    }
+    if is_wanted(Part::Records) {
+        records::measure(&stage, &mut report)?;
     }
     if is_wanted(Part::Suspects) {
         suspects::measure(&stage, dir, &mut report)?;

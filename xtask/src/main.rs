@@ -64,6 +64,9 @@ enum Task {
         #[arg(long)]
         only: Option<bench::Part>,
     },
+    /// What `bench` runs in a guest
+    #[command(name = bench::INSIDE, hide = true)]
+    BenchInside,
     /// Look for bytes that break a parser
     Fuzz(fuzz::Options),
     /// Let guests fail in every way that there is, and write docs/verdicts.md
@@ -92,6 +95,7 @@ fn main() -> ExitCode {
         Task::Dist(options) => dist::task(&options),
         Task::FirstSteps => first_steps::task(),
         Task::Bench { only } => bench::task(only),
+        Task::BenchInside => bench::inside(),
         Task::Fuzz(options) => fuzz::task(&options),
         Task::Matrix(options) => matrix::task(&options),
         Task::Soak(options) => soak::task(&options),

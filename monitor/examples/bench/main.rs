@@ -7,6 +7,7 @@
 mod clock;
 mod hooks;
 mod kernel;
+mod maps;
 mod packets;
 mod qmp;
 mod reading;
@@ -40,6 +41,8 @@ enum Subject {
     Records(records::Options),
     /// Asking a QEMU how it does
     Qmp(qmp::Options),
+    /// The kernel's memory for the daemon's maps
+    Maps(maps::Options),
     /// The tracepoints that the daemon is hooked to
     Hooks(hooks::Options),
 }
@@ -52,6 +55,7 @@ fn main() -> anyhow::Result<()> {
         Subject::Reading(options) => reading::measure(&bpffs, &options),
         Subject::Records(options) => records::measure(&options),
         Subject::Qmp(options) => qmp::measure(&options),
+        Subject::Maps(options) => maps::measure(&bpffs, &options),
         Subject::Hooks(options) => hooks::list(&bpffs, &options),
     }
 }

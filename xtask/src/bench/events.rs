@@ -6,8 +6,9 @@ use flatline_tests::interrupt;
 use flatline_tests::netns::Netns;
 
 use super::figures::{Figures, Rounds};
+use super::prices::Price;
 use super::report::{Report, Target};
-use super::stage::{Stage, StandIn, wait_for};
+use super::stage::{Settings, Stage, StandIn, wait_for};
 use crate::process::heading;
 
 /// Short rounds, many of them: what disturbs one is seen by no other.
@@ -16,20 +17,22 @@ const REPEAT: &str = "50000";
 const FRAMES: &str = "2000";
 const STORAGE_ROUNDS: &str = "7";
 const STORAGE_MILLISECONDS: &str = "700";
-const TAP: &str = "bench-tap";
+/// Called as the stand-in that has it.
+const TAP: &str = "tapped-0";
 /// Of the requests that the programs saw under a VM's load, as many were that VM's; the others belong to
 /// another program on this machine, and cost less.
 const OWN_SHARE: f64 = 0.9;
 
 const PACKET_TARGET: Target = Target::at_most(8.0);
-const STORAGE_TARGET: Target = Target::at_most(40.0);
+const DEEP_TARGET: Target = Target::at_most(40.0);
+const READ_TARGET: Target = Target::at_most(60.0);
+const STRANGER_TARGET: Target = Target::at_most(15.0);
 
 /// Measures on a daemon that watches one tap.
 pub(crate) fn measure(stage: &Stage<'_>, report: &mut Report) -> Result<()> {
     let netns = Netns::new()?;
-    let mut vm =
-        stage.start("tapped", 1, StandIn { tap: Some((&netns, TAP)), ..StandIn::default() })?;
-    let daemon = stage.daemon()?;
+    let mut vm = stage.start("tapped", 1, StandIn { netns: Some(&netns), ..StandIn::default() })?;
+    let daemon = stage.daemon(Settings::default())?;
     wait_for(&daemon, "the tap's programs", 1, |vm| !vm["network"].is_null())?;
     vm.check()?;
     packets(stage, &netns, report)?;
@@ -49,8 +52,9 @@ fn packets(stage: &Stage<'_>, netns: &Netns, report: &mut Report) -> Result<()> 
         ]
         .concat(),
     )?;
-    let section = report.section("A packet", "ns", PACKETS);
     let empty = figures.rounds("packet/empty")?;
+    report.prices.set(Price::Packet, &figures.rounds("packet/from_guest")?.minus(&empty)?);
+    let section = report.section("A packet", "ns", PACKETS);
     section.floor("empty classifier", &empty);
     for (name, what, target) in [
         ("from_guest", "from a guest (`tap_from_guest`)", Some(PACKET_TARGET)),
@@ -76,13 +80,18 @@ fn packets(stage: &Stage<'_>, netns: &Netns, report: &mut Report) -> Result<()> 
 }
 
 fn storage(stage: &Stage<'_>, report: &mut Report) -> Result<()> {
-    let section = report.section("A block I/O, submission and completion", "ns", STORAGE);
-    for (load, stranger, what) in [
-        ("deep", false, "a VM's direct reads, 32 at a time"),
-        ("read", false, "a VM's direct reads, one by one"),
-        ("deep", true, "another process' direct reads, 32 at a time"),
-        ("write", true, "another process' direct writes, one by one"),
-        ("writeback", true, "another process' pages, written back"),
+    for (load, stranger, what, target, price) in [
+        ("deep", false, "a VM's direct reads, 32 at a time", DEEP_TARGET, Some(Price::DeepRead)),
+        ("read", false, "a VM's direct reads, one by one", READ_TARGET, Some(Price::Read)),
+        (
+            "deep",
+            true,
+            "another process' direct reads, 32 at a time",
+            STRANGER_TARGET,
+            Some(Price::OthersRead),
+        ),
+        ("write", true, "another process' direct writes, one by one", STRANGER_TARGET, None),
+        ("writeback", true, "another process' pages, written back", STRANGER_TARGET, None),
     ] {
         heading(&format!("block I/O: {what}"));
         let kind = StandIn { load: Some(load), stranger, ..StandIn::default() };
@@ -98,9 +107,12 @@ fn storage(stage: &Stage<'_>, report: &mut Report) -> Result<()> {
             ensure!(share > OWN_SHARE, "only {share:.2} of the requests were the VM's: {what}");
         }
         let (ours, floor) = both_ways(&figures)?;
+        if let Some(price) = price {
+            report.prices.set(price, &ours.minus(&floor)?);
+        }
+        let section = report.section("A block I/O, submission and completion", "ns", STORAGE);
         section.floor(&format!("{what}: two empty programs"), &floor);
-        let target = (!stranger).then_some(STORAGE_TARGET);
-        section.over(what, &ours, &floor, target, REMEDY)?;
+        section.over(what, &ours, &floor, Some(target), REMEDY)?;
     }
     Ok(())
 }

@@ -19,6 +19,11 @@ impl Rounds {
         Ok(Self(values))
     }
 
+    /// In the order in which they were measured.
+    pub(crate) fn values(&self) -> &[f64] {
+        &self.0
+    }
+
     /// Half of the values are below it.
     pub(crate) fn median(&self) -> f64 {
         self.quantile(0.5)
@@ -119,6 +124,12 @@ impl Figures {
         let rounds = rounds.with_context(|| format!("{name} was not measured"))?;
         let values = rounds.iter().filter_map(Value::as_f64).collect();
         Rounds::new(values).with_context(|| name.to_owned())
+    }
+
+    /// All that begin with this, by what their names go on with.
+    pub(crate) fn below(&self, prefix: &str) -> Vec<(&str, Rounds)> {
+        let names = self.0.keys().filter_map(|name| Some((name, name.strip_prefix(prefix)?)));
+        names.filter_map(|(name, rest)| Some((rest, self.rounds(name).ok()?))).collect()
     }
 
     /// A list of names, under its own.

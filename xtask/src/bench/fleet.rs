@@ -1,31 +1,43 @@
-//! A thousand VMs: what a tick costs, what a reading does, and how much memory it takes.
+//! A thousand VMs: what a tick of them costs while they live, and while a fifth of them is silent.
 
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use flatline_tests::daemon::Daemon;
-use flatline_tests::{cpu, interrupt};
-use serde_json::Value;
+use flatline_tests::interrupt;
+use flatline_tests::netns::Netns;
 
+use super::clients;
 use super::figures::Rounds;
-use super::report::{Report, Target};
-use super::stage::{Fleet, Stage, StandIn, VCPUS, wait_for};
+use super::prices::Price;
+use super::readings;
+use super::report::Report;
+use super::stage::{FLAT_FOR, Fleet, Settings, Stage, StandIn, VCPUS, set_pace, wait_for};
+use super::ticks::{self, Cost, Targets, WITH_SCRAPES, WITHOUT};
 use crate::process::heading;
 
 pub(crate) const VMS: usize = 1000;
-/// Of other processes, for one of the figures.
-const STRANGERS: usize = 5000;
-const READING_ROUNDS: &str = "21";
-/// The daemon's default `sample_interval`.
-const TICK: Duration = Duration::from_secs(1);
-/// Three times the ticks in which it looks into `/proc` for every VM.
-const TICKS: u32 = 30;
-/// After a QEMU was found, it is looked at again after a quarter of a second, one and three.
-const SETTLE: Duration = Duration::from_secs(8);
+/// Of them, those that fall silent.
+const SILENT: usize = 200;
+/// As in the configuration's default, and so what there is room for.
+const MOST_VMS: usize = 1024;
+/// Twice the longest rest of a VM.
+const TICKS: u32 = 60;
+const FEW_TICKS: u32 = 30;
+/// The stand-ins are none that boot: grace would only have all of them looked at when it ends.
+pub(crate) const BOOT_GRACE: Duration = Duration::from_secs(2);
+/// Until all of them have come to rest after they were found.
+pub(crate) const SETTLE: Duration = Duration::from_secs(15);
+/// In each tick is a frame, wherever it begins.
+pub(crate) const BUSY: Duration = Duration::from_millis(450);
+const IDLE: Duration = Duration::from_secs(4);
+const NONE: Duration = Duration::ZERO;
 
-const ROWS_TARGET: Target = Target::at_most(100.0);
-const TICK_TARGET: Target = Target::at_most(2.0);
-const MEMORY_TARGET: Target = Target::at_most(20.0);
+pub(crate) const ALIVE_TARGET: f64 = 1.0;
+const SILENT_TARGET: f64 = 3.0;
+const RESIDENT_TARGET: f64 = 24.0;
+const RESIDENT_WITH_QMP_TARGET: f64 = 40.0;
 
 /// CPU time a VM and tick or poll, in us.
 #[derive(Debug)]
@@ -36,135 +48,122 @@ pub(crate) struct PerVm {
     pub(crate) proc: Rounds,
 }
 
+/// Stand-ins with taps, and their daemon.
+struct Scene {
+    // Before what it lives in.
+    daemon: Daemon,
+    _fleets: [Fleet; 2],
+    _netns: Netns,
+    /// How often most of them show a sign of life.
+    pace: PathBuf,
+    /// How often those do that are to fall silent.
+    pace_of_silent: PathBuf,
+}
+
 /// Measures with and without monitors.
 pub(crate) fn measure(stage: &Stage<'_>, report: &mut Report) -> Result<PerVm> {
-    let (fleet, daemon) = start(stage, false)?;
-    let proc = readings(stage, report)?;
-    let flatline = ticks(&daemon, report, "A tick of 1,000 VMs without QMP", true)?;
-    drop((daemon, fleet));
-    let (fleet, daemon) = start(stage, true)?;
-    ticks(&daemon, report, "A tick of 1,000 VMs that answer on QMP", true)?;
-    drop((daemon, fleet));
-    let per_vm = |rounds: &Rounds, unit: f64| rounds.times(unit / VMS as f64);
-    Ok(PerVm { flatline: per_vm(&flatline, 1e3), proc: per_vm(&proc, 1e-3) })
-}
-
-fn start(stage: &Stage<'_>, qmp: bool) -> Result<(Fleet, Daemon)> {
-    heading(&format!("starting {VMS} stand-ins{}", if qmp { " with QMP" } else { "" }));
-    let what = StandIn { load: Some("trickle"), qmp, ..StandIn::default() };
-    let mut fleet = stage.start("vm", VMS, what)?;
-    let daemon = stage.daemon()?;
-    wait_for(&daemon, "all of them alive", VMS, |vm| {
-        let answers = !qmp || vm["run_state"] == "running";
-        vm["state"] == "alive" && answers && vm["vcpus"].as_array().map(Vec::len) == Some(VCPUS)
-    })?;
-    fleet.check()?;
+    let scene = Scene::new(stage, false)?;
+    let targets = Targets { tick: Some(ALIVE_TARGET), resident: Some(RESIDENT_TARGET) };
+    let title = "A tick of 1,000 VMs alive, with taps, without QMP";
+    scene.ticks(stage, report, (title, ALIVE), (FEW_TICKS, WITHOUT), targets)?;
+    drop(scene);
+    let scene = Scene::new(stage, true)?;
+    let per_vm = scene.compared(stage, report, TICKS)?;
+    scene.set_pace(IDLE, IDLE)?;
     interrupt::sleep(SETTLE)?;
-    Ok((fleet, daemon))
+    let title = "A tick of 1,000 VMs, with taps and QMP, each of which sends every four seconds";
+    let seldom = (FEW_TICKS, WITHOUT);
+    scene.ticks(stage, report, (title, SELDOM), seldom, Targets::default())?;
+    scene.silent(stage, report)?;
+    Ok(per_vm)
 }
 
-/// Returns what polling `/proc` takes for all, in ns.
-fn readings(stage: &Stage<'_>, report: &mut Report) -> Result<Rounds> {
-    heading("readings");
-    let (vms, vcpus, strangers) = (VMS.to_string(), VCPUS.to_string(), STRANGERS.to_string());
-    let executable = stage.executable();
-    let object = stage.programs.empty.display().to_string();
-    let figures =
-        stage.measure(
-            "reading",
-            &[
-                &[
-                    "--object",
-                    &object,
-                    "--executable",
-                    &executable,
-                    "--vms",
-                    &vms,
-                    "--vcpus",
-                    &vcpus,
-                ][..],
-                &["--strangers", &strangers, "--rounds", READING_ROUNDS],
-            ]
-            .concat(),
-        )?;
-    let microseconds = |name: &str| Ok::<_, anyhow::Error>(figures.rounds(name)?.times(1e-3));
-    let section =
-        report.section("One reading of 1,000 VMs with 4,000 vCPU threads", "us", READINGS);
-    section.value(
-        "all counters, `CounterMaps`",
-        &microseconds("reading/rows")?,
-        Some(ROWS_TARGET),
-        ROWS,
-    );
-    let empty = microseconds("reading/threads/empty")?;
-    section.floor("empty iterator over all threads of the host", &empty);
-    let iterator = microseconds("reading/threads/iterator")?;
-    let what = "threads' times, pinned iterator (the daemon's way)";
-    section.over(what, &iterator, &empty, None, "")?;
-    for (name, what) in [
-        ("kept_open", "threads' times, `schedstat` kept open (where there is no iterator)"),
-        ("reopened", "threads' times, `schedstat` opened each time"),
-    ] {
-        section.value(what, &microseconds(&format!("reading/threads/{name}"))?, None, "");
+/// Measures as much as others are compared with.
+pub(crate) fn measure_for_comparison(stage: &Stage<'_>, report: &mut Report) -> Result<PerVm> {
+    Scene::new(stage, true)?.compared(stage, report, FEW_TICKS)
+}
+
+impl Scene {
+    fn new(stage: &Stage<'_>, qmp: bool) -> Result<Self> {
+        heading(&format!("starting {VMS} stand-ins{}", if qmp { " with QMP" } else { "" }));
+        let netns = Netns::new()?;
+        let pace = stage.pace("most", BUSY)?;
+        let pace_of_silent = stage.pace("silent", BUSY)?;
+        let what = StandIn { netns: Some(&netns), qmp, ..StandIn::default() };
+        let start =
+            |name, count, pace| stage.start(name, count, StandIn { pace: Some(pace), ..what });
+        let mut fleets =
+            [start("vm", VMS - SILENT, &pace)?, start("quiet", SILENT, &pace_of_silent)?];
+        let daemon = stage.daemon(Settings { boot_grace: BOOT_GRACE, most_vms: MOST_VMS })?;
+        wait_for(&daemon, "all of them alive", VMS, |vm| {
+            let answers = !qmp || vm["run_state"] == "running";
+            let is_counted = !vm["network"].is_null();
+            let vcpus = vm["vcpus"].as_array().map(Vec::len);
+            vm["state"] == "alive" && answers && is_counted && vcpus == Some(VCPUS)
+        })?;
+        fleets.iter_mut().try_for_each(Fleet::check)?;
+        interrupt::sleep(SETTLE)?;
+        Ok(Self { daemon, _fleets: fleets, _netns: netns, pace, pace_of_silent })
     }
-    let crowded = microseconds("reading/threads/iterator_crowded")?;
-    section.value("pinned iterator, with 5,000 threads of other processes", &crowded, None, "");
-    let proc = figures.rounds("reading/proc")?;
-    section.value("`/proc` polled: `stat`, `io` and each `schedstat`", &proc.times(1e-3), None, "");
-    Ok(proc)
-}
 
-/// Returns CPU time a tick, in ms, of the whole daemon: means of as many ticks as it takes to look into
-/// `/proc` for every VM.
-fn ticks(daemon: &Daemon, report: &mut Report, title: &str, judged: bool) -> Result<Rounds> {
-    heading(title);
-    let pid = daemon.pid().context("the daemon has ended")?;
-    let (mut all, mut own) = (Vec::new(), Vec::new());
-    let mut before = (cpu::process_time(pid)?, cpu::main_thread_time(pid)?);
-    let begin = Instant::now();
-    for tick in 1..=TICKS {
-        interrupt::sleep((begin + TICK * tick).saturating_duration_since(Instant::now()))?;
-        let now = (cpu::process_time(pid)?, cpu::main_thread_time(pid)?);
-        all.push((now.0 - before.0).as_secs_f64() * 1e3);
-        own.push((now.1 - before.1).as_secs_f64() * 1e3);
-        before = now;
+    fn set_pace(&self, most: Duration, silent: Duration) -> Result<()> {
+        set_pace(&self.pace, most)?;
+        set_pace(&self.pace_of_silent, silent)
     }
-    let status = daemon.status()?;
-    let alive = status["vms"].as_array().map_or(0, |vms| vms.iter().filter(is_alive).count());
-    let resident = cpu::resident_bytes(pid)?;
-    let windows: Vec<f64> =
-        all.chunks(10).map(|window| window.iter().sum::<f64>() / 10.0).collect();
-    let (all, own, windows) = (Rounds::new(all)?, Rounds::new(own)?, Rounds::new(windows)?);
-    let section = report.section(title, "ms", TICK_DOC);
-    section.value("the loop's thread, a tick", &own, None, "");
-    section.value("the whole process, a tick", &all, None, "");
-    let target = judged.then_some(TICK_TARGET);
-    section.value("the whole process, means of ten ticks", &windows, target, TICK_REMEDY);
-    let mib = Rounds::new(vec![resident as f64 / f64::from(1 << 20)])?;
-    section.in_unit("resident memory", &mib, "MiB", judged.then_some(MEMORY_TARGET), MEMORY_REMEDY);
-    report.note(format!(
-        "{title}: {alive} of {VMS} were judged alive at its end; the dearest tick took {:.1} ms.",
-        all.most()
-    ));
-    Ok(windows)
+
+    /// What others are compared with: CPU time with all of them alive, and that of polling `/proc`.
+    fn compared(&self, stage: &Stage<'_>, report: &mut Report, ticks: u32) -> Result<PerVm> {
+        let targets =
+            Targets { tick: Some(ALIVE_TARGET), resident: Some(RESIDENT_WITH_QMP_TARGET) };
+        let title = "A tick of 1,000 VMs alive, with taps and QMP";
+        let cost = self.ticks(stage, report, (title, ALIVE), (ticks, WITHOUT), targets)?;
+        report.prices.set(Price::Alive, &cost.means);
+        report.prices.set(Price::Memory, &cost.resident);
+        report.prices.set(Price::KernelMemory, &cost.maps);
+        let proc = readings::measure(stage, VMS, report)?;
+        let per_vm = |rounds: &Rounds, unit: f64| rounds.times(unit / VMS as f64);
+        Ok(PerVm { flatline: per_vm(&cost.means, 1e3), proc: per_vm(&proc, 1e-3) })
+    }
+
+    fn silent(&self, stage: &Stage<'_>, report: &mut Report) -> Result<()> {
+        self.set_pace(BUSY, NONE)?;
+        clients::beside(stage, || {
+            interrupt::sleep(FLAT_FOR + SETTLE)?;
+            let title = "A tick of 1,000 VMs, 200 of them silent, with a page and Prometheus";
+            let targets = Targets { tick: Some(SILENT_TARGET), resident: None };
+            let ticks = (TICKS, WITH_SCRAPES);
+            let cost = self.ticks(stage, report, (title, SOME_SILENT), ticks, targets)?;
+            report.prices.set(Price::SomeSilent, &cost.means);
+            Ok(())
+        })
+    }
+
+    fn ticks(
+        &self,
+        stage: &Stage<'_>,
+        report: &mut Report,
+        (title, how): (&str, &'static str),
+        ticks: (u32, usize),
+        targets: Targets,
+    ) -> Result<Cost> {
+        heading(title);
+        let cost = ticks::measure(stage, &self.daemon, ticks, MOST_VMS)?;
+        let alive = ticks::alive(&self.daemon)?;
+        cost.tell(report.section(title, "ms", how), targets);
+        report.note(format!(
+            "{title}: {alive} of {VMS} were judged alive at its end, the others in doubt; the dearest tick took {:.1} ms.",
+            cost.dearest()
+        ));
+        Ok(cost)
+    }
 }
 
-fn is_alive(vm: &&Value) -> bool {
-    vm["state"] == "alive"
-}
-
-const READINGS: &str = "CPU time of the thread that reads, by flatline's own code. The VMs are stand-ins: a \
-    process with four idle threads and QEMU's command line, since a thousand QEMUs don't fit here.";
-const TICK_DOC: &str = "CPU time of a running daemon, second by second; each stand-in reads a block every four \
-    seconds, so that each is judged alive. In each tick, the daemon also looks through \
-    `/proc/PID` of a tenth of the VMs, for what was plugged in. The stand-ins have no taps: attaching a thousand \
-    takes half a minute, and a tick reads the same maps with and without; what isn't in here is to see, every tenth \
-    tick, whether the programs are still on them.";
-const ROWS: &str = "The kernel copies each row by itself, one CPU's copy after the other \
-    (`generic_map_lookup_batch`). Memory that both sides share needs no call at all, but a per-CPU array can't be \
-    mapped: it would take a plain array with a row for each VM and CPU.";
-const TICK_REMEDY: &str = "The kernel's own way through all threads of the host, see the empty iterator above, is a \
-    good part of it, and no program can shorten that; going through the vCPUs' threads alone takes iterators inside \
-    of programs (Linux 6.7), which aya doesn't have yet. The other large part is the look into `/proc/PID/fd` for \
-    what was plugged in: it would shrink with looking less often than every tenth tick.";
-const MEMORY_REMEDY: &str = "The largest part is the heap, then the program itself; which of it could go was not looked into.";
+const ALIVE: &str = "CPU time of a running daemon, second by second. The VMs are stand-ins with four threads, each \
+    with a tap of its own on which it sends a frame every 450 ms: each tick shows a sign of life of each. Their taps \
+    lie in a network namespace, and have the programs as the daemon attaches them by itself. No page is open, and \
+    nothing scrapes.";
+const SELDOM: &str = "The same VMs as guests that have next to nothing to do: three of four ticks show no sign of life of \
+    them, and are sampled in full.";
+const SOME_SILENT: &str = "The same VMs, of which 800 send every 450 ms and 200 nothing at all. These are suspected every \
+    ten seconds, asked, and acquitted: their registers are those of an idle Linux. One client asks each second for \
+    what the page shows, and one every 15 seconds for the figures, as Prometheus does.";

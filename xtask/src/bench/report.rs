@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::figures::{Rounds, digits};
+use super::prices::Prices;
 use crate::document::{machine, table, wrapped};
 
 /// What a figure should come to.
@@ -21,6 +22,7 @@ pub(crate) enum Target {
 /// All that was measured.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
+    pub(crate) prices: Prices,
     sections: Vec<Section>,
     notes: Vec<String>,
 }
@@ -95,10 +97,17 @@ impl Report {
 
     /// The tables alone, for a terminal.
     pub(crate) fn tables(&self) -> String {
-        self.sections
-            .iter()
-            .map(|section| format!("\n{}\n\n{}", section.title, section.table()))
-            .collect()
+        let sections = self.sections.iter();
+        let tables = sections.map(|section| format!("\n{}\n\n{}", section.title, section.table()));
+        std::iter::once(self.prices().unwrap_or_default()).chain(tables).collect()
+    }
+
+    /// What a host pays, if any of it was measured.
+    fn prices(&self) -> Option<String> {
+        let lines = self.prices.lines();
+        let heading = ["what", "median (middle half)"].map(str::to_owned);
+        let lines: Vec<_> = std::iter::once(heading).chain(lines).collect();
+        (lines.len() > 1).then(|| table(&lines))
     }
 
     /// Writes `docs/costs.md`.
@@ -106,6 +115,9 @@ impl Report {
         let mut text = String::new();
         // Writing to a String cannot fail.
         let _ = write!(text, "{INTRODUCTION}\nMeasured on {}.\n", machine()?);
+        if let Some(prices) = self.prices() {
+            let _ = write!(text, "\n## What a host pays\n\n{prices}");
+        }
         for Section { title, how, .. } in &self.sections {
             let _ = write!(text, "\n## {title}\n\n{}\n", wrapped(how));
             let section = self.sections.iter().find(|section| section.title == *title);

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::PipeWriter;
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -18,9 +19,10 @@ use super::figures::Figures;
 
 /// The same as the configuration's default: stand-ins that store something every four seconds live.
 pub(crate) const FLAT_FOR: Duration = Duration::from_secs(10);
-const BOOT_GRACE: Duration = Duration::from_secs(60);
 /// For whatever takes a few seconds when all is well.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// More for each VM: a tap alone takes some 25 ms through tcx.
+const PATIENCE_FOR_EACH: Duration = Duration::from_millis(120);
 /// Too large for the disk's own cache to hold much, and small enough to make.
 const DISK_BYTES: usize = 64 << 20;
 /// vCPU threads of each stand-in.
@@ -44,7 +46,24 @@ pub(crate) struct Stage<'a> {
     /// The stand-in under the name that the daemon takes for a QEMU's.
     qemu: PathBuf,
     /// What loads read and write.
-    pub(crate) disk: PathBuf,
+    disk: PathBuf,
+    /// Where daemons have their figures.
+    pub(crate) metrics: SocketAddr,
+}
+
+/// What a daemon's configuration has beside the stage's own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    pub(crate) boot_grace: Duration,
+    /// As many VMs as it has room for.
+    pub(crate) most_vms: usize,
+}
+
+/// The configuration's own defaults.
+impl Default for Settings {
+    fn default() -> Self {
+        Self { boot_grace: Duration::from_secs(60), most_vms: 1024 }
+    }
 }
 
 /// What a stand-in is started with, beside its name.
@@ -52,8 +71,10 @@ pub(crate) struct Stage<'a> {
 pub(crate) struct StandIn<'a> {
     /// `KIND:` of its load; the file is the stage's disk.
     pub(crate) load: Option<&'a str>,
-    /// A tap to make, and the namespace to make it in.
-    pub(crate) tap: Option<(&'a Netns, &'a str)>,
+    /// Where it makes a tap, which has its own name.
+    pub(crate) netns: Option<&'a Netns>,
+    /// The file that sets its pace: how often it sends a frame on its tap, or reads a block where it has none.
+    pub(crate) pace: Option<&'a Path>,
     /// Whether it answers on a QMP socket.
     pub(crate) qmp: bool,
     /// Where it writes at its end how many QMP commands it was given.
@@ -81,7 +102,19 @@ impl<'a> Stage<'a> {
         let disk = dir.join("disk.img");
         std::fs::write(&disk, vec![0xa5; DISK_BYTES]).context("cannot make a disk")?;
         File::open(&disk)?.sync_all()?;
-        Ok(Self { programs, dir, qemu, disk })
+        Ok(Self { programs, dir, qemu, disk, metrics: free_address()? })
+    }
+
+    /// The same, with another disk than a file.
+    pub(crate) fn with_disk(self, disk: PathBuf) -> Self {
+        Self { disk, ..self }
+    }
+
+    /// A new file of its own directory, which sets a pace.
+    pub(crate) fn pace(&self, name: &str, pace: Duration) -> Result<PathBuf> {
+        let path = self.dir.join(format!("pace-{name}"));
+        set_pace(&path, pace)?;
+        Ok(path)
     }
 
     /// The executable of the stand-ins that count as VMs.
@@ -100,19 +133,15 @@ impl<'a> Stage<'a> {
     }
 
     /// Starts a daemon that decides, but touches nothing.
-    pub(crate) fn daemon(&self) -> Result<Daemon> {
-        self.daemon_with_grace(BOOT_GRACE)
-    }
-
-    /// The same, with another boot grace than the configuration's default.
-    pub(crate) fn daemon_with_grace(&self, boot_grace: Duration) -> Result<Daemon> {
+    pub(crate) fn daemon(&self, settings: Settings) -> Result<Daemon> {
         let mut config = DaemonConfig::new(&self.programs.daemon, &self.qemu);
         config.mode = "observe".to_owned();
         config.flat_for = FLAT_FOR;
-        config.boot_grace = boot_grace;
+        config.boot_grace = settings.boot_grace;
         // As operators have it: what a tick leaves for Prometheus is part of what it costs.
-        config.metrics = free_address()?.to_string();
-        config.extra_toml = "[probes]\nmax_vms = 2048\n".to_owned();
+        config.metrics = self.metrics.to_string();
+        let (vms, taps) = (settings.most_vms, settings.most_vms.max(4096));
+        config.extra_toml = format!("[probes]\nmax_vms = {vms}\nmax_taps = {taps}\n");
         Daemon::start(&config, self.dir)
     }
 
@@ -130,10 +159,10 @@ impl<'a> Stage<'a> {
     }
 
     fn command(&self, name: &str, what: StandIn<'_>) -> Command {
-        let StandIn { load, tap, qmp, count, stranger } = what;
+        let StandIn { load, netns, pace, qmp, count, stranger } = what;
         let program = if stranger { &self.programs.stand_in } else { &self.qemu };
-        let mut command = match tap {
-            Some((netns, _)) => {
+        let mut command = match netns {
+            Some(netns) => {
                 let [enter, option] = netns.enter_prefix();
                 let mut command = Command::new(enter);
                 command.arg(option).arg("--").arg(program);
@@ -144,8 +173,11 @@ impl<'a> Stage<'a> {
         command.args(["-name", &format!("{name},debug-threads=on"), "-machine", "pc"]);
         command.args(["-accel", "tcg,thread=multi", "-m", "16", "-display", "none"]);
         command.args(["-smp", &VCPUS.to_string()]);
-        if let Some((_, tap)) = tap {
-            command.args(["-netdev", &format!("tap,id=net0,ifname={tap},vhost=off")]);
+        if netns.is_some() {
+            command.args(["-netdev", &format!("tap,id=net0,ifname={name},vhost=off")]);
+        }
+        if let Some(file) = pace {
+            command.arg("-every").arg(file);
         }
         if qmp {
             let socket = self.dir.join(format!("{name}.qmp"));
@@ -181,6 +213,14 @@ impl<'a> Stage<'a> {
     }
 }
 
+/// Sets how often those show a sign of life that go by this file; zero: never.
+pub(crate) fn set_pace(path: &Path, pace: Duration) -> Result<()> {
+    // Whole at any time.
+    let new = path.with_extension("new");
+    std::fs::write(&new, pace.as_millis().to_string())?;
+    std::fs::rename(&new, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
 /// Waits until `status` shows `count` VMs of which each is as wanted.
 pub(crate) fn wait_for(
     daemon: &Daemon,
@@ -188,10 +228,16 @@ pub(crate) fn wait_for(
     count: usize,
     wanted: impl Fn(&Value) -> bool,
 ) -> Result<()> {
-    interrupt::wait_until(what, PATIENCE, || {
+    let patience = PATIENCE + PATIENCE_FOR_EACH * u32::try_from(count)?;
+    interrupt::wait_until(what, patience, || {
         let status = daemon.status()?;
         let vms = status["vms"].as_array().map_or(&[][..], Vec::as_slice);
-        Ok((vms.len() == count && vms.iter().all(&wanted)).then_some(()))
+        let all = vms.len() == count && vms.iter().all(&wanted);
+        if !all {
+            // Asking takes time, of which the daemon needs most now.
+            interrupt::sleep(Duration::from_millis(2) * u32::try_from(count)?)?;
+        }
+        Ok(all.then_some(()))
     })
 }
 
