@@ -112,6 +112,11 @@ pub(crate) struct RecoveryState {
 }
 
 impl RecoveryState {
+    /// Whether something is still to be done, or waited for, with its last conviction.
+    pub(crate) fn has_case_to_do(&self) -> bool {
+        self.case.as_ref().is_some_and(|case| case.stage != Stage::Closed)
+    }
+
     /// Whether QEMU is being told to restart the guest just now.
     pub(crate) fn is_restarting(&self) -> bool {
         self.case.as_ref().is_some_and(|case| case.stage == Stage::Restarting)

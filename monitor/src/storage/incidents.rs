@@ -17,7 +17,10 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::warn;
 
-use super::incident::{Incident, incident_id};
+use super::{
+    incident::{Incident, incident_id},
+    restart_index::RestartIndex,
+};
 
 /// The most that one evidence file may hold: an uncompressed 1920x1080 picture of four bytes a
 /// pixel still fits.
@@ -88,20 +91,11 @@ pub(crate) struct Newest {
     pub older: usize,
 }
 
-/// The restarts of one incident, which count towards limits.
-#[derive(Debug)]
-struct Restarts {
-    id: String,
-    vm: String,
-    uuid: Option<String>,
-    at: Vec<SystemTime>,
-}
-
 /// The incidents of a state directory. One process writes it at a time.
 #[derive(Debug)]
 pub(crate) struct IncidentStore {
     directory: PathBuf,
-    restarts: Mutex<Vec<Restarts>>,
+    restarts: Mutex<RestartIndex>,
     /// Ids that are taken: found at the start, or given out since.
     ids: Mutex<HashSet<String>>,
 }
@@ -230,25 +224,16 @@ impl IncidentStore {
         vm_key: Option<&str>,
         since: SystemTime,
     ) -> Vec<SystemTime> {
-        let of_it = |restarts: &&Restarts| {
-            vm_key.is_none_or(|key| restarts.uuid.as_deref().unwrap_or(&restarts.vm) == key)
-        };
-        let all = lock(&self.restarts);
-        let its = all.iter().filter(of_it).flat_map(|restarts| &restarts.at);
-        let mut times: Vec<_> = its.filter(|at| **at >= since).copied().collect();
-        times.sort_unstable();
-        times
+        let restarts = lock(&self.restarts);
+        match vm_key {
+            Some(key) => restarts.of(key, since),
+            None => restarts.of_all(since),
+        }
     }
 
     /// Takes note of the restarts that `incident` tells of, as if it were written.
     pub(crate) fn note_restarts(&self, incident: &Incident) {
-        let at: Vec<_> = incident.restarts().collect();
-        let mut restarts = lock(&self.restarts);
-        restarts.retain(|restarts| restarts.id != incident.id);
-        if !at.is_empty() {
-            let (id, vm, uuid) = (incident.id.clone(), incident.vm.clone(), incident.uuid.clone());
-            restarts.push(Restarts { id, vm, uuid, at });
-        }
+        lock(&self.restarts).note(incident);
     }
 
     /// The last incident of each QEMU process that has one: what an earlier daemon may not have brought to its end.

@@ -7,4 +7,5 @@ pub(crate) mod evidence;
 pub(crate) mod incident;
 pub(crate) mod incidents;
 pub(crate) mod ledger;
+mod restart_index;
 pub(crate) mod retention;

@@ -86,7 +86,7 @@ impl WatchedVm {
 
     /// Lets it rest after a tick after which nothing was to be done, where it may.
     pub(crate) fn lie_down(&mut self, signs: &Signs, now: Duration) {
-        let is_free = self.recovery.case.is_none()
+        let is_free = !self.recovery.has_case_to_do()
             && self.detector.notes.is_some()
             && self.sensors.port.is_none();
         let Ok(slot) = self.sensors.slot else { return };
