@@ -40,16 +40,17 @@ pub(super) fn publish_changes(
     sampler: &HostSampler,
     context: &Context<'_>,
 ) {
-    let lost = lost_sensors(vms, sampler);
+    // One that rests is alive and counted, and was so before it came to rest.
+    let awake = || awake.iter().filter_map(|id| vms.get_key_value(id));
+    let lost = lost_sensors(awake().map(|(_, watched)| watched), sampler);
     notifier.publish(|events, wall_clock| {
         let mut news = events.of_sensors(lost, context.now, wall_clock);
-        // Nothing keeps one that rests from being watched.
-        for (id, watched) in awake.iter().filter_map(|id| vms.get_key_value(id)) {
+        for (id, watched) in awake() {
             let who = || subject(&watched.vm);
             news.extend(events.of_vm(*id, who, condition(watched), (context.now, wall_clock)));
         }
         if events.any_is_down() {
-            for watched in vms.values() {
+            for (_, watched) in awake() {
                 let heard = heard_unawaited(watched, context);
                 news.extend(heard.and_then(|at| events.alive(watched.key(), at, wall_clock)));
             }
@@ -66,11 +67,14 @@ fn heard_unawaited(watched: &WatchedVm, context: &Context<'_>) -> Option<SystemT
 }
 
 /// The programs and counters that are out of order, and why.
-fn lost_sensors(vms: &Vms, sampler: &HostSampler) -> BTreeMap<String, String> {
+fn lost_sensors<'a>(
+    vms: impl Iterator<Item = &'a WatchedVm>,
+    sampler: &HostSampler,
+) -> BTreeMap<String, String> {
     let programs = sampler.health.iter().filter_map(|program| {
         Some((format!("program {}", program.program), program.failure.clone()?))
     });
-    let counted = vms.values().filter(|watched| watched.sensors.is_counted);
+    let counted = vms.filter(|watched| watched.sensors.is_counted);
     let uncounted = counted.filter_map(|watched| {
         let why = watched.sensors.slot.as_ref().err()?.clone();
         Some((format!("counters of {}", watched.vm.name), why))

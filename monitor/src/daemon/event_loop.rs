@@ -10,7 +10,7 @@ use super::{
     disk::Disk,
     effects,
     host_sampler::HostSampler,
-    hotplug, memory,
+    hotplug,
     message::{Inboxes, Message},
     probe_rounds::ProbeRunner,
     publisher::Publisher,
@@ -20,7 +20,7 @@ use super::{
     starts::Starts,
     storm,
     upkeep::{Means, Upkeep},
-    views::Views,
+    views::{Teller, Views},
     vm_lifecycle::let_go,
 };
 use crate::{
@@ -40,7 +40,7 @@ use flatline_qemu::{
 /// The daemon's state: what each part of it owns.
 pub(super) struct EventLoop {
     pub(super) clock: Clock,
-    pub(super) config: Config,
+    pub(super) config: Arc<Config>,
     pub(super) reloading: Reloading,
     pub(super) inboxes: Inboxes,
     pub(super) registry: Registry,
@@ -80,7 +80,7 @@ impl EventLoop {
             recovery: Supervisor::new(store, ledger, writer),
             publisher,
             disk: Disk::start(&config, writer_thread),
-            config,
+            config: Arc::new(config),
         }
     }
 
@@ -95,6 +95,19 @@ impl EventLoop {
             sampler: &self.sampler,
             recovery: &self.recovery,
             context: Context::at(&self.config, self.now()),
+            teller: self.teller(),
+        }
+    }
+
+    /// What tells of VMs beside the loop, as of now.
+    pub(super) fn teller(&self) -> Teller {
+        Teller {
+            config: self.config.clone(),
+            counters: self.sampler.counters.clone(),
+            signs: self.sampler.signs.clone(),
+            threads: self.sampler.threads.clone(),
+            clock: self.sampler.clock,
+            now: self.now(),
         }
     }
 
@@ -143,6 +156,7 @@ impl EventLoop {
             Message::Memory(vm, read) => {
                 if let Some(watched) = vms.get_mut(&vm) {
                     watched.memory_read(*read, now);
+                    self.registry.readings.plan(vm, watched.memory.due().unwrap_or(now));
                 }
             }
             Message::Restarted(id, attempts, result) => match vms.get_mut(&id) {
@@ -217,11 +231,8 @@ impl EventLoop {
     pub(super) fn tick(&mut self) {
         let now = self.now();
         let awake = self.sampler.observe(&mut self.registry.vms, now);
-        let counters = &self.sampler.counters;
-        self.publisher.history.append(self.registry.vms.values_mut().map(|watched| {
-            let rates = watched.rates(counters, now);
-            (&watched.vm, rates)
-        }));
+        self.registry.awake = awake.clone();
+        self.append_to_history(now);
         let context = Context::at(&self.config, now);
         let notifier = &self.publisher.notifier;
         let undecided = storm::assess(&mut self.registry, &self.recovery, notifier, &context);
@@ -232,11 +243,13 @@ impl EventLoop {
         self.recovery.start_due(&self.registry.vms, &Context::at(&self.config, now));
         self.carry_out();
         let vms = &mut self.registry.vms;
-        memory::begin_readings(vms, &self.inboxes, now);
+        self.registry.readings.begin(vms, &self.inboxes, now);
         let Self { upkeep, registry, sampler, inboxes, config, .. } = self;
         upkeep.tick(&awake, &mut means(registry, sampler, inboxes, config, now));
         let vms = &mut self.registry.vms;
-        vms.values_mut().for_each(|watched| self.recovery.end_reports(watched));
+        for id in &awake {
+            vms.get_mut(id).into_iter().for_each(|watched| self.recovery.end_reports(watched));
+        }
         let context = Context::at(&self.config, now);
         conditions::publish_changes(&self.publisher.notifier, vms, &awake, &self.sampler, &context);
     }

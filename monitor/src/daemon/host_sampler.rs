@@ -11,37 +11,54 @@ use std::{
 use aya::maps::MapError;
 use tracing::{debug, info, warn};
 
-use super::kvm_turns::KvmTurns;
+use super::{kernel_clock::KernelClock, kvm_turns::KvmTurns};
 use crate::{
     bpf::{ProbeThread, ProgramHealth, THREADS},
-    sampler::{
-        CounterMaps, DeviceWatch, HeartbeatReader, LifeReader, ThreadReader, ThreadTimes,
-        jiffies_in, ticks,
-    },
+    sampler::{CounterMaps, DeviceWatch, HeartbeatReader, LifeReader, ThreadReader, ThreadTimes},
     vm::{HostReadings, Signs, Vms, WatchedVm},
 };
 use flatline_qemu::discover::{Accelerator, VmId};
 
-/// Reading a thread's time from its own file, and the state of its process, against passing a thread of the host in the
-/// iterator: 1.5 us and 8 us against 0.4 us (`docs/costs.md`).
+/// Reading a thread's time from its own file, opening that, and the state of its process, against passing a thread of the
+/// host in the iterator: 1.5 us, 2.5 us and 8 us against 0.4 us (`docs/costs.md`).
 const CLOCK_NS: u64 = 1_500;
 const PROCESS_NS: u64 = 8_000;
 const PASSED_THREAD_NS: u64 = 400;
-/// The kernel's ticks are told from a clock for no longer than this after they were read.
-const JIFFIES_HOLD: Duration = Duration::from_secs(60);
+const OPENING_NS: u64 = 2_500;
+
+/// What it costs to read VMs' threads one by one, in ns.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ThreadCost(u64);
+
+impl ThreadCost {
+    /// A VM with so many threads, whose clocks are kept open.
+    fn add(&mut self, threads: usize) {
+        self.0 += PROCESS_NS + CLOCK_NS * u64::try_from(threads).unwrap_or(u64::MAX);
+    }
+
+    /// A VM with so many threads, whose clocks are to be opened.
+    pub(super) fn add_unopened(&mut self, threads: usize) {
+        self.0 += (OPENING_NS + CLOCK_NS) * u64::try_from(threads).unwrap_or(u64::MAX);
+    }
+
+    /// Whether to read all threads of the host at once costs less.
+    pub(super) fn prefers_iterator(self) -> bool {
+        // The kernel's number of processes is that of threads.
+        self.0 >= PASSED_THREAD_NS * u64::from(rustix::system::sysinfo().procs)
+    }
+}
 
 /// See the module.
 pub(super) struct HostSampler {
     pub(super) counters: Arc<CounterMaps>,
     /// Signs of life, and what guests' agents say.
-    pub(super) signs: Signs,
+    pub(super) signs: Arc<Signs>,
     /// Reads all threads' times at once; `None` where no program could be had for it.
-    threads: Option<ThreadReader>,
+    pub(super) threads: Option<ThreadReader>,
     pub(super) health: Vec<ProgramHealth>,
     pub(super) probes: ProbeThread,
     pub(super) ticks: u64,
-    /// When all threads were read last, and the kernel's ticks then.
-    jiffies: Option<(Duration, u64)>,
+    pub(super) clock: KernelClock,
     devices: DeviceWatch,
     pub(super) kvm_turns: KvmTurns,
 }
@@ -73,12 +90,12 @@ impl HostSampler {
             health.iter().any(is_there).then(|| ThreadReader::new(bpffs_dir.join(THREADS)));
         Ok(Self {
             counters: Arc::new(counters),
-            signs,
+            signs: Arc::new(signs),
             threads,
             health,
             probes,
             ticks: 0,
-            jiffies: None,
+            clock: KernelClock::default(),
             devices: DeviceWatch::default(),
             kvm_turns: KvmTurns::default(),
         })
@@ -124,7 +141,7 @@ impl HostSampler {
         now: Duration,
         sample: impl FnOnce(&HostReadings<'_>),
     ) {
-        let jiffies = self.jiffies_at(now);
+        let jiffies = self.clock.at(now);
         // For the first VM that seems to be stalled, for all.
         let ages = OnceCell::new();
         let in_flight = |slot: u32| {
@@ -154,14 +171,10 @@ impl HostSampler {
         vms: impl Iterator<Item = &'a WatchedVm>,
         now: Duration,
     ) -> Option<ThreadTimes> {
-        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
-        let by_clocks = vms.fold(0_u64, |sum, watched| {
-            sum + PROCESS_NS + CLOCK_NS * count(watched.sensors.threads.len())
-        });
-        // The kernel's number of processes is that of threads.
-        let by_iterator = PASSED_THREAD_NS * u64::from(rustix::system::sysinfo().procs);
-        let knows_ticks = self.jiffies_at(now).is_some();
-        if knows_ticks && by_clocks < by_iterator { None } else { self.read_threads(now) }
+        let mut cost = ThreadCost::default();
+        vms.for_each(|watched| cost.add(watched.sensors.threads.len()));
+        let knows_ticks = self.clock.at(now).is_some();
+        if knows_ticks && !cost.prefers_iterator() { None } else { self.read_threads(now) }
     }
 
     fn read_threads(&mut self, now: Duration) -> Option<ThreadTimes> {
@@ -178,24 +191,8 @@ impl HostSampler {
             program.failure.clone_from(&failure);
         }
         let threads = read.ok()?;
-        self.jiffies = Some((now, threads.jiffies()));
+        self.clock.set(now, threads.jiffies());
         Some(threads)
-    }
-
-    /// The kernel's ticks at `now`.
-    fn jiffies_at(&self, now: Duration) -> Option<u64> {
-        let (read, jiffies) = self.jiffies?;
-        let since = now.saturating_sub(read);
-        (since < JIFFIES_HOLD).then(|| jiffies + jiffies_in(since))
-    }
-
-    /// Seconds since a moment in the kernel's ticks; `None` for the tick 0, which is never, and where nothing
-    /// tells which tick it is.
-    pub(super) fn since_jiffies(&self, moment: u64, now: Duration) -> Option<f64> {
-        let (read, jiffies) = self.jiffies.filter(|_| moment != 0)?;
-        let later = ticks(moment.saturating_sub(jiffies));
-        let age = ticks(jiffies.saturating_sub(moment)) + now.saturating_sub(read);
-        Some(age.saturating_sub(later).as_secs_f64())
     }
 
     /// Has KVM's tracepoints count a suspect that a round of questions did not acquit.

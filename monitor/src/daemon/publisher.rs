@@ -1,12 +1,16 @@
 //! Publisher: hands what the loop sees to Prometheus, the web page, the history of rates, and notifications.
 //!
-//! Prometheus gets copied numbers, made when it asks; where the loop is held up, those of the last time. For the page, which
-//! shows more, a tick leaves something only while it has viewers.
+//! Of each VM, the loop copies a few facts when something asks; all else is read and made of them on a thread. Prometheus gets
+//! numbers, made when it asks; where the loop is held up, those of the last time. For the page, which shows more, a tick
+//! leaves something only while it has viewers.
 
 use std::{sync::Arc, time::SystemTime};
 
 use axum::Router;
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+};
 
 use crate::{
     config::Config,
@@ -28,6 +32,8 @@ pub(super) struct Publisher {
     pub(super) wanted: Arc<Notify>,
     /// Where it is left for the page.
     pub(super) page: page_snapshot::Publisher,
+    /// The last one for it, while it is being made.
+    pub(super) page_in_making: Option<JoinHandle<()>>,
     /// The last ticks of all VMs in a few figures each.
     pub(super) history: RateHistory,
     pub(super) notifier: Notifier,
@@ -63,7 +69,19 @@ impl Publisher {
             EventKind::Recorded => incidents.note(event.incident),
             _ => told.publish_recovery(event),
         });
-        (Self { counts, latest, wanted, page, history, notifier, store, site, server }, sink)
+        let publisher = Self {
+            counts,
+            latest,
+            wanted,
+            page,
+            page_in_making: None,
+            history,
+            notifier,
+            store,
+            site,
+            server,
+        };
+        (publisher, sink)
     }
 
     /// Goes on as `new` has it, after `old`.

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::memory::Readings;
 use crate::{
     api::{RefusalKind, Reply},
     vm::{Vms, WatchedVm},
@@ -23,6 +24,10 @@ enum FirstReading {
 #[derive(Default)]
 pub(super) struct Registry {
     pub(super) vms: Vms,
+    /// Those that were sampled in the last tick; all others rest, and live.
+    pub(super) awake: Vec<VmId>,
+    /// When each one's memory is to be read.
+    pub(super) readings: Readings,
     /// Status of QEMUs whose main thread ended, until the process is gone.
     pub(super) statuses: HashMap<u32, i32>,
     /// VMs were found since memory was last given back.
@@ -35,6 +40,11 @@ pub(super) struct Registry {
 }
 
 impl Registry {
+    /// The VMs that were sampled in the last tick, as far as they are watched still.
+    pub(super) fn awake(&self) -> impl Iterator<Item = &WatchedVm> {
+        self.awake.iter().filter_map(|id| self.vms.get(id))
+    }
+
     /// The one VM that a client means.
     ///
     /// # Errors

@@ -1,6 +1,8 @@
 //! Reload on SIGHUP: another configuration while everything goes on. No count, no state and no hold is lost for it, and
 //! a file with a mistake changes nothing.
 
+use std::sync::Arc;
+
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
@@ -72,7 +74,7 @@ impl EventLoop {
     /// Goes on as `new` has it.
     fn follow(&mut self, new: Config) {
         let (new, waiting) = self.config.followed_by(new);
-        let old = std::mem::replace(&mut self.config, new);
+        let old = std::mem::replace(&mut self.config, Arc::new(new));
         if old.discovery != self.config.discovery {
             self.let_go_of_others();
             self.sweep();
@@ -105,6 +107,9 @@ impl EventLoop {
         for watched in self.registry.vms.values_mut() {
             let detection = detection_policy(&self.config, &watched.vm.name);
             watched.memory.set_every(self.config.memory_every_for(&watched.vm.name));
+            if let Some(due) = watched.memory.due() {
+                self.registry.readings.plan(watched.vm.id, due);
+            }
             let is_changed = detection != watched.detector.detection;
             // A recording is judged again by one policy.
             if is_changed || records_otherwise {

@@ -16,16 +16,15 @@ impl EventLoop {
         let ControlRequest { request, reply } = request;
         match request {
             Request::Status => {
-                self.look();
                 let status = self.status();
-                // To put 1,000 VMs as JSON takes as long as a tick does.
-                answer_from_thread(reply, move || Reply::ok(&status));
+                answer_from_thread(reply, move || Reply::ok(&status.view()));
             }
             Request::Show { vm } => answer(reply, self.show(&vm)),
             Request::Lines { vm } => {
                 if let Some(Err(refusal)) = vm.as_deref().map(|vm| self.registry.find(vm)) {
                     return answer(reply, refusal);
                 }
+                self.complete_history();
                 let history = self.publisher.history.clone();
                 // The text of 1,000 VMs takes longer than a tick has.
                 answer_from_thread(reply, move || Reply::ok(&history.view(vm.as_deref())));

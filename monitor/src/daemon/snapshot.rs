@@ -1,15 +1,33 @@
 //! Snapshots of each tick, published for Prometheus and the web page.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
-use tokio::time::Instant;
+use tokio::{task::spawn_blocking, time::Instant};
 
-use super::event_loop::EventLoop;
+use super::{
+    event_loop::EventLoop,
+    views::{Teller, VmFacts},
+};
 use crate::{
-    api::view::StatusView,
-    metrics::{MapFill, ProgramFigures, Snapshot, VmFigures},
+    api::view::{HostView, ShowView, StatusView},
+    metrics::{IN_FLIGHT, MapFill, ProgramFigures, Snapshot},
+    vm::WatchedVm,
     web::page_snapshot::PageSnapshot,
 };
+
+/// What `status` is made of, beside the loop.
+pub(super) struct Status {
+    host: HostView,
+    facts: Vec<VmFacts>,
+    teller: Teller,
+}
+
+impl Status {
+    /// As clients have it.
+    pub(super) fn view(self) -> StatusView {
+        StatusView { vms: self.teller.views(&self.facts), host: self.host }
+    }
+}
 
 impl EventLoop {
     /// Carries out a tick that was due at `due`, and publishes what it brought.
@@ -21,25 +39,25 @@ impl EventLoop {
         self.publisher.counts.ticked(behind, begun.elapsed(), self.config.sample_interval);
     }
 
-    /// Publishes the figures for Prometheus.
+    /// Has the figures for Prometheus published.
     pub(super) fn publish_snapshot(&mut self) {
         // Before the first tick there is nothing to be told.
         if self.sampler.ticks > 0 {
-            self.look();
-            let snapshot = self.snapshot();
-            self.publisher.latest.send_replace(Some(Arc::new(snapshot)));
+            let (snapshot, facts, teller) =
+                (self.snapshot(), self.views().all_facts(), self.teller());
+            let latest = self.publisher.latest.clone();
+            spawn_blocking(move || {
+                let snapshot = snapshot.with(teller.figures(&facts));
+                latest.send_replace(Some(Arc::new(snapshot)));
+            });
         }
     }
 
-    /// Samples those that rest, to be shown.
-    pub(super) fn look(&mut self) {
-        let now = self.now();
-        self.sampler.look(self.registry.vms.values_mut(), now);
-    }
-
     /// What clients are told of the host and all VMs.
-    pub(super) fn status(&self) -> StatusView {
-        self.views().status(&self.degraded(), self.clock.uptime())
+    pub(super) fn status(&self) -> Status {
+        let views = self.views();
+        let host = views.host(&self.degraded(), self.clock.uptime());
+        Status { host, facts: views.all_facts(), teller: views.teller }
     }
 
     /// What is not as it should be, in sentences.
@@ -48,25 +66,31 @@ impl EventLoop {
         self.views().degraded(complaints.chain(self.publisher.complaints()))
     }
 
-    /// Publishes what the page's viewers look at.
+    /// Has published what the page's viewers look at, unless the last tick's is still being made.
     fn publish_page_snapshot(&mut self) {
-        let now = std::time::Instant::now();
-        let publisher = &self.publisher.page;
+        let (now, at) = (std::time::Instant::now(), SystemTime::now());
         let interval = self.config.sample_interval;
-        let Some(wanted) = publisher.wanted(now, interval) else { return };
-        self.look();
-        let publisher = &self.publisher.page;
-        let of = |pid: &u32| self.registry.vms.values().find(|watched| watched.vm.id.pid == *pid);
+        let Some(wanted) = self.publisher.page.wanted(now, interval) else { return };
+        if self.publisher.page_in_making.as_ref().is_some_and(|making| !making.is_finished()) {
+            return;
+        }
+        self.complete_history();
+        let shown = self.shown(&wanted);
+        let (tick, status, page) = (self.sampler.ticks, self.status(), self.publisher.page.clone());
+        self.publisher.page_in_making = Some(spawn_blocking(move || {
+            let status = status.view();
+            page.publish(PageSnapshot { tick, at, published: now, interval, status, shown });
+        }));
+    }
+
+    /// All that is known of the VMs with these pids, by pid.
+    fn shown(&mut self, pids: &[u32]) -> BTreeMap<u32, ShowView> {
+        let now = self.now();
+        let wanted = |vm: &&mut WatchedVm| pids.contains(&vm.vm.id.pid);
+        self.sampler.look(self.registry.vms.values_mut().filter(wanted), now);
         let views = self.views();
-        let shown = wanted.iter().filter_map(of);
-        publisher.publish(PageSnapshot {
-            tick: self.sampler.ticks,
-            at: SystemTime::now(),
-            published: now,
-            interval,
-            status: self.status(),
-            shown: shown.map(|watched| (watched.vm.id.pid, views.show(watched, None))).collect(),
-        });
+        let vms = self.registry.vms.values().filter(|watched| pids.contains(&watched.vm.id.pid));
+        vms.map(|watched| (watched.vm.id.pid, views.show(watched, None))).collect()
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -74,14 +98,10 @@ impl EventLoop {
             name: program.program,
             is_attached: program.failure.is_none(),
         });
-        let views = self.views();
-        let vms: Vec<VmFigures> =
-            self.registry.vms.values().map(|watched| views.vm_figures(watched)).collect();
         let all_taps = || self.registry.vms.values().flat_map(|watched| &watched.sensors.taps);
         let uncounted_taps = all_taps().filter(|tap| tap.hook.is_err()).count();
         let taps = all_taps().count() - uncounted_taps;
-        let in_flight: u64 = vms.iter().filter_map(VmFigures::in_flight).sum();
-        let counted = vms.iter().filter(|figures| figures.is_counted).count();
+        let counted = self.registry.vms.values().filter(|watched| watched.sensors.slot.is_ok());
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         let sizes = &self.config.probes;
         let fill = |map, used, of: u32| MapFill { map, used, of: of.into() };
@@ -92,13 +112,13 @@ impl EventLoop {
             is_degraded: !self.degraded().is_empty(),
             programs: programs.collect(),
             maps: vec![
-                fill("vms", count(counted), sizes.max_vms),
+                fill("vms", count(counted.count()), sizes.max_vms),
                 fill("taps", count(taps), sizes.max_taps),
-                fill("in_flight", in_flight, sizes.max_in_flight),
+                fill(IN_FLIGHT, 0, sizes.max_in_flight),
             ],
             uncounted_taps,
             most_vms: usize::try_from(sizes.max_vms).unwrap_or(usize::MAX),
-            vms,
+            vms: Vec::new(),
         }
     }
 }

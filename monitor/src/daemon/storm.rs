@@ -9,7 +9,7 @@ use crate::{
 use flatline_detector::verdict::{Input, StormAssessment, assess_storm, is_silent};
 
 /// Looks at all VMs together, and tells those which are silent together. Returns whether that is still
-/// undecided.
+/// undecided. Only the awake are looked at: one that rests lives.
 pub(super) fn assess(
     registry: &mut Registry,
     recovery: &Supervisor,
@@ -17,16 +17,16 @@ pub(super) fn assess(
     context: &Context<'_>,
 ) -> bool {
     let now = context.now;
-    let watches = registry.vms.values().map(|watched| &watched.detector.watch);
-    let assessment = assess_storm(watches, &context.config.storm, now);
+    let watches = registry.awake().map(|watched| &watched.detector.watch);
+    let living = registry.vms.len().saturating_sub(registry.awake.len());
+    let assessment = assess_storm(watches, living, &context.config.storm, now);
     let storm = match &assessment {
         StormAssessment::Few | StormAssessment::Undecided => None,
         StormAssessment::Storm(seen) => Some(seen.clone()),
     };
     match (&registry.storm, &storm) {
         (None, Some(seen)) => {
-            let silent =
-                registry.vms.values().filter(|watched| is_silent(&watched.detector.watch, now));
+            let silent = registry.awake().filter(|watched| is_silent(&watched.detector.watch, now));
             let names: Vec<&str> = silent.map(|watched| watched.vm.name.as_str()).collect();
             recovery.storm_begins(format!("{seen}: {}", names.join(", ")), context);
         }
@@ -36,7 +36,8 @@ pub(super) fn assess(
         }
         (Some(_), Some(_)) | (None, None) => {}
     }
-    for watched in registry.vms.values_mut() {
+    for id in &registry.awake {
+        let Some(watched) = registry.vms.get_mut(id) else { continue };
         let watch = &watched.detector.watch;
         let concerned = match &storm {
             // A VM that falls silent during it belongs to it.

@@ -23,7 +23,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tracing::warn;
 
 use super::event_loop::EventLoop;
-use flatline_detector::policy::Mode;
+use flatline_detector::{policy::Mode, verdict::State};
 
 /// So many times within its time the watchdog is fed, where the ticks are as close together.
 const FED_WITHIN: u32 = 4;
@@ -165,8 +165,13 @@ impl EventLoop {
         let vms = self.registry.vms.len();
         let mut words = format!("{doing} {vms} VM{}", if vms == 1 { "" } else { "s" });
         let mut states = std::collections::BTreeMap::new();
-        for watched in self.registry.vms.values() {
+        let mut rest = vms;
+        for watched in self.registry.awake() {
             *states.entry(watched.detector.watch.shown_state().0).or_insert(0_usize) += 1;
+            rest = rest.saturating_sub(1);
+        }
+        if rest > 0 {
+            *states.entry(State::Alive.name()).or_insert(0) += rest;
         }
         let states: Vec<_> =
             states.iter().map(|(state, count)| format!("{count} {state}")).collect();

@@ -110,6 +110,7 @@ impl EventLoop {
             vm: Arc::new(vm),
         };
         self.registry.vms.insert(id, watched);
+        self.registry.readings.plan(id, now);
         let look = Look::in_full(id);
         for delay in LOOK_AGAIN {
             watchers::refresh_after(delay, look, self.inboxes.messages.clone());
@@ -162,6 +163,7 @@ impl EventLoop {
         let mut watched = self.registry.vms.remove(&id)?;
         self.registry.pending.remove(&id);
         self.upkeep.forget(id);
+        self.publisher.history.forget(id);
         conditions::publish_no_longer_watched(&self.publisher.notifier, &watched.vm);
         let_go(&mut watched);
         self.sampler.probes.forget(id);

@@ -1,13 +1,15 @@
 //! History of rates: the last ticks of all VMs, for `top` and the web page.
 //!
-//! The loop appends 28 bytes a VM and tick. Readers copy what there is, and make their text of the copy, so that the loop
-//! waits for no longer than the 3.4 MB of 1,000 VMs take to copy. Minutes second by second, which `show` and an incident's
-//! page draw, are made of recordings ([`crate::recorder::history`]) by the same rates.
+//! The loop appends a tick of each VM that is awake. Of one that rests, its counters are looked at each [`REST_TICKS`] ticks, and
+//! in each one while they are drawn; ticks between two looks have their means. Readers copy what there is, and make their
+//! text of the copy, so that the loop waits for no longer than that takes. Minutes second by second, which `show` and an
+//! incident's page draw, are made of recordings ([`crate::recorder::history`]) by the same rates.
 
 mod rates;
+mod ticks;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -16,67 +18,19 @@ use crate::api::view::{LineView, LinesView};
 use flatline_qemu::discover::{Vm, VmId};
 pub(crate) use rates::RATES;
 pub(crate) use rates::{Rate, TickRates};
-
-/// No mean of the vCPUs' level is over more ticks.
-const MOST_UNREAD: usize = 32;
+pub(crate) use ticks::Ticks;
 
 /// Ticks that are kept of each VM.
 pub(crate) const HISTORY_TICKS: usize = 120;
 
-/// A VM's last ticks, the oldest first, [`HISTORY_TICKS`] at most.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Ticks(VecDeque<TickRates>);
+/// Of a VM that rests, one look is for so many ticks.
+pub(crate) const REST_TICKS: u32 = 5;
 
-impl Ticks {
-    /// Appends a tick, for which the oldest one goes where there is no room. Ticks before it of which the vCPUs' level is
-    /// unknown were part of what its level is the mean of.
-    pub(crate) fn push(&mut self, rates: TickRates) {
-        let level = [Rate::Vcpu, Rate::VcpuWanted].map(|rate| (rate, rates.get(rate)));
-        if level[0].1.is_some() {
-            let unknown = |ticks: &&mut TickRates| ticks.get(Rate::Vcpu).is_none();
-            for tick in self.0.iter_mut().rev().take(MOST_UNREAD).take_while(unknown) {
-                for (rate, value) in level {
-                    *tick = tick.with(rate, value.map(f64::from));
-                }
-            }
-        }
-        if self.0.len() == HISTORY_TICKS {
-            self.0.pop_front();
-        }
-        self.0.push_back(rates);
-    }
-
-    /// The last `most`, the oldest first.
-    pub(crate) fn last(&self, most: usize) -> impl ExactSizeIterator<Item = &TickRates> + Clone {
-        self.0.range(self.0.len().saturating_sub(most)..)
-    }
-
-    /// The newest one; one of which nothing is known where there is none.
-    pub(crate) fn newest(&self) -> TickRates {
-        self.0.back().copied().unwrap_or(TickRates::UNKNOWN)
-    }
-
-    /// Whether there is none.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-impl From<&LineView> for Ticks {
-    fn from(line: &LineView) -> Self {
-        let at = |row: &[Option<f32>], tick: usize| row.get(tick).copied().flatten().map(f64::from);
-        let rates = |tick| {
-            TickRates::UNKNOWN
-                .with(Rate::PacketsFromGuest, at(&line.packets_from_guest, tick))
-                .with(Rate::PacketsToGuest, at(&line.packets_to_guest, tick))
-                .with(Rate::Completed, at(&line.completed, tick))
-                .with(Rate::Vcpu, at(&line.vcpu, tick))
-                .with(Rate::InFlight, at(&line.in_flight, tick))
-        };
-        let mut ticks = Self::default();
-        (0..line.packets_from_guest.len()).for_each(|tick| ticks.push(rates(tick)));
-        ticks
-    }
+/// Whether it is the turn of a VM that rests in this tick. Not all are looked at in the same one; pids of QEMUs that were
+/// started together may be as far apart as each has threads.
+pub(crate) fn is_turn_of(vm: VmId, tick: u64) -> bool {
+    let spread = vm.pid.wrapping_mul(0x9e37_79b1) >> 16;
+    u64::from(spread % REST_TICKS) == tick % u64::from(REST_TICKS)
 }
 
 #[derive(Clone, Debug)]
@@ -130,26 +84,41 @@ impl RateHistory {
         self.state().interval = interval;
     }
 
-    /// Appends a tick: the rates of each VM, and the level of its vCPUs over the ticks up to it in which that was not read. A
-    /// VM that isn't among them is forgotten.
+    /// A tick ended. What it brought of each VM is appended now, or by a later look.
+    pub(crate) fn tick(&self) {
+        self.state().ticks += 1;
+    }
+
+    /// Appends the rates of VMs up to the last tick, since each one's last look; the level of its vCPUs is that over the ticks in
+    /// which it was not read.
     pub(crate) fn append<'a>(&self, vms: impl Iterator<Item = (&'a Arc<Vm>, TickRates)>) {
         let mut state = self.state();
-        state.ticks += 1;
         let tick = state.ticks;
         for (vm, rates) in vms {
             let its = state.vms.entry(vm.id).or_insert_with(|| VmTicks {
                 vm: Arc::clone(vm),
                 ticks: Ticks::default(),
-                tick,
+                tick: tick.saturating_sub(1),
             });
             if !Arc::ptr_eq(&its.vm, vm) {
                 // What is plugged in and out makes a new `Vm` of it.
                 its.vm = Arc::clone(vm);
             }
-            its.ticks.push(rates);
+            let ticks = usize::try_from(tick.saturating_sub(its.tick)).unwrap_or(usize::MAX);
+            its.ticks.push_run(rates, ticks);
             its.tick = tick;
         }
-        state.vms.retain(|_, vm| vm.tick == tick);
+    }
+
+    /// Whether something is to be appended of a VM up to the last tick.
+    pub(crate) fn lacks(&self, vm: VmId) -> bool {
+        let state = self.state();
+        state.vms.get(&vm).is_some_and(|its| its.tick < state.ticks)
+    }
+
+    /// Forgets a VM that is no longer watched.
+    pub(crate) fn forget(&self, vm: VmId) {
+        self.state().vms.remove(&vm);
     }
 
     /// The ticks of the VMs with this name, UUID or process id; `None`: of all.
@@ -195,6 +164,11 @@ mod tests {
         Arc::new(Vm { id, name: "web".to_owned(), ..Vm::stand_in(Ownership::bare(), &[]) })
     }
 
+    fn append<const N: usize>(history: &RateHistory, vms: [(&Arc<Vm>, TickRates); N]) {
+        history.tick();
+        history.append(vms.into_iter());
+    }
+
     const A: VmId = VmId { pid: 7, start_ticks: 1 };
     const B: VmId = VmId { pid: 7, start_ticks: 2 };
 
@@ -217,9 +191,9 @@ mod tests {
         let mut lost = activity(0);
         lost.storage = Err(Missing::new("storage", "the program is gone"));
         lost.network = Ok(None);
-        history.append([(&web(A), TickRates::of(&activity(9)))].into_iter());
-        history.append([(&web(A), TickRates::of(&lost))].into_iter());
-        history.append([(&web(A), TickRates::UNKNOWN)].into_iter());
+        append(&history, [(&web(A), TickRates::of(&activity(9)))]);
+        append(&history, [(&web(A), TickRates::of(&lost))]);
+        append(&history, [(&web(A), TickRates::UNKNOWN)]);
         let view = history.view(None);
         assert_eq!(view.interval_seconds, 2.0);
         let [line] = &view.vms[..] else { panic!("not one line: {view:?}") };
@@ -235,12 +209,13 @@ mod tests {
     fn no_more_ticks_are_kept_than_that_and_none_of_a_vm_that_is_gone() {
         let history = RateHistory::new(Duration::from_secs(1));
         for tick in 0..HISTORY_TICKS as u64 + 3 {
-            history.append([(&web(A), TickRates::of(&activity(tick * 2)))].into_iter());
+            append(&history, [(&web(A), TickRates::of(&activity(tick * 2)))]);
         }
         let line = history.view(Some("web")).vms.remove(0);
         assert_eq!(line.packets_from_guest.len(), HISTORY_TICKS);
         assert_eq!(line.packets_from_guest.first(), Some(&Some(3.0)));
-        history.append([(&web(B), TickRates::UNKNOWN)].into_iter());
+        append(&history, [(&web(B), TickRates::UNKNOWN)]);
+        history.forget(A);
         let view = history.view(Some("7"));
         assert_eq!(view.vms.len(), 1, "{view:?}");
         assert_eq!((view.vms[0].start_ticks, view.vms[0].vcpu.len()), (2, 1));
@@ -249,11 +224,36 @@ mod tests {
     }
 
     #[test]
+    fn ticks_between_two_looks_have_their_means() {
+        let history = RateHistory::new(Duration::from_secs(1));
+        append(&history, [(&web(A), TickRates::of(&activity(2)))]);
+        (0..3).for_each(|_| history.tick());
+        let rates = TickRates::UNKNOWN.with(Rate::PacketsFromGuest, Some(5.0));
+        history.append([(&web(A), rates)].into_iter());
+        // A second look in the same tick brings nothing.
+        history.append([(&web(A), TickRates::UNKNOWN)].into_iter());
+        let line = history.view(None).vms.remove(0);
+        assert_eq!(line.packets_from_guest, [Some(1.0), Some(5.0), Some(5.0), Some(5.0)]);
+        assert_eq!(line.vcpu, [Some(1.0), None, None, None]);
+        append(&history, [(&web(A), TickRates::of(&activity(0)))]);
+        assert_eq!(history.view(None).vms[0].vcpu, [Some(1.0); 5]);
+    }
+
+    #[test]
+    fn each_vm_that_rests_has_its_turn() {
+        for pid in [1, 5, 6, 10, 4711] {
+            let vm = VmId { pid, start_ticks: 1 };
+            let turns = (0..10 * u64::from(REST_TICKS)).filter(|tick| is_turn_of(vm, *tick));
+            assert_eq!(turns.count(), 10);
+        }
+    }
+
+    #[test]
     fn a_reader_goes_on_from_the_last_ticks_and_their_number() {
         let history = RateHistory::new(Duration::from_secs(1));
         assert_eq!(history.last(2).0, 0);
         for tick in 1..=5 {
-            history.append([(&web(A), TickRates::of(&activity(tick * 2)))].into_iter());
+            append(&history, [(&web(A), TickRates::of(&activity(tick * 2)))]);
         }
         let (ticks, view) = history.last(2);
         assert_eq!((ticks, &view.vms[0].packets_from_guest), (5, &vec![Some(4.0), Some(5.0)]));
@@ -263,8 +263,8 @@ mod tests {
     #[test]
     fn what_is_written_as_json_is_read_back() {
         let history = RateHistory::new(Duration::from_secs(1));
-        history.append([(&web(A), TickRates::of(&activity(9)))].into_iter());
-        history.append([(&web(A), TickRates::UNKNOWN)].into_iter());
+        append(&history, [(&web(A), TickRates::of(&activity(9)))]);
+        append(&history, [(&web(A), TickRates::UNKNOWN)]);
         let ticks = Ticks::from(&history.view(None).vms[0]);
         let sent = ticks.last(9).map(|rates| rates.get(Rate::PacketsFromGuest));
         assert_eq!(sent.collect::<Vec<_>>(), [Some(4.5), None]);

@@ -36,7 +36,7 @@ use crate::single_flight::SingleFlight;
 pub(crate) use counts::Counts;
 pub(crate) use incidents::IncidentCounts;
 pub(crate) use notifications::{NotificationCounts, Told};
-pub(crate) use snapshot::{Beats, MapFill, ProgramFigures, Snapshot, VmFigures};
+pub(crate) use snapshot::{Beats, IN_FLIGHT, MapFill, ProgramFigures, Snapshot, VmFigures};
 
 /// What the last tick saw; `None` before the first one.
 pub(crate) type Latest = watch::Receiver<Option<Arc<Snapshot>>>;

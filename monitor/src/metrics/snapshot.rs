@@ -11,6 +11,9 @@ use flatline_detector::{policy::Mode, verdict::Cause};
 use flatline_qemu::discover::Vm;
 use flatline_samples::{Memory, RunState, VcpuTime};
 
+/// The map of what is in flight.
+pub(crate) const IN_FLIGHT: &str = "in_flight";
+
 /// The host and its VMs at the end of a tick.
 #[derive(Clone, Debug)]
 pub(crate) struct Snapshot {
@@ -32,6 +35,18 @@ pub(crate) struct Snapshot {
     pub most_vms: usize,
     /// All VMs.
     pub vms: Vec<VmFigures>,
+}
+
+impl Snapshot {
+    /// The same with the figures of its VMs, and what these add up to.
+    #[must_use]
+    pub(crate) fn with(mut self, vms: Vec<VmFigures>) -> Self {
+        let in_flight = vms.iter().filter_map(VmFigures::in_flight).sum();
+        for fill in self.maps.iter_mut().filter(|fill| fill.map == IN_FLIGHT) {
+            fill.used = in_flight;
+        }
+        Self { vms, ..self }
+    }
 }
 
 /// An eBPF program.

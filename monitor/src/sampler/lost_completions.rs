@@ -71,6 +71,11 @@ impl LostCompletions {
                 self.suspected = Some(Suspected { since: now, idle_since, counts });
             }
         }
+        self.without_lost(storage)
+    }
+
+    /// `storage` without the requests that are known to be lost.
+    pub(crate) fn without_lost(&self, storage: StorageCounters) -> StorageCounters {
         StorageCounters { tracked_ops: storage.tracked_ops.saturating_sub(self.lost), ..storage }
     }
 }

@@ -19,7 +19,7 @@ const BUFFER_BYTES: usize = 8 * 4096;
 const RECORD_BYTES: usize = size_of::<ThreadTime>();
 
 /// Reads the iterator anew each time.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ThreadReader {
     path: PathBuf,
 }

@@ -35,11 +35,19 @@ const FRESH_MARGIN: Duration = Duration::from_secs(10);
 
 const WHAT: &str = "its memory";
 
+/// What is told of a VM's memory.
+#[derive(Clone, Debug)]
+pub(crate) struct MemoryTold {
+    /// Time between two readings; zero: none.
+    every: Duration,
+    /// The last reading, and when it was taken.
+    latest: Option<(SystemTime, Arc<Memory>)>,
+}
+
 /// The memory of one VM.
 #[derive(Debug)]
 pub(crate) struct MemoryWatch {
-    /// Time between two readings; zero: none.
-    every: Duration,
+    told: MemoryTold,
     /// Whether the balloon may be polled where no other client does. Not through libvirt, where each command is a program's
     /// start, and which polls it itself if its domain is configured so.
     polls: bool,
@@ -49,11 +57,45 @@ pub(crate) struct MemoryWatch {
     balloon: Option<Balloon>,
     /// Shared with the witness.
     pub(crate) turns: Turns,
-    /// The last reading, and when it was taken.
-    latest: Option<(SystemTime, Arc<Memory>)>,
     /// When the last reading was recorded.
     recorded: Option<Duration>,
     was_thrashing: bool,
+}
+
+impl MemoryTold {
+    /// For people and scripts.
+    pub(crate) fn view(&self) -> MemoryView {
+        match &self.latest {
+            Some((read, memory)) => MemoryView::new(memory, *read),
+            None => MemoryView {
+                guest_missing: Some(
+                    if self.every.is_zero() { "it is not read" } else { "it was not read yet" }
+                        .to_owned(),
+                ),
+                ..MemoryView::default()
+            },
+        }
+    }
+
+    /// What was read last; `None` before that.
+    pub(crate) fn latest(&self) -> Option<Arc<Memory>> {
+        self.latest.as_ref().map(|(_, memory)| memory.clone())
+    }
+
+    /// That the guest thrashes, in words, where it does.
+    pub(crate) fn thrashing(&self) -> Option<String> {
+        let age = Duration::from_secs(unix_now().saturating_sub(self.told_at()?));
+        let (_, memory) = self.latest.as_ref()?;
+        let strain = memory.strain.filter(Strain::is_thrashing)?;
+        let fresh = self.every.saturating_mul(FRESH_READINGS).saturating_add(FRESH_MARGIN);
+        (age <= fresh).then(|| strain.describe())
+    }
+
+    /// When the guest told what is known; `None` where nothing is.
+    fn told_at(&self) -> Option<u64> {
+        let (_, memory) = self.latest.as_ref()?;
+        Some(memory.guest.as_ref().ok()?.told_at)
+    }
 }
 
 /// What a reading brought.
@@ -87,13 +129,12 @@ struct Errand {
 impl MemoryWatch {
     pub(crate) fn new(every: Duration, transport: Option<&Transport>, now: Duration) -> Self {
         Self {
-            every,
+            told: MemoryTold { every, latest: None },
             polls: !matches!(transport, Some(Transport::Libvirt(_))),
             due: now,
             reading: None,
             balloon: None,
             turns: Turns::default(),
-            latest: None,
             recorded: None,
             was_thrashing: false,
         }
@@ -101,8 +142,8 @@ impl MemoryWatch {
 
     /// It is read so often from now on.
     pub(crate) fn set_every(&mut self, every: Duration) {
-        self.due = self.due.saturating_sub(self.every.saturating_sub(every));
-        self.every = every;
+        self.due = self.due.saturating_sub(self.told.every.saturating_sub(every));
+        self.told.every = every;
     }
 
     /// Ends a reading that is under way: QEMU has something else to do.
@@ -115,50 +156,27 @@ impl MemoryWatch {
     /// The guest boots anew: what it told before says nothing of this boot.
     pub(crate) fn forget_guest(&mut self) {
         self.was_thrashing = false;
-        if let Some((_, memory)) = &mut self.latest {
+        if let Some((_, memory)) = &mut self.told.latest {
             let memory = Arc::make_mut(memory);
             (memory.guest, memory.strain) = (missing("it told nothing in this boot"), None);
         }
     }
 
-    /// Whether a reading is due.
-    pub(crate) fn is_due(&self, now: Duration) -> bool {
-        !self.every.is_zero() && self.reading.is_none() && now >= self.due
+    /// When the next reading is due; `None` while one is under way, and where it is not read.
+    pub(crate) fn due(&self) -> Option<Duration> {
+        (!self.told.every.is_zero() && self.reading.is_none()).then_some(self.due)
     }
 
-    /// For people and scripts.
-    pub(crate) fn view(&self) -> MemoryView {
-        match &self.latest {
-            Some((read, memory)) => MemoryView::new(memory, *read),
-            None => MemoryView {
-                guest_missing: Some(
-                    if self.every.is_zero() { "it is not read" } else { "it was not read yet" }
-                        .to_owned(),
-                ),
-                ..MemoryView::default()
-            },
-        }
-    }
-
-    /// What was read last; `None` before that.
-    pub(crate) fn latest(&self) -> Option<Arc<Memory>> {
-        self.latest.as_ref().map(|(_, memory)| memory.clone())
-    }
-
-    /// That the guest thrashes, in words, where it does.
-    pub(crate) fn thrashing(&self) -> Option<String> {
-        let age = Duration::from_secs(unix_now().saturating_sub(self.told_at()?));
-        let (_, memory) = self.latest.as_ref()?;
-        let strain = memory.strain.filter(Strain::is_thrashing)?;
-        let fresh = self.every.saturating_mul(FRESH_READINGS).saturating_add(FRESH_MARGIN);
-        (age <= fresh).then(|| strain.describe())
+    /// What is told of it.
+    pub(crate) fn told(&self) -> &MemoryTold {
+        &self.told
     }
 
     /// Takes in what a reading brought; returns it as one with what is known from before.
     fn take(&mut self, read: MemoryRead, same_boot: bool) -> Arc<Memory> {
         let MemoryRead { boot_began: _, balloon, guest, qemu } = read;
         self.balloon = balloon;
-        let before = self.latest.as_ref().map(|(_, memory)| memory);
+        let before = self.told.latest.as_ref().map(|(_, memory)| memory);
         let known = before.and_then(|memory| Some((memory.guest.as_ref().ok()?, memory.strain)));
         let guest = match guest {
             Ok(_) if !same_boot => Err(Unread::NotNow("it booted meanwhile".to_owned())),
@@ -178,14 +196,8 @@ impl MemoryWatch {
             (Err(Unread::NotNow(why) | Unread::Untold(why)), _) => (missing(&why), None),
         };
         let memory = Arc::new(Memory { guest, strain, qemu });
-        self.latest = Some((SystemTime::now(), memory.clone()));
+        self.told.latest = Some((SystemTime::now(), memory.clone()));
         memory
-    }
-
-    /// When the guest told what is known; `None` where nothing is.
-    fn told_at(&self) -> Option<u64> {
-        let (_, memory) = self.latest.as_ref()?;
-        Some(memory.guest.as_ref().ok()?.told_at)
     }
 }
 
@@ -197,7 +209,7 @@ impl WatchedVm {
     ) -> impl Future<Output = MemoryRead> + Send + use<> {
         let stop = CancellationToken::new();
         self.memory.reading = Some(stop.clone());
-        self.memory.due = now + self.memory.every;
+        self.memory.due = now + self.memory.told.every;
         let known = self.memory.balloon.clone();
         let errand = errand(self, stop);
         let (id, boot_began) = (self.vm.id, self.detector.watch.boot.began);
@@ -215,7 +227,7 @@ impl WatchedVm {
     /// Its memory was read.
     pub(crate) fn memory_read(&mut self, read: MemoryRead, now: Duration) {
         self.memory.reading = None;
-        let before = self.memory.told_at();
+        let before = self.memory.told.told_at();
         if before.is_none() && matches!(read.guest, Err(Unread::NotNow(_))) {
             self.memory.due = self.memory.due.min(now + AGAIN_AFTER);
         }
@@ -228,8 +240,8 @@ impl WatchedVm {
             let change = if thrashes.is_some() { "" } else { "no longer thrashing: " };
             info!(vm = self.vm.name, "{change}{strain}");
         }
-        let due = |recorded: Duration| now.saturating_sub(recorded) >= self.memory.every;
-        if self.memory.told_at() != before || self.memory.recorded.is_none_or(due) {
+        let due = |recorded: Duration| now.saturating_sub(recorded) >= self.memory.told.every;
+        if self.memory.told.told_at() != before || self.memory.recorded.is_none_or(due) {
             self.memory.recorded = Some(now);
             self.step(&Input::Memory(memory), now);
         }

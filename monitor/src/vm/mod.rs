@@ -11,6 +11,7 @@ mod monitor_link;
 mod recorder;
 mod rest;
 mod sensors;
+mod sight;
 
 use std::{
     collections::BTreeMap,
@@ -20,11 +21,12 @@ use std::{
 
 pub(crate) use detector::{Detector, detection_policy};
 pub(crate) use looks::Looks;
-pub(crate) use memory::{MemoryRead, MemoryWatch};
+pub(crate) use memory::{MemoryRead, MemoryTold, MemoryWatch};
 pub(crate) use monitor_link::MonitorLink;
 pub(crate) use recorder::{RECORDING, Recorder};
 pub(crate) use rest::{Resting, Signs};
 pub(crate) use sensors::{HostReadings, Sensors};
+pub(crate) use sight::{Level, Sight};
 
 use crate::{config::Config, history::TickRates, recovery::RecoveryState, sampler::CounterMaps};
 use flatline_detector::verdict::{Act, Input, State};

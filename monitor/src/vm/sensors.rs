@@ -47,12 +47,12 @@ pub(crate) struct Sensors {
     /// The slot it is counted in, or why it isn't.
     pub(crate) slot: Result<u32, String>,
     pub(crate) taps: Vec<TapProbe>,
-    lost_completions: LostCompletions,
+    pub(super) lost_completions: LostCompletions,
     /// Its last sample, and when it was taken.
     pub(crate) sample: Option<(Duration, VmSample)>,
     pub(crate) activity: Option<Activity>,
-    /// What is shown of it instead, of a VM that rests.
-    shown: Option<(VmSample, Option<Activity>)>,
+    /// What moved up to when it was last looked at to be shown, of a VM that rests.
+    shown: Option<Box<Activity>>,
     /// Its counters in the last tick.
     glanced: Option<Glance>,
     /// Its agent's port, if it has one.
@@ -163,7 +163,7 @@ impl Sensors {
     }
 
     /// Whether what is sent to the guest is counted on all of its taps.
-    fn sees_to_guest(&self) -> bool {
+    pub(super) fn sees_to_guest(&self) -> bool {
         self.taps.iter().all(|probe| probe.unseen.is_none())
     }
 
@@ -235,8 +235,7 @@ impl Sensors {
     ) {
         if self.is_counted {
             let sample = self.sample_since(id, link, host, now);
-            let activity = self.since(&sample, now);
-            self.shown = Some((sample, activity));
+            self.shown = self.since(&sample, now).map(Box::new);
         }
     }
 
@@ -269,17 +268,9 @@ impl Sensors {
         self.activity.as_ref().filter(|_| is_now)
     }
 
-    /// The newest sample that there is of it.
-    pub(crate) fn newest_sample(&self) -> Option<&VmSample> {
-        self.shown.as_ref().map(|(sample, _)| sample).or(self.sample.as_ref().map(|(_, s)| s))
-    }
-
-    /// What moved up to that one.
+    /// What moved up to the newest sample that there is of it.
     pub(crate) fn newest_activity(&self) -> Option<&Activity> {
-        match &self.shown {
-            Some((_, activity)) => activity.as_ref(),
-            None => self.activity.as_ref(),
-        }
+        self.shown.as_deref().or(self.activity.as_ref())
     }
 
     /// Takes these for its vCPUs' threads.

@@ -60,7 +60,7 @@ impl Looks {
 }
 
 /// The loop's end.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Publisher {
     looks: Arc<Mutex<Looks>>,
     latest: watch::Sender<Option<Arc<PageSnapshot>>>,

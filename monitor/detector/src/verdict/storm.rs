@@ -22,13 +22,15 @@ pub enum StormAssessment {
     Storm(String),
 }
 
-/// Assesses whether the host has a storm, from all of its VMs.
+/// Assesses whether the host has a storm, from all of its VMs: `watches`, and so many that live beside these.
 pub fn assess_storm<'a>(
     watches: impl Iterator<Item = &'a Watch>,
+    living: usize,
     storm: &Storm,
     now: Duration,
 ) -> StormAssessment {
-    let (mut all, mut silent, mut unheard) = (0_u32, 0_u32, 0_u32);
+    let living = u32::try_from(living).unwrap_or(u32::MAX);
+    let (mut all, mut silent, mut unheard) = (living, 0_u32, 0_u32);
     for watch in watches {
         match vote(watch, now) {
             StormVote::Elsewhere => continue,
@@ -126,7 +128,7 @@ mod tests {
     }
 
     fn judge(watches: &[Watch]) -> StormAssessment {
-        assess_storm(watches.iter(), &STORM, NOW)
+        assess_storm(watches.iter(), 0, &STORM, NOW)
     }
 
     #[test]
@@ -135,6 +137,8 @@ mod tests {
         let three = [suspect(1), suspect(1), suspect(1)];
         assert!(matches!(judge(&three), StormAssessment::Storm(_)));
         assert_eq!(judge(&three[..2]), StormAssessment::Few);
+        assert!(matches!(assess_storm(three.iter(), 3, &STORM, NOW), StormAssessment::Storm(_)));
+        assert_eq!(assess_storm(three.iter(), 4, &STORM, NOW), StormAssessment::Few);
         let of_six = [three.to_vec(), vec![alive(), alive(), alive()]].concat();
         assert!(matches!(judge(&of_six), StormAssessment::Storm(_)));
         assert_eq!(judge(&[of_six, vec![alive()]].concat()), StormAssessment::Few);

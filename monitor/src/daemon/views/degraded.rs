@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{Views, last_sample};
+use super::Views;
 use crate::{
     daemon::watchers,
     probes::kvm,
@@ -42,7 +42,8 @@ impl Views<'_> {
                 Err(why) => degraded.push(format!("{name} is not counted: {why}")),
                 Ok(_) => degraded.extend(unseen_taps(watched)),
             }
-            let storage = last_sample(watched).and_then(|sample| sample.storage.as_ref().ok());
+            let sample = watched.sensors.sample.as_ref().map(|(_, sample)| sample);
+            let storage = sample.and_then(|sample| sample.storage.as_ref().ok());
             let untracked = storage.map_or(0, |storage| storage.untracked_ops);
             if untracked > 0 {
                 degraded.push(format!(
@@ -72,9 +73,10 @@ impl Views<'_> {
 
     /// The VMs of which the monitor can't be used though QEMU was told to have one, and why.
     fn unused_monitors(&self) -> Option<String> {
-        let vms = self.registry.vms.values();
-        let old = vms.filter(|watched| watchers::age(watched.vm.id) >= Some(LISTENS_AFTER));
-        let mut unused: Vec<String> = old
+        let is_old = |watched: &&WatchedVm| watchers::age(watched.vm.id) >= Some(LISTENS_AFTER);
+        let meant = self.registry.vms.values().filter(|watched| is_meant(watched));
+        let mut unused: Vec<String> = meant
+            .filter(is_old)
             .filter_map(|it| Some(format!("{} ({})", it.vm.name, unused_monitor(it)?)))
             .collect();
         let more = unused.len().saturating_sub(MOST_MONITORS_NAMED);
@@ -86,9 +88,9 @@ impl Views<'_> {
     }
 }
 
-/// Why a VM's monitor is not used, though QEMU was told to have one.
-fn unused_monitor(watched: &WatchedVm) -> Option<String> {
-    let is_meant = match &watched.link.qmp {
+/// Whether QEMU was told to have a monitor that is not used.
+fn is_meant(watched: &WatchedVm) -> bool {
+    match &watched.link.qmp {
         None => watched.vm.qmp_sockets.is_empty() && !watched.vm.unused_monitors.is_empty(),
         Some(_) => match &watched.link.state {
             // A QEMU that answers late is judged for that.
@@ -98,9 +100,13 @@ fn unused_monitor(watched: &WatchedVm) -> Option<String> {
             | QmpState::Refused { .. }
             | QmpState::Closed { .. } => true,
         },
-    };
+    }
+}
+
+/// Why a VM's monitor is not used.
+fn unused_monitor(watched: &WatchedVm) -> Option<String> {
     match watched.link.monitor() {
-        Monitor::Unknown(why) | Monitor::NotStarted(why) if is_meant => Some(why),
+        Monitor::Unknown(why) | Monitor::NotStarted(why) => Some(why),
         _ => None,
     }
 }

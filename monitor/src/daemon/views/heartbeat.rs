@@ -1,6 +1,6 @@
 //! Views of heartbeats: what guests' agents said, on the cards and the port together.
 
-use super::{Views, signals::signal};
+use super::{Teller, Views, signals::signal};
 use crate::{
     api::view::{HeartbeatView, SignalView},
     rfc3339,
@@ -19,7 +19,7 @@ pub(super) struct HeartbeatSummary<'a> {
     pub(super) last: Option<(&'a LastBeat, Option<f64>)>,
 }
 
-impl Views<'_> {
+impl Teller {
     /// Puts together what was heard on all ways, such as cards and port; `None` where nothing was.
     pub(super) fn summary<'a>(
         &self,
@@ -42,14 +42,9 @@ impl Views<'_> {
         (summary.last.is_some() || summary.malformed > 0).then_some(summary)
     }
 
-    /// What the VM's agent said, read anew.
-    pub(super) fn heartbeat_view(&self, watched: &WatchedVm) -> Option<HeartbeatView> {
-        let slot = watched.sensors.slot.as_ref().ok();
-        let on_cards =
-            slot.and_then(|slot| self.sampler.signs.heartbeats.of(watched.vm.id, *slot).ok());
-        let by_port = watched.sensors.port.as_ref().and_then(|port| port.heartbeats().ok());
-        let HeartbeatSummary { beats, failures, malformed, last } =
-            self.summary(on_cards.iter().chain(&by_port))?;
+    /// What the VM's agent said on all ways.
+    pub(super) fn heartbeat_view(&self, said: &[Heartbeats]) -> Option<HeartbeatView> {
+        let HeartbeatSummary { beats, failures, malformed, last } = self.summary(said)?;
         let (last, last_seconds) = last.unzip();
         Some(HeartbeatView {
             beats,
@@ -68,10 +63,12 @@ impl Views<'_> {
     fn age_of(&self, heard: Heard) -> Option<f64> {
         match heard {
             Heard::Jiffies(jiffies) => self.since_jiffies(jiffies),
-            Heard::At(moment) => Some(self.context.now.saturating_sub(moment).as_secs_f64()),
+            Heard::At(moment) => Some(self.now.saturating_sub(moment).as_secs_f64()),
         }
     }
+}
 
+impl Views<'_> {
     /// The heartbeat's line among the signals, where it was ever heard in this boot.
     pub(super) fn heartbeat_signal(&self, watched: &WatchedVm) -> Option<SignalView> {
         let heartbeat = watched.detector.watch.boot.heartbeat.as_ref()?;

@@ -3,24 +3,26 @@
 //! They are put together from what the loop's parts hold, and change nothing.
 
 mod degraded;
+mod facts;
 mod figures;
 mod heartbeat;
 mod signals;
+mod teller;
 mod vm;
 
 use std::time::Duration;
 
 use super::{host_sampler::HostSampler, registry::Registry};
 use crate::{
-    api::view::{
-        DumpView, HistoryView, HostView, ProbeState, ProbeView, ShowView, StatusView, TapView,
-    },
+    api::view::{DumpView, HistoryView, HostView, ProbeState, ProbeView, ShowView, TapView},
     recovery::{Supervisor, evidence::dump},
     vm::{Context, WatchedVm},
 };
 use flatline_detector::verdict::Monitor;
 use flatline_qemu::discover::{Vm, VmId};
-use flatline_samples::VmSample;
+
+pub(super) use facts::VmFacts;
+pub(super) use teller::Teller;
 
 /// Everything that a view is made from.
 pub(super) struct Views<'a> {
@@ -28,11 +30,12 @@ pub(super) struct Views<'a> {
     pub(super) sampler: &'a HostSampler,
     pub(super) recovery: &'a Supervisor,
     pub(super) context: Context<'a>,
+    pub(super) teller: Teller,
 }
 
 impl Views<'_> {
-    /// All VMs, and the host that lacks what `degraded` says, of a daemon that has been running for `uptime`.
-    pub(in crate::daemon) fn status(&self, degraded: &[String], uptime: Duration) -> StatusView {
+    /// The host, which lacks what `degraded` says, and the daemon, which has been running for `uptime`.
+    pub(in crate::daemon) fn host(&self, degraded: &[String], uptime: Duration) -> HostView {
         let probes = self.sampler.health.iter().map(|program| ProbeView {
             name: program.program.to_owned(),
             required: program.required,
@@ -40,18 +43,15 @@ impl Views<'_> {
             detail: program.failure.clone().unwrap_or_else(|| program.hook.to_owned()),
         });
         let host = rustix::system::uname();
-        StatusView {
-            host: HostView {
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                hostname: host.nodename().to_str().ok().map(ToOwned::to_owned),
-                kernel: host.release().to_string_lossy().into_owned(),
-                uptime_seconds: uptime.as_secs(),
-                mode: self.context.config.mode,
-                vms: self.registry.vms.len(),
-                probes: probes.collect(),
-                degraded: (!degraded.is_empty()).then(|| degraded.join("; ")),
-            },
-            vms: self.registry.vms.values().map(|watched| self.vm(watched)).collect(),
+        HostView {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            hostname: host.nodename().to_str().ok().map(ToOwned::to_owned),
+            kernel: host.release().to_string_lossy().into_owned(),
+            uptime_seconds: uptime.as_secs(),
+            mode: self.context.config.mode,
+            vms: self.registry.vms.len(),
+            probes: probes.collect(),
+            degraded: (!degraded.is_empty()).then(|| degraded.join("; ")),
         }
     }
 
@@ -82,7 +82,7 @@ impl Views<'_> {
             Monitor::Unknown(why) | Monitor::Unresponsive(why) | Monitor::NotStarted(why) => why,
         };
         ShowView {
-            vm: self.vm(watched),
+            vm: self.teller.view(&self.facts(watched), None),
             executable: watched.vm.executable.display().to_string(),
             uid: watched.vm.origin.uid,
             start_ticks: watched.vm.id.start_ticks,
@@ -107,19 +107,10 @@ impl Views<'_> {
         serde_json::to_string_pretty(&shown).unwrap_or_default() + "\n"
     }
 
-    /// Seconds since a moment in the kernel's ticks; `None` where that can't be told.
-    fn since_jiffies(&self, moment: u64) -> Option<f64> {
-        self.sampler.since_jiffies(moment, self.context.now)
-    }
-
     /// How far the memory dump of a VM is; `None` while none is taken.
     fn dump(&self, id: VmId) -> Option<DumpView> {
         let dump::State { since, completed_bytes, total_bytes, written_bytes } =
             self.recovery.dump_of(id)?;
         Some(DumpView { since, completed_bytes, total_bytes, written_bytes })
     }
-}
-
-fn last_sample(watched: &WatchedVm) -> Option<&VmSample> {
-    watched.sensors.newest_sample()
 }

@@ -1,55 +1,51 @@
 //! View of one VM, as `status` has it.
 
-use std::time::Duration;
-
 use monitor_ebpf::StorageCounters;
 
-use super::{Views, last_sample};
+use super::{
+    VmFacts,
+    teller::{Read, Teller},
+};
 use crate::{
     api::view::{NetworkView, OwnerView, StorageView, VcpuView, VmView},
     recovery::actuator::chosen,
-    sampler::ticks,
-    vm::WatchedVm,
+    sampler::{ThreadTimes, ticks},
 };
-use flatline_detector::verdict::State;
 use flatline_qemu::discover::Vm;
 use flatline_samples::InFlightAges;
 
-impl Views<'_> {
-    /// What `status` says of a VM.
-    pub(super) fn vm(&self, watched: &WatchedVm) -> VmView {
-        let sample = last_sample(watched);
-        let activity = watched.sensors.newest_activity();
-        let clocks = sample.and_then(|sample| sample.vcpus.as_ref().ok());
-        let vcpus = clocks.into_iter().flatten().map(|clock| VcpuView {
+impl Teller {
+    /// What `status` says of these VMs.
+    pub(in crate::daemon) fn views(&self, vms: &[VmFacts]) -> Vec<VmView> {
+        let threads = self.read_threads(vms);
+        vms.iter().map(|facts| self.view(facts, threads.as_ref())).collect()
+    }
+
+    /// What `status` says of a VM, with the times of its threads, or as its own clocks have them.
+    pub(super) fn view(&self, facts: &VmFacts, threads: Option<&ThreadTimes>) -> VmView {
+        let VmFacts { vm, sight, .. } = facts;
+        let Read { network, storage, vcpus, said } = self.read(facts, threads);
+        let vcpus = vcpus.into_iter().flatten().map(|clock| VcpuView {
             id: clock.index,
             tid: clock.tid,
-            busy_ratio: activity
-                .and_then(|activity| activity.vcpus.as_ref().ok())
-                .and_then(|vcpus| vcpus.iter().find(|vcpu| vcpu.tid == clock.tid))
-                .map(|vcpu| vcpu.busy),
+            busy_ratio: self.busy(&sight.level, &clock),
         });
-        let network = sample.and_then(|sample| sample.network.as_ref().ok().copied().flatten());
-        let sees_to_guest = sample.is_some_and(|sample| sample.sees_to_guest);
-        let storage = sample.and_then(|sample| sample.storage.as_ref().ok());
-        let in_flight = sample.and_then(|sample| sample.in_flight);
-        let restarts = self.recovery.restarts_in_window(watched, self.context.wall);
-        let (state, cause, reason) = watched.detector.watch.shown_state();
+        let sees_to_guest = sight.sees_to_guest;
         VmView {
-            name: watched.vm.name.clone(),
-            uuid: watched.vm.uuid.clone(),
-            pid: watched.vm.id.pid,
-            accelerator: watched.vm.accelerator.to_string(),
-            owner: self.owner_view(&watched.vm),
-            run_state: watched.link.run_state.as_ref().map(ToString::to_string),
-            state: state.to_owned(),
-            cause: cause.map(|cause| cause.to_string()),
-            reason: said(watched, state, reason),
-            since: self.context.wall_clock(watched.detector.watch.since),
-            flat_seconds: self.flat(watched).map(|flat| flat.as_secs_f64()),
-            restarts_in_window: u32::try_from(restarts.len()).unwrap_or(u32::MAX),
-            hold: self.recovery.held(watched.key(), self.context.wall),
-            guest_resets_in_window: self.guest_resets_in_window(watched),
+            name: vm.name.clone(),
+            uuid: vm.uuid.clone(),
+            pid: vm.id.pid,
+            accelerator: vm.accelerator.to_string(),
+            owner: self.owner_view(vm),
+            run_state: facts.run_state.as_ref().map(ToString::to_string),
+            state: facts.state.to_owned(),
+            cause: facts.cause.map(|cause| cause.to_string()),
+            reason: reason(facts),
+            since: facts.since,
+            flat_seconds: facts.flat.map(|flat| flat.as_secs_f64()),
+            restarts_in_window: u32::try_from(facts.restarts_in_window).unwrap_or(u32::MAX),
+            hold: facts.hold.clone(),
+            guest_resets_in_window: facts.guest_resets_in_window,
             vcpus: vcpus.collect(),
             network: network.map(|network| NetworkView {
                 guest_tx_packets: network.guest_tx_packets,
@@ -61,27 +57,15 @@ impl Views<'_> {
                 arp_answers: network.arp_answers,
                 ndp_answers: network.ndp_answers,
             }),
-            storage: storage.map(|storage| storage_view(storage, in_flight)),
-            heartbeat: self.heartbeat_view(watched),
-            memory: watched.memory.view(),
+            storage: storage.map(|storage| storage_view(&storage, sight.in_flight)),
+            heartbeat: self.heartbeat_view(&said),
+            memory: facts.memory.view(),
         }
-    }
-
-    /// Time since the last sign of life; `None` where that can't be told.
-    pub(super) fn flat(&self, watched: &WatchedVm) -> Option<Duration> {
-        let is_seen = watched.detector.watch.state != State::Unobservable;
-        is_seen.then(|| watched.silence(self.context.now))
-    }
-
-    /// How often the guest was reset by itself within `boot_loop_window`; a burst counts once.
-    pub(super) fn guest_resets_in_window(&self, watched: &WatchedVm) -> usize {
-        let (now, window) = (self.context.now, watched.detector.detection.policy.boot_loop_window);
-        watched.detector.watch.resets.iter().filter(|at| now.saturating_sub(**at) < window).count()
     }
 
     /// What started the QEMU, and what would restart it.
     fn owner_view(&self, vm: &Vm) -> OwnerView {
-        let actuation = self.context.config.actuation_for(&vm.name);
+        let actuation = self.config.actuation_for(&vm.name);
         let by = chosen(&vm.ownership, &actuation);
         OwnerView {
             kind: vm.ownership.owner.kind().to_owned(),
@@ -95,10 +79,10 @@ impl Views<'_> {
 
 /// Why a VM stands where it does. That its guest thrashes is no verdict, but worth to know of one that is neither well
 /// nor dead.
-fn said(watched: &WatchedVm, state: &str, reason: &str) -> String {
-    match (state, watched.memory.thrashing()) {
+fn reason(VmFacts { state, reason, memory, .. }: &VmFacts) -> String {
+    match (*state, memory.thrashing()) {
         ("alive" | "suspect" | "unobservable", Some(thrashing)) => format!("{reason}; {thrashing}"),
-        _ => reason.to_owned(),
+        _ => reason.clone(),
     }
 }
 

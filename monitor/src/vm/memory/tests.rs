@@ -92,14 +92,17 @@ fn unread(guest: Result<GuestMemory, Unread>) -> MemoryRead {
 fn two_tellings_make_a_rate_and_one_that_is_read_again_keeps_it() {
     let (mut watch, now) = (watch(), unix_now());
     assert_eq!(watch.take(read(now - 30, 0), true).strain, None);
-    assert_eq!(watch.thrashing(), None);
+    assert_eq!(watch.told.thrashing(), None);
     watch.take(read(now, 3000), true);
     watch.take(read(now, 3000), true);
     let words = "thrashing: 1.0 % of its memory available, 100 major faults/s";
-    assert_eq!(watch.thrashing().as_deref(), Some(words));
-    assert_eq!((watch.view().thrashing, watch.view().qemu_rss_bytes), (Some(true), Some(7)));
+    assert_eq!(watch.told.thrashing().as_deref(), Some(words));
+    assert_eq!(
+        (watch.told.view().thrashing, watch.told.view().qemu_rss_bytes),
+        (Some(true), Some(7))
+    );
     watch.take(read(now + 30, 3100), true);
-    assert_eq!((watch.thrashing(), watch.view().thrashing), (None, Some(false)));
+    assert_eq!((watch.told.thrashing(), watch.told.view().thrashing), (None, Some(false)));
 }
 
 #[test]
@@ -107,13 +110,13 @@ fn who_cannot_be_asked_now_keeps_what_he_told_last_and_is_not_said_to_thrash_for
     let (mut watch, now) = (watch(), unix_now());
     watch.take(read(now - 100, 0), true);
     watch.take(read(now - 69, 5000), true);
-    assert!(watch.thrashing().is_some());
+    assert!(watch.told.thrashing().is_some());
     let not_now = || unread(Err(Unread::NotNow("busy".to_owned())));
     let memory = watch.take(not_now(), true);
     assert_eq!(memory.guest.as_ref().map(|guest| guest.major_faults), Ok(Some(5000)));
     watch.take(read(now - 95, 0), true);
     watch.take(read(now - 75, 5000), true);
-    assert_eq!((watch.view().thrashing, watch.thrashing()), (Some(true), None));
+    assert_eq!((watch.told.view().thrashing, watch.told.thrashing()), (Some(true), None));
 }
 
 #[test]
@@ -122,7 +125,7 @@ fn a_balloon_that_is_gone_takes_its_figures_with_it() {
     watch.take(read(100, 0), true);
     let gone = unread(Err(Unread::Untold("QEMU names no balloon".to_owned())));
     assert!(watch.take(gone, true).guest.is_err());
-    let view = watch.view();
+    let view = watch.told.view();
     assert_eq!((view.total_bytes, view.qemu_rss_bytes), (None, Some(7)));
     assert_eq!(view.guest_missing.as_deref(), Some("QEMU names no balloon"));
 }
@@ -133,11 +136,11 @@ fn what_was_told_in_another_boot_is_not_this_ones() {
     watch.take(read(now - 30, 0), true);
     watch.take(read(now, 9000), true);
     watch.forget_guest();
-    assert_eq!((watch.thrashing(), watch.told_at()), (None, None));
-    assert_eq!(watch.view().qemu_rss_bytes, Some(7));
+    assert_eq!((watch.told.thrashing(), watch.told.told_at()), (None, None));
+    assert_eq!(watch.told.view().qemu_rss_bytes, Some(7));
     // A reading that began before the reset comes in after it.
     watch.take(read(now, 9000), false);
-    assert_eq!(watch.told_at(), None);
+    assert_eq!(watch.told.told_at(), None);
     assert_eq!(watch.take(read(now, 10), true).strain, None);
 }
 
@@ -145,12 +148,12 @@ fn what_was_told_in_another_boot_is_not_this_ones() {
 fn a_reading_is_due_once_at_a_time_and_never_where_none_is_wanted() {
     let second = Duration::from_secs(1);
     let mut watch = MemoryWatch::new(30 * second, None, 5 * second);
-    assert!(!watch.is_due(4 * second) && watch.is_due(5 * second));
+    assert_eq!(watch.due(), Some(5 * second));
     watch.reading = Some(CancellationToken::new());
-    assert!(!watch.is_due(99 * second));
+    assert_eq!(watch.due(), None);
     watch.give_up();
     assert!(watch.reading.as_ref().is_some_and(CancellationToken::is_cancelled));
     let never = MemoryWatch::new(Duration::ZERO, None, Duration::ZERO);
-    assert!(!never.is_due(99 * second));
-    assert_eq!(never.view().guest_missing.as_deref(), Some("it is not read"));
+    assert_eq!(never.due(), None);
+    assert_eq!(never.told.view().guest_missing.as_deref(), Some("it is not read"));
 }

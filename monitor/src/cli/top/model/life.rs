@@ -16,7 +16,8 @@ pub(in crate::cli::top) fn life(ticks: &Ticks, width: usize) -> Vec<Option<f64>>
         is_told.then_some(sum)
     };
     let shown = ticks.last(width);
-    std::iter::repeat_n(None, width - shown.len()).chain(shown.map(life)).collect()
+    let lacking = width.saturating_sub(ticks.len());
+    std::iter::repeat_n(None, lacking).chain(shown.map(life)).collect()
 }
 
 #[cfg(test)]

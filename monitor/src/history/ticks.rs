@@ -1,0 +1,109 @@
+//! The last ticks of one VM.
+
+use std::collections::VecDeque;
+
+use super::{HISTORY_TICKS, Rate, TickRates};
+use crate::api::view::LineView;
+
+/// No mean of the vCPUs' level is over more ticks.
+const MOST_UNREAD: usize = 32;
+
+/// Ticks in a row that have the same rates: those over which they are the means.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    rates: TickRates,
+    ticks: usize,
+}
+
+/// A VM's last ticks, the oldest first, [`HISTORY_TICKS`] at most.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ticks {
+    runs: VecDeque<Run>,
+    /// Ticks of all runs.
+    length: usize,
+}
+
+impl Ticks {
+    /// Appends a tick; see [`Ticks::push_run`].
+    pub(crate) fn push(&mut self, rates: TickRates) {
+        self.push_run(rates, 1);
+    }
+
+    /// Appends so many ticks, of which `rates` are the means, and for which the oldest ones go where there is no room. Ticks
+    /// before them of which the vCPUs' level is unknown were part of what its level is the mean of.
+    pub(super) fn push_run(&mut self, rates: TickRates, ticks: usize) {
+        if ticks == 0 {
+            return;
+        }
+        let level = [Rate::Vcpu, Rate::VcpuWanted].map(|rate| (rate, rates.get(rate)));
+        if level[0].1.is_some() {
+            let mut filled = ticks;
+            for run in self.runs.iter_mut().rev() {
+                filled += run.ticks;
+                if filled > MOST_UNREAD + ticks || run.rates.get(Rate::Vcpu).is_some() {
+                    break;
+                }
+                for (rate, value) in level {
+                    run.rates = run.rates.with(rate, value.map(f64::from));
+                }
+            }
+        }
+        let ticks = ticks.min(HISTORY_TICKS);
+        self.runs.push_back(Run { rates, ticks });
+        self.length += ticks;
+        self.trim();
+    }
+
+    fn trim(&mut self) {
+        while let Some(oldest) = self.runs.front_mut()
+            && self.length > HISTORY_TICKS
+        {
+            let surplus = self.length - HISTORY_TICKS;
+            if oldest.ticks > surplus {
+                oldest.ticks -= surplus;
+                self.length -= surplus;
+            } else {
+                self.length -= oldest.ticks;
+                self.runs.pop_front();
+            }
+        }
+    }
+
+    /// The last `most`, the oldest first.
+    pub(crate) fn last(&self, most: usize) -> impl Iterator<Item = &TickRates> + Clone {
+        let all = self.runs.iter().flat_map(|run| std::iter::repeat_n(&run.rates, run.ticks));
+        all.skip(self.length.saturating_sub(most))
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.length
+    }
+
+    /// The newest one; one of which nothing is known where there is none.
+    pub(crate) fn newest(&self) -> TickRates {
+        self.runs.back().map_or(TickRates::UNKNOWN, |run| run.rates)
+    }
+
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+}
+
+impl From<&LineView> for Ticks {
+    fn from(line: &LineView) -> Self {
+        let at = |row: &[Option<f32>], tick: usize| row.get(tick).copied().flatten().map(f64::from);
+        let rates = |tick| {
+            TickRates::UNKNOWN
+                .with(Rate::PacketsFromGuest, at(&line.packets_from_guest, tick))
+                .with(Rate::PacketsToGuest, at(&line.packets_to_guest, tick))
+                .with(Rate::Completed, at(&line.completed, tick))
+                .with(Rate::Vcpu, at(&line.vcpu, tick))
+                .with(Rate::InFlight, at(&line.in_flight, tick))
+        };
+        let mut ticks = Self::default();
+        (0..line.packets_from_guest.len()).for_each(|tick| ticks.push(rates(tick)));
+        ticks
+    }
+}
