@@ -44,7 +44,8 @@ pub(super) async fn attempts(
     outbox.state_at_last(QmpState::Connecting, inbox).await?;
     loop {
         inbox.keeps = keeps;
-        let disconnect = match sockets.connect(inbox, outbox, patience).await? {
+        // In a box, since the room for it is kept by no session that is connected.
+        let disconnect = match Box::pin(sockets.connect(inbox, outbox, patience)).await? {
             Err(disconnect) => disconnect,
             Ok(stream) => {
                 // It may have been in use for so long that no commands were kept any more.
@@ -74,7 +75,7 @@ pub(super) async fn attempts(
             pauses.reset();
             inbox.first_or(sleep(limits.brief_poll)).await?;
         } else {
-            pauses.after(disconnect, inbox, outbox).await?;
+            Box::pin(pauses.after(disconnect, inbox, outbox)).await?;
         }
     }
 }

@@ -7,12 +7,13 @@
 mod replies;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
+use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::codec::{Decoder, Encoder};
@@ -31,8 +32,7 @@ use crate::qmp::QmpEvent;
 use crate::qmp::codec::{Command, Message, QmpCodec};
 use crate::text::error_chain;
 
-/// What is read at a time, and the most room that is kept between messages: that is kept for each VM of the
-/// host, and most messages are shorter.
+/// What is read at a time.
 const READ_BYTES: usize = 1 << 10;
 
 /// How long a connection is kept.
@@ -52,9 +52,9 @@ pub(super) async fn hold(
     limits: Limits,
     style: Style,
 ) -> Result<Disconnect, Ended> {
-    let (mut reader, writer) = stream.into_split();
+    let (reader, writer) = stream.into_split();
     let mut talk = Conversation::new(limits, style);
-    let mut received = BytesMut::with_capacity(READ_BYTES);
+    let mut received = BytesMut::new();
     loop {
         while matches!(talk.phase, Phase::Open)
             && let Some(request) = inbox.kept.pop_front()
@@ -72,27 +72,42 @@ pub(super) async fn hold(
                 }
                 Ok(())
             }
-            read = reader.read_buf(&mut received) => match read {
+            read = read(&reader, &mut received) => match read {
                 Ok(0) => Err(Disconnect::Closed("QEMU closed the connection".to_owned())),
-                Ok(bytes) => talk.receive(bytes, &mut received, outbox).await,
+                // In a box, like all that is seldom: the room for it is kept by none that waits.
+                Ok(bytes) => Box::pin(talk.receive(bytes, &mut received, outbox)).await,
                 Err(error) => Err(Disconnect::Closed(error_chain(&error))),
             },
             sent = talk.unsent.send(writer.as_ref()), if !talk.unsent.is_empty() => {
                 sent.map_err(|error| Disconnect::Closed(error_chain(&error)))
             }
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
-                talk.expire(outbox).await
+                Box::pin(talk.expire(outbox)).await
             }
         };
         if let Err(disconnect) = step {
             talk.disconnect();
             return Ok(disconnect);
         }
-        // A long message's room is given back; there is one such buffer for each VM of the host.
-        if received.is_empty() && received.capacity() > READ_BYTES {
+        // Their room is given back: there are such ones for each VM of the host.
+        if received.is_empty() {
             received = BytesMut::new();
         }
+        if talk.unanswered.is_empty() {
+            talk.unanswered = BTreeMap::new();
+        }
+    }
+}
+
+/// Reads some; takes room for that only once there is something to read.
+async fn read(reader: &OwnedReadHalf, received: &mut BytesMut) -> io::Result<usize> {
+    loop {
+        reader.readable().await?;
         received.reserve(READ_BYTES);
+        match reader.try_read_buf(received) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            read => return read,
+        }
     }
 }
 

@@ -63,6 +63,10 @@ impl Outgoing {
             self.descriptors.pop_front();
         }
         self.bytes.advance(sent);
+        if self.bytes.is_empty() {
+            // Its room is given back: there is one for each VM of the host.
+            self.bytes = BytesMut::new();
+        }
         for (at, _) in &mut self.descriptors {
             *at = at.saturating_sub(sent);
         }

@@ -20,7 +20,8 @@ const LONGEST_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
 /// [`QmpHandle::close`].
 #[derive(Debug, Clone)]
 pub struct QmpHandle {
-    pub(super) requests: mpsc::Sender<Request>,
+    /// In boxes: a channel has room for many of them from the start, and there is one for each VM of the host.
+    pub(super) requests: mpsc::Sender<Box<Request>>,
     pub(super) closing: CancellationToken,
 }
 
@@ -66,7 +67,7 @@ impl QmpHandle {
         let command = command.to_owned();
         let request =
             Request { command: command.clone(), arguments, descriptor, limit, deadline, reply };
-        self.requests.try_send(request).map_err(|error| match error {
+        self.requests.try_send(Box::new(request)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => QmpError::Busy,
             mpsc::error::TrySendError::Closed(_) => QmpError::SessionClosed,
         })?;
@@ -106,7 +107,7 @@ impl Request {
 }
 
 pub(super) struct Inbox {
-    pub(super) requests: mpsc::Receiver<Request>,
+    pub(super) requests: mpsc::Receiver<Box<Request>>,
     pub(super) closing: CancellationToken,
     /// Commands that wait for a connection.
     pub(super) kept: VecDeque<Request>,
@@ -120,7 +121,7 @@ impl Inbox {
             // What comes after the end is not carried out any more.
             biased;
             () = self.closing.cancelled() => Err(Ended),
-            request = self.requests.recv() => request.ok_or(Ended),
+            request = self.requests.recv() => request.map(|request| *request).ok_or(Ended),
         }
     }
 
