@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal};
 use std::path::Path;
+use std::time::Duration;
 
 use crate::config::Source;
 use anyhow::Context;
@@ -22,6 +23,8 @@ const ARENAS: libc::c_int = 2;
 /// Looks into `/proc` that may wait at a time. Each takes a thread with its memory, and a host with more
 /// QEMUs that hang has other troubles.
 const BLOCKING_THREADS: usize = 64;
+/// They take turns, so that a few looks a second would keep as many threads as there ever were, each with its stack.
+const BLOCKING_KEEP_ALIVE: Duration = Duration::from_millis(500);
 
 pub(super) fn run(source: Source) -> Result<Answer, Failure> {
     let config = source.load().map_err(|error| Failure::Usage(error.into()))?;
@@ -35,6 +38,7 @@ pub(super) fn run(source: Source) -> Result<Answer, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(BLOCKING_THREADS)
+        .thread_keep_alive(BLOCKING_KEEP_ALIVE)
         .enable_all()
         .build()
         .context("can't start the runtime")

@@ -41,7 +41,7 @@ pub(super) fn publish_changes(
     context: &Context<'_>,
 ) {
     // One that rests is alive and counted, and was so before it came to rest.
-    let awake = || awake.iter().filter_map(|id| vms.get_key_value(id));
+    let awake = || awake.iter().filter_map(|id| vms.get(id).map(|watched| (id, watched)));
     let lost = lost_sensors(awake().map(|(_, watched)| watched), sampler);
     notifier.publish(|events, wall_clock| {
         let mut news = events.of_sensors(lost, context.now, wall_clock);

@@ -48,7 +48,7 @@ impl EventLoop {
         if only.is_none() {
             self.recovery.release_all(&context);
         }
-        for (id, watched) in &mut self.registry.vms {
+        for (id, watched) in self.registry.vms.iter_mut() {
             if only.is_none_or(|only| only == *id) {
                 self.recovery.release(watched, &context);
             }

@@ -289,7 +289,7 @@ async fn a_qemu_that_was_killed_is_started_again_and_its_successor_is_waited_for
     let toml =
         "[recovery]\nactuator = \"command\"\ncommand = [\"/bin/true\"]\nstart_exited = true\n";
     let mut rig = Rig::new(toml);
-    let vms = Vms::new();
+    let vms = Vms::default();
     let words = rig.with(|supervisor, watched, context| {
         supervisor.qemu_ended(watched, Some(9), &vms, context)
     });
@@ -307,7 +307,7 @@ async fn a_qemu_that_was_killed_is_started_again_and_its_successor_is_waited_for
 #[tokio::test]
 async fn a_qemu_that_was_stopped_is_left_so() {
     let mut rig = Rig::new("[recovery]\ncommand = [\"/bin/true\"]\nstart_exited = true\n");
-    let vms = Vms::new();
+    let vms = Vms::default();
     let words = rig.with(|supervisor, watched, context| {
         supervisor.qemu_ended(watched, Some(15), &vms, context)
     });

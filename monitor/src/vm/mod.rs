@@ -12,9 +12,9 @@ mod recorder;
 mod rest;
 mod sensors;
 mod sight;
+mod vms;
 
 use std::{
-    collections::BTreeMap,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -27,10 +27,11 @@ pub(crate) use recorder::{RECORDING, Recorder};
 pub(crate) use rest::{Resting, Signs};
 pub(crate) use sensors::{HostReadings, Sensors};
 pub(crate) use sight::{Level, Sight};
+pub(crate) use vms::Vms;
 
 use crate::{config::Config, history::TickRates, recovery::RecoveryState, sampler::CounterMaps};
 use flatline_detector::verdict::{Act, Input, State};
-use flatline_qemu::discover::{Vm, VmId};
+use flatline_qemu::discover::Vm;
 
 /// Why nothing is counted of what was found just now.
 pub(crate) const PENDING: &str = "its programs are being attached";
@@ -62,9 +63,6 @@ impl<'a> Context<'a> {
 pub(crate) fn key(vm: &Vm) -> &str {
     vm.uuid.as_deref().unwrap_or(&vm.name)
 }
-
-/// All VMs that are watched.
-pub(crate) type Vms = BTreeMap<VmId, WatchedVm>;
 
 /// One VM.
 #[derive(Debug)]
