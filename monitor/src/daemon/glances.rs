@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use super::event_loop::EventLoop;
-use crate::history;
+use crate::{history, vm::WatchedVm};
 
 impl EventLoop {
     /// Appends a tick that ended at `now`.
     pub(super) fn append_to_history(&mut self, now: Duration) {
         let (history, counters) = (&self.publisher.history, &self.sampler.counters);
-        history.tick();
+        history.tick(now);
         let tick = self.sampler.ticks;
         let in_turn = self.registry.vms.iter_mut();
         history.append(
@@ -28,12 +28,12 @@ impl EventLoop {
         }
     }
 
-    /// Appends what is not there yet of those that rest: they are to be drawn.
-    pub(super) fn complete_history(&mut self) {
+    /// Appends what is not there yet of those that rest and `are_drawn`.
+    pub(super) fn complete_history(&mut self, are_drawn: impl Fn(&WatchedVm) -> bool) {
         let (now, counters) = (self.now(), &self.sampler.counters);
         let history = &self.publisher.history;
-        for (id, watched) in &mut self.registry.vms {
-            if history.lacks(*id) {
+        for (id, watched) in self.registry.vms.iter_mut() {
+            if history.lacks(*id) && are_drawn(watched) {
                 let rates = watched.rates(counters, now);
                 history.append([(&watched.vm, rates)].into_iter());
             }

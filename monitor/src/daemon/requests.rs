@@ -24,7 +24,7 @@ impl EventLoop {
                 if let Some(Err(refusal)) = vm.as_deref().map(|vm| self.registry.find(vm)) {
                     return answer(reply, refusal);
                 }
-                self.complete_history();
+                self.complete_history(|_| true);
                 let history = self.publisher.history.clone();
                 // The text of 1,000 VMs takes longer than a tick has.
                 answer_from_thread(reply, move || Reply::ok(&history.view(vm.as_deref())));
@@ -58,9 +58,12 @@ impl EventLoop {
 
     fn show(&mut self, vm: &str) -> Reply {
         self.wake_called(Some(vm));
+        self.complete_history(|watched| watched.vm.is_called(vm));
         match self.registry.find(vm) {
             Ok(watched) => {
-                let history = watched.detector.recorder.history(self.now());
+                let recent = self.publisher.history.recent(watched.vm.id);
+                let recorder = &watched.detector.recorder;
+                let history = recorder.history(self.now(), recent.as_ref());
                 Reply::ok(&self.views().show(watched, history))
             }
             Err(refusal) => refusal,

@@ -74,7 +74,7 @@ impl EventLoop {
         if self.publisher.page_in_making.as_ref().is_some_and(|making| !making.is_finished()) {
             return;
         }
-        self.complete_history();
+        self.complete_history(|_| true);
         let shown = self.shown(&wanted);
         let (tick, status, page) = (self.sampler.ticks, self.status(), self.publisher.page.clone());
         self.publisher.page_in_making = Some(spawn_blocking(move || {

@@ -84,7 +84,7 @@ impl Upkeep {
             looks.extend(look);
             look.is_none()
         });
-        for id in self.in_turn(vms, tick) {
+        for id in self.in_turn(vms.tree(), tick) {
             self.unverified.insert(id);
             looks.extend(vms.get_mut(&id).and_then(|watched| look_at(watched, tick, now)));
         }

@@ -61,9 +61,32 @@ impl VmTicks {
     }
 }
 
+/// A VM's last ticks, and when they were.
+#[derive(Clone, Debug)]
+pub(crate) struct Recent {
+    ticks: Ticks,
+    /// When the last one ended, since the host's start.
+    ended: Duration,
+    interval: Duration,
+}
+
+impl Recent {
+    /// When each tick began, in seconds since the host's start, and its rates, the newest first.
+    pub(crate) fn newest_first(&self) -> impl Iterator<Item = (f64, TickRates)> {
+        let (ended, interval) = (self.ended.as_secs_f64(), self.interval.as_secs_f64());
+        let mut begins = ended;
+        self.ticks.newest_first().map(move |rates| {
+            begins -= interval;
+            (begins, *rates)
+        })
+    }
+}
+
 #[derive(Debug)]
 struct State {
     interval: Duration,
+    /// When the last tick ended, since the host's start.
+    ended: Duration,
     /// How many ticks there were.
     ticks: u64,
     vms: BTreeMap<VmId, VmTicks>,
@@ -76,7 +99,12 @@ pub(crate) struct RateHistory(Arc<Mutex<State>>);
 impl RateHistory {
     /// Of no VM so far; a tick is due each `interval`.
     pub(crate) fn new(interval: Duration) -> Self {
-        Self(Arc::new(Mutex::new(State { interval, ticks: 0, vms: BTreeMap::new() })))
+        Self(Arc::new(Mutex::new(State {
+            interval,
+            ended: Duration::ZERO,
+            ticks: 0,
+            vms: BTreeMap::new(),
+        })))
     }
 
     /// Ticks are due at another interval from now on: the rates are per second whatever it is.
@@ -84,9 +112,20 @@ impl RateHistory {
         self.state().interval = interval;
     }
 
-    /// A tick ended. What it brought of each VM is appended now, or by a later look.
-    pub(crate) fn tick(&self) {
-        self.state().ticks += 1;
+    /// A tick ended at `now`. What it brought of each VM is appended now, or by a later look.
+    pub(crate) fn tick(&self, now: Duration) {
+        let mut state = self.state();
+        state.ticks += 1;
+        state.ended = now;
+    }
+
+    /// The last ticks of a VM, if there are any.
+    pub(crate) fn recent(&self, vm: VmId) -> Option<Recent> {
+        let state = self.state();
+        let VmTicks { ticks, tick, .. } = state.vms.get(&vm)?;
+        let lacking = u32::try_from(state.ticks.saturating_sub(*tick)).ok()?;
+        let ended = state.ended.saturating_sub(state.interval.saturating_mul(lacking));
+        Some(Recent { ticks: ticks.clone(), ended, interval: state.interval })
     }
 
     /// Appends the rates of VMs up to the last tick, since each one's last look; the level of its vCPUs is that over the ticks in
@@ -165,7 +204,7 @@ mod tests {
     }
 
     fn append<const N: usize>(history: &RateHistory, vms: [(&Arc<Vm>, TickRates); N]) {
-        history.tick();
+        history.tick(Duration::ZERO);
         history.append(vms.into_iter());
     }
 
@@ -227,7 +266,7 @@ mod tests {
     fn ticks_between_two_looks_have_their_means() {
         let history = RateHistory::new(Duration::from_secs(1));
         append(&history, [(&web(A), TickRates::of(&activity(2)))]);
-        (0..3).for_each(|_| history.tick());
+        (0..3).for_each(|_| history.tick(Duration::ZERO));
         let rates = TickRates::UNKNOWN.with(Rate::PacketsFromGuest, Some(5.0));
         history.append([(&web(A), rates)].into_iter());
         // A second look in the same tick brings nothing.

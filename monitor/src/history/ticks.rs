@@ -75,6 +75,12 @@ impl Ticks {
         all.skip(self.length.saturating_sub(most))
     }
 
+    /// All of them, the newest first.
+    pub(super) fn newest_first(&self) -> impl Iterator<Item = &TickRates> {
+        let newest_first = self.runs.iter().rev();
+        newest_first.flat_map(|run| std::iter::repeat_n(&run.rates, run.ticks))
+    }
+
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
         self.length

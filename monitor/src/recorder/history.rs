@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::{
     api::view::{HistoryView, MarkKind, MarkView, MemoryMomentView},
-    history::{RATES, Rate, TickRates},
+    history::{RATES, Rate, Recent, TickRates},
 };
 use flatline_detector::recording::{Decoded, Segment, record::Record};
 use flatline_detector::{
@@ -31,11 +31,13 @@ struct Cell {
 /// The rates of a second, in the order of [`Rate`].
 type Second = [Cell; RATES];
 
-/// The seconds up to `now`, at most `keep` of them; segments that can't be read are left out.
+/// The seconds up to `now`, at most `keep` of them; segments that can't be read are left out. Of a rest, which is one record,
+/// `recent` ticks tell more, as far as there are any.
 pub(crate) fn history(
     segments: &[impl AsRef<Segment>],
     now: Duration,
     keep: Duration,
+    recent: Option<&Recent>,
 ) -> HistoryView {
     let begins = segments.first().map_or(now, |segment| segment.as_ref().began);
     let span = now.saturating_sub(begins).min(keep);
@@ -49,8 +51,9 @@ pub(crate) fn history(
         for record in records {
             let second = index(record.at.as_secs_f64() - zero).filter(|second| *second < seconds);
             match (&record.input, second) {
-                (Input::Tick(tick) | Input::Lived { tick, .. }, _) => {
-                    add(&mut cells, zero, record.at, &tick.activity)
+                (Input::Tick(tick), _) => add(&mut cells, zero, record.at, &tick.activity),
+                (Input::Lived { tick, .. }, _) => {
+                    add_rest(&mut cells, zero, record.at, &tick.activity, recent);
                 }
                 (Input::Memory(read), Some(second)) => {
                     memory.push(MemoryMomentView::new(read, second));
@@ -130,9 +133,37 @@ fn mark(record: &Record) -> Option<MarkKind> {
 fn add(cells: &mut [Second], zero: f64, at: Duration, activity: &Activity) {
     let ends = at.as_secs_f64() - zero;
     let begins = ends - activity.elapsed.as_secs_f64();
+    add_span(cells, (begins, ends), TickRates::of(activity).all());
+}
+
+/// The same of a rest that ended at `at`: what its ticks say, where these are still known, and else what it was in the mean.
+fn add_rest(
+    cells: &mut [Second],
+    zero: f64,
+    at: Duration,
+    activity: &Activity,
+    recent: Option<&Recent>,
+) {
+    let mean = TickRates::of(activity).all();
+    let mut ends = at.as_secs_f64() - zero;
+    let begins = ends - activity.elapsed.as_secs_f64();
+    for (tick_begins, rates) in recent.into_iter().flat_map(Recent::newest_first) {
+        let tick_begins = (tick_begins - zero).max(begins);
+        if tick_begins >= ends {
+            continue;
+        }
+        let mut known = rates.all();
+        known.iter_mut().zip(mean).for_each(|(rate, mean)| *rate = rate.or(mean));
+        add_span(cells, (tick_begins, ends), known);
+        ends = tick_begins;
+    }
+    add_span(cells, (begins, ends), mean);
+}
+
+/// Adds rates to the seconds that such a time covers, from `zero` on.
+fn add_span(cells: &mut [Second], (begins, ends): (f64, f64), rates: [Option<f64>; RATES]) {
     let Some(last) = index(ends.max(0.0)) else { return };
     let first = index(begins.max(0.0)).unwrap_or(0);
-    let rates = TickRates::of(activity).all();
     for (second, row) in cells.iter_mut().enumerate().take(last.saturating_add(1)).skip(first) {
         #[expect(clippy::cast_precision_loss, reason = "it is bounded")]
         let start = second as f64;

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     api::view::HistoryView,
     config,
+    history::Recent,
     recorder::{archive::Archive, history},
     storage::incident::Incident,
 };
@@ -45,7 +46,9 @@ impl Recorder {
 
     pub(crate) fn start(config: config::Recorder, header: Header, archive: &Archive) -> Self {
         let config::Recorder { keep, disk, max_mib: _ } = config;
-        let limits = Limits { keep, most_bytes: Limits::MOST_BYTES };
+        // What is to be on disk is there within a minute; else, what few records there are of a VM that rests share one.
+        let longest_segment = if disk { Duration::ZERO } else { keep };
+        let limits = Limits { keep, most_bytes: Limits::MOST_BYTES, longest_segment };
         let tape = || Tape {
             ring: Ring::new(limits, header.pid),
             header: Arc::new(header),
@@ -87,10 +90,10 @@ impl Recorder {
     }
 
     /// The same for people to look at.
-    pub(crate) fn history(&self, now: Duration) -> Option<HistoryView> {
+    pub(crate) fn history(&self, now: Duration, recent: Option<&Recent>) -> Option<HistoryView> {
         let tape = self.0.as_ref()?;
         let segments = [&tape.earlier[..], &tape.ring.segments()].concat();
-        Some(history::history(&segments, now, tape.keep))
+        Some(history::history(&segments, now, tape.keep, recent))
     }
 
     /// The recording that belongs to `incident`, which notes it among its evidence; `None` where an earlier one

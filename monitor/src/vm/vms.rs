@@ -34,6 +34,11 @@ impl Vms {
         self.0.len()
     }
 
+    /// As they stand in their order.
+    pub(crate) fn tree(&self) -> &BTreeMap<VmId, Box<WatchedVm>> {
+        &self.0
+    }
+
     pub(crate) fn keys(&self) -> impl Iterator<Item = &VmId> {
         self.0.keys()
     }

@@ -10,6 +10,8 @@ use crate::verdict::{Act, Input, Silence, State, Watch};
 
 /// A segment is closed when it is as old as this, or earlier where less is to be kept.
 const SEGMENT: Duration = Duration::from_secs(60);
+/// Unless it has fewer bytes than this, as that of a VM that rests: a checkpoint takes as much as many of its records.
+const SEGMENT_LEAST_BYTES: usize = 2 << 10;
 /// And where it takes more than this part of all bytes.
 const SEGMENTS_AT_LEAST: usize = 8;
 
@@ -21,6 +23,8 @@ pub struct Limits {
     /// The most bytes that it takes. Five minutes of an idle VM with one vCPU are 6.6 KiB, and those of one
     /// with 16 vCPUs 46 KiB; a second of suspicion, in which its witnesses speak, is up to 1 KiB.
     pub most_bytes: usize,
+    /// How old a segment of few bytes may become: one that is to be written down is at most a minute old.
+    pub longest_segment: Duration,
 }
 
 impl Limits {
@@ -115,8 +119,9 @@ pub struct Ring {
     closed: VecDeque<Arc<Segment>>,
     open: Option<Segment>,
     before: Before,
-    /// When the open one is closed.
+    /// When the open one is closed, and when at the latest if it has few bytes.
     closes: Duration,
+    closes_at_last: Duration,
     /// The first one is closed early by this, so that not all VMs' are at the same moment.
     early: Duration,
     /// Records that could not be kept since the last one that was.
@@ -135,6 +140,7 @@ impl Ring {
             open: None,
             before: Before::default(),
             closes: Duration::ZERO,
+            closes_at_last: Duration::ZERO,
             early,
             lost: 0,
             bytes: 0,
@@ -145,7 +151,9 @@ impl Ring {
     /// that.
     pub fn prepare(&mut self, watch: &Watch, now: Duration) -> Option<Arc<Segment>> {
         let full = |open: &Segment| {
-            now >= self.closes || open.bytes.len() >= self.limits.most_bytes / SEGMENTS_AT_LEAST
+            let is_short = open.bytes.len() < SEGMENT_LEAST_BYTES;
+            now >= (if is_short { self.closes_at_last } else { self.closes })
+                || open.bytes.len() >= self.limits.most_bytes / SEGMENTS_AT_LEAST
         };
         let closed = if self.open.as_ref().is_some_and(full) { self.close() } else { None };
         if self.open.is_none() {
@@ -153,6 +161,7 @@ impl Ring {
             self.before = Before::new(now);
             let length = SEGMENT.min(self.limits.keep / 5).max(Duration::from_secs(5));
             self.closes = now + length.saturating_sub(mem::take(&mut self.early).min(length / 2));
+            self.closes_at_last = self.closes.max(now + self.limits.longest_segment);
         }
         self.trim(now);
         closed
@@ -182,7 +191,7 @@ impl Ring {
         self.lost = self.lost.saturating_add(1);
         if written.is_ok() {
             open.bytes.truncate(length);
-            self.closes = Duration::ZERO;
+            (self.closes, self.closes_at_last) = (Duration::ZERO, Duration::ZERO);
         } else {
             self.lost = self.lost.saturating_add(open.records + open.lost);
             self.open = None;

@@ -70,7 +70,7 @@ impl Recorded {
             }
         }
         let header = reader.header();
-        recorded.history = history(&segments, ends, MOST_KEPT);
+        recorded.history = history(&segments, ends, MOST_KEPT, None);
         let span = Duration::from_secs(recorded.history.seconds as u64);
         recorded.begins = header.wall_clock(ends.saturating_sub(span));
         recorded.flat_for = Some(header.detection.policy.flat_for);

@@ -199,7 +199,14 @@ fn panicked() -> (Incident, Vec<u8>) {
     let detection = DetectionPolicy { policy, tick: Duration::from_secs(1) };
     let (mut watch, mut ring) = (
         Watch::begin(Duration::ZERO, Duration::from_secs(1000), Duration::from_secs(1)),
-        Ring::new(Limits { keep: Duration::from_secs(300), most_bytes: Limits::MOST_BYTES }, 0),
+        Ring::new(
+            Limits {
+                longest_segment: Duration::ZERO,
+                keep: Duration::from_secs(300),
+                most_bytes: Limits::MOST_BYTES,
+            },
+            0,
+        ),
     );
     let mut tell = |input: &Input, now: Duration| {
         ring.prepare(&watch, now);

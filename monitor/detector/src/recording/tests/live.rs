@@ -155,7 +155,8 @@ impl Live {
 }
 
 pub(crate) fn limits() -> Limits {
-    Limits { keep: 300 * SECOND, most_bytes: Limits::MOST_BYTES }
+    let longest_segment = Duration::ZERO;
+    Limits { keep: 300 * SECOND, most_bytes: Limits::MOST_BYTES, longest_segment }
 }
 
 /// A guest that works for `seconds`, then panics and spins for 40.

@@ -3,7 +3,7 @@ use super::{super::Limits, *};
 #[test]
 fn the_bytes_stay_within_their_bound_whatever_comes() {
     let most_bytes = 8 << 10;
-    let mut live = Live::new(Limits { keep: 300 * SECOND, most_bytes });
+    let mut live = Live::new(Limits { most_bytes, ..limits() });
     let text = |length: usize| Input::Unseen("x".repeat(length));
     for round in 0..2000 {
         live.second(1, 0.5);
@@ -31,6 +31,19 @@ fn the_time_is_kept_and_not_much_more() {
 }
 
 #[test]
+fn what_few_records_there_are_share_a_segment() {
+    let mut live = Live::new(Limits { longest_segment: 300 * SECOND, ..limits() });
+    for _ in 0..100 {
+        live.now += 30 * SECOND;
+        live.tell(&Input::Unseen("a reason".to_owned()));
+    }
+    let kept = live.now - live.ring.begins().expect("something");
+    assert!(kept >= 299 * SECOND && kept <= 660 * SECOND, "{kept:?}");
+    let segments = live.ring.segments();
+    assert!(segments.len() <= 3, "{}", segments.len());
+}
+
+#[test]
 fn segments_follow_each_other_without_a_gap_and_their_checkpoints_are_the_state() {
     let live = a_panic_after(200);
     let segments = live.ring.segments();
@@ -49,7 +62,7 @@ fn segments_follow_each_other_without_a_gap_and_their_checkpoints_are_the_state(
 
 #[test]
 fn a_record_that_does_not_fit_is_left_out_and_counted() {
-    let mut live = Live::new(Limits { keep: 300 * SECOND, most_bytes: 8 << 10 });
+    let mut live = Live::new(Limits { most_bytes: 8 << 10, ..limits() });
     live.second(1, 0.5);
     live.tell(&Input::Unseen("x".repeat(2000)));
     live.second(1, 0.5);
@@ -62,7 +75,7 @@ fn a_record_that_does_not_fit_is_left_out_and_counted() {
 
 #[test]
 fn nothing_is_kept_where_nothing_is_to_be_but_all_is_handed_on() {
-    let mut live = Live::new(Limits { keep: Duration::ZERO, most_bytes: 64 << 10 });
+    let mut live = Live::new(Limits { keep: Duration::ZERO, most_bytes: 64 << 10, ..limits() });
     for _ in 0..100 {
         live.second(1, 0.5);
     }
