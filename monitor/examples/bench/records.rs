@@ -19,7 +19,11 @@ use crate::{clock, print};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// As much as is kept of a VM by default.
-const LIMITS: Limits = Limits { keep: Duration::from_secs(300), most_bytes: Limits::MOST_BYTES };
+const LIMITS: Limits = Limits {
+    longest_segment: Duration::ZERO,
+    keep: Duration::from_secs(300),
+    most_bytes: Limits::MOST_BYTES,
+};
 
 #[derive(Args)]
 pub(crate) struct Options {

@@ -72,8 +72,8 @@ impl Format {
 
 /// A snapshot that is younger is not made anew, however many clients ask.
 const YOUNG_FOR: Duration = Duration::from_millis(900);
-/// How long the loop may take to make one.
-const FRESH_WITHIN: Duration = Duration::from_millis(500);
+/// How long the loop may take to make one: less than a scrape that comes often may take.
+const FRESH_WITHIN: Duration = Duration::from_millis(200);
 
 /// Makes the text, once for each snapshot and format.
 pub(crate) struct Exposition {
