@@ -70,6 +70,8 @@ pub(super) enum Request {
     Forget(VmId),
     /// All VMs that there are were found.
     Found(HashSet<VmId>),
+    /// Suspects may have to be counted under KVM.
+    LoadKvm,
     /// These suspects are to be counted under KVM, and no others.
     Kvm(HashSet<VmId>),
     Stop {
@@ -160,6 +162,13 @@ impl ProbeThread {
     /// Which executables the kernel tells of.
     pub(crate) fn executables(&self) -> Arc<Executables> {
         self.executables.clone()
+    }
+
+    /// Asks for the programs on KVM's tracepoints to be loaded, which takes longer than to attach them; asking again changes nothing.
+    pub(crate) fn load_kvm(&self) {
+        if !self.kvm.borrow().loaded {
+            self.send(Request::LoadKvm);
+        }
     }
 
     /// Asks for these suspects' vCPUs to be counted by KVM's tracepoints, and those of no other VM; none: for the tracepoints to

@@ -80,6 +80,7 @@ impl Worker {
                         self.taps.forget_strangers(&self.loader);
                     }
                 }
+                Request::LoadKvm => self.kvm.load(&mut self.loader),
                 Request::Kvm(suspects) => self.kvm.count(&mut self.loader, &suspects),
                 Request::Stop { keep, done } => {
                     let result = if keep {

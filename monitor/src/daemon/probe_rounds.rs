@@ -13,7 +13,7 @@ use crate::{
     vm::WatchedVm,
 };
 use flatline_detector::verdict::Questions;
-use flatline_qemu::discover::{Tap, TapKind};
+use flatline_qemu::discover::{Accelerator, Tap, TapKind};
 
 /// See the module.
 pub(super) struct ProbeRunner {
@@ -84,6 +84,9 @@ impl ProbeRunner {
         if !matches!(questions, Questions::Calibrate | Questions::IsItUp) {
             // A suspect is to be seen: its programs are looked at, too.
             sampler.probes.attach(id, counted(&watched.vm.plugged));
+            if watched.vm.accelerator == Accelerator::Kvm {
+                sampler.probes.load_kvm();
+            }
         }
         Some(async move {
             context.targets = targets(id.pid, ways).await;

@@ -62,8 +62,8 @@ pub(super) const WITNESS: Witness = Witness {
 const LOOK_FOR: Duration = Duration::from_millis(500);
 /// An older beginning is of an earlier suspicion, and the VM was not counted in between.
 const LONGEST_LOOK: Duration = Duration::from_secs(30);
-/// Time for the tracepoints to be attached: 0.2 s where they are loaded first, more where others' programs are attached before.
-const ATTACHED_WITHIN: Duration = Duration::from_secs(2);
+/// Time for the tracepoints to be attached: some milliseconds, more where others' programs are attached before.
+const ATTACHED_WITHIN: Duration = Duration::from_secs(3);
 
 /// The way to what KVM's tracepoints count of a VM.
 pub(crate) struct KvmWay {

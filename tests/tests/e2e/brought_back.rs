@@ -201,7 +201,8 @@ fn boot_sectors(accelerator: Accelerator) -> Result<()> {
     check_incident(&daemon, &guests[0], "halted", &crashes[0])?;
     check_incident(&daemon, &guests[1], "spinning", &crashes[1])?;
     for guest in &bystanders {
-        ensure!(incidents_of(&daemon, guest.name())?.is_empty(), "{} was suspected", guest.name());
+        let incidents = incidents_of(&daemon, guest.name())?;
+        ensure!(incidents.is_empty(), "{} was suspected: {incidents:?}", guest.name());
         vm(&daemon, guest.name())?;
     }
     Ok(())
