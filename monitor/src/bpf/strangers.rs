@@ -2,7 +2,7 @@
 //! was plugged into.
 //!
 //! Nothing tells which process holds a tap, so that all QEMUs have to be looked at for it. A QEMU that has just started
-//! is looked at in any case: only a tap that is still nobody's after a while is worth that.
+//! is looked at in any case: only a tap that is no VM's after a while is worth that.
 
 use std::collections::HashMap;
 

@@ -25,7 +25,7 @@ use flatline_qemu::discover::VmId;
 const TURNS: Duration = Duration::from_secs(60);
 const TURN_TICKS: u128 = 60;
 /// Ticks between two comparisons of all counts, and between two looks at a VM of which something can't be heard or counted.
-const OFTEN: u64 = 10;
+const OFTEN: u32 = 10;
 /// An event tells that QEMU begins to do something, which takes it a moment.
 const MOMENT: Duration = Duration::from_secs(1);
 /// Events that go on put a look off for no longer than this.
@@ -34,7 +34,7 @@ const PUT_OFF: Duration = Duration::from_secs(5);
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Upkeep {
-    ticks: u64,
+    ticks: u32,
     /// The VM that had its turn last, and what is owed to the others, in VMs times ticks.
     turn: Option<VmId>,
     owed: u128,
@@ -69,12 +69,12 @@ pub(super) struct Means<'a> {
 impl Upkeep {
     /// Has those VMs looked at that are due, of which `awake` were sampled.
     pub(super) fn tick(&mut self, awake: &[VmId], means: &mut Means<'_>) {
-        self.ticks += 1;
+        self.ticks = self.ticks.wrapping_add(1);
         let Means { vms, tick, now, .. } = means;
         let (tick, now) = (*tick, *now);
         let mut looks = Vec::new();
         self.look_at_silent(awake, vms, tick, now, &mut looks);
-        let is_due = |id: &&VmId| u64::from(id.pid) % OFTEN == self.ticks % OFTEN;
+        let is_due = |id: &&VmId| id.pid % OFTEN == self.ticks % OFTEN;
         for id in self.restless.iter().filter(is_due) {
             looks.extend(vms.get_mut(id).and_then(|watched| in_full(watched, now)));
         }
@@ -160,7 +160,7 @@ impl Upkeep {
             }
         }
         // Not all in one tick.
-        let apart = tick * OFTEN as u32 / u32::try_from(missed.len()).unwrap_or(u32::MAX).max(1);
+        let apart = tick * OFTEN / u32::try_from(missed.len()).unwrap_or(u32::MAX).max(1);
         for (at, watched) in (0..).zip(missed.iter().filter_map(|id| vms.get(id))) {
             self.look_in(apart * at, watched, tick, now);
         }
