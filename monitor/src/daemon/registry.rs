@@ -30,8 +30,8 @@ pub(super) struct Registry {
     pub(super) readings: Readings,
     /// Status of QEMUs whose main thread ended, until the process is gone.
     pub(super) statuses: HashMap<u32, i32>,
-    /// VMs were found since memory was last given back.
-    pub(super) has_grown: bool,
+    /// Sweeps after which memory is to be given back, since VMs were found.
+    pub(super) trims: u32,
     /// Many VMs are silent together, in words.
     pub(super) storm: Option<String>,
     /// VMs of which it isn't known yet where they are counted.

@@ -26,6 +26,9 @@ use flatline_qemu::{
 const LOOK_AGAIN: [Duration; 3] =
     [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(3)];
 
+/// After so many sweeps memory is given back, once VMs were found: all has been asked of them once by then.
+const TRIMS: u32 = 6;
+
 impl EventLoop {
     /// Has all of `/proc` looked through for QEMUs.
     pub(super) fn sweep(&mut self) {
@@ -65,7 +68,7 @@ impl EventLoop {
         if self.registry.vms.contains_key(&vm.id) {
             return;
         }
-        self.registry.has_grown = true;
+        self.registry.trims = TRIMS;
         self.bury_predecessors(&vm);
         let now = self.now();
         let id = vm.id;
@@ -128,9 +131,10 @@ impl EventLoop {
     pub(super) fn swept(&mut self, all: &HashSet<VmId>) {
         self.bury(self.registry.vms.keys().filter(|id| !all.contains(id)).copied().collect());
         self.sampler.probes.found(self.registry.vms.keys().copied().collect());
-        if std::mem::take(&mut self.registry.has_grown) {
+        if let Some(fewer) = self.registry.trims.checked_sub(1) {
+            self.registry.trims = fewer;
             // SAFETY: a plain call, which only gives free memory back: to read a QEMU that was found takes
-            // several times what is kept of it.
+            // several times what is kept of it, and so do its sessions' and readings' first answers.
             unsafe { libc::malloc_trim(0) };
         }
         self.starts.swept();
