@@ -1,7 +1,6 @@
 //! Sampler, stage three: readers of all that is known of VMs in numbers, and the only readers of maps.
 
 mod addresses;
-mod batch;
 mod counters;
 mod devices;
 mod heartbeats;
