@@ -24,6 +24,7 @@ offsets! {
     BIO_STATUS_OFFSET
     BIO_NEXT_OFFSET
     REQUEST_BIO_OFFSET
+    REQUEST_LAST_BIO_OFFSET
     TASK_BIO_LIST_OFFSET
     /// Not an offset: the flag `REQ_META`, whose bit differs between kernels.
     REQUEST_META_FLAG
@@ -162,18 +163,23 @@ pub(crate) fn block_request_completed(ctx: BtfTracePointContext) -> i32 {
     let mut bytes_left: u32 = ctx.arg(2);
     // SAFETY: `request` is the tracepoint's own argument; the bios hang on it until its completion was
     // traced.
-    let mut bio: *const u8 = unsafe { field(request, &REQUEST_BIO_OFFSET) };
+    let (mut bio, last): (*const u8, *const u8) =
+        unsafe { (field(request, &REQUEST_BIO_OFFSET), field(request, &REQUEST_LAST_BIO_OFFSET)) };
     for _ in 0..MOST_BIOS_OF_A_REQUEST {
         if bio.is_null() {
+            break;
+        }
+        // Most requests have one, which is not touched unless it is followed: another CPU wrote it last.
+        if bio == last {
+            completed(bio, failed, bytes_left, layout);
             break;
         }
         // SAFETY: as above.
         let bytes: u32 = unsafe { field(bio, &BIO_SIZE_OFFSET) };
         if bytes > bytes_left {
-            // Completed in part: the rest is traced when it completes.
             break;
         }
-        completed(bio, failed, layout);
+        completed(bio, failed, bytes_left, layout);
         bytes_left -= bytes;
         if bytes_left == 0 {
             break;
@@ -194,16 +200,19 @@ pub(crate) fn block_bio_completed(ctx: BtfTracePointContext) -> i32 {
     let bio: *const u8 = ctx.arg(1);
     // SAFETY: `bio` is the tracepoint's own argument.
     let failed = unsafe { field::<u8>(bio, &BIO_STATUS_OFFSET) } != 0;
-    completed(bio, failed, layout);
+    completed(bio, failed, u32::MAX, layout);
     0
 }
 
 /// A function of its own: inside the loop over a request's bios, the verifier would follow each of its ways
 /// on into every later turn.
 #[inline(never)]
-fn completed(bio: *const u8, failed: bool, layout: &'static Layout) {
+fn completed(bio: *const u8, failed: bool, bytes_done: u32, layout: &'static Layout) {
     let Some(place) = in_flight::find(bio, layout) else { return };
-    if !counts(layout) {
+    // SAFETY: `bio` is a tracepoint's argument, or was read from one.
+    let bytes: u32 = unsafe { field(bio, &BIO_SIZE_OFFSET) };
+    // Completed in part: the rest is traced when it completes.
+    if bytes > bytes_done || !counts(layout) {
         return;
     }
     let request = *place;

@@ -403,6 +403,7 @@ pub struct InFlight {
 impl InFlight {
     /// How long ago it was submitted at `jiffies`, in the kernel's ticks; 0 if that was after.
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half, as it was noted")]
     pub const fn age(&self, jiffies: u64) -> u64 {
         // Half a turn of the counter is three months at the fastest tick.
         let age = (jiffies as u32).wrapping_sub(self.submitted_jiffies).cast_signed();

@@ -8,12 +8,13 @@ use super::kernel_types::{KernelTypes, KernelTypesError};
 type Offset = (&'static str, &'static [&'static str]);
 
 /// What every kernel has that flatline runs on.
-const REQUIRED: [Offset; 8] = [
+const REQUIRED: [Offset; 9] = [
     ("BIO_OPF_OFFSET", &["bio", "bi_opf"]),
     ("BIO_SIZE_OFFSET", &["bio", "bi_iter", "bi_size"]),
     ("BIO_STATUS_OFFSET", &["bio", "bi_status"]),
     ("BIO_NEXT_OFFSET", &["bio", "bi_next"]),
     ("REQUEST_BIO_OFFSET", &["request", "bio"]),
+    ("REQUEST_LAST_BIO_OFFSET", &["request", "biotail"]),
     ("TASK_TGID_OFFSET", &["task_struct", "tgid"]),
     ("TASK_BIO_LIST_OFFSET", &["task_struct", "bio_list"]),
     ("TASK_EXIT_CODE_OFFSET", &["task_struct", "exit_code"]),
