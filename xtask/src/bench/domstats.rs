@@ -92,10 +92,11 @@ impl Client {
 
     /// Asks for all that is told of all domains.
     fn poll(&mut self) -> Result<()> {
-        write!(self.commands, "domstats --list-running\necho {END}\n")?;
+        // What is echoed ends no line, but the next command does, if an empty one.
+        write!(self.commands, "domstats --list-running\necho {END}\n\n")?;
         let mut domains = 0;
         let mut line = String::new();
-        while line.trim_end() != END {
+        while !line.starts_with(END) {
             line.clear();
             ensure!(self.answers.read_line(&mut line)? != 0, "virsh has ended");
             domains += usize::from(line.starts_with("Domain: "));

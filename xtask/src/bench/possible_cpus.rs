@@ -198,7 +198,7 @@ busybox mount -t sysfs none /sys
 /bin/busybox --install -s /bin
 export PATH=/bin
 exec </dev/null >/dev/ttyS0 2>&1
-for module in /modules/*virtio*.ko; do insmod $module; done
+for module in /modules/*virtio*.ko; do insmod $module 2>/dev/null; done
 mount -t tracefs none /sys/kernel/tracing
 mount -t tmpfs none /tmp
 ip link set lo up

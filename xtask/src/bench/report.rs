@@ -95,11 +95,12 @@ impl Report {
         self.notes.push(note);
     }
 
-    /// The tables alone, for a terminal.
+    /// The tables and the notes, for a terminal.
     pub(crate) fn tables(&self) -> String {
         let sections = self.sections.iter();
         let tables = sections.map(|section| format!("\n{}\n\n{}", section.title, section.table()));
-        std::iter::once(self.prices().unwrap_or_default()).chain(tables).collect()
+        let notes = self.notes.iter().map(|note| format!("\n{}\n", wrapped(&format!("- {note}"))));
+        std::iter::once(self.prices().unwrap_or_default()).chain(tables).chain(notes).collect()
     }
 
     /// What a host pays, if any of it was measured.

@@ -138,7 +138,8 @@ fn after_kills(stage: &Stage<'_>, count: usize, what: StandIn<'_>) -> Result<(Ro
         reading.push(until_read(stage, started.at, count, counters)?.as_secs_f64() * 1e3);
         // Dropping it kills it: the next one finds what it left.
     }
-    // The last one left pins behind, which only a daemon takes down.
+    // Their taps go with them: to detach from each takes long. The last daemon left pins, which only another takes down.
+    drop(fleet);
     daemon.start_again()?;
     daemon.terminate()?;
     Ok((Rounds::new(watching)?, Rounds::new(reading)?))
