@@ -33,7 +33,7 @@
 //! processor delivers interrupts itself (APICv, AVIC), a guest that computes on a periodic timer shows
 //! nothing, so that silence there says nothing.
 
-use std::{fmt::Write as _, sync::Arc, time::Duration};
+use std::{fmt::Write as _, fs, sync::Arc, time::Duration};
 
 use monitor_ebpf::{KVM_ROWS, KvmCounters};
 use tokio::{
@@ -100,6 +100,8 @@ struct Beginning {
     /// Which of the VM's times to be counted this is.
     number: u64,
     counters: KvmCounters,
+    /// How long each of its vCPUs had waited for a CPU of the host; `None` where that can't be read.
+    waited: Option<Vec<Duration>>,
 }
 
 async fn ask(context: &ProbeContext, note: &mut Note) -> Result<Answer, String> {
@@ -125,7 +127,7 @@ async fn ask(context: &ProbeContext, note: &mut Note) -> Result<Answer, String> 
         Some(beginning) => beginning,
         None => {
             let counters = read().map_err(|missing| missing.to_string())?;
-            Beginning { at: now, number, counters }
+            Beginning { at: now, number, counters, waited: waited(context) }
         }
     };
     sleep(LOOK_FOR).await;
@@ -139,6 +141,7 @@ async fn ask(context: &ProbeContext, note: &mut Note) -> Result<Answer, String> 
         before: &Ok(beginning.counters),
         after: &after,
         elapsed: beginning.at.elapsed(),
+        waited: longest_wait(beginning.waited.as_deref(), waited(context).as_deref()),
         took_one: seen.took_at.is_some_and(|at| at.elapsed() <= context.boot_age),
         interrupts_are_hidden: interrupts_are_hidden(),
     });
@@ -169,13 +172,30 @@ async fn attached(context: &ProbeContext) -> Result<(KvmHooks, u64), String> {
     }
 }
 
+/// How long each vCPU of the VM has waited for a CPU of the host so far.
+fn waited(context: &ProbeContext) -> Option<Vec<Duration>> {
+    let pid = context.vm.id.pid;
+    let of_thread = |(_, tid): &(u32, u32)| {
+        let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat")).ok()?;
+        text.split_ascii_whitespace().nth(1)?.parse().ok().map(Duration::from_nanos)
+    };
+    context.vcpu_threads.iter().map(of_thread).collect()
+}
+
+/// How long the vCPU waited in between that waited longest; `None` where that isn't known of each.
+fn longest_wait(before: Option<&[Duration]>, after: Option<&[Duration]>) -> Option<Duration> {
+    let (before, after) = (before?, after?);
+    let waits = before.iter().zip(after).map(|(before, after)| after.saturating_sub(*before));
+    if before.len() == after.len() { waits.max() } else { None }
+}
+
 /// Whether interrupts were taken or acknowledged in between.
 fn takes_interrupts(before: &KvmCounters, after: &KvmCounters) -> bool {
     difference(before, after)
         .is_some_and(|moved| moved.injected + moved.apic_eois + moved.pic_eois > 0)
 }
 
-/// Less silence than this says nothing. The longest that an idle Linux leaves a vCPU alone: its watchdog for
+/// Less silence than this says nothing, less the time that the host let a vCPU wait. The longest that an idle Linux leaves a vCPU alone: its watchdog for
 /// soft lockups wakes each one every 4 s (`watchdog_thresh * 2 / 5`, kernel/watchdog.c of Linux 6.12).
 pub const SHORTEST_SILENCE: Duration = Duration::from_secs(5);
 
@@ -211,6 +231,9 @@ pub struct KvmLook<'a> {
     pub after: &'a Reading<KvmCounters>,
     /// Time between the two.
     pub elapsed: Duration,
+    /// How long the vCPU that waited longest for a CPU of the host did so in between; `None` where that isn't known. A guest that
+    /// is not let run takes no interrupt.
+    pub waited: Option<Duration>,
     /// Whether this guest was seen to take an interrupt in this boot, or to acknowledge one: whether that can be seen of it.
     pub took_one: bool,
     /// Whether the processor delivers interrupts past KVM.
@@ -267,7 +290,10 @@ pub fn judge(look: &KvmLook<'_>) -> Answer {
 }
 
 fn why_silence_says_nothing(look: &KvmLook<'_>) -> Option<String> {
-    if look.elapsed < SHORTEST_SILENCE {
+    let Some(waited) = look.waited else {
+        return Some("how long the host let it wait can't be read".to_owned());
+    };
+    if look.elapsed.saturating_sub(waited) < SHORTEST_SILENCE {
         return Some(format!("only {} s and more say anything", SHORTEST_SILENCE.as_secs()));
     }
     if let Some(missing) = SIGNS.into_iter().find(|tracepoint| !look.hooks.sees(tracepoint)) {

@@ -108,6 +108,8 @@ fn judge_all(
             before: &before[n],
             after: &after[n],
             elapsed,
+            // What the host does to them is another question, too.
+            waited: Some(Duration::ZERO),
             // Whether such a guest was seen to live before is another question.
             took_one: true,
             interrupts_are_hidden: interrupts_are_hidden(),

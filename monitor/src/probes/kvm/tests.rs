@@ -21,6 +21,7 @@ struct Case {
     before: Reading<KvmCounters>,
     after: Reading<KvmCounters>,
     elapsed: Duration,
+    waited: Option<Duration>,
     took_one: bool,
     interrupts_are_hidden: bool,
 }
@@ -40,6 +41,7 @@ fn judged(moved: KvmCounters, change: impl FnOnce(&mut Case)) -> Answer {
         before: Ok(before),
         after: Ok(after),
         elapsed: LONG,
+        waited: Some(Duration::from_secs(2)),
         took_one: true,
         interrupts_are_hidden: false,
     };
@@ -50,6 +52,7 @@ fn judged(moved: KvmCounters, change: impl FnOnce(&mut Case)) -> Answer {
         before: &case.before,
         after: &case.after,
         elapsed: case.elapsed,
+        waited: case.waited,
         took_one: case.took_one,
         interrupts_are_hidden: case.interrupts_are_hidden,
     })
@@ -116,6 +119,20 @@ fn a_guest_takes_interrupts_if_kvm_injects_them_or_it_acknowledges_them() {
 }
 
 #[test]
+fn the_vcpu_that_the_host_let_wait_longest_tells_how_long_a_guest_could_take_none() {
+    let waits = |seconds: [u64; 2]| Some(seconds.map(Duration::from_secs));
+    let between = |before: Option<[Duration; 2]>, after: Option<[Duration; 2]>| {
+        longest_wait(
+            before.as_ref().map(|waits| &waits[..]),
+            after.as_ref().map(|waits| &waits[..]),
+        )
+    };
+    assert_eq!(between(waits([1, 7]), waits([9, 8])), Some(Duration::from_secs(8)));
+    assert_eq!((between(None, waits([9, 8])), between(waits([1, 7]), None)), (None, None));
+    assert_eq!(longest_wait(Some(&[Duration::ZERO]), Some(&[])), None, "a vCPU was unplugged");
+}
+
+#[test]
 fn a_guest_that_only_touches_devices_neither_lives_nor_is_silent() {
     for moved in [
         KvmCounters { pio: 12, ..still() },
@@ -137,6 +154,10 @@ fn silence_says_nothing_where_a_living_guest_might_not_be_seen() {
         judged(still(), |case| case.elapsed = SHORTEST_SILENCE - Duration::from_millis(1)),
         judged(still(), |case| case.interrupts_are_hidden = true),
         judged(still(), |case| case.took_one = false),
+        judged(still(), |case| case.waited = None),
+        judged(still(), |case| {
+            case.waited = Some(LONG - SHORTEST_SILENCE + Duration::from_millis(1))
+        }),
     ] {
         assert!(matches!(finding, Answer::Nothing(_)), "{finding:?}");
     }
