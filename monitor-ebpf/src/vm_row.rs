@@ -1,0 +1,238 @@
+//! The row of a VM: what its guest did on its network and its storage, in lanes, and the counters that these add up to.
+
+/// Lanes of a row of `vms`: a program adds to the one that its CPU's number falls on.
+///
+/// A host with no more CPUs has each lane to one CPU; on others, additions are atomic. More lanes would cost memory on every
+/// host, and one VM's packets, or its requests, are rarely handled by many CPUs at the same moment.
+pub const VM_LANES: usize = 2;
+
+/// What one VM's guest did on its network and its storage: one row of `vms`, indexed by the VM's slot.
+///
+/// User space maps the memory of all rows, and reads it without a system call.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VmRow {
+    /// To be added up; see [`VM_LANES`].
+    pub lanes: [VmLane; VM_LANES],
+}
+
+/// A part of a row of `vms`, whose counters only grow. Each block of eight fields is a line of the CPU's cache, with what
+/// the same CPU writes at the same time: packets from the guest, packets to it, requests, their completions.
+///
+/// [`NetworkCounters`] and [`StorageCounters`] say what each counter means.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each field has its doc in the counters that it is added up to")]
+pub struct VmLane {
+    pub guest_tx_packets: u64,
+    pub guest_tx_bytes: u64,
+    pub guest_tx_last_jiffies: u64,
+    pub probe_answers: u64,
+    pub probe_answer_bytes: u64,
+    pub arp_answers: u64,
+    pub ndp_answers: u64,
+    pub heartbeats: u64,
+
+    pub guest_rx_packets: u64,
+    pub guest_rx_bytes: u64,
+    pub heartbeat_bytes: u64,
+    pub discard_ops: u64,
+    pub discard_bytes: u64,
+    pub other_ops: u64,
+    pub untracked_ops: u64,
+    /// When QEMU's process started, in clock ticks after boot: pids come round again.
+    pub start_ticks: u64,
+
+    pub read_ops: u64,
+    pub read_bytes: u64,
+    pub write_ops: u64,
+    pub write_bytes: u64,
+    pub writeback_ops: u64,
+    pub writeback_bytes: u64,
+    pub flush_ops: u64,
+    /// Fills the line.
+    pub spare: u64,
+
+    pub completed_ops: u64,
+    pub failed_ops: u64,
+    pub completion_jiffies: u64,
+    /// QEMU's pid, the same in each lane; 0: the row is unused. It stands beside what a completion counts, which is for the
+    /// VM only if it still has the slot.
+    pub pid: u32,
+    /// Keeps the next field at a multiple of eight.
+    pub reserved: u32,
+    /// Fills the last line.
+    pub last_spare: [u64; 4],
+}
+
+impl VmRow {
+    /// A row of a VM that did nothing so far.
+    pub const fn of(pid: u32, start_ticks: u64) -> Self {
+        const ZERO: VmLane = VmLane {
+            guest_tx_packets: 0,
+            guest_tx_bytes: 0,
+            guest_tx_last_jiffies: 0,
+            probe_answers: 0,
+            probe_answer_bytes: 0,
+            arp_answers: 0,
+            ndp_answers: 0,
+            heartbeats: 0,
+            guest_rx_packets: 0,
+            guest_rx_bytes: 0,
+            heartbeat_bytes: 0,
+            discard_ops: 0,
+            discard_bytes: 0,
+            other_ops: 0,
+            untracked_ops: 0,
+            start_ticks: 0,
+            read_ops: 0,
+            read_bytes: 0,
+            write_ops: 0,
+            write_bytes: 0,
+            writeback_ops: 0,
+            writeback_bytes: 0,
+            flush_ops: 0,
+            spare: 0,
+            completed_ops: 0,
+            failed_ops: 0,
+            completion_jiffies: 0,
+            pid: 0,
+            reserved: 0,
+            last_spare: [0; 4],
+        };
+        Self { lanes: [VmLane { pid, start_ticks, ..ZERO }; VM_LANES] }
+    }
+
+    /// Whether it is the row of this process.
+    pub fn is_of(&self, pid: u32, start_ticks: u64) -> bool {
+        self.lanes.iter().all(|lane| (lane.pid, lane.start_ticks) == (pid, start_ticks))
+    }
+
+    fn sum(&self, counter: impl Fn(&VmLane) -> u64) -> u64 {
+        self.lanes.iter().map(counter).sum()
+    }
+
+    /// Packets of all lanes.
+    pub fn network(&self) -> NetworkCounters {
+        let last = self.lanes.iter().map(|lane| lane.guest_tx_last_jiffies).max();
+        NetworkCounters {
+            guest_tx_packets: self.sum(|lane| lane.guest_tx_packets),
+            guest_tx_bytes: self.sum(|lane| lane.guest_tx_bytes),
+            guest_rx_packets: self.sum(|lane| lane.guest_rx_packets),
+            guest_rx_bytes: self.sum(|lane| lane.guest_rx_bytes),
+            probe_answers: self.sum(|lane| lane.probe_answers),
+            probe_answer_bytes: self.sum(|lane| lane.probe_answer_bytes),
+            arp_answers: self.sum(|lane| lane.arp_answers),
+            ndp_answers: self.sum(|lane| lane.ndp_answers),
+            heartbeats: self.sum(|lane| lane.heartbeats),
+            heartbeat_bytes: self.sum(|lane| lane.heartbeat_bytes),
+            guest_tx_last_jiffies: last.unwrap_or_default(),
+        }
+    }
+
+    /// Requests of all lanes.
+    pub fn storage(&self) -> StorageCounters {
+        let mut counters = StorageCounters {
+            read_ops: self.sum(|lane| lane.read_ops),
+            read_bytes: self.sum(|lane| lane.read_bytes),
+            write_ops: self.sum(|lane| lane.write_ops),
+            write_bytes: self.sum(|lane| lane.write_bytes),
+            writeback_ops: self.sum(|lane| lane.writeback_ops),
+            writeback_bytes: self.sum(|lane| lane.writeback_bytes),
+            flush_ops: self.sum(|lane| lane.flush_ops),
+            discard_ops: self.sum(|lane| lane.discard_ops),
+            discard_bytes: self.sum(|lane| lane.discard_bytes),
+            other_ops: self.sum(|lane| lane.other_ops),
+            tracked_ops: 0,
+            completed_ops: self.sum(|lane| lane.completed_ops),
+            failed_ops: self.sum(|lane| lane.failed_ops),
+            completion_jiffies: self.sum(|lane| lane.completion_jiffies),
+            untracked_ops: self.sum(|lane| lane.untracked_ops),
+        };
+        // Each that was submitted is one or the other: a counter less to add to.
+        counters.tracked_ops = counters.submitted().saturating_sub(counters.untracked_ops);
+        counters
+    }
+}
+
+/// Packets that crossed a VM's taps. A GSO packet counts once, with all its bytes, as the kernel's own
+/// tap counters have it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NetworkCounters {
+    /// Sent by the guest (the tap's *ingress* on the host), answers to probes included.
+    pub guest_tx_packets: u64,
+    /// Bytes of those, with their Ethernet headers, but without the VLAN tag that the kernel has taken off.
+    pub guest_tx_bytes: u64,
+    /// Sent to the guest (the tap's *egress* on the host), flatline's probes included.
+    pub guest_rx_packets: u64,
+    /// Bytes of those, with their Ethernet headers.
+    pub guest_rx_bytes: u64,
+    /// All that the guest sent because flatline had probed it, and that was therefore taken out of its
+    /// traffic: life only in answer to a question. Answers to ARP and NDP probes, and the frames by which a
+    /// guest finds out, for some seconds after an NDP probe, whether flatline is still there.
+    pub probe_answers: u64,
+    /// Bytes of those.
+    pub probe_answer_bytes: u64,
+    /// Of `probe_answers`, the answers to ARP probes.
+    pub arp_answers: u64,
+    /// Of `probe_answers`, the answers to NDP probes themselves.
+    pub ndp_answers: u64,
+    /// The guest's heartbeats, which were taken out of its traffic as well.
+    pub heartbeats: u64,
+    /// Bytes of those.
+    pub heartbeat_bytes: u64,
+    /// When the guest last sent anything but such answers and beats, in the kernel's ticks; 0: never.
+    pub guest_tx_last_jiffies: u64,
+}
+
+/// Requests (bios) that were submitted to the block layer for a VM, and what became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StorageCounters {
+    /// Reads submitted.
+    pub read_ops: u64,
+    /// Bytes of those.
+    pub read_bytes: u64,
+    /// Writes submitted, written back pages included.
+    pub write_ops: u64,
+    /// Bytes of those.
+    pub write_bytes: u64,
+    /// Of the writes, those by which the host wrote back pages of the VM's images.
+    pub writeback_ops: u64,
+    /// Bytes of those.
+    pub writeback_bytes: u64,
+    /// Flushes that carry no data.
+    pub flush_ops: u64,
+    /// Discards.
+    pub discard_ops: u64,
+    /// Bytes of those.
+    pub discard_bytes: u64,
+    /// Write-zeroes and everything rarer.
+    pub other_ops: u64,
+    /// Submitted requests that are followed to their completion: all but `untracked_ops`.
+    pub tracked_ops: u64,
+    /// Followed requests that completed, also with an error; `tracked_ops - completed_ops` is in flight.
+    pub completed_ops: u64,
+    /// Of those, the ones that completed with an error.
+    pub failed_ops: u64,
+    /// Time that the completed ones took together, in the kernel's ticks.
+    pub completion_jiffies: u64,
+    /// Submitted requests that could not be followed because their set of `in_flight` was full.
+    pub untracked_ops: u64,
+}
+
+impl StorageCounters {
+    /// Requests of any kind that were submitted.
+    pub const fn submitted(&self) -> u64 {
+        self.read_ops + self.write_ops + self.flush_ops + self.discard_ops + self.other_ops
+    }
+}
+
+const _: () = {
+    use core::mem::{offset_of, size_of};
+    assert!(size_of::<VmLane>() == 256);
+    assert!(offset_of!(VmLane, guest_rx_packets) == 64);
+    assert!(offset_of!(VmLane, read_ops) == 128);
+    assert!(offset_of!(VmLane, completed_ops) == 192);
+    assert!(offset_of!(VmLane, pid) == 216);
+    assert!(size_of::<VmRow>() == 512);
+};
