@@ -17,9 +17,8 @@ use super::{
     qmp_events,
     registry::Registry,
     reload::Reloading,
-    starts::Starts,
     storm,
-    upkeep::{Means, Upkeep},
+    upkeep::Means,
     views::{Teller, Views},
     vm_lifecycle::let_go,
 };
@@ -29,7 +28,7 @@ use crate::{
     probes::Notes,
     recovery::{Effect, IncidentWriter, Supervisor},
     storage::{incidents::IncidentStore, ledger::Ledger},
-    vm::{Context, WatchedVm},
+    vm::{Context, Vms, WatchedVm},
 };
 use flatline_detector::verdict::{Act, Input, Questions, Testimony, Tick};
 use flatline_qemu::{
@@ -44,9 +43,7 @@ pub(super) struct EventLoop {
     pub(super) reloading: Reloading,
     pub(super) inboxes: Inboxes,
     pub(super) registry: Registry,
-    pub(super) starts: Starts,
     pub(super) sampler: HostSampler,
-    pub(super) upkeep: Upkeep,
     pub(super) probe_runner: ProbeRunner,
     pub(super) recovery: Supervisor,
     pub(super) publisher: Publisher,
@@ -59,7 +56,7 @@ impl EventLoop {
         source: Source,
         store: IncidentStore,
         sampler: HostSampler,
-        (starts, inboxes): (Starts, Inboxes),
+        inboxes: Inboxes,
     ) -> Self {
         let store = Arc::new(store);
         let (publisher, events) = Publisher::start(&config, store.clone());
@@ -73,9 +70,7 @@ impl EventLoop {
             reloading: Reloading::new(source),
             inboxes,
             registry: Registry::default(),
-            starts,
             sampler,
-            upkeep: Upkeep::default(),
             probe_runner: ProbeRunner::open(&config.paths.bpffs_dir),
             recovery: Supervisor::new(store, ledger, writer),
             publisher,
@@ -195,7 +190,7 @@ impl EventLoop {
             QmpNotice::RunState(run_state) => qmp_events::learn_run_state(watched, run_state, now),
             QmpNotice::Event(event) => {
                 if qmp_events::tells_of_devices(&event) {
-                    self.upkeep.look_soon(watched, self.config.sample_interval, now);
+                    self.registry.upkeep.look_soon(watched, self.config.sample_interval, now);
                 }
                 qmp_events::on_event(watched, event, &self.sampler, &self.inboxes, now)
             }
@@ -209,8 +204,10 @@ impl EventLoop {
             ProbeReport::Attached(report) => self.attached(report),
             ProbeReport::Tended(tended) => {
                 let now = self.now();
-                let Self { upkeep, registry, sampler, inboxes, config, .. } = self;
-                upkeep.tended(&tended, &mut means(registry, sampler, inboxes, config, now));
+                let Self {
+                    registry: Registry { upkeep, vms, .. }, sampler, inboxes, config, ..
+                } = self;
+                upkeep.tended(&tended, &mut means(vms, sampler, inboxes, config, now));
             }
         }
     }
@@ -223,7 +220,7 @@ impl EventLoop {
             self.wake(report.vm);
         }
         if let Some(watched) = self.registry.vms.get_mut(&report.vm) {
-            hotplug::attached(watched, report, &mut self.upkeep, &self.inboxes, now);
+            hotplug::attached(watched, report, &mut self.registry.upkeep, &self.inboxes, now);
         }
     }
 
@@ -244,8 +241,8 @@ impl EventLoop {
         self.carry_out();
         let vms = &mut self.registry.vms;
         self.registry.readings.begin(vms, &self.inboxes, now);
-        let Self { upkeep, registry, sampler, inboxes, config, .. } = self;
-        upkeep.tick(&awake, &mut means(registry, sampler, inboxes, config, now));
+        let Self { registry: Registry { upkeep, vms, .. }, sampler, inboxes, config, .. } = self;
+        upkeep.tick(&awake, &mut means(vms, sampler, inboxes, config, now));
         let vms = &mut self.registry.vms;
         for id in &awake {
             vms.get_mut(id).into_iter().for_each(|watched| self.recovery.end_reports(watched));
@@ -360,12 +357,11 @@ impl EventLoop {
 
 /// What upkeep works with at `now`.
 fn means<'a>(
-    registry: &'a mut Registry,
+    vms: &'a mut Vms,
     sampler: &'a HostSampler,
     inboxes: &'a Inboxes,
     config: &Config,
     now: Duration,
 ) -> Means<'a> {
-    let (vms, probes) = (&mut registry.vms, &sampler.probes);
-    Means { vms, probes, inboxes, tick: config.sample_interval, now }
+    Means { vms, probes: &sampler.probes, inboxes, tick: config.sample_interval, now }
 }

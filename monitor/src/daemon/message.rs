@@ -4,7 +4,7 @@ use std::{collections::HashSet, time::Duration};
 
 use tokio::sync::mpsc::{Sender, UnboundedSender};
 
-use super::watchers::Looked;
+use super::{starts::Starts, watchers::Looked};
 use crate::{
     config::{Config, ConfigError},
     probes::Notes,
@@ -54,6 +54,8 @@ pub(super) enum Message {
 pub(super) struct Inboxes {
     pub(super) messages: UnboundedSender<Message>,
     pub(super) notices: Sender<(VmId, QmpNotice)>,
+    /// Which of the processes that start may be looked at one by one.
+    pub(super) starts: Starts,
 }
 
 impl Inboxes {

@@ -133,8 +133,8 @@ pub(crate) async fn run(config: Config, source: Source) -> Result<(), StartError
             let (notices, qmp) = mpsc::channel(QMP_NOTICES);
             let (starts, outlets, started) = Starts::new(messages.clone());
             let processes = watchers::watch_processes(process_events, outlets);
-            let reporting = (starts, Inboxes { messages, notices });
-            let event_loop = EventLoop::new(config, source, store, sampler, reporting);
+            let inboxes = Inboxes { messages, notices, starts };
+            let event_loop = EventLoop::new(config, source, store, sampler, inboxes);
             let reports = (inbox, qmp, probed, started);
             let probes = watch(event_loop, signals, listener, reports).await;
             processes.iter().for_each(JoinHandle::abort);

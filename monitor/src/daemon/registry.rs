@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::memory::Readings;
+use super::{memory::Readings, upkeep::Upkeep};
 use crate::{
     api::{RefusalKind, Reply},
     vm::{Vms, WatchedVm},
@@ -36,6 +36,8 @@ pub(super) struct Registry {
     pub(super) storm: Option<String>,
     /// VMs of which it isn't known yet where they are counted.
     pub(super) pending: HashSet<VmId>,
+    /// Which of them are to be looked at again, and when.
+    pub(super) upkeep: Upkeep,
     first_reading: FirstReading,
 }
 

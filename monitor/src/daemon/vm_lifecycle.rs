@@ -32,7 +32,7 @@ const TRIMS: u32 = 6;
 impl EventLoop {
     /// Has all of `/proc` looked through for QEMUs.
     pub(super) fn sweep(&mut self) {
-        self.starts.sweeps();
+        self.inboxes.starts.sweeps();
         // Only VMs of which the end is waited for are sure to be there.
         let waits = |watched: &WatchedVm| {
             watched.sensors.end.as_ref().is_some_and(|end| !end.is_finished())
@@ -49,7 +49,7 @@ impl EventLoop {
 
     /// Sweeps where more processes started than could be looked at.
     pub(super) fn sweep_if_overrun(&mut self) {
-        if self.starts.is_overrun() {
+        if self.inboxes.starts.is_overrun() {
             debug!("more processes start than are looked at one by one");
             self.sweep();
         }
@@ -57,7 +57,7 @@ impl EventLoop {
 
     /// A process started.
     pub(super) fn started(&mut self, pid: u32) {
-        if let Some(leave) = self.starts.may_look() {
+        if let Some(leave) = self.inboxes.starts.may_look() {
             let scope = self.config.discovery.scope();
             watchers::inspect(pid, scope, leave, self.inboxes.messages.clone());
         }
@@ -137,7 +137,7 @@ impl EventLoop {
             // several times what is kept of it, and so do its sessions' and readings' first answers.
             unsafe { libc::malloc_trim(0) };
         }
-        self.starts.swept();
+        self.inboxes.starts.swept();
         self.registry.swept();
         self.recovery.give_up_the_gone(all);
     }
@@ -166,7 +166,7 @@ impl EventLoop {
     pub(super) fn no_longer_watched(&mut self, id: VmId) -> Option<WatchedVm> {
         let mut watched = self.registry.vms.remove(&id)?;
         self.registry.pending.remove(&id);
-        self.upkeep.forget(id);
+        self.registry.upkeep.forget(id);
         self.publisher.history.forget(id);
         conditions::publish_no_longer_watched(&self.publisher.notifier, &watched.vm);
         let_go(&mut watched);
