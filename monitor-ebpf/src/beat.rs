@@ -30,8 +30,8 @@ pub(crate) fn record_heartbeat(ctx: &TcContext, slot: u32) -> Option<Heard> {
     if ctx.load::<[u8; 4]>(ETH_HLEN) != Ok(HEARTBEAT_MAGIC) {
         return None;
     }
-    // SAFETY: array elements live as long as the map. Two of a guest's cards whose frames meet here may mix what the
-    // same agent says of itself; what is counted is added atomically.
+    // SAFETY: array elements live as long as the map. Frames that come by two of a guest's cards at the same moment may mix
+    // what the same agent says of itself; what is counted is added atomically.
     let row = unsafe { &mut *HEARTBEATS.get_ptr_mut(slot)? };
     match ctx.load::<Heartbeat>(ETH_HLEN) {
         Ok(beat) if beat.is_well_formed() => {
@@ -47,13 +47,6 @@ pub(crate) fn record_heartbeat(ctx: &TcContext, slot: u32) -> Option<Heard> {
 
 #[inline(always)]
 fn note(row: &mut HeartbeatRow, beat: &Heartbeat) {
-    if beat.flags & FLAG_LEAVING != 0 {
-        add_atomically(&mut row.leavings, 1);
-    } else if beat.flags & FLAG_CHECK_FAILED != 0 {
-        add_atomically(&mut row.failures, 1);
-    } else {
-        add_atomically(&mut row.beats, 1);
-    }
     row.interval_ms = u32::from_be_bytes(beat.interval_ms);
     row.boot = u64::from_be_bytes(beat.boot);
     row.sequence = u64::from_be_bytes(beat.sequence);
@@ -61,4 +54,12 @@ fn note(row: &mut HeartbeatRow, beat: &Heartbeat) {
     row.check = beat.check;
     // SAFETY: plain call.
     row.last_jiffies = unsafe { bpf_jiffies64() };
+    // The count last: user space reads the row meanwhile, and a frame that it sees counted is to be the one that it sees.
+    if beat.flags & FLAG_LEAVING != 0 {
+        add_atomically(&mut row.leavings, 1);
+    } else if beat.flags & FLAG_CHECK_FAILED != 0 {
+        add_atomically(&mut row.failures, 1);
+    } else {
+        add_atomically(&mut row.beats, 1);
+    }
 }
