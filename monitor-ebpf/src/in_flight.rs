@@ -10,7 +10,7 @@
 //! process, a supervisor of the machine under test. So it is neither recursion nor a request of too many bios, and can't be
 //! mended here: the same two ways take such requests off the books.
 //!
-//! A bio's cgroup (`bi_blkg`) would tell without a table whose it is, but not whether it counts: what a stacked device
+//! A bio's cgroup (`bi_blkg`) would tell without a table which VM it is of, but not whether it counts: what a stacked device
 //! submits below bears it too, and what the host writes back bears the root's (cgroup v1).
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
@@ -19,7 +19,7 @@ use monitor_ebpf::{InFlight, InFlightSet, Layout, Owner};
 use crate::{
     kernel::global,
     maps::IN_FLIGHT,
-    vms::{add, lane_of},
+    vms::{add_atomically, lane_of},
 };
 
 /// The number of sets less one; the number is a power of two.
@@ -67,7 +67,8 @@ fn forget(owner: Owner) {
     if let Some(lane) = lane_of(owner.slot())
         && owner == Owner::new(owner.slot(), lane.pid)
     {
-        add(&mut lane.completed_ops, 1);
+        // By the side that submits: a completion that interrupts it on this CPU adds to the same field.
+        add_atomically(&mut lane.completed_ops, 1);
     }
 }
 
