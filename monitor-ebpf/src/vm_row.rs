@@ -67,40 +67,8 @@ pub struct VmLane {
 
 impl VmRow {
     /// A row of a VM that did nothing so far.
-    pub const fn of(pid: u32, start_ticks: u64) -> Self {
-        const ZERO: VmLane = VmLane {
-            guest_tx_packets: 0,
-            guest_tx_bytes: 0,
-            guest_tx_last_jiffies: 0,
-            probe_answers: 0,
-            probe_answer_bytes: 0,
-            arp_answers: 0,
-            ndp_answers: 0,
-            heartbeats: 0,
-            guest_rx_packets: 0,
-            guest_rx_bytes: 0,
-            heartbeat_bytes: 0,
-            discard_ops: 0,
-            discard_bytes: 0,
-            other_ops: 0,
-            untracked_ops: 0,
-            start_ticks: 0,
-            read_ops: 0,
-            read_bytes: 0,
-            write_ops: 0,
-            write_bytes: 0,
-            writeback_ops: 0,
-            writeback_bytes: 0,
-            flush_ops: 0,
-            spare: 0,
-            completed_ops: 0,
-            failed_ops: 0,
-            completion_jiffies: 0,
-            pid: 0,
-            reserved: 0,
-            last_spare: [0; 4],
-        };
-        Self { lanes: [VmLane { pid, start_ticks, ..ZERO }; VM_LANES] }
+    pub fn of(pid: u32, start_ticks: u64) -> Self {
+        Self { lanes: [VmLane { pid, start_ticks, ..VmLane::default() }; VM_LANES] }
     }
 
     /// Whether it is the row of this process.
@@ -224,6 +192,12 @@ impl StorageCounters {
     /// Requests of any kind that were submitted.
     pub const fn submitted(&self) -> u64 {
         self.read_ops + self.write_ops + self.flush_ops + self.discard_ops + self.other_ops
+    }
+
+    /// Requests that are followed and did not complete. Lanes are read one after the other: a completion may be seen before
+    /// its submission.
+    pub const fn in_flight(&self) -> u64 {
+        self.tracked_ops.saturating_sub(self.completed_ops)
     }
 }
 

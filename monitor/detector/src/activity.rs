@@ -158,8 +158,7 @@ impl Activity {
                 Ok(StorageActivity {
                     submitted: delta(before.submitted(), now.submitted(), "storage")?,
                     completed: delta(before.completed_ops, now.completed_ops, "storage")?,
-                    // Lanes are read one after the other: a completion may be seen before its submission.
-                    in_flight: now.tracked_ops.saturating_sub(now.completed_ops),
+                    in_flight: now.in_flight(),
                     oldest: current.in_flight.map(|ages| ages.oldest),
                 })
             }),

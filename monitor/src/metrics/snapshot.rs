@@ -124,6 +124,6 @@ pub(crate) struct Beats {
 impl VmFigures {
     /// Requests that are submitted and not completed.
     pub(crate) fn in_flight(&self) -> Option<u64> {
-        self.storage.map(|storage| storage.tracked_ops.saturating_sub(storage.completed_ops))
+        self.storage.map(|storage| storage.in_flight())
     }
 }

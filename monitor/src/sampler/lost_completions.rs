@@ -38,7 +38,7 @@ struct Suspected {
 impl LostCompletions {
     /// Requests in flight, without those that are known to be lost.
     pub(crate) fn in_flight(&self, storage: &StorageCounters) -> u64 {
-        storage.tracked_ops.saturating_sub(storage.completed_ops + self.lost)
+        self.without_lost(*storage).in_flight()
     }
 
     /// Takes lost requests out of `storage`, so that `tracked_ops - completed_ops` is what is in flight.

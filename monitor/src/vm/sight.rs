@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Sensors, WatchedVm};
 use crate::sampler::LostCompletions;
-use flatline_samples::{Heartbeats, InFlightAges, VcpuTime};
+use flatline_samples::{Heartbeats, InFlightAges, VcpuTime, VmSample};
 
 /// See the module.
 #[derive(Debug)]
@@ -46,10 +46,8 @@ impl WatchedVm {
 impl Sensors {
     fn sight(&self, is_resting: bool) -> Sight {
         let sample = self.sample.as_ref();
-        let vcpus = |(at, sample): &(Duration, _)| {
-            let sample: &flatline_samples::VmSample = sample;
-            Some((*at, sample.vcpus.as_ref().ok()?.clone()))
-        };
+        let vcpus =
+            |(at, sample): &(Duration, VmSample)| Some((*at, sample.vcpus.as_ref().ok()?.clone()));
         let of_tick = || {
             let vcpus = self.activity.as_ref()?.vcpus.as_ref().ok()?;
             Some(vcpus.iter().map(|vcpu| (vcpu.tid, vcpu.busy)).collect())

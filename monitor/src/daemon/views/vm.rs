@@ -103,7 +103,7 @@ fn storage_view(storage: &StorageCounters, ages: Option<InFlightAges>) -> Storag
         completed_ops: storage.completed_ops,
         failed_ops: storage.failed_ops,
         completion_seconds: ticks(storage.completion_jiffies).as_secs_f64(),
-        in_flight: storage.tracked_ops.saturating_sub(storage.completed_ops),
+        in_flight: storage.in_flight(),
         oldest_in_flight_seconds: ages.map(|ages| ages.oldest.as_secs_f64()),
         mean_in_flight_seconds: ages.map(|ages| (ages.total / requests(ages)).as_secs_f64()),
     }
