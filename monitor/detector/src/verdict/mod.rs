@@ -309,13 +309,15 @@ impl Watch {
     fn acquitted(&mut self, now: Duration, sign: String) {
         self.boot.first_life.get_or_insert(now);
         self.lived(now, sign);
-        (self.excuse, self.storm, self.monitor_silent_since) = (None, None, None);
+        (self.excuse, self.storm) = (None, None);
     }
 
     /// Takes note that the guest was seen or heard to live.
     fn lived(&mut self, now: Duration, sign: String) {
         self.liveness.alive(now, sign);
         self.silence = Silence::begin(now);
+        // Its QEMU doesn't hang, either.
+        self.monitor_silent_since = None;
     }
 
     /// Begins a new boot of the guest: what was learned of the last one says nothing about it.

@@ -103,28 +103,14 @@ pub(super) fn testimony(
 
 fn weigh(watch: &mut Watch, said: &Testimony, detection: &DetectionPolicy, now: Duration) -> Act {
     let Some((ticked, tick)) = watch.last.clone() else { return Act::Nothing };
-    if let State::Recovering { cause, deadline, tally, was_up } = watch.state {
-        let due = is_due(watch, deadline, &detection.policy, now);
-        if let (true, Some(why)) = (was_up, said.not_up()) {
-            if let Some(sign) = said.acquittal() {
-                // Firmware answers probes, too, and isn't dead then.
-                watch.lived(now, sign);
-            }
-            return not_up(watch, why, due, now);
-        }
-        // A guest that was restarted is to show life itself; it is asked only when its time is up.
-        let lives = watch.boot.first_life.is_some()
-            && watch.liveness.silence(now) < detection.policy.flat_for;
-        match (lives, due) {
-            (true, _) => return is_up(watch, now),
-            (false, true) => {}
-            (false, false) => return Act::Nothing,
-        }
-        let tally = Tally { not_up: 0, ..tally };
-        watch.state = State::Recovering { cause, deadline, tally, was_up };
+    if let Some(act) = weigh_restarted(watch, said, detection, now) {
+        return act;
     }
-    // Whatever it is accused of: a witness that was asked once is not asked again for a while.
-    watch.boot.answered.extend(said.answered().cloned());
+    if said.not_up().is_none() {
+        // Whatever it is accused of: a witness that was asked once is not asked again for a while. Firmware that answers says
+        // nothing of its operating system.
+        watch.boot.answered.extend(said.answered().cloned());
+    }
     if now.saturating_sub(ticked) > longest_tick(detection) {
         // The sign of life that it would be weighed against may be waiting to be read.
         begin_anew(watch, HELD_UP, now);
@@ -177,6 +163,36 @@ fn weigh(watch: &mut Watch, said: &Testimony, detection: &DetectionPolicy, now: 
         return qemu_hang::convict(watch, said, now);
     }
     silent(watch, &tick, Some(said), detection, now)
+}
+
+/// Weighs a round of answers about a guest that was restarted; `None` where they are weighed as any other's.
+fn weigh_restarted(
+    watch: &mut Watch,
+    said: &Testimony,
+    detection: &DetectionPolicy,
+    now: Duration,
+) -> Option<Act> {
+    let State::Recovering { cause, deadline, tally, was_up } = watch.state else { return None };
+    let due = is_due(watch, deadline, &detection.policy, now);
+    if let (true, Some(why)) = (was_up, said.not_up()) {
+        if let Some(sign) = said.acquittal() {
+            // Firmware answers probes, too, and isn't dead then.
+            watch.lived(now, sign);
+        }
+        return Some(not_up(watch, why, due, now));
+    }
+    // A guest that was restarted is to show life itself; it is asked only when its time is up. That its window began anew
+    // is no life.
+    let lives = watch.boot.first_life.is_some()
+        && watch.silence.since_life(now) < detection.policy.flat_for;
+    match (lives, due) {
+        (true, _) => return Some(is_up(watch, now)),
+        (false, true) => {}
+        (false, false) => return Some(Act::Nothing),
+    }
+    let tally = Tally { not_up: 0, ..tally };
+    watch.state = State::Recovering { cause, deadline, tally, was_up };
+    None
 }
 
 pub(super) fn sign_of_life(activity: &Activity) -> Option<String> {

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::rig::{HOUR, Rig, TICK, answered, excused, missing, no_address, running, unresponsive};
+use super::rig::{
+    GRACE_TICKS, HOUR, Rig, TICK, answered, excused, in_its_firmware, missing, no_address, running,
+    unresponsive, up,
+};
 use crate::{
     activity::StorageActivity,
     verdict::{Cause, Monitor, State},
@@ -121,4 +124,22 @@ fn one_that_boots_has_its_grace() {
     assert_eq!(rig.conviction(), None, "{}", rig.watch.reason);
     rig.run(40, |_, _| {});
     assert!(rig.conviction().is_some(), "{}", rig.watch.reason);
+}
+
+#[test]
+fn a_qemu_with_firmware_that_answers_does_not_hang() {
+    let mut rig = Rig::crashed();
+    rig.acts.clear();
+    rig.detection.policy.unresponsive_for = TICK * 30;
+    rig.restarted_from(true);
+    hang(&mut rig);
+    rig.run(GRACE_TICKS, |_, _| {});
+    (rig.guest.arp, rig.guest.stage) = (answered(), in_its_firmware());
+    rig.next_round();
+    let heard = rig.now;
+    (rig.guest.arp, rig.guest.stage) = (no_address(), up());
+    rig.run(3 * GRACE_TICKS, |_, _| {});
+    let (when, cause) = rig.conviction().expect("it hangs");
+    assert_eq!(cause, Cause::QemuUnresponsive);
+    assert!(when - heard >= TICK * 30, "{:?}", when - heard);
 }

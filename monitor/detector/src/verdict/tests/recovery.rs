@@ -4,9 +4,12 @@ use super::rig::{
     FLAT_TICKS, GRACE_TICKS, Guest, ROUND, Rig, TICK, answered, healthy, in_its_firmware,
     no_address, panicked_event, unanswered, up,
 };
-use crate::verdict::{
-    Act, Boot, Cause, DUMP_BOOTS_WITHIN, LEAST_RECOVERY_PATIENCE, Monitor, Questions,
-    ROUNDS_TO_CONVICT, State, Tally,
+use crate::{
+    activity::StorageActivity,
+    verdict::{
+        Act, Boot, Cause, DUMP_BOOTS_WITHIN, LEAST_RECOVERY_PATIENCE, Monitor, Questions,
+        ROUNDS_TO_CONVICT, State, Tally,
+    },
 };
 use flatline_samples::{QmpEvent, RunState};
 
@@ -100,6 +103,37 @@ fn a_guest_that_showed_life_while_it_booted_and_died_since_has_not_recovered() {
     rig.run(2 * GRACE_TICKS, |_, guest| guest.halt());
     let acts: Vec<_> = rig.acts.iter().map(|(_, act)| act.clone()).collect();
     assert_eq!(acts, [Act::NotRecovered(Cause::Halted)]);
+}
+
+#[test]
+fn a_hold_makes_no_recovered_guest_of_one_that_died_as_it_booted() {
+    let mut rig = Rig::crashed();
+    rig.acts.clear();
+    rig.restarted_from(true);
+    rig.guest.stage = in_its_firmware();
+    rig.guest.sends(1);
+    rig.run(5, |_, _| {});
+    // Its kernel began, and panicked.
+    rig.guest.stage = up();
+    rig.asked = None;
+    rig.run(GRACE_TICKS - 8, |_, guest| guest.halt());
+    rig.guest.activity.storage = Ok(StorageActivity { in_flight: 1, ..StorageActivity::default() });
+    rig.tick();
+    rig.guest.activity.storage = Ok(StorageActivity::default());
+    rig.run(2 * GRACE_TICKS, |_, _| {});
+    let acts: Vec<_> = rig.acts.iter().map(|(_, act)| act.clone()).collect();
+    assert_eq!(acts, [Act::NotRecovered(Cause::Halted)]);
+}
+
+#[test]
+fn what_firmware_answers_is_not_waited_for_of_its_operating_system() {
+    let mut rig = Rig::recovering();
+    while rig.questions().is_none() {
+        rig.tick();
+    }
+    (rig.guest.arp, rig.guest.stage) = (answered(), in_its_firmware());
+    rig.next_round();
+    assert_eq!((rig.state(), rig.watch.boot.answered.len()), ("alive", 0));
 }
 
 #[test]
