@@ -54,5 +54,7 @@ pub(super) fn weigh(
         }
         (None, _) => {}
     }
+    // What excused it besides holds it for as long as it is heard.
+    watch.excuse = said.excuse(true).and(watch.excuse.take());
     Some(Act::Nothing)
 }

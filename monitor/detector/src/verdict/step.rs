@@ -66,13 +66,9 @@ fn judge(watch: &mut Watch, tick: &Tick, detection: &DetectionPolicy, now: Durat
             act => act,
         };
     }
-    match inhibit::host_fault(watch, tick) {
-        Some(HostFault::Storage(reason)) => return hold(watch, reason, activity.elapsed, now),
-        Some(HostFault::Starved(reason)) if !starvation::is_passed(watch) => {
-            starvation::hold(watch, reason, activity.elapsed, now);
-            return starvation::ask(watch, detection, now);
-        }
-        Some(HostFault::Starved(_)) | None => {}
+    let fault = inhibit::host_fault(watch, tick);
+    if let Some(HostFault::Storage(reason)) = fault {
+        return hold(watch, reason, activity.elapsed, now);
     }
     if let Some(missing) = inhibit::missing_signal(activity) {
         return unobservable(watch, missing.to_string(), activity.elapsed, now);
@@ -80,6 +76,13 @@ fn judge(watch: &mut Watch, tick: &Tick, detection: &DetectionPolicy, now: Durat
     if let Some(excuse) = watch.storm.clone().or_else(|| watch.excuse.clone()) {
         hold(watch, excuse, activity.elapsed, now);
         return ask_on(watch, &detection.policy, now);
+    }
+    // After all that begins the window anew: this alone leaves to last words the time that went by.
+    if let Some(HostFault::Starved(reason)) = fault
+        && !starvation::is_passed(watch)
+    {
+        starvation::hold(watch, reason, activity.elapsed, now);
+        return starvation::ask(watch, detection, now);
     }
     qemu_hang::note(watch, tick, monitor_silent_since, now);
     let hangs = qemu_hang::hangs(watch, tick, &detection.policy, now);

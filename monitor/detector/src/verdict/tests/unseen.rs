@@ -1,10 +1,10 @@
 //! Figures that are missing convict nothing.
 
 use super::healthy::an_hour;
-use super::rig::{FLAT_TICKS, Guest, HOUR, Rig, TICK, missing, stuck, unanswered};
+use super::rig::{FLAT_TICKS, Guest, HOUR, Rig, TICK, inconclusive, missing, stuck, unanswered};
 use crate::{
     activity::StorageActivity,
-    verdict::{Answer, Monitor},
+    verdict::{Answer, Input, Monitor},
 };
 use flatline_samples::RunState;
 
@@ -98,6 +98,40 @@ fn a_figure_that_is_missing_once_makes_the_window_begin_anew() {
     assert_eq!((rig.state(), rig.conviction()), ("suspect", None));
     rig.run(4, |_, _| {});
     assert_eq!(rig.state(), "crashed");
+}
+
+#[test]
+fn whatever_else_holds_a_starved_guest_makes_the_window_begin_anew() {
+    type Shape = fn(&mut Rig);
+    let shapes: [(&str, Shape, &str); 2] = [
+        (
+            "a figure is missing",
+            |rig| rig.guest.activity.network = Err(missing("network")),
+            "unobservable",
+        ),
+        (
+            "a storm",
+            |rig| {
+                rig.feed(&Input::Storm(Some("9 of 10 VMs fell silent at once".to_owned())));
+            },
+            "held",
+        ),
+    ];
+    for (what, shape, state) in shapes {
+        let mut rig = Rig::without_address();
+        rig.guest.level(&[(0.05, 0.95)]);
+        rig.guest.registers = inconclusive();
+        rig.run(FLAT_TICKS - 1, |_, _| {});
+        shape(&mut rig);
+        rig.tick();
+        assert_eq!(rig.state(), state, "{what}");
+        let over = rig.now;
+        rig.feed(&Input::Storm(None));
+        rig.guest.registers = Answer::LastWords("Kernel panic - not syncing".to_owned());
+        rig.run(3 * FLAT_TICKS, |_, guest| guest.sends(0));
+        let (when, _) = rig.conviction().expect("its kernel said that it dies");
+        assert!(when - over >= TICK * FLAT_TICKS - TICK / 2, "{what}: {:?}", when - over);
+    }
 }
 
 #[test]
