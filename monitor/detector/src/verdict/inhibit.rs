@@ -76,6 +76,15 @@ pub(super) fn host_fault(watch: &Watch, tick: &Tick) -> Option<HostFault> {
     })
 }
 
+/// Whether nothing is asked about it after this tick, and no answer convicts it: it was stopped, its store stalls, it writes
+/// its dump, or a figure is missing.
+pub(super) fn is_unjudged(watch: &Watch, tick: &Tick) -> bool {
+    pause_reason(tick).is_some()
+        || watch.boot.dump.is_some()
+        || missing_signal(&tick.activity).is_some()
+        || matches!(host_fault(watch, tick), Some(HostFault::Storage(_)))
+}
+
 impl Watch {
     /// Whether it is held, by what the last tick saw, because of its host: storage that stalls or failed, or CPU time that
     /// it doesn't get. A storm is told of as one.

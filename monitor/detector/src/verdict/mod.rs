@@ -41,6 +41,7 @@
 //! - The end of *Held* is no sign of life. A guest that was suspected or convicted before, or has been silent for `flat_for` though
 //!   it could show life, is a *Suspect* then: time in which the host was at fault is silence, a pause is none ([`Silence`]).
 //!   What speaks against it has to last for `flat_for` once more.
+//! - An answer or an excuse that is heard while no verdict may be given is not lost: the window that follows begins after it.
 //! - A guest that the host starves is asked, too, once it has been silent for `flat_for`. What it says or shows itself (last
 //!   words, vCPUs that no interrupt can reach) makes a *Suspect* of it, which is tried on however it is starved; how late it
 //!   answers does not. Last words end all that a kernel does by itself; one that is only unreachable may be about to
@@ -188,7 +189,9 @@ impl Watch {
             State::Suspect { .. } | State::Recovering { .. } => true,
             State::Held => {
                 let starved = self.silence.suspected && self.liveness.is_starved();
-                self.excuse.is_some() || self.storm.is_some() || starved
+                let unjudged = |(_, tick): &(Duration, Arc<Tick>)| inhibit::is_unjudged(self, tick);
+                (self.excuse.is_some() || self.storm.is_some() || starved)
+                    && !self.last.as_ref().is_some_and(unjudged)
             }
             State::Starting | State::Alive => {
                 self.missed_beats().is_some_and(|missed| missed.told.is_none())

@@ -38,16 +38,16 @@ fn judge(watch: &mut Watch, tick: &Tick, detection: &DetectionPolicy, now: Durat
         begin_anew(watch, HELD_UP, now);
     }
     let monitor_silent_since = watch.monitor_silent_since.take();
-    match announcements::announcement(watch, monitor, now) {
-        Some(act) => return act,
-        None if watch.state.is_convicted() && announcements::ended_badly(monitor) => {
-            if inhibit::missing_signal(activity).is_some() || sign_of_life(activity).is_some() {
-                // Should it be let run on all the same, this was no silence.
-                watch.liveness.begin_anew(now, "none since it was said to have crashed".to_owned());
+    if announcements::ended_badly(monitor) {
+        // QEMU stops such a guest: should it be let run on all the same, this was no silence.
+        match sign_of_life(activity) {
+            Some(sign) if !watch.state.is_convicted() => watch.lived(now, sign),
+            _ => {
+                let why = "none since it was said to have crashed".to_owned();
+                watch.liveness.begin_anew(now, why);
             }
-            return Act::Nothing;
         }
-        None => {}
+        return announcements::announcement(watch, monitor, now).unwrap_or(Act::Nothing);
     }
     if let Some(reason) = inhibit::pause_reason(tick) {
         watch.excuse = None;
@@ -119,35 +119,38 @@ fn weigh(watch: &mut Watch, said: &Testimony, detection: &DetectionPolicy, now: 
         begin_anew(watch, HELD_UP, now);
         return Act::Nothing;
     }
-    if watch.state.is_convicted()
-        || inhibit::pause_reason(&tick).is_some()
-        || watch.boot.dump.is_some()
-    {
-        return Act::Nothing;
-    }
-    if inhibit::missing_signal(&tick.activity).is_some() {
-        return Act::Nothing;
-    }
     let proven = said.proves() || watch.state.tally().is_some_and(|tally| tally.last_words > 0);
-    match inhibit::host_fault(watch, &tick) {
-        Some(HostFault::Storage(_)) => return Act::Nothing,
-        Some(HostFault::Starved(reason)) => {
-            let passes = proven && is_flat(watch, detection, now);
-            if let Some(act) = starvation::weigh(watch, said, passes, reason, now) {
-                return act;
-            }
+    let fault = inhibit::host_fault(watch, &tick);
+    // One that is held is asked about, too, or was when the round began: a storm may have ended meanwhile.
+    let asked =
+        matches!(watch.state, State::Suspect { .. } | State::Recovering { .. } | State::Held);
+    let is_starved = matches!(fault, Some(HostFault::Starved(_)));
+    if asked && let Some(excuse) = said.excuse(proven || is_starved) {
+        // Whatever else withholds the verdict: once that is over, no window began before this.
+        watch.liveness.begin_anew(now, format!("none since it was held: {excuse}"));
+    }
+    if watch.state.is_convicted() || inhibit::is_unjudged(watch, &tick) {
+        if let Some(sign) = said.acquittal() {
+            // It changes no verdict now; but one that comes later has a window that didn't begin before this.
+            watch.liveness.begin_anew(now, String::new());
+            watch.liveness.alive(now, sign);
         }
-        None => {}
+        return Act::Nothing;
+    }
+    if let Some(HostFault::Starved(reason)) = fault {
+        let passes = proven && is_flat(watch, detection, now);
+        if let Some(act) = starvation::weigh(watch, said, passes, reason, now) {
+            return act;
+        }
     }
     if let Some(sign) = said.acquittal() {
         return lives(watch, sign, now);
     }
-    let suspected = matches!(watch.state, State::Suspect { .. } | State::Recovering { .. });
     if watch.storm.is_some() {
         return Act::Nothing;
     }
     let hangs = qemu_hang::hangs(watch, &tick, &detection.policy, now);
-    if suspected || hangs || watch.excuse.is_some() {
+    if asked || hangs || watch.excuse.is_some() {
         let excuse = said
             .excuse(proven)
             .map(ToOwned::to_owned)

@@ -19,4 +19,5 @@ mod resting;
 mod rig;
 mod timing;
 mod transitions;
+mod unjudged;
 mod unseen;
