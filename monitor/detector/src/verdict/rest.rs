@@ -46,14 +46,14 @@ impl Watch {
             }
         };
         let longest = now + LONGEST_REST;
+        // The tick in which its witnesses are due is looked at.
+        let before = |due: Duration| longest.min(due.saturating_sub(detection.tick));
         let until = match self.boot.calibrated {
-            Some(last) if !self.wants_calibration(now) => {
-                longest.min(last + super::CALIBRATE_EVERY)
-            }
+            Some(last) if !self.wants_calibration(now) => before(last + super::CALIBRATE_EVERY),
             // No witness can be asked; one may come.
             _ if !tick.calibratable => longest,
             _ if past_grace(&self.boot, &detection.policy, now) => return None,
-            _ => longest.min(self.boot.began + self.boot.held + detection.policy.boot_grace),
+            _ => before(self.boot.began + self.boot.held + detection.policy.boot_grace),
         };
         (until > now + detection.tick).then_some(Rest { until, beats_within })
     }

@@ -31,6 +31,7 @@ use strategies::{Happening, Stretch, stretch};
 
 /// Sequences of a run that isn't told how many: a few seconds.
 const CASES: u32 = 400;
+const SEEDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/verdict.txt");
 
 /// One VM's life, and what the model makes of it so far.
 struct Life {
@@ -169,8 +170,8 @@ impl Life {
     }
 }
 
-fn config() -> Config {
-    let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/verdict.txt");
+/// How many cases are tried, and where the seeds of those that fail are kept.
+pub(super) fn config(cases: u32, seeds: &'static str) -> Config {
     #[expect(
         clippy::disallowed_methods,
         reason = "how many cases are tried is no input of the verdict"
@@ -178,7 +179,7 @@ fn config() -> Config {
     let told = std::env::var_os("PROPTEST_CASES").is_some();
     let default = Config::default();
     Config {
-        cases: if told { default.cases } else { CASES },
+        cases: if told { default.cases } else { cases },
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(seeds))),
         max_shrink_iters: 20_000,
         ..default
@@ -189,12 +190,13 @@ fn config() -> Config {
 fn nobody_is_convicted_against_the_rules_and_no_crash_is_missed_in_random_sequences() {
     let sequences = (select(vec![0, 6, 3600]), any::<bool>(), vec(stretch(), 1..14));
     let convictions = std::cell::Cell::new(0);
-    let result = TestRunner::new(config()).run(&sequences, |(age, rests, stretches)| {
-        let mut life = Life::begin(age, rests);
-        let lived = stretches.iter().try_for_each(|stretch| life.live(stretch));
-        convictions.set(convictions.get() + life.convictions);
-        lived
-    });
+    let result =
+        TestRunner::new(config(CASES, SEEDS)).run(&sequences, |(age, rests, stretches)| {
+            let mut life = Life::begin(age, rests);
+            let lived = stretches.iter().try_for_each(|stretch| life.live(stretch));
+            convictions.set(convictions.get() + life.convictions);
+            lived
+        });
     if let Err(error) = result {
         panic!("{error}");
     }
