@@ -46,6 +46,8 @@ struct Level {
     judgeable_if_hanging: bool,
     /// And nothing else is out of the ordinary.
     usual: bool,
+    /// The last answer excused it: what is held is none of its grace.
+    excused: bool,
 }
 
 /// What one round of answers said.
@@ -77,6 +79,10 @@ pub(super) struct Model {
     deaf: bool,
     /// When the host last let it wait for a CPU.
     starved: Option<Duration>,
+    /// The last answer excused it, or may have been of a paused guest; and it has shown no life since, nor begun a new boot.
+    excused: bool,
+    /// In the last tick QEMU didn't tell its run state, and it stood still.
+    maybe_paused: bool,
     /// Its vCPUs stood still in the last tick, but for what our questions cost.
     still: bool,
     /// Something was held against it, and it has shown no life since, nor begun a new boot.
@@ -98,14 +104,15 @@ impl Model {
             }
             Input::Tick(tick) => self.of_tick(tick, before, now),
             Input::Lived { until, .. } => {
-                (self.storm, self.is_accused, self.deaf, self.still) = (false, false, false, false);
+                (self.storm, self.is_accused, self.excused) = (false, false, false);
+                (self.deaf, self.still, self.maybe_paused) = (false, false, false);
                 let held_up = now.saturating_sub(*until) > TICK * 4;
                 return self.facts.push((if held_up { now } else { *until }, Fact::Clears));
             }
             Input::Testimony(said) => self.of_testimony(said, before),
             Input::Event { event: QmpEvent::Reset { .. }, .. } | Input::Restarted { .. } => {
                 (self.answered, self.dump, self.boot) = (Vec::new(), None, (now, Duration::ZERO));
-                self.is_accused = false;
+                (self.is_accused, self.excused) = (false, false);
                 Fact::Clears
             }
             Input::Event { event: QmpEvent::GuestCrashloaded, .. } => {
@@ -166,14 +173,19 @@ impl Model {
             |share: fn(&crate::activity::VcpuActivity) -> f64| vcpus.iter().map(share).sum::<f64>();
         let calm = !vcpus.is_empty() && sum(|vcpu| vcpu.waiting) < 0.5;
         // What it does to answer our own questions is none of its doing.
-        let asked = matches!(before, State::Suspect { .. } | State::Recovering { .. });
+        let asked = match before {
+            State::Suspect { .. } | State::Recovering { .. } => true,
+            State::Held => (self.excused || self.storm) && !self.deaf,
+            _ => false,
+        };
         let only_answers = vcpus.iter().all(|vcpu| vcpu.busy < 0.1 && vcpu.waiting < 0.5);
         let still = calm && sum(|vcpu| vcpu.busy) < 0.010
             || asked && self.still && activity.vcpus.is_ok() && only_answers;
         self.still = still;
+        self.maybe_paused = still && matches!(monitor, Monitor::Unknown(_));
         self.deaf = unknown || stalled || paused || stopped;
         if moved && !paused && !stopped {
-            (self.storm, self.is_accused) = (false, false);
+            (self.storm, self.is_accused, self.excused) = (false, false, false);
         }
         if moved || unknown || stalled || paused || stopped || late || self.storm {
             return Fact::Clears;
@@ -199,6 +211,7 @@ impl Model {
                 && activity.process == ProcessState::Running
                 && activity.elapsed <= TICK + TICK / 20
                 && vcpus.iter().all(|vcpu| vcpu.waiting < 0.1),
+            excused: self.excused,
         })
     }
 
@@ -214,7 +227,9 @@ impl Model {
         if said.any(lives) && !self.deaf {
             (self.storm, self.is_accused) = (false, false);
         }
-        if said.any(lives) || (needs_excuse && said.excuse(false).is_some()) {
+        let is_excused = needs_excuse && said.excuse(false).is_some();
+        self.excused = !said.any(lives) && (is_excused || needs_excuse && self.maybe_paused);
+        if said.any(lives) || is_excused {
             return Fact::Clears;
         }
         let any = |wanted: fn(&Answer) -> bool| said.any(wanted);
@@ -249,15 +264,18 @@ impl Model {
         last.map_or(Duration::ZERO, |(at, _)| *at)
     }
 
+    /// Answers since all was cleared, latest first. One may come in the very moment after.
+    fn said(&self) -> impl Iterator<Item = (Duration, Said)> {
+        let row = self.facts.iter().rev().take_while(|(_, fact)| *fact != Fact::Clears);
+        row.filter_map(|(at, fact)| match fact {
+            Fact::Said(said) => Some((*at, *said)),
+            Fact::Clears | Fact::Silent(_) => None,
+        })
+    }
+
     /// The last so many answers, latest first, if there were so many since all was cleared.
     fn last_said(&self, count: usize) -> Option<Vec<Said>> {
-        let cleared = self.cleared_at();
-        let row = self.facts.iter().rev().take_while(|(at, _)| *at > cleared);
-        let said = row.filter_map(|(_, fact)| match fact {
-            Fact::Said(said) => Some(*said),
-            Fact::Clears | Fact::Silent(_) => None,
-        });
-        let said: Vec<_> = said.take(count).collect();
+        let said: Vec<_> = self.said().take(count).map(|(_, said)| said).collect();
         (said.len() == count).then_some(said)
     }
 
@@ -280,13 +298,7 @@ impl Model {
 
     /// Since when every answer has said that a witness which had answered no longer does.
     fn silent_since(&self) -> Option<Duration> {
-        let cleared = self.cleared_at();
-        let row = self.facts.iter().rev().take_while(|(at, _)| *at > cleared);
-        let said = row.filter_map(|(at, fact)| match fact {
-            Fact::Said(said) => Some((*at, said.silent)),
-            Fact::Clears | Fact::Silent(_) => None,
-        });
-        said.take_while(|(_, silent)| *silent).last().map(|(at, _)| at)
+        self.said().take_while(|(_, said)| said.silent).last().map(|(at, _)| at)
     }
 }
 

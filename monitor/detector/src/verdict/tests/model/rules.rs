@@ -72,8 +72,7 @@ impl Model {
     }
 
     fn had_last_words(&self) -> bool {
-        let heard = |fact| matches!(fact, Fact::Said(Said { last_words: true, .. }));
-        self.since(self.cleared_at()).any(heard)
+        self.said().any(|(_, said)| said.last_words)
     }
 
     /// Whether it has been dead so long, in all that can be seen, that it must have been convicted by now, and
@@ -97,7 +96,8 @@ impl Model {
         // Time in which it was held is none of its grace, and no tick is shorter than this.
         let (boot_began, age) = self.boot;
         let silent = |(at, fact): &&(Duration, Fact)| {
-            (boot_began..=begin).contains(at) && matches!(fact, Fact::Silent(level) if level.usual)
+            (boot_began..=begin).contains(at)
+                && matches!(fact, Fact::Silent(level) if level.usual && !level.excused)
         };
         let spent = u32::try_from(self.facts.iter().filter(silent).count()).unwrap_or(u32::MAX);
         if age + TICK * spent < policy.boot_grace {
