@@ -75,8 +75,8 @@ impl Liveness {
 
     /// Takes note of the vCPUs' level during the tick that ended at `now`, in which their registers were `asked` for or not.
     pub(crate) fn level(&mut self, activity: &Activity, asked: bool, now: Duration) {
-        // What was heard or learned during the tick ended what was before.
-        let begin = now.saturating_sub(activity.elapsed).max(self.last_life);
+        // What was heard during the tick ended what was before.
+        let begin = now.saturating_sub(activity.elapsed).max(self.heard.unwrap_or_default());
         let kept = |since: Option<Duration>, holds: bool| holds.then(|| since.unwrap_or(begin));
         let still = below(&activity.vcpus, STILL_BUSY_RATIO)
             // It doesn't begin with that.
