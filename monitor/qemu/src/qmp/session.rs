@@ -127,8 +127,9 @@ pub fn spawn(
         let ended = match &transport {
             Transport::Keep(target) => attempts(target, Style::Kept, inbox, outbox, limits).await,
             Transport::Brief(target) => attempts(target, Style::Brief, inbox, outbox, limits).await,
+            // In a box: it takes many times the room of the others, which most sessions are.
             Transport::Libvirt(target) => {
-                through_libvirt::attempts(target, inbox, outbox, limits).await
+                Box::pin(through_libvirt::attempts(target, inbox, outbox, limits)).await
             }
         };
         // Its only outcome is that it is wanted no more.

@@ -90,9 +90,7 @@ pub(super) async fn hold(
             return Ok(disconnect);
         }
         // Their room is given back: there are such ones for each VM of the host.
-        if received.is_empty() {
-            received = BytesMut::new();
-        }
+        give_back(&mut received);
         if talk.unanswered.is_empty() {
             talk.unanswered = BTreeMap::new();
         }
@@ -105,9 +103,17 @@ async fn read(reader: &OwnedReadHalf, received: &mut BytesMut) -> io::Result<usi
         reader.readable().await?;
         received.reserve(READ_BYTES);
         match reader.try_read_buf(received) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // What was said to be readable may be read already: the wait goes on without the room.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => give_back(received),
             read => return read,
         }
+    }
+}
+
+/// Keeps no room for what has not come.
+fn give_back(received: &mut BytesMut) {
+    if received.is_empty() {
+        *received = BytesMut::new();
     }
 }
 

@@ -51,7 +51,9 @@ pub(super) async fn attempts(
     let mut pauses = Pauses::new(limits);
     outbox.state_at_last(QmpState::Connecting, inbox).await?;
     loop {
-        let verified = inbox.meanwhile("connecting", verify(target, limits.handshake)).await?;
+        // In boxes, like all that runs a program: the room for it is kept by no session that waits.
+        let verify = Box::pin(verify(target, limits.handshake));
+        let verified = inbox.meanwhile("connecting", verify).await?;
         let disconnect = match verified {
             Err(disconnect) => disconnect,
             Ok(()) => {
@@ -118,7 +120,7 @@ async fn talk(
             Some(outcome) = ended.recv() => {
                 under_way = under_way.saturating_sub(1);
                 match outcome {
-                    Outcome::Answered => settle(target, outbox, limits, false).await,
+                    Outcome::Answered => Box::pin(settle(target, outbox, limits, false)).await,
                     Outcome::Late(since) => outbox.unresponsive(since).await.map_err(Disconnect::from),
                     Outcome::Lost(reason) => Err(Disconnect::Closed(reason)),
                 }
@@ -131,7 +133,7 @@ async fn talk(
                 },
                 None => Ok(()),
             },
-            _ = poll.tick() => settle(target, outbox, limits, true).await,
+            _ = poll.tick() => Box::pin(settle(target, outbox, limits, true)).await,
         };
         if let Err(disconnect) = step {
             return Ok(disconnect);
