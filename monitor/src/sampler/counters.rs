@@ -9,11 +9,12 @@ use std::{
 
 use aya::maps::{Array, Map, MapData, MapError};
 use monitor_ebpf::{InFlightSet, TAP_PROBES, TapRow, VmRow, tap_home};
+use tracing::debug;
 
 use super::{
     InFlightAges, Missing, Reading,
     addresses::{TapAddresses, without_addresses},
-    mapped::MappedArray,
+    mapped::{MappableArray, MappedArray},
     ticks,
 };
 use flatline_qemu::discover::{Tap, VmId};
@@ -23,7 +24,8 @@ pub struct CounterMaps {
     vms: MappedArray<VmRow>,
     // Written only to forget addresses.
     taps: Mutex<Array<MapData, TapRow>>,
-    in_flight: MappedArray<InFlightSet>,
+    /// Mapped only while it is read: it is larger than all others together.
+    in_flight: MappableArray<InFlightSet>,
 }
 
 impl CounterMaps {
@@ -33,7 +35,7 @@ impl CounterMaps {
         Ok(Self {
             vms: MappedArray::open(&bpffs_dir.join("vms"))?,
             taps: Mutex::new(Array::try_from(Map::Array(map("taps")?))?),
-            in_flight: MappedArray::open(&bpffs_dir.join("in_flight"))?,
+            in_flight: MappableArray::open(&bpffs_dir.join("in_flight"))?,
         })
     }
 
@@ -49,10 +51,17 @@ impl CounterMaps {
         (0..self.vms.len()).map_while(|slot| self.vms.get(slot))
     }
 
-    /// The age at `jiffies` of what is in flight, by slot. Goes through a megabyte of memory: for when something seems to be
-    /// stalled.
+    /// The age at `jiffies` of what is in flight, by slot; of none where that can't be read. Goes through a megabyte of memory: for
+    /// when something seems to be stalled.
     pub(crate) fn in_flight(&self, jiffies: u64) -> StdHashMap<u32, InFlightAges> {
-        let sets = (0..self.in_flight.len()).filter_map(|set| self.in_flight.get(set));
+        let in_flight = match self.in_flight.map() {
+            Ok(in_flight) => in_flight,
+            Err(error) => {
+                debug!("map `in_flight`: {error}");
+                return StdHashMap::new();
+            }
+        };
+        let sets = (0..in_flight.len()).filter_map(|set| in_flight.get(set));
         let requests = sets.flat_map(|set| set.requests).filter(|request| request.bio != 0);
         let mut ages: StdHashMap<u32, InFlightAges> = StdHashMap::new();
         for request in requests {

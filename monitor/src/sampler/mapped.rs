@@ -8,7 +8,44 @@ use aya::{
 };
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-/// The rows of a pinned array that was made with `BPF_F_MMAPABLE` (5.5).
+/// A pinned array that was made with `BPF_F_MMAPABLE` (5.5), which is mapped when it is to be read.
+#[derive(Debug)]
+pub(crate) struct MappableArray<T> {
+    map: MapData,
+    rows: u32,
+    row: PhantomData<fn() -> T>,
+}
+
+impl<T: Pod> MappableArray<T> {
+    /// Opens the array that is pinned at `path`.
+    ///
+    /// # Errors
+    /// If there is none, or its rows are of another size.
+    pub(crate) fn open(path: &Path) -> Result<Self, MapError> {
+        // The kernel gives each row a multiple of eight bytes (`round_up` in kernel/bpf/arraymap.c).
+        const { assert!(size_of::<T>().is_multiple_of(8) && size_of::<T>() > 0) };
+        let array: Array<MapData, T> = Array::try_from(Map::Array(MapData::from_pin(path)?))?;
+        Ok(Self { rows: array.len(), map: MapData::from_pin(path)?, row: PhantomData })
+    }
+
+    /// Maps its memory, which counts as this process' from then on.
+    ///
+    /// # Errors
+    /// If the kernel refuses that.
+    pub(crate) fn map(&self) -> Result<MappedArray<T>, MapError> {
+        let bytes = NonZeroUsize::new(self.rows as usize * size_of::<T>())
+            .ok_or_else(|| MapError::IoError(io::Error::other("the array has no rows")))?;
+        let (read, shared, map) = (ProtFlags::READ, MapFlags::SHARED, self.map.fd());
+        // SAFETY: a new mapping at an address that the kernel chooses touches nothing that is there.
+        let memory = unsafe { mmap(std::ptr::null_mut(), bytes.get(), read, shared, map, 0) };
+        let memory = memory.map_err(|error| MapError::IoError(error.into()))?;
+        let memory = NonNull::new(memory.cast())
+            .ok_or_else(|| MapError::IoError(io::Error::other("it was mapped at no address")))?;
+        Ok(MappedArray { memory, rows: self.rows, bytes, row: PhantomData })
+    }
+}
+
+/// The rows of such an array.
 ///
 /// The programs write while it is read: each of a row's counters is whole, but two of them may be of different moments.
 #[derive(Debug)]
@@ -30,21 +67,7 @@ impl<T: Pod> MappedArray<T> {
     /// # Errors
     /// If there is none, its rows are of another size, or the kernel refuses to map it.
     pub(crate) fn open(path: &Path) -> Result<Self, MapError> {
-        // The kernel gives each row a multiple of eight bytes (`round_up` in kernel/bpf/arraymap.c).
-        const { assert!(size_of::<T>().is_multiple_of(8) && size_of::<T>() > 0) };
-        let array: Array<MapData, T> = Array::try_from(Map::Array(MapData::from_pin(path)?))?;
-        let rows = array.len();
-        let bytes = NonZeroUsize::new(rows as usize * size_of::<T>())
-            .ok_or_else(|| MapError::IoError(io::Error::other("the array has no rows")))?;
-        let map = MapData::from_pin(path)?;
-        // SAFETY: a new mapping at an address that the kernel chooses touches nothing that is there.
-        let memory = unsafe {
-            mmap(std::ptr::null_mut(), bytes.get(), ProtFlags::READ, MapFlags::SHARED, map.fd(), 0)
-        };
-        let memory = memory.map_err(|error| MapError::IoError(error.into()))?;
-        let memory = NonNull::new(memory.cast())
-            .ok_or_else(|| MapError::IoError(io::Error::other("it was mapped at no address")))?;
-        Ok(Self { memory, rows, bytes, row: PhantomData })
+        MappableArray::open(path)?.map()
     }
 
     /// How many rows there are.
@@ -65,7 +88,7 @@ impl<T: Pod> MappedArray<T> {
 
 impl<T> Drop for MappedArray<T> {
     fn drop(&mut self) {
-        // SAFETY: this was mapped by `open`, and no reference into it is ever handed out.
+        // SAFETY: this was mapped by `MappableArray::map`, and no reference into it is ever handed out.
         let _ = unsafe { munmap(self.memory.as_ptr().cast(), self.bytes.get()) };
     }
 }
