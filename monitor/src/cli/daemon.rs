@@ -20,6 +20,10 @@ const WORKERS: usize = 2;
 /// Arenas of the C library's allocator: allocating is not what the daemon does most.
 #[cfg(target_env = "gnu")]
 const ARENAS: libc::c_int = 2;
+/// Blocks of so many bytes are mapped one by one, and go back to the host when they are freed; so does as much that is free at the
+/// end of an arena. Left to itself, the allocator raises both to tens of MB after the first large block, the kernel's types.
+#[cfg(target_env = "gnu")]
+const GIVEN_BACK_BYTES: libc::c_int = 512 << 10;
 /// Looks into `/proc` that may wait at a time. Each takes a thread with its memory, and a host with more
 /// QEMUs that hang has other troubles.
 const BLOCKING_THREADS: usize = 64;
@@ -34,6 +38,8 @@ pub(super) fn run(source: Source) -> Result<Answer, Failure> {
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, ARENAS);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, GIVEN_BACK_BYTES);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, GIVEN_BACK_BYTES);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
