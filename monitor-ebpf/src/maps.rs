@@ -2,7 +2,7 @@
 //! pins them and may set their sizes before they are made.
 
 use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::{Array, HashMap, RingBuf},
     macros::btf_map,
 };
@@ -14,6 +14,10 @@ use monitor_ebpf::{
 /// User space maps the map's memory, and reads it without a call (5.5). Its rows begin at a page, so that one of 64 bytes is
 /// in a single line of the CPU's cache.
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+
+/// Memory is taken for entries that there are, and not for all that there may be. For maps to which user space alone adds: a
+/// program could be refused it.
+const AS_NEEDED: usize = BPF_F_NO_PREALLOC as usize;
 
 /// One row a VM, by its slot.
 #[btf_map]
@@ -43,7 +47,7 @@ pub(crate) static TAPS: Array<TapRow, 4096> = Array::new();
 
 /// The slot of the VM that has a file or block device open for its guest.
 #[btf_map]
-pub(crate) static FILES: HashMap<FileKey, u32, 8192> = HashMap::new();
+pub(crate) static FILES: HashMap<FileKey, u32, 8192, AS_NEEDED> = HashMap::new();
 
 /// Requests between submission and completion. A completion comes in interrupt context, where the current
 /// task says nothing about the submitter.
@@ -52,11 +56,11 @@ pub(crate) static IN_FLIGHT: Array<InFlightSet, 16384, MMAPABLE> = Array::new();
 
 /// The numbers of the inodes of which user space wants to know when a process executes them.
 #[btf_map]
-pub(crate) static EXECUTABLES: HashMap<u64, u32, 1024> = HashMap::new();
+pub(crate) static EXECUTABLES: HashMap<u64, u32, 1024, AS_NEEDED> = HashMap::new();
 
 /// QEMUs that start and end, for user space to look at.
 #[btf_map]
-pub(crate) static PROCESS_EVENTS: RingBuf<ProcessEvent, 262144> = RingBuf::new();
+pub(crate) static PROCESS_EVENTS: RingBuf<ProcessEvent, 65536> = RingBuf::new();
 
 /// What the pins were made by, and which generation of the block programs counts.
 #[btf_map]

@@ -32,6 +32,12 @@ const TRACEPOINTS: [(&str, &str, bool); 5] = [
 /// The iterator's program, and what it iterates over.
 const ITERATOR: (&str, &str) = ("threads", "task");
 
+/// Room for the start and the end of each VM at the same moment, both in the kernel and in this process, which maps it twice over;
+/// the kernel has eight bytes before each event. Of what finds no room a sweep tells.
+const EVENT_BYTES_FOR_EACH: u32 = 64;
+/// Room for what else the host executes, where all of that is told of.
+const LEAST_EVENT_BYTES: u32 = 64 << 10;
+
 /// What every load of the object needs.
 #[derive(Debug)]
 pub(super) struct Loader {
@@ -76,6 +82,10 @@ impl Loader {
             .map_max_entries("HEARTBEATS", max_vms)
             .map_max_entries("SLOTS", slot_sets(max_vms))
             .map_max_entries("FILES", max_vms * 8)
+            .map_max_entries(
+                "PROCESS_EVENTS",
+                LEAST_EVENT_BYTES.max(max_vms * EVENT_BYTES_FOR_EACH),
+            )
             .map_max_entries("TAPS", max_taps)
             .map_max_entries("IN_FLIGHT", sets)
             .override_global("NETNS", &netns, true)
