@@ -12,8 +12,14 @@ const MOST_UNREAD: usize = 32;
 #[derive(Clone, Copy, Debug)]
 struct Run {
     rates: TickRates,
-    ticks: usize,
+    ticks: u32,
 }
+
+// A thousand VMs keep two dozen of them at least, and up to 120.
+const _: () = assert!(size_of::<Run>() == 32);
+
+/// Room for so many runs is made, and given back, at a time.
+const ROOM: usize = 8;
 
 /// A VM's last ticks, the oldest first, [`HISTORY_TICKS`] at most.
 #[derive(Clone, Debug, Default)]
@@ -39,7 +45,7 @@ impl Ticks {
         if level[0].1.is_some() {
             let mut filled = ticks;
             for run in self.runs.iter_mut().rev() {
-                filled += run.ticks;
+                filled += run.ticks as usize;
                 if filled > MOST_UNREAD + ticks || run.rates.get(Rate::Vcpu).is_some() {
                     break;
                 }
@@ -49,36 +55,45 @@ impl Ticks {
             }
         }
         let ticks = ticks.min(HISTORY_TICKS);
-        self.runs.push_back(Run { rates, ticks });
+        self.make_room(ticks);
+        self.runs.push_back(Run { rates, ticks: short(ticks) });
         self.length += ticks;
-        self.trim();
     }
 
-    fn trim(&mut self) {
+    /// Lets the oldest go for which there is no room beside so many more. A queue of its own accord would double its memory, and
+    /// keep that of the time in which a VM that rests now had a run for each tick.
+    fn make_room(&mut self, more: usize) {
         while let Some(oldest) = self.runs.front_mut()
-            && self.length > HISTORY_TICKS
+            && self.length + more > HISTORY_TICKS
         {
-            let surplus = self.length - HISTORY_TICKS;
-            if oldest.ticks > surplus {
-                oldest.ticks -= surplus;
+            let surplus = self.length + more - HISTORY_TICKS;
+            let ticks = oldest.ticks as usize;
+            if ticks > surplus {
+                oldest.ticks = short(ticks - surplus);
                 self.length -= surplus;
             } else {
-                self.length -= oldest.ticks;
+                self.length -= ticks;
                 self.runs.pop_front();
             }
+        }
+        if self.runs.len() == self.runs.capacity() {
+            self.runs.reserve_exact(ROOM);
+        } else if self.runs.capacity() - self.runs.len() > 2 * ROOM {
+            self.runs.shrink_to(self.runs.len() + ROOM);
         }
     }
 
     /// The last `most`, the oldest first.
     pub(crate) fn last(&self, most: usize) -> impl Iterator<Item = &TickRates> + Clone {
-        let all = self.runs.iter().flat_map(|run| std::iter::repeat_n(&run.rates, run.ticks));
+        let all =
+            self.runs.iter().flat_map(|run| std::iter::repeat_n(&run.rates, run.ticks as usize));
         all.skip(self.length.saturating_sub(most))
     }
 
     /// All of them, the newest first.
     pub(super) fn newest_first(&self) -> impl Iterator<Item = &TickRates> {
         let newest_first = self.runs.iter().rev();
-        newest_first.flat_map(|run| std::iter::repeat_n(&run.rates, run.ticks))
+        newest_first.flat_map(|run| std::iter::repeat_n(&run.rates, run.ticks as usize))
     }
 
     /// How many there are.
@@ -95,6 +110,11 @@ impl Ticks {
     pub(crate) fn is_empty(&self) -> bool {
         self.runs.is_empty()
     }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "no run is longer than `HISTORY_TICKS`")]
+fn short(ticks: usize) -> u32 {
+    ticks as u32
 }
 
 impl From<&LineView> for Ticks {
