@@ -101,8 +101,8 @@ impl Stage {
 /// What recovery remembers of a VM.
 #[derive(Debug, Default)]
 pub(crate) struct RecoveryState {
-    /// The conviction that is being dealt with, or that was last.
-    pub(crate) case: Option<Case>,
+    /// The conviction that is being dealt with, or that was last. In a box: most VMs never have one.
+    pub(crate) case: Option<Box<Case>>,
     /// What was reported of its agent without a restart, as long as that is so.
     pub(crate) reported: Option<Incident>,
     /// Restarts that this daemon began.

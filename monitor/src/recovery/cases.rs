@@ -26,7 +26,7 @@ impl Supervisor {
         let silence = watched.detector.watch.silence.since_life(context.now);
         let earlier = watched.recovery.case.take().filter(|case| case.stage.is_open());
         // One that was not restarted, or showed no life since, crashed once and not twice.
-        let (incident, tries) = match earlier {
+        let (incident, tries) = match earlier.map(|case| *case) {
             Some(Case { incident, tries, .. }) => {
                 (Incident { reason, outcome: None, ..incident }, tries)
             }
@@ -40,7 +40,7 @@ impl Supervisor {
             }
         };
         let case = Case::new(incident, Stage::WaitingForMonitor, context.now);
-        watched.recovery.case = Some(Case { tries, ..case });
+        watched.recovery.case = Some(Box::new(Case { tries, ..case }));
         self.proceed(watched, cause, context);
     }
 
@@ -103,7 +103,7 @@ impl Supervisor {
         let reason = watched.detector.watch.reason.clone();
         let incident = self.new_incident(watched, cause, reason, context);
         let incident = self.write_only(watched, incident, Outcome::LimitReached);
-        watched.recovery.case = Some(Case::new(incident, Stage::Closed, context.now));
+        watched.recovery.case = Some(Box::new(Case::new(incident, Stage::Closed, context.now)));
     }
 
     /// Something is wrong inside of a guest that is left alone all the same.
@@ -194,7 +194,7 @@ impl Supervisor {
     /// Says and writes down the outcome, and why where that isn't plain.
     pub(super) fn close(&mut self, watched: &mut WatchedVm, outcome: Outcome, why: Option<&str>) {
         let is_open = |case: &Case| case.stage != Stage::Closed;
-        if watched.recovery.case.as_ref().is_some_and(is_open) {
+        if watched.recovery.case.as_deref().is_some_and(is_open) {
             self.write_outcome(watched, outcome, why);
             if let Some(case) = &watched.recovery.case {
                 self.writer.events.emit(EventKind::Closed(outcome), &case.incident);

@@ -33,7 +33,8 @@ impl Supervisor {
         let last_words = watched.link.shutdown.take();
         let why = exit_reason(status, last_words.as_ref(), watched.detector.watch.state.cause());
         let words = why.words();
-        let mut open = watched.recovery.case.take().filter(|case| case.stage != Stage::Closed);
+        let open = watched.recovery.case.take().filter(|case| case.stage != Stage::Closed);
+        let mut open = open.map(|case| *case);
         let under_way = open.as_ref().and_then(|Case { incident, stage, .. }| match stage {
             Stage::Restarting => Some((incident.attempts.len(), Progress::Starting)),
             // A command may end before what it leads to: then the last attempt is what it waits for the end of.

@@ -219,7 +219,7 @@ impl Supervisor {
     /// A restarted guest showed life.
     pub(super) fn recovered(&mut self, watched: &mut WatchedVm, context: &Context<'_>) {
         if let Some(Case { incident, stage: Stage::AwaitingLife { since }, .. }) =
-            &mut watched.recovery.case
+            watched.recovery.case.as_deref_mut()
         {
             let now = context.wall;
             incident.recovered_at = Some(now);

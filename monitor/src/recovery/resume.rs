@@ -123,7 +123,7 @@ impl Supervisor {
             }
             None => self.adopt(vm, detection, context).unzip(),
         };
-        (state, RecoveryState { case, put_back, ..RecoveryState::default() })
+        (state, RecoveryState { case: case.map(Box::new), put_back, ..RecoveryState::default() })
     }
 
     /// Goes on with a restart that an earlier daemon was ended in, as soon as QEMU tells its run state.
