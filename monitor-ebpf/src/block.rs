@@ -4,10 +4,11 @@
 //! later by a kernel worker. What no QEMU submits itself may still be one's: [`writeback`] tells.
 
 use aya_ebpf::{
-    helpers::bpf_get_current_task_btf, macros::btf_tracepoint, programs::BtfTracePointContext,
+    EbpfContext, helpers::bpf_get_current_task_btf, macros::btf_tracepoint,
+    programs::BtfTracePointContext,
 };
 use aya_log_ebpf::warn;
-use monitor_ebpf::{Layout, Owner};
+use monitor_ebpf::{InFlight, Layout, Owner};
 
 use crate::{
     in_flight,
@@ -23,6 +24,7 @@ offsets! {
     BIO_SIZE_OFFSET
     BIO_STATUS_OFFSET
     BIO_NEXT_OFFSET
+    REQUEST_SIZE_OFFSET
     REQUEST_BIO_OFFSET
     REQUEST_LAST_BIO_OFFSET
     TASK_BIO_LIST_OFFSET
@@ -57,31 +59,30 @@ const REQ_OP_DISCARD: u32 = 3;
 #[btf_tracepoint(function = "block_bio_queue")]
 pub(crate) fn block_submitted(ctx: BtfTracePointContext) -> i32 {
     let bio: *const u8 = ctx.arg(0);
-    // SAFETY: plain call.
-    let task: *const u8 = unsafe { bpf_get_current_task_btf() }.cast();
-    // SAFETY: the current task exists as long as the program runs, and the verifier knows its type.
-    let pid = unsafe { slots::pid_of(task) };
     // SAFETY: `bio` is the tracepoint's own argument.
     let opf: u32 = unsafe { field(bio, &BIO_OPF_OFFSET) };
-    // SAFETY: as above.
-    let bytes: u32 = unsafe { field(bio, &BIO_SIZE_OFFSET) };
+    let pid = ctx.tgid();
     let own = slots::slot_of(pid);
     let slot = match own {
+        // Most of what other processes do ends here.
+        None if !may_write_back(opf) => return 0,
         // A host's file system that notes something of its own while QEMU waits: nothing of the guest's.
         Some(_) if opf & global(&REQUEST_META_FLAG) != 0 => return 0,
-        // Submitted once more by a stacked device, for a bio that was counted already.
-        Some(_) if is_nested(task) => return 0,
+        // Submitted once more by a driver, for a bio that was counted already, or has the same pages.
+        _ if is_nested() => return 0,
         // QEMU's own code and libraries, which come through read-ahead as buffered reads of an image do.
         Some(_) if opf & global(&REQUEST_AHEAD_FLAG) != 0 && writeback::is_of_mapped_file(bio) => {
             return 0;
         }
         Some(slot) => slot,
-        None if may_write_back(opf, bytes, task) => match writeback::slot_of(bio) {
+        // A flush of a file system's own has no pages.
+        None if bytes_of(bio) == 0 => return 0,
+        None => match writeback::slot_of(bio) {
             Some(slot) => slot,
             None => return 0,
         },
-        None => return 0,
     };
+    let bytes = bytes_of(bio);
     let Some(layout) = layout().filter(|layout| counts(layout)) else { return 0 };
     let Some(lane) = lane_of(slot) else { return 0 };
     match opf & REQ_OP_MASK {
@@ -121,11 +122,15 @@ pub(crate) fn block_submitted(ctx: BtfTracePointContext) -> i32 {
 /// fs/iomap/direct-io.c and `dio_bio_write_op` in block/fops.c of Linux 6.12), and no writing back is
 /// (`wbc_to_write_flags` in include/linux/writeback.h).
 #[inline(always)]
-fn may_write_back(opf: u32, bytes: u32, task: *const u8) -> bool {
-    opf & REQ_OP_MASK == REQ_OP_WRITE
-        && bytes != 0
-        && opf & global(&REQUEST_IDLE_FLAG) == 0
-        && !is_nested(task)
+fn may_write_back(opf: u32) -> bool {
+    opf & REQ_OP_MASK == REQ_OP_WRITE && opf & global(&REQUEST_IDLE_FLAG) == 0
+}
+
+/// Bytes that a bio still has to carry.
+#[inline(always)]
+fn bytes_of(bio: *const u8) -> u32 {
+    // SAFETY: `bio` is a tracepoint's argument, or was read from one.
+    unsafe { field(bio, &BIO_SIZE_OFFSET) }
 }
 
 /// The layout's row.
@@ -144,8 +149,10 @@ fn counts(layout: &Layout) -> bool {
 /// Whether a driver submits this bio while it handles another one, on the same task: the kernel then
 /// keeps a list of such bios in the task (`submit_bio_noacct_nocheck` in block/blk-core.c).
 #[inline(always)]
-fn is_nested(task: *const u8) -> bool {
-    // SAFETY: `task` is the current task, see above.
+fn is_nested() -> bool {
+    // SAFETY: plain call.
+    let task: *const u8 = unsafe { bpf_get_current_task_btf() }.cast();
+    // SAFETY: the current task exists as long as the program runs, and the verifier knows its type.
     let list: u64 = unsafe { field(task, &TASK_BIO_LIST_OFFSET) };
     list != 0
 }
@@ -154,40 +161,58 @@ fn is_nested(task: *const u8) -> bool {
 ///
 /// Hook: `tp_btf/block_rq_complete` with the request and the completed bytes as first and third argument
 /// (5.11). A request may carry several bios, merged while they waited. Bios that aren't followed cost a
-/// look at the set where they would be.
+/// look at the set where they would be: 5 to 20 ns, by what the CPU's caches still hold.
 #[btf_tracepoint(function = "block_rq_complete")]
 pub(crate) fn block_request_completed(ctx: BtfTracePointContext) -> i32 {
     let Some(layout) = layout() else { return 0 };
     let request: *const u8 = ctx.arg(0);
     let failed = ctx.arg::<u8>(1) != 0;
-    let mut bytes_left: u32 = ctx.arg(2);
+    let bytes_done: u32 = ctx.arg(2);
     // SAFETY: `request` is the tracepoint's own argument; the bios hang on it until its completion was
     // traced.
-    let (mut bio, last): (*const u8, *const u8) =
+    let (bio, last): (*const u8, *const u8) =
         unsafe { (field(request, &REQUEST_BIO_OFFSET), field(request, &REQUEST_LAST_BIO_OFFSET)) };
+    // SAFETY: as above.
+    let bytes: u32 = unsafe { field(request, &REQUEST_SIZE_OFFSET) };
+    if bio.is_null() {
+        return 0;
+    }
+    // Most requests have one, which is not touched: another CPU may have written it last.
+    if bio == last && bytes <= bytes_done {
+        if let Some(place) = in_flight::find(bio, layout) {
+            completed(place, failed, layout);
+        }
+    } else {
+        several_completed(bio, failed, bytes_done, layout);
+    }
+    0
+}
+
+/// The bios of a request that has several, or that completed in part.
+///
+/// A function of its own, as [`bio_completed`] is: what most requests go through stays together in the CPU's caches, and
+/// the verifier does not follow each of its ways on into every later turn of the loop.
+#[inline(never)]
+fn several_completed(
+    mut bio: *const u8,
+    failed: bool,
+    mut bytes_left: u32,
+    layout: &'static Layout,
+) {
     for _ in 0..MOST_BIOS_OF_A_REQUEST {
-        if bio.is_null() {
-            break;
-        }
-        // Most requests have one, which is not touched unless it is followed: another CPU wrote it last.
-        if bio == last {
-            completed(bio, failed, bytes_left, layout);
-            break;
-        }
-        // SAFETY: as above.
-        let bytes: u32 = unsafe { field(bio, &BIO_SIZE_OFFSET) };
+        let bytes = bytes_of(bio);
+        // Completed in part: the rest is traced when it completes.
         if bytes > bytes_left {
             break;
         }
-        completed(bio, failed, bytes_left, layout);
+        bio_completed(bio, failed, layout);
         bytes_left -= bytes;
-        if bytes_left == 0 {
+        // SAFETY: as the bio itself.
+        bio = unsafe { field(bio, &BIO_NEXT_OFFSET) };
+        if bytes_left == 0 || bio.is_null() {
             break;
         }
-        // SAFETY: as above.
-        bio = unsafe { field(bio, &BIO_NEXT_OFFSET) };
     }
-    0
 }
 
 /// Counts the completion of requests on devices without request queues, such as device mapper's.
@@ -200,21 +225,25 @@ pub(crate) fn block_bio_completed(ctx: BtfTracePointContext) -> i32 {
     let bio: *const u8 = ctx.arg(1);
     // SAFETY: `bio` is the tracepoint's own argument.
     let failed = unsafe { field::<u8>(bio, &BIO_STATUS_OFFSET) } != 0;
-    completed(bio, failed, u32::MAX, layout);
+    bio_completed(bio, failed, layout);
     0
 }
 
-/// A function of its own: inside the loop over a request's bios, the verifier would follow each of its ways
-/// on into every later turn.
+/// A bio of several, or of a device without a queue.
 #[inline(never)]
-fn completed(bio: *const u8, failed: bool, bytes_done: u32, layout: &'static Layout) {
-    let Some(place) = in_flight::find(bio, layout) else { return };
-    // SAFETY: `bio` is a tracepoint's argument, or was read from one.
-    let bytes: u32 = unsafe { field(bio, &BIO_SIZE_OFFSET) };
-    // Completed in part: the rest is traced when it completes.
-    if bytes > bytes_done || !counts(layout) {
+fn bio_completed(bio: *const u8, failed: bool, layout: &'static Layout) {
+    if let Some(place) = in_flight::find(bio, layout) {
+        completed(place, failed, layout);
+    }
+}
+
+/// Frees the place of a request, and counts that it completed.
+#[inline(always)]
+fn completed(place: &mut InFlight, failed: bool, layout: &Layout) {
+    if !counts(layout) {
         return;
     }
+    // Before the place is free, and another request's.
     let request = *place;
     place.bio = 0;
     let owner = request.owner;

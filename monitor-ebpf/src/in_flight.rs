@@ -1,8 +1,11 @@
 //! Requests in flight: since when, and of which VM.
 //!
-//! A set of four is found by the bio's address, and searched. Two CPUs that submit into the same free
-//! place within a nanosecond may lose one of the two; user space takes such a request off the books once
-//! no device is stalled, and this once the same bio is submitted again.
+//! A set of four is found by the bio's address, and searched. Neighbours in the kernel's memory have sets beside each
+//! other, so that the few bios that are in use at a time are found in a page or two. Spread over all of the map, as by a
+//! hash, each look-up would wait for memory (measured: 20 to 40 ns), also the one for each request of other processes.
+//!
+//! Two CPUs that submit into the same free place within a nanosecond may lose one of the two; user space takes such a
+//! request off the books once no device is stalled, and this once the same bio is submitted again.
 //!
 //! Completions can be missed, a whole interrupt's at once. Seen first on a loop device, it was reproduced on a plain
 //! disk (Linux 6.18): the kernel's own trace shows each of them, but no eBPF program on the tracepoint was run, an empty one
@@ -25,6 +28,9 @@ use crate::{
 /// The number of sets less one; the number is a power of two.
 #[unsafe(no_mangle)]
 static IN_FLIGHT_MASK: u32 = 0;
+
+/// Bits of a bio's address that don't matter for its set: 256 bytes, of which one takes 128 to 512.
+const GRANULE_BITS: u32 = 8;
 
 /// Notes a request; `false` if there is no room.
 #[inline(always)]
@@ -77,9 +83,8 @@ fn forget(owner: Owner) {
 #[inline(always)]
 fn set_of(bio: *const u8, anchor: *const Layout) -> Option<&'static mut InFlightSet> {
     let distance = (bio as u64).wrapping_sub(anchor as u64);
-    // The upper bits of a product depend on all bits of its factors (Knuth's multiplicative hashing).
-    let mixed = distance.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-    let index = mixed as u32 & global(&IN_FLIGHT_MASK);
+    #[expect(clippy::cast_possible_truncation, reason = "the mask takes less than that")]
+    let index = (distance >> GRANULE_BITS) as u32 & global(&IN_FLIGHT_MASK);
     // SAFETY: array elements live as long as the map; what two CPUs that meet in one do, see above.
     IN_FLIGHT.get_ptr_mut(index).map(|set| unsafe { &mut *set })
 }

@@ -14,7 +14,7 @@ mod vm_row;
 pub use vm_row::{NetworkCounters, StorageCounters, VM_LANES, VmLane, VmRow};
 
 /// The generation of this layout. Pins of another generation are never read: they are replaced.
-pub const LAYOUT_VERSION: u32 = 7;
+pub const LAYOUT_VERSION: u32 = 8;
 
 /// Sender address of flatline's ARP and NDP probes: locally administered, so that no vendor owns it.
 ///

@@ -8,11 +8,12 @@ use super::kernel_types::{KernelTypes, KernelTypesError};
 type Offset = (&'static str, &'static [&'static str]);
 
 /// What every kernel has that flatline runs on.
-const REQUIRED: [Offset; 9] = [
+const REQUIRED: [Offset; 10] = [
     ("BIO_OPF_OFFSET", &["bio", "bi_opf"]),
     ("BIO_SIZE_OFFSET", &["bio", "bi_iter", "bi_size"]),
     ("BIO_STATUS_OFFSET", &["bio", "bi_status"]),
     ("BIO_NEXT_OFFSET", &["bio", "bi_next"]),
+    ("REQUEST_SIZE_OFFSET", &["request", "__data_len"]),
     ("REQUEST_BIO_OFFSET", &["request", "bio"]),
     ("REQUEST_LAST_BIO_OFFSET", &["request", "biotail"]),
     ("TASK_TGID_OFFSET", &["task_struct", "tgid"]),
