@@ -257,13 +257,17 @@ impl EventLoop {
         }
         self.carry_out();
         let Some(watched) = self.registry.vms.get_mut(&id) else { return };
-        if watched.is_resting() {
-            let act = watched.wake(now);
-            return self.act(id, act);
-        }
         // A look into the map for each VM and tick would be half of what a tick costs.
         let calibratable = watched.detector.watch.wants_calibration(now)
             && ProbeRunner::is_calibratable(watched, &self.sampler);
+        if watched.is_resting() {
+            let rests_on = watched.has_rested_out() && !calibratable;
+            let act = watched.wake(now);
+            if rests_on && act == Act::Nothing {
+                watched.lie_down(&self.sampler.signs, now);
+            }
+            return self.act(id, act);
+        }
         let Some(activity) = watched.sensors.activity.clone() else { return };
         if watched.recovery.is_restarting() {
             return;

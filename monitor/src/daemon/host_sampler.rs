@@ -110,7 +110,8 @@ impl HostSampler {
             .iter_mut()
             .filter_map(|(id, watched)| (!watched.rests_on(signs, now)).then_some(*id))
             .collect();
-        let threads = self.threads_for(awake.iter().filter_map(|id| vms.get(id)), now);
+        let in_full = awake.iter().filter_map(|id| vms.get(id)).filter(|vm| !vm.has_rested_out());
+        let threads = self.threads_for(in_full, now);
         self.read(threads.as_ref(), now, |host| {
             for id in &awake {
                 if let Some(watched) = vms.get_mut(id) {

@@ -99,6 +99,10 @@ pub(super) fn attached(
         warn!(vm = name, "not counted: {why}");
     }
     let is_worse = all_attached(&sensors.taps) && !all_attached(&taps);
+    if sensors.slot != slot {
+        watched.wake(now);
+    }
+    let sensors = &mut watched.sensors;
     sensors.slot = slot;
     sensors.taps = taps;
     let look = Look { names: false, ..Look::in_full(id) };

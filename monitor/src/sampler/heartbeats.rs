@@ -1,6 +1,6 @@
 //! What guests' agents said, as the taps' programs noted it: read from memory that is shared with them.
 
-use std::{path::Path, time::Duration};
+use std::{mem::offset_of, path::Path, time::Duration};
 
 use aya::maps::MapError;
 use monitor_ebpf::heartbeat::{FLAG_CHECK_FAILED, FLAG_LEAVING, HeartbeatRow};
@@ -21,6 +21,11 @@ impl HeartbeatReader {
     /// If there is none, or it has another form.
     pub(crate) fn open(bpffs_dir: &Path) -> Result<Self, MapError> {
         MappedArray::open(&bpffs_dir.join("heartbeats")).map(Self)
+    }
+
+    /// When an agent of the VM in `slot` last said anything, in the kernel's ticks, whichever VM that is.
+    pub(crate) fn last_jiffies(&self, slot: u32) -> Option<u64> {
+        self.0.part(slot, offset_of!(HeartbeatRow, last_jiffies))
     }
 
     /// When the guest's agent of the VM in `slot` last said anything, in the kernel's ticks, 0 for never; and whether that was

@@ -1,6 +1,13 @@
 //! Arrays of the programs whose memory this process maps: a row is read without a system call, whatever the number of CPUs.
 
-use std::{io, marker::PhantomData, mem::size_of, num::NonZeroUsize, path::Path, ptr::NonNull};
+use std::{
+    io,
+    marker::PhantomData,
+    mem::{align_of, size_of},
+    num::NonZeroUsize,
+    path::Path,
+    ptr::NonNull,
+};
 
 use aya::{
     Pod,
@@ -83,6 +90,24 @@ impl<T: Pod> MappedArray<T> {
         // SAFETY: the row lies within the mapping, which starts at a page; the map's row size was compared with that of
         // `T`, of which any bits are a value. What the programs write meanwhile is read as it is: volatile.
         Some(unsafe { self.memory.add(index as usize).read_volatile() })
+    }
+
+    /// What lies `offset` bytes into the row at `index`; `None` beyond the last.
+    ///
+    /// # Panics
+    /// If there is no `P` in a row.
+    pub(crate) fn part<P: Pod>(&self, index: u32, offset: usize) -> Option<P> {
+        const { assert!(align_of::<P>() <= align_of::<T>()) };
+        assert!(
+            offset + size_of::<P>() <= size_of::<T>() && offset.is_multiple_of(align_of::<P>())
+        );
+        if index >= self.rows {
+            return None;
+        }
+        // SAFETY: as in `get`; the part lies within the row, and is aligned as it is.
+        let part = unsafe { self.memory.add(index as usize).byte_add(offset) }.cast::<P>();
+        // SAFETY: as above.
+        Some(unsafe { part.read_volatile() })
     }
 }
 

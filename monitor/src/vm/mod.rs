@@ -105,9 +105,13 @@ impl WatchedVm {
         matches!(self.detector.watch.state, State::Crashed { .. })
     }
 
-    /// Samples, and notes what moved since the last sample.
+    /// Samples, and notes what moved since the last sample; of one that has rested out only what its counters say.
     pub(crate) fn observe(&mut self, host: &HostReadings<'_>, now: Duration) {
-        self.sensors.observe(self.vm.id, &self.link, host, now);
+        if self.has_rested_out() {
+            self.sensors.observe_counters(self.vm.id, host, now);
+        } else {
+            self.sensors.observe(self.vm.id, &self.link, host, now);
+        }
     }
 
     /// The rates of the tick that ends at `now`; the vCPUs' level where it was sampled in that tick.

@@ -11,7 +11,7 @@ use flatline_detector::{
     activity::Activity,
     verdict::{Act, Input, Rest, Tick},
 };
-use flatline_qemu::discover::VmId;
+use flatline_qemu::discover::Vm;
 
 /// What tells of a sign of life without a system call.
 pub(crate) struct Signs {
@@ -28,22 +28,28 @@ pub(crate) struct Resting {
     lived_at: Duration,
     /// When the last tick ended in which its agent's heart beat.
     beat_at: Option<Duration>,
+    /// Where it is counted: another slot ends the rest.
+    slot: u32,
     /// What the programs said of it last, in the kernel's ticks.
     life: u64,
     said: u64,
+    /// It lived in each tick up to its end, which is now.
+    is_over: bool,
 }
 
 impl Resting {
-    /// Looks whether there was life since the last tick; whether the rest goes on.
-    fn goes_on(&mut self, id: VmId, slot: u32, signs: &Signs, now: Duration) -> bool {
-        let Some(life) = signs.life.of(slot) else { return false };
+    /// Looks whether there was life since the last tick. Returns whether the rest goes on.
+    fn goes_on(&mut self, vm: &Vm, signs: &Signs, now: Duration) -> bool {
+        let Some(life) = signs.life.of(self.slot) else { return false };
         let lives = life != self.life;
         self.life = life;
         if lives {
             self.lived_at = now;
         }
-        let Some((said, is_beat)) = signs.heartbeats.last_said(id, slot) else { return false };
-        if said != self.said {
+        if signs.heartbeats.last_jiffies(self.slot) != Some(self.said) {
+            let Some((said, is_beat)) = signs.heartbeats.last_said(vm.id, self.slot) else {
+                return false;
+            };
             self.said = said;
             self.beat_at = Some(now);
             // The first word of an agent, or one of its end: that is for the verdict.
@@ -52,7 +58,11 @@ impl Resting {
             }
         }
         let away = now.saturating_sub(self.beat_at.unwrap_or(self.begun));
-        lives && now < self.rest.until && self.rest.beats_within.is_none_or(|within| away < within)
+        if !lives || self.rest.beats_within.is_some_and(|within| away >= within) {
+            return false;
+        }
+        self.is_over = now >= self.rest.until;
+        !self.is_over
     }
 }
 
@@ -62,12 +72,17 @@ impl WatchedVm {
         self.resting.is_some()
     }
 
+    /// Whether it lived all through a rest whose time is up: nothing but its counters needs to be read of it.
+    pub(crate) fn has_rested_out(&self) -> bool {
+        self.resting.is_some_and(|resting| resting.is_over)
+    }
+
     /// Whether it rests on in the tick that ends at `now`.
     pub(crate) fn rests_on(&mut self, signs: &Signs, now: Duration) -> bool {
-        let (Some(resting), Ok(slot)) = (&mut self.resting, &self.sensors.slot) else {
-            return false;
-        };
-        resting.goes_on(self.vm.id, *slot, signs, now)
+        match &mut self.resting {
+            Some(resting) => resting.goes_on(&self.vm, signs, now),
+            None => false,
+        }
     }
 
     /// How long it has shown nothing though it could have.
@@ -98,7 +113,16 @@ impl WatchedVm {
             return;
         };
         self.sensors.close_clocks();
-        self.resting = Some(Resting { rest, begun: now, lived_at: now, beat_at: None, life, said });
+        self.resting = Some(Resting {
+            rest,
+            begun: now,
+            lived_at: now,
+            beat_at: None,
+            slot,
+            life,
+            said,
+            is_over: false,
+        });
     }
 
     /// Ends its rest before the verdict is told something else; what it was not sampled for is not known.

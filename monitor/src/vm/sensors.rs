@@ -31,6 +31,12 @@ pub(crate) struct HostReadings<'a> {
     pub(crate) devices: &'a dyn Fn() -> Devices,
 }
 
+/// What is read of a VM's process.
+struct ProcessReading {
+    vcpus: Reading<Vec<VcpuTime>>,
+    state: ProcessState,
+}
+
 /// All that is read of one VM, and what it takes to read it.
 #[derive(Debug)]
 pub(crate) struct Sensors {
@@ -89,27 +95,21 @@ impl Sensors {
         }
     }
 
-    /// Takes a sample out of the host's readings.
-    fn take_sample(
+    /// Reads its threads and the state of its process.
+    fn read_process(
         &mut self,
-        id: VmId,
+        pid: u32,
         link: &MonitorLink,
         host: &HostReadings<'_>,
-        now: Duration,
-    ) -> VmSample {
-        let row = match &self.slot {
-            Ok(slot) => host.counters.row(id, *slot),
-            Err(why) => Err(Missing::new("its row", why.clone())),
-        };
-        let pid = id.pid;
-        let (vcpus, process) = match host.threads {
+    ) -> ProcessReading {
+        let (vcpus, state) = match host.threads {
             Some(times) => {
                 // The iterator tells only of VMs that are counted.
-                let process = match times.process(pid) {
+                let state = match times.process(pid) {
                     ProcessState::Gone => process_state(pid),
                     state => state,
                 };
-                (times.vcpus(pid, &self.threads), process)
+                (times.vcpus(pid, &self.threads), state)
             }
             None => (self.read_clocks(pid), process_state(pid)),
         };
@@ -125,6 +125,21 @@ impl Sensors {
             // Of threads without names, QEMU alone knows which are vCPUs.
             Missing::new("vCPU time", format!("which threads are its vCPUs is not known: {why}"))
         });
+        ProcessReading { vcpus, state }
+    }
+
+    /// Takes a sample out of the host's readings.
+    fn take_sample(
+        &mut self,
+        id: VmId,
+        process: ProcessReading,
+        host: &HostReadings<'_>,
+        now: Duration,
+    ) -> VmSample {
+        let row = match &self.slot {
+            Ok(slot) => host.counters.row(id, *slot),
+            Err(why) => Err(Missing::new("its row", why.clone())),
+        };
         let storage = row
             .clone()
             .map(|row| self.lost_completions.settle(row.storage(), host.devices, now))
@@ -140,8 +155,8 @@ impl Sensors {
             port,
             storage,
             in_flight: None,
-            vcpus,
-            process,
+            vcpus: process.vcpus,
+            process: process.state,
         }
     }
 
@@ -188,10 +203,29 @@ impl Sensors {
         host: &HostReadings<'_>,
         now: Duration,
     ) {
-        if !self.is_counted {
-            return;
+        if self.is_counted {
+            let process = self.read_process(id.pid, link, host);
+            self.observe_with(id, process, host, now);
         }
-        let sample = self.sample_since(id, link, host, now);
+    }
+
+    /// Likewise of one that is known to have lived up to now, without a system call: its vCPUs' level is not read.
+    pub(crate) fn observe_counters(&mut self, id: VmId, host: &HostReadings<'_>, now: Duration) {
+        if self.is_counted {
+            let vcpus = Err(Missing::new("vCPU time", "it was not sampled"));
+            let process = ProcessReading { vcpus, state: ProcessState::Running };
+            self.observe_with(id, process, host, now);
+        }
+    }
+
+    fn observe_with(
+        &mut self,
+        id: VmId,
+        process: ProcessReading,
+        host: &HostReadings<'_>,
+        now: Duration,
+    ) {
+        let sample = self.sample_since(id, process, host, now);
         self.activity = self.since(&sample, now);
         self.sample = Some((now, sample));
         self.shown = None;
@@ -234,7 +268,8 @@ impl Sensors {
         now: Duration,
     ) {
         if self.is_counted {
-            let sample = self.sample_since(id, link, host, now);
+            let process = self.read_process(id.pid, link, host);
+            let sample = self.sample_since(id, process, host, now);
             self.shown = self.since(&sample, now).map(Box::new);
         }
     }
@@ -243,11 +278,11 @@ impl Sensors {
     fn sample_since(
         &mut self,
         id: VmId,
-        link: &MonitorLink,
+        process: ProcessReading,
         host: &HostReadings<'_>,
         now: Duration,
     ) -> VmSample {
-        let mut sample = self.take_sample(id, link, host, now);
+        let mut sample = self.take_sample(id, process, host, now);
         if let (Ok(slot), Some((_, previous))) = (&self.slot, &self.sample)
             && stands_still(previous, &sample)
         {
