@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::{Btf, Ebpf, programs::Iter};
 use clap::Args;
 use flatline::parts::{CounterMaps, THREADS, ThreadReader, VcpuClocks};
-use flatline_qemu::discover::{self, Scope, VcpuThreads};
+use flatline_qemu::discover::{self, Passed, Scope, VcpuThreads};
 use flatline_samples::Missing;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -139,7 +139,11 @@ fn missing(missing: Missing) -> anyhow::Error {
 
 fn find(options: &Options) -> Result<Vec<Threads>> {
     let executables = vec![glob::Pattern::new(&options.executable)?];
-    let found = discover::sweep(&Scope { executables, users: Vec::new() }, &HashSet::new());
+    let found = discover::sweep(
+        &Scope { executables, users: Vec::new() },
+        &HashSet::new(),
+        &mut Passed::default(),
+    );
     let vms = found.into_iter().map(|vm| {
         let pid = vm?.id.pid;
         let VcpuThreads::Each(threads) = discover::vcpu_threads(pid)? else {

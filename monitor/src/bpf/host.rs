@@ -27,8 +27,10 @@ const TRACEPOINTS: [(&str, &str, bool); 5] = [
     ("block_bio_completed", "block_bio_complete", true),
     ("block_submitted", "block_bio_queue", true),
     ("process_ended", "sched_process_exit", false),
-    ("process_started", "sched_process_exec", false),
+    (STARTS, "sched_process_exec", false),
 ];
+/// The program that tells of what is executed.
+pub(crate) const STARTS: &str = "process_started";
 /// The iterator's program, and what it iterates over.
 const ITERATOR: (&str, &str) = ("threads", "task");
 

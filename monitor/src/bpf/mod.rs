@@ -49,8 +49,8 @@ use tracing::debug;
 
 pub(crate) use bypass::DOUBTED_FOR;
 pub(crate) use executables::Executables;
-pub(crate) use host::ProcessEvents;
 pub(crate) use host::parse_process_event;
+pub(crate) use host::{ProcessEvents, STARTS};
 pub use kvm::KvmHooks;
 pub(crate) use lock::DirectoryLock;
 pub(crate) use namespace::{namespace_of, near_namespace};

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::{Item, Verdict, item};
 use crate::config::Config;
-use flatline_qemu::discover::{self, Owner};
+use flatline_qemu::discover::{self, Owner, Passed};
 
 /// The module's directory, also where it is built in.
 const KVM: &str = "/sys/module/kvm";
@@ -45,7 +45,7 @@ pub(super) fn elsewhere(config: &Config) -> Item {
 
 /// Whether the QEMUs that run have a QMP socket.
 pub(super) fn qmp(config: &Config) -> Item {
-    let found = discover::sweep(&config.discovery.scope(), &HashSet::new());
+    let found = discover::sweep(&config.discovery.scope(), &HashSet::new(), &mut Passed::default());
     let vms: Vec<_> = found.into_iter().flatten().collect();
     // libvirt's are reached through virsh.
     let reached = |vm: &&discover::Vm| {

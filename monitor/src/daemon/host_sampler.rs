@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 
 use super::{kernel_clock::KernelClock, kvm_turns::KvmTurns};
 use crate::{
-    bpf::{ProbeThread, ProgramHealth, THREADS},
+    bpf::{ProbeThread, ProgramHealth, STARTS, THREADS},
     sampler::{CounterMaps, DeviceWatch, HeartbeatReader, LifeReader, ThreadReader, ThreadTimes},
     vm::{HostReadings, Signs, Vms, WatchedVm},
 };
@@ -100,6 +100,13 @@ impl HostSampler {
             devices: DeviceWatch::default(),
             kvm_turns: KvmTurns::default(),
         })
+    }
+
+    /// Whether the kernel tells of processes that execute something.
+    pub(super) fn hears_of_starts(&self) -> bool {
+        let is_there =
+            |program: &ProgramHealth| program.program == STARTS && program.failure.is_none();
+        self.health.iter().any(is_there)
     }
 
     /// Samples all VMs but those that rest on, and returns which.

@@ -58,7 +58,7 @@ use message::{Inboxes, Message};
 use starts::Starts;
 use systemd::Systemd;
 
-/// Time between two sweeps of `/proc`, for what events don't tell: a QEMU that daemonized, a lost event.
+/// Time between two turns of sweeps of `/proc`, for what events don't tell: one that was lost.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// Notices from all QMP sessions that may wait; a session that floods is cut off by its own limits.
 const QMP_NOTICES: usize = 4096;
@@ -131,8 +131,11 @@ pub(crate) async fn run(config: Config, source: Source) -> Result<(), StartError
         Ok(sampler) => {
             let (messages, inbox) = mpsc::unbounded_channel();
             let (notices, qmp) = mpsc::channel(QMP_NOTICES);
-            let (starts, outlets, started) = Starts::new(messages.clone());
+            let (mut starts, outlets, started) = Starts::new(messages.clone());
             let processes = watchers::watch_processes(process_events, outlets);
+            if processes.is_some() && sampler.hears_of_starts() {
+                starts.are_told();
+            }
             let inboxes = Inboxes { messages, notices, starts };
             let event_loop = EventLoop::new(config, source, store, sampler, inboxes);
             let reports = (inbox, qmp, probed, started);
@@ -199,7 +202,7 @@ async fn watch(
             Some(pid) = started.recv() => event_loop.started(pid),
             Some(request) = requests.recv() => event_loop.on_request(request),
             () = wanted.notified() => event_loop.publish_snapshot(),
-            _ = sweep.tick() => event_loop.sweep(),
+            _ = sweep.tick() => event_loop.sweep_in_turn(),
         }
         if event_loop.registry.first_reading_is_due() {
             tick.reset_immediately();

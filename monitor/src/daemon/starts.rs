@@ -2,7 +2,7 @@
 //! that starts QEMUs in a loop takes none of the daemon's memory.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -13,17 +13,39 @@ use tokio::sync::{
 };
 
 use super::message::Message;
+use flatline_qemu::discover::Passed;
 
 /// Processes that started, and wait for the loop.
 const WAITING: usize = 256;
 /// Processes that are looked at at the same time: to read of one may hang.
 const LOOKED_AT: usize = 32;
 
+/// Turns of which one has a sweep, where the kernel tells of what is executed.
+const SELDOM: u32 = 3;
+
 /// What the loop knows of them.
 pub(super) struct Starts {
     looks: Arc<Semaphore>,
     overrun: Arc<AtomicBool>,
     is_sweeping: bool,
+    /// Whether the kernel tells of what is executed.
+    is_told: bool,
+    /// Turns since the last one in which a sweep was due.
+    turns: u32,
+    passed: Arc<Mutex<Passed>>,
+}
+
+/// Leave to look at a process, until it is dropped.
+pub(super) struct Leave {
+    overrun: Arc<AtomicBool>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Leave {
+    /// It runs what may be a QEMU, and is no VM: another process that it begins may be, which no event tells of.
+    pub(super) fn leave_to_sweep(&self) {
+        self.overrun.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Where the kernel's events go.
@@ -40,13 +62,35 @@ impl Starts {
         let (started, receiver) = channel(WAITING);
         let outlets = Outlets { started, overrun: overrun.clone(), messages };
         let looks = Arc::new(Semaphore::new(LOOKED_AT));
-        (Self { looks, overrun, is_sweeping: false }, outlets, receiver)
+        let passed = Arc::default();
+        (
+            Self { looks, overrun, is_sweeping: false, is_told: false, turns: 0, passed },
+            outlets,
+            receiver,
+        )
     }
 
     /// Leave to look at one more; where there is none, a sweep will.
-    pub(super) fn may_look(&self) -> Option<OwnedSemaphorePermit> {
-        let leave = self.looks.clone().try_acquire_owned();
-        leave.inspect_err(|_| self.overrun.store(true, Ordering::Relaxed)).ok()
+    pub(super) fn may_look(&self) -> Option<Leave> {
+        let permit = self.looks.clone().try_acquire_owned();
+        let permit = permit.inspect_err(|_| self.overrun.store(true, Ordering::Relaxed)).ok()?;
+        Some(Leave { overrun: self.overrun.clone(), _permit: permit })
+    }
+
+    /// The kernel tells of what is executed from now on.
+    pub(super) fn are_told(&mut self) {
+        self.is_told = true;
+    }
+
+    /// Whether a sweep is due in this turn: seldom, where the kernel tells.
+    pub(super) fn is_turn(&mut self) -> bool {
+        self.turns = (self.turns + 1) % SELDOM;
+        self.turns == 0 || !self.is_told
+    }
+
+    /// What a sweep need not look at again: as long as the kernel tells what else it executes.
+    pub(super) fn passed(&self) -> Arc<Mutex<Passed>> {
+        if self.is_told { self.passed.clone() } else { Arc::default() }
     }
 
     /// A sweep begins.

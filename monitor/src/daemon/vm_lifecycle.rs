@@ -43,8 +43,16 @@ impl EventLoop {
             self.config.discovery.scope(),
             known.collect(),
             self.sampler.probes.executables(),
+            self.inboxes.starts.passed(),
             self.inboxes.messages.clone(),
         );
+    }
+
+    /// Sweeps if that is due in this turn, or memory is to be given back after it.
+    pub(super) fn sweep_in_turn(&mut self) {
+        if self.inboxes.starts.is_turn() || self.registry.trims > 0 {
+            self.sweep();
+        }
     }
 
     /// Sweeps where more processes started than could be looked at.

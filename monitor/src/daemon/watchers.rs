@@ -1,6 +1,10 @@
 //! Watchers: tasks beside the loop that report processes that start and end, and what looks into `/proc` show.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use rustix::{
     param::clock_ticks_per_second,
@@ -9,15 +13,18 @@ use rustix::{
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    sync::{OwnedSemaphorePermit, mpsc::UnboundedSender},
+    sync::mpsc::UnboundedSender,
     task::{JoinHandle, spawn_blocking},
     time::{sleep, timeout},
 };
 use tracing::{debug, warn};
 
-use super::{message::Message, starts::Outlets};
+use super::{
+    message::Message,
+    starts::{Leave, Outlets},
+};
 use crate::bpf::{Executables, ProcessEvents, parse_process_event};
-use flatline_qemu::discover::{self, Extent, OpenDevices, Scope, VcpuThreads, Vm, VmId};
+use flatline_qemu::discover::{self, Extent, OpenDevices, Passed, Scope, VcpuThreads, Vm, VmId};
 
 /// Time for the exit status of a process that is gone to arrive.
 const STATUS_DELAY: Duration = Duration::from_millis(20);
@@ -64,6 +71,7 @@ pub(super) fn sweep(
     scope: Scope,
     known: HashSet<VmId>,
     executables: Arc<Executables>,
+    passed: Arc<Mutex<Passed>>,
     messages: UnboundedSender<Message>,
 ) {
     tokio::spawn(async move {
@@ -73,7 +81,9 @@ pub(super) fn sweep(
         spawn_blocking(move || {
             let pids = known.iter().map(|vm| vm.pid).collect();
             let mut found = known;
-            for vm in discover::sweep(&scope, &pids) {
+            // It is whole after each step that may fail.
+            let mut passed = passed.lock().unwrap_or_else(PoisonError::into_inner);
+            for vm in discover::sweep(&scope, &pids, &mut passed) {
                 match vm {
                     Ok(vm) => {
                         found.insert(vm.id);
@@ -89,15 +99,11 @@ pub(super) fn sweep(
 }
 
 /// Looks at one process that started.
-pub(super) fn inspect(
-    pid: u32,
-    scope: Scope,
-    leave: OwnedSemaphorePermit,
-    messages: UnboundedSender<Message>,
-) {
+pub(super) fn inspect(pid: u32, scope: Scope, leave: Leave, messages: UnboundedSender<Message>) {
     spawn_blocking(move || {
         match discover::inspect(pid, &scope) {
             Ok(Some(vm)) => drop(messages.send(Message::Found(Box::new(vm)))),
+            Ok(None) if discover::runs_qemu(pid, &scope) => leave.leave_to_sweep(),
             Ok(None) => {}
             Err(error) => debug!("process {pid}: {error}"),
         }

@@ -12,8 +12,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, getuid, pidfd_open, pidfd_send_si
 use tempfile::TempDir;
 
 use flatline_qemu::discover::{
-    Accelerator, DiscoverError, ListeningSocket, OpenDevices, ResetAction, Scope, VcpuThreads, Vm,
-    in_netns, inspect, plugged, process_state, start_ticks, sweep, vcpu_threads,
+    Accelerator, DiscoverError, ListeningSocket, OpenDevices, Passed, ResetAction, Scope,
+    VcpuThreads, Vm, in_netns, inspect, plugged, process_state, start_ticks, sweep, vcpu_threads,
 };
 
 use crate::{Outcome, qemu};
@@ -137,7 +137,12 @@ pub(crate) fn only_the_users_in_scope_are_found_and_nothing_of_one_that_ended() 
     let found = |scope: &Scope| inspect(qemu.pid(), scope).expect("reading our child").is_some();
     assert!(found(&with_users(vm.origin.uid)));
     assert!(!found(&with_users(vm.origin.uid + 1)));
-    assert!(sweep(&scope, &HashSet::new()).iter().flatten().any(|found| found.id == vm.id));
+    assert!(
+        sweep(&scope, &HashSet::new(), &mut Passed::default())
+            .iter()
+            .flatten()
+            .any(|found| found.id == vm.id)
+    );
 
     let pid = qemu.pid();
     qemu.0.kill().expect("ending our child");
@@ -151,7 +156,12 @@ pub(crate) fn only_the_users_in_scope_are_found_and_nothing_of_one_that_ended() 
     drop(qemu);
     assert!(inspect(pid, &scope).expect("nothing").is_none());
     assert!(matches!(vcpu_threads(pid), Err(DiscoverError::Gone { .. })));
-    assert!(!sweep(&scope, &HashSet::new()).iter().flatten().any(|found| found.id == vm.id));
+    assert!(
+        !sweep(&scope, &HashSet::new(), &mut Passed::default())
+            .iter()
+            .flatten()
+            .any(|found| found.id == vm.id)
+    );
     Ok(())
 }
 
@@ -226,8 +236,10 @@ fn daemonized(prefix: &[&str]) -> Outcome {
     let mut since_ready = None;
     while since_ready.is_none_or(|since: Instant| since.elapsed() < Duration::from_millis(300)) {
         assert!(Instant::now() < deadline, "the grandchild does not start");
-        let found =
-            sweep(&scope, &HashSet::new()).into_iter().flatten().filter(|vm| vm.name == name);
+        let found = sweep(&scope, &HashSet::new(), &mut Passed::default())
+            .into_iter()
+            .flatten()
+            .filter(|vm| vm.name == name);
         seen.extend(found.map(|vm| vm.id.pid));
         if fs::read_to_string(&pidfile).is_ok_and(|written| written.ends_with('\n')) {
             since_ready.get_or_insert_with(Instant::now);

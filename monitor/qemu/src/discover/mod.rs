@@ -33,11 +33,11 @@ mod owner;
 mod proc;
 mod rights;
 mod strangers;
+mod sweep;
 mod taps;
 mod vm;
 mod written;
 
-use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -64,24 +64,12 @@ pub use proc::{
 };
 pub use rights::{Rights, RightsError};
 pub use strangers::strangers;
+pub use sweep::{Passed, sweep};
 pub use taps::{Tap, TapKind, netns_of_tap};
 pub use vm::{Accelerator, AgentSocket, ResetAction, Scope, Vm, VmId};
 pub use written::{Descriptor, Inode, Written, descriptors};
 
 use vm::display_text;
-
-/// All VMs there are now but those with a pid in `known`, and an error for each process that may be one
-/// but cannot be read. A process that ended meanwhile is simply not there.
-pub fn sweep(scope: &Scope, known: &HashSet<u32>) -> Vec<Result<Vm, DiscoverError>> {
-    match proc::pids() {
-        Ok(pids) => pids
-            .into_iter()
-            .filter(|pid| !known.contains(pid))
-            .filter_map(|pid| inspect(pid, scope).transpose())
-            .collect(),
-        Err(error) => vec![Err(error)],
-    }
-}
 
 /// What is known of `pid`. `None` if it is no VM, out of `scope`, or gone; also while it is the
 /// launcher of a `-daemonize`d QEMU or a child of QEMU that has not yet executed anything.
@@ -93,6 +81,11 @@ pub fn inspect(pid: u32, scope: &Scope) -> Result<Option<Vm>, DiscoverError> {
         Err(DiscoverError::Gone { .. }) => Ok(None),
         other => other,
     }
+}
+
+/// Whether `pid` runs what may be a QEMU: one that is no VM may be about to begin another process that is.
+pub fn runs_qemu(pid: u32, scope: &Scope) -> bool {
+    matches!(executable_in_scope(pid, scope), Ok(Some(_)))
 }
 
 /// What a VM has open that may change while it runs.
@@ -128,18 +121,26 @@ fn plugged_among(pid: u32, descriptors: &[(u32, PathBuf)]) -> Result<OpenDevices
 }
 
 fn read_vm(pid: u32, scope: &Scope) -> Result<Option<Vm>, DiscoverError> {
-    let executable = match proc::executable(pid) {
-        Ok(executable) => executable,
+    match executable_in_scope(pid, scope)? {
+        Some(executable) => read_vm_of(pid, executable, scope),
+        None => Ok(None),
+    }
+}
+
+/// What it runs, where that may be a QEMU.
+fn executable_in_scope(pid: u32, scope: &Scope) -> Result<Option<PathBuf>, DiscoverError> {
+    match proc::executable(pid) {
+        Ok(executable) => Ok(scope.has_executable(&executable).then_some(executable)),
         // Without privileges that is so for most processes; only a QEMU is worth a word.
         Err(error @ DiscoverError::Read { .. }) => {
             let comm = proc::stat(pid)?.comm;
-            return if comm.starts_with("qemu") || comm == "kvm" { Err(error) } else { Ok(None) };
+            if comm.starts_with("qemu") || comm == "kvm" { Err(error) } else { Ok(None) }
         }
-        Err(error) => return Err(error),
-    };
-    if !scope.has_executable(&executable) {
-        return Ok(None);
+        Err(error) => Err(error),
     }
+}
+
+fn read_vm_of(pid: u32, executable: PathBuf, scope: &Scope) -> Result<Option<Vm>, DiscoverError> {
     let Some(pidfd) = open_pidfd(pid)? else {
         return Ok(None);
     };

@@ -9,6 +9,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirEntryExt;
 use std::path::PathBuf;
 
 use super::DiscoverError;
@@ -289,10 +290,18 @@ pub fn cgroup_lines(text: &str) -> impl Iterator<Item = (&str, &str)> {
 }
 
 /// All pids there are now.
+/// Pids of all processes.
 pub(super) fn pids() -> Result<Vec<u32>, DiscoverError> {
+    Ok(processes()?.into_iter().map(|(pid, _)| pid).collect())
+}
+
+/// All processes: pid, and the inode of its directory here, which no other process has after it.
+pub(super) fn processes() -> Result<Vec<(u32, u64)>, DiscoverError> {
     let entries =
         fs::read_dir("/proc").map_err(|source| DiscoverError::ListProcesses { source })?;
-    Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
+    let process =
+        |entry: fs::DirEntry| Some((entry.file_name().to_str()?.parse().ok()?, entry.ino()));
+    Ok(entries.filter_map(|entry| process(entry.ok()?)).collect())
 }
 
 fn numeric_entries(pid: u32, folder: &str) -> Result<Vec<u32>, DiscoverError> {
