@@ -10,7 +10,6 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -212,14 +211,14 @@ impl WatchedVm {
         self.memory.due = now + self.memory.told.every;
         let known = self.memory.balloon.clone();
         let errand = errand(self, stop);
-        let (id, boot_began) = (self.vm.id, self.detector.watch.boot.began);
+        let (vm, boot_began) = (self.vm.clone(), self.detector.watch.boot.began);
         async move {
-            let qemu = spawn_blocking(move || crate::sampler::memory::read(id));
+            // It waits for nothing.
+            let qemu = crate::sampler::memory::read(vm.id.pid, &vm.pidfd);
             let (guest, balloon) = match errand {
                 Ok(errand) => errand.run().await,
                 Err(why) => (Err(why), known),
             };
-            let qemu = qemu.await.unwrap_or_else(|error| missing(&error.to_string()));
             MemoryRead { boot_began, balloon, guest, qemu }
         }
     }
