@@ -85,7 +85,6 @@ impl Upkeep {
             look.is_none()
         });
         for id in self.in_turn(vms.tree(), tick) {
-            self.unverified.insert(id);
             looks.extend(vms.get_mut(&id).and_then(|watched| look_at(watched, tick, now)));
         }
         watchers::refresh(&looks, &means.inboxes.messages);
