@@ -27,8 +27,9 @@ const GIVEN_BACK_BYTES: libc::c_int = 512 << 10;
 /// Looks into `/proc` that may wait at a time. Each takes a thread with its memory, and a host with more
 /// QEMUs that hang has other troubles.
 const BLOCKING_THREADS: usize = 64;
-/// They take turns, so that a few looks a second would keep as many threads as there ever were, each with its stack.
-const BLOCKING_KEEP_ALIVE: Duration = Duration::from_millis(500);
+/// They take turns, so that a few looks a second would keep as many threads as there ever were, each with its stack. The one
+/// or two that each tick has something for stay.
+const BLOCKING_KEEP_ALIVE: Duration = Duration::from_millis(1_500);
 
 pub(super) fn run(source: Source) -> Result<Answer, Failure> {
     let config = source.load().map_err(|error| Failure::Usage(error.into()))?;
