@@ -17,11 +17,13 @@ pub(super) struct Resting {
     beat_at: Option<Duration>,
     /// What moved since it begun.
     activity: Option<Activity>,
+    /// It lived in each tick up to its end.
+    is_over: bool,
 }
 
 impl Resting {
     fn new(rest: Rest, now: Duration) -> Self {
-        Self { rest, begun: now, lived_at: now, beat_at: None, activity: None }
+        Self { rest, begun: now, lived_at: now, beat_at: None, activity: None, is_over: false }
     }
 
     /// Takes a tick in, and says whether the VM may rest on.
@@ -37,9 +39,11 @@ impl Resting {
         }
         self.add(&tick.activity);
         let away = now.saturating_sub(self.beat_at.unwrap_or(self.begun));
-        life && now < self.rest.until
+        let goes_on = life
             && said.is_none_or(is_beat)
-            && self.rest.beats_within.is_none_or(|within| away < within)
+            && self.rest.beats_within.is_none_or(|within| away < within);
+        self.is_over = goes_on && now >= self.rest.until;
+        goes_on && !self.is_over
     }
 
     /// As if the two samples were further apart.
@@ -71,8 +75,16 @@ impl Rig {
     /// A tick of a VM that rests; `None` where it is to be looked at.
     pub(super) fn rest_on(&mut self, tick: &Tick) -> Option<Act> {
         let now = self.now;
-        let goes_on = self.resting.as_mut()?.goes_on(tick, now);
-        Some(if goes_on { Act::Nothing } else { self.wake() })
+        let resting = self.resting.as_mut()?;
+        if resting.goes_on(tick, now) {
+            return Some(Act::Nothing);
+        }
+        let rests_on = resting.is_over && !(tick.calibratable && self.watch.wants_calibration(now));
+        let act = self.wake();
+        if rests_on && act == Act::Nothing {
+            self.lie_down();
+        }
+        Some(act)
     }
 
     /// After a tick after which nothing was to be done.
