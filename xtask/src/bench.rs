@@ -23,7 +23,7 @@ mod ticks;
 
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use flatline_tests::interrupt;
 
 use crate::process::{elapsed, heading, workspace_root};
@@ -85,6 +85,7 @@ pub(crate) fn task(only: Option<Part>) -> Result<()> {
         load_average()?
     ));
     println!("{}", report.tables());
+    let failed = report.failed();
     let missed = report.missed();
     if !missed.is_empty() {
         println!("Missed:\n\n{missed}");
@@ -92,11 +93,12 @@ pub(crate) fn task(only: Option<Part>) -> Result<()> {
     let took = elapsed(begin.elapsed());
     if only.is_some() {
         heading(&format!("measured in {took}"));
-        return Ok(());
+    } else {
+        let path = workspace_root().join("docs/costs.md");
+        report.write(&path)?;
+        heading(&format!("measured in {took}; {} has it all", path.display()));
     }
-    let path = workspace_root().join("docs/costs.md");
-    report.write(&path)?;
-    heading(&format!("measured in {took}; {} has it all", path.display()));
+    ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
     Ok(())
 }
 
@@ -110,33 +112,37 @@ fn measure(programs: &Programs, dir: &std::path::Path, only: Option<Part>) -> Re
     let mut report = Report::default();
     let stage = Stage::new(programs, dir)?;
     let is_wanted = |part| only.is_none_or(|only| only == part);
-    if is_wanted(Part::Events) {
-        events::measure(&stage, &mut report)?;
-    }
-    // What others take for a VM is compared with what flatline takes.
-    if only == Some(Part::Polling) {
-        let per_vm = fleet::measure_for_comparison(&stage, &mut report)?;
-        polling::measure(&stage, dir, &per_vm, &mut report)?;
-    } else if is_wanted(Part::Fleet) {
-        let per_vm = fleet::measure(&stage, &mut report)?;
-        if is_wanted(Part::Polling) {
-            polling::measure(&stage, dir, &per_vm, &mut report)?;
+    let mut attempt = |part, measure: &dyn Fn(&mut Report) -> Result<()>| {
+        if !is_wanted(part) {
+            return Ok(());
         }
+        // What took half an hour before is not given up for one part that fails.
+        measure(&mut report).or_else(|error| {
+            interrupt::check()?;
+            report.fail(&format!("{part:?}"), &error);
+            anyhow::Ok(())
+        })
+    };
+    attempt(Part::Events, &|report| events::measure(&stage, report))?;
+    attempt(Part::Fleet, &|report| {
+        let per_vm = fleet::measure(&stage, report)?;
+        // What others take for a VM is compared with what flatline takes.
+        if is_wanted(Part::Polling) {
+            polling::measure(&stage, dir, &per_vm, report)
+        } else {
+            Ok(())
+        }
+    })?;
+    if only == Some(Part::Polling) {
+        attempt(Part::Polling, &|report| {
+            let per_vm = fleet::measure_for_comparison(&stage, report)?;
+            polling::measure(&stage, dir, &per_vm, report)
+        })?;
     }
-    if is_wanted(Part::Many) {
-        many::measure(&stage, &mut report)?;
-    }
-    if is_wanted(Part::Cpus) {
-        possible_cpus::measure(&stage, dir, &mut report)?;
-    }
-    if is_wanted(Part::Records) {
-        records::measure(&stage, &mut report)?;
-    }
-    if is_wanted(Part::Suspects) {
-        suspects::measure(&stage, dir, &mut report)?;
-    }
-    if is_wanted(Part::Starts) {
-        starts::measure(&stage, &mut report)?;
-    }
+    attempt(Part::Many, &|report| many::measure(&stage, report))?;
+    attempt(Part::Cpus, &|report| possible_cpus::measure(&stage, dir, report))?;
+    attempt(Part::Records, &|report| records::measure(&stage, report))?;
+    attempt(Part::Suspects, &|report| suspects::measure(&stage, dir, report))?;
+    attempt(Part::Starts, &|report| starts::measure(&stage, report))?;
     Ok(report)
 }

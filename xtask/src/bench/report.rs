@@ -25,6 +25,7 @@ pub(crate) struct Report {
     pub(crate) prices: Prices,
     sections: Vec<Section>,
     notes: Vec<String>,
+    failed: Vec<String>,
 }
 
 /// Figures of one subject.
@@ -93,6 +94,17 @@ impl Report {
     /// Something to be told in words.
     pub(crate) fn note(&mut self, note: String) {
         self.notes.push(note);
+    }
+
+    /// A part that could not be measured to its end.
+    pub(crate) fn fail(&mut self, part: &str, error: &anyhow::Error) {
+        self.note(format!("{part}: not measured to the end: {error:#}"));
+        self.failed.push(part.to_owned());
+    }
+
+    /// The parts that could not be measured to their ends.
+    pub(crate) fn failed(&self) -> &[String] {
+        &self.failed
     }
 
     /// The tables and the notes, for a terminal.
