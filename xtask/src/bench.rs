@@ -84,7 +84,6 @@ pub(crate) fn task(only: Option<Part>) -> Result<()> {
          else runs on the machine makes times longer, and caches colder.",
         load_average()?
     ));
-    println!("{}", report.tables());
     let failed = report.failed();
     let missed = report.missed();
     if !missed.is_empty() {
@@ -112,16 +111,18 @@ fn measure(programs: &Programs, dir: &std::path::Path, only: Option<Part>) -> Re
     let mut report = Report::default();
     let stage = Stage::new(programs, dir)?;
     let is_wanted = |part| only.is_none_or(|only| only == part);
-    let mut attempt = |part, measure: &dyn Fn(&mut Report) -> Result<()>| {
+    let mut attempt = |part, measure: &dyn Fn(&mut Report) -> Result<()>| -> Result<()> {
         if !is_wanted(part) {
             return Ok(());
         }
         // What took half an hour before is not given up for one part that fails.
-        measure(&mut report).or_else(|error| {
+        if let Err(error) = measure(&mut report) {
             interrupt::check()?;
             report.fail(&format!("{part:?}"), &error);
-            anyhow::Ok(())
-        })
+        }
+        // Nor for a machine that gives up.
+        println!("{}", report.tables());
+        Ok(())
     };
     attempt(Part::Events, &|report| events::measure(&stage, report))?;
     attempt(Part::Fleet, &|report| {
