@@ -151,7 +151,7 @@ fn vcpu(index: u32, ticks: bool) -> Result<i32> {
 fn tap(netdev: &str) -> Result<File> {
     let name = netdev.split(',').find_map(|member| member.strip_prefix("ifname="));
     let name = name.context("-netdev has no ifname")?;
-    let tap = netns::open_tap(name)?;
+    let tap = netns::make_tap(name)?;
     netns::set_up(name)?;
     Ok(tap)
 }
