@@ -27,6 +27,7 @@ mod api;
 mod storage;
 mod web;
 
+mod identity;
 mod rfc3339;
 
 #[cfg(any(fuzzing, test))]

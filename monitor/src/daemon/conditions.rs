@@ -52,7 +52,7 @@ pub(super) fn publish_changes(
         if events.any_is_down() {
             for (_, watched) in awake() {
                 let heard = heard_unawaited(watched, context);
-                news.extend(heard.and_then(|at| events.alive(watched.key(), at, wall_clock)));
+                news.extend(heard.and_then(|at| events.alive(&watched.key.claim, at, wall_clock)));
             }
         }
         news

@@ -30,7 +30,7 @@ impl EventLoop {
             let why = "no clock goes as far as that";
             return answer(reply, Reply::error(RefusalKind::BadRequest, why));
         }
-        let scope = only.map_or(HoldScope::All, |watched| HoldScope::Vm(watched.key()));
+        let scope = only.map_or(HoldScope::All, |watched| HoldScope::Vm(&watched.key));
         self.recovery.hold(scope, Hold { since, until });
         let name = name(only);
         info!(?until, "on hold: {name}");

@@ -12,6 +12,7 @@ use super::{
     watchers::{self, Look},
 };
 use crate::{
+    identity::Key,
     insight::Insight,
     sampler::port::PortListener,
     vm::{Context, Detector, MemoryWatch, MonitorLink, Sensors, WatchedVm, detection_policy},
@@ -111,7 +112,9 @@ impl EventLoop {
         };
         let end = watchers::watch_end(&vm, self.inboxes.messages.clone());
         let recorder = self.disk.recorder(&vm, &detection, &context);
+        let process = recovery.case.as_ref().and_then(|case| case.incident.counted_for);
         let watched = WatchedVm {
+            key: Key::of(&vm).of_process(process),
             link: MonitorLink::new(&vm, qmp, hears_late),
             sensors: Sensors::new(PortListener::start(&vm), insight, end),
             detector: Detector::new(detection, watch, recorder),
@@ -130,8 +133,8 @@ impl EventLoop {
 
     /// A QEMU that takes another's place may be found before the end of that one was reported.
     fn bury_predecessors(&mut self, vm: &Vm) {
-        let key = vm.uuid.as_deref().unwrap_or(&vm.name);
-        let same = self.registry.vms.iter().filter(|(_, watched)| watched.key() == key);
+        let claim = Key::of(vm).claim;
+        let same = self.registry.vms.iter().filter(|(_, watched)| watched.key.claim == claim);
         self.bury(same.map(|(id, _)| *id).collect());
     }
 

@@ -5,19 +5,22 @@ use std::time::SystemTime;
 use tracing::info;
 
 use super::{Circumstances, Clearance, HOST_WINDOW, Supervisor, clearance};
-use crate::vm::{Context, WatchedVm};
+use crate::{
+    identity::Key,
+    vm::{Context, WatchedVm},
+};
 use flatline_detector::policy::Policy;
 
 impl Supervisor {
     /// Whether a VM may be restarted now.
     pub(super) fn clearance(&self, watched: &WatchedVm, context: &Context<'_>) -> Clearance {
-        self.clearance_for(watched.key(), &watched.detector.detection.policy, context)
+        self.clearance_for(&watched.key, &watched.detector.detection.policy, context)
     }
 
     /// The same of a VM whose restarts are counted under `key`.
     pub(super) fn clearance_for(
         &self,
-        key: &str,
+        key: &Key,
         policy: &Policy,
         context: &Context<'_>,
     ) -> Clearance {
@@ -40,10 +43,10 @@ impl Supervisor {
         watched: &WatchedVm,
         now: SystemTime,
     ) -> Vec<SystemTime> {
-        self.restarts_of(watched.key(), &watched.detector.detection.policy, now)
+        self.restarts_of(&watched.key, &watched.detector.detection.policy, now)
     }
 
-    fn restarts_of(&self, key: &str, policy: &Policy, now: SystemTime) -> Vec<SystemTime> {
+    fn restarts_of(&self, key: &Key, policy: &Policy, now: SystemTime) -> Vec<SystemTime> {
         let window = now.checked_sub(policy.window);
         let since = self.ledger.counts_from(key);
         let since = since.max(window.unwrap_or(SystemTime::UNIX_EPOCH));
@@ -53,10 +56,21 @@ impl Supervisor {
         times
     }
 
+    /// Several QEMUs of one user claim to be this VM: from now on its restarts are counted by process, also those for what it
+    /// crashed of last.
+    pub(crate) fn count_by_process(&self, watched: &mut WatchedVm) {
+        let id = watched.vm.id;
+        let process = *watched.key.process.get_or_insert_with(|| id.into());
+        if let Some(case) = &mut watched.recovery.case {
+            case.incident.counted_for.get_or_insert(process);
+            self.store.note_restarts(&case.incident);
+        }
+    }
+
     /// The guest reset itself, which counts towards its limit like a restart, and outlives this daemon.
     pub(super) fn guest_reset(&mut self, watched: &WatchedVm, times: usize, context: &Context<'_>) {
         info!(vm = watched.vm.name, times, "the guest reset itself");
-        self.ledger.note_reset(watched.key(), context.wall);
+        self.ledger.note_reset(&watched.key, context.wall);
         if let Some(page) = self.ledger.page(context.wall) {
             self.writer.write_ledger(page, None);
         }

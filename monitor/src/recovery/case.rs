@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::storage::incident::Incident;
+use crate::{identity::Key, storage::incident::Incident};
 use flatline_detector::verdict::DetectionPolicy;
 use flatline_qemu::discover::Vm;
 
@@ -132,6 +132,7 @@ impl RecoveryState {
 #[derive(Debug)]
 pub(crate) struct Respawn {
     pub(crate) vm: Arc<Vm>,
+    pub(crate) key: Key,
     pub(crate) detection: DetectionPolicy,
     pub(crate) incident: Incident,
     pub(crate) progress: Progress,

@@ -89,6 +89,8 @@ impl Supervisor {
         let silence = &watched.detector.watch.silence;
         Incident {
             uuid: watched.vm.uuid.clone(),
+            uid: watched.key.uid,
+            counted_for: watched.key.process,
             pid: watched.vm.id.pid,
             start_ticks: watched.vm.id.start_ticks,
             last_sign_of_life: Some(context.wall_clock(silence.life)),

@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 
 use super::{Stage, Supervisor};
 use crate::{
+    identity::Key,
     storage::{
         incident::Outcome,
         ledger::{Hold, HoldScope},
@@ -19,7 +20,7 @@ type Safe = oneshot::Receiver<Result<(), String>>;
 
 impl Supervisor {
     /// Why the VM is to be left alone, if it is.
-    pub(crate) fn held(&self, key: &str, now: SystemTime) -> Option<String> {
+    pub(crate) fn held(&self, key: &Key, now: SystemTime) -> Option<String> {
         self.ledger.held(key, now)
     }
 
@@ -35,7 +36,7 @@ impl Supervisor {
 
     /// Takes a hold back, and gives a VM a new start.
     pub(crate) fn release(&mut self, watched: &mut WatchedVm, context: &Context<'_>) {
-        self.ledger.release(HoldScope::Vm(watched.key()), context.wall);
+        self.ledger.release(HoldScope::Vm(&watched.key), context.wall);
         let undone =
             matches!(watched.detector.watch.state, State::Crashed { .. } | State::Failed { .. });
         if let Some(case) = watched.recovery.case.as_mut().filter(|_| undone)
@@ -74,7 +75,7 @@ impl Supervisor {
 
     /// Judges a guest anew that crashed while it was on hold, if it no longer is.
     pub(super) fn end_hold(&self, watched: &mut WatchedVm, context: &Context<'_>) {
-        if self.ledger.held(watched.key(), context.wall).is_some() {
+        if self.ledger.held(&watched.key, context.wall).is_some() {
             return;
         }
         if let Some(case) = &mut watched.recovery.case {

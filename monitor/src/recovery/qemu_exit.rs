@@ -137,7 +137,8 @@ impl Supervisor {
     }
 
     fn expect(&mut self, watched: &WatchedVm, incident: Incident, progress: Progress) {
-        let (vm, detection) = (watched.vm.clone(), watched.detector.detection.clone());
-        self.respawns.push(Respawn { vm, detection, incident, progress });
+        let (vm, key) = (watched.vm.clone(), watched.key.clone());
+        let detection = watched.detector.detection.clone();
+        self.respawns.push(Respawn { vm, key, detection, incident, progress });
     }
 }

@@ -14,8 +14,9 @@ use super::{
     restart_context::context_of,
 };
 use crate::{
+    identity::Key,
     storage::incident::{Attempt, Incident, Outcome},
-    vm::{Context, Vms, key},
+    vm::{Context, Vms, WatchedVm},
 };
 use flatline_detector::verdict::{Cause, DetectionPolicy, State, Tally};
 use flatline_qemu::{
@@ -50,12 +51,13 @@ impl Supervisor {
     }
 
     fn start_if_cleared(&mut self, mut respawn: Respawn, vms: &Vms, context: &Context<'_>) {
-        if vms.values().any(|other| other.key() == key(&respawn.vm)) {
-            let reason = &respawn.incident.reason;
-            respawn.incident.reason = format!("{reason}; another QEMU of its name runs already");
+        if let Some(other) = vms.values().find(|other| stands_for(other, &respawn)) {
+            let (reason, pid) = (&respawn.incident.reason, other.vm.id.pid);
+            respawn.incident.reason =
+                format!("{reason}; another QEMU of its name runs already: process {pid}");
             return self.conclude(respawn, Outcome::Refused);
         }
-        let clearance = self.clearance_for(key(&respawn.vm), &respawn.detection.policy, context);
+        let clearance = self.clearance_for(&respawn.key, &respawn.detection.policy, context);
         let (outcome, why) = match clearance {
             Clearance::Granted(limit) => return self.begin_start(respawn, limit, context),
             Clearance::Wait(left, why) => {
@@ -178,10 +180,8 @@ impl Supervisor {
         detection: &DetectionPolicy,
         context: &Context<'_>,
     ) -> Option<((State, String), Case)> {
-        let is_it = |respawn: &Respawn| {
-            key(&respawn.vm) == key(vm) && respawn.vm.origin.uid == vm.origin.uid
-        };
-        let index = self.respawns.iter().position(is_it)?;
+        let found = Key::of(vm);
+        let index = self.respawns.iter().position(|respawn| may_be(&found, respawn))?;
         let Respawn { incident, .. } = self.respawns.swap_remove(index);
         let now = context.now;
         let cause = Cause::parse(&incident.cause).unwrap_or(Cause::QemuExited);
@@ -198,6 +198,19 @@ impl Supervisor {
         let stage = Stage::AwaitingLife { since };
         Some(((state, reason), Case::new(incident, stage, now)))
     }
+}
+
+/// Whether a QEMU with the key `found` may be the one that is expected. One that root started may give its rights up later
+/// (`-runas`); no other user can start one as root.
+fn may_be(found: &Key, respawn: &Respawn) -> bool {
+    found.claim == respawn.key.claim && (found.uid == respawn.key.uid || found.uid == Some(0))
+}
+
+/// Whether `other` is what is to be started: what claims to be it, and is of its user. An owner that certainly started it knows
+/// by itself what it started; what another one did is not that.
+fn stands_for(other: &WatchedVm, respawn: &Respawn) -> bool {
+    let (theirs, its) = (&other.vm.ownership, &respawn.vm.ownership);
+    may_be(&other.key, respawn) && (!its.is_certain || theirs.owner == its.owner)
 }
 
 fn note(incident: &mut Incident, done: &Restart) {

@@ -15,8 +15,9 @@ use super::{
     remainder,
 };
 use crate::{
+    identity::Key,
     storage::incident::{Attempt, Incident, Outcome},
-    vm::{Context, WatchedVm, key},
+    vm::{Context, WatchedVm},
 };
 use flatline_detector::verdict::{Cause, DetectionPolicy, Input, Monitor, State, Tally};
 use flatline_qemu::{
@@ -111,9 +112,14 @@ impl Supervisor {
         detection: &DetectionPolicy,
         context: &Context<'_>,
     ) -> (Option<(State, String)>, RecoveryState) {
-        let left = self.left.remove(&(vm.id.pid, vm.id.start_ticks));
+        let mut left = self.left.remove(&(vm.id.pid, vm.id.start_ticks));
+        if let Some(incident) = &mut left {
+            // An earlier version did not say whose it was.
+            incident.uid.get_or_insert(vm.origin.uid);
+        }
         let put_back = left.as_ref().is_some_and(|incident| !incident.attempts.is_empty());
-        let released_at = self.ledger.counts_from(key(vm));
+        let process = left.as_ref().and_then(|incident| incident.counted_for);
+        let released_at = self.ledger.counts_from(&Key::of(vm).of_process(process));
         let left = left.and_then(|incident| take_up(incident, context.wall - age, released_at));
         let (state, case) = match left {
             Some(taken_up) => {

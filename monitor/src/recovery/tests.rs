@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::{
     config::Config,
+    identity::Key,
     insight::Insight,
     storage::{
         incident::{Attempt, Incident, Outcome},
@@ -156,6 +157,7 @@ fn watch(
         recovery,
         memory: MemoryWatch::new(Duration::ZERO, None, now),
         resting: None,
+        key: Key::of(&vm),
         vm: Arc::new(vm),
     }
 }
@@ -223,7 +225,7 @@ async fn a_restart_of_which_qemu_never_heard_counts_towards_no_limit_and_is_trie
 async fn a_vm_on_hold_is_not_touched_and_is_judged_anew_after_it() {
     let mut rig = Rig::new("");
     let hold = Hold { since: rig.wall, until: Some(rig.wall + SECOND * 30) };
-    let key = rig.watched.key().to_owned();
+    let key = rig.watched.key.clone();
     rig.supervisor.hold(HoldScope::Vm(&key), hold);
     rig.panic();
     assert_eq!(rig.said(), [EventKind::Detected, EventKind::Closed(Outcome::Observed)]);

@@ -4,7 +4,11 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{rfc3339, words::words};
+use crate::{
+    identity::{Key, ProcessId},
+    rfc3339,
+    words::words,
+};
 
 /// Bytes of a VM's name that an id keeps: enough to tell VMs apart, and far below the 255 that a
 /// file name may have, together with the time and a number.
@@ -54,6 +58,12 @@ pub(crate) struct Incident {
     pub vm: String,
     /// The VM's UUID.
     pub uuid: Option<String>,
+    /// The real user id of its QEMU; earlier versions did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// The only process for which its restarts count, where several of its user claim to be this VM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counted_for: Option<ProcessId>,
     /// The QEMU's process id.
     pub pid: u32,
     /// When that process began, in clock ticks since the host's start; with the pid, it is no other.
@@ -109,6 +119,8 @@ impl Incident {
             id,
             vm,
             uuid: None,
+            uid: None,
+            counted_for: None,
             pid: 0,
             start_ticks: 0,
             cause,
@@ -126,6 +138,11 @@ impl Incident {
             attempts: Vec::new(),
             was_up: false,
         }
+    }
+
+    /// For which VM it counts.
+    pub(crate) fn key(&self) -> Key {
+        Key::new(self.uid, self.uuid.as_deref(), &self.vm).of_process(self.counted_for)
     }
 
     /// When each restart began that counts towards limits. Records of before have no attempts, but an action.

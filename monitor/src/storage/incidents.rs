@@ -21,6 +21,7 @@ use super::{
     incident::{Incident, incident_id},
     restart_index::RestartIndex,
 };
+use crate::identity::Key;
 
 /// The most that one evidence file may hold: an uncompressed 1920x1080 picture of four bytes a
 /// pixel still fits.
@@ -216,16 +217,11 @@ impl IncidentStore {
         newest
     }
 
-    /// When the VM was restarted at `since` or later, the earliest first. `vm_key` is the VM's UUID, or the name of one
-    /// without; `None`: any VM. A restart that lies in the future, because the clock was set back, counts: too few
+    /// When the VM with this key was restarted at `since` or later, the earliest first; `None`: any VM. A restart that lies in the future, because the clock was set back, counts: too few
     /// restarts are mended by a person, too many by none.
-    pub(crate) fn restarts_since(
-        &self,
-        vm_key: Option<&str>,
-        since: SystemTime,
-    ) -> Vec<SystemTime> {
+    pub(crate) fn restarts_since(&self, vm: Option<&Key>, since: SystemTime) -> Vec<SystemTime> {
         let restarts = lock(&self.restarts);
-        match vm_key {
+        match vm {
             Some(key) => restarts.of(key, since),
             None => restarts.of_all(since),
         }

@@ -11,11 +11,14 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::incidents::{StoreError, parse_versioned, read_bounded, write_whole};
-use crate::rfc3339;
+use crate::{identity::Key, rfc3339};
 
 const FILE: &str = "ledger.json";
-/// Its form; a higher one was written by a newer flatline.
-const FORMAT: u32 = 1;
+/// Its form; a higher one was written by a newer flatline. A form has what the lower ones have, and 2 besides holds of VMs
+/// by user: an earlier flatline that knew nothing of these would touch VMs that are to be left alone.
+const FORMAT: u32 = 2;
+/// That of a ledger without such holds.
+const FORMAT_WITHOUT_USERS: u32 = 1;
 /// A longer one was not written by us.
 const MOST_BYTES: u64 = 16 << 20;
 /// Resets that are remembered of one guest: more than any limit counts.
@@ -37,8 +40,8 @@ pub(crate) struct Hold {
 /// The VMs that a hold or a release is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HoldScope<'a> {
-    /// The VM with this key: its UUID, or its name without one.
-    Vm(&'a str),
+    /// The VM with this key.
+    Vm(&'a Key),
     /// Every VM of the host, those to come included.
     All,
 }
@@ -62,8 +65,28 @@ struct Book {
     /// What `--all` was last said.
     #[serde(default)]
     host: Entry,
+    /// What earlier versions wrote, by UUID or name: it is of any user's VM so called, until something is noted of that.
     #[serde(default)]
     vms: BTreeMap<String, Entry>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    by_user: BTreeMap<Key, Entry>,
+}
+
+impl Book {
+    /// What is known of a VM: what was noted of its process, else of all that its user's processes claim to be it, else what an
+    /// earlier version noted.
+    fn of(&self, key: &Key) -> Option<&Entry> {
+        self.by_user.get(key).or_else(|| self.before(key))
+    }
+
+    /// What was known of it before anything was noted under this very key.
+    fn before(&self, key: &Key) -> Option<&Entry> {
+        let by_any = || self.vms.get(&key.claim);
+        match key.process {
+            Some(_) => self.by_user.get(&key.clone().of_process(None)).or_else(by_any),
+            None => by_any(),
+        }
+    }
 }
 
 /// The ledger.
@@ -79,7 +102,7 @@ impl Ledger {
     /// Reads the ledger of `state_dir`; one that is missing is empty.
     pub(crate) fn open(state_dir: &Path) -> Self {
         let path = state_dir.join(FILE);
-        let empty = Book { format: FORMAT, ..Book::default() };
+        let empty = Book::default();
         let (book, unreadable) = match read_bounded(&path, MOST_BYTES) {
             Ok(text) => match parse(&text) {
                 Ok(book) => (book, None),
@@ -103,7 +126,7 @@ impl Ledger {
     }
 
     /// Why the VM is to be left alone, if it is.
-    pub(crate) fn held(&self, vm_key: &str, now: SystemTime) -> Option<String> {
+    pub(crate) fn held(&self, vm: &Key, now: SystemTime) -> Option<String> {
         if let Some(why) = &self.unreadable {
             return Some(why.clone());
         }
@@ -116,20 +139,20 @@ impl Ledger {
             format!("{subject} held since {}, {until}", rfc3339::format(hold.since))
         };
         let lasts = |hold: &Hold| hold.until.is_none_or(|until| now < until);
-        let own = holds(self.book.vms.get(vm_key)).filter(lasts).map(|hold| of("it is", hold));
+        let own = holds(self.book.of(vm)).filter(lasts).map(|hold| of("it is", hold));
         let host = || Some(self.book.host.hold.filter(lasts)?).map(|hold| of("all VMs are", hold));
         own.or_else(host)
     }
 
     /// Restarts of the VM before this moment count no more; the epoch where it was never released.
-    pub(crate) fn counts_from(&self, vm_key: &str) -> SystemTime {
-        let own = self.book.vms.get(vm_key).and_then(|entry| entry.released_at);
+    pub(crate) fn counts_from(&self, vm: &Key) -> SystemTime {
+        let own = self.book.of(vm).and_then(|entry| entry.released_at);
         own.max(self.book.host.released_at).unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
     /// When the guest reset itself, at `since` or later.
-    pub(crate) fn resets_since(&self, vm_key: &str, since: SystemTime) -> Vec<SystemTime> {
-        let all = self.book.vms.get(vm_key).map(|entry| entry.resets.as_slice());
+    pub(crate) fn resets_since(&self, vm: &Key, since: SystemTime) -> Vec<SystemTime> {
+        let all = self.book.of(vm).map(|entry| entry.resets.as_slice());
         all.unwrap_or_default().iter().filter(|at| **at >= since).copied().collect()
     }
 
@@ -146,7 +169,7 @@ impl Ledger {
                 // Should that fail, it is written over.
                 let _ = std::fs::rename(&self.path, self.path.with_extension("json.unreadable"));
             }
-            for entry in self.book.vms.values_mut() {
+            for entry in self.book.vms.values_mut().chain(self.book.by_user.values_mut()) {
                 entry.hold = None;
             }
         }
@@ -155,8 +178,8 @@ impl Ledger {
     }
 
     /// Takes note that the guest reset itself.
-    pub(crate) fn note_reset(&mut self, vm_key: &str, now: SystemTime) {
-        let entry = self.entry(HoldScope::Vm(vm_key));
+    pub(crate) fn note_reset(&mut self, vm: &Key, now: SystemTime) {
+        let entry = self.entry(HoldScope::Vm(vm));
         if entry.resets.len() == MOST_RESETS {
             entry.resets.remove(0);
         }
@@ -170,20 +193,41 @@ impl Ledger {
             return None;
         }
         let since = now.checked_sub(FORGOTTEN_AFTER).unwrap_or(SystemTime::UNIX_EPOCH);
-        for entry in self.book.vms.values_mut() {
+        let Book { vms, by_user, .. } = &mut self.book;
+        for entry in vms.values_mut().chain(by_user.values_mut()) {
             entry.resets.retain(|at| *at >= since);
             entry.released_at = entry.released_at.filter(|at| *at >= since);
             entry.hold = entry.hold.filter(|hold| hold.until.is_none_or(|until| now < until));
         }
-        self.book.vms.retain(|_, entry| *entry != Entry::default());
+        vms.retain(|_, entry| *entry != Entry::default());
+        self.forget_what_says_nothing();
+        let has_holds = self.book.by_user.values().any(|entry| entry.hold.is_some());
+        self.book.format = if has_holds { FORMAT } else { FORMAT_WITHOUT_USERS };
         // Plain data with string keys: nothing of it can't be put as JSON.
         let text = serde_json::to_vec(&self.book).ok()?;
         Some(Page { path: self.path.clone(), text })
     }
 
+    /// Forgets what is long over, but where that keeps something older from being in force once more.
+    fn forget_what_says_nothing(&mut self) {
+        let says_nothing = |(_, entry): &(&Key, &Entry)| **entry == Entry::default();
+        let silent = self.book.by_user.iter().filter(says_nothing).map(|(key, _)| key.clone());
+        // Those of all processes stand before those of one, and are looked at last.
+        for key in silent.collect::<Vec<_>>().into_iter().rev() {
+            if self.book.before(&key).is_none() {
+                self.book.by_user.remove(&key);
+            }
+        }
+    }
+
+    /// What is to be changed: of a VM it begins with what was known of it before.
     fn entry(&mut self, scope: HoldScope<'_>) -> &mut Entry {
         match scope {
-            HoldScope::Vm(key) => self.book.vms.entry(key.to_owned()).or_default(),
+            HoldScope::Vm(key) => {
+                let before = self.book.before(key).cloned();
+                let entry = self.book.by_user.entry(key.clone());
+                entry.or_insert_with(|| before.unwrap_or_default())
+            }
             HoldScope::All => &mut self.book.host,
         }
     }
@@ -239,6 +283,11 @@ mod tests {
         Hold { since: time(0), until: until.map(time) }
     }
 
+    /// That of a user's VM.
+    fn key(claim: &str) -> Key {
+        Key::new(Some(1000), None, claim)
+    }
+
     fn written(directory: &TempDir, ledger: &mut Ledger, now: SystemTime) -> Ledger {
         ledger.page(now).expect("may be written").write().expect("room");
         Ledger::open(directory.path())
@@ -248,19 +297,21 @@ mod tests {
     fn a_hold_ends_with_its_time_or_by_a_word_and_outlives_the_daemon() {
         let directory = TempDir::new().unwrap();
         let mut ledger = Ledger::open(directory.path());
-        assert_eq!(ledger.held("a", time(1)), None);
-        ledger.hold(HoldScope::Vm("a"), hold(Some(60)));
-        ledger.hold(HoldScope::Vm("b"), hold(None));
+        assert_eq!(ledger.held(&key("a"), time(1)), None);
+        ledger.hold(HoldScope::Vm(&key("a")), hold(Some(60)));
+        ledger.hold(HoldScope::Vm(&key("b")), hold(None));
         let mut ledger = written(&directory, &mut ledger, time(1));
-        let said = ledger.held("a", time(59)).expect("held");
+        let said = ledger.held(&key("a"), time(59)).expect("held");
         assert!(said.starts_with("it is held since 2023-11-14T"), "{said}");
-        assert_eq!(ledger.held("a", time(60)), None);
-        assert!(ledger.held("b", time(1_000_000)).is_some_and(|why| why.ends_with("released")));
-        ledger.release(HoldScope::Vm("b"), time(70));
+        assert_eq!(ledger.held(&key("a"), time(60)), None);
+        assert!(
+            ledger.held(&key("b"), time(1_000_000)).is_some_and(|why| why.ends_with("released"))
+        );
+        ledger.release(HoldScope::Vm(&key("b")), time(70));
         let ledger = written(&directory, &mut ledger, time(70));
-        assert_eq!(ledger.held("b", time(71)), None);
-        assert_eq!(ledger.counts_from("b"), time(70));
-        assert_eq!(ledger.counts_from("a"), UNIX_EPOCH);
+        assert_eq!(ledger.held(&key("b"), time(71)), None);
+        assert_eq!(ledger.counts_from(&key("b")), time(70));
+        assert_eq!(ledger.counts_from(&key("a")), UNIX_EPOCH);
     }
 
     #[test]
@@ -268,12 +319,14 @@ mod tests {
         let directory = TempDir::new().unwrap();
         let mut ledger = Ledger::open(directory.path());
         ledger.hold(HoldScope::All, hold(None));
-        ledger.hold(HoldScope::Vm("a"), hold(None));
-        assert!(ledger.held("new", time(1)).is_some_and(|why| why.starts_with("all VMs are")));
+        ledger.hold(HoldScope::Vm(&key("a")), hold(None));
+        assert!(
+            ledger.held(&key("new"), time(1)).is_some_and(|why| why.starts_with("all VMs are"))
+        );
         ledger.release(HoldScope::All, time(5));
-        for key in ["a", "new"] {
-            assert_eq!(ledger.held(key, time(6)), None);
-            assert_eq!(ledger.counts_from(key), time(5));
+        for claim in ["a", "new"] {
+            assert_eq!(ledger.held(&key(claim), time(6)), None);
+            assert_eq!(ledger.counts_from(&key(claim)), time(5));
         }
     }
 
@@ -282,26 +335,26 @@ mod tests {
         let directory = TempDir::new().unwrap();
         let mut ledger = Ledger::open(directory.path());
         for seconds in [10, 20, 30] {
-            ledger.note_reset("a", time(seconds));
+            ledger.note_reset(&key("a"), time(seconds));
         }
         let mut ledger = written(&directory, &mut ledger, time(30));
-        assert_eq!(ledger.resets_since("a", time(20)), [time(20), time(30)]);
-        assert_eq!(ledger.resets_since("b", time(0)), []);
-        ledger.release(HoldScope::Vm("a"), time(40));
-        assert_eq!(ledger.resets_since("a", time(0)), []);
+        assert_eq!(ledger.resets_since(&key("a"), time(20)), [time(20), time(30)]);
+        assert_eq!(ledger.resets_since(&key("b"), time(0)), []);
+        ledger.release(HoldScope::Vm(&key("a")), time(40));
+        assert_eq!(ledger.resets_since(&key("a"), time(0)), []);
         for _ in 0..2 * MOST_RESETS {
-            ledger.note_reset("a", time(50));
+            ledger.note_reset(&key("a"), time(50));
         }
-        assert_eq!(ledger.resets_since("a", time(0)).len(), MOST_RESETS);
+        assert_eq!(ledger.resets_since(&key("a"), time(0)).len(), MOST_RESETS);
     }
 
     #[test]
     fn what_is_long_over_is_left_out() {
         let directory = TempDir::new().unwrap();
         let mut ledger = Ledger::open(directory.path());
-        ledger.note_reset("a", time(0));
-        ledger.hold(HoldScope::Vm("b"), hold(Some(10)));
-        ledger.release(HoldScope::Vm("c"), time(0));
+        ledger.note_reset(&key("a"), time(0));
+        ledger.hold(HoldScope::Vm(&key("b")), hold(Some(10)));
+        ledger.release(HoldScope::Vm(&key("c")), time(0));
         let now = time(0) + FORGOTTEN_AFTER + Duration::from_secs(1);
         ledger.page(now).unwrap().write().unwrap();
         let text = std::fs::read_to_string(directory.path().join(FILE)).unwrap();
@@ -310,21 +363,21 @@ mod tests {
 
     #[test]
     fn with_a_ledger_that_cant_be_read_everybody_is_held_and_it_stays_until_all_are_released() {
-        for text in ["{\"format\":1,\"vms\":{", "{\"format\":2}", "\0\0", ""] {
+        for text in ["{\"format\":1,\"vms\":{", "{\"format\":3}", "\0\0", ""] {
             let directory = TempDir::new().unwrap();
             let path = directory.path().join(FILE);
             std::fs::write(&path, text).unwrap();
             let mut ledger = Ledger::open(directory.path());
-            let why = ledger.held("a", time(0)).expect("held");
+            let why = ledger.held(&key("a"), time(0)).expect("held");
             assert!(why.contains("ledger.json: ") && why.contains("release --all"), "{why}");
-            ledger.hold(HoldScope::Vm("a"), hold(None));
+            ledger.hold(HoldScope::Vm(&key("a")), hold(None));
             assert!(ledger.page(time(0)).is_none());
-            ledger.release(HoldScope::Vm("a"), time(0));
-            assert!(ledger.held("a", time(0)).is_some());
+            ledger.release(HoldScope::Vm(&key("a")), time(0));
+            assert!(ledger.held(&key("a"), time(0)).is_some());
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
             ledger.release(HoldScope::All, time(1));
             let ledger = written(&directory, &mut ledger, time(1));
-            assert_eq!(ledger.held("a", time(2)), None);
+            assert_eq!(ledger.held(&key("a"), time(2)), None);
             let kept = std::fs::read_to_string(directory.path().join("ledger.json.unreadable"));
             assert_eq!(kept.unwrap(), text);
         }

@@ -7,39 +7,43 @@ use std::{
 };
 
 use super::incident::Incident;
+use crate::identity::Key;
+
+/// Restarts of an incident, and whose they are.
+#[derive(Debug)]
+struct Restarts {
+    of: Key,
+    at: Vec<SystemTime>,
+}
 
 /// Restarts of incidents.
 #[derive(Debug, Default)]
 pub(super) struct RestartIndex {
-    /// By the VM's key, and by incident.
-    by_vm: HashMap<String, HashMap<String, Vec<SystemTime>>>,
+    /// By what the VM claims to be, and by incident.
+    by_claim: HashMap<String, HashMap<String, Restarts>>,
     /// How many there were at each moment.
     by_time: BTreeMap<SystemTime, usize>,
-}
-
-/// The VM's UUID, or the name of one without.
-fn key(incident: &Incident) -> &str {
-    incident.uuid.as_deref().unwrap_or(&incident.vm)
 }
 
 impl RestartIndex {
     /// Takes the restarts that `incident` tells of in place of those that it told of before.
     pub(super) fn note(&mut self, incident: &Incident) {
         let at: Vec<SystemTime> = incident.restarts().collect();
-        let key = key(incident);
-        self.forget(key, &incident.id);
+        let of = incident.key();
+        self.forget(&of.claim, &incident.id);
         if at.is_empty() {
             return;
         }
         for time in &at {
             *self.by_time.entry(*time).or_default() += 1;
         }
-        self.by_vm.entry(key.to_owned()).or_default().insert(incident.id.clone(), at);
+        let its = self.by_claim.entry(of.claim.clone()).or_default();
+        its.insert(incident.id.clone(), Restarts { of, at });
     }
 
-    fn forget(&mut self, key: &str, id: &str) {
-        let Some(its) = self.by_vm.get_mut(key) else { return };
-        for time in its.remove(id).into_iter().flatten() {
+    fn forget(&mut self, claim: &str, id: &str) {
+        let Some(its) = self.by_claim.get_mut(claim) else { return };
+        for time in its.remove(id).into_iter().flat_map(|restarts| restarts.at) {
             if let Entry::Occupied(mut count) = self.by_time.entry(time) {
                 *count.get_mut() -= 1;
                 if *count.get() == 0 {
@@ -48,14 +52,16 @@ impl RestartIndex {
             }
         }
         if its.is_empty() {
-            self.by_vm.remove(key);
+            self.by_claim.remove(claim);
         }
     }
 
-    /// Those of the VM with this key at `since` or later, the earliest first.
-    pub(super) fn of(&self, key: &str, since: SystemTime) -> Vec<SystemTime> {
-        let its = self.by_vm.get(key).into_iter().flat_map(HashMap::values).flatten();
-        let mut times: Vec<_> = its.filter(|at| **at >= since).copied().collect();
+    /// Those that count for the VM with this key, at `since` or later, the earliest first.
+    pub(super) fn of(&self, key: &Key, since: SystemTime) -> Vec<SystemTime> {
+        let its = self.by_claim.get(&key.claim).into_iter().flat_map(HashMap::values);
+        let its = its.filter(|restarts| restarts.of.counts_for(key));
+        let times = its.flat_map(|restarts| &restarts.at).filter(|at| **at >= since);
+        let mut times: Vec<_> = times.copied().collect();
         times.sort_unstable();
         times
     }
@@ -72,7 +78,7 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
-    use crate::storage::incident::Attempt;
+    use crate::{identity::ProcessId, storage::incident::Attempt};
 
     fn time(second: u64) -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(second)
@@ -99,14 +105,43 @@ mod tests {
         index.note(&incident("1", "a", &[10, 20]));
         index.note(&incident("2", "a", &[15]));
         index.note(&incident("3", "b", &[20]));
-        assert_eq!(index.of("a", time(0)), [time(10), time(15), time(20)]);
+        let a = Key::new(Some(1), None, "a");
+        assert_eq!(index.of(&a, time(0)), [time(10), time(15), time(20)]);
         assert_eq!(index.of_all(time(15)), [time(15), time(20), time(20)]);
         index.note(&incident("1", "a", &[10]));
-        assert_eq!(index.of("a", time(11)), [time(15)]);
+        assert_eq!(index.of(&a, time(11)), [time(15)]);
         assert_eq!(index.of_all(time(0)), [time(10), time(15), time(20)]);
         for (id, vm) in [("1", "a"), ("2", "a"), ("3", "b")] {
             index.note(&incident(id, vm, &[]));
         }
-        assert!(index.by_vm.is_empty() && index.by_time.is_empty());
+        assert!(index.by_claim.is_empty() && index.by_time.is_empty());
+    }
+
+    #[test]
+    fn restarts_of_what_another_user_or_process_claims_do_not_count() {
+        let mut index = RestartIndex::default();
+        let process = |pid| Some(ProcessId { pid, start_ticks: 1 });
+        let of = |id, at: u64, uid, counted_for| Incident {
+            uid,
+            counted_for,
+            ..incident(id, "a", &[at])
+        };
+        for noted in [
+            of("of-before", 10, None, None),
+            of("its", 20, Some(1), None),
+            of("of-another-user", 30, Some(2), None),
+            of("of-one", 40, Some(1), process(7)),
+            of("of-the-other", 50, Some(1), process(8)),
+        ] {
+            index.note(&noted);
+        }
+        let key = || Key::new(Some(1), None, "a");
+        assert_eq!(index.of(&key(), time(0)), [time(10), time(20)]);
+        let one = key().of_process(process(7));
+        assert_eq!(index.of(&one, time(0)), [time(10), time(20), time(40)]);
+        assert_eq!(index.of(&Key::new(Some(3), None, "a"), time(0)), [time(10)]);
+        // What is told of one that is counted by itself from now on takes the place of what was told before.
+        index.note(&of("its", 20, Some(1), process(7)));
+        assert_eq!(index.of(&key(), time(0)), [time(10)]);
     }
 }

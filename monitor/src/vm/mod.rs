@@ -29,7 +29,10 @@ pub(crate) use sensors::{HostReadings, Sensors};
 pub(crate) use sight::{Level, Sight};
 pub(crate) use vms::Vms;
 
-use crate::{config::Config, history::TickRates, recovery::RecoveryState, sampler::CounterMaps};
+use crate::{
+    config::Config, history::TickRates, identity::Key, recovery::RecoveryState,
+    sampler::CounterMaps,
+};
 use flatline_detector::verdict::{Act, Input, State};
 use flatline_qemu::discover::Vm;
 
@@ -59,16 +62,13 @@ impl<'a> Context<'a> {
     }
 }
 
-/// The key under which restarts of a VM are counted: its UUID, or its name without one.
-pub(crate) fn key(vm: &Vm) -> &str {
-    vm.uuid.as_deref().unwrap_or(&vm.name)
-}
-
 /// One VM.
 #[derive(Debug)]
 pub(crate) struct WatchedVm {
     /// Its identity: its process, name, UUID and owner, and what it has.
     pub(crate) vm: Arc<Vm>,
+    /// What it is known by beyond its QEMU's end.
+    pub(crate) key: Key,
     pub(crate) link: MonitorLink,
     pub(crate) sensors: Sensors,
     pub(crate) detector: Detector,
@@ -79,11 +79,6 @@ pub(crate) struct WatchedVm {
 }
 
 impl WatchedVm {
-    /// The key under which its restarts are counted.
-    pub(crate) fn key(&self) -> &str {
-        key(&self.vm)
-    }
-
     /// Tells the detector something, and says what is to be done.
     pub(crate) fn step(&mut self, input: &Input, now: Duration) -> Act {
         self.step_saying(input, None, now)

@@ -56,7 +56,7 @@ impl Views<'_> {
             reason: reason.to_owned(),
             since: self.context.wall_clock(watched.detector.watch.since),
             flat: self.flat(watched),
-            hold: self.recovery.held(watched.key(), self.context.wall),
+            hold: self.recovery.held(&watched.key, self.context.wall),
             restarts: watched.recovery.restarts,
             restarts_in_window: restarts.len(),
             guest_resets_in_window: self.guest_resets_in_window(watched),

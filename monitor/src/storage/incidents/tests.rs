@@ -4,7 +4,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tempfile::TempDir;
 
 use super::{EVIDENCE_MAX_BYTES, IncidentStore, StoreError};
-use crate::storage::incident::{Attempt, Incident, Outcome};
+use crate::{
+    identity::Key,
+    storage::incident::{Attempt, Incident, Outcome},
+};
 
 fn time(seconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(1_700_000_000 + seconds)
@@ -14,6 +17,10 @@ fn store() -> (TempDir, IncidentStore) {
     let directory = TempDir::new().expect("a directory");
     let store = IncidentStore::open(&directory.path().join("state")).expect("a store");
     (directory, store)
+}
+
+fn key(claim: &str) -> Key {
+    Key::new(Some(1), None, claim)
 }
 
 fn incident(store: &IncidentStore, vm: &str, seconds: u64) -> Incident {
@@ -102,11 +109,11 @@ fn restarts_are_counted_by_vm_within_the_window_once_an_incident_and_outlive_the
     store.put(&incident(&store, "a", 20)).expect("an incident without action");
     let again = IncidentStore::open(&directory.path().join("state")).expect("a store");
     for store in [store, again] {
-        assert_eq!(store.restarts_since(Some("a"), time(0)).len(), 2);
-        assert_eq!(store.restarts_since(Some("a"), time(11)).len(), 1);
-        assert_eq!(store.restarts_since(Some("a"), time(21)).len(), 0);
-        assert_eq!(store.restarts_since(Some("u-1"), time(0)).len(), 1);
-        assert_eq!(store.restarts_since(Some("c"), time(0)).len(), 0);
+        assert_eq!(store.restarts_since(Some(&key("a")), time(0)).len(), 2);
+        assert_eq!(store.restarts_since(Some(&key("a")), time(11)).len(), 1);
+        assert_eq!(store.restarts_since(Some(&key("a")), time(21)).len(), 0);
+        assert_eq!(store.restarts_since(Some(&key("u-1")), time(0)).len(), 1);
+        assert_eq!(store.restarts_since(Some(&key("c")), time(0)).len(), 0);
         assert_eq!(store.restarts_since(None, time(11)).len(), 3);
     }
 }
@@ -122,7 +129,7 @@ fn a_restart_counts_even_if_the_disk_refuses_its_record() {
     std::fs::write(&incidents, "").expect("a file");
     let error = store.put(&incident).expect_err("refused");
     assert!(error.to_string().contains("state/incidents"), "{error}");
-    assert_eq!(store.restarts_since(Some("a"), time(0)).len(), 1);
+    assert_eq!(store.restarts_since(Some(&key("a")), time(0)).len(), 1);
     let first = store.new_id(time(9), "a");
     assert_ne!(store.new_id(time(9), "a"), first);
 }
@@ -170,7 +177,7 @@ fn each_attempt_counts_once_and_the_last_incident_of_a_process_is_found() {
         store.put(incident).expect("put");
     }
     let again = IncidentStore::open(&directory.path().join("state")).expect("a store");
-    assert_eq!(again.restarts_since(Some("a"), time(0)), [time(1), time(2), time(10)]);
+    assert_eq!(again.restarts_since(Some(&key("a")), time(0)), [time(1), time(2), time(10)]);
     let last = again.last_of_each();
     assert_eq!(last[&(7, 0)], late);
     assert_eq!(last[&(7, 5)], other);
