@@ -47,7 +47,7 @@ pub(crate) enum Request {
     Status,
     /// A [`view::ShowView`].
     Show {
-        /// The VM's name, UUID or process id.
+        /// The VM's process id, name, UUID or `NAME@USER`.
         vm: String,
     },
     /// A [`view::LinesView`]: the last ticks in figures, for a live picture.
@@ -141,7 +141,7 @@ pub(crate) struct Refusal {
 pub(crate) enum RefusalKind {
     /// No VM has that name, UUID or process id.
     NoSuchVm,
-    /// Several VMs have that name.
+    /// Several VMs have that name or UUID.
     AmbiguousVm,
     /// The request is too long or not understood.
     BadRequest,

@@ -86,6 +86,9 @@ pub(crate) struct VmView {
     pub uuid: Option<String>,
     /// The QEMU's process id on the host.
     pub pid: u32,
+    /// The real user id that it runs as; older daemons tell it in `show` alone.
+    #[serde(default)]
+    pub uid: Option<u32>,
     /// `kvm` or `tcg`.
     pub accelerator: String,
     /// Who started it.
@@ -249,8 +252,6 @@ pub(crate) struct ShowView {
     pub vm: VmView,
     /// The QEMU's executable.
     pub executable: String,
-    /// The user id that it runs as.
-    pub uid: u32,
     /// When it started, in clock ticks since the host's start: field 22 of `/proc/PID/stat`.
     pub start_ticks: u64,
     /// What its owner was told by, a sentence each.

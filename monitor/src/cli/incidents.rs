@@ -29,6 +29,7 @@ pub(super) fn show(config: &Config, id: &str, as_json: bool) -> Result<Answer, F
         ("id", incident.id.clone()),
         ("vm", incident.vm.clone()),
         ("uuid", or_dash(incident.uuid.as_ref())),
+        ("user", or_dash(incident.uid.map(|uid| uid.to_string()))),
         ("pid", incident.pid.to_string()),
         ("cause", incident.cause.clone()),
         ("reason", incident.reason.clone()),

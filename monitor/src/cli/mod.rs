@@ -74,7 +74,7 @@ enum Command {
     },
     /// All that is known of one VM, why its verdict is what it is, and its last minutes as lines
     Show {
-        /// Name, UUID or process id
+        /// Process id, name or UUID; NAME@USER where users' VMs are called alike
         vm: String,
         /// Print JSON
         #[arg(long)]
@@ -86,7 +86,7 @@ enum Command {
         /// Print JSON, one object a line
         #[arg(long)]
         json: bool,
-        /// Only those of this VM: name, UUID or process id
+        /// Only those of this VM: process id, name or UUID; NAME@USER where users' VMs are called alike
         #[arg(long)]
         vm: Option<String>,
         #[command(subcommand)]
@@ -94,7 +94,7 @@ enum Command {
     },
     /// Leave a VM alone for maintenance: it is watched and judged, and not touched
     Hold {
-        /// Name, UUID or process id
+        /// Process id, name or UUID; NAME@USER where users' VMs are called alike
         #[arg(required_unless_present = "all", conflicts_with = "all")]
         vm: Option<String>,
         /// Every VM of the host, those to come included
@@ -106,7 +106,7 @@ enum Command {
     },
     /// End a hold and start anew: earlier restarts no longer count, and a failed VM is judged again
     Release {
-        /// Name, UUID or process id
+        /// Process id, name or UUID; NAME@USER where users' VMs are called alike
         #[arg(required_unless_present = "all", conflicts_with = "all")]
         vm: Option<String>,
         /// Every VM of the host
@@ -115,7 +115,7 @@ enum Command {
     },
     /// Write what is kept of the last minutes to files in the state directory, and name them
     Record {
-        /// Name, UUID or process id
+        /// Process id, name or UUID; NAME@USER where users' VMs are called alike
         #[arg(required_unless_present = "all", conflicts_with = "all")]
         vm: Option<String>,
         /// Of every VM

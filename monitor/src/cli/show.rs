@@ -69,7 +69,7 @@ pub(super) fn facts(view: &ShowView) -> Vec<(&'static str, String)> {
         ("flat", seconds(vm.flat_seconds)),
         ("run state", or_dash(vm.run_state.as_ref())),
         ("QMP", view.qmp.clone()),
-        ("process", format!("{}, user {}, started at tick {}", vm.pid, view.uid, view.start_ticks)),
+        ("process", process(view)),
         ("executable", view.executable.clone()),
         ("accelerator", vm.accelerator.clone()),
         ("owner", owner(&vm.owner)),
@@ -104,6 +104,11 @@ pub(super) fn facts(view: &ShowView) -> Vec<(&'static str, String)> {
             ),
         ),
     ]
+}
+
+fn process(view: &ShowView) -> String {
+    let user = or_dash(view.vm.uid.map(|uid| uid.to_string()));
+    format!("{}, user {user}, started at tick {}", view.vm.pid, view.start_ticks)
 }
 
 fn unreadable() -> String {

@@ -13,7 +13,7 @@ mod detection;
 mod discovery;
 mod evidence;
 mod notify;
-mod passwd;
+pub(crate) mod passwd;
 mod secret;
 mod service;
 

@@ -28,7 +28,7 @@ use crate::{
     probes::Notes,
     recovery::{Effect, IncidentWriter, Supervisor},
     storage::{incidents::IncidentStore, ledger::Ledger},
-    vm::{Context, Vms, WatchedVm},
+    vm::{Context, Vms},
 };
 use flatline_detector::verdict::{Act, Input, Questions, Testimony, Tick};
 use flatline_qemu::{
@@ -108,7 +108,7 @@ impl EventLoop {
 
     /// Hands the programs back to be taken down.
     pub(super) fn stop(mut self) -> ProbeThread {
-        self.wake_called(None);
+        self.wake_chosen(None);
         self.registry.vms.into_values().for_each(|mut watched| let_go(&mut watched));
         self.recovery.end();
         self.disk.finish();
@@ -282,7 +282,7 @@ impl EventLoop {
     }
 
     /// Ends a VM's rest, with a sample of what moved meanwhile: something else is to be told of it.
-    fn wake(&mut self, id: VmId) {
+    pub(super) fn wake(&mut self, id: VmId) {
         let now = self.now();
         if let Some(watched) = self.registry.vms.get_mut(&id).filter(|vm| vm.is_resting()) {
             self.sampler.observe_one(watched, now);
@@ -291,13 +291,13 @@ impl EventLoop {
         }
     }
 
-    /// Ends the rest of a VM, or of all where none is named.
-    pub(super) fn wake_called(&mut self, vm: Option<&str>) {
-        let is_called = |watched: &WatchedVm| vm.is_none_or(|vm| watched.vm.is_called(vm));
-        let called = self.registry.vms.iter().filter(|(_, watched)| is_called(watched));
-        for id in called.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.wake(id);
-        }
+    /// Ends the rest of this VM; `None`: of all.
+    pub(super) fn wake_chosen(&mut self, only: Option<VmId>) {
+        let chosen = match only {
+            Some(id) => vec![id],
+            None => self.registry.vms.keys().copied().collect(),
+        };
+        chosen.into_iter().for_each(|id| self.wake(id));
     }
 
     /// Starts a round of questions, unless one is under way or began just now: a later tick asks again.

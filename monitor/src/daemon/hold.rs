@@ -39,11 +39,11 @@ impl EventLoop {
 
     /// Takes a hold back, and gives a new start: of a VM, or of all where none is named.
     pub(super) fn release(&mut self, vm: Option<&str>, reply: oneshot::Sender<Reply>) {
-        self.wake_called(vm);
         let (only, name) = match vm.map(|vm| self.registry.find(vm)).transpose() {
             Ok(only) => (only.map(|watched| watched.vm.id), name(only)),
             Err(refusal) => return answer(reply, refusal),
         };
+        self.wake_chosen(only);
         let context = Context::at(&self.config, self.clock.now());
         if only.is_none() {
             self.recovery.release_all(&context);

@@ -22,6 +22,7 @@ mod qmp_events;
 mod registry;
 mod reload;
 mod requests;
+mod selection;
 mod snapshot;
 mod starts;
 mod storm;

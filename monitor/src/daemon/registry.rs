@@ -3,10 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{memory::Readings, upkeep::Upkeep};
-use crate::{
-    api::{RefusalKind, Reply},
-    vm::{Vms, WatchedVm},
-};
+use crate::vm::{Vms, WatchedVm};
 use flatline_qemu::discover::VmId;
 
 /// How far a daemon has come that starts: it reads as soon as there is something to read, and doesn't wait for a tick.
@@ -45,23 +42,6 @@ impl Registry {
     /// The VMs that were sampled in the last tick, as far as they are watched still.
     pub(super) fn awake(&self) -> impl Iterator<Item = &WatchedVm> {
         self.awake.iter().filter_map(|id| self.vms.get(id))
-    }
-
-    /// The one VM that a client means.
-    ///
-    /// # Errors
-    /// The answer where there is none, or more than one.
-    pub(super) fn find(&self, wanted: &str) -> Result<&WatchedVm, Reply> {
-        let matches: Vec<&WatchedVm> =
-            self.vms.values().filter(|watched| watched.vm.is_called(wanted)).collect();
-        match matches[..] {
-            [only] => Ok(only),
-            [] => Err(Reply::error(RefusalKind::NoSuchVm, format!("no VM {wanted}"))),
-            _ => Err(Reply::error(
-                RefusalKind::AmbiguousVm,
-                format!("several VMs match {wanted}; give a UUID or a pid"),
-            )),
-        }
     }
 
     /// Whether some of a VM's storage is not seen by the host, or can't be told to be its own.

@@ -56,7 +56,7 @@ impl EventLoop {
                 self.reloading.complaint = None;
                 new.warnings.iter().for_each(|warning| warn!("{warning}"));
                 // What was seen on the old terms is judged on them.
-                self.wake_called(None);
+                self.wake_chosen(None);
                 self.follow(*new);
             }
             Err(error) => {

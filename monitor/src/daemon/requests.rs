@@ -2,10 +2,11 @@
 
 use tokio::{sync::oneshot, task::spawn_blocking};
 
-use super::event_loop::EventLoop;
+use super::{event_loop::EventLoop, selection::IncidentFilter};
 use crate::{
     api::{ControlRequest, RefusalKind, Reply, Request},
     storage::{evidence, incident::IncidentsView, incidents::IncidentStore},
+    vm::WatchedVm,
 };
 use flatline_detector::recording::Recording;
 use flatline_qemu::text::error_chain;
@@ -21,13 +22,14 @@ impl EventLoop {
             }
             Request::Show { vm } => answer(reply, self.show(&vm)),
             Request::Lines { vm } => {
-                if let Some(Err(refusal)) = vm.as_deref().map(|vm| self.registry.find(vm)) {
-                    return answer(reply, refusal);
-                }
+                let only = match vm.map(|vm| self.registry.select(&vm)).transpose() {
+                    Ok(only) => only,
+                    Err(refusal) => return answer(reply, refusal),
+                };
                 self.complete_history(|_| true);
                 let history = self.publisher.history.clone();
                 // The text of 1,000 VMs takes longer than a tick has.
-                answer_from_thread(reply, move || Reply::ok(&history.view(vm.as_deref())));
+                answer_from_thread(reply, move || Reply::ok(&history.view(only)));
             }
             Request::Evidence { id, file, offset } => {
                 let state_dir = self.config.paths.state_dir.clone();
@@ -45,20 +47,20 @@ impl EventLoop {
             Request::Release { vm } => self.release(vm.as_deref(), reply),
             Request::Record { vm } => self.record(vm.as_deref(), reply),
             Request::Incidents { vm } => {
-                // A VM that is gone keeps its incidents, so that its name need not be found here.
-                let names = vm.map(|wanted| match self.registry.find(&wanted) {
-                    Ok(found) => (found.vm.name.clone(), found.vm.uuid.clone()),
-                    Err(_) => (wanted.clone(), Some(wanted)),
-                });
+                let wanted = vm.map(|vm| self.registry.incidents_of(&vm));
                 let store = self.publisher.store.clone();
-                answer_from_thread(reply, move || Reply::ok(&incidents(&store, names)));
+                answer_from_thread(reply, move || Reply::ok(&incidents(&store, wanted.as_ref())));
             }
         }
     }
 
     fn show(&mut self, vm: &str) -> Reply {
-        self.wake_called(Some(vm));
-        self.complete_history(|watched| watched.vm.is_called(vm));
+        let id = match self.registry.select(vm) {
+            Ok(id) => id,
+            Err(refusal) => return refusal,
+        };
+        self.wake(id);
+        self.complete_history(|watched| watched.vm.id == id);
         match self.registry.find(vm) {
             Ok(watched) => {
                 let recent = self.publisher.history.recent(watched.vm.id);
@@ -72,12 +74,13 @@ impl EventLoop {
 
     /// Has recordings of a VM, or of all, written to files, and answers with their names.
     fn record(&mut self, vm: Option<&str>, reply: oneshot::Sender<Reply>) {
-        self.wake_called(vm);
-        let chosen = match vm.map(|vm| self.registry.find(vm)).transpose() {
-            Ok(Some(only)) => vec![only],
-            Ok(None) => self.registry.vms.values().collect(),
+        let only = match vm.map(|vm| self.registry.select(vm)).transpose() {
+            Ok(only) => only,
             Err(refusal) => return answer(reply, refusal),
         };
+        self.wake_chosen(only);
+        let is_chosen = |watched: &&WatchedVm| only.is_none_or(|only| watched.vm.id == only);
+        let chosen: Vec<&WatchedVm> = self.registry.vms.values().filter(is_chosen).collect();
         let recordings: Vec<Recording> =
             chosen.iter().filter_map(|watched| watched.detector.recorder.recording()).collect();
         if recordings.is_empty() && !chosen.is_empty() {
@@ -88,11 +91,11 @@ impl EventLoop {
     }
 }
 
-/// The incidents in `store`: all, or those of the VM with this name or UUID.
-fn incidents(store: &IncidentStore, names: Option<(String, Option<String>)>) -> IncidentsView {
+/// The incidents in `store`: all, or those that are wanted.
+fn incidents(store: &IncidentStore, wanted: Option<&IncidentFilter>) -> IncidentsView {
     let (mut incidents, complaints) = store.all();
-    if let Some((name, uuid)) = names {
-        incidents.retain(|incident| incident.vm == name || uuid.is_some() && incident.uuid == uuid);
+    if let Some(wanted) = wanted {
+        incidents.retain(|incident| wanted.has(incident));
     }
     IncidentsView { incidents, complaints }
 }

@@ -160,9 +160,9 @@ impl RateHistory {
         self.state().vms.remove(&vm);
     }
 
-    /// The ticks of the VMs with this name, UUID or process id; `None`: of all.
-    pub(crate) fn view(&self, vm: Option<&str>) -> LinesView {
-        self.copy(|ticks| vm.is_none_or(|vm| ticks.vm.is_called(vm)), HISTORY_TICKS).1
+    /// The ticks of this VM; `None`: of all.
+    pub(crate) fn view(&self, only: Option<VmId>) -> LinesView {
+        self.copy(|ticks| only.is_none_or(|only| ticks.vm.id == only), HISTORY_TICKS).1
     }
 
     /// The ticks of the VM with this process id; `None` where there is none.
@@ -250,15 +250,15 @@ mod tests {
         for tick in 0..HISTORY_TICKS as u64 + 3 {
             append(&history, [(&web(A), TickRates::of(&activity(tick * 2)))]);
         }
-        let line = history.view(Some("web")).vms.remove(0);
+        let line = history.view(Some(A)).vms.remove(0);
         assert_eq!(line.packets_from_guest.len(), HISTORY_TICKS);
         assert_eq!(line.packets_from_guest.first(), Some(&Some(3.0)));
         append(&history, [(&web(B), TickRates::UNKNOWN)]);
         history.forget(A);
-        let view = history.view(Some("7"));
+        let view = history.view(Some(B));
         assert_eq!(view.vms.len(), 1, "{view:?}");
         assert_eq!((view.vms[0].start_ticks, view.vms[0].vcpu.len()), (2, 1));
-        assert_eq!(history.view(Some("mail")).vms, []);
+        assert_eq!(history.view(Some(A)).vms, []);
         assert_eq!((history.of(7), history.of(8)), (view.vms.first().cloned(), None));
     }
 

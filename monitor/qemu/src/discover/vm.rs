@@ -138,13 +138,6 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Whether this is its name, its UUID or its process id.
-    pub fn is_called(&self, wanted: &str) -> bool {
-        self.name == wanted
-            || self.uuid.as_deref() == Some(wanted)
-            || self.id.pid.to_string() == wanted
-    }
-
     /// Its images of which the requests never reach this host's block layer, or not under their own name, for people
     /// to read.
     pub fn unseen_storage(&self) -> impl Iterator<Item = String> {

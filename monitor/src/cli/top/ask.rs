@@ -51,7 +51,8 @@ fn page_answer(runtime_dir: &Path, key: Key, incidents: bool) -> PageAnswer {
         error => Some(error_chain(&error)),
     });
     let incidents = incidents.then(|| {
-        let request = Request::Incidents { vm: Some(key.name.clone()) };
+        let wanted = if show.is_ok() { key.pid.to_string() } else { key.name.clone() };
+        let request = Request::Incidents { vm: Some(wanted) };
         ask::<IncidentsView>(runtime_dir, &request).map(|view| view.incidents)
     });
     let incidents = incidents.and_then(Result::ok);

@@ -84,7 +84,6 @@ impl Views<'_> {
         ShowView {
             vm: self.teller.view(&self.facts(watched), None),
             executable: watched.vm.executable.display().to_string(),
-            uid: watched.vm.origin.uid,
             start_ticks: watched.vm.id.start_ticks,
             owner_evidence: watched.vm.ownership.evidence.clone(),
             qmp,

@@ -35,6 +35,7 @@ impl Teller {
             name: vm.name.clone(),
             uuid: vm.uuid.clone(),
             pid: vm.id.pid,
+            uid: Some(vm.origin.uid),
             accelerator: vm.accelerator.to_string(),
             owner: self.owner_view(vm),
             run_state: facts.run_state.as_ref().map(ToString::to_string),

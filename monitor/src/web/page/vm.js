@@ -55,7 +55,8 @@ export class VmPage {
     if (Date.now() - this.asked > INCIDENTS_EVERY_MS) {
       this.asked = Date.now();
       const { incidents } = await (await get("/api/incidents")).json();
-      const isIts = (incident) => (this.uuid ? incident.uuid === this.uuid : incident.vm === this.called);
+      const isCalled = (incident) => (this.uuid ? incident.uuid === this.uuid : incident.vm === this.called);
+      const isIts = (incident) => isCalled(incident) && [undefined, this.uid].includes(incident.uid);
       this.incidents.fill(incidents.filter(isIts));
     }
     return page;
@@ -64,7 +65,7 @@ export class VmPage {
   /** A QEMU that was started again is another process; its page is that of the one VM of the same name. */
   async findAgain() {
     const { vms } = await (await get("/api/status")).json();
-    const same = vms.filter((vm) => vm.name === this.called);
+    const same = vms.filter((vm) => vm.name === this.called && vm.uid === this.uid);
     if (same.length === 1) location.replace(address(same[0]));
     this.gone.hidden = false;
     say(this.gone, "This QEMU has ended; what is below is what was last known of it.");
@@ -73,6 +74,7 @@ export class VmPage {
   take({ vm, line, interval_seconds: interval }) {
     this.gone.hidden = true;
     this.uuid = vm.uuid;
+    this.uid = vm.uid;
     this.called = vm.name;
     say(this.title, vm.name);
     attribute(this.state, "class", `state ${needs(vm.state)}`);
