@@ -11,11 +11,17 @@ use crate::{
     vm::{Context, Vms, WatchedVm},
 };
 use flatline_detector::{policy::Mode, verdict::State};
-use flatline_qemu::discover::{Vm, VmId};
+use flatline_qemu::discover::VmId;
 
 /// A VM as notifications name it.
-fn subject(vm: &Vm) -> Subject {
-    Subject { vm: vm.name.clone(), uuid: vm.uuid.clone(), pid: vm.id.pid }
+fn subject(WatchedVm { vm, key, .. }: &WatchedVm) -> Subject {
+    Subject {
+        vm: vm.name.clone(),
+        uuid: vm.uuid.clone(),
+        uid: key.uid,
+        counted_for: key.process,
+        pid: vm.id.pid,
+    }
 }
 
 /// What keeps a VM from being watched or judged as usual, and why.
@@ -46,13 +52,13 @@ pub(super) fn publish_changes(
     notifier.publish(|events, wall_clock| {
         let mut news = events.of_sensors(lost, context.now, wall_clock);
         for (id, watched) in awake() {
-            let who = || subject(&watched.vm);
+            let who = || subject(watched);
             news.extend(events.of_vm(*id, who, condition(watched), (context.now, wall_clock)));
         }
         if events.any_is_down() {
             for (_, watched) in awake() {
                 let heard = heard_unawaited(watched, context);
-                news.extend(heard.and_then(|at| events.alive(&watched.key.claim, at, wall_clock)));
+                news.extend(heard.and_then(|at| events.alive(&watched.key, at, wall_clock)));
             }
         }
         news
@@ -94,11 +100,22 @@ pub(super) fn publish_start(notifier: &Notifier, mode: Mode) {
 }
 
 /// Publishes that a QEMU has ended, or is to be managed no more.
-pub(super) fn publish_end(notifier: &Notifier, vm: &Vm, why: &str) {
+pub(super) fn publish_end(notifier: &Notifier, vm: &WatchedVm, why: &str) {
     notifier.publish(|events, now| events.ended(subject(vm), why, now));
 }
 
+/// Publishes that other QEMUs claim to be this VM as well, and which.
+pub(super) fn publish_duplicate(notifier: &Notifier, vm: &WatchedVm, why: String) {
+    notifier.publish(|events, now| events.duplicate(subject(vm), why, now));
+}
+
+/// Publishes that after the end of this one there are no several any more.
+pub(super) fn publish_duplicate_over(notifier: &Notifier, vm: &WatchedVm) {
+    notifier.publish(|events, now| events.duplicate_over(subject(vm), now));
+}
+
 /// Publishes that a VM is no longer watched, which ends what was published of it.
-pub(super) fn publish_no_longer_watched(notifier: &Notifier, vm: &Vm) {
-    notifier.publish(|events, now| events.no_longer_watched(vm.id, subject(vm), now));
+pub(super) fn publish_no_longer_watched(notifier: &Notifier, watched: &WatchedVm) {
+    let id = watched.vm.id;
+    notifier.publish(|events, now| events.no_longer_watched(id, subject(watched), now));
 }

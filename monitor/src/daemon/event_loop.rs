@@ -127,9 +127,12 @@ impl EventLoop {
             Message::Swept(all) => self.swept(&all),
             Message::Status(pid, status) => drop(self.registry.statuses.insert(pid, status)),
             Message::Gone(vm) => self.gone(vm),
-            Message::Refreshed(vm, looked) => {
-                if let Some(watched) = vms.get_mut(&vm) {
-                    hotplug::refreshed(watched, looked, &self.sampler, &self.inboxes, now);
+            Message::Refreshed(vm, mut looked) => {
+                let Some(watched) = vms.get_mut(&vm) else { return };
+                let has_become = looked.origin.take().is_some_and(|it| watched.belongs_to(it));
+                hotplug::refreshed(watched, looked, &self.sampler, &self.inboxes, now);
+                if has_become {
+                    self.look_for_duplicates(vm);
                 }
             }
             Message::Cpus(vm, threads) => {

@@ -18,7 +18,7 @@ use crate::{
 use flatline_detector::verdict::Input;
 use flatline_qemu::discover::{self, OpenDevices, Tap};
 
-/// Takes in what a look brought.
+/// Takes in what a look brought, but for whose the VM is.
 pub(super) fn refreshed(
     watched: &mut WatchedVm,
     looked: Looked,
@@ -26,7 +26,7 @@ pub(super) fn refreshed(
     inboxes: &Inboxes,
     now: Duration,
 ) {
-    let Looked { plugged, seen, threads, attach } = looked;
+    let Looked { plugged, origin: _, seen, threads, attach } = looked;
     let sensors = &mut watched.sensors;
     sensors.looks.end(seen, threads.is_some());
     let mut is_to_be_counted = attach;

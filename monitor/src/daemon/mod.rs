@@ -6,6 +6,7 @@
 mod clock;
 mod conditions;
 mod disk;
+mod duplicates;
 mod effects;
 mod event_loop;
 mod glances;

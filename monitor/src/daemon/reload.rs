@@ -137,7 +137,7 @@ impl EventLoop {
             if let Some(watched) = self.no_longer_watched(id) {
                 info!(vm = watched.vm.name, pid = id.pid, "is not to be managed any more");
                 let why = "it is not to be managed any more";
-                conditions::publish_end(&self.publisher.notifier, &watched.vm, why);
+                conditions::publish_end(&self.publisher.notifier, &watched, why);
             }
         }
     }

@@ -124,6 +124,7 @@ impl EventLoop {
             vm: Arc::new(vm),
         };
         self.registry.vms.insert(id, watched);
+        self.look_for_duplicates(id);
         self.registry.readings.plan(id, now);
         let look = Look::in_full(id);
         for delay in LOOK_AGAIN {
@@ -168,7 +169,7 @@ impl EventLoop {
         let ended = self.recovery.qemu_ended(&mut watched, status, &self.registry.vms, &context);
         if let Some(words) = ended {
             info!(vm = watched.vm.name, "QEMU has ended: {words}");
-            conditions::publish_end(&self.publisher.notifier, &watched.vm, &words);
+            conditions::publish_end(&self.publisher.notifier, &watched, &words);
         }
         self.carry_out();
     }
@@ -179,7 +180,8 @@ impl EventLoop {
         self.registry.pending.remove(&id);
         self.registry.upkeep.forget(id);
         self.publisher.history.forget(id);
-        conditions::publish_no_longer_watched(&self.publisher.notifier, &watched.vm);
+        conditions::publish_no_longer_watched(&self.publisher.notifier, &watched);
+        self.end_duplicates(&watched);
         let_go(&mut watched);
         self.sampler.probes.forget(id);
         if self.registry.vms.values().all(|other| other.vm.netns != watched.vm.netns) {

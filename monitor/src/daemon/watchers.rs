@@ -24,7 +24,9 @@ use super::{
     starts::{Leave, Outlets},
 };
 use crate::bpf::{Executables, ProcessEvents, parse_process_event};
-use flatline_qemu::discover::{self, Extent, OpenDevices, Passed, Scope, VcpuThreads, Vm, VmId};
+use flatline_qemu::discover::{
+    self, Extent, OpenDevices, Origin, Passed, Scope, VcpuThreads, Vm, VmId,
+};
 
 /// Time for the exit status of a process that is gone to arrive.
 const STATUS_DELAY: Duration = Duration::from_millis(20);
@@ -139,14 +141,15 @@ impl Look {
     fn look(self) -> Looked {
         let Self { vm, unless, names, attach } = self;
         let mut seen = Extent::of(vm.pid);
-        let mut plugged = None;
+        let (mut plugged, mut origin) = (None, None);
         if unless.is_none_or(|before| may_differ(before.descriptors, seen.descriptors)) {
             plugged = logged(vm, discover::plugged(vm.pid));
+            origin = logged(vm, Origin::of(vm.pid));
             seen.descriptors = seen.descriptors.filter(|_| plugged.is_some());
         }
         let are_told =
             names || unless.is_none_or(|before| may_differ(before.threads, seen.threads));
-        Looked { plugged, seen, threads: are_told.then(|| named_vcpus(vm)), attach }
+        Looked { plugged, origin, seen, threads: are_told.then(|| named_vcpus(vm)), attach }
     }
 }
 
@@ -160,6 +163,8 @@ fn may_differ(before: Option<u64>, now: Option<u64>) -> bool {
 pub(super) struct Looked {
     /// What it has open, where that was looked at and could be read.
     pub(super) plugged: Option<OpenDevices>,
+    /// Whose it is, likewise.
+    pub(super) origin: Option<Origin>,
     /// How much it had just before.
     pub(super) seen: Extent,
     /// Its vCPU threads by their names, where those were looked at.

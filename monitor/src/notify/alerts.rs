@@ -38,6 +38,7 @@ fn begins(kind: EventKind) -> Option<&'static str> {
         EventKind::HostFault => Some("FlatlineHostFault"),
         EventKind::HostIncident => Some("FlatlineHostIncident"),
         EventKind::SensorLost => Some("FlatlineSensorLost"),
+        EventKind::DuplicateIdentity => Some("FlatlineDuplicateIdentity"),
         _ => None,
     }
 }
@@ -53,6 +54,7 @@ fn ends(kind: EventKind) -> &'static [&'static str] {
         EventKind::HostFaultOver => &["FlatlineHostFault"],
         EventKind::HostIncidentOver => &["FlatlineHostIncident"],
         EventKind::SensorBack => &["FlatlineSensorLost"],
+        EventKind::DuplicateIdentityOver => &["FlatlineDuplicateIdentity"],
         _ => &[],
     }
 }
@@ -64,6 +66,8 @@ type Key = (&'static str, String);
 struct Alert {
     labels: Map<String, Value>,
     annotations: Map<String, Value>,
+    /// What it is of, where it is of one.
+    incident: Option<String>,
     begun: SystemTime,
     ended: Option<SystemTime>,
     /// It changed since it was sent last.
@@ -86,9 +90,13 @@ pub(crate) struct Alerts {
 
 fn subject_key(event: &Event) -> String {
     match &event.subject {
-        Some(subject) => subject.key().to_owned(),
+        Some(subject) => subject.key().to_string(),
         None => event.sensor.clone(),
     }
+}
+
+fn incident_of(event: &Event) -> Option<&str> {
+    event.incident.as_ref().map(|incident| incident.id.as_str())
 }
 
 impl Alerts {
@@ -125,14 +133,7 @@ impl Alerts {
     /// Returns how many alerts had to go for it.
     pub(crate) fn take(&mut self, event: &Event, is_wanted: bool) -> u64 {
         let subject = subject_key(event);
-        for name in ends(event.kind) {
-            if let Some(alert) = self.known.get_mut(&(*name, subject.clone()))
-                && alert.ended.is_none()
-            {
-                alert.ended = Some(event.at);
-                alert.is_news = true;
-            }
-        }
+        self.end(event, &subject);
         let Some(name) = begins(event.kind).filter(|_| is_wanted) else { return 0 };
         let key = (name, subject);
         let known = self.known.get(&key).filter(|alert| alert.ended.is_none());
@@ -151,9 +152,24 @@ impl Alerts {
         }
         self.lost += gone;
         let annotations = annotations(event);
-        let alert = Alert { labels, annotations, begun, ended: None, is_news: true };
+        let incident = incident_of(event).map(str::to_owned);
+        let alert = Alert { labels, annotations, incident, begun, ended: None, is_news: true };
         self.known.insert(key, alert);
         gone
+    }
+
+    /// Ends what the event says is over: of its subject, or of its incident, whose VM may have come to be known by its process
+    /// since.
+    fn end(&mut self, event: &Event, subject: &str) {
+        let incident = incident_of(event);
+        let is_over = |(name, of): &Key, alert: &Alert| {
+            let is_its =
+                of == subject || incident.is_some() && alert.incident.as_deref() == incident;
+            is_its && alert.ended.is_none() && ends(event.kind).contains(name)
+        };
+        for (_, alert) in self.known.iter_mut().filter(|(key, alert)| is_over(key, alert)) {
+            (alert.ended, alert.is_news) = (Some(event.at), true);
+        }
     }
 
     fn labels(&self, name: &str, event: &Event) -> Map<String, Value> {
@@ -167,6 +183,8 @@ impl Alerts {
         if let Some(subject) = &event.subject {
             put("vm", &subject.vm);
             subject.uuid.iter().for_each(|uuid| put("uuid", uuid));
+            subject.uid.iter().for_each(|uid| put("uid", &uid.to_string()));
+            subject.counted_for.iter().for_each(|process| put("pid", &process.pid.to_string()));
         }
         event.cause.iter().for_each(|cause| put("cause", cause));
         if !event.sensor.is_empty() {

@@ -4,7 +4,12 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{rfc3339, storage::incident::Incident, words::words};
+use crate::{
+    identity::{Key, ProcessId},
+    rfc3339,
+    storage::incident::Incident,
+    words::words,
+};
 
 words! {
     /// How much an event matters.
@@ -65,6 +70,10 @@ words! {
         SensorLost = "sensor-lost",
         /// It works again.
         SensorBack = "sensor-back",
+        /// Several QEMUs of one user claim to be the same VM.
+        DuplicateIdentity = "duplicate-identity",
+        /// One at most does.
+        DuplicateIdentityOver = "duplicate-identity-over",
         /// The daemon watches.
         DaemonStarted = "daemon-started",
         /// It was told to end.
@@ -90,6 +99,7 @@ impl EventKind {
             | Self::ServiceDead
             | Self::Unobservable
             | Self::HostFault
+            | Self::DuplicateIdentity
             | Self::SensorLost => Severity::Warning,
             Self::Restarted
             | Self::Recovered
@@ -100,6 +110,7 @@ impl EventKind {
             | Self::HostFaultOver
             | Self::HostIncidentOver
             | Self::SensorBack
+            | Self::DuplicateIdentityOver
             | Self::DaemonStarted
             | Self::DaemonStopped => Severity::Info,
         }
@@ -125,6 +136,8 @@ impl EventKind {
             | Self::HostIncidentOver
             | Self::SensorLost
             | Self::SensorBack
+            | Self::DuplicateIdentity
+            | Self::DuplicateIdentityOver
             | Self::DaemonStarted
             | Self::DaemonStopped => None,
         }
@@ -132,20 +145,26 @@ impl EventKind {
 }
 
 /// The VM that an event is about.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Subject {
     /// Its name.
     pub vm: String,
     /// Its UUID, where it has one.
     pub uuid: Option<String>,
+    /// The real user id of its QEMU; earlier versions did not say.
+    #[serde(default)]
+    pub uid: Option<u32>,
+    /// The process that it is counted by, where several of its user claim to be this VM.
+    #[serde(default)]
+    pub counted_for: Option<ProcessId>,
     /// Its QEMU's process id.
     pub pid: u32,
 }
 
 impl Subject {
-    /// What it is known by beyond its QEMU's end: its UUID, or its name without one.
-    pub(crate) fn key(&self) -> &str {
-        self.uuid.as_deref().unwrap_or(&self.vm)
+    /// What it is known by beyond its QEMU's end.
+    pub(crate) fn key(&self) -> Key {
+        Key::new(self.uid, self.uuid.as_deref(), &self.vm).of_process(self.counted_for)
     }
 }
 
@@ -229,7 +248,7 @@ mod tests {
 
     #[test]
     fn its_line_says_who_what_and_why() {
-        let subject = Subject { vm: "web-1".to_owned(), uuid: None, pid: 7 };
+        let subject = Subject { vm: "web-1".to_owned(), pid: 7, ..Subject::default() };
         let mut event =
             Event::of_vm(EventKind::NotRecovered, UNIX_EPOCH, subject, "it is silent".to_owned());
         event.cause = Some("halted".to_owned());

@@ -7,7 +7,7 @@
 mod tests;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt::Write as _,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -19,6 +19,7 @@ use super::{
     lasting::LastingConditions,
 };
 use crate::{
+    identity::Key,
     recovery::{self, EventKind as Happened},
     storage::incident::{Incident, Outcome},
 };
@@ -46,7 +47,9 @@ pub(crate) struct Events {
     /// Ids of the outcomes that were told, the oldest first.
     outcomes: VecDeque<String>,
     /// By their subjects' keys.
-    down: BTreeMap<String, Down>,
+    down: BTreeMap<Key, Down>,
+    /// What several QEMUs claim to be, and that was told.
+    duplicates: BTreeSet<Key>,
     vms: LastingConditions<VmId>,
     sensors: LastingConditions<String>,
     /// Events of no incident so far, which makes their ids unique.
@@ -54,8 +57,9 @@ pub(crate) struct Events {
 }
 
 fn subject(incident: &Incident) -> Subject {
-    let Incident { vm, uuid, pid, .. } = incident;
-    Subject { vm: vm.clone(), uuid: uuid.clone(), pid: *pid }
+    let Incident { vm, uuid, uid, counted_for, pid, .. } = incident;
+    let (vm, uuid) = (vm.clone(), uuid.clone());
+    Subject { vm, uuid, uid: *uid, counted_for: *counted_for, pid: *pid }
 }
 
 fn outcome_kind(outcome: Outcome) -> EventKind {
@@ -80,6 +84,7 @@ impl Events {
             host,
             outcomes: VecDeque::new(),
             down: BTreeMap::new(),
+            duplicates: BTreeSet::new(),
             vms: LastingConditions::default(),
             sensors: LastingConditions::default(),
             numbered: 0,
@@ -148,7 +153,7 @@ impl Events {
 
     /// Notes whether its VM is down with this.
     fn note(&mut self, kind: EventKind, incident: &Incident) {
-        let key = subject(incident).key().to_owned();
+        let key = self.key_of(incident);
         let had_crashed = self.down.get(&key).map(|down| down.has_crashed);
         let has_crashed = match kind {
             EventKind::Recovered | EventKind::AliveAgain => return drop(self.down.remove(&key)),
@@ -163,15 +168,36 @@ impl Events {
         self.down.insert(key, Down { has_crashed, incident: incident.clone() });
     }
 
+    /// Under what its VM is remembered to be down, or will be: it may have come to be known by its process since.
+    fn key_of(&self, incident: &Incident) -> Key {
+        let known = self.down.iter().find(|(_, down)| down.incident.id == incident.id);
+        known.map_or_else(|| subject(incident).key(), |(key, _)| key.clone())
+    }
+
+    /// Under what a VM is remembered to be down: its key, or that from before it was known by its process.
+    fn down_as(&self, key: &Key) -> Option<Key> {
+        let was_its = |incident: &Incident| {
+            key.process.is_some_and(|its| {
+                (its.pid, its.start_ticks) == (incident.pid, incident.start_ticks)
+            })
+        };
+        if self.down.contains_key(key) {
+            return Some(key.clone());
+        }
+        let before = key.clone().of_process(None);
+        self.down.get(&before).filter(|down| was_its(&down.incident)).map(|_| before)
+    }
+
     /// Whether any VM is down: only then need its life be looked for with [`Events::alive`].
     pub(crate) fn any_is_down(&self) -> bool {
         !self.down.is_empty()
     }
 
     /// A VM without an open case is alive, and was heard last at `heard`: news if it was down.
-    pub(crate) fn alive(&mut self, key: &str, heard: SystemTime, now: SystemTime) -> Option<Event> {
+    pub(crate) fn alive(&mut self, key: &Key, heard: SystemTime, now: SystemTime) -> Option<Event> {
         let is_so = |down: &Down| down.has_crashed && heard > down.incident.detected_at;
-        let incident = &self.down.get(key).filter(|down| is_so(down))?.incident.clone();
+        let key = self.down_as(key)?;
+        let incident = &self.down.get(&key).filter(|down| is_so(down))?.incident.clone();
         self.of_recovery(recovery::Event { kind: Happened::AliveAgain, incident }, now)
     }
 
@@ -182,7 +208,8 @@ impl Events {
         words: &str,
         now: SystemTime,
     ) -> Option<Event> {
-        let down = self.down.remove(subject.key())?;
+        let key = self.down_as(&subject.key())?;
+        let down = self.down.remove(&key)?;
         let event = Event::of_vm(EventKind::Ended, now, subject, words.to_owned());
         let incident = Some(Box::new(down.incident));
         Some(self.numbered(Event { incident, ..event }))
@@ -198,6 +225,28 @@ impl Events {
         let over = self.vms.forget(&id)?;
         let event = Event::of_vm(over, now, subject, "it is no longer watched".to_owned());
         Some(self.numbered(event))
+    }
+
+    /// Several QEMUs claim to be this VM, and `why` says which: news if that was not told before.
+    pub(crate) fn duplicate(
+        &mut self,
+        subject: Subject,
+        why: String,
+        now: SystemTime,
+    ) -> Option<Event> {
+        // It is about all of them.
+        let subject = Subject { counted_for: None, ..subject };
+        let is_news = self.duplicates.len() < DOWN_MAX && self.duplicates.insert(subject.key());
+        let event = Event::of_vm(EventKind::DuplicateIdentity, now, subject, why);
+        is_news.then(|| self.numbered(event))
+    }
+
+    /// One QEMU at most claims to be it: news if several were told of.
+    pub(crate) fn duplicate_over(&mut self, subject: Subject, now: SystemTime) -> Option<Event> {
+        let subject = Subject { counted_for: None, ..subject };
+        let is_news = self.duplicates.remove(&subject.key());
+        let event = Event::of_vm(EventKind::DuplicateIdentityOver, now, subject, String::new());
+        is_news.then(|| self.numbered(event))
     }
 
     /// The condition of a VM at `moment`, which is `now`; `None`: a good one.

@@ -29,6 +29,7 @@ pub(crate) fn body(event: &Event, host: &str, dropped: u64) -> String {
         "host": host,
         "vm": subject.map(|subject| fit(&subject.vm)),
         "uuid": subject.and_then(|subject| subject.uuid.as_deref().map(fit)),
+        "uid": subject.and_then(|subject| subject.uid),
         "pid": subject.map(|subject| subject.pid),
         "cause": event.cause,
         "reason": fit(&event.reason),
@@ -54,6 +55,7 @@ fn bounded(incident: &Incident) -> Value {
 pub(crate) fn environment(event: &Event, host: &str, dropped: u64) -> Vec<(&'static str, String)> {
     let subject = event.subject.as_ref();
     let text = |text: Option<&str>| text.map(fit).unwrap_or_default();
+    let number = |number: Option<u32>| number.map(|it| it.to_string()).unwrap_or_default();
     vec![
         ("FLATLINE_EVENT", event.kind.as_str().to_owned()),
         ("FLATLINE_ID", event.id.clone()),
@@ -62,7 +64,8 @@ pub(crate) fn environment(event: &Event, host: &str, dropped: u64) -> Vec<(&'sta
         ("FLATLINE_HOST", host.to_owned()),
         ("FLATLINE_VM", text(subject.map(|subject| subject.vm.as_str()))),
         ("FLATLINE_UUID", text(subject.and_then(|subject| subject.uuid.as_deref()))),
-        ("FLATLINE_PID", subject.map(|subject| subject.pid.to_string()).unwrap_or_default()),
+        ("FLATLINE_UID", number(subject.and_then(|subject| subject.uid))),
+        ("FLATLINE_PID", number(subject.map(|subject| subject.pid))),
         ("FLATLINE_CAUSE", text(event.cause.as_deref())),
         ("FLATLINE_REASON", fit(&event.reason)),
         ("FLATLINE_TEXT", fit(&event.line())),
@@ -85,7 +88,8 @@ mod tests {
     };
 
     fn event() -> Event {
-        let subject = Subject { vm: "web\n-1".to_owned(), uuid: Some("u".to_owned()), pid: 7 };
+        let (vm, uuid) = ("web\n-1".to_owned(), Some("u".to_owned()));
+        let subject = Subject { vm, uuid, uid: Some(1000), pid: 7, ..Subject::default() };
         let text = |text: &str| text.to_owned();
         let reason = format!("\u{1b}[31m{}", "x".repeat(100_000));
         let incident = Incident::new(
@@ -114,6 +118,7 @@ mod tests {
         }
         assert_eq!(body["event"], "restarted");
         assert_eq!((&body["host"], &body["pid"]), (&"kvm-1".into(), &7.into()));
+        assert_eq!(body["uid"], 1000);
         assert_eq!((&body["attempt"], &body["dropped"]), (&2.into(), &3.into()));
         assert_eq!(body["incident"]["id"], "id-1");
         assert_eq!(body["at"], "1970-01-01T00:00:00Z");

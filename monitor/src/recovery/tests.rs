@@ -27,7 +27,7 @@ use crate::{
 };
 use flatline_detector::verdict::{Act, Cause, Input, Monitor, State, Watch};
 use flatline_qemu::{
-    discover::{Ownership, Vm},
+    discover::{Origin, Ownership, Vm, VmId},
     qmp::{self, QmpError, QmpEvent, QmpState, QmpTarget, RunState, Transport},
 };
 
@@ -132,6 +132,15 @@ impl Rig {
         self.with(|supervisor, watched, context| {
             supervisor.restarted(watched, attempts, Ok(done), context);
         });
+    }
+}
+
+/// A VM of this user that claims the same as any other here.
+fn vm_of(uid: u32) -> Vm {
+    Vm {
+        id: VmId { pid: uid, start_ticks: 1 },
+        origin: Origin { uid, ..Origin::default() },
+        ..vm()
     }
 }
 
@@ -316,4 +325,68 @@ async fn a_qemu_that_was_stopped_is_left_so() {
     assert!(words.is_some() && rig.said().is_empty());
     assert!(rig.supervisor.take_effects().is_empty());
     assert!(matches!(rig.watched.link.monitor(), Monitor::Unknown(_)));
+}
+
+#[tokio::test]
+async fn restarts_that_another_users_process_uses_up_are_its_own() {
+    let mut rig = Rig::new("[recovery]\nmax_restarts = 2\n");
+    let stranger = watch(vm_of(2000), &rig.config, rig.now, None, RecoveryState::default());
+    for _ in 0..2 {
+        rig.with(|supervisor, _, context| supervisor.guest_reset(&stranger, 1, context));
+    }
+    let wall = rig.wall;
+    let used_up = |rig: &Rig, vm: &WatchedVm| rig.supervisor.restarts_in_window(vm, wall).len();
+    assert_eq!((used_up(&rig, &stranger), used_up(&rig, &rig.watched)), (2, 0));
+    rig.panic();
+    assert!(rig.is_to_restart());
+    assert_eq!(rig.case().incident.uid, Some(0));
+}
+
+#[tokio::test]
+async fn several_of_one_user_are_counted_apart_and_with_what_was_before() {
+    let mut rig = Rig::new("");
+    let twin = Vm { id: VmId { pid: 1, start_ticks: 1 }, ..vm() };
+    let mut twin = watch(twin, &rig.config, rig.now, None, RecoveryState::default());
+    let reset = |rig: &mut Rig, twin: &WatchedVm| {
+        rig.with(|supervisor, _, context| supervisor.guest_reset(twin, 1, context));
+    };
+    reset(&mut rig, &twin);
+    rig.panic();
+    rig.restart_succeeds();
+    rig.with(|supervisor, watched, _| {
+        supervisor.count_by_process(watched);
+        supervisor.count_by_process(&mut twin);
+    });
+    reset(&mut rig, &twin);
+    let used_up = |vm: &WatchedVm| rig.supervisor.restarts_in_window(vm, rig.wall).len();
+    assert_eq!((used_up(&rig.watched), used_up(&twin)), (2, 2));
+}
+
+#[tokio::test]
+async fn only_a_qemu_of_its_own_user_keeps_one_that_ended_from_being_started() {
+    for (uid, owner, is_started) in [
+        (2000, Ownership::bare(), true),
+        (1000, Ownership::bare(), false),
+        (0, Ownership::bare(), false),
+    ] {
+        let toml = "[recovery]\nactuator = \"command\"\ncommand = [\"/bin/true\"]\n\
+                    start_exited = true\n";
+        let mut rig = Rig::new(toml);
+        rig.watched = watch(vm_of(1000), &rig.config, rig.now, None, RecoveryState::default());
+        let other = Vm { ownership: owner, id: VmId { pid: 5, start_ticks: 5 }, ..vm_of(uid) };
+        let mut vms = Vms::default();
+        let id = other.id;
+        vms.insert(id, watch(other, &rig.config, rig.now, None, RecoveryState::default()));
+        rig.with(|supervisor, watched, context| {
+            supervisor.qemu_ended(watched, Some(9), &vms, context)
+        });
+        let effects = rig.supervisor.take_effects();
+        assert_eq!(matches!(effects[..], [Effect::Start { .. }]), is_started, "{uid}: {effects:?}");
+        // No more does another user's process take its place.
+        let detection = detection_policy(&rig.config, "web-1");
+        let adopted = rig.with(|supervisor, _, context| {
+            supervisor.begin(&vm_of(2001), Duration::ZERO, &detection, context)
+        });
+        assert!(adopted.1.case.is_none());
+    }
 }

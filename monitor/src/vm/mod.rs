@@ -34,7 +34,7 @@ use crate::{
     sampler::CounterMaps,
 };
 use flatline_detector::verdict::{Act, Input, State};
-use flatline_qemu::discover::Vm;
+use flatline_qemu::discover::{Origin, Vm};
 
 /// Why nothing is counted of what was found just now.
 pub(crate) const PENDING: &str = "its programs are being attached";
@@ -79,6 +79,17 @@ pub(crate) struct WatchedVm {
 }
 
 impl WatchedVm {
+    /// Takes note of whose its QEMU is by now. Returns whether that has changed, and its key with it.
+    pub(crate) fn belongs_to(&mut self, origin: Origin) -> bool {
+        // A copy of all is made only where something changes.
+        if self.vm.origin.uid != 0 || origin.uid == 0 {
+            return false;
+        }
+        let has_become = Arc::make_mut(&mut self.vm).origin.become_of(origin);
+        self.key.uid = Some(self.vm.origin.uid);
+        has_become
+    }
+
     /// Tells the detector something, and says what is to be done.
     pub(crate) fn step(&mut self, input: &Input, now: Duration) -> Act {
         self.step_saying(input, None, now)

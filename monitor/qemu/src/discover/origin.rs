@@ -32,6 +32,26 @@ pub(super) fn read(pid: u32) -> Result<Origin, DiscoverError> {
     Ok(Origin { cgroups: folders(&proc::cgroups(pid)?, is_group), ..origin })
 }
 
+impl Origin {
+    /// Reads whose the process `pid` is by now: one that root started may have become another user's (`-runas`).
+    ///
+    /// # Errors
+    /// If there is no such process, or it can't be read.
+    pub fn of(pid: u32) -> Result<Self, DiscoverError> {
+        read(pid)
+    }
+
+    /// Takes the user of `now`, where this was root's until then, and that is another one. Returns whether it was so.
+    pub fn become_of(&mut self, now: Self) -> bool {
+        let has_become = self.uid == 0 && now.uid != 0;
+        if has_become {
+            let cgroups = std::mem::take(&mut self.cgroups);
+            *self = Self { cgroups, ..now };
+        }
+        has_become
+    }
+}
+
 /// The ids in `/proc/PID/status`.
 pub(super) fn parse_ids(status: &str) -> Option<Origin> {
     let first = |field| proc::ids(status, field)?.first().copied();
@@ -100,6 +120,22 @@ mod tests {
         assert!(parse_ids("Uid:\t1\nGid:\t1\nGroups:\t \n").unwrap().groups.is_empty());
         assert_eq!(parse_ids("Uid:\t1\nGid:\tx\nGroups:\t\n"), None);
         assert_eq!(parse_ids("Uid:\t1\nGid:\t1\n"), None);
+    }
+
+    #[test]
+    fn only_roots_becomes_another_users_and_stays_where_it_was_put() {
+        let of = |uid, group: &str| Origin {
+            uid,
+            gid: uid,
+            groups: Vec::new(),
+            cgroups: vec![group.into()],
+        };
+        let mut origin = of(0, "/vms/web");
+        assert!(!origin.become_of(of(0, "/")));
+        assert!(origin.become_of(of(107, "/")));
+        assert_eq!(origin, of(107, "/vms/web"));
+        assert!(!origin.become_of(of(108, "/")) && !origin.become_of(of(0, "/")));
+        assert_eq!(origin.uid, 107);
     }
 
     #[test]

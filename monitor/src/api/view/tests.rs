@@ -9,7 +9,7 @@ use crate::config::Config;
 use flatline_samples::{GuestMemory, Memory, Missing, QemuMemory, Strain};
 
 fn vm() -> Value {
-    json!({"name": "web-1", "uuid": null, "pid": 4711, "accelerator": "kvm",
+    json!({"name": "web-1", "uuid": null, "pid": 4711, "uid": 107, "accelerator": "kvm",
         "owner": {"kind": "proxmox", "name": "100", "certain": true, "actuator": "proxmox",
             "refusal": null}, "run_state": "running", "state": "alive", "cause": null,
         "reason": "guest sent 12 packets", "since": "2026-11-22T10:00:00Z",
@@ -51,7 +51,6 @@ fn show_is_one_flat_object_with_the_fields_of_status_and_more() {
     let mut text = vm();
     for (key, value) in [
         ("executable", json!("/usr/bin/kvm")),
-        ("uid", json!(107)),
         ("start_ticks", json!(12)),
         ("owner_evidence", json!(["it is in the control group /qemu.slice/100.scope"])),
         ("qmp", json!("connected")),

@@ -42,7 +42,7 @@ fn a_receiver_of_certain_vms_is_told_of_those_alone() {
                 command = [\"/bin/true\"]\n";
     let target = &targets(text)[0];
     let of = |kind, vm: &str| {
-        let subject = Subject { vm: vm.to_owned(), uuid: None, pid: 1 };
+        let subject = Subject { vm: vm.to_owned(), pid: 1, ..Subject::default() };
         Event::of_vm(kind, UNIX_EPOCH, subject, String::new())
     };
     assert!(target.wants(&of(EventKind::Crashed, "db-1")));

@@ -28,6 +28,7 @@ impl Views<'_> {
         let lost: Vec<&str> = lost.map(|program| program.program).collect();
         let mut degraded: Vec<String> = self.registry.storm.iter().cloned().collect();
         degraded.extend(complaints);
+        degraded.extend(self.registry.all_duplicates());
         if !lost.is_empty() {
             degraded.push(format!("not attached: {}", lost.join(", ")));
         }

@@ -77,6 +77,7 @@ impl Views<'_> {
             unseen_networks.iter().chain(&plugged.unseen_taps).map(String::as_str).collect();
         let storage = self.registry.unseen_storage(watched);
         let lacks = watched.sensors.insight.lacks().map(|why| format!("not asked for: {why}"));
+        let duplicates = self.registry.duplicates_of(watched);
         let qmp = match watched.link.monitor() {
             Monitor::Answers(run_state) => format!("answers; run state {run_state}"),
             Monitor::Unknown(why) | Monitor::Unresponsive(why) | Monitor::NotStarted(why) => why,
@@ -95,7 +96,7 @@ impl Views<'_> {
             policy: watched.detector.detection.policy.clone(),
             history,
             memory_dump: self.dump(watched.vm.id),
-            notes: watched.vm.notes.iter().cloned().chain(lacks).collect(),
+            notes: watched.vm.notes.iter().cloned().chain(lacks).chain(duplicates).collect(),
         }
     }
 

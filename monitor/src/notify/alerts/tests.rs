@@ -3,7 +3,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use super::{AGAIN_EVERY, Alerts, FIRES_FOR, LONGEST, Next};
-use crate::notify::event::{Event, EventKind, Subject};
+use crate::{
+    identity::ProcessId,
+    notify::event::{Event, EventKind, Subject},
+    storage::incident::Incident,
+};
 
 fn at(seconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(seconds)
@@ -18,7 +22,8 @@ fn alerts(most: usize) -> Alerts {
 }
 
 fn event(kind: EventKind, vm: &str, seconds: u64) -> Event {
-    let subject = Subject { vm: vm.to_owned(), uuid: Some(format!("uuid-of-{vm}")), pid: 7 };
+    let (vm, uuid) = (vm.to_owned(), Some(format!("uuid-of-{vm}")));
+    let subject = Subject { vm, uuid, uid: Some(1000), pid: 7, ..Subject::default() };
     let event = Event::of_vm(kind, at(seconds), subject, "why".to_owned());
     Event { cause: Some("halted".to_owned()), ..event }
 }
@@ -172,4 +177,37 @@ fn sensors_are_told_apart() {
     let over: Vec<_> =
         batch.iter().map(|alert| (&alert["labels"]["sensor"], is_over(alert))).collect();
     assert_eq!(over, [(&"a".into(), false), (&"b".into(), true)]);
+}
+
+#[test]
+fn what_one_users_vm_does_ends_no_alert_of_anothers_that_is_called_alike() {
+    let mut alerts = alerts(9);
+    alerts.take(&event(EventKind::Crashed, "a", 10), true);
+    let mut of_another = event(EventKind::Recovered, "a", 11);
+    if let Some(subject) = &mut of_another.subject {
+        subject.uid = Some(2000);
+    }
+    alerts.take(&of_another, true);
+    let batch = sent(&mut alerts, 12);
+    assert_eq!(batch[0]["labels"]["uid"], "1000");
+    let fires = humantime::format_rfc3339_millis(at(12) + FIRES_FOR).to_string();
+    assert_eq!((batch.len(), &batch[0]["endsAt"]), (1, &fires.into()));
+}
+
+#[test]
+fn an_alert_ends_with_its_incident_though_the_vm_is_known_by_its_process_since() {
+    let mut alerts = alerts(9);
+    let text = |text: &str| text.to_owned();
+    let incident = Incident::new(text("id"), text("a"), text("halted"), text("why"), at(10));
+    let of_it = |kind, counted_for| {
+        let mut event = event(kind, "a", 10);
+        event.incident = Some(Box::new(incident.clone()));
+        event.subject = event.subject.map(|subject| Subject { counted_for, ..subject });
+        event
+    };
+    alerts.take(&of_it(EventKind::Crashed, None), true);
+    let process = Some(ProcessId { pid: 7, start_ticks: 1 });
+    alerts.take(&of_it(EventKind::Recovered, process), true);
+    let batch = sent(&mut alerts, 12);
+    assert_eq!((batch.len(), &batch[0]["endsAt"]), (1, &"1970-01-01T00:00:10.000Z".into()));
 }

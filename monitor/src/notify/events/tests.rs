@@ -5,6 +5,7 @@ use std::{
 
 use super::{Events, Happened};
 use crate::{
+    identity::{Key, ProcessId},
     notify::{
         event::{Event, EventKind, Subject},
         lasting::LASTING,
@@ -42,7 +43,8 @@ fn closed(incident: &Incident) -> Happened {
 
 fn incident(id: &str, cause: &str) -> Incident {
     let text = |text: &str| text.to_owned();
-    Incident { pid: 7, ..Incident::new(text(id), text("web-1"), text(cause), text("why"), at(10)) }
+    let incident = Incident::new(text(id), text("web-1"), text(cause), text("why"), at(10));
+    Incident { pid: 7, uid: Some(1000), ..incident }
 }
 
 fn attempt(reset_at: Option<SystemTime>) -> Attempt {
@@ -56,7 +58,11 @@ fn attempt(reset_at: Option<SystemTime>) -> Attempt {
 }
 
 fn subject() -> Subject {
-    Subject { vm: "web-1".to_owned(), uuid: None, pid: 7 }
+    Subject { vm: "web-1".to_owned(), uid: Some(1000), pid: 7, ..Subject::default() }
+}
+
+fn key(name: &str) -> Key {
+    Key::new(Some(1000), None, name)
 }
 
 fn kinds(events: &[Event]) -> Vec<&'static str> {
@@ -152,12 +158,12 @@ fn a_vm_that_failed_and_lives_all_the_same_is_told_of_once() {
     let failed = Incident { outcome: Some(Outcome::LimitReached), ..incident("a", "halted") };
     say(&mut events, closed(&failed), &failed, 20);
     assert!(events.any_is_down());
-    assert_eq!(events.alive("web-1", at(9), at(21)), None, "heard before the crash");
-    assert_eq!(events.alive("web-2", at(20), at(21)), None);
-    let event = events.alive("web-1", at(20), at(21)).expect("it lives");
+    assert_eq!(events.alive(&key("web-1"), at(9), at(21)), None, "heard before the crash");
+    assert_eq!(events.alive(&key("web-2"), at(20), at(21)), None);
+    let event = events.alive(&key("web-1"), at(20), at(21)).expect("it lives");
     assert_eq!((event.kind, event.attempt), (EventKind::AliveAgain, 0));
     assert!(!events.any_is_down());
-    assert_eq!(events.alive("web-1", at(22), at(23)), None);
+    assert_eq!(events.alive(&key("web-1"), at(22), at(23)), None);
 }
 
 #[test]
@@ -177,7 +183,7 @@ fn a_heartbeat_that_stops_is_told_and_that_it_is_back() {
         let mut events = events();
         let mut told = Incident { outcome: Some(Outcome::Observed), ..incident("a", cause) };
         assert_eq!(say(&mut events, Happened::AgentLost, &told, 20), Some(cause));
-        assert_eq!(events.alive("web-1", at(30), at(30)), None, "it has not crashed");
+        assert_eq!(events.alive(&key("web-1"), at(30), at(30)), None, "it has not crashed");
         told.recovered_at = Some(at(40));
         assert_eq!(say(&mut events, Happened::AgentBack, &told, 40), Some("beats-again"));
         assert!(!events.any_is_down());
@@ -250,4 +256,43 @@ fn what_is_remembered_is_bounded() {
     }
     let bounds = (super::OUTCOMES_MAX, super::DOWN_MAX);
     assert_eq!((events.outcomes.len(), events.down.len()), bounds);
+}
+
+#[test]
+fn a_vm_of_another_user_that_is_called_alike_is_not_the_one_that_is_down() {
+    let mut events = events();
+    let failed = Incident { outcome: Some(Outcome::LimitReached), ..incident("a", "halted") };
+    say(&mut events, closed(&failed), &failed, 20);
+    assert_eq!(events.alive(&Key::new(Some(2000), None, "web-1"), at(20), at(21)), None);
+    let stranger = Subject { uid: Some(2000), ..subject() };
+    assert_eq!(events.ended(stranger, "quit", at(22)), None);
+    assert!(events.any_is_down());
+}
+
+#[test]
+fn a_vm_that_was_down_is_known_still_once_it_is_counted_by_its_process() {
+    let mut events = events();
+    let outcome = Some(Outcome::LimitReached);
+    let failed = Incident { outcome, start_ticks: 5, ..incident("a", "halted") };
+    say(&mut events, closed(&failed), &failed, 20);
+    let process = |pid| key("web-1").of_process(Some(ProcessId { pid, start_ticks: 5 }));
+    assert_eq!(events.alive(&process(8), at(20), at(21)), None, "it was the other one");
+    assert!(events.alive(&process(7), at(20), at(21)).is_some());
+    assert!(!events.any_is_down());
+}
+
+#[test]
+fn that_several_claim_to_be_a_vm_is_told_once_and_when_it_is_over() {
+    let mut events = events();
+    let of = |pid| {
+        let counted_for = Some(ProcessId { pid, start_ticks: 1 });
+        Subject { pid, counted_for, ..subject() }
+    };
+    assert_eq!(events.duplicate_over(of(7), at(1)), None);
+    let told = events.duplicate(of(7), "why".to_owned(), at(2)).expect("news");
+    assert_eq!((told.kind, told.reason.as_str()), (EventKind::DuplicateIdentity, "why"));
+    assert_eq!(events.duplicate(of(8), "why".to_owned(), at(3)), None);
+    let over = events.duplicate_over(of(8), at(4)).expect("news");
+    assert_eq!(over.kind, EventKind::DuplicateIdentityOver);
+    assert_eq!(over.subject.map(|it| it.key()), told.subject.map(|it| it.key()));
 }

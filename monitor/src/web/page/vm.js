@@ -65,7 +65,7 @@ export class VmPage {
   /** A QEMU that was started again is another process; its page is that of the one VM of the same name. */
   async findAgain() {
     const { vms } = await (await get("/api/status")).json();
-    const same = vms.filter((vm) => vm.name === this.called && vm.uid === this.uid);
+    const same = vms.filter((vm) => vm.name === this.called && [undefined, vm.uid].includes(this.uid));
     if (same.length === 1) location.replace(address(same[0]));
     this.gone.hidden = false;
     say(this.gone, "This QEMU has ended; what is below is what was last known of it.");
