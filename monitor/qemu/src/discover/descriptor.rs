@@ -3,18 +3,25 @@
 //! Neither the command line nor `fdinfo` tells which network namespace a tap is in: a tap may be moved while
 //! QEMU holds it, and its name then belongs to another tap in QEMU's own namespace. The descriptor stays
 //! that of the one tap. A macvtap's tells less (drivers/net/tap.c of Linux 6.12): its name and hardware address.
+//!
+//! Only a device is asked. A file of any name may stand in its place in a mount namespace of QEMU's own, and one of a file
+//! server (FUSE) answers what its user likes, for as long as that likes: a descriptor's number, say, which would then be
+//! taken for one of ours.
 
 use std::ffi::{CStr, c_char};
 use std::fs::File;
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::netns::inode_number;
 
+/// The number of `/dev/net/tun` (`TUN_MINOR` of include/linux/miscdevice.h).
+pub(super) const TUN: Device = Device { major: 10, minor: 200 };
 /// The length of an Ethernet address, in bytes.
 const MAC_BYTES: usize = 6;
 
@@ -30,6 +37,13 @@ pub(super) enum Said<T> {
     Unattached,
     /// It is another kind of file, whatever its name.
     NoTap,
+}
+
+/// The number of a character device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Device {
+    pub(super) major: u32,
+    pub(super) minor: u32,
 }
 
 /// A tap as its descriptor knows it.
@@ -60,8 +74,30 @@ impl Holder {
     }
 }
 
+/// Which character device is open as `file`; `None` if it is another kind of file.
+pub(super) fn device_of(file: impl AsFd) -> Option<Device> {
+    device(file, "", AtFlags::EMPTY_PATH)
+}
+
+/// The same of the descriptor `fd` of `pid`, where that can't be copied.
+pub(super) fn device_at(pid: u32, fd: u32) -> Option<Device> {
+    device(CWD, &format!("/proc/{pid}/fd/{fd}"), AtFlags::empty())
+}
+
+/// Asks the kernel alone: a file server could answer anything, or not at all. What it would like to be a device can't be
+/// opened as one by its user.
+fn device(at: impl AsFd, path: &str, flags: AtFlags) -> Option<Device> {
+    let found = statx(at, path, flags | AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE).ok()?;
+    let is_device = FileType::from_raw_mode(found.stx_mode.into()) == FileType::CharacterDevice;
+    let device = Device { major: found.stx_rdev_major, minor: found.stx_rdev_minor };
+    is_device.then_some(device)
+}
+
 /// Where the tap behind a descriptor of `/dev/net/tun` is now.
 pub(super) fn place_of(tap: BorrowedFd<'_>) -> io::Result<Said<Place>> {
+    if device_of(tap) != Some(TUN) {
+        return Ok(Said::NoTap);
+    }
     let name = match name_of(tap)? {
         Said::Known(name) => name,
         Said::Unattached => return Ok(Said::Unattached),
@@ -84,11 +120,15 @@ pub(super) fn place_of(tap: BorrowedFd<'_>) -> io::Result<Said<Place>> {
 
 /// The name that the interface behind a descriptor has now, be it a tap's or a macvtap's.
 pub(super) fn name_of(tap: BorrowedFd<'_>) -> io::Result<Said<String>> {
+    if device_of(tap).is_none() {
+        return Ok(Said::NoTap);
+    }
     let request = match ask(tap, libc::TUNGETIFF, "") {
         Ok(request) => request,
         // A tap that is not attached; a macvtap whose interface is gone.
         Err(Errno::BADFD | Errno::NOLINK) => return Ok(Said::Unattached),
-        Err(Errno::NOTTY | Errno::INVAL) => return Ok(Said::NoTap),
+        // Another device; one that is open as a path only.
+        Err(Errno::NOTTY | Errno::INVAL | Errno::BADF) => return Ok(Said::NoTap),
         Err(errno) => return Err(errno.into()),
     };
     let name = request.ifr_name.map(c_char::cast_unsigned);

@@ -9,12 +9,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use super::descriptor::{Said, mac_of, mac_of_name, name_of};
+use super::descriptor::{Device, Said, device_of, mac_of, mac_of_name, name_of};
 use super::netns::{in_netns, netns_of, own_netns};
 use super::taps::{Found, Interface, Tap, TapKind, look_up};
 use super::{DiscoverError, display_text};
@@ -92,13 +91,12 @@ fn describe(copy: &OwnedFd, target: &Path) -> io::Result<Said<Macvtap>> {
         Said::NoTap => return Ok(Said::NoTap),
     };
     let is_gone = target.to_str().is_some_and(|target| target.ends_with(DELETED));
-    // A device node's attributes are the kernel's own: this waits for no file system.
-    let number = fs::File::from(copy.try_clone()?).metadata()?.rdev();
+    let Some(Device { major, minor }) = device_of(copy) else { return Ok(Said::NoTap) };
     Ok(Said::Known(Macvtap {
         name,
         mac: mac_of(copy.as_fd())?,
         index: index(target).filter(|_| !is_gone),
-        device: format!("{}:{}", libc::major(number), libc::minor(number)),
+        device: format!("{major}:{minor}"),
     }))
 }
 
@@ -111,6 +109,14 @@ fn matching(wanted: &Macvtap) -> io::Result<Option<u32>> {
     let mac = mac_of_name(socket.as_fd(), &name)?;
     let fits = mac == Some(wanted.mac) && wanted.index.is_none_or(|index| index == ifindex);
     Ok(fits.then_some(ifindex))
+}
+
+/// Whether a device is one of a macvtap, whichever namespace that is in.
+pub(super) fn is_one(device: Device) -> bool {
+    let text = fs::read_to_string("/proc/devices").unwrap_or_default();
+    text.lines().filter_map(|line| line.trim().split_once(' ')).any(|(major, name)| {
+        matches!(name, "macvtap" | "ipvtap") && major.parse() == Ok(device.major)
+    })
 }
 
 /// Whether a device of this number is in one of the lists; `None` where there are none.

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -47,6 +47,24 @@ pub(super) fn netns_of(pid: u32) -> Result<(File, u32), DiscoverError> {
         Ok((file, inode))
     };
     open().map_err(|source| DiscoverError::read(pid, "ns/net", source))
+}
+
+/// Whether a network namespace belongs to the user namespace that `pid` is in. What the interfaces in another one's are called
+/// is no affair of that process.
+pub(super) fn is_of_its_users(netns: &File, pid: u32) -> io::Result<bool> {
+    // SAFETY: the descriptor is open, and this request (Linux 4.9) takes no argument.
+    let raw = unsafe { libc::ioctl(netns.as_raw_fd(), libc::NS_GET_USERNS) };
+    if raw < 0 {
+        return match io::Error::last_os_error() {
+            // It is outside of our own.
+            error if error.kind() == io::ErrorKind::PermissionDenied => Ok(false),
+            error => Err(error),
+        };
+    }
+    // SAFETY: the kernel just returned it, and nothing else has it.
+    let owner = File::from(unsafe { OwnedFd::from_raw_fd(raw) }).metadata()?;
+    let its = fs::metadata(format!("/proc/{pid}/ns/user"))?;
+    Ok((owner.dev(), owner.ino()) == (its.dev(), its.ino()))
 }
 
 /// The inode number of the calling thread's own network namespace.

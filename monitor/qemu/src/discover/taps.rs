@@ -3,8 +3,9 @@
 //! The command line does not tell: libvirt hands taps over as descriptors, and networks come and
 //! go while the guest runs. The descriptor itself is asked, through a copy of it: a tap may have been moved
 //! to whichever namespace, and another one may have its name where QEMU is. Where no copy may be made,
-//! its name is taken from `fdinfo` and looked up in the namespace of the QEMU, and in ours if it is not there;
-//! that this was so is handed on, since it may be the wrong one.
+//! its name is taken from `fdinfo` and looked up in the namespace of the QEMU, and in ours if it is not there, as far as these
+//! belong to the user namespace that the QEMU is in: else any user could make a tap of another's name, and hold it where
+//! that one is. That names had to do is handed on, since it may be the wrong tap all the same.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -15,8 +16,8 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with};
 
-use super::descriptor::{Holder, Place, Said, place_of};
-use super::netns::{in_netns, netns_of, own_netns};
+use super::descriptor::{Holder, Place, Said, TUN, device_at, place_of};
+use super::netns::{in_netns, is_of_its_users, netns_of, own_netns};
 use super::{DiscoverError, display_text, macvtaps, proc};
 
 /// Most taps of one VM that are looked up; QEMU itself takes no more than 288 network cards.
@@ -160,8 +161,13 @@ fn by_name(
     target: &Path,
     notes: &mut BTreeSet<String>,
 ) -> Result<Option<Interface>, DiscoverError> {
+    let device = device_at(pid, fd);
     if let Some(index) = macvtaps::index(target) {
-        return Ok(Some(Interface::Index(index)));
+        let is_macvtap = device.is_some_and(macvtaps::is_one);
+        return Ok(is_macvtap.then_some(Interface::Index(index)));
+    }
+    if device != Some(TUN) {
+        return Ok(None);
     }
     // Should the process be gone, the caller's next read will find that.
     let Some(info) = proc::descriptor_info(pid, fd)? else { return Ok(None) };
@@ -208,9 +214,13 @@ fn resolve(
     } else {
         in_netns(&namespace, here).flatten().map_err(failed)?
     };
+    let are_theirs = is_of_its_users(&namespace, pid).map_err(failed)?;
+    let own = File::open("/proc/thread-self/ns/net").map_err(failed)?;
+    let are_ours = is_of_its_users(&own, pid).map_err(failed)?;
     let mut taps = Vec::new();
     for ((interface, in_theirs), in_ours) in interfaces.iter().zip(in_theirs).zip(in_ours) {
-        let found = in_theirs.map(|found| (theirs, found)).or(in_ours.map(|found| (ours, found)));
+        let in_theirs = in_theirs.filter(|_| are_theirs).map(|found| (theirs, found));
+        let found = in_theirs.or(in_ours.filter(|_| are_ours).map(|found| (ours, found)));
         let kind = match interface {
             Interface::Name(_) => TapKind::Tap,
             Interface::Index(_) => TapKind::Macvtap,
