@@ -17,8 +17,10 @@ pub(super) fn key_of(tap: &Tap) -> Key {
 /// What is on a tap.
 pub(super) struct Attachment {
     pub(super) slot: u32,
-    /// The VM whose QEMU has it open.
+    /// The VM whose QEMU has it open, and was the first that was counted on it.
     pub(super) vm: VmId,
+    /// The VM's name, for people.
+    pub(super) name: String,
     pub(super) tap: Tap,
     /// Its row in `taps`.
     pub(super) row: u32,
@@ -160,7 +162,8 @@ mod tests {
     fn on(netns: u32, ifindex: u32, slot: u32, is_near: bool) -> Attachment {
         let tap = Tap { kind: TapKind::Tap, name: format!("tap{ifindex}"), netns, ifindex };
         let vm = VmId { pid: 100 + slot, start_ticks: 1 };
-        Attachment { slot, vm, tap, row: 0, hook: Hook::Tcx, programs: None, is_near }
+        let name = String::new();
+        Attachment { slot, vm, name, tap, row: 0, hook: Hook::Tcx, programs: None, is_near }
     }
 
     #[test]

@@ -127,6 +127,11 @@ impl Slots {
         Ok(self.rows.get(&slot, 0)?.network())
     }
 
+    /// The VM that is counted in `slot`.
+    pub(super) fn vm_in(&self, slot: u32) -> Option<VmId> {
+        self.taken.iter().find(|(_, taken)| taken.slot == slot).map(|(vm, _)| *vm)
+    }
+
     /// The VMs that have a slot.
     pub(super) fn vms(&self) -> Vec<VmId> {
         self.taken.keys().copied().collect()

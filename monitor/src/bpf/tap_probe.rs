@@ -54,6 +54,10 @@ pub(super) enum AttachError {
         "what its guest sends cannot be counted: an ingress discipline stands where clsact would, and has no other direction"
     )]
     OneDirection,
+    #[error(
+        "{first} has it as well and was the first, so that it counts for that one: which of them sent a packet can't be told"
+    )]
+    Shared { first: String },
     #[error("cannot note the tap in the map `taps`")]
     Map(#[from] MapError),
 }

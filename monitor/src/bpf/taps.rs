@@ -2,12 +2,15 @@
 //!
 //! `skb->ifindex` is unique only inside a namespace; so the namespace is a constant in the copy, which costs nothing per
 //! packet. Ours stand first on a tap, and hand every packet on: a program before them may not (`bypass`).
+//!
+//! A tap counts for one VM, the first whose QEMU had it open, for as long as that has it: another one that opens a queue of
+//! the same tap, or was handed a descriptor of it, is told so.
 
 use std::{collections::HashMap as StdHashMap, fs::File, io};
 
 use aya::{
     Ebpf,
-    maps::{Array, Map, MapData},
+    maps::{Array, Map, MapData, MapError},
 };
 use monitor_ebpf::{TAP_PROBES, TapRow, tap_home};
 use tracing::debug;
@@ -18,14 +21,15 @@ use super::{
     host::Loader,
     links::Links,
     namespace::{namespace_left, namespace_of, near_namespace},
-    netlink, slots,
+    netlink,
+    slots::{self, Slots},
     strangers::Strangers,
     tap_hooks::{self, DIRECTIONS, Hook, classifier},
     tap_probe::{AttachError, TapProbe},
 };
 use crate::config::TapHook;
 use flatline_qemu::{
-    discover::{Tap, TapKind, VmId, find_netns, in_netns},
+    discover::{Tap, TapKind, VmId, find_netns, in_netns, start_ticks},
     text::error_chain,
 };
 
@@ -74,15 +78,20 @@ impl TapPrograms {
         })
     }
 
-    /// Sees to it that a tap of a VM's QEMU counts for the VM in `slot`.
+    /// Sees to it that a tap of a VM's QEMU counts for it, unless another VM was the first.
     pub(super) fn attach(
         &mut self,
         loader: &mut Loader,
-        slot: u32,
-        vm: VmId,
+        slots: &Slots,
+        holder: Holder<'_>,
         tap: &Tap,
     ) -> Attached {
+        let Holder { slot, vm, .. } = holder;
         self.strangers.forget(key_of(tap));
+        if let Some(first) = self.first_on(slots, slot, key_of(tap)) {
+            let probe = TapProbe::not_on(tap, AttachError::Shared { first }.to_string());
+            return Attached { probe, was_lost: false, is_renamed: false, is_heard: false };
+        }
         let near = near_namespace(vm.pid, tap).ok().flatten();
         let is_near = near.is_some();
         let netns = match near.map_or_else(|| namespace_of(vm.pid, tap), Ok) {
@@ -94,7 +103,7 @@ impl TapPrograms {
         };
         // First: what changes from now on is heard, and all that was before is seen below.
         let is_heard = is_near && self.links.listen(tap.netns, &netns);
-        let place = Place { slot, vm, is_near, netns: &netns };
+        let place = Place { holder, is_near, netns: &netns };
         let (hook, was_lost) = self.attach_in(loader, &place, tap);
         self.leave(tap.netns);
         let probe = match hook {
@@ -103,6 +112,23 @@ impl TapPrograms {
         };
         let is_renamed = inside(&netns, || tap_hooks::is_renamed(tap)).unwrap_or(false);
         Attached { probe, was_lost, is_renamed, is_heard }
+    }
+
+    /// The other VM that a tap counts for, by its name, if it lives still.
+    fn first_on(&self, slots: &Slots, slot: u32, key: Key) -> Option<String> {
+        let (vm, name) = match self.attached.get(key) {
+            Some(known) => (known.vm, Some(known.name.as_str())),
+            // An earlier daemon's, which was not looked at yet: only its slot is noted.
+            None => {
+                let (_, row) = self.row_of(key).ok().flatten()?;
+                (slots.vm_in(row.slot)?, None)
+            }
+        };
+        let is_other = slots.of(vm) != Some(slot);
+        (is_other && start_ticks(vm.pid).ok() == Some(vm.start_ticks)).then(|| match name {
+            Some(name) => format!("VM {name} (process {})", vm.pid),
+            None => format!("the VM of process {}", vm.pid),
+        })
     }
 
     fn attach_in(
@@ -114,7 +140,7 @@ impl TapPrograms {
         let key = key_of(tap);
         let mut was_lost = false;
         match self.attached.get_mut(key) {
-            Some(known) if known.slot == place.slot => {
+            Some(known) if known.slot == place.holder.slot => {
                 tap.clone_into(&mut known.tap);
                 let hook = known.hook;
                 match inside(place.netns, || tap_hooks::is_on(loader, tap, hook)) {
@@ -139,13 +165,14 @@ impl TapPrograms {
         place: &Place<'_>,
         tap: &Tap,
     ) -> Result<Hook, AttachError> {
-        let Place { slot, vm, is_near, netns } = *place;
+        let Place { holder: Holder { slot, vm, name }, is_near, netns } = *place;
         let row = self.take_row(slot, tap)?;
         // The row first: a packet that finds none isn't counted.
         match self.put_on(loader, tap, netns) {
             Ok(hook) => {
-                let (tap, programs) = (tap.clone(), None);
-                self.attached.insert(Attachment { slot, vm, tap, row, hook, programs, is_near });
+                let (name, tap, programs) = (name.to_owned(), tap.clone(), None);
+                let attachment = Attachment { slot, vm, name, tap, row, hook, programs, is_near };
+                self.attached.insert(attachment);
                 Ok(hook)
             }
             Err(error) => {
@@ -158,25 +185,48 @@ impl TapPrograms {
 
     /// The row of a tap, which keeps its address if it was the same VM's before.
     fn take_row(&mut self, slot: u32, tap: &Tap) -> Result<u32, AttachError> {
-        let mask = self.rows.len() - 1;
-        let home = tap_home(tap.netns, tap.ifindex, mask);
-        let mut free = None;
-        for step in 0..TAP_PROBES {
-            let index = home.wrapping_add(step) & mask;
-            let row = self.rows.get(&index, 0)?;
-            if (row.netns, row.ifindex) == (tap.netns, tap.ifindex) {
-                if row.slot != slot {
-                    self.rows.set(index, fresh_row(slot, tap), 0)?;
-                }
-                return Ok(index);
-            }
-            if row.ifindex == 0 {
-                free.get_or_insert(index);
-            }
+        let its = self.row_of(key_of(tap))?;
+        if let Some((index, row)) = its
+            && row.slot == slot
+        {
+            return Ok(index);
         }
-        let index = free.ok_or(ProbeError::Full { key: "probes.max_taps" })?;
+        let index = match its {
+            Some((index, _)) => index,
+            None => {
+                self.row_of_none(key_of(tap))?.ok_or(ProbeError::Full { key: "probes.max_taps" })?
+            }
+        };
         self.rows.set(index, fresh_row(slot, tap), 0)?;
         Ok(index)
+    }
+
+    /// The row that bears a tap's name, and where it is.
+    fn row_of(&self, key: Key) -> Result<Option<(u32, TapRow)>, MapError> {
+        for index in self.places_of(key) {
+            let row = self.rows.get(&index, 0)?;
+            if (row.netns, row.ifindex) == key {
+                return Ok(Some((index, row)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A row that is no tap's, where this one's may be.
+    fn row_of_none(&self, key: Key) -> Result<Option<u32>, MapError> {
+        for index in self.places_of(key) {
+            if self.rows.get(&index, 0)?.ifindex == 0 {
+                return Ok(Some(index));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Where the programs look for a tap's row.
+    fn places_of(&self, (netns, ifindex): Key) -> impl Iterator<Item = u32> + use<> {
+        let mask = self.rows.len() - 1;
+        let home = tap_home(netns, ifindex, mask);
+        (0..TAP_PROBES).map(move |step| home.wrapping_add(step) & mask)
     }
 
     fn put_on(
@@ -306,10 +356,18 @@ impl TapPrograms {
     }
 }
 
+/// A VM whose QEMU has a tap open.
+#[derive(Clone, Copy)]
+pub(super) struct Holder<'a> {
+    pub(super) slot: u32,
+    pub(super) vm: VmId,
+    /// Its name, for people.
+    pub(super) name: &'a str,
+}
+
 /// Where and for which VM a tap is to be attached.
 struct Place<'a> {
-    slot: u32,
-    vm: VmId,
+    holder: Holder<'a>,
     is_near: bool,
     netns: &'a File,
 }

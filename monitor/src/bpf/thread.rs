@@ -30,6 +30,8 @@ use flatline_qemu::discover::{Tap, VmId};
 /// What is to be counted for a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Counted {
+    /// Its name, for people: another VM that has one of its taps is told of it.
+    pub name: String,
     /// Its taps.
     pub taps: Vec<Tap>,
     /// The files and devices of its disks, whose pages the host may write back.

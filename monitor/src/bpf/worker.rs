@@ -16,7 +16,7 @@ use super::{
     kvm::KvmPrograms,
     pins::Pins,
     slots::Slots,
-    taps::TapPrograms,
+    taps::{Holder, TapPrograms},
     thread::Request,
 };
 use flatline_qemu::{
@@ -117,7 +117,7 @@ impl Worker {
     }
 
     fn attach(&mut self, vm: VmId, counted: &Counted) -> AttachReport {
-        let Counted { taps, files } = counted;
+        let Counted { name, taps, files } = counted;
         let mut report = AttachReport {
             vm,
             slot: self.slots.take(vm).map_err(|error| error_chain(&error)),
@@ -141,7 +141,8 @@ impl Worker {
             );
         }
         self.taps.keep_only(&self.loader, slot, taps);
-        self.put_on(vm, slot, taps, &mut report);
+        let holder = Holder { slot, vm, name };
+        self.put_on(holder, taps, &mut report);
         match self.passed_by(vm, slot, taps, &report) {
             (Finding::Nothing, _) => {}
             (Finding::Doubtful, _) => report.look_in = Some(DOUBTED_FOR),
@@ -154,7 +155,7 @@ impl Worker {
                     // Ours come to stand before it.
                     self.taps.keep_only(&self.loader, slot, &[]);
                     report.taps.clear();
-                    self.put_on(vm, slot, taps, &mut report);
+                    self.put_on(holder, taps, &mut report);
                     report.lost = Some(why);
                 } else {
                     // It keeps coming to stand before ours.
@@ -211,9 +212,9 @@ impl Worker {
         (bypass.look(counts, taker.is_some(), self.began.elapsed()), taker)
     }
 
-    fn put_on(&mut self, vm: VmId, slot: u32, taps: &[Tap], report: &mut AttachReport) {
+    fn put_on(&mut self, holder: Holder<'_>, taps: &[Tap], report: &mut AttachReport) {
         for tap in taps {
-            let attached = self.taps.attach(&mut self.loader, slot, vm, tap);
+            let attached = self.taps.attach(&mut self.loader, &self.slots, holder, tap);
             if attached.was_lost {
                 let name = &tap.name;
                 report.lost = Some(format!("somebody detached the programs on {name}"));

@@ -232,7 +232,8 @@ impl HostSampler {
     /// another boot's.
     pub(super) fn forget_boot(&self, watched: &mut WatchedVm) {
         watched.memory.forget_guest();
-        for probe in &watched.sensors.taps {
+        // Of one that counts for another VM, they are that one's.
+        for probe in watched.sensors.taps.iter().filter(|probe| probe.hook.is_ok()) {
             if let Err(error) = self.counters.forget_addresses(&probe.tap) {
                 debug!(vm = watched.vm.name, "its addresses could not be forgotten: {error}");
             }

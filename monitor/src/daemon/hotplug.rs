@@ -16,7 +16,7 @@ use crate::{
     vm::{PENDING, Sensors, WatchedVm},
 };
 use flatline_detector::verdict::Input;
-use flatline_qemu::discover::{self, OpenDevices, Tap};
+use flatline_qemu::discover::{self, Tap, Vm};
 
 /// Takes in what a look brought, but for whose the VM is.
 pub(super) fn refreshed(
@@ -43,7 +43,7 @@ pub(super) fn refreshed(
         }
     }
     if is_to_be_counted {
-        sampler.probes.attach(watched.vm.id, counted(&watched.vm.plugged));
+        sampler.probes.attach(watched.vm.id, counted(&watched.vm));
     }
     let Some(threads) = threads else { return };
     let are_named = !threads.is_empty();
@@ -131,6 +131,8 @@ fn all_attached(taps: &[TapProbe]) -> bool {
 }
 
 /// What the programs are to count for a VM.
-pub(super) fn counted(plugged: &OpenDevices) -> Counted {
-    Counted { taps: plugged.taps.clone(), files: plugged.files.keys.clone() }
+pub(super) fn counted(vm: &Vm) -> Counted {
+    let Vm { name, plugged, .. } = vm;
+    let (taps, files) = (plugged.taps.clone(), plugged.files.keys.clone());
+    Counted { name: name.clone(), taps, files }
 }

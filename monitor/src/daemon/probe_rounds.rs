@@ -83,7 +83,7 @@ impl ProbeRunner {
         };
         if !matches!(questions, Questions::Calibrate | Questions::IsItUp) {
             // A suspect is to be seen: its programs are looked at, too.
-            sampler.probes.attach(id, counted(&watched.vm.plugged));
+            sampler.probes.attach(id, counted(&watched.vm));
             if watched.vm.accelerator == Accelerator::Kvm {
                 sampler.probes.load_kvm();
             }

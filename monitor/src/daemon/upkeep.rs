@@ -164,7 +164,7 @@ impl Upkeep {
             self.look_in(apart * at, watched, tick, now);
         }
         for watched in lost.union(lagging).filter_map(|id| vms.get(id)) {
-            probes.attach(watched.vm.id, counted(&watched.vm.plugged));
+            probes.attach(watched.vm.id, counted(&watched.vm));
         }
         for id in lagging {
             // What the first of two looks shows is compared with the second.

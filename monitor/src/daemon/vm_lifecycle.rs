@@ -102,7 +102,7 @@ impl EventLoop {
             qmp::spawn(transport, self.inboxes.notices.clone(), Limits::default())
         });
         self.registry.pending.insert(id);
-        self.sampler.probes.attach(id, counted(&vm.plugged));
+        self.sampler.probes.attach(id, counted(&vm));
         let detection = detection_policy(&self.config, &vm.name);
         let context = Context::at(&self.config, now);
         let (state, recovery) = self.recovery.begin(&vm, age, &detection, &context);

@@ -44,6 +44,7 @@ mod state_dir;
 mod storage;
 mod taps;
 mod telling;
+mod tenants_taps;
 mod top;
 mod turns;
 mod unreadable;
@@ -90,6 +91,7 @@ const SUBJECTS: &[(&str, Trials)] = &[
     ("peers", peers::trials),
     ("named_files", named_files::trials),
     ("executables", executables::trials),
+    ("tenants_taps", tenants_taps::trials),
     ("sockets", sockets::trials),
     ("heartbeats", heartbeats::trials),
     ("metrics", metrics::trials),

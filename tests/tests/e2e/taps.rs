@@ -29,7 +29,7 @@ use crate::{
 /// Longer than the daemon takes to look twice at a VM's taps.
 const SEEN_WITHIN: Duration = Duration::from_secs(30);
 /// Where the socket of the guest's hub listens, and where it sends to.
-const TO_HUB: u16 = 7001;
+pub(crate) const TO_HUB: u16 = 7001;
 const FROM_HUB: u16 = TO_HUB + 1000;
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 
@@ -89,7 +89,7 @@ fn is_reported(daemon: &Daemon, words: &str) -> Result<bool> {
 }
 
 /// Has the guest send, and waits until the daemon shows as many packets more.
-fn check_counted(rig: &Rig, daemon: &Daemon, name: &str) -> Result<()> {
+pub(crate) fn check_counted(rig: &Rig, daemon: &Daemon, name: &str) -> Result<()> {
     let sent = |row: &Value| row["network"]["guest_tx_packets"].as_u64();
     let before = sent(&vm(daemon, name)?).with_context(|| format!("{name} is not read"))?;
     send(rig, &some_frame(), 20)?;
