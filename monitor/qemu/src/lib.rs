@@ -6,6 +6,7 @@
 
 pub mod blocking;
 pub mod discover;
+mod other_end;
 pub mod peer;
 pub mod program;
 pub mod qmp;

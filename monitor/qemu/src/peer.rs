@@ -8,8 +8,11 @@
 //! the QEMU's root (or working directory) as a wall. Either way, the very socket that was found is connected to,
 //! through its descriptor: the path cannot change in between, nor be too long for `sun_path`.
 //!
-//! `SO_PEERCRED` names the process that called `listen` last. QEMU (since 5.0) does so itself, also on a socket that
-//! it was handed (`-chardev socket,fd=N`).
+//! Of a path, the socket that it leads to is connected to only if it is the file that a socket is bound to on which this QEMU
+//! listens, as the kernel tells both: whatever else it leads to sees no connection.
+//!
+//! The kernel also names the process that called `listen` last (`other_end`). QEMU (since 5.0) does so itself, also on a socket
+//! that it was handed (`-chardev socket,fd=N`).
 //!
 //! No QEMU is connected to that waits for its first client: see `discover::launch`.
 
@@ -22,9 +25,10 @@ use rustix::io::Errno;
 use tokio::net::UnixStream;
 
 use crate::discover::{
-    self, Found, Launch, ListeningSocket, NotFound, SocketAt, ThreadsTold, VmId, launch,
-    listening_socket,
+    Found, Launch, ListeningSocket, NotFound, SocketAt, ThreadsTold, VmId, launch,
+    listening_socket, listens_at,
 };
+use crate::other_end;
 
 /// Why there is no connection to the QEMU.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +75,24 @@ pub enum PeerError {
         /// The path that QEMU was told.
         path: PathBuf,
     },
+    /// The path leads to another process' socket, or to none that is served.
+    #[error("{path:?} leads to a socket on which process {pid} does not listen")]
+    NotItsOwn {
+        /// The path that QEMU was told.
+        path: PathBuf,
+        /// The QEMU process.
+        pid: u32,
+    },
+    /// Whose socket the path leads to can't be told.
+    #[error("it can't be told whether process {pid} listens on {path:?}")]
+    Untold {
+        /// The path that QEMU was told.
+        path: PathBuf,
+        /// The QEMU process.
+        pid: u32,
+        /// Why.
+        source: io::Error,
+    },
     /// No descriptor of the QEMU listens there.
     #[error(transparent)]
     NotListening(NotFound),
@@ -97,6 +119,9 @@ pub enum PeerError {
         /// Where it listens.
         at: SocketAt,
     },
+    /// A process listened that has ended, and another one has kept its socket.
+    #[error("the process that listened on the socket has ended")]
+    ListenerEnded,
     /// Another process listens.
     #[error(
         "the socket belongs to {}, not to {expected}",
@@ -126,7 +151,7 @@ pub fn resolve(
     let found = match (listening_socket(pid, &socket.at), &socket.at) {
         (Ok(found), _) => found,
         (Err(NotFound::Unseen { .. }), SocketAt::Path(path)) => {
-            Found { file: resolve_path(pid, path)?, is_held: false }
+            Found { file: own_socket(pid, path)?, is_held: false }
         }
         (Err(error), _) => return Err(PeerError::NotListening(error)),
     };
@@ -143,6 +168,17 @@ pub fn resolve(
         Err(error) => {
             Err(PeerError::NoBase { pid, what: "threads", source: io::Error::other(error) })
         }
+    }
+}
+
+/// A descriptor (`O_PATH`) of the socket that process `pid` knows as `path`, if it listens there itself.
+fn own_socket(pid: u32, path: &Path) -> Result<OwnedFd, PeerError> {
+    let socket = resolve_path(pid, path)?;
+    let path = path.to_owned();
+    match listens_at(pid, &socket) {
+        Ok(true) => Ok(socket),
+        Ok(false) => Err(PeerError::NotItsOwn { path, pid }),
+        Err(source) => Err(PeerError::Untold { path, pid, source }),
     }
 }
 
@@ -196,15 +232,8 @@ pub async fn connect(vm: VmId, socket: Found, at: &SocketAt) -> Result<UnixStrea
             _ => PeerError::Connect { at, source },
         }
     })?;
-    let found = stream.peer_cred().ok().and_then(|peer| peer.pid());
-    if found.and_then(|pid| u32::try_from(pid).ok()) != Some(vm.pid) {
-        return Err(PeerError::WrongProcess { found, expected: vm.pid });
-    }
-    // After the connection: the process that lived at that time is the one that is asked about.
-    match discover::start_ticks(vm.pid) {
-        Ok(ticks) if ticks == vm.start_ticks => Ok(stream),
-        _ => Err(PeerError::ProcessGone { vm }),
-    }
+    other_end::check(&stream, vm)?;
+    Ok(stream)
 }
 
 #[cfg(test)]

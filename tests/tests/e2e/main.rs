@@ -44,6 +44,7 @@ mod state_dir;
 mod storage;
 mod taps;
 mod telling;
+mod tenants_sockets;
 mod tenants_taps;
 mod top;
 mod turns;
@@ -92,6 +93,7 @@ const SUBJECTS: &[(&str, Trials)] = &[
     ("named_files", named_files::trials),
     ("executables", executables::trials),
     ("tenants_taps", tenants_taps::trials),
+    ("tenants_sockets", tenants_sockets::trials),
     ("sockets", sockets::trials),
     ("heartbeats", heartbeats::trials),
     ("metrics", metrics::trials),

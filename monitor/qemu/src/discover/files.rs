@@ -35,7 +35,7 @@ pub struct OpenFiles {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mount {
     /// As the kernel numbers devices: `major << 20 | minor`.
-    device: u32,
+    pub(super) device: u32,
     kind: String,
 }
 

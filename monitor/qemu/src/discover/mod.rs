@@ -12,6 +12,7 @@
 //! its grandchild to be ready. The grandchild never executes anything, so only a sweep finds it.
 
 mod architecture;
+mod bound;
 mod chardevs;
 mod command_line;
 mod descriptor;
@@ -45,6 +46,7 @@ use std::sync::Arc;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 pub use architecture::Architecture;
+pub(crate) use bound::listens_at;
 pub use disks::Disk;
 pub use encryption::Encryption;
 pub use error::DiscoverError;

@@ -55,12 +55,15 @@ impl From<PeerError> for Disconnect {
             PeerError::QueueFull { .. } => Self::Busy,
             PeerError::WaitsForAClient { .. } | PeerError::InInit => Self::NotStarted(text),
             PeerError::WrongProcess { .. }
+            | PeerError::ListenerEnded
             | PeerError::ProcessGone { .. }
             | PeerError::Escapes { .. }
             | PeerError::NotASocket { .. }
             | PeerError::NoOpenat2 { .. }
             | PeerError::NotListening(NotFound::Unfit { .. }) => Self::Refused(text),
             PeerError::NoBase { .. }
+            | PeerError::Untold { .. }
+            | PeerError::NotItsOwn { .. }
             | PeerError::NotFound { .. }
             | PeerError::NotListening(NotFound::None { .. } | NotFound::Unseen { .. })
             | PeerError::Connect { .. } => Self::Closed(text),
