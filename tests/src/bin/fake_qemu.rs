@@ -31,6 +31,8 @@ const SLOW: Duration = Duration::from_secs(1);
 /// From one byte to the next, of one that is patient and of one whose greeting takes a quarter of a minute.
 const QUICK_BYTES: Duration = Duration::from_micros(500);
 const SLOW_BYTES: Duration = Duration::from_millis(150);
+/// From one reset of the guest's own to the next: no burst, which would count as one.
+const RESETS_APART: Duration = Duration::from_millis(2100);
 /// How long a reset takes that is slow.
 const SLOW_RESET: Duration = Duration::from_secs(8);
 /// How long an answer takes that is late.
@@ -54,7 +56,8 @@ fn main() -> Result<()> {
         "garbage" => flood_garbage,
         "endless" => one_endless_line,
         "deep" => nest_deeply,
-        "liar" => lie_slowly,
+        "liar" => |client| lie(client, SLOW),
+        "lies" => |client| lie(client, Duration::ZERO),
         "bytewise" => |client| speak_in_bytes(client, QUICK_BYTES),
         "dripping" => |client| speak_in_bytes(client, SLOW_BYTES),
         "cut" => hang_up_within_a_reply,
@@ -62,6 +65,7 @@ fn main() -> Result<()> {
         "verbose" => |client| panicked(client, verbose),
         "hangs-up" => |client| panicked(client, hangs_up_once),
         "turns" => |client| panicked(client, turns_to_garbage),
+        "resets" => reset_without_end,
         "slow-reset" => |client| panicked(client, slow_reset),
         "late" => |client| panicked(client, late),
         other => bail!("no manner {other}"),
@@ -125,13 +129,13 @@ fn nest_deeply(mut client: UnixStream) -> Result<()> {
     }
 }
 
-/// Says that the guest panicked whatever is done about it, and takes its time over each answer.
-fn lie_slowly(mut client: UnixStream) -> Result<()> {
+/// Says that the guest panicked whatever is done about it, and takes so long over each answer.
+fn lie(mut client: UnixStream, takes: Duration) -> Result<()> {
     client.write_all(GREETING.as_bytes())?;
     let mut requests = BufReader::new(client.try_clone()?);
     loop {
         let request = next_request(&mut requests)?;
-        std::thread::sleep(SLOW);
+        std::thread::sleep(takes);
         let answer = match request["execute"].as_str() {
             Some("query-status") => {
                 json!({"status": "guest-panicked", "singlestep": false, "running": false})
@@ -141,6 +145,35 @@ fn lie_slowly(mut client: UnixStream) -> Result<()> {
         };
         let answer = json!({"return": answer, "id": request["id"]});
         client.write_all(format!("{answer}\r\n").as_bytes())?;
+    }
+}
+
+/// Says that the guest runs, and again and again that it reset itself.
+fn reset_without_end(mut client: UnixStream) -> Result<()> {
+    client.write_all(GREETING.as_bytes())?;
+    let mut says = Some(client.try_clone()?);
+    let mut requests = BufReader::new(client.try_clone()?);
+    loop {
+        let request = next_request(&mut requests)?;
+        let answer = match request["execute"].as_str() {
+            Some("query-status") => {
+                json!({"status": "running", "singlestep": false, "running": true})
+            }
+            Some("query-cpus-fast") => json!([]),
+            _ => json!({}),
+        };
+        let answer = json!({"return": answer, "id": request["id"]});
+        client.write_all(format!("{answer}\r\n").as_bytes())?;
+        // No event comes before the first command is answered.
+        if let Some(mut client) = says.take() {
+            std::thread::spawn(move || {
+                let (at, data) = (json!({"seconds": 1, "microseconds": 1}), json!({"guest": true}));
+                let event = json!({"timestamp": at, "event": "RESET", "data": data});
+                while client.write_all(format!("{event}\r\n").as_bytes()).is_ok() {
+                    std::thread::sleep(RESETS_APART);
+                }
+            });
+        }
     }
 }
 

@@ -44,6 +44,7 @@ mod state_dir;
 mod storage;
 mod taps;
 mod telling;
+mod tenants_identity;
 mod tenants_sockets;
 mod tenants_taps;
 mod top;
@@ -107,6 +108,7 @@ const SUBJECTS: &[(&str, Trials)] = &[
     ("packages", packages::trials),
     ("top", top::trials),
     ("telling", telling::trials),
+    ("tenants_identity", tenants_identity::trials),
 ];
 /// Names the subjects to be tested, with commas between; without it all are.
 const CHOSEN: &str = "FLATLINE_SUBJECTS";
