@@ -118,6 +118,7 @@ pub(crate) fn survey(config: &Config) -> Report {
     report.items.push(guests::kvm());
     report.items.push(guests::qmp(config));
     report.items.extend(owners::programs());
+    report.items.push(owners::commands(config));
     report.items.push(owners::bounds(config));
     report
 }

@@ -33,7 +33,7 @@ pub fn config(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     match Config::parse(&text, "fuzzed.toml") {
         Ok(config) => {
-            let policy = config.policy_for("any");
+            let policy = config.policy_for("any", None);
             assert!(policy.flat_for >= config.sample_interval * 2, "{policy:?}");
             assert!(policy.unconfirmed_flat_for >= policy.flat_for, "{policy:?}");
         }

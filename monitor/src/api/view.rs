@@ -141,6 +141,9 @@ pub(crate) struct OwnerView {
     pub actuator: Option<String>,
     /// Why nothing does, and what to configure.
     pub refusal: Option<String>,
+    /// Why the configured command is not run for it, where something else restarts it, and what to configure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command_refusal: Option<String>,
 }
 
 /// The answer to `hold` and `release`.

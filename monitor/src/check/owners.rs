@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{Item, Verdict, facts::capability_set, item, read};
-use crate::config::{ActuatorConfig, Config};
+use crate::config::{Actuator, ActuatorConfig, CommandUser, Config};
 use flatline_qemu::program;
 
 /// A program, what of this host says that it is in use, and what for.
@@ -33,6 +33,34 @@ pub(super) fn judge_program(found: Option<String>, is_in_use: bool) -> (Verdict,
         (None, false) => (Verdict::Ok, "not there, and nothing here needs it".to_owned()),
         (None, true) => (Verdict::Gap, "not there".to_owned()),
     }
+}
+
+/// Commands that name no user, which are not run on the word of users' processes.
+pub(super) fn commands(config: &Config) -> Item {
+    let names_no_user = |actuation: &ActuatorConfig| {
+        let may_run = matches!(actuation.actuator, Actuator::Auto | Actuator::Command);
+        let runs_as_root = actuation.command_user == CommandUser::Root;
+        let has_one = !actuation.command.is_empty();
+        may_run && runs_as_root && has_one && actuation.user.is_empty()
+    };
+    let of_host = names_no_user(&config.actuation);
+    // A rule that leaves the host's command as it is, is no place to mend it.
+    let is_own =
+        |actuation: &ActuatorConfig| !of_host || actuation.command != config.actuation.command;
+    let rules = config.vms.iter().filter(|rule| names_no_user(&rule.actuation));
+    let rules = rules.filter(|rule| is_own(&rule.actuation));
+    let rules = rules.map(|rule| format!("[[vm]] match = {:?}", rule.pattern.as_str()));
+    let open: Vec<_> = of_host.then(|| "[recovery]".to_owned()).into_iter().chain(rules).collect();
+    let (verdict, detail) = if open.is_empty() {
+        (Verdict::Ok, "each names its user, or runs as that".to_owned())
+    } else {
+        (Verdict::Gap, format!("no user is named for the command of {}", open.join(", ")))
+    };
+    let needed_for = "commands that are run as root for VMs of users, who may call any process of theirs as another's VM";
+    item("users of commands", false, verdict, detail, needed_for).or_else(
+        "they are run for VMs of root's and those whose owner is certain, and refused for others",
+        "if they are for others, set user = \"NAME\" beside match in the [[vm]] that has the command, or command_user = \"vm\"",
+    )
 }
 
 /// Programs that start QEMUs by themselves inherit what this process may not.

@@ -3,7 +3,7 @@ use super::facts::{
     is_initial_uid_map, judge_tap_hook, kernel_version, missing_capabilities,
 };
 use super::guests::judge_qmp;
-use super::owners::{judge_bounds, judge_program};
+use super::owners::{commands, judge_bounds, judge_program};
 use super::{Report, Verdict, bpffs, item, kernel, survey};
 use crate::config::{Config, TapHook};
 
@@ -51,6 +51,23 @@ fn the_unit_has_exactly_the_capabilities_that_are_checked() {
     bounded.sort_unstable();
     checked.sort_unstable();
     assert_eq!(bounded, checked);
+}
+
+#[test]
+fn a_command_that_names_no_user_is_told_by_its_rule() {
+    let item = |text: &str| commands(&Config::parse(text, "").expect("valid"));
+    let command = "command = [\"/bin/again\"]\n";
+    let rule = format!("[[vm]]\nmatch = \"web\"\n{command}");
+    let told = item(&rule);
+    assert_eq!(told.verdict, Verdict::Gap);
+    assert_eq!(told.detail, "no user is named for the command of [[vm]] match = \"web\"");
+    assert!(told.remedy.contains("user = "), "{}", told.remedy);
+    let host = format!("[recovery]\n{command}[[vm]]\nmatch = \"a\"\nflat_for = \"30s\"\n");
+    assert_eq!(item(&host).detail, "no user is named for the command of [recovery]");
+    for more in ["user = 0\n", "command_user = \"vm\"\n", "actuator = \"qmp\"\n"] {
+        assert_eq!(item(&format!("{rule}{more}")).verdict, Verdict::Ok, "{more}");
+    }
+    assert_eq!(item("").verdict, Verdict::Ok);
 }
 
 #[test]

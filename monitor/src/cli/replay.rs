@@ -21,7 +21,7 @@ pub(super) fn run(file: &Path, config: Option<&Config>, as_json: bool) -> Result
     let unreadable = |error: ReadError| Failure::BadNews(error.into());
     let mut reader = open(file).map_err(unreadable)?;
     let header = reader.header().clone();
-    let policy = config.map(|config| config.policy_for(&header.vm));
+    let policy = config.map(|config| config.policy_for(&header.vm, None));
     let mut replayer = Replayer::new(header, policy);
     let mut remark = String::new();
     loop {

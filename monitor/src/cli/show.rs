@@ -128,7 +128,7 @@ pub(super) fn memory_dump(dump: &DumpView) -> String {
 }
 
 fn owner(owner: &OwnerView) -> String {
-    let OwnerView { kind, name, certain, actuator, refusal } = owner;
+    let OwnerView { kind, name, certain, actuator, refusal, command_refusal } = owner;
     let name = name.as_ref().map_or_else(String::new, |name| format!(" {name}"));
     let claimed = if *certain || kind == "bare" { "" } else { " (as it says itself)" };
     let by = match (actuator, refusal) {
@@ -136,7 +136,8 @@ fn owner(owner: &OwnerView) -> String {
         (None, Some(refusal)) => format!("not restarted: {refusal}"),
         (None, None) => "not restarted".to_owned(),
     };
-    format!("{kind}{name}{claimed}; {by}")
+    let command = command_refusal.as_ref().map_or_else(String::new, |why| format!("; {why}"));
+    format!("{kind}{name}{claimed}; {by}{command}")
 }
 
 fn vcpu(vcpu: &VcpuView) -> String {

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use toml::{Spanned, de::DeValue};
 
 use super::detection::MAX_RESTARTS;
+use super::discovery::UsersOfRule;
 use super::keys::{Layers, keys};
 use super::values::{Count, MINUTE, Optional, Problem, Rule, SECOND, Within, any, typed};
 use crate::words::words;
@@ -66,6 +67,8 @@ keys! {
     /// How one VM is restarted and spoken to.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub(crate) struct ActuatorConfig {
+        /// only VMs that run as this user, or one of these; `command` needs it, unless its VM is root's or its owner is certain
+        vm.user: Vec<u32> = none like "alice", UsersOfRule;
         /// what restarts a VM: its owner's means; or "qmp", "libvirt", "proxmox", "systemd", "command", "none"
         recovery.actuator: Actuator = "auto", any::<Actuator>();
         /// such as ["/usr/local/sbin/again", "--now"]: no shell; for "command", and for owners that "auto" has nothing for
@@ -228,16 +231,17 @@ mod tests {
             start_exited: true,
             qmp: QmpTransport::Brief,
             libvirt_uri: Some("qemu:///session".to_owned()),
+            user: Vec::new(),
         };
         let config = parse(&format!("[recovery]\n{keys}[[vm]]\nmatch = \"a\"\nqmp = \"keep\"\n"));
         assert_eq!(config.actuation, all);
         assert_eq!(
-            config.actuation_for("a"),
+            config.actuation_for("a", 0),
             ActuatorConfig { qmp: QmpTransport::Keep, ..all.clone() }
         );
         let config = parse(&format!("[[vm]]\nmatch = \"a\"\n{keys}"));
-        assert_eq!(config.actuation_for("a"), all);
-        assert_eq!(config.actuation_for("b"), ActuatorConfig::default());
+        assert_eq!(config.actuation_for("a", 0), all);
+        assert_eq!(config.actuation_for("b", 0), ActuatorConfig::default());
     }
 
     #[test]
@@ -273,12 +277,40 @@ mod tests {
             assert_refused(&text, "test.toml:3: vm[0].command", part);
         }
         let rule = "[recovery]\ncommand = [\"/bin/again\"]\n[[vm]]\nmatch = \"a\"\ncommand = []\n";
-        assert_eq!(parse(rule).actuation_for("a").command, Vec::<String>::new());
+        assert_eq!(parse(rule).actuation_for("a", 0).command, Vec::<String>::new());
         let rule = rule.replace("\n[[", "\nactuator = \"command\"\n[[");
         assert_refused(&rule, "test.toml:6: vm[0].command: ", "no recovery.command");
         let many = format!("[recovery]\ncommand = [\"/a\"{}]\n", ", \"b\"".repeat(64));
         assert_refused(&many, "test.toml:2: recovery.command: ", "more than 64");
         assert_refused("[recovery]\ncommand_limit = \"1h\"\n", "test.toml:2: ", "10m");
+    }
+
+    #[test]
+    fn a_rule_with_users_is_for_their_vms_alone() {
+        let text = "[[vm]]\nmatch = \"web\"\nuser = \"root\"\ncommand = [\"/bin/root\"]\n\
+                    [[vm]]\nmatch = \"web\"\nuser = [1000, 1001]\ncommand = [\"/bin/users\"]\n\
+                    [[vm]]\nmatch = \"web\"\ncommand = [\"/bin/any\"]\n";
+        let config = parse(text);
+        let of = |uid| config.actuation_for("web", uid);
+        for (uid, program, users) in [
+            (0, "/bin/root", &[0][..]),
+            (1000, "/bin/users", &[1000, 1001]),
+            (1001, "/bin/users", &[1000, 1001]),
+            (1002, "/bin/any", &[]),
+        ] {
+            assert_eq!((of(uid).command[0].as_str(), &of(uid).user[..]), (program, users));
+        }
+        assert!(config.actuation_for("other", 0).command.is_empty());
+        for (user, part) in [
+            ("[]", "empty"),
+            ("-1", "no user id"),
+            ("\"no-such-user\"", "/etc/passwd"),
+            ("true", "name or number"),
+        ] {
+            let text = format!("[[vm]]\nmatch = \"a\"\nuser = {user}\n");
+            assert_refused(&text, "test.toml:3: vm[0].user", part);
+        }
+        assert_refused("[recovery]\nuser = 0\n", "test.toml:2: recovery.user", "unknown field");
     }
 
     #[test]

@@ -91,6 +91,9 @@ impl Rule for Executables {
 /// Users by name or number, as their numbers.
 struct Users;
 
+/// One user or several, likewise; none where it isn't written.
+pub(super) struct UsersOfRule;
+
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected a user's name or number")]
 enum User {
@@ -107,6 +110,28 @@ impl Rule for Users {
 
     fn allowed(&self) -> String {
         format!("names of {}, or numbers", passwd::PASSWD)
+    }
+}
+
+impl Rule for UsersOfRule {
+    type Value = Vec<u32>;
+
+    fn read(&self, value: Spanned<DeValue<'_>>) -> Result<Vec<u32>, Problem> {
+        let Some(list) = value.get_ref().as_array() else {
+            return Ok(vec![user_id(&typed(value)?)?]);
+        };
+        if list.is_empty() {
+            return Err(Problem::at(&value, "is empty: no VM is no user's"));
+        }
+        Users.read(value)
+    }
+
+    fn unset(&self) -> Option<Vec<u32>> {
+        Some(Vec::new())
+    }
+
+    fn allowed(&self) -> String {
+        format!("a name of {} or a number, or a list of such", passwd::PASSWD)
     }
 }
 

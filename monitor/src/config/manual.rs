@@ -10,7 +10,8 @@ use super::{
 /// What holds for rules.
 pub(super) const RULES: &str = "\
 Single VMs may differ (in all of `[detection]` and `[recovery]` but what is the host's: the interval, the storm, and
-what is kept where); the first match wins:
+what is kept where); the first match wins. A rule with `user` (a user's name or number, or a list of such) is for VMs
+that run as that user alone: a name is what any user can call a process of its own.
 ";
 
 /// How a change comes into force.

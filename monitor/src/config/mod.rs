@@ -59,6 +59,15 @@ pub(crate) struct VmRule {
     pub memory_every: Duration,
 }
 
+impl VmRule {
+    /// Whether it is for the VM called `vm_name` of the user `uid`, where that is known.
+    fn is_for(&self, vm_name: &str, uid: Option<u32>) -> bool {
+        let users = &self.actuation.user;
+        self.pattern.matches(vm_name)
+            && (users.is_empty() || uid.is_none_or(|uid| users.contains(&uid)))
+    }
+}
+
 /// A complete, valid configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -165,28 +174,28 @@ impl Config {
         })
     }
 
-    /// The terms for the VM called `vm_name`: those of the first rule that matches, else the
-    /// host's.
-    pub(crate) fn policy_for(&self, vm_name: &str) -> Policy {
-        self.rule_for(vm_name).map_or(&self.policy, |rule| &rule.policy).clone()
+    /// The terms for the VM called `vm_name` of the user `uid`: those of the first rule that matches, else the host's.
+    /// Where the user isn't known, as in a recording, a rule is taken whatever users it names.
+    pub(crate) fn policy_for(&self, vm_name: &str, uid: impl Into<Option<u32>>) -> Policy {
+        self.rule_for(vm_name, uid.into()).map_or(&self.policy, |rule| &rule.policy).clone()
     }
 
-    /// What is gathered of the VM called `vm_name` when it crashed, by the same rule.
-    pub(crate) fn evidence_policy_for(&self, vm_name: &str) -> EvidencePolicy {
-        self.rule_for(vm_name).map_or(self.evidence_policy, |rule| rule.evidence_policy)
+    /// What is gathered of the VM called `vm_name` of the user `uid` when it crashed, by the same rule.
+    pub(crate) fn evidence_policy_for(&self, vm_name: &str, uid: u32) -> EvidencePolicy {
+        self.rule_for(vm_name, Some(uid)).map_or(self.evidence_policy, |rule| rule.evidence_policy)
     }
 
-    /// The means for the VM called `vm_name`, in the same way.
-    pub(crate) fn actuation_for(&self, vm_name: &str) -> ActuatorConfig {
-        self.rule_for(vm_name).map_or(&self.actuation, |rule| &rule.actuation).clone()
+    /// The means for the VM called `vm_name` of the user `uid`, in the same way.
+    pub(crate) fn actuation_for(&self, vm_name: &str, uid: u32) -> ActuatorConfig {
+        self.rule_for(vm_name, Some(uid)).map_or(&self.actuation, |rule| &rule.actuation).clone()
     }
 
-    /// How often the memory of the VM called `vm_name` is read, in the same way; zero: never.
-    pub(crate) fn memory_every_for(&self, vm_name: &str) -> Duration {
-        self.rule_for(vm_name).map_or(self.memory_every, |rule| rule.memory_every)
+    /// How often the memory of the VM called `vm_name` of the user `uid` is read, in the same way; zero: never.
+    pub(crate) fn memory_every_for(&self, vm_name: &str, uid: u32) -> Duration {
+        self.rule_for(vm_name, Some(uid)).map_or(self.memory_every, |rule| rule.memory_every)
     }
 
-    fn rule_for(&self, vm_name: &str) -> Option<&VmRule> {
-        self.vms.iter().find(|rule| rule.pattern.matches(vm_name))
+    fn rule_for(&self, vm_name: &str, uid: Option<u32>) -> Option<&VmRule> {
+        self.vms.iter().find(|rule| rule.is_for(vm_name, uid))
     }
 }

@@ -34,10 +34,10 @@ pub(super) fn all_keys() -> impl Iterator<Item = &'static Key> {
         MemoryReading::KEYS,
         EvidencePolicy::KEYS,
         RetentionConfig::KEYS,
+        Selector::KEYS,
         ActuatorConfig::KEYS,
         Recorder::KEYS,
         Metrics::KEYS,
-        Selector::KEYS,
         notify::Table::KEYS,
     ]
     .into_iter()

@@ -54,7 +54,7 @@ mod tests {
         let (taken, waiting) = old.followed_by(new.clone());
         assert_eq!(waiting, ["paths.state_dir", "probes.keep", "probes.max_vms"]);
         assert_eq!((&taken.paths, taken.probes), (&old.paths, old.probes));
-        assert_eq!(taken.policy_for("db-1").flat_for, Duration::from_secs(40));
+        assert_eq!(taken.policy_for("db-1", 0).flat_for, Duration::from_secs(40));
         assert_eq!(Config { paths: new.paths.clone(), probes: new.probes, ..taken }, new);
     }
 
@@ -65,9 +65,9 @@ mod tests {
         std::fs::write(&file, "[[vm]]\nmatch = \"a\"\nmode = \"recover\"\n").unwrap();
         let source = Source { file: Some(file), observe: true };
         let config = source.load().unwrap();
-        let modes = [config.mode, config.policy.mode, config.policy_for("a").mode];
+        let modes = [config.mode, config.policy.mode, config.policy_for("a", 0).mode];
         assert_eq!(modes, [Mode::Observe; 3]);
         let config = Source { observe: false, ..source }.load().unwrap();
-        assert_eq!(config.policy_for("a").mode, Mode::Recover);
+        assert_eq!(config.policy_for("a", 0).mode, Mode::Recover);
     }
 }

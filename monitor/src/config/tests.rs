@@ -122,7 +122,7 @@ fn every_key_of_the_documented_example_is_taken() {
     assert_eq!((config.metrics.page, config.metrics.evidence), (false, EvidenceReaders::All));
     assert_eq!(config.metrics.hosts, ["hypervisor-1.example.org"]);
     assert_eq!(config.recorder, Recorder { keep: Duration::ZERO, disk: true, max_mib: 1 });
-    let policy = config.policy_for("db-1");
+    let policy = config.policy_for("db-1", 0);
     assert_eq!(policy.mode, Mode::Recover);
     assert_eq!(policy.flat_for.as_secs(), 30);
     assert_eq!(policy.unconfirmed_flat_for.as_secs(), 240);
@@ -133,10 +133,10 @@ fn every_key_of_the_documented_example_is_taken() {
     assert_eq!((heart(&config.policy), heart(&policy)), ((Some(4), true), (Some(40), false)));
     assert_eq!(heart(&parse("").policy), (None, false));
     assert_eq!((policy.max_restarts, policy.window.as_secs()), (9, 86400));
-    let every = |name| config.memory_every_for(name).as_secs();
+    let every = |name| config.memory_every_for(name, 0).as_secs();
     assert_eq!((every("web"), every("db-1")), (10, 0));
     let evidence = |name| {
-        let policy = config.evidence_policy_for(name);
+        let policy = config.evidence_policy_for(name, 0);
         let limits = [policy.evidence_limit, policy.memory_dump_limit];
         (limits.map(|limit| limit.as_millis()), policy.memory_dump)
     };
@@ -154,11 +154,11 @@ fn the_first_matching_rule_wins_and_keeps_what_it_does_not_name() {
         "[recovery]\nmax_restarts = 7\n[[vm]]\nmatch = \"db-1\"\nflat_for = \"30s\"\n\
          [[vm]]\nmatch = \"db-*\"\nflat_for = \"40s\"\nmode = \"observe\"\n",
     );
-    let first = config.policy_for("db-1");
+    let first = config.policy_for("db-1", 0);
     assert_eq!((first.flat_for.as_secs(), first.mode, first.max_restarts), (30, Mode::Recover, 7));
-    let second = config.policy_for("db-2");
+    let second = config.policy_for("db-2", 0);
     assert_eq!((second.flat_for.as_secs(), second.mode), (40, Mode::Observe));
-    assert_eq!(config.policy_for("web"), config.policy);
+    assert_eq!(config.policy_for("web", 0), config.policy);
 }
 
 #[test]

@@ -92,8 +92,8 @@ impl EventLoop {
             warn!("the next start of the daemon will have another {}", waiting.join(", "));
         }
         if self.registry.vms.values().any(|watched| {
-            let name = &watched.vm.name;
-            let (old, new) = (old.actuation_for(name), self.config.actuation_for(name));
+            let (name, uid) = (&watched.vm.name, watched.vm.origin.uid);
+            let (old, new) = (old.actuation_for(name, uid), self.config.actuation_for(name, uid));
             (old.qmp, old.libvirt_uri) != (new.qmp, new.libvirt_uri)
         }) {
             warn!("another recovery.qmp or libvirt_uri is for QEMUs that are found from now on");
@@ -105,8 +105,9 @@ impl EventLoop {
         let context = Context::at(&self.config, self.clock.now());
         let mut changed = 0;
         for watched in self.registry.vms.values_mut() {
-            let detection = detection_policy(&self.config, &watched.vm.name);
-            watched.memory.set_every(self.config.memory_every_for(&watched.vm.name));
+            let detection = detection_policy(&self.config, &watched.vm);
+            let (name, uid) = (&watched.vm.name, watched.vm.origin.uid);
+            watched.memory.set_every(self.config.memory_every_for(name, uid));
             if let Some(due) = watched.memory.due() {
                 self.registry.readings.plan(watched.vm.id, due);
             }
@@ -125,7 +126,7 @@ impl EventLoop {
             }
             changed += usize::from(is_changed);
         }
-        self.recovery.set_policies(|name| detection_policy(&self.config, name));
+        self.recovery.set_policies(|vm| detection_policy(&self.config, vm));
         changed
     }
 

@@ -12,7 +12,7 @@ use flatline_qemu::{
 
 /// How a QEMU's monitor is reached as `config` has it; `None` where it can't be used.
 pub(super) fn transport_to(vm: &Vm, config: &Config) -> Option<Transport> {
-    transport(vm, &config.actuation_for(&vm.name), program::find("virsh").is_some())
+    transport(vm, &config.actuation_for(&vm.name, vm.origin.uid), program::find("virsh").is_some())
 }
 
 fn transport(vm: &Vm, actuation: &ActuatorConfig, has_virsh: bool) -> Option<Transport> {

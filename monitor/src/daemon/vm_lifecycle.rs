@@ -96,14 +96,14 @@ impl EventLoop {
         let age = watchers::age(id).unwrap_or_default();
         let transport = transport_to(&vm, &self.config);
         let hears_late = matches!(transport, Some(Transport::Brief(_) | Transport::Libvirt(_)));
-        let memory =
-            MemoryWatch::new(self.config.memory_every_for(&vm.name), transport.as_ref(), now);
+        let every = self.config.memory_every_for(&vm.name, vm.origin.uid);
+        let memory = MemoryWatch::new(every, transport.as_ref(), now);
         let qmp = transport.map(|transport| {
             qmp::spawn(transport, self.inboxes.notices.clone(), Limits::default())
         });
         self.registry.pending.insert(id);
         self.sampler.probes.attach(id, counted(&vm));
-        let detection = detection_policy(&self.config, &vm.name);
+        let detection = detection_policy(&self.config, &vm);
         let context = Context::at(&self.config, now);
         let (state, recovery) = self.recovery.begin(&vm, age, &detection, &context);
         let watch = match state {

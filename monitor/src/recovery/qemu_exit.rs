@@ -87,11 +87,11 @@ impl Supervisor {
             // Nothing else is done to one that hangs.
             return true;
         }
-        let actuation = context.config.actuation_for(&vm.name);
-        if is_power_cycle(&vm.ownership, &actuation, attempts) {
+        let actuation = context.config.actuation_for(&vm.name, vm.origin.uid);
+        if is_power_cycle(vm, &actuation, attempts) {
             return true;
         }
-        match chosen(&vm.ownership, &actuation) {
+        match chosen(vm, &actuation) {
             Ok(Actuator::Systemd | Actuator::Command) => true,
             Ok(Actuator::Qmp) => {
                 // Without a monitor, a unit is restarted, and a command run.
@@ -112,9 +112,9 @@ impl Supervisor {
         vms: &Vms,
         context: &Context<'_>,
     ) {
-        let actuation = context.config.actuation_for(&watched.vm.name);
+        let actuation = context.config.actuation_for(&watched.vm.name, watched.vm.origin.uid);
         let refusal = if why.is_crash() {
-            start_plan(&watched.vm.ownership, &actuation).err().map(|refusal| refusal.to_string())
+            start_plan(&watched.vm, &actuation).err().map(|refusal| refusal.to_string())
         } else {
             Some("one that may have been stopped on purpose is not started".to_owned())
         };

@@ -77,14 +77,14 @@ impl Supervisor {
     }
 
     /// Gives the VMs that wait to be started the policies of another configuration.
-    pub(crate) fn set_policies(&mut self, policy_of: impl Fn(&str) -> DetectionPolicy) {
+    pub(crate) fn set_policies(&mut self, policy_of: impl Fn(&Vm) -> DetectionPolicy) {
         for respawn in &mut self.respawns {
-            respawn.detection = policy_of(&respawn.vm.name);
+            respawn.detection = policy_of(&respawn.vm);
         }
     }
 
     fn begin_start(&mut self, mut respawn: Respawn, limit: String, context: &Context<'_>) {
-        let actuation = context.config.actuation_for(&respawn.vm.name);
+        let actuation = context.config.actuation_for(&respawn.vm.name, respawn.vm.origin.uid);
         let incident = &respawn.incident;
         let wanted = Wanted::nothing(respawn.vm.clone(), incident.id.clone());
         let start = Box::new(context_of(wanted, actuation, Err(None), incident));

@@ -22,14 +22,13 @@ impl Supervisor {
     ) -> Result<RestartContext, (String, Stage)> {
         let gone = || ("it is gone".to_owned(), Stage::Closed);
         let case = watched.recovery.case.as_ref().ok_or_else(gone)?;
-        let actuation = context.config.actuation_for(&watched.vm.name);
-        chosen(&watched.vm.ownership, &actuation)
-            .map_err(|why| (why.to_string(), Stage::Closed))?;
+        let actuation = context.config.actuation_for(&watched.vm.name, watched.vm.origin.uid);
+        chosen(&watched.vm, &actuation).map_err(|why| (why.to_string(), Stage::Closed))?;
         let hangs = watched.detector.watch.state.cause() == Some(Cause::QemuUnresponsive);
         let waits = |why: String| (why, Stage::WaitingForMonitor);
         let is_planned = |says| {
             let situation = Situation {
-                ownership: &watched.vm.ownership,
+                vm: &watched.vm,
                 actuation: &actuation,
                 monitor: says,
                 reboot_action: watched.vm.reboot_action,
@@ -53,7 +52,7 @@ impl Supervisor {
     /// What is to be gathered of a VM that is about to be restarted. What is shown of it is added where that is known.
     fn wanted(&self, watched: &WatchedVm, incident: &Incident, context: &Context<'_>) -> Wanted {
         let EvidencePolicy { evidence_limit, memory_dump, memory_dump_limit, inject_nmi } =
-            context.config.evidence_policy_for(&watched.vm.name);
+            context.config.evidence_policy_for(&watched.vm.name, watched.vm.origin.uid);
         let retention = &context.config.retention;
         let memory = (memory_dump == MemoryDump::On).then(|| dump::Wanted {
             directory: retention.memory_dump_dir.clone(),

@@ -154,7 +154,7 @@ fn watch(
     let (notices, _) = mpsc::channel(1);
     let target = QmpTarget { vm: vm.id, sockets: vm.qmp_sockets.clone(), threads: vm.threads };
     let qmp = qmp::spawn(Transport::Keep(target), notices, qmp::Limits::default());
-    let detection = detection_policy(config, &vm.name);
+    let detection = detection_policy(config, &vm);
     let watch = match state {
         Some((state, reason)) => Watch::resume(now, SECOND * 3600, state, reason),
         None => Watch::begin(now, SECOND * 3600, detection.policy.boot_grace),
@@ -273,7 +273,7 @@ async fn a_restart_that_an_earlier_daemon_began_goes_on_from_the_run_state() {
         let vm = vm();
         rig.supervisor.left.insert((vm.id.pid, vm.id.start_ticks), left);
         rig.said();
-        let detection = detection_policy(&rig.config, &vm.name);
+        let detection = detection_policy(&rig.config, &vm);
         let (state, recovery) = rig.with(|supervisor, _, context| {
             supervisor.begin(&vm, SECOND * 3600, &detection, context)
         });
@@ -307,7 +307,7 @@ async fn a_qemu_that_was_killed_is_started_again_and_its_successor_is_waited_for
     assert_eq!((words, rig.said()), (None, vec![EventKind::Detected]));
     let effects = rig.supervisor.take_effects();
     assert!(matches!(effects[..], [Effect::Start { .. }]), "{effects:?}");
-    let (next, detection) = (vm(), detection_policy(&rig.config, "web-1"));
+    let (next, detection) = (vm(), detection_policy(&rig.config, &vm()));
     let (state, recovery) = rig.with(|supervisor, _, context| {
         supervisor.begin(&next, Duration::ZERO, &detection, context)
     });
@@ -369,8 +369,8 @@ async fn only_a_qemu_of_its_own_user_keeps_one_that_ended_from_being_started() {
         (1000, Ownership::bare(), false),
         (0, Ownership::bare(), false),
     ] {
-        let toml = "[recovery]\nactuator = \"command\"\ncommand = [\"/bin/true\"]\n\
-                    start_exited = true\n";
+        let toml = "[[vm]]\nmatch = \"*\"\nuser = 1000\nactuator = \"command\"\n\
+                    command = [\"/bin/true\"]\nstart_exited = true\n";
         let mut rig = Rig::new(toml);
         rig.watched = watch(vm_of(1000), &rig.config, rig.now, None, RecoveryState::default());
         let other = Vm { ownership: owner, id: VmId { pid: 5, start_ticks: 5 }, ..vm_of(uid) };
@@ -383,7 +383,7 @@ async fn only_a_qemu_of_its_own_user_keeps_one_that_ended_from_being_started() {
         let effects = rig.supervisor.take_effects();
         assert_eq!(matches!(effects[..], [Effect::Start { .. }]), is_started, "{uid}: {effects:?}");
         // No more does another user's process take its place.
-        let detection = detection_policy(&rig.config, "web-1");
+        let detection = detection_policy(&rig.config, &vm_of(2001));
         let adopted = rig.with(|supervisor, _, context| {
             supervisor.begin(&vm_of(2001), Duration::ZERO, &detection, context)
         });

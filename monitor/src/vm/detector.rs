@@ -9,9 +9,10 @@ use crate::{config::Config, probes::Notes};
 use flatline_detector::verdict::{Act, Cause, DetectionPolicy, Input, Testimony, Watch};
 use flatline_qemu::discover::Vm;
 
-/// The terms on which the VM called `name` is judged.
-pub(crate) fn detection_policy(config: &Config, name: &str) -> DetectionPolicy {
-    DetectionPolicy { policy: config.policy_for(name), tick: config.sample_interval }
+/// The terms on which this VM is judged.
+pub(crate) fn detection_policy(config: &Config, vm: &Vm) -> DetectionPolicy {
+    let policy = config.policy_for(&vm.name, vm.origin.uid);
+    DetectionPolicy { policy, tick: config.sample_interval }
 }
 
 /// What judges one VM.

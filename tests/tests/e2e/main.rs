@@ -47,6 +47,7 @@ mod telling;
 mod tenants_identity;
 mod tenants_sockets;
 mod tenants_taps;
+mod tenants_commands;
 mod top;
 mod turns;
 mod unreadable;
@@ -95,6 +96,7 @@ const SUBJECTS: &[(&str, Trials)] = &[
     ("executables", executables::trials),
     ("tenants_taps", tenants_taps::trials),
     ("tenants_sockets", tenants_sockets::trials),
+    ("tenants_commands", tenants_commands::trials),
     ("sockets", sockets::trials),
     ("heartbeats", heartbeats::trials),
     ("metrics", metrics::trials),

@@ -7,9 +7,9 @@ use std::{
 };
 
 use rustix::{
-    fs::Gid,
+    fs::{Gid, Mode},
     io::Errno,
-    process::Uid,
+    process::{self, Uid},
     thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid},
 };
 use tokio::process::Command;
@@ -32,6 +32,8 @@ pub struct Place {
     pub user: Option<User>,
     /// Folders of control groups, each of another hierarchy. One that is gone is passed over.
     pub cgroups: Vec<PathBuf>,
+    /// The mask of the modes of files that it makes, such as `0o022`; `None`: flatline's own.
+    pub umask: Option<u32>,
 }
 
 impl Place {
@@ -55,12 +57,18 @@ impl Place {
         if ids.is_some() {
             command.env("HOME", "/");
         }
-        if groups.is_empty() && ids.is_none() {
+        let umask = self.umask.map(Mode::from_raw_mode);
+        if groups.is_empty() && ids.is_none() && umask.is_none() {
             return Ok(());
         }
         // SAFETY: between fork and exec, the child makes system calls only, on memory that was allocated before the
         // fork; it has one thread, whose ids are those of the process.
-        unsafe { command.pre_exec(move || enter(&mut groups, ids.as_ref())) };
+        unsafe {
+            command.pre_exec(move || {
+                umask.map(process::umask);
+                enter(&mut groups, ids.as_ref())
+            })
+        };
         Ok(())
     }
 }

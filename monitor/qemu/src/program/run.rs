@@ -341,10 +341,10 @@ mod tests {
         }
         let user = User { uid: 65534, gid: 65533, groups: vec![36, 5] };
         let gone = vec!["/sys/fs/cgroup/no/such/group".into()];
-        let place = Place { user: Some(user), cgroups: gone };
-        let ids = shell("id -u; id -g; id -G; echo $HOME");
+        let place = Place { user: Some(user), cgroups: gone, umask: Some(0o027) };
+        let ids = shell("id -u; id -g; id -G; echo $HOME; umask");
         let ran = run_at(&ids, &[], LIMIT, &place).await.unwrap();
-        assert_eq!(String::from_utf8(ran.stdout).unwrap(), "65534\n65533\n65533 5 36\n/\n");
+        assert_eq!(String::from_utf8(ran.stdout).unwrap(), "65534\n65533\n65533 5 36\n/\n0027\n");
     }
 
     #[tokio::test]

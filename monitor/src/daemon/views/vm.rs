@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     api::view::{NetworkView, OwnerView, StorageView, VcpuView, VmView},
-    recovery::actuator::chosen,
+    recovery::actuator::{chosen, command_refusal},
     sampler::{ThreadTimes, ticks},
 };
 use flatline_qemu::discover::Vm;
@@ -66,14 +66,16 @@ impl Teller {
 
     /// What started the QEMU, and what would restart it.
     fn owner_view(&self, vm: &Vm) -> OwnerView {
-        let actuation = self.config.actuation_for(&vm.name);
-        let by = chosen(&vm.ownership, &actuation);
+        let actuation = self.config.actuation_for(&vm.name, vm.origin.uid);
+        let by = chosen(vm, &actuation);
+        let command = by.as_ref().ok().and_then(|_| command_refusal(vm, &actuation));
         OwnerView {
             kind: vm.ownership.owner.kind().to_owned(),
             name: vm.ownership.owner.name(),
             certain: vm.ownership.is_certain,
             actuator: by.as_ref().ok().map(|actuator| actuator.as_str().to_owned()),
             refusal: by.err().map(|refusal| refusal.to_string()),
+            command_refusal: command.map(|refusal| refusal.to_string()),
         }
     }
 }

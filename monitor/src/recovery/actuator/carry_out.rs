@@ -39,12 +39,11 @@ pub(crate) async fn restart(
     journal: &mut impl Journal,
 ) -> Result<Restart, RestartError> {
     let RestartContext { vm, actuation, attempts, .. } = context;
-    let chosen = chosen(&vm.ownership, actuation);
+    let chosen = chosen(vm, actuation);
     let says = match &context.monitor {
         // Nothing is asked twice: where QMP is the way, the run state is looked at there.
         Ok(qmp)
-            if matches!(chosen, Ok(Actuator::Qmp))
-                && !is_power_cycle(&vm.ownership, actuation, *attempts) =>
+            if matches!(chosen, Ok(Actuator::Qmp)) && !is_power_cycle(vm, actuation, *attempts) =>
         {
             let wanted = &context.evidence;
             return execute::restart(qmp, vm.reboot_action, wanted, writes, journal).await;
@@ -101,7 +100,7 @@ async fn checked(
     reboot_action: ResetAction,
 ) -> Result<Checked, RestartError> {
     let situation = Situation {
-        ownership: &context.vm.ownership,
+        vm: &context.vm,
         actuation: &context.actuation,
         monitor: says,
         reboot_action,
@@ -172,8 +171,7 @@ pub(crate) async fn start(
     context: &RestartContext,
     journal: &mut impl Journal,
 ) -> Result<Restart, RestartError> {
-    let steps =
-        start_plan(&context.vm.ownership, &context.actuation).map_err(RestartError::Refused)?;
+    let steps = start_plan(&context.vm, &context.actuation).map_err(RestartError::Refused)?;
     let told = check_all(&steps).await?;
     journal.begun(&unknown(), steps.iter().map(ActuatorStep::words).collect()).await;
     let done = take_all(context, &steps, "start", told, journal).await?;

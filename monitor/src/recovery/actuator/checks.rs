@@ -85,7 +85,7 @@ fn threads(reply: &str) -> Option<Vec<u32>> {
 pub(super) async fn reboot_action(context: &RestartContext) -> Result<ResetAction, RestartError> {
     let told = context.vm.reboot_action;
     let Owner::Libvirt { uuid, scope, .. } = &context.vm.ownership.owner else { return Ok(told) };
-    if !matches!(chosen(&context.vm.ownership, &context.actuation), Ok(Actuator::Libvirt)) {
+    if !matches!(chosen(&context.vm, &context.actuation), Ok(Actuator::Libvirt)) {
         return Ok(told);
     }
     let uri = libvirt_uri(*scope, &context.actuation).map_err(RestartError::Refused)?;

@@ -4,19 +4,18 @@ use crate::{
     config::{Actuator, ActuatorConfig},
     recovery::Refusal,
 };
-use flatline_qemu::discover::{LibvirtScope, Owner, Ownership};
+use flatline_qemu::discover::{LibvirtScope, Owner, Vm};
 
-/// What does it for this owner, with nothing but what is configured looked at.
+use super::vouch;
+
+/// What does it for this VM, with nothing but its owner, its user and what is configured looked at.
 ///
 /// # Errors
 /// If there is nothing, with what to configure.
-pub(crate) fn chosen(
-    ownership: &Ownership,
-    actuation: &ActuatorConfig,
-) -> Result<Actuator, Refusal> {
-    let owner = &ownership.owner;
+pub(crate) fn chosen(vm: &Vm, actuation: &ActuatorConfig) -> Result<Actuator, Refusal> {
+    let owner = &vm.ownership.owner;
     let fits = match actuation.actuator {
-        Actuator::Auto => return by_owner(ownership, actuation),
+        Actuator::Auto => return by_owner(vm, actuation),
         Actuator::None => {
             return Err(Refusal("recovery.actuator is \"none\": nothing is touched".to_owned()));
         }
@@ -31,6 +30,11 @@ pub(crate) fn chosen(
             "recovery.actuator is \"command\", and there is no recovery.command".to_owned(),
         ))
     } else if fits {
+        match actuation.actuator {
+            Actuator::Command => vouch::for_command(vm, actuation).map(drop)?,
+            Actuator::Proxmox => vouch::for_owner(vm, actuation)?,
+            _ => {}
+        }
         Ok(actuation.actuator)
     } else {
         let found = owner.kind();
@@ -38,18 +42,19 @@ pub(crate) fn chosen(
     }
 }
 
-fn by_owner(ownership: &Ownership, actuation: &ActuatorConfig) -> Result<Actuator, Refusal> {
-    let owner = &ownership.owner;
+fn by_owner(vm: &Vm, actuation: &ActuatorConfig) -> Result<Actuator, Refusal> {
+    let owner = &vm.ownership.owner;
+    let command = || vouch::for_command(vm, actuation).map(|_| Actuator::Command);
     match owner {
         Owner::Bare | Owner::SystemdUnit { .. } => Ok(Actuator::Qmp),
         Owner::Libvirt { scope, .. } => match libvirt_uri(*scope, actuation) {
-            Err(_) if !actuation.command.is_empty() => Ok(Actuator::Command),
+            Err(_) if !actuation.command.is_empty() => command(),
             uri => uri.map(|_| Actuator::Libvirt),
         },
-        Owner::Proxmox { .. } if ownership.is_certain => Ok(Actuator::Proxmox),
+        Owner::Proxmox { .. } if vm.ownership.is_certain => Ok(Actuator::Proxmox),
         // A number that a QEMU gave itself may be another VM's, which would be reset; its own monitor is its own.
         Owner::Proxmox { .. } => Ok(Actuator::Qmp),
-        _ if !actuation.command.is_empty() => Ok(Actuator::Command),
+        _ if !actuation.command.is_empty() => command(),
         _ => Err(Refusal(what_to_configure(owner))),
     }
 }

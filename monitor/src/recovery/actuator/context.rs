@@ -15,6 +15,9 @@ use flatline_qemu::{
     qmp::QmpHandle,
 };
 
+/// What programs that systemd starts have by default: the unit's is narrower, and what a QEMU makes is for its users.
+const USUAL_UMASK: u32 = 0o022;
+
 /// The VM that is restarted or started, and what may be used for that.
 #[derive(Clone, Debug)]
 pub(crate) struct RestartContext {
@@ -35,7 +38,7 @@ pub(crate) struct RestartContext {
 }
 
 impl RestartContext {
-    /// User and control groups that the programs of these steps run with: those that are configured for the configured
+    /// User, control groups and mask of modes that the programs of these steps run with: those that are configured for the configured
     /// command, and one that starts a VM again runs where its QEMU was, so that the limits which held it hold its
     /// successor; not one that restarts a QEMU which is there, since it may have to end what is in that control group,
     /// or to wait for it. Programs of owners do all of that themselves.
@@ -43,8 +46,9 @@ impl RestartContext {
         let is_command = |program: &Program| program.words == self.actuation.command;
         let runs_it =
             steps.iter().any(|step| matches!(step, ActuatorStep::Run(one) if is_command(one)));
+        let umask = Some(USUAL_UMASK);
         if !runs_it {
-            return Place::default();
+            return Place { umask, ..Place::default() };
         }
         let origin = &self.vm.origin;
         let user = (self.actuation.command_user == CommandUser::Vm).then(|| User {
@@ -56,7 +60,7 @@ impl RestartContext {
         for gone in cgroups.iter().filter(|folder| !is_there(folder)) {
             warn!(vm = self.vm.name, "its control group {} is gone", gone.display());
         }
-        Place { user, cgroups }
+        Place { user, cgroups, umask }
     }
 
     /// What a command finds in its environment. Only values come from outside, and a value can't become anything
@@ -72,6 +76,10 @@ impl RestartContext {
             ("FLATLINE_PID", self.vm.id.pid.to_string()),
             ("FLATLINE_OWNER", ownership.owner.kind().to_owned()),
             ("FLATLINE_OWNER_NAME", clean(&ownership.owner.name().unwrap_or_default())),
+            // Whether a trace says so that no QEMU and no user can have left.
+            ("FLATLINE_OWNER_CERTAIN", ownership.is_certain.to_string()),
+            // The user that the QEMU runs as, by the kernel's word.
+            ("FLATLINE_UID", self.vm.origin.uid.to_string()),
             ("FLATLINE_INCIDENT", clean(id)),
             ("FLATLINE_CAUSE", clean(cause)),
             ("FLATLINE_REASON", clean(reason)),

@@ -11,7 +11,7 @@
 //! A plan ([`restart_plan`], [`start_plan`]) is complete before anything is touched, and pure. What it does not know
 //! is asked by checks that stand in it: that a unit's main process, or a domain's vCPUs, are those of the very QEMU
 //! that was convicted. They come first of all, and one that fails ends the plan before anything is touched, written
-//! down or counted.
+//! down or counted. A program that runs as root is run by a VM's name only where something [vouches](vouch) for that.
 
 mod carry_out;
 mod checks;
@@ -23,9 +23,11 @@ mod replace;
 mod steps;
 #[cfg(test)]
 mod tests;
+mod vouch;
 
 pub(crate) use carry_out::{restart, start};
 pub(crate) use choice::{chosen, libvirt_uri};
 pub(crate) use context::RestartContext;
 pub(super) use plan::{ActuatorPlan, ActuatorStep, Check, MonitorSays, Situation, restart_plan};
 pub(super) use replace::{is_power_cycle, start_plan};
+pub(crate) use vouch::command_refusal;

@@ -4,13 +4,14 @@ use super::{
     choice::{chosen, libvirt_uri, what_to_configure},
     programs,
     replace::{power_cycle, replacement},
+    vouch,
 };
 use crate::{
     config::{Actuator, ActuatorConfig, QmpTransport},
     recovery::{Refusal, plan},
 };
 use flatline_qemu::{
-    discover::{Owner, Ownership, ResetAction},
+    discover::{Owner, ResetAction, Vm},
     program::{Program, virsh::Virsh},
 };
 use flatline_samples::RunState;
@@ -31,8 +32,8 @@ pub(crate) enum MonitorSays {
 /// What a plan is made from.
 #[derive(Clone, Debug)]
 pub(crate) struct Situation<'a> {
-    /// What started the QEMU.
-    pub(crate) ownership: &'a Ownership,
+    /// The VM: what started its QEMU, and whose it is.
+    pub(crate) vm: &'a Vm,
     /// What is configured.
     pub(crate) actuation: &'a ActuatorConfig,
     /// What QEMU says; of one that is gone, it doesn't matter.
@@ -103,8 +104,9 @@ pub(crate) enum ActuatorPlan {
 /// # Errors
 /// If there is a reason not to; it says what to configure where that is the reason.
 pub(crate) fn restart_plan(situation: &Situation<'_>) -> Result<ActuatorPlan, Refusal> {
-    let Situation { ownership, actuation, monitor, reboot_action, pid, attempts } = situation;
-    let mut actuator = chosen(ownership, actuation)?;
+    let Situation { vm, actuation, monitor, reboot_action, pid, attempts } = situation;
+    let owner = &vm.ownership.owner;
+    let mut actuator = chosen(vm, actuation)?;
     let run_state = match monitor {
         MonitorSays::Is(run_state) => {
             // A run state that an operator chose is none to be reset out of, by whatever means.
@@ -112,22 +114,22 @@ pub(crate) fn restart_plan(situation: &Situation<'_>) -> Result<ActuatorPlan, Re
             Some(run_state)
         }
         MonitorSays::Nothing(why) => return Err(Refusal(why.clone())),
-        MonitorSays::Hangs => return replacement(ownership, actuation, *pid),
+        MonitorSays::Hangs => return replacement(vm, actuation, *pid),
         MonitorSays::IsNotThere => None,
     };
     if actuation.actuator == Actuator::Auto && run_state.is_none() && actuator == Actuator::Qmp {
-        actuator = match &ownership.owner {
+        actuator = match owner {
             Owner::SystemdUnit { .. } => Actuator::Systemd,
             _ if !actuation.command.is_empty() => Actuator::Command,
             _ => actuator,
         };
     }
-    if let Some(steps) = power_cycle(ownership, actuation, *pid, *attempts) {
+    if let Some(steps) = power_cycle(vm, actuation, *pid, *attempts) {
         return Ok(ActuatorPlan::Steps { steps, replaces_qemu: true });
     }
     let is_stopped = run_state.is_some_and(|run_state| *run_state != RunState::Running);
     let shuts_down = *reboot_action == ResetAction::Shutdown;
-    let steps = match (actuator, &ownership.owner) {
+    let steps = match (actuator, owner) {
         (Actuator::Qmp, _) if run_state.is_none() => {
             let why = "no QMP socket is known, by which it could be reset: set recovery.command";
             return Err(Refusal(why.to_owned()));
@@ -155,10 +157,12 @@ pub(crate) fn restart_plan(situation: &Situation<'_>) -> Result<ActuatorPlan, Re
             let steps = vec![programs::is_main(unit, *pid), programs::systemctl("restart", unit)];
             return Ok(ActuatorPlan::Steps { steps, replaces_qemu: true });
         }
-        (Actuator::Command, _) => vec![programs::command(actuation)],
+        (Actuator::Command, _) => {
+            vouch::command(vm, actuation, |unit| programs::is_main(unit, *pid))?
+        }
         (Actuator::Libvirt | Actuator::Proxmox | Actuator::Systemd, _)
         | (Actuator::Auto | Actuator::None, _) => {
-            return Err(Refusal(what_to_configure(&ownership.owner)));
+            return Err(Refusal(what_to_configure(owner)));
         }
     };
     Ok(ActuatorPlan::Steps { steps, replaces_qemu: false })

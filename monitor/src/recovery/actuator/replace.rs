@@ -3,29 +3,25 @@
 use super::{
     ActuatorPlan, ActuatorStep, Check,
     choice::{chosen, libvirt_uri, what_to_configure},
-    programs,
+    programs, vouch,
 };
 use crate::{
     config::{Actuator, ActuatorConfig},
     recovery::Refusal,
 };
 use flatline_qemu::{
-    discover::{Owner, Ownership},
+    discover::{Owner, Vm},
     program::virsh::Virsh,
 };
 
 /// Whether the next restart ends this QEMU, and has its owner start another one, since so many brought no life.
-pub(crate) fn is_power_cycle(
-    ownership: &Ownership,
-    actuation: &ActuatorConfig,
-    attempts: usize,
-) -> bool {
-    power_cycle(ownership, actuation, 0, attempts).is_some()
+pub(crate) fn is_power_cycle(vm: &Vm, actuation: &ActuatorConfig, attempts: usize) -> bool {
+    power_cycle(vm, actuation, 0, attempts).is_some()
 }
 
 /// Its owner's way to do that; `None` if it is not due, or there is none: then what was done before is done again.
 pub(super) fn power_cycle(
-    ownership: &Ownership,
+    vm: &Vm,
     actuation: &ActuatorConfig,
     pid: u32,
     attempts: usize,
@@ -34,7 +30,7 @@ pub(super) fn power_cycle(
     if attempts < after {
         return None;
     }
-    match (chosen(ownership, actuation).ok()?, &ownership.owner) {
+    match (chosen(vm, actuation).ok()?, &vm.ownership.owner) {
         (Actuator::Qmp | Actuator::Systemd, Owner::SystemdUnit { unit }) => {
             Some(vec![programs::is_main(unit, pid), programs::systemctl("restart", unit)])
         }
@@ -50,7 +46,7 @@ pub(super) fn power_cycle(
             Some(vec![programs::qm("stop", *vmid), programs::qm("start", *vmid)])
         }
         (Actuator::Qmp, _) if !actuation.command.is_empty() => {
-            Some(vec![programs::command(actuation)])
+            vouch::command(vm, actuation, |unit| programs::is_main(unit, pid)).ok()
         }
         _ => None,
     }
@@ -61,17 +57,17 @@ pub(super) fn power_cycle(
 /// # Errors
 /// If its owner has no way that makes sure that it is this one.
 pub(super) fn replacement(
-    ownership: &Ownership,
+    vm: &Vm,
     actuation: &ActuatorConfig,
     pid: u32,
 ) -> Result<ActuatorPlan, Refusal> {
     let is_auto = actuation.actuator == Actuator::Auto;
-    let actuator = match (chosen(ownership, actuation)?, &ownership.owner) {
+    let actuator = match (chosen(vm, actuation)?, &vm.ownership.owner) {
         (Actuator::Qmp, Owner::SystemdUnit { .. }) if is_auto => Actuator::Systemd,
         (_, _) if is_auto && !actuation.command.is_empty() => Actuator::Command,
         (actuator, _) => actuator,
     };
-    let steps = match (actuator, &ownership.owner) {
+    let steps = match (actuator, &vm.ownership.owner) {
         (Actuator::Systemd, Owner::SystemdUnit { unit }) => vec![
             programs::is_main(unit, pid),
             // systemd waits 90 s for a unit that doesn't obey.
@@ -79,7 +75,7 @@ pub(super) fn replacement(
             programs::systemctl("restart", unit),
         ],
         (Actuator::Command, _) => {
-            vec![programs::command(actuation)]
+            vouch::command(vm, actuation, |unit| programs::is_main(unit, pid))?
         }
         _ => {
             let why = "QEMU hangs, and neither takes commands nor tells whose it is: set \
@@ -95,7 +91,7 @@ pub(super) fn replacement(
 /// # Errors
 /// If it is not to be started, or not known how; it says what to configure.
 pub(crate) fn start_plan(
-    ownership: &Ownership,
+    vm: &Vm,
     actuation: &ActuatorConfig,
 ) -> Result<Vec<ActuatorStep>, Refusal> {
     let refuse = |why: &str| Err(Refusal(why.to_owned()));
@@ -103,7 +99,7 @@ pub(crate) fn start_plan(
         return refuse("only its owner can start it again, and recovery.start_exited is not set");
     }
     let is_auto = actuation.actuator == Actuator::Auto;
-    let actuator = match (chosen(ownership, actuation)?, &ownership.owner) {
+    let actuator = match (chosen(vm, actuation)?, &vm.ownership.owner) {
         (Actuator::Qmp, Owner::SystemdUnit { .. }) if is_auto => Actuator::Systemd,
         (Actuator::Qmp, _) if is_auto && !actuation.command.is_empty() => Actuator::Command,
         (Actuator::Qmp, Owner::Proxmox { .. }) if is_auto => Actuator::Proxmox,
@@ -113,15 +109,18 @@ pub(crate) fn start_plan(
         }
         (actuator, _) => actuator,
     };
-    // It could have named another one's; what the operator says counts more.
-    if is_auto && actuator != Actuator::Command && !ownership.is_certain {
-        return Err(Refusal(format!(
-            "nothing but its own command line said that {} started it: set recovery.actuator, or \
-             recovery.command",
-            ownership.owner.kind()
-        )));
+    // It could have named another one's; what the operator says of its user's counts more.
+    if actuator != Actuator::Command && !vm.ownership.is_certain {
+        if is_auto {
+            return Err(Refusal(format!(
+                "nothing but its own command line said that {} started it: set recovery.actuator, or \
+                 recovery.command",
+                vm.ownership.owner.kind()
+            )));
+        }
+        vouch::for_owner(vm, actuation)?;
     }
-    Ok(match (actuator, &ownership.owner) {
+    Ok(match (actuator, &vm.ownership.owner) {
         (Actuator::Libvirt, Owner::Libvirt { domain, uuid, scope }) => {
             let virsh = Virsh::new(&libvirt_uri(*scope, actuation)?, uuid);
             let name = virsh.on_domain("domname");
@@ -137,9 +136,7 @@ pub(crate) fn start_plan(
         (Actuator::Systemd, Owner::SystemdUnit { unit }) => {
             vec![programs::is_down(unit), programs::systemctl("start", unit)]
         }
-        (Actuator::Command, _) => {
-            vec![programs::command(actuation)]
-        }
+        (Actuator::Command, _) => vouch::command(vm, actuation, programs::is_down)?,
         (_, owner) => return Err(Refusal(what_to_configure(owner))),
     })
 }

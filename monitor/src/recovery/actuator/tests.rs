@@ -3,7 +3,7 @@
 use super::{ActuatorPlan, ActuatorStep, Check, MonitorSays, Situation, restart_plan, start_plan};
 use crate::config::{Actuator, ActuatorConfig, QmpTransport};
 use flatline_qemu::{
-    discover::{LibvirtScope, Owner, Ownership, ResetAction},
+    discover::{LibvirtScope, Owner, Ownership, ResetAction, Vm},
     program::Program,
 };
 use flatline_samples::RunState;
@@ -48,7 +48,8 @@ fn again(
     reboot_action: ResetAction,
     attempts: usize,
 ) -> Result<ActuatorPlan, String> {
-    let situation = Situation { ownership, actuation, monitor, reboot_action, pid: 4711, attempts };
+    let vm = &Vm::stand_in(ownership.clone(), &[]);
+    let situation = Situation { vm, actuation, monitor, reboot_action, pid: 4711, attempts };
     restart_plan(&situation).map_err(|refusal| refusal.to_string())
 }
 
@@ -313,7 +314,8 @@ fn an_actuator_of_another_owner_and_none_at_all_are_refused() {
 fn start(owner: Owner, is_certain: bool, actuation: ActuatorConfig) -> Result<Vec<String>, String> {
     let ownership = Ownership { owner, is_certain, evidence: Vec::new() };
     let actuation = ActuatorConfig { start_exited: true, ..actuation };
-    start_plan(&ownership, &actuation).map(|steps| lines(&steps)).map_err(|why| why.to_string())
+    let vm = Vm::stand_in(ownership, &[]);
+    start_plan(&vm, &actuation).map(|steps| lines(&steps)).map_err(|why| why.to_string())
 }
 
 #[test]
@@ -346,7 +348,8 @@ fn a_qemu_that_is_gone_is_started_by_its_owner_s_name_for_it() {
 #[test]
 fn nothing_that_is_gone_is_started_on_its_own_word_or_without_being_configured() {
     let ownership = Ownership { owner: unit(), is_certain: true, evidence: Vec::new() };
-    let refusal = start_plan(&ownership, &ActuatorConfig::default()).unwrap_err();
+    let vm = Vm::stand_in(ownership, &[]);
+    let refusal = start_plan(&vm, &ActuatorConfig::default()).unwrap_err();
     assert!(refusal.to_string().contains("recovery.start_exited"), "{refusal}");
     for owner in [libvirt(LibvirtScope::System), Owner::Proxmox { vmid: 100 }, unit()] {
         assert!(start(owner, false, ActuatorConfig::default()).is_err());
