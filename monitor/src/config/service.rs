@@ -123,7 +123,7 @@ keys! {
         metrics.listen: Option<SocketAddr> = "127.0.0.1:9477", Listen;
         /// the web page is served at / as well, for browsers with a link of `flatline web`
         metrics.page: bool = true, any::<bool>();
-        /// names by which browsers may ask for it, besides addresses and localhost
+        /// names by which clients may ask for these, besides addresses, localhost and this host's own name
         metrics.hosts: Vec<String> = [], HostNames;
         /// on it, pictures and texts of incidents: to sessions on a loopback address; "all": to all sessions; "off": not at all
         metrics.evidence: EvidenceReaders = "root", any::<EvidenceReaders>();

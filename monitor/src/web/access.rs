@@ -1,5 +1,5 @@
-//! What a TCP client may see: the figures whatever it is, the page with a session's cookie, evidence with that on a
-//! loopback address. All of it is checked here, before a route is reached.
+//! What a TCP client may see: the figures if it asks for this host, the page with a session's cookie as well, evidence
+//! with that on a loopback address. All of it is checked here, before a route is reached.
 //!
 //! `flatline web` asks the Unix socket for a link; opening it exchanges its token for the cookie. A loopback address
 //! keeps out no process of the host, a QEMU that its guest took over as little as another one; the cookie does.
@@ -42,6 +42,8 @@ pub(super) const LOGIN: &str = "/login";
 const COOKIE_NAME: &str = "flatline-session";
 /// Says why no evidence is served to this client.
 const NO_EVIDENCE: &str = "flatline-no-evidence";
+const OTHER_HOST: &str =
+    "ask for this host's address or for localhost; names of its own go into metrics.hosts";
 const HINT: &str = "the page needs a session: `flatline web` on this host prints a link that opens one; \
                     flatline's figures are at /metrics";
 
@@ -54,20 +56,26 @@ pub(super) async fn check(
 ) -> Response {
     let path = request.uri().path().to_owned();
     let is_reading = matches!(*request.method(), Method::GET | Method::HEAD);
-    if path == METRICS {
-        return if is_reading { next.run(request).await } else { only_reading() };
-    }
     let settings = site.settings();
+    let is_ours = site.is_asked_for(&request, &settings.hosts);
+    if path == METRICS {
+        return if !is_reading {
+            only_reading()
+        } else if is_ours || hosts::names_none(&request) {
+            next.run(request).await
+        } else {
+            site.complain_of_host(request.headers());
+            text(StatusCode::MISDIRECTED_REQUEST, OTHER_HOST)
+        };
+    }
     if !settings.page {
         return text(StatusCode::NOT_FOUND, "flatline's figures are at /metrics");
     }
     let withheld = withheld(settings.evidence, peer);
     let mut answer = if !is_reading {
         only_reading()
-    } else if !hosts::is_ours(&request, &settings.hosts) {
-        let advice =
-            "ask for this host's address or for localhost; names of its own go into metrics.hosts";
-        text(StatusCode::MISDIRECTED_REQUEST, advice)
+    } else if !is_ours {
+        text(StatusCode::MISDIRECTED_REQUEST, OTHER_HOST)
     } else if path != LOGIN && !has_session(&site, request.headers()) {
         // What there isn't is no secret.
         if path == "/" || path.starts_with("/page/") || path.starts_with("/api/") {

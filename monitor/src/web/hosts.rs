@@ -1,10 +1,13 @@
 //! The host that a browser asks for, against DNS rebinding.
 //!
 //! Another site may have a name of its own lead to this host, and would then be of one origin with the page, and could
-//! read it. So the page is served only where an address, `localhost`, or a configured name is asked for: no other site
-//! has any of those.
+//! read it, and the figures as well. So these are served only where an address, `localhost`, this host's own name, or a
+//! configured one is asked for: no other site has any of those.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::{
+    fs,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use axum::http::{Request, header::HOST};
 
@@ -16,6 +19,28 @@ pub(super) fn is_ours<B>(request: &Request<B>, names: &[String]) -> bool {
     // A target with a host of its own outweighs the header; no browser asks so.
     let target = request.uri().authority().is_none_or(|authority| is_ours(authority.as_str()));
     target && host.to_str().is_ok_and(is_ours)
+}
+
+/// Whether `request` names no host at all, as no browser does.
+pub(super) fn names_none<B>(request: &Request<B>) -> bool {
+    !request.headers().contains_key(HOST) && request.uri().authority().is_none()
+}
+
+/// The names by which this host knows itself: the kernel's, and what `/etc/hosts` has beside that. No name service is
+/// asked.
+pub(super) fn own_names() -> Vec<String> {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    own_names_in(&fs::read_to_string("/etc/hosts").unwrap_or_default(), &name)
+}
+
+fn own_names_in(hosts: &str, name: &str) -> Vec<String> {
+    let names = |line: &str| -> Vec<String> {
+        let line = line.split('#').next().unwrap_or_default();
+        line.split_ascii_whitespace().skip(1).map(str::to_owned).collect()
+    };
+    let is_own = |names: &Vec<String>| names.iter().any(|other| other.eq_ignore_ascii_case(name));
+    let others = hosts.lines().map(names).filter(is_own).flatten();
+    std::iter::once(name.to_owned()).chain(others).filter(|name| !name.is_empty()).collect()
 }
 
 fn is_known(authority: &str, names: &[String]) -> bool {
@@ -77,6 +102,15 @@ mod tests {
         ] {
             assert!(!is_known(other, &names), "{other}");
         }
+    }
+
+    #[test]
+    fn this_host_has_the_names_that_stand_beside_its_own() {
+        let hosts = "127.0.0.1 localhost\n10.1.2.3\tHv1.example.org hv1 # hv1.evil.example\n\
+                     10.1.2.4 hv2\n# 1.1.1.1 hv1 x\n";
+        assert_eq!(own_names_in(hosts, "hv1"), ["hv1", "Hv1.example.org", "hv1"]);
+        assert_eq!(own_names_in("", "hv1"), ["hv1"]);
+        assert!(own_names_in("10.1.2.3 \n\n", "").is_empty());
     }
 
     #[test]

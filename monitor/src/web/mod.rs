@@ -18,14 +18,17 @@ use std::{
     io,
     net::{SocketAddr, TcpListener as BlockingListener},
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, Once, PoisonError},
     time::Duration,
 };
 
 use axum::{
     Router,
-    extract::State,
-    http::{HeaderMap, StatusCode, Uri, header::ACCEPT},
+    extract::{Request, State},
+    http::{
+        HeaderMap, StatusCode, Uri,
+        header::{ACCEPT, HOST},
+    },
     middleware,
     response::Response,
     routing::{get, post},
@@ -43,6 +46,8 @@ use crate::{
     metrics::{Exposition, Format},
     storage::incidents::IncidentStore,
 };
+use flatline_samples::{MAX_TEXT_CHARS, printable};
+
 use evidence::EvidenceFiles;
 use page_data::PageData;
 use session::Sessions;
@@ -66,6 +71,9 @@ pub(crate) struct Site {
     evidence: EvidenceFiles,
     sessions: Mutex<Sessions>,
     settings: Mutex<Metrics>,
+    own_names: Vec<String>,
+    /// Says once that the figures were asked for by another name.
+    other_host: Once,
 }
 
 /// Where a [`Site`] has what it shows from.
@@ -93,6 +101,8 @@ impl Site {
             evidence: EvidenceFiles::new(state_dir),
             sessions: Mutex::new(Sessions::new()),
             settings: Mutex::new(settings.clone()),
+            own_names: hosts::own_names(),
+            other_host: Once::new(),
         })
     }
 
@@ -105,6 +115,22 @@ impl Site {
     fn tcp_routes(self: &Arc<Self>) -> Router {
         let check = middleware::from_fn_with_state(self.clone(), access::check);
         routes().route(access::LOGIN, get(access::login)).layer(check).with_state(self.clone())
+    }
+
+    /// Whether `request` asks for this host, for which `names` are configured.
+    fn is_asked_for(&self, request: &Request, names: &[String]) -> bool {
+        hosts::is_ours(request, names) || hosts::is_ours(request, &self.own_names)
+    }
+
+    /// Has the log say by which name the figures were asked for in vain, once: it may be a Prometheus that is told to.
+    fn complain_of_host(&self, headers: &HeaderMap) {
+        let host = headers.get(HOST).map(|host| String::from_utf8_lossy(host.as_bytes()));
+        let host = printable(&host.unwrap_or_default(), MAX_TEXT_CHARS);
+        self.other_host.call_once(|| {
+            warn!(
+                "{METRICS} was asked for as {host:?}, and refused: if that is this host, add the name to metrics.hosts"
+            );
+        });
     }
 
     fn settings(&self) -> Metrics {

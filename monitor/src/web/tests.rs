@@ -113,7 +113,7 @@ fn bytes(site: &TestSite, request: &str) -> Vec<u8> {
 }
 
 fn get(site: &TestSite, path: &str) -> String {
-    exchange(site, &format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n"))
+    exchange(site, &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"))
 }
 
 #[test]
@@ -124,11 +124,29 @@ fn figures_are_at_metrics_in_the_format_that_was_asked_for() {
     assert!(answer.contains("content-type: application/openmetrics-text; version=1.0.0"));
     assert!(answer.ends_with("\n# EOF\n"), "{answer}");
     assert!(get(&site, "/metrics?name[]=up").ends_with("\n# EOF\n"));
-    let request = "GET /metrics HTTP/1.1\r\nHost: h\r\nAccept: text/plain\r\n\r\n";
+    let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: text/plain\r\n\r\n";
     let answer = exchange(&site, request);
     assert!(answer.contains("content-type: text/plain; version=0.0.4"), "{answer}");
-    let answer = exchange(&site, "HEAD /metrics HTTP/1.1\r\nHost: h\r\n\r\n");
+    let answer = exchange(&site, "HEAD /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\n"), "{answer}");
+}
+
+#[test]
+fn figures_are_for_those_that_ask_for_this_host() {
+    let site = site(Some(empty()));
+    let ask = |hosts: &str| exchange(&site, &format!("GET /metrics HTTP/1.0\r\n{hosts}\r\n"));
+    let own = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    for host in ["127.0.0.1:9477", "[::1]", "localhost:1", "hypervisor:9477", &own] {
+        assert!(ask(&format!("Host: {host}\r\n")).ends_with("# EOF\n"), "{host}");
+    }
+    assert!(ask("").ends_with("# EOF\n"), "no browser leaves it out");
+    for hosts in ["Host: evil.example\r\n", "Host: localhost\r\nHost: evil.example\r\n"] {
+        let answer = ask(hosts);
+        assert!(
+            answer.starts_with("HTTP/1.0 421 ") && answer.contains("metrics.hosts"),
+            "{answer}"
+        );
+    }
 }
 
 #[test]
@@ -140,8 +158,9 @@ fn without_the_page_nothing_else_is_served_and_the_answer_says_where_figures_are
         assert!(answer.contains("/metrics\n"), "{path}: {answer}");
     }
     for method in ["POST", "PUT", "DELETE", "OPTIONS"] {
-        let request =
-            format!("{method} /metrics HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc");
+        let request = format!(
+            "{method} /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nabc"
+        );
         let answer = exchange(&site, &request);
         assert!(answer.starts_with("HTTP/1.1 405 "), "{method}: {answer}");
         assert!(answer.contains("allow: GET, HEAD"), "{method}: {answer}");
@@ -157,11 +176,14 @@ fn before_the_first_tick_nothing_is_made_up() {
 #[test]
 fn what_is_no_request_or_too_long_is_refused_and_others_are_served_on() {
     let site = site(Some(empty()));
-    let long_target = format!("GET /{} HTTP/1.1\r\nHost: h\r\n\r\n", "a".repeat(HEAD_MAX_BYTES));
-    let long_header =
-        format!("GET /metrics HTTP/1.1\r\nHost: h\r\nX: {}\r\n\r\n", "a".repeat(HEAD_MAX_BYTES));
+    let long_target =
+        format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", "a".repeat(HEAD_MAX_BYTES));
+    let long_header = format!(
+        "GET /metrics HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n",
+        "a".repeat(HEAD_MAX_BYTES)
+    );
     let many = "X: 1\r\n".repeat(200);
-    let many = format!("GET /metrics HTTP/1.1\r\nHost: h\r\n{many}\r\n");
+    let many = format!("GET /metrics HTTP/1.1\r\nHost: localhost\r\n{many}\r\n");
     for request in ["\0\0\0\0\r\n\r\n", "hello\r\n\r\n", &long_target, &long_header, &many] {
         let answer = exchange(&site, request);
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");

@@ -219,7 +219,7 @@ fn slow_clients() -> Result<()> {
     let mut open = Vec::new();
     while begun.elapsed() < Duration::from_secs(8) {
         for request in
-            ["", "GET /met", "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n", "\0\u{1}\r\n\r\n"]
+            ["", "GET /met", "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n", "\0\u{1}\r\n\r\n"]
         {
             let mut client = TcpStream::connect_timeout(&address, SCRAPE_LIMIT)?;
             // A connection that was cut off by now can't be written to.
