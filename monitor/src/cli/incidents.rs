@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow};
 
 use super::ask::ask;
 use super::table::{fields, or_dash, safe, seconds, table, time};
-use super::{Answer, Failure, json, page};
+use super::{Answer, Failure, json, page, report};
 
 pub(super) fn list(config: &Config, vm: Option<String>, as_json: bool) -> Result<Answer, Failure> {
     let view: IncidentsView = ask(config, &Request::Incidents { vm })?;
@@ -64,7 +64,7 @@ pub(super) fn write_html(config: &Config, id: &str, path: &Path) -> Result<Answe
     if path == Path::new("-") {
         return Ok(Answer::good(page));
     }
-    std::fs::write(path, page)
+    report::write(path, page.as_bytes())
         .with_context(|| format!("can't write {}", path.display()))
         .map_err(Failure::BadNews)?;
     Ok(Answer::good(String::new()))

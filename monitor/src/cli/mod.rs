@@ -14,6 +14,7 @@ mod journal;
 mod page;
 mod record;
 mod replay;
+mod report;
 #[cfg(test)]
 mod samples;
 mod severity;
