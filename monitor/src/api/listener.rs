@@ -1,15 +1,25 @@
 //! Accepting clients of either listener, within bounds: a connection serves one request within its time, and where there
-//! are as many as may be, the oldest one makes room for the next.
+//! are as many as may be, one makes [room](super::room) for the next.
 //!
 //! A new client is never refused as *busy* for the lack of a place. That would let whatever opens all places and says
 //! nothing keep out `flatline status` for as long as it likes, by opening each again when its time is over; so it loses
-//! them to those that come after it. A request takes milliseconds, and loses its place only if as many clients as there
-//! are places come meanwhile: its command then ends as if the daemon could not be reached, and can be given again.
+//! them to those that come after it. Places are shared out by user, so that its own are what it loses.
 
-use std::{collections::VecDeque, io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{Extension, Router};
-use hyper::server::conn::http1;
+use hyper::{
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -21,6 +31,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tracing::{debug, warn};
+
+use super::{
+    peer_user,
+    room::{self, Held, Party},
+};
 
 /// Time for a request's head.
 pub(crate) const HEAD_LIMIT: Duration = Duration::from_secs(5);
@@ -44,8 +59,8 @@ pub(crate) struct Limits {
 pub(crate) trait Accept {
     /// A client's connection.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
-    /// Who is at its other end.
-    type Peer: Clone + Send + Sync + 'static;
+    /// What is at its other end.
+    type Peer: Clone + Into<Party> + Send + Sync + 'static;
 
     /// The next client.
     fn next(&self) -> impl Future<Output = io::Result<(Self::Stream, Self::Peer)>> + Send;
@@ -65,6 +80,18 @@ pub(crate) struct TcpPeer {
     pub(crate) peer: SocketAddr,
     /// The daemon's.
     pub(crate) own: SocketAddr,
+}
+
+impl From<SocketPeer> for Party {
+    fn from(SocketPeer { uid }: SocketPeer) -> Self {
+        Self::User(uid)
+    }
+}
+
+impl From<TcpPeer> for Party {
+    fn from(TcpPeer { peer, own }: TcpPeer) -> Self {
+        peer_user::uid_of(peer, own).map_or(Self::Address(peer.ip()), Self::User)
+    }
 }
 
 impl Accept for UnixListener {
@@ -95,7 +122,7 @@ impl Accept for TcpListener {
 
 /// Serves clients by `routes` until it is dropped, and cuts them all off then.
 pub(crate) async fn serve<L: Accept>(listener: L, limits: Limits, routes: Router) {
-    let mut connections: VecDeque<Connection> = VecDeque::with_capacity(limits.connections);
+    let mut connections: Vec<Connection> = Vec::with_capacity(limits.connections);
     loop {
         let (stream, peer) = match listener.next().await {
             Ok(accepted) => accepted,
@@ -105,35 +132,57 @@ pub(crate) async fn serve<L: Accept>(listener: L, limits: Limits, routes: Router
                 continue;
             }
         };
-        connections.retain(|connection| !connection.0.is_finished());
-        if connections.len() == limits.connections {
-            connections.pop_front();
+        connections.retain(|connection| !connection.task.is_finished());
+        let party = peer.clone().into();
+        if connections.len() >= limits.connections {
+            let held: Vec<_> = connections.iter().map(Connection::held).collect();
+            if let Some(place) = room::displaced(&held, party) {
+                connections.remove(place);
+            }
         }
         let routes = routes.clone().layer(Extension(peer));
-        connections.push_back(Connection(tokio::spawn(converse(stream, limits.time, routes))));
+        let has_asked = Arc::new(AtomicBool::new(false));
+        let task = tokio::spawn(converse(stream, limits.time, routes, has_asked.clone()));
+        connections.push(Connection { task, party, has_asked });
     }
 }
 
 /// A client's task, which ends with it.
-struct Connection(JoinHandle<()>);
+struct Connection {
+    task: JoinHandle<()>,
+    party: Party,
+    has_asked: Arc<AtomicBool>,
+}
 
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.0.abort();
+impl Connection {
+    fn held(&self) -> Held {
+        Held { party: self.party, has_asked: self.has_asked.load(Ordering::Relaxed) }
     }
 }
 
-async fn converse<S>(stream: S, limit: Duration, routes: Router)
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Answers one client's request, and notes when its head is there.
+async fn converse<S>(stream: S, limit: Duration, routes: Router, has_asked: Arc<AtomicBool>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let routes = TowerToHyperService::new(routes);
+    let service = service_fn(move |request| {
+        has_asked.store(true, Ordering::Relaxed);
+        routes.call(request)
+    });
     let connection = http1::Builder::new()
         .keep_alive(false)
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_LIMIT)
         .max_buf_size(HEAD_MAX_BYTES)
         .max_headers(HEADERS_MAX)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+        .serve_connection(TokioIo::new(stream), service);
     match timeout(limit, connection).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => debug!("a client went away: {error}"),

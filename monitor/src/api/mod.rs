@@ -8,7 +8,9 @@
 
 mod client;
 pub(crate) mod listener;
+mod peer_user;
 pub(crate) mod response;
+mod room;
 mod routes;
 mod socket;
 #[cfg(test)]

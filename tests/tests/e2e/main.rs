@@ -44,10 +44,11 @@ mod state_dir;
 mod storage;
 mod taps;
 mod telling;
+mod tenants_commands;
+mod tenants_http;
 mod tenants_identity;
 mod tenants_sockets;
 mod tenants_taps;
-mod tenants_commands;
 mod top;
 mod turns;
 mod unreadable;
@@ -97,6 +98,7 @@ const SUBJECTS: &[(&str, Trials)] = &[
     ("tenants_taps", tenants_taps::trials),
     ("tenants_sockets", tenants_sockets::trials),
     ("tenants_commands", tenants_commands::trials),
+    ("tenants_http", tenants_http::trials),
     ("sockets", sockets::trials),
     ("heartbeats", heartbeats::trials),
     ("metrics", metrics::trials),
