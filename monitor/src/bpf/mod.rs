@@ -24,6 +24,7 @@ mod namespace;
 mod netlink;
 mod offsets;
 mod pins;
+mod shares;
 mod slots;
 mod strangers;
 mod tally;
@@ -149,7 +150,7 @@ pub enum ProbeError {
         #[source]
         source: PinError,
     },
-    /// There are more VMs or taps than there is room for.
+    /// There are more VMs or taps than there is room for, and the user of this one has its share.
     #[error("no room: {key} is too small")]
     Full {
         /// The key of the configuration that makes room.

@@ -1,18 +1,19 @@
 //! Slots of the VMs: a VM's row in every map, which the programs reach by index.
 //!
 //! A look-up by key would cost 10 ns where an index costs 2. A row names its VM (pid and start time), so that one which was
-//! handed on is never misread.
+//! handed on is never misread. Where they run short, they are shared out by user (`shares`).
 
 use std::{
     collections::{HashMap as StdHashMap, HashSet, VecDeque},
     mem,
+    os::unix::fs::MetadataExt as _,
 };
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use monitor_ebpf::{FileKey, NetworkCounters, SlotRow, SlotSet, VmRow, heartbeat::HeartbeatRow};
 use tracing::debug;
 
-use super::{ProbeError, pins::Pins};
+use super::{ProbeError, pins::Pins, shares};
 use flatline_qemu::discover::VmId;
 
 /// Hands slots out, and keeps the maps in step: `vms`, `life`, `heartbeats`, `slots` and `files`.
@@ -30,6 +31,8 @@ pub(super) struct Slots {
 
 struct Taken {
     slot: u32,
+    /// The user of its process.
+    uid: u32,
     /// What it has open for its guest, whether that counts or not.
     files: Vec<FileKey>,
 }
@@ -51,6 +54,16 @@ impl ByPid {
     /// Notes a process. `Ok(false)`: there is no room for it.
     fn insert(&mut self, pid: u32, slot: u32) -> Result<bool, MapError> {
         self.exchange(pid, SlotRow { pid, slot })
+    }
+
+    /// Whether there is room for a process; else those that have it all.
+    fn room_for(&self, pid: u32) -> Result<(), Vec<u32>> {
+        let rows =
+            self.0.get(&(pid & (self.0.len() - 1)), 0).map(|set| set.rows).unwrap_or_default();
+        if rows.iter().any(|row| row.pid == 0 || row.pid == pid) {
+            return Ok(());
+        }
+        Err(rows.iter().map(|row| row.pid).collect())
     }
 
     fn remove(&mut self, pid: u32) -> Result<(), MapError> {
@@ -93,7 +106,8 @@ impl Slots {
         known.retain(|pid, slot| match self.rows.get(slot, 0) {
             Ok(VmRow { lanes: [lane, ..] }) if lane.pid == *pid => {
                 let vm = VmId { pid: *pid, start_ticks: lane.start_ticks };
-                self.taken.insert(vm, Taken { slot: *slot, files: Vec::new() });
+                let taken = Taken { slot: *slot, uid: uid_of(*pid), files: Vec::new() };
+                self.taken.insert(vm, taken);
                 false
             }
             _ => true,
@@ -137,26 +151,49 @@ impl Slots {
         self.taken.keys().copied().collect()
     }
 
+    /// The VM that has to make room before this one of the user `uid` can be given a slot; `None`: there is room, or none for
+    /// it.
+    pub(super) fn loser_to(&self, vm: VmId, uid: u32) -> Option<VmId> {
+        if self.taken.contains_key(&vm) {
+            return None;
+        }
+        let order = |vm: &VmId| (vm.start_ticks, vm.pid);
+        let all = |taken: &mut dyn Iterator<Item = (&VmId, &Taken)>| {
+            taken.map(|(vm, taken)| (taken.uid, order(vm))).collect::<Vec<_>>()
+        };
+        let held = match self.by_pid.room_for(vm.pid) {
+            Ok(()) if !self.free.is_empty() => return None,
+            Ok(()) => all(&mut self.taken.iter()),
+            // Pids can be chosen: those of one set are shared out likewise.
+            Err(pids) => all(&mut self.taken.iter().filter(|(vm, _)| pids.contains(&vm.pid))),
+        };
+        shares::loser(&held, uid).map(|(start_ticks, pid)| VmId { pid, start_ticks })
+    }
+
     /// The VM's slot, a new one with a row of zeros if it has none: from now on it counts.
     ///
     /// # Errors
-    /// [`ProbeError::Full`] where all are taken.
-    pub(super) fn take(&mut self, vm: VmId) -> Result<u32, ProbeError> {
-        if let Some(taken) = self.taken.get(&vm) {
+    /// [`ProbeError::Full`] where all are taken, and its user has its share of them.
+    pub(super) fn take(&mut self, vm: VmId, uid: u32) -> Result<u32, ProbeError> {
+        if let Some(taken) = self.taken.get_mut(&vm) {
+            taken.uid = uid;
             return Ok(taken.slot);
         }
-        let slot = self.free.pop_front().ok_or(ProbeError::Full { key: "probes.max_vms" })?;
+        let full = || ProbeError::Full { key: "probes.max_vms" };
+        let slot = self.free.pop_front().ok_or_else(full)?;
         let failed = |source| ProbeError::Map { map: "vms", source };
         let made = match self.write(slot, vm) {
             // The row first: a program that finds the slot finds the row.
-            Ok(()) => self.by_pid.insert(vm.pid, slot).map_err(failed).and_then(|is_in| {
-                is_in.then_some(()).ok_or(ProbeError::Full { key: "probes.max_vms" })
-            }),
+            Ok(()) => self
+                .by_pid
+                .insert(vm.pid, slot)
+                .map_err(failed)
+                .and_then(|is_in| is_in.then_some(()).ok_or_else(full)),
             Err(error) => Err(failed(error)),
         };
         match made {
             Ok(()) => {
-                self.taken.insert(vm, Taken { slot, files: Vec::new() });
+                self.taken.insert(vm, Taken { slot, uid, files: Vec::new() });
                 Ok(slot)
             }
             Err(error) => {
@@ -210,7 +247,7 @@ impl Slots {
 
     /// Takes the slot back, and empties its row, so that it is no VM's.
     pub(super) fn forget(&mut self, vm: VmId) {
-        let Some(Taken { slot, files }) = self.taken.remove(&vm) else { return };
+        let Some(Taken { slot, files, .. }) = self.taken.remove(&vm) else { return };
         if let Err(error) = self.by_pid.remove(vm.pid) {
             debug!("no slot of VM {vm} to remove: {error}");
         }
@@ -224,6 +261,11 @@ impl Slots {
         }
         self.free.push_back(slot);
     }
+}
+
+/// The user of a process that an earlier daemon counted, until it is found again.
+fn uid_of(pid: u32) -> u32 {
+    std::fs::metadata(format!("/proc/{pid}")).map_or(u32::MAX, |of| of.uid())
 }
 
 /// Opens a pinned map as one of the kind that it is.

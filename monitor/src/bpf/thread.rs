@@ -32,6 +32,8 @@ use flatline_qemu::discover::{Tap, VmId};
 pub(crate) struct Counted {
     /// Its name, for people: another VM that has one of its taps is told of it.
     pub name: String,
+    /// The user of its QEMU.
+    pub uid: u32,
     /// Its taps.
     pub taps: Vec<Tap>,
     /// The files and devices of its disks, whose pages the host may write back.
@@ -55,6 +57,14 @@ pub struct AttachReport {
     pub is_heard: bool,
     /// When to look again, if that is worth while: nothing can be told yet.
     pub look_in: Option<Duration>,
+}
+
+impl AttachReport {
+    /// Of a VM in this slot, of whose taps nothing is known yet.
+    pub(super) fn new(vm: VmId, slot: Result<u32, String>) -> Self {
+        let (taps, lost, renamed, is_heard, look_in) = (Vec::new(), None, false, true, None);
+        Self { vm, slot, taps, lost, renamed, is_heard, look_in }
+    }
 }
 
 /// What the thread reports.

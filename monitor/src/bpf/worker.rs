@@ -63,6 +63,9 @@ impl Worker {
         while let Ok(request) = requests.recv() {
             match request {
                 Request::Attach(vm, counted) => {
+                    if let Some(loser) = self.slots.loser_to(vm, counted.uid) {
+                        self.displace(loser);
+                    }
                     let report = self.attach(vm, &counted);
                     self.report(ProbeReport::Attached(report));
                 }
@@ -117,16 +120,9 @@ impl Worker {
     }
 
     fn attach(&mut self, vm: VmId, counted: &Counted) -> AttachReport {
-        let Counted { name, taps, files } = counted;
-        let mut report = AttachReport {
-            vm,
-            slot: self.slots.take(vm).map_err(|error| error_chain(&error)),
-            taps: Vec::new(),
-            lost: None,
-            renamed: false,
-            is_heard: true,
-            look_in: None,
-        };
+        let Counted { name, uid, taps, files } = counted;
+        let slot = self.slots.take(vm, *uid).map_err(|error| error_chain(&error));
+        let mut report = AttachReport::new(vm, slot);
         let slot = match &report.slot {
             Ok(slot) => *slot,
             Err(why) => {
@@ -223,6 +219,20 @@ impl Worker {
             report.is_heard &= attached.is_heard;
             report.taps.push(attached.probe);
         }
+    }
+
+    /// Takes a VM's slot from it, since another user has less than its share.
+    fn displace(&mut self, vm: VmId) {
+        let (taps, _) = self.bypass.get(&vm).cloned().unwrap_or_default();
+        self.forget(vm);
+        let why = "its user has more than an equal share of what probes.max_vms allows, and another user's VM \
+                   is counted in its place"
+            .to_owned();
+        let taps = taps.iter().map(|tap| TapProbe::not_on(tap, why.clone())).collect();
+        self.report(ProbeReport::Attached(AttachReport {
+            taps,
+            ..AttachReport::new(vm, Err(why))
+        }));
     }
 
     fn forget(&mut self, vm: VmId) {

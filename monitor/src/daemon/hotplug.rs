@@ -101,6 +101,8 @@ pub(super) fn attached(
     let is_worse = all_attached(&sensors.taps) && !all_attached(&taps);
     if sensors.slot != slot {
         watched.wake(now);
+        // Counters of another row say nothing about what moved since.
+        watched.sensors.sample = None;
     }
     let sensors = &mut watched.sensors;
     sensors.slot = slot;
@@ -132,7 +134,7 @@ fn all_attached(taps: &[TapProbe]) -> bool {
 
 /// What the programs are to count for a VM.
 pub(super) fn counted(vm: &Vm) -> Counted {
-    let Vm { name, plugged, .. } = vm;
+    let Vm { name, plugged, origin, .. } = vm;
     let (taps, files) = (plugged.taps.clone(), plugged.files.keys.clone());
-    Counted { name: name.clone(), taps, files }
+    Counted { name: name.clone(), uid: origin.uid, taps, files }
 }

@@ -49,6 +49,7 @@ mod tenants_http;
 mod tenants_identity;
 mod tenants_sockets;
 mod tenants_taps;
+mod tenants_quotas;
 mod top;
 mod turns;
 mod unreadable;
@@ -100,6 +101,7 @@ const SUBJECTS: &[(&str, Trials)] = &[
     ("tenants_commands", tenants_commands::trials),
     ("tenants_http", tenants_http::trials),
     ("sockets", sockets::trials),
+    ("tenants_quotas", tenants_quotas::trials),
     ("heartbeats", heartbeats::trials),
     ("metrics", metrics::trials),
     ("page", page::trials),
