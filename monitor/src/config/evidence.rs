@@ -41,16 +41,16 @@ keys! {
     /// What is kept of it, on the whole host.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub(crate) struct RetentionConfig {
-        /// how long evidence is kept; the incidents' records stay
+        /// how long evidence is kept; the incidents' records stay, the newest 10,000 of them
         recovery.evidence_keep: Duration = "90d", Within(HOUR..=3660 * DAY),
             host "evidence is kept for all VMs alike; set it in [recovery]";
-        /// MiB of all evidence together; the oldest goes first
+        /// MiB of all evidence together; the user of whose VMs there is most gives up its oldest
         recovery.evidence_max_mib: u32 = 1024, Count(1..=MOST_MIB),
             host "evidence is kept for all VMs alike; set it in [recovery]";
         /// where memory dumps go; without it, `memory` in state_dir
         recovery.memory_dump_dir: PathBuf = "/var/lib/flatline/memory", Directory,
             host "evidence is kept for all VMs alike; set it in [recovery]";
-        /// MiB of all dumps there; the oldest make room, and 5 % of the disk stays free
+        /// MiB of all dumps there; the user that has most makes room with its oldest, and 5 % of the disk stays free
         recovery.memory_dump_quota_mib: u32 = 16384, Count(1..=MOST_MIB),
             host "evidence is kept for all VMs alike; set it in [recovery]";
     }

@@ -98,7 +98,7 @@ keys! {
         recorder.keep: Duration = "5m", Within(Duration::ZERO..=HOUR);
         /// or true: everything, to state_dir/recordings
         recorder.disk: bool = false, any::<bool>();
-        /// MiB of all recordings there together; the oldest go first
+        /// MiB of all recordings there together; the user that has most gives up its oldest
         recorder.max_mib: u32 = 256, Count(1..=1 << 20);
     }
 }

@@ -48,7 +48,7 @@ impl Disk {
             start_ticks: vm.id.start_ticks,
             detection: detection.clone(),
         };
-        Recorder::start(context.config.recorder, header, &self.archive)
+        Recorder::start(context.config.recorder, vm.origin.uid, header, &self.archive)
     }
 
     /// Goes on as `config` has it.

@@ -81,8 +81,10 @@ impl EventLoop {
         self.wake_chosen(only);
         let is_chosen = |watched: &&WatchedVm| only.is_none_or(|only| watched.vm.id == only);
         let chosen: Vec<&WatchedVm> = self.registry.vms.values().filter(is_chosen).collect();
-        let recordings: Vec<Recording> =
-            chosen.iter().filter_map(|watched| watched.detector.recorder.recording()).collect();
+        let recording = |watched: &&WatchedVm| {
+            Some((watched.vm.origin.uid, watched.detector.recorder.recording()?))
+        };
+        let recordings: Vec<(u32, Recording)> = chosen.iter().filter_map(recording).collect();
         if recordings.is_empty() && !chosen.is_empty() {
             let why = "nothing is recorded yet, or recorder.keep is 0s";
             return answer(reply, Reply::error(RefusalKind::Nothing, why));

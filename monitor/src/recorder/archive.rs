@@ -3,7 +3,8 @@
 //!
 //! A thread of its own writes them, so that a disk that stalls or is full never delays the watching: what waits
 //! to be written is bounded in bytes, and what doesn't fit any more is dropped. The next block of that VM then
-//! says how many records are missing before it. All files together keep to a bound; the oldest go first.
+//! says how many records are missing before it. All files together keep to a bound; the user of whose VMs there is most
+//! gives up its oldest. Whose a file is stands in its name, `TIME-NAME-PID@UID.flr`.
 
 use std::{
     collections::HashMap,
@@ -25,7 +26,7 @@ use tracing::{error, warn};
 
 use crate::{
     api::{RefusalKind, Reply, view::RecordView},
-    storage::incident::incident_id,
+    storage::{by_user::ByUser, incident::incident_id},
 };
 use flatline_detector::recording::{
     Header, Malformed, Recording, Segment,
@@ -53,14 +54,14 @@ type Key = (u32, u64);
 
 /// What is to be written.
 enum Job {
-    /// A segment of a VM of which everything is recorded; so many records before it are lost.
-    Append(Arc<Header>, Arc<Segment>, u64),
+    /// A segment of a VM of this user, of which everything is recorded; so many records before it are lost.
+    Append(u32, Arc<Header>, Arc<Segment>, u64),
     /// That VM is gone.
     End(Key),
     /// All files together may take so many bytes from now on.
     Bound(u64),
-    /// Recordings that a client asked for.
-    Save(Vec<Recording>, oneshot::Sender<Reply>),
+    /// Recordings that a client asked for, each with the VM's user.
+    Save(Vec<(u32, Recording)>, oneshot::Sender<Reply>),
 }
 
 /// Hands recordings to the thread that writes them.
@@ -89,8 +90,8 @@ impl Archive {
         let write = move || {
             for job in inbox {
                 match job {
-                    Job::Append(header, segment, lost) => {
-                        directory.append(&header, &segment, lost, SystemTime::now());
+                    Job::Append(user, header, segment, lost) => {
+                        directory.append(user, &header, &segment, lost, SystemTime::now());
                         queue.fetch_sub(segment.size(), Ordering::Relaxed);
                     }
                     Job::End(vm) => directory.end(vm),
@@ -111,11 +112,17 @@ impl Archive {
         (Self { jobs, queued, waiting }, Writing(thread))
     }
 
-    /// Has a segment written to its VM's file, and says whether there was room for it.
-    pub(crate) fn append(&self, header: &Arc<Header>, segment: &Arc<Segment>, lost: u64) -> bool {
+    /// Has a segment written to the file of its VM, which is this `user`'s, and says whether there was room for it.
+    pub(crate) fn append(
+        &self,
+        user: u32,
+        header: &Arc<Header>,
+        segment: &Arc<Segment>,
+        lost: u64,
+    ) -> bool {
         let size = segment.size();
         if self.queued.fetch_add(size, Ordering::Relaxed) + size <= QUEUE_MAX_BYTES
-            && self.jobs.send(Job::Append(header.clone(), segment.clone(), lost)).is_ok()
+            && self.jobs.send(Job::Append(user, header.clone(), segment.clone(), lost)).is_ok()
         {
             return true;
         }
@@ -133,8 +140,8 @@ impl Archive {
         let _ = self.jobs.send(Job::Bound(u64::from(max_mib) << 20));
     }
 
-    /// Has recordings written to files of their own, and answers with their names.
-    pub(crate) fn save(&self, recordings: Vec<Recording>, reply: oneshot::Sender<Reply>) {
+    /// Has recordings, each with its VM's user, written to files of their own, and answers with their names.
+    pub(crate) fn save(&self, recordings: Vec<(u32, Recording)>, reply: oneshot::Sender<Reply>) {
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= WAITING_MAX {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             let why = "earlier recordings still wait to be written";
@@ -193,6 +200,7 @@ impl Directory {
     /// Writes a block to the VM's file; what can't be written is counted, and told by its next block.
     pub(super) fn append(
         &mut self,
+        user: u32,
         header: &Header,
         segment: &Segment,
         lost: u64,
@@ -200,7 +208,7 @@ impl Directory {
     ) {
         let vm = key(header);
         let lost = self.lost.get(&vm).copied().unwrap_or(0).saturating_add(lost);
-        match self.try_append(header, segment, lost, now) {
+        match self.try_append(user, header, segment, lost, now) {
             Ok(()) => {
                 self.lost.remove(&vm);
                 if std::mem::take(&mut self.failing) {
@@ -223,6 +231,7 @@ impl Directory {
 
     fn try_append(
         &mut self,
+        user: u32,
         header: &Header,
         segment: &Segment,
         lost: u64,
@@ -238,7 +247,7 @@ impl Directory {
         });
         if !self.current.contains_key(&vm) {
             let start = preamble(header).map_err(invalid)?;
-            let path = self.write_new(header, now, &start)?;
+            let path = self.write_new(user, header, now, &start)?;
             let bytes = start.len() as u64;
             self.current.insert(vm, Current { path, bytes, began: now });
         }
@@ -263,12 +272,12 @@ impl Directory {
     }
 
     /// Writes recordings to files of their own.
-    pub(super) fn save(&mut self, recordings: &[Recording], now: SystemTime) -> Reply {
+    pub(super) fn save(&mut self, recordings: &[(u32, Recording)], now: SystemTime) -> Reply {
         let mut paths = Vec::new();
         let mut complaints = Vec::new();
-        for recording in recordings {
+        for (user, recording) in recordings {
             let bytes = to_bytes(recording).map_err(invalid);
-            match bytes.and_then(|bytes| self.write_new(&recording.header, now, &bytes)) {
+            match bytes.and_then(|bytes| self.write_new(*user, &recording.header, now, &bytes)) {
                 Ok(path) => paths.push(path.display().to_string()),
                 Err(error) => complaints.push(format!("{}: {error}", recording.header.vm)),
             }
@@ -282,13 +291,19 @@ impl Directory {
     }
 
     /// Writes a file that was not there before.
-    fn write_new(&mut self, header: &Header, now: SystemTime, bytes: &[u8]) -> io::Result<PathBuf> {
+    fn write_new(
+        &mut self,
+        user: u32,
+        header: &Header,
+        now: SystemTime,
+        bytes: &[u8],
+    ) -> io::Result<PathBuf> {
         DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(&self.path)?;
         let base = format!("{}-{}", incident_id(now, &header.vm), header.pid);
         let mut number = 1_u32;
         loop {
             let more = if number == 1 { String::new() } else { format!("-{number}") };
-            let path = self.path.join(format!("{base}{more}.{EXTENSION}"));
+            let path = self.path.join(format!("{base}{more}@{user}.{EXTENSION}"));
             let opened =
                 OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&path);
             match opened.and_then(|mut file| {
@@ -313,7 +328,7 @@ impl Directory {
         }
     }
 
-    /// Removes the oldest files where all together are too large.
+    /// Removes files where all together are too large, of the user that has most the oldest first.
     fn keep_to_the_bound(&mut self) {
         if self.bytes.is_some_and(|bytes| bytes <= self.most_bytes) {
             return;
@@ -326,21 +341,28 @@ impl Directory {
             }
         };
         files.sort();
-        let mut all: u64 = files.iter().map(|(_, _, bytes)| bytes).sum();
+        let (mut kept, mut stays) = (ByUser::default(), 0);
         for (_, path, bytes) in files {
-            if all <= self.most_bytes {
-                break;
-            }
+            kept.push(user_of(&path), bytes, (path, bytes));
+        }
+        while kept.all().saturating_add(stays) > self.most_bytes
+            && let Some((path, bytes)) = kept.pop()
+        {
             match std::fs::remove_file(&path) {
-                Ok(()) => {
-                    all = all.saturating_sub(bytes);
-                    self.current.retain(|_, current| current.path != path);
+                Ok(()) => self.current.retain(|_, current| current.path != path),
+                Err(error) => {
+                    stays += bytes;
+                    warn!("can't remove {}: {error}", path.display());
                 }
-                Err(error) => warn!("can't remove {}: {error}", path.display()),
             }
         }
-        self.bytes = Some(all);
+        self.bytes = Some(kept.all().saturating_add(stays));
     }
+}
+
+/// The user that a recording's name ends with; `None` of one of before. A VM's name has no `@` there.
+fn user_of(path: &Path) -> Option<u32> {
+    path.file_stem()?.to_str()?.rsplit_once('@')?.1.parse().ok()
 }
 
 /// When each recording was last written to, where it is, and how many bytes it has.

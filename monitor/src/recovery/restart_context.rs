@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     config::{ActuatorConfig, EvidencePolicy, MemoryDump},
-    storage::incident::Incident,
+    storage::{incident::Incident, incidents::incidents_in},
     vm::{Context, WatchedVm},
 };
 use flatline_detector::verdict::Cause;
@@ -57,6 +57,8 @@ impl Supervisor {
         let memory = (memory_dump == MemoryDump::On).then(|| dump::Wanted {
             directory: retention.memory_dump_dir.clone(),
             quota_bytes: u64::from(retention.memory_dump_quota_mib) << 20,
+            incidents: incidents_in(&context.config.paths.state_dir),
+            user: watched.vm.origin.uid,
             limit: memory_dump_limit,
             under_way: self.dumps.clone(),
         });

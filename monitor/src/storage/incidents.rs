@@ -6,7 +6,7 @@
 //! the daemon forget that it restarted a guest a minute ago. A record that can't be read is
 //! reported and left where it is, for a person to look at.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -28,7 +28,10 @@ use crate::identity::Key;
 pub(crate) const EVIDENCE_MAX_BYTES: usize = 8 << 20;
 
 /// A record longer than this was not written by us.
-const RECORD_MAX_BYTES: u64 = 1 << 20;
+pub(super) const RECORD_MAX_BYTES: u64 = 1 << 20;
+
+/// Ids that were given out and are remembered.
+const IDS: usize = 10_000;
 
 /// The form of a record; a record of a higher one was written by a newer flatline.
 const FORMAT: u32 = 1;
@@ -73,6 +76,11 @@ pub(crate) enum StoreError {
     },
 }
 
+/// Where the incidents of a state directory are.
+pub(crate) fn incidents_in(state_dir: &Path) -> PathBuf {
+    state_dir.join("incidents")
+}
+
 /// A record as it stands in its file.
 #[derive(Serialize, Deserialize)]
 struct Record<I> {
@@ -98,7 +106,15 @@ pub(crate) struct IncidentStore {
     directory: PathBuf,
     restarts: Mutex<RestartIndex>,
     /// Ids that are taken: found at the start, or given out since.
-    ids: Mutex<HashSet<String>>,
+    ids: Mutex<Ids>,
+}
+
+/// See [`IncidentStore::new_id`].
+#[derive(Debug, Default)]
+struct Ids {
+    taken: HashSet<String>,
+    /// Those that were given out, the oldest first: an id begins with its time, so that one of long ago is in no new one's way.
+    given: VecDeque<String>,
 }
 
 impl IncidentStore {
@@ -107,7 +123,7 @@ impl IncidentStore {
     ///
     /// A directory without a record is one that an earlier daemon had no time to fill, and is removed.
     pub(crate) fn open(state_dir: &Path) -> Result<Self, StoreError> {
-        let directory = state_dir.join("incidents");
+        let directory = incidents_in(state_dir);
         DirBuilder::new()
             .recursive(true)
             .mode(DIRECTORY_MODE)
@@ -122,9 +138,10 @@ impl IncidentStore {
             let _ = std::fs::remove_file(entry.path().join(temporary(RECORD)));
             let _ = std::fs::remove_dir(entry.path());
         }
-        let ids =
+        let found =
             taken.iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-        let store = Self { directory, restarts: Mutex::default(), ids: Mutex::new(ids) };
+        let store = Self { directory, restarts: Mutex::default(), ids: Mutex::default() };
+        lock(&store.ids).taken = found;
         let (incidents, complaints) = store.all();
         for incident in incidents {
             store.note_restarts(&incident);
@@ -141,10 +158,16 @@ impl IncidentStore {
         let base = incident_id(detected_at, vm);
         let mut id = base.clone();
         let mut number = 1_u32;
-        let mut taken = lock(&self.ids);
-        while !taken.insert(id.clone()) {
+        let mut ids = lock(&self.ids);
+        while !ids.taken.insert(id.clone()) {
             number += 1;
             id = format!("{base}-{number}");
+        }
+        ids.given.push_back(id.clone());
+        if ids.given.len() > IDS
+            && let Some(old) = ids.given.pop_front()
+        {
+            ids.taken.remove(&old);
         }
         id
     }

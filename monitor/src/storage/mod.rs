@@ -3,9 +3,12 @@
 //! Everything that has to outlive the daemon is written here as a whole or not at all, as JSON that people can read,
 //! and is bounded when it is read again.
 
+pub(crate) mod by_user;
 pub(crate) mod evidence;
 pub(crate) mod incident;
+pub(crate) mod incident_user;
 pub(crate) mod incidents;
 pub(crate) mod ledger;
+mod record_quota;
 mod restart_index;
 pub(crate) mod retention;

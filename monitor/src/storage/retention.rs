@@ -1,9 +1,12 @@
 //! How long the evidence of incidents is kept: until it is too old, or all together is too much. The records stay.
 //!
+//! Where it is too much, the user of whose VMs there is most gives up its oldest: no user's crashes cost another its evidence.
+//!
 //! What is to go is found by a pure function; what is there, and that it goes, by the file system, through descriptors
 //! of the directories: no link is ever followed, and none is removed either.
 
 use std::{
+    collections::HashMap,
     ffi::CString,
     io,
     path::{Path, PathBuf},
@@ -19,7 +22,12 @@ use rustix::{
 };
 use tracing::{error, info, warn};
 
-use super::incidents::RECORD;
+use super::{
+    by_user::ByUser,
+    incident_user,
+    incidents::RECORD,
+    record_quota::{MOST_RECORDS, surplus},
+};
 use crate::config::RetentionConfig;
 
 /// Time between two looks. An incident's evidence is bounded, and so are the restarts: no disk fills in between.
@@ -30,7 +38,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(600);
 pub(crate) struct RetentionPolicy {
     /// What is older goes.
     pub keep: Duration,
-    /// What all together is above that goes, the oldest first; in bytes.
+    /// What all together is above that goes, of the user that has most its oldest first; in bytes.
     pub most_bytes: u64,
 }
 
@@ -52,20 +60,32 @@ struct Kept {
     bytes: u64,
 }
 
-/// What is to go of `files` at `now`, the oldest first.
-fn expired(mut files: Vec<Kept>, policy: RetentionPolicy, now: SystemTime) -> Vec<Kept> {
+/// What is to go of `files` at `now`: what is too old, and then of each user its oldest first. `user_of` tells an incident's.
+fn expired(
+    mut files: Vec<Kept>,
+    policy: RetentionPolicy,
+    now: SystemTime,
+    user_of: impl Fn(&CString) -> Option<u32>,
+) -> Vec<Kept> {
     files.sort();
-    let mut all = files.iter().map(|file| file.bytes).fold(0, u64::saturating_add);
-    files.retain(|file| {
-        // A file of the future, since the clock was set back, is young.
-        let age = now.duration_since(file.written).unwrap_or_default();
-        let goes = age > policy.keep || all > policy.most_bytes;
-        if goes {
-            all = all.saturating_sub(file.bytes);
-        }
-        goes
-    });
-    files
+    // A file of the future, since the clock was set back, is young.
+    let is_old = |file: &Kept| now.duration_since(file.written).unwrap_or_default() > policy.keep;
+    let (mut gone, rest): (Vec<Kept>, Vec<Kept>) = files.into_iter().partition(is_old);
+    let all = rest.iter().map(|file| file.bytes).fold(0, u64::saturating_add);
+    if all <= policy.most_bytes {
+        return gone;
+    }
+    let (mut users, mut kept) = (HashMap::new(), ByUser::default());
+    for file in rest {
+        let user = *users.entry(file.incident.clone()).or_insert_with_key(&user_of);
+        kept.push(user, file.bytes, file);
+    }
+    while kept.all() > policy.most_bytes
+        && let Some(oldest) = kept.pop()
+    {
+        gone.push(oldest);
+    }
+    gone
 }
 
 /// The thread that looks now and then.
@@ -118,7 +138,9 @@ fn sweep(directory: &Path, policy: RetentionPolicy, now: SystemTime) {
         Ok(found) => found,
         Err(error) => return warn!("can't look through {}: {error}", directory.display()),
     };
-    let gone = expired(found, policy, now);
+    let user_of = |incident: &CString| incident_user::user_of(directory, incident.to_str().ok()?);
+    remove_surplus(directory, user_of);
+    let gone = expired(found, policy, now, user_of);
     let mut removed = 0_u64;
     for Kept { incident, name, bytes, .. } in &gone {
         match remove(directory, incident, name) {
@@ -132,6 +154,35 @@ fn sweep(directory: &Path, policy: RetentionPolicy, now: SystemTime) {
     if removed > 0 {
         info!(files = gone.len(), bytes = removed, "evidence was kept for long enough");
     }
+}
+
+/// Removes records where there are too many, and what is left of their evidence.
+fn remove_surplus(directory: &Path, user_of: impl Fn(&CString) -> Option<u32>) {
+    let Ok(ids) = open(CWD, directory).map_err(io::Error::from).and_then(|all| names(&all)) else {
+        return;
+    };
+    let gone = surplus(ids, MOST_RECORDS, user_of);
+    for id in &gone {
+        if let Err(error) = remove_all(directory, id) {
+            warn!("can't remove {}: {error}", path(directory, id).display());
+        }
+    }
+    if !gone.is_empty() {
+        info!(records = gone.len(), "more than {MOST_RECORDS} records: the oldest went");
+    }
+}
+
+/// Removes an incident's directory and the files in it; a link in it stays, and the directory with it.
+fn remove_all(directory: &Path, id: &CString) -> io::Result<()> {
+    let incidents = open(CWD, directory)?;
+    let opened = open(&incidents, &**id)?;
+    for name in names(&opened)? {
+        let stat = statat(&opened, &*name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+            unlinkat(&opened, &*name, AtFlags::empty())?;
+        }
+    }
+    Ok(unlinkat(incidents, &**id, AtFlags::REMOVEDIR)?)
 }
 
 fn path(directory: &Path, incident: &CString) -> PathBuf {
@@ -207,7 +258,7 @@ mod tests {
     }
 
     fn gone(files: &[Kept], policy: RetentionPolicy) -> Vec<String> {
-        let gone = expired(files.to_vec(), policy, at(100));
+        let gone = expired(files.to_vec(), policy, at(100), |_| None);
         gone.iter().map(|file| file.name.to_string_lossy().into_owned()).collect()
     }
 
@@ -227,6 +278,20 @@ mod tests {
         assert_eq!(gone(&files, policy(119)), ["a"]);
         assert_eq!(gone(&files, policy(79)), ["a", "b"]);
         assert_eq!(gone(&files, policy(0)), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn the_user_that_has_most_gives_up_its_oldest_and_others_keep_what_is_older() {
+        let of = |incident: &str, days, name| Kept {
+            incident: CString::new(incident).unwrap(),
+            ..file(days, name, 40)
+        };
+        let files = [of("1", 90, "old"), of("2", 97, "a"), of("2", 98, "b"), of("2", 99, "c")];
+        let policy = RetentionPolicy { keep: DAY * 90, most_bytes: 80 };
+        let user_of = |incident: &CString| incident.to_str().ok()?.parse().ok();
+        let gone = expired(files.to_vec(), policy, at(100), user_of);
+        let names: Vec<_> = gone.iter().map(|file| file.name.to_str().unwrap()).collect();
+        assert_eq!(names, ["a", "b"]);
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub(crate) struct Recorder(Option<Tape>);
 
 #[derive(Debug)]
 struct Tape {
+    /// The VM's user.
+    uid: u32,
     header: Arc<Header>,
     ring: Ring,
     keep: Duration,
@@ -44,12 +46,19 @@ impl Recorder {
         Self(None)
     }
 
-    pub(crate) fn start(config: config::Recorder, header: Header, archive: &Archive) -> Self {
+    /// Begins with a VM of the user `uid`.
+    pub(crate) fn start(
+        config: config::Recorder,
+        uid: u32,
+        header: Header,
+        archive: &Archive,
+    ) -> Self {
         let config::Recorder { keep, disk, max_mib: _ } = config;
         // What is to be on disk is there within a minute; else, what few records there are of a VM that rests share one.
         let longest_segment = if disk { Duration::ZERO } else { keep };
         let limits = Limits { keep, most_bytes: Limits::MOST_BYTES, longest_segment };
         let tape = || Tape {
+            uid,
             ring: Ring::new(limits, header.pid),
             header: Arc::new(header),
             keep,
@@ -148,7 +157,7 @@ impl Tape {
     /// Has a segment written down, where everything is.
     fn send(&mut self, segment: &Arc<Segment>) {
         let Some(archive) = &self.archive else { return };
-        self.unsent = if archive.append(&self.header, segment, self.unsent) {
+        self.unsent = if archive.append(self.uid, &self.header, segment, self.unsent) {
             0
         } else {
             self.unsent.saturating_add(segment.records).saturating_add(segment.lost)

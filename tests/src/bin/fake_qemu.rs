@@ -37,6 +37,11 @@ const RESETS_APART: Duration = Duration::from_millis(2100);
 const SLOW_RESET: Duration = Duration::from_secs(8);
 /// How long an answer takes that is late.
 const LATE: Duration = Duration::from_secs(20);
+/// One that aborts is found before that.
+const ABORTS_AFTER: Duration = Duration::from_secs(4);
+/// The memory of a guest, and from one byte to the next where it comes slowly.
+const MEMORY_BYTES: usize = 3 << 20;
+const SLOW_MEMORY: Duration = Duration::from_millis(50);
 /// What no screen ever showed, and how much the painter claims to have written of it.
 const PICTURE: &[u8] = b"P6\n100000 100000\n255\n";
 const PICTURE_BYTES: u64 = 1 << 40;
@@ -68,6 +73,12 @@ fn main() -> Result<()> {
         "resets" => reset_without_end,
         "slow-reset" => |client| panicked(client, slow_reset),
         "late" => |client| panicked(client, late),
+        "dumps" => |client| dump(client, false),
+        "dumps-slowly" => |client| dump(client, true),
+        "aborts" => {
+            std::thread::sleep(ABORTS_AFTER);
+            std::process::abort()
+        }
         other => bail!("no manner {other}"),
     };
     let listener = UnixListener::bind(path).with_context(|| format!("cannot bind {path}"))?;
@@ -287,6 +298,39 @@ fn usual(command: &str) -> Value {
         }
         command if command.starts_with("query-") => json!([]),
         _ => json!({}),
+    }
+}
+
+/// Says that the guest panicked, and hands its memory out where that is asked for, a byte at a time without end if it is slow.
+fn dump(mut client: UnixStream, is_slow: bool) -> Result<()> {
+    client.write_all(GREETING.as_bytes())?;
+    let (mut bytes, mut pipe) = (Vec::new(), None);
+    loop {
+        let request = next_request_with(&mut client, &mut bytes, &mut pipe)?;
+        let answer = match request["execute"].as_str().unwrap_or_default() {
+            "query-dump-guest-memory-capability" => json!({"formats": ["elf"]}),
+            "dump-guest-memory" => {
+                let mut pipe = File::from(pipe.take().context("no pipe")?);
+                HAS_ONCE.store(true, Relaxed);
+                std::thread::spawn(move || {
+                    if is_slow {
+                        while pipe.write_all(&[0]).is_ok() {
+                            std::thread::sleep(SLOW_MEMORY);
+                        }
+                    }
+                    let _ = pipe.write_all(&vec![0; MEMORY_BYTES]);
+                    HAS_ONCE.store(false, Relaxed);
+                });
+                json!({})
+            }
+            "query-dump" => {
+                let status = if HAS_ONCE.load(Relaxed) { "active" } else { "completed" };
+                json!({"status": status, "completed": 1, "total": MEMORY_BYTES})
+            }
+            command => usual(command),
+        };
+        let answer = json!({"return": answer, "id": request["id"]});
+        client.write_all(format!("{answer}\r\n").as_bytes())?;
     }
 }
 

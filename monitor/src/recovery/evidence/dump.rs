@@ -5,26 +5,26 @@
 //! the pipe ends a dump that takes too long, for which QEMU has no command. All formats that are asked for are written
 //! from beginning to end without seeking.
 //!
-//! One dump is taken at a time on the host: two would only make each other late. QEMU stops the guest for it, and
-//! lets it go on afterwards if it ran.
+//! One dump is taken at a time of each user's VMs, and few on the host: they would only make each other late. None is waited
+//! for (`turn`): that would delay a restart. QEMU stops the guest for it, and lets it go on afterwards if it ran.
 
 mod room;
+mod turn;
 mod write;
 
 use std::{
-    collections::BTreeMap,
     fmt,
     path::PathBuf,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    },
+    sync::atomic::Ordering::Relaxed,
     time::{Duration, Instant, SystemTime},
 };
 
 use serde_json::{Value, json};
 use tokio::{task::spawn_blocking, time::sleep};
 use tracing::info;
+
+use turn::Turn;
+pub(crate) use turn::UnderWay;
 
 use super::ANSWER_LIMIT;
 use flatline_qemu::{discover::VmId, qmp::QmpHandle, text::error_chain};
@@ -46,8 +46,12 @@ const FORMATS: [(&str, &str); 4] =
 pub(crate) struct Wanted {
     /// The directory for it, which is made if it is missing.
     pub(crate) directory: PathBuf,
-    /// The most that all dumps there may take, in bytes; the oldest make room.
+    /// The most that all dumps there may take, in bytes; the oldest of the user that has most make room.
     pub(crate) quota_bytes: u64,
+    /// Where the incidents are that tell whose dumps these are.
+    pub(crate) incidents: PathBuf,
+    /// The user of the VM's process.
+    pub(crate) user: u32,
     /// How long it may take.
     pub(crate) limit: Duration,
     /// Where its progress is shown.
@@ -83,34 +87,6 @@ pub(crate) struct State {
     pub(crate) written_bytes: u64,
 }
 
-/// The dumps that are under way.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct UnderWay {
-    /// One is taken at a time.
-    turn: Arc<tokio::sync::Mutex<()>>,
-    states: Arc<Mutex<BTreeMap<VmId, State>>>,
-}
-
-impl UnderWay {
-    /// How far that of a VM is; `None` where none is taken.
-    pub(crate) fn of(&self, vm: VmId) -> Option<State> {
-        self.states().get(&vm).copied()
-    }
-
-    fn states(&self) -> MutexGuard<'_, BTreeMap<VmId, State>> {
-        // Each entry is valid after every statement.
-        self.states.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What the thread that writes and the task that looks on share.
-#[derive(Debug, Default)]
-struct Progress {
-    written: AtomicU64,
-    /// The time is up: the pipe is to be closed.
-    give_up: AtomicBool,
-}
-
 /// Takes the dump for the incident `incident`, for as long as [`Wanted::limit`] at most and some seconds in which QEMU
 /// puts an end to one that was not done by then. Where this fails, no file is left.
 ///
@@ -124,8 +100,7 @@ pub(crate) async fn take(
 ) -> Result<Dump, String> {
     let begun = Instant::now();
     let late = || format!("not done within {:?}", wanted.limit);
-    let turn = tokio::time::timeout(wanted.limit, wanted.under_way.turn.clone().lock_owned());
-    let _turn = turn.await.map_err(|_| "others' dumps took all the time".to_owned())?;
+    let turn = wanted.under_way.begin(wanted.user)?;
     let capability = ask(qmp, "query-dump-guest-memory-capability", None).await?;
     let (format, extension) = format_of(&capability).ok_or("QEMU offers no format for it")?;
     let (reader, writer) = std::io::pipe().map_err(|error| format!("no pipe: {error}"))?;
@@ -133,12 +108,13 @@ pub(crate) async fn take(
     let handed = qmp.execute_with(writer.into(), "getfd", Some(named), ANSWER_LIMIT).await;
     handed.map_err(|error| error_chain(&error))?;
 
-    let progress = Arc::new(Progress::default());
+    let progress = turn.progress().clone();
     let job = write::Job {
         directory: wanted.directory.clone(),
         name: format!("{incident}.{extension}"),
         quota_bytes: wanted.quota_bytes,
-        progress: progress.clone(),
+        incidents: wanted.incidents.clone(),
+        turn,
     };
     let mut writing = spawn_blocking(move || write::write(reader, &job));
     let asked = json!({ "paging": false, "protocol": format!("fd:{PIPE_NAME}"), "detach": true,

@@ -117,6 +117,8 @@ async fn a_qemu_that_fell_silent_over_a_question_is_asked_for_nothing() {
         directory: PathBuf::from("/nowhere"),
         quota_bytes: 1,
         limit: Duration::from_secs(1),
+        incidents: PathBuf::from("/nowhere"),
+        user: 1000,
         under_way: dump::UnderWay::default(),
     };
     let wanted =
@@ -245,6 +247,8 @@ async fn the_memory_is_dumped_through_a_pipe_and_named_in_the_list() {
         directory: directory.path().join("memory"),
         quota_bytes: 1 << 20,
         limit: Duration::from_secs(20),
+        incidents: PathBuf::from("/nowhere"),
+        user: 1000,
         under_way: dump::UnderWay::default(),
     };
     let wanted = Wanted { memory: Some(memory), ..wanted(&qemu, Duration::ZERO) };
@@ -280,6 +284,8 @@ async fn a_memory_dump_that_takes_too_long_is_given_up_and_leaves_nothing() {
         directory: directory.path().to_owned(),
         quota_bytes: 1 << 20,
         limit: Duration::from_millis(400),
+        incidents: PathBuf::from("/nowhere"),
+        user: 1000,
         under_way: dump::UnderWay::default(),
     };
     let wanted = Wanted { memory: Some(memory), ..wanted(&qemu, Duration::ZERO) };
@@ -314,6 +320,8 @@ async fn nothing_is_read_of_a_guest_that_is_encrypted_and_the_list_says_why() {
         directory: directory.path().to_owned(),
         quota_bytes: 1 << 20,
         limit: Duration::from_secs(20),
+        incidents: PathBuf::from("/nowhere"),
+        user: 1000,
         under_way: dump::UnderWay::default(),
     };
     let wanted = Wanted { memory: Some(memory), ..wanted(&qemu, Duration::from_secs(20)) };

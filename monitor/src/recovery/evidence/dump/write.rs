@@ -5,7 +5,7 @@ use std::{
     io::{PipeReader, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::atomic::Ordering::Relaxed,
     time::Duration,
 };
 
@@ -17,9 +17,10 @@ use rustix::{
 use tracing::info;
 
 use super::{
-    Progress,
+    Turn,
     room::{FileSystem, Next, Old, Room},
 };
+use crate::storage::incident_user::user_of;
 
 /// Read and written at a time, and what the pipe holds: fewer turns for QEMU and us.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -35,7 +36,9 @@ pub(super) struct Job {
     /// A plain file name.
     pub(super) name: String,
     pub(super) quota_bytes: u64,
-    pub(super) progress: Arc<Progress>,
+    /// Where the incidents are that tell whose the other dumps are.
+    pub(super) incidents: PathBuf,
+    pub(super) turn: Turn,
 }
 
 /// A file that was written in whole, and is removed again unless it is kept.
@@ -64,7 +67,8 @@ impl Drop for Written {
 
 /// Writes until QEMU closes the pipe. Blocks for as long as disks do, and looks at [`Progress::give_up`] else.
 pub(super) fn write(pipe: PipeReader, job: &Job) -> Result<Written, String> {
-    let Job { directory, name, quota_bytes, progress } = job;
+    let Job { directory, name, quota_bytes, incidents, turn } = job;
+    let progress = turn.progress();
     let failed = |what: &str, error: &dyn std::fmt::Display| {
         format!("can't {what} {}: {error}", directory.display())
     };
@@ -73,8 +77,8 @@ pub(super) fn write(pipe: PipeReader, job: &Job) -> Result<Written, String> {
         .mode(DIRECTORY_MODE)
         .create(directory)
         .map_err(|error| failed("make", &error))?;
-    let old = dumps(directory).map_err(|error| failed("list", &error))?;
-    let mut room = Room::new(*quota_bytes, old);
+    let old = dumps(directory, incidents).map_err(|error| failed("list", &error))?;
+    let mut room = Room::new(*quota_bytes, Some(turn.user()), old);
     let temporary = directory.join(format!(".{name}.part"));
     let mut written = Written { temporary, path: directory.join(name), bytes: 0 };
     let mut file = create(&written.temporary).map_err(|error| failed("write to", &error))?;
@@ -91,7 +95,8 @@ pub(super) fn write(pipe: PipeReader, job: &Job) -> Result<Written, String> {
         }
         let read = pipe.read(&mut chunk).map_err(|error| format!("can't read it: {error}"))?;
         let Some(part) = chunk.get(..read).filter(|part| !part.is_empty()) else { break };
-        make_room(directory, &mut room, &file, written.bytes, read as u64)?;
+        let grows = (written.bytes, read as u64, turn.written_by_others());
+        make_room(directory, &mut room, &file, grows)?;
         file.write_all(part).map_err(|error| failed("write to", &error))?;
         written.bytes += read as u64;
         progress.written.store(written.bytes, Relaxed);
@@ -123,8 +128,7 @@ fn make_room(
     directory: &Path,
     room: &mut Room,
     file: &File,
-    written: u64,
-    more: u64,
+    (written, more, others): (u64, u64, u64),
 ) -> Result<(), String> {
     loop {
         let disk = fstatvfs(file).map_err(|errno| format!("can't tell what is free: {errno}"))?;
@@ -132,7 +136,7 @@ fn make_room(
             free_bytes: disk.f_bavail.saturating_mul(disk.f_frsize),
             all_bytes: disk.f_blocks.saturating_mul(disk.f_frsize),
         };
-        match room.next(written, more, disk) {
+        match room.next(written, more, others, disk) {
             Next::Grow => return Ok(()),
             Next::Full(why) => return Err(why),
             Next::Remove(Old { name, bytes, .. }) => {
@@ -146,7 +150,7 @@ fn make_room(
 }
 
 /// The dumps in a directory. Links are none.
-fn dumps(directory: &Path) -> std::io::Result<Vec<Old>> {
+fn dumps(directory: &Path, incidents: &Path) -> std::io::Result<Vec<Old>> {
     let mut old = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
@@ -159,7 +163,9 @@ fn dumps(directory: &Path) -> std::io::Result<Vec<Old>> {
         if let (true, true, Ok(name)) =
             (is_dump, metadata.is_file(), entry.file_name().into_string())
         {
-            old.push(Old { written: metadata.modified()?, name, bytes: metadata.len() });
+            let incident = path.file_stem().and_then(|stem| stem.to_str());
+            let user = incident.and_then(|incident| user_of(incidents, incident));
+            old.push(Old { written: metadata.modified()?, name, bytes: metadata.len(), user });
         }
     }
     Ok(old)
@@ -172,9 +178,9 @@ mod tests {
     use super::*;
 
     fn job(directory: &Path, quota_bytes: u64) -> Job {
-        let progress = Arc::default();
-        let (directory, name) = (directory.to_owned(), "new.kdump".to_owned());
-        Job { directory, name, quota_bytes, progress }
+        let turn = super::super::UnderWay::default().begin(1000).unwrap();
+        let (incidents, name) = (directory.join("incidents"), "new.kdump".to_owned());
+        Job { directory: directory.to_owned(), name, quota_bytes, incidents, turn }
     }
 
     fn names(directory: &Path) -> Vec<String> {
@@ -234,7 +240,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (reader, writer) = std::io::pipe().unwrap();
         let job = job(directory.path(), 1_000);
-        job.progress.give_up.store(true, Relaxed);
+        job.turn.progress().give_up.store(true, Relaxed);
         assert_eq!(write(reader, &job).unwrap_err(), "given up");
         assert_eq!(names(directory.path()), [""; 0]);
         drop(writer);
