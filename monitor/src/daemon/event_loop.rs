@@ -241,6 +241,7 @@ impl EventLoop {
         }
         self.sampler.leave_kvm(&self.registry.vms, now);
         self.recovery.start_due(&self.registry.vms, &Context::at(&self.config, now));
+        self.recovery.write_counted(&Context::at(&self.config, now));
         self.carry_out();
         let vms = &mut self.registry.vms;
         self.registry.readings.begin(vms, &self.inboxes, now);

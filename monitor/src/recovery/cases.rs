@@ -5,14 +5,16 @@
 
 use std::time::Duration;
 
+use rustix::param::clock_ticks_per_second;
 use tracing::info;
 
 use super::{Case, Clearance, EventKind, Files, Stage, Supervisor, Tries};
 use crate::{
-    storage::incident::{Incident, Outcome},
+    storage::incident::{Incident, Outcome, incident_id},
     vm::{Context, WatchedVm},
 };
 use flatline_detector::verdict::{Cause, Input, State};
+use flatline_qemu::discover::VmId;
 
 impl Supervisor {
     /// A VM was convicted just now.
@@ -78,14 +80,22 @@ impl Supervisor {
 
     /// The record of a crash that was found just now.
     pub(super) fn new_incident(
-        &self,
+        &mut self,
         watched: &WatchedVm,
         cause: Cause,
         reason: String,
         context: &Context<'_>,
     ) -> Incident {
-        let (detected_at, name) = (context.wall, &watched.vm.name);
-        let id = self.store.new_id(detected_at, name);
+        let (detected_at, vm) = (context.wall, &watched.vm);
+        let (name, uid) = (&vm.name, vm.origin.uid);
+        let ran = context.now.saturating_sub(began(vm.id));
+        let most_old = context.config.probes.max_vms;
+        let is_written = self.allowances.take(uid, ran, most_old, context.now);
+        let id = if is_written {
+            self.store.new_id(detected_at, name)
+        } else {
+            incident_id(detected_at, name)
+        };
         let silence = &watched.detector.watch.silence;
         Incident {
             uuid: watched.vm.uuid.clone(),
@@ -95,6 +105,7 @@ impl Supervisor {
             start_ticks: watched.vm.id.start_ticks,
             last_sign_of_life: Some(context.wall_clock(silence.life)),
             held_seconds: Some(silence.held.as_secs_f64()),
+            is_only_counted: !is_written,
             ..Incident::new(id, name.clone(), cause.to_string(), reason, detected_at)
         }
     }
@@ -225,4 +236,9 @@ impl Supervisor {
         let recording = watched.detector.recorder.evidence(&mut case.incident);
         self.writer.write(&case.incident, files, recording);
     }
+}
+
+/// When a process began, in whole seconds since the host's start.
+fn began(vm: VmId) -> Duration {
+    Duration::from_secs(vm.start_ticks / clock_ticks_per_second().max(1))
 }

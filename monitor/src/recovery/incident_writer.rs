@@ -131,6 +131,10 @@ impl IncidentWriter {
     fn order(&self, job: Job, done: Option<oneshot::Sender<Result<(), String>>>) {
         if let Job::Incident { incident, .. } = &job {
             self.events.emit(EventKind::Recorded, incident);
+            if incident.is_only_counted {
+                done.map(|done| done.send(Ok(())));
+                return;
+            }
         }
         if self.orders.send((job, done)).is_err() {
             error!("an incident is not written: the writing thread has ended; restart the daemon");

@@ -5,6 +5,7 @@
 //! VM that was paused meanwhile must be left alone.
 
 pub(crate) mod actuator;
+mod allowance;
 mod budget;
 mod case;
 mod cases;

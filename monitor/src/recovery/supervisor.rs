@@ -8,8 +8,10 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use tracing::warn;
+
 use super::{
-    EventKind, case::Respawn, effect::Effect, evidence::dump::UnderWay,
+    EventKind, allowance::Allowances, case::Respawn, effect::Effect, evidence::dump::UnderWay,
     incident_writer::IncidentWriter,
 };
 use crate::{
@@ -37,6 +39,8 @@ pub(crate) struct Supervisor {
     pub(super) respawns: Vec<Respawn>,
     /// The last incidents of QEMUs that earlier daemons watched, until these are found: by pid and start.
     pub(super) left: HashMap<(u32, u64), Incident>,
+    /// How many incidents each user's VMs may have.
+    pub(super) allowances: Allowances,
     /// What is to be carried out.
     pub(super) effects: Vec<Effect>,
 }
@@ -52,6 +56,7 @@ impl Supervisor {
             dumps: UnderWay::default(),
             respawns: Vec::new(),
             left,
+            allowances: Allowances::default(),
             effects: Vec::new(),
         }
     }
@@ -86,6 +91,15 @@ impl Supervisor {
             ..Incident::new(id, vm, cause, reason, context.wall)
         };
         self.writer.say(EventKind::Storm, &incident);
+    }
+
+    /// Writes down how many incidents were only counted.
+    pub(crate) fn write_counted(&mut self, context: &Context<'_>) {
+        let new_id = |name: &str| self.store.new_id(context.wall, name);
+        for incident in self.allowances.due(context.now, context.wall, new_id) {
+            warn!(incident = incident.id, "{}", incident.reason);
+            self.writer.record(&incident);
+        }
     }
 
     /// The daemon ends: what comes later is not written.

@@ -104,6 +104,9 @@ pub(crate) struct Incident {
     /// The guest had come further than its firmware when it crashed, and has to do so again.
     #[serde(default)]
     pub was_up: bool,
+    /// It is not written down, since its user had too many: another incident counts it.
+    #[serde(skip)]
+    pub is_only_counted: bool,
 }
 
 impl Incident {
@@ -137,6 +140,7 @@ impl Incident {
             evidence: Vec::new(),
             attempts: Vec::new(),
             was_up: false,
+            is_only_counted: false,
         }
     }
 

@@ -1,5 +1,7 @@
 //! What there is a fixed number or amount of is shared out by user: none takes another's.
 
+mod evidence;
+mod incidents;
 mod slots;
 
 use std::{
@@ -31,7 +33,7 @@ const WITHIN: Duration = Duration::from_secs(60);
 const MARGIN: Duration = Duration::from_secs(5);
 
 pub(crate) fn trials() -> Vec<Trial> {
-    slots::trials()
+    [slots::trials(), evidence::trials(), incidents::trials()].into_iter().flatten().collect()
 }
 
 /// A place in which each user has a directory, and programs that pose as QEMUs.
