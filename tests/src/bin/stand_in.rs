@@ -147,11 +147,12 @@ fn vcpu(index: u32, ticks: bool) -> Result<i32> {
     Ok(receiver.recv()?)
 }
 
-/// Makes the tap that a `-netdev` names. It goes with the last descriptor of it.
+/// Makes the tap that a `-netdev` names, with room for more queues where it has `queues=`. It goes with the last descriptor of it.
 fn tap(netdev: &str) -> Result<File> {
     let name = netdev.split(',').find_map(|member| member.strip_prefix("ifname="));
     let name = name.context("-netdev has no ifname")?;
-    let tap = netns::make_tap(name)?;
+    let has_queues = netdev.split(',').any(|member| member.starts_with("queues="));
+    let tap = if has_queues { netns::open_tap(name)? } else { netns::make_tap(name)? };
     netns::set_up(name)?;
     Ok(tap)
 }

@@ -31,7 +31,11 @@ const STRANGER_TARGET: Target = Target::at_most(15.0);
 /// Measures on a daemon that watches one tap.
 pub(crate) fn measure(stage: &Stage<'_>, report: &mut Report) -> Result<()> {
     let netns = Netns::new()?;
-    let mut vm = stage.start("tapped", 1, StandIn { netns: Some(&netns), ..StandIn::default() })?;
+    let mut vm = stage.start(
+        "tapped",
+        1,
+        StandIn { netns: Some(&netns), has_queues: true, ..StandIn::default() },
+    )?;
     let daemon = stage.daemon(Settings::default())?;
     wait_for(&daemon, "the tap's programs", 1, |vm| !vm["network"].is_null())?;
     vm.check()?;

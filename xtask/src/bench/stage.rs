@@ -73,6 +73,8 @@ pub(crate) struct StandIn<'a> {
     pub(crate) load: Option<&'a str>,
     /// Where it makes a tap, which has its own name.
     pub(crate) netns: Option<&'a Netns>,
+    /// Whether its tap has room for more queues than its own.
+    pub(crate) has_queues: bool,
     /// The file that sets its pace: how often it sends a frame on its tap, or reads a block where it has none.
     pub(crate) pace: Option<&'a Path>,
     /// Whether it answers on a QMP socket.
@@ -159,7 +161,7 @@ impl<'a> Stage<'a> {
     }
 
     fn command(&self, name: &str, what: StandIn<'_>) -> Command {
-        let StandIn { load, netns, pace, qmp, count, stranger } = what;
+        let StandIn { load, netns, has_queues, pace, qmp, count, stranger } = what;
         let program = if stranger { &self.programs.stand_in } else { &self.qemu };
         let mut command = match netns {
             Some(netns) => {
@@ -174,7 +176,8 @@ impl<'a> Stage<'a> {
         command.args(["-accel", "tcg,thread=multi", "-m", "16", "-display", "none"]);
         command.args(["-smp", &VCPUS.to_string()]);
         if netns.is_some() {
-            command.args(["-netdev", &format!("tap,id=net0,ifname={name},vhost=off")]);
+            let queues = if has_queues { ",queues=2" } else { "" };
+            command.args(["-netdev", &format!("tap,id=net0,ifname={name},vhost=off{queues}")]);
         }
         if let Some(file) = pace {
             command.arg("-every").arg(file);
