@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{memory::Readings, upkeep::Upkeep};
 use crate::vm::{Vms, WatchedVm};
+use flatline_detector::verdict::StormTime;
 use flatline_qemu::discover::VmId;
 
 /// How far a daemon has come that starts: it reads as soon as there is something to read, and doesn't wait for a tick.
@@ -31,6 +32,8 @@ pub(super) struct Registry {
     pub(super) trims: u32,
     /// Many VMs are silent together, in words.
     pub(super) storm: Option<String>,
+    /// What storms have taken of the time that they may hold VMs.
+    pub(super) storm_time: StormTime,
     /// VMs of which it isn't known yet where they are counted.
     pub(super) pending: HashSet<VmId>,
     /// Which of them are to be looked at again, and when.

@@ -110,12 +110,7 @@ fn look(pid: u32) -> HostSnapshot {
     let cgroups = Cgroups::of(pid);
     let of_cgroup = cgroups.pressure();
     let pressure = if of_cgroup.is_empty() {
-        let memory = read(Path::new("/proc/pressure/memory"));
-        memory
-            .and_then(|text| full_avg10(&text))
-            .map(|percent| ("memory", percent))
-            .into_iter()
-            .collect()
+        host_memory().map(|percent| ("memory", percent)).into_iter().collect()
     } else {
         of_cgroup
     };
@@ -127,6 +122,16 @@ fn look(pid: u32) -> HostSnapshot {
         quotas: cgroups.quotas(),
         pressure,
     }
+}
+
+/// Whether everything on the host stalls for memory.
+pub(crate) fn memory_stalls() -> bool {
+    host_memory().is_some_and(|full| full > PRESSURE_PERCENT)
+}
+
+/// For how much of the time everything on the host stalled for memory, in percent.
+fn host_memory() -> Option<f64> {
+    full_avg10(&read(Path::new("/proc/pressure/memory"))?)
 }
 
 /// What the last two looks say.

@@ -24,6 +24,7 @@ mod stage;
 use std::{any::Any, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
+pub(crate) use host::memory_stalls;
 pub(crate) use kvm::{KvmTurn, KvmWay};
 pub(crate) use probing::TapTarget;
 pub use socket::ProbeSocket;

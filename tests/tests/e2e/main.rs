@@ -11,6 +11,7 @@ mod counts;
 mod documents;
 mod evidence;
 mod executables;
+mod fake_tenants;
 mod foreign;
 mod heartbeats;
 mod hostile;
@@ -49,6 +50,7 @@ mod tenants_http;
 mod tenants_identity;
 mod tenants_quotas;
 mod tenants_sockets;
+mod tenants_storm;
 mod tenants_taps;
 mod top;
 mod turns;
@@ -102,6 +104,7 @@ const SUBJECTS: &[(&str, Trials)] = &[
     ("tenants_http", tenants_http::trials),
     ("sockets", sockets::trials),
     ("tenants_quotas", tenants_quotas::trials),
+    ("tenants_storm", tenants_storm::trials),
     ("heartbeats", heartbeats::trials),
     ("metrics", metrics::trials),
     ("page", page::trials),

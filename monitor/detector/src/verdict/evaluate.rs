@@ -44,7 +44,10 @@ pub(super) fn evaluate(
     };
     let tally = tally.count(said, &watch.boot.answered, now);
     let convicted = conviction(watch, tick, said, tally, detection, now);
-    if let Some((cause, reason)) = convicted.filter(|_| !tick.undecided) {
+    // Where it may be the host's fault that many are silent, only what no host does to a guest counts.
+    let is_host_suspect = tick.undecided || watch.storm.is_some();
+    if let Some((cause, reason)) = convicted.filter(|_| !is_host_suspect || tally.proves_deafness())
+    {
         return convict_suspect(watch, cause, reason, now);
     }
     let reason = suspicion(watch, Some(said), now);

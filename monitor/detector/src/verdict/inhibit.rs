@@ -76,6 +76,12 @@ pub(super) fn host_fault(watch: &Watch, tick: &Tick) -> Option<HostFault> {
     })
 }
 
+/// Whether the last tick showed that its storage is stalled.
+pub(super) fn storage_stalls(watch: &Watch) -> bool {
+    let last = watch.last.as_ref();
+    last.is_some_and(|(_, tick)| matches!(host_fault(watch, tick), Some(HostFault::Storage(_))))
+}
+
 /// Whether nothing is asked about it after this tick, and no answer convicts it: it was stopped, its store stalls, it writes
 /// its dump, or a figure is missing.
 pub(super) fn is_unjudged(watch: &Watch, tick: &Tick) -> bool {

@@ -32,7 +32,7 @@ pub struct Tick {
     /// There is a witness that could be asked while all is well, so that its silence later means something.
     pub calibratable: bool,
     /// Others fell silent at the same moment, and it isn't known yet how many: no guest is convicted of
-    /// silence until it is.
+    /// silence until it is, but for one that is deaf.
     pub undecided: bool,
 }
 

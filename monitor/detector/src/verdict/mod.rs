@@ -46,6 +46,8 @@
 //!   words, vCPUs that no interrupt can reach) makes a *Suspect* of it, which is tried on however it is starved; how late it
 //!   answers does not. Last words end all that a kernel does by itself; one that is only unreachable may be about to
 //!   reboot, and must have had the time for that.
+//! - A storm holds no guest that is deaf by its registers, or said its last words: no host makes a healthy guest look so. What
+//!   else speaks against it counts for nothing meanwhile.
 //! - What a guest was convicted of while it was not to be touched stands: once it may be, it is a *Suspect*, and two rounds
 //!   convict it, without a silence anew. The same goes for one that an earlier daemon found dead, after its window.
 //! - A QEMU whose monitor does not answer makes its guest *Unobservable*, and may
@@ -69,6 +71,7 @@ mod starvation;
 mod state;
 mod step;
 mod storm;
+mod storm_time;
 mod testimony;
 #[cfg(test)]
 mod tests;
@@ -87,7 +90,8 @@ pub use liveness::{Liveness, PINNED_RATIO, STILL_BUSY_RATIO};
 pub use rest::{LONGEST_REST, Rest};
 pub use silence::Silence;
 pub use state::{Cause, State};
-pub use storm::{StormAssessment, assess_storm, is_silent};
+pub use storm::{StormAssessment, assess_storm, is_silent, storage_stalls};
+pub use storm_time::{STORM_HOLDS_FOR, StormTime};
 pub use testimony::{Answer, Questions, Statement, Tally, Testimony, WitnessName};
 
 /// Rounds in a row that must show dead registers before a silent guest is convicted.

@@ -28,6 +28,7 @@ pub(super) fn hangs(watch: &Watch, tick: &Tick, policy: &Policy, now: Duration) 
         && !has_time(watch, policy, now)
         && past_grace(&watch.boot, policy, now)
         && !tick.undecided
+        && watch.storm.is_none()
         // Without its threads' times, it can't be told what the guest does.
         && tick.activity.vcpus.as_ref().is_ok_and(|vcpus| !vcpus.is_empty())
         && watch.monitor_silent_since.is_some_and(|since| now.saturating_sub(since) >= long)

@@ -73,7 +73,9 @@ fn judge(watch: &mut Watch, tick: &Tick, detection: &DetectionPolicy, now: Durat
     if let Some(missing) = inhibit::missing_signal(activity) {
         return unobservable(watch, missing.to_string(), activity.elapsed, now);
     }
-    if let Some(excuse) = watch.storm.clone().or_else(|| watch.excuse.clone()) {
+    let is_deaf = watch.state.tally().is_some_and(|tally| tally.shows_deafness());
+    let storm = watch.storm.clone().filter(|_| !is_deaf);
+    if let Some(excuse) = storm.or_else(|| watch.excuse.clone()) {
         hold(watch, excuse, activity.elapsed, now);
         return ask_on(watch, &detection.policy, now);
     }
@@ -146,7 +148,14 @@ fn weigh(watch: &mut Watch, said: &Testimony, detection: &DetectionPolicy, now: 
     if let Some(sign) = said.acquittal() {
         return lives(watch, sign, now);
     }
-    if watch.storm.is_some() {
+    if let Some(storm) = watch.storm.clone()
+        && !said.shows_deafness()
+        && watch.state.tally().is_none_or(|tally| tally.last_words == 0)
+    {
+        if watch.state.tally().is_some_and(|tally| tally.shows_deafness()) {
+            // The last round was of no deaf one any more.
+            hold(watch, storm, Duration::ZERO, now);
+        }
         return Act::Nothing;
     }
     let hangs = qemu_hang::hangs(watch, &tick, &detection.policy, now);

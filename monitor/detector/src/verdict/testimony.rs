@@ -7,6 +7,8 @@ use std::{borrow::Cow, collections::BTreeSet, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use super::ROUNDS_TO_CONVICT;
+
 /// Which witnesses to ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Questions {
@@ -160,6 +162,12 @@ impl Testimony {
         self.any(|answer| matches!(answer, Answer::LastWords(_) | Answer::Stuck(_)))
     }
 
+    /// Whether no interrupt can reach the guest, be it halted or not, or it said its last words. A healthy guest whose host is
+    /// ill does not look so: it waits with interrupts on, or its vCPUs don't run, can't be asked, or stand still.
+    pub(crate) fn shows_deafness(&self) -> bool {
+        self.proves() || self.any(|answer| *answer == Answer::Halted)
+    }
+
     /// Why a guest that shows life isn't up all the same.
     pub(crate) fn not_up(&self) -> Option<&str> {
         self.statements.iter().find_map(|said| match &said.answer {
@@ -208,6 +216,16 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// Whether the last round was of a guest that is deaf, or an earlier one heard its last words.
+    pub(crate) fn shows_deafness(&self) -> bool {
+        self.halted.max(self.stuck).max(self.last_words) > 0
+    }
+
+    /// Whether as many rounds agree in that as a conviction takes.
+    pub(crate) fn proves_deafness(&self) -> bool {
+        self.halted.max(self.stuck).max(self.last_words) >= ROUNDS_TO_CONVICT
+    }
+
     /// Counts one more round, which ended at `now`; an answer of another kind starts a row anew. `calibrated` are
     /// the witnesses that answered before in this boot.
     #[must_use]

@@ -1,6 +1,7 @@
 //! The state machine, driven by a simulated VM.
 
 mod convictions;
+mod deaf;
 mod drawing;
 mod dumps;
 mod graces;

@@ -40,6 +40,8 @@ struct Level {
     pinned: bool,
     /// Nothing that a verdict needs is missing.
     judgeable: bool,
+    /// How many are silent with it is not known yet.
+    undecided: bool,
     /// QEMU's monitor does not answer.
     hanging: bool,
     /// And it may be judged for that.
@@ -75,8 +77,10 @@ pub(super) struct Model {
     boot: (Duration, Duration),
     /// Many fell silent with it, and it has shown no life since.
     storm: bool,
+    /// The last answer was of a guest that no interrupt can reach, or it said its last words.
+    shows_deafness: bool,
     /// No answer counts after the last tick.
-    deaf: bool,
+    unjudged: bool,
     /// When the host last let it wait for a CPU.
     starved: Option<Duration>,
     /// The last answer excused it, or may have been of a paused guest; and it has shown no life since, nor begun a new boot.
@@ -105,7 +109,7 @@ impl Model {
             Input::Tick(tick) => self.of_tick(tick, before, now),
             Input::Lived { until, .. } => {
                 (self.storm, self.is_accused, self.excused) = (false, false, false);
-                (self.deaf, self.still, self.maybe_paused) = (false, false, false);
+                (self.unjudged, self.still, self.maybe_paused) = (false, false, false);
                 let held_up = now.saturating_sub(*until) > TICK * 4;
                 return self.facts.push((if held_up { now } else { *until }, Fact::Clears));
             }
@@ -175,7 +179,7 @@ impl Model {
         // What it does to answer our own questions is none of its doing.
         let asked = match before {
             State::Suspect { .. } | State::Recovering { .. } => true,
-            State::Held => (self.excused || self.storm) && !self.deaf,
+            State::Held => (self.excused || self.storm) && !self.unjudged,
             _ => false,
         };
         let only_answers = vcpus.iter().all(|vcpu| vcpu.busy < 0.1 && vcpu.waiting < 0.5);
@@ -183,15 +187,15 @@ impl Model {
             || asked && self.still && activity.vcpus.is_ok() && only_answers;
         self.still = still;
         self.maybe_paused = still && matches!(monitor, Monitor::Unknown(_));
-        self.deaf = unknown || stalled || paused || stopped;
+        self.unjudged = unknown || stalled || paused || stopped;
         if moved && !paused && !stopped {
             (self.storm, self.is_accused, self.excused) = (false, false, false);
         }
-        if moved || unknown || stalled || paused || stopped || late || self.storm {
+        let is_held = self.storm && !self.shows_deafness;
+        if moved || unknown || stalled || paused || stopped || late || is_held {
             return Fact::Clears;
         }
         let judgeable = !vcpus.is_empty()
-            && !tick.undecided
             && match monitor {
                 Monitor::Answers(_) => true,
                 // It may have been paused.
@@ -203,10 +207,12 @@ impl Model {
             still,
             hanging,
             judgeable_if_hanging: hanging && !vcpus.is_empty() && !tick.undecided,
+            undecided: tick.undecided,
             zero: calm && sum(|vcpu| vcpu.busy) < 0.000_5,
             pinned: vcpus.iter().any(|vcpu| vcpu.busy + vcpu.waiting >= 0.8),
             judgeable,
             usual: judgeable
+                && !(tick.undecided || self.storm)
                 && *monitor == Monitor::Answers(RunState::Running)
                 && activity.process == ProcessState::Running
                 && activity.elapsed <= TICK + TICK / 20
@@ -224,7 +230,7 @@ impl Model {
         }
         // A guest that isn't suspected needs no excuse.
         let needs_excuse = matches!(before, State::Suspect { .. } | State::Held);
-        if said.any(lives) && !self.deaf {
+        if said.any(lives) && !self.unjudged {
             (self.storm, self.is_accused) = (false, false);
         }
         let is_excused = needs_excuse && said.excuse(false).is_some();
@@ -233,10 +239,14 @@ impl Model {
             return Fact::Clears;
         }
         let any = |wanted: fn(&Answer) -> bool| said.any(wanted);
+        let halted = any(|answer| *answer == Answer::Halted);
+        let stuck = any(|answer| matches!(answer, Answer::Stuck(_)));
+        let last_words = any(|answer| matches!(answer, Answer::LastWords(_)));
+        self.shows_deafness = halted || stuck || last_words || self.had_last_words();
         Fact::Said(Said {
-            halted: any(|answer| *answer == Answer::Halted),
-            stuck: any(|answer| matches!(answer, Answer::Stuck(_))),
-            last_words: any(|answer| matches!(answer, Answer::LastWords(_))),
+            halted,
+            stuck,
+            last_words,
             silent: said.statements.iter().any(|said| {
                 matches!(said.answer, Answer::Silent(_))
                     && self.answered.iter().any(|name| *name == said.witness)

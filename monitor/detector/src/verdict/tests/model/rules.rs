@@ -44,7 +44,7 @@ impl Model {
                 && now - self.cleared_at() >= long
                 && self.all_along(long, now, |level| level.hanging);
         }
-        if now - self.cleared_at() < window || self.storm || !self.last_level().judgeable {
+        if now - self.cleared_at() < window || !self.last_level().judgeable {
             return false;
         }
         let last = |count: usize, so: fn(&Said) -> bool| {
@@ -68,10 +68,14 @@ impl Model {
             Cause::Spinning => self.all_along(long - let_off, now, |level| level.pinned),
             _ => false,
         };
-        by_level || by_silence || (alone && unconfirmed)
+        let is_deaf = last(2, |said| said.halted)
+            || last(2, |said| said.stuck)
+            || self.had_last_words() && self.last_said(2).is_some();
+        (is_deaf || !(self.storm || self.last_level().undecided))
+            && (by_level || by_silence || (alone && unconfirmed))
     }
 
-    fn had_last_words(&self) -> bool {
+    pub(super) fn had_last_words(&self) -> bool {
         self.said().any(|(_, said)| said.last_words)
     }
 
