@@ -233,6 +233,7 @@ impl EventLoop {
         let awake = self.sampler.observe(&mut self.registry.vms, now);
         self.registry.awake = awake.clone();
         self.append_to_history(now);
+        self.recovery.share_among(self.registry.vms.by_owner().len());
         let context = Context::at(&self.config, now);
         let notifier = &self.publisher.notifier;
         let undecided = storm::assess(&mut self.registry, &self.recovery, notifier, &context);
@@ -240,8 +241,10 @@ impl EventLoop {
             self.judge(*id, undecided, now);
         }
         self.sampler.leave_kvm(&self.registry.vms, now);
-        self.recovery.start_due(&self.registry.vms, &Context::at(&self.config, now));
-        self.recovery.write_counted(&Context::at(&self.config, now));
+        let (vms, context) = (&mut self.registry.vms, Context::at(&self.config, now));
+        self.recovery.start_due(vms, &context);
+        self.recovery.take_turns(vms, &context);
+        self.recovery.write_counted(&context);
         self.carry_out();
         let vms = &mut self.registry.vms;
         self.registry.readings.begin(vms, &self.inboxes, now);

@@ -125,6 +125,7 @@ impl EventLoop {
         };
         self.registry.vms.insert(id, watched);
         self.look_for_duplicates(id);
+        self.recovery.share_among(self.registry.vms.by_owner().len());
         self.registry.readings.plan(id, now);
         let look = Look::in_full(id);
         for delay in LOOK_AGAIN {

@@ -1,10 +1,11 @@
-//! Budgets: which restarts count towards a limit, and whether another one may be begun.
+//! Budgets: which restarts of a VM count towards its limit, and whether another one may be begun. What the host allows is
+//! shared out in `places`.
 
 use std::time::SystemTime;
 
 use tracing::info;
 
-use super::{Circumstances, Clearance, HOST_WINDOW, Supervisor, clearance};
+use super::{Circumstances, Clearance, Supervisor, clearance};
 use crate::{
     identity::Key,
     vm::{Context, WatchedVm},
@@ -12,7 +13,7 @@ use crate::{
 use flatline_detector::policy::Policy;
 
 impl Supervisor {
-    /// Whether a VM may be restarted now.
+    /// Whether a VM may be restarted now, as far as that is its own matter.
     pub(super) fn clearance(&self, watched: &WatchedVm, context: &Context<'_>) -> Clearance {
         self.clearance_for(&watched.key, &watched.detector.detection.policy, context)
     }
@@ -26,13 +27,10 @@ impl Supervisor {
     ) -> Clearance {
         let now = context.wall;
         let held = self.ledger.held(key, now);
-        let since = now.checked_sub(HOST_WINDOW).unwrap_or(SystemTime::UNIX_EPOCH);
         clearance(&Circumstances {
             policy,
             held: held.as_deref(),
             restarts: &self.restarts_of(key, policy, now),
-            on_host: &self.store.restarts_since(None, since),
-            most_on_host: context.config.max_restarts_per_minute,
             now,
         })
     }

@@ -63,6 +63,8 @@ pub(crate) enum Stage {
         /// Time since the host's start.
         until: Duration,
     },
+    /// It is to be restarted, as soon as there is a place among its host's restarts.
+    AwaitingPlace,
     /// The restart is under way.
     Restarting,
     /// Restarted; waiting for life.
@@ -88,6 +90,7 @@ impl Stage {
         match self {
             Self::Resuming
             | Self::Pausing { .. }
+            | Self::AwaitingPlace
             | Self::AwaitingLife { .. }
             | Self::WaitingForMonitor
             | Self::WaitingForDump
@@ -143,6 +146,8 @@ pub(crate) struct Respawn {
 pub(crate) enum Progress {
     /// It is not to be started before this moment.
     Pausing(Duration),
+    /// It is to be started, as soon as there is a place among its host's restarts.
+    AwaitingPlace,
     /// Its owner is being told.
     Starting,
     /// Its owner was told, and a QEMU is to be found until this moment.

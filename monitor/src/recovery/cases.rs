@@ -48,11 +48,30 @@ impl Supervisor {
 
     /// Restarts a convicted VM, as far as policy lets it.
     pub(super) fn proceed(&mut self, watched: &mut WatchedVm, cause: Cause, context: &Context<'_>) {
+        match self.clearance(watched, context) {
+            Clearance::Granted(limit) => {
+                let room = self.room(context);
+                match self.places.ask(watched.vm.id, watched.vm.origin.uid, room) {
+                    Ok(place) => self.begin_restart(watched, limit, place, context),
+                    Err(why) => self.await_turn(watched, &why),
+                }
+            }
+            withheld => self.withhold(watched, cause, withheld, context),
+        }
+    }
+
+    /// Does what is to be done of a VM that may not be restarted now by its own policy.
+    pub(super) fn withhold(
+        &mut self,
+        watched: &mut WatchedVm,
+        cause: Cause,
+        clearance: Clearance,
+        context: &Context<'_>,
+    ) {
         let now = context.now;
-        let clearance = self.clearance(watched, context);
         let Some(case) = &mut watched.recovery.case else { return };
         match clearance {
-            Clearance::Granted(limit) => self.begin_restart(watched, limit, context),
+            Clearance::Granted(_) => {}
             Clearance::Wait(left, why) => {
                 let begins = !matches!(case.stage, Stage::Pausing { .. });
                 case.stage = Stage::Pausing { until: now + left };

@@ -40,7 +40,7 @@ impl Supervisor {
         let undone =
             matches!(watched.detector.watch.state, State::Crashed { .. } | State::Failed { .. });
         if let Some(case) = watched.recovery.case.as_mut().filter(|_| undone)
-            && (matches!(case.stage, Stage::Pausing { .. })
+            && (matches!(case.stage, Stage::Pausing { .. } | Stage::AwaitingPlace)
                 || case.incident.outcome.is_some_and(|outcome| outcome != Outcome::Recovered))
         {
             // Judged anew, it is of the same crash.

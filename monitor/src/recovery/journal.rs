@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use super::{EventKind, Journal, Supervisor, incident_writer::IncidentWriter};
+use super::{EventKind, Journal, Supervisor, incident_writer::IncidentWriter, places::Place};
 use crate::{
     rfc3339,
     storage::{
@@ -19,6 +19,8 @@ pub(crate) struct RestartJournal {
     incident: Incident,
     /// Which restart it is, in words.
     limit: String,
+    /// Its place among the host's restarts, until it counts by its record.
+    place: Option<Place>,
 }
 
 impl RestartJournal {
@@ -32,8 +34,9 @@ impl Journal for RestartJournal {
     async fn begun(&mut self, run_state: &RunState, steps: Vec<String>) {
         // One of which QEMU never heard is begun anew.
         self.incident.attempts.pop_if(|last| last.reset_at.is_none());
+        let begun_at = SystemTime::now();
         self.incident.attempts.push(Attempt {
-            begun_at: SystemTime::now(),
+            begun_at,
             run_state: run_state.to_string(),
             steps,
             limit: self.limit.clone(),
@@ -41,6 +44,9 @@ impl Journal for RestartJournal {
         });
         // It counts, whatever the disk does.
         self.store.note_restarts(&self.incident);
+        if let Some(place) = self.place.take() {
+            place.begun(begun_at);
+        }
         self.writer.events.emit(EventKind::RestartBegun, &self.incident);
         self.writer.make_safe(&self.incident).await;
     }
@@ -66,8 +72,13 @@ impl std::fmt::Debug for RestartJournal {
 
 impl Supervisor {
     /// The journal of a restart for `incident`, which is the one that `limit` says.
-    pub(super) fn journal(&self, incident: &Incident, limit: String) -> RestartJournal {
+    pub(super) fn journal(
+        &self,
+        incident: &Incident,
+        limit: String,
+        place: Option<Place>,
+    ) -> RestartJournal {
         let (writer, store) = (self.writer.clone(), self.store.clone());
-        RestartJournal { writer, store, incident: incident.clone(), limit }
+        RestartJournal { writer, store, incident: incident.clone(), limit, place }
     }
 }

@@ -19,6 +19,7 @@ mod incident_writer;
 mod journal;
 mod nmi;
 mod outcome;
+mod places;
 mod plan;
 mod qemu_exit;
 mod respawn;
@@ -26,6 +27,7 @@ mod restart_context;
 mod restarts;
 mod resume;
 mod supervisor;
+mod turns;
 
 use case::{Case, Stage, Tries};
 use execute::Journal;

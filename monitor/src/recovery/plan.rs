@@ -89,7 +89,7 @@ pub(crate) fn remainder(run_state: &RunState, was_told: bool) -> Remainder {
     }
 }
 
-/// Whether a crashed guest may be restarted now.
+/// Whether a crashed guest may be restarted now, as far as that is its own matter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Clearance {
     /// It may; which restart this is, in words.
@@ -113,10 +113,6 @@ pub(crate) struct Circumstances<'a> {
     pub(crate) held: Option<&'a str>,
     /// When it was restarted, or restarted itself, within its window.
     pub(crate) restarts: &'a [SystemTime],
-    /// When any VM of the host was restarted within [`HOST_WINDOW`].
-    pub(crate) on_host: &'a [SystemTime],
-    /// Of those, at most so many.
-    pub(crate) most_on_host: u32,
     /// Now.
     pub(crate) now: SystemTime,
 }
@@ -129,7 +125,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
 /// Asks policy.
 pub(crate) fn clearance(circumstances: &Circumstances<'_>) -> Clearance {
-    let Circumstances { policy, held, restarts, on_host, most_on_host, now } = *circumstances;
+    let Circumstances { policy, held, restarts, now } = *circumstances;
     if policy.mode == Mode::Observe {
         return Clearance::ObserveOnly;
     }
@@ -153,12 +149,6 @@ pub(crate) fn clearance(circumstances: &Circumstances<'_>) -> Clearance {
     let pause = pause.min(LONGEST_PAUSE);
     if let Some(left) = restarts.last().and_then(|last| left(last, pause)) {
         let why = format!("it was restarted {count} times within {window}");
-        return Clearance::Wait(left, why);
-    }
-    let over = on_host.len().checked_sub(usize::try_from(most_on_host).unwrap_or(usize::MAX));
-    if let Some(left) = over.and_then(|over| on_host.get(over)).and_then(|at| left(at, HOST_WINDOW))
-    {
-        let why = format!("{most_on_host} VMs of this host were restarted within a minute");
         return Clearance::Wait(left, why);
     }
     let number = count.saturating_add(1);
@@ -202,7 +192,6 @@ mod tests {
     fn cleared(
         change: impl FnOnce(&mut Policy),
         restarts_ago: &[u64],
-        on_host_ago: &[u64],
         held: Option<&str>,
     ) -> Clearance {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
@@ -211,28 +200,21 @@ mod tests {
         };
         let mut policy = Config::parse("", "").unwrap().policy;
         change(&mut policy);
-        clearance(&Circumstances {
-            policy: &policy,
-            held,
-            restarts: &times(restarts_ago),
-            on_host: &times(on_host_ago),
-            most_on_host: 2,
-            now,
-        })
+        clearance(&Circumstances { policy: &policy, held, restarts: &times(restarts_ago), now })
     }
 
     #[test]
     fn policy_grants_up_to_its_limit_and_never_in_observe_mode_or_on_hold() {
         let granted = |number: u32| Clearance::Granted(format!("restart {number} of 3 within 1h"));
-        assert_eq!(cleared(|_| {}, &[], &[], None), granted(1));
-        assert_eq!(cleared(|_| {}, &[900, 600], &[], None), granted(3));
-        let limit = cleared(|_| {}, &[900, 600, 300], &[], None);
+        assert_eq!(cleared(|_| {}, &[], None), granted(1));
+        assert_eq!(cleared(|_| {}, &[900, 600], None), granted(3));
+        let limit = cleared(|_| {}, &[900, 600, 300], None);
         assert!(matches!(limit, Clearance::LimitReached(_)), "{limit:?}");
-        let none = cleared(|policy| policy.max_restarts = 0, &[], &[], None);
+        let none = cleared(|policy| policy.max_restarts = 0, &[], None);
         assert!(matches!(none, Clearance::LimitReached(_)), "{none:?}");
-        let observed = cleared(|policy| policy.mode = Mode::Observe, &[], &[], None);
+        let observed = cleared(|policy| policy.mode = Mode::Observe, &[], None);
         assert_eq!(observed, Clearance::ObserveOnly);
-        let held = cleared(|_| {}, &[], &[], Some("it is held"));
+        let held = cleared(|_| {}, &[], Some("it is held"));
         assert_eq!(held, Clearance::Held("it is held".to_owned()));
     }
 
@@ -241,7 +223,6 @@ mod tests {
         let wait = |restarts_ago: &[u64]| match cleared(
             |policy| policy.max_restarts = 100,
             restarts_ago,
-            &[],
             None,
         ) {
             Clearance::Wait(left, _) => left.as_secs(),
@@ -253,18 +234,6 @@ mod tests {
         assert_eq!(wait(&[300, 100, 1]), 39);
         let many: Vec<u64> = (1..60).rev().collect();
         assert_eq!(wait(&many), 3599);
-    }
-
-    #[test]
-    fn a_host_restarts_no_more_guests_a_minute_than_it_may() {
-        let Clearance::Wait(left, why) = cleared(|_| {}, &[], &[50, 40, 10], None) else {
-            panic!("it may not");
-        };
-        // When the one before the last has been for a minute, one is left.
-        assert_eq!(left.as_secs(), 20);
-        assert!(why.starts_with("2 VMs of this host"), "{why}");
-        assert!(matches!(cleared(|_| {}, &[], &[10], None), Clearance::Granted(_)));
-        assert!(matches!(cleared(|_| {}, &[], &[60, 10], None), Clearance::Granted(_)));
     }
 
     #[test]

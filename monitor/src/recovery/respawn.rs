@@ -11,6 +11,7 @@ use super::{
     Case, Clearance, Effect, EventKind, Restart, RestartError, Stage, Supervisor,
     case::{Progress, Respawn},
     evidence::Wanted,
+    places::Place,
     restart_context::context_of,
 };
 use crate::{
@@ -34,7 +35,7 @@ impl Supervisor {
         for mut respawn in std::mem::take(&mut self.respawns) {
             match respawn.progress {
                 Progress::Pausing(until) if until <= now => {
-                    self.start_if_cleared(respawn, vms, context)
+                    self.start_if_cleared(respawn, None, vms, context);
                 }
                 Progress::Expected(until) if until <= now => {
                     let incident = &mut respawn.incident;
@@ -43,14 +44,24 @@ impl Supervisor {
                     let outcome = if was_told { Outcome::NotRecovered } else { Outcome::Refused };
                     self.conclude(respawn, outcome);
                 }
-                Progress::Pausing(_) | Progress::Starting | Progress::Expected(_) => {
+                Progress::Pausing(_)
+                | Progress::AwaitingPlace
+                | Progress::Starting
+                | Progress::Expected(_) => {
                     self.respawns.push(respawn);
                 }
             }
         }
     }
 
-    fn start_if_cleared(&mut self, mut respawn: Respawn, vms: &Vms, context: &Context<'_>) {
+    /// Starts a VM at its `place` among the host's restarts, or at the next one, as far as policy lets it.
+    pub(super) fn start_if_cleared(
+        &mut self,
+        mut respawn: Respawn,
+        place: Option<Place>,
+        vms: &Vms,
+        context: &Context<'_>,
+    ) {
         if let Some(other) = vms.values().find(|other| stands_for(other, &respawn)) {
             let (reason, pid) = (&respawn.incident.reason, other.vm.id.pid);
             respawn.incident.reason =
@@ -59,7 +70,19 @@ impl Supervisor {
         }
         let clearance = self.clearance_for(&respawn.key, &respawn.detection.policy, context);
         let (outcome, why) = match clearance {
-            Clearance::Granted(limit) => return self.begin_start(respawn, limit, context),
+            Clearance::Granted(limit) => {
+                let room = self.room(context);
+                let (vm, uid) = (respawn.vm.id, respawn.vm.origin.uid);
+                match place.map_or_else(|| self.places.ask(vm, uid, room), Ok) {
+                    Ok(place) => self.begin_start(respawn, limit, place, context),
+                    Err(why) => {
+                        info!(vm = respawn.vm.name, "waits for its turn to be started: {why}");
+                        respawn.progress = Progress::AwaitingPlace;
+                        self.respawns.push(respawn);
+                    }
+                }
+                return;
+            }
             Clearance::Wait(left, why) => {
                 info!(vm = respawn.vm.name, "not started yet: {why}");
                 respawn.progress = Progress::Pausing(context.now + left);
@@ -83,12 +106,18 @@ impl Supervisor {
         }
     }
 
-    fn begin_start(&mut self, mut respawn: Respawn, limit: String, context: &Context<'_>) {
+    fn begin_start(
+        &mut self,
+        mut respawn: Respawn,
+        limit: String,
+        place: Place,
+        context: &Context<'_>,
+    ) {
         let actuation = context.config.actuation_for(&respawn.vm.name, respawn.vm.origin.uid);
         let incident = &respawn.incident;
         let wanted = Wanted::nothing(respawn.vm.clone(), incident.id.clone());
         let start = Box::new(context_of(wanted, actuation, Err(None), incident));
-        let journal = self.journal(incident, limit);
+        let journal = self.journal(incident, limit, Some(place));
         self.effects.push(Effect::Start { vm: respawn.vm.id, context: start, journal });
         respawn.progress = Progress::Starting;
         self.respawns.push(respawn);

@@ -2,7 +2,7 @@
 
 use tracing::{info, warn};
 
-use super::{Case, Effect, Kept, Restart, RestartError, Stage, Stand, Supervisor};
+use super::{Case, Effect, Kept, Restart, RestartError, Stage, Stand, Supervisor, places::Place};
 use crate::{
     storage::incident::{Attempt, Outcome},
     vm::{Context, WatchedVm},
@@ -11,11 +11,12 @@ use flatline_detector::verdict::{Cause, Input};
 use flatline_qemu::{discover::ResetAction, text::error_chain};
 
 impl Supervisor {
-    /// Has the guest restarted, or notes why it can't be told.
+    /// Has the guest restarted at its place among the host's restarts, or notes why it can't be told.
     pub(super) fn begin_restart(
         &mut self,
         watched: &mut WatchedVm,
         limit: String,
+        place: Place,
         context: &Context<'_>,
     ) {
         let restart = match self.restart_context(watched, context) {
@@ -29,7 +30,7 @@ impl Supervisor {
         // What became of a try before this one is over.
         case.incident.reason.clone_from(&case.grounds);
         watched.recovery.restarts += 1;
-        let journal = self.journal(&case.incident, limit);
+        let journal = self.journal(&case.incident, limit, Some(place));
         self.effects.push(Effect::Restart { vm: watched.vm.id, context: restart, journal });
     }
 
@@ -50,6 +51,7 @@ impl Supervisor {
             Stage::Resuming if is_due => self.resume(watched, cause, context),
             Stage::OnHold => self.end_hold(watched, context),
             Stage::Pausing { .. }
+            | Stage::AwaitingPlace
             | Stage::Restarting
             | Stage::AwaitingLife { .. }
             | Stage::WaitingForMonitor

@@ -11,8 +11,8 @@ use std::{
 use tracing::{info, warn};
 
 use super::{
-    Case, Clearance, Effect, EventKind, RecoveryState, Remainder, RestartError, Stage, Supervisor,
-    remainder,
+    Case, Clearance, Effect, EventKind, HOST_WINDOW, RecoveryState, Remainder, RestartError, Stage,
+    Supervisor, remainder,
 };
 use crate::{
     identity::Key,
@@ -143,16 +143,27 @@ impl Supervisor {
         let Some(attempt) = case.incident.attempts.last() else { return };
         let (configured, limit) = (watched.vm.reboot_action, attempt.limit.clone());
         let rest = remainder(&run_state, attempt.reset_at.is_some());
+        let ago = context.wall.duration_since(attempt.begun_at);
+        let counts = ago.map_or(true, |ago| ago < HOST_WINDOW);
+        let room = self.room(context);
+        let place = self.places.ask_again(watched.vm.origin.uid, counts, room);
+        if rest == Remainder::All && place.is_none() {
+            return;
+        }
         info!(vm = watched.vm.name, %run_state, "an earlier daemon was ended while it restarted it: {rest:?} is left");
         match (rest, clearance) {
             // The one that was begun is the one that counts.
             (Remainder::All, Clearance::ObserveOnly | Clearance::Held(_)) => {
                 self.proceed(watched, cause, context);
             }
-            (Remainder::All, _) => self.begin_restart(watched, limit, context),
+            (Remainder::All, _) => {
+                if let Some(place) = place {
+                    self.begin_restart(watched, limit, place, context);
+                }
+            }
             (Remainder::Steps(steps), _) => {
                 case.stage = Stage::Restarting;
-                let (vm, journal) = (watched.vm.id, self.journal(&case.incident, limit));
+                let (vm, journal) = (watched.vm.id, self.journal(&case.incident, limit, None));
                 self.effects.push(Effect::Finish { vm, qmp, steps, configured, journal });
             }
             (Remainder::Nothing, _) => self.finished(watched, cause, None, context),

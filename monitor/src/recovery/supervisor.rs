@@ -4,7 +4,7 @@
 //! time, with the moment that it is, and waits for nothing: what takes time is an [`Effect`], what happened an
 //! [`Event`](super::Event). `cases` goes from a conviction to its outcome, `restarts` through one restart, `resume` on
 //! where an earlier daemon was ended, `respawn` from a QEMU's end to the next one; `budget` says what may be done, `hold`
-//! what must not.
+//! what must not, and `places`, in `turns`, when.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -12,7 +12,7 @@ use tracing::warn;
 
 use super::{
     EventKind, allowance::Allowances, case::Respawn, effect::Effect, evidence::dump::UnderWay,
-    incident_writer::IncidentWriter,
+    incident_writer::IncidentWriter, places::Places,
 };
 use crate::{
     storage::{
@@ -33,6 +33,8 @@ pub(crate) struct Supervisor {
     pub(super) store: Arc<IncidentStore>,
     pub(super) ledger: Ledger,
     pub(super) writer: IncidentWriter,
+    /// Places among the restarts of the host.
+    pub(super) places: Places,
     /// Memory dumps that are under way.
     pub(super) dumps: UnderWay,
     /// VMs whose QEMU is gone, and that are to come back.
@@ -53,6 +55,7 @@ impl Supervisor {
             store,
             ledger,
             writer,
+            places: Places::default(),
             dumps: UnderWay::default(),
             respawns: Vec::new(),
             left,

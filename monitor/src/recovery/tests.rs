@@ -31,6 +31,8 @@ use flatline_qemu::{
     qmp::{self, QmpError, QmpEvent, QmpState, QmpTarget, RunState, Transport},
 };
 
+mod turns;
+
 const SECOND: Duration = Duration::from_secs(1);
 
 struct Rig {

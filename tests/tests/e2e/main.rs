@@ -52,6 +52,7 @@ mod tenants_quotas;
 mod tenants_sockets;
 mod tenants_storm;
 mod tenants_taps;
+mod tenants_turns;
 mod top;
 mod turns;
 mod unreadable;
@@ -105,6 +106,7 @@ const SUBJECTS: &[(&str, Trials)] = &[
     ("sockets", sockets::trials),
     ("tenants_quotas", tenants_quotas::trials),
     ("tenants_storm", tenants_storm::trials),
+    ("tenants_turns", tenants_turns::trials),
     ("heartbeats", heartbeats::trials),
     ("metrics", metrics::trials),
     ("page", page::trials),
