@@ -21,7 +21,7 @@ const AS_THE_USER: &str =
 const NOT_AS_THE_USER: &str =
     "no command is run as the VM's user, and no console log of another user's VM is read";
 
-/// Those that the daemon uses; its unit bounds it to them.
+/// Those that the daemon uses. Its unit bounds it to them, but for those that another one [stands in for](stands_in_for).
 pub(super) const CAPABILITIES: [Capability; 11] = [
     required(
         39,
@@ -111,11 +111,20 @@ pub(super) fn capability_set(status: &str, name: &str) -> Option<u64> {
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
-/// Whether `effective` has it. The kernel takes CAP_SYS_ADMIN for CAP_BPF and CAP_PERFMON too (`bpf_capable` and
-/// `perfmon_capable` in `capability.h`).
+/// The number of one that the kernel takes for `capability` as well: CAP_SYS_ADMIN for CAP_BPF and CAP_PERFMON (`bpf_capable` and
+/// `perfmon_capable` in `capability.h`), CAP_DAC_OVERRIDE for CAP_DAC_READ_SEARCH (`generic_permission` in fs/namei.c).
+pub(super) fn stands_in_for(capability: &Capability) -> Option<u32> {
+    match capability.bit {
+        38 | 39 => Some(21),
+        2 => Some(1),
+        _ => None,
+    }
+}
+
+/// Whether `effective` has it, or one that stands in for it.
 pub(super) fn is_granted(capability: &Capability, effective: u64) -> bool {
     let has = |bit: u32| effective >> bit & 1 == 1;
-    has(capability.bit) || (matches!(capability.bit, 38 | 39) && has(21))
+    has(capability.bit) || stands_in_for(capability).is_some_and(has)
 }
 
 /// Names of those that the daemon cannot do without, and that `effective` lacks.

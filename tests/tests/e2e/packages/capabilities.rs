@@ -1,4 +1,4 @@
-//! The daemon's whole job with exactly the capabilities that its unit has, and what is lost without each of them.
+//! The daemon's whole job with exactly the capabilities and the mask that its unit has, and what is lost without each of them.
 //!
 //! The VMs are another user's, their sockets and console logs in a directory of that user alone, and one has its tap in
 //! another network namespace: that is where root's name is not enough.
@@ -120,7 +120,9 @@ impl Scene {
         let mut config = self.rig.daemon_config()?;
         let bounds = capabilities.iter().filter_map(|name| name.strip_prefix("CAP_"));
         let bounds = bounds.map(|name| format!(",+{}", name.to_lowercase())).collect::<String>();
-        config.prefix = vec!["setpriv".to_owned(), format!("--bounding-set=-all{bounds}")];
+        let umask = format!("umask {}; exec \"$@\"", values(&unit()?, "UMask").join(""));
+        let bounds = format!("--bounding-set=-all{bounds}");
+        config.prefix = ["sh", "-c", &umask, "sh", "setpriv", &bounds].map(str::to_owned).to_vec();
         config.extra_toml = format!(
             "[probes]\ntap_hook = \"{hook}\"\n[recovery]\ncommand_user = \"vm\"\ncommand_limit = \"2s\"\n\
              [[vm]]\nmatch = \"ends\"\nstart_exited = true\ncommand = {}",

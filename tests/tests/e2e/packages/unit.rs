@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::{unit, values};
 
-/// On systemd's scale from 0 to 10 of what a service could do: what docs/packages.md says, rounded up.
-const MOST_EXPOSED: f64 = 6.5;
+/// On systemd's scale from 0 to 10 of what a service could do: what docs/packages.md says.
+const MOST_EXPOSED: f64 = 6.3;
 
 pub(super) fn test() -> Result<Option<String>> {
     if Command::new("systemd-analyze").arg("--version").output().is_err() {
