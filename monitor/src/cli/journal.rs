@@ -22,7 +22,7 @@ use tracing_subscriber::layer::{Context, Layer};
 /// Where systemd's journal listens.
 pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
 /// Fields that are for programs: people have the message, and `status` and `incidents`.
-const NOT_IN_THE_MESSAGE: [&str; 5] = ["uuid", "state", "cause", "event", "incident"];
+const NOT_IN_THE_MESSAGE: [&str; 6] = ["uuid", "uid", "state", "cause", "event", "incident"];
 /// Bytes of one field; a datagram takes some 200,000.
 const MOST_BYTES: usize = 8 << 10;
 

@@ -83,7 +83,9 @@ fn lost_sensors<'a>(
     let counted = vms.filter(|watched| watched.sensors.is_counted);
     let uncounted = counted.filter_map(|watched| {
         let why = watched.sensors.slot.as_ref().err()?.clone();
-        Some((format!("counters of {}", watched.vm.name), why))
+        let (name, uid) = (&watched.vm.name, watched.vm.origin.uid);
+        // Another user's VM may be called alike.
+        Some((format!("counters of {name} of user {uid}"), why))
     });
     programs.chain(uncounted).collect()
 }

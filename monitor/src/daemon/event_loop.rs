@@ -186,6 +186,7 @@ impl EventLoop {
                 if state == QmpState::Ready {
                     self.recovery.monitor_ready(watched);
                     qmp_events::ask_cpus(watched, &self.inboxes);
+                    hotplug::look_for_user(watched, &self.inboxes);
                 }
                 qmp_events::monitor_is(watched, state);
                 Act::Nothing

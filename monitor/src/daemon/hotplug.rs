@@ -57,6 +57,15 @@ pub(super) fn refreshed(
     qmp_events::ask_cpus(watched, inboxes);
 }
 
+/// QEMU answers, for the first time perhaps. One that root started has given its rights up by then, where it was told to
+/// (`-runas`), and is known by another user from then on.
+pub(super) fn look_for_user(watched: &WatchedVm, inboxes: &Inboxes) {
+    if watched.vm.origin.uid == 0 && watched.link.run_state.is_none() {
+        let look = Look { names: false, attach: false, ..Look::in_full(watched.vm.id) };
+        watchers::refresh(&[look], &inboxes.messages);
+    }
+}
+
 /// Takes these threads for the vCPUs, as (vCPU index, thread id), if the process has them all.
 pub(super) fn set_threads(watched: &mut WatchedVm, threads: Vec<(u32, u32)>, from_qmp: bool) {
     let (id, name) = (watched.vm.id, &watched.vm.name);

@@ -163,9 +163,20 @@ impl Events {
             _ => true,
         };
         if self.down.len() == DOWN_MAX && had_crashed.is_none() {
-            self.down.pop_first();
+            self.forget_one();
         }
         self.down.insert(key, Down { has_crashed, incident: incident.clone() });
+    }
+
+    /// Makes room: of the user with the most VMs that are down, so that no user has those of others forgotten.
+    fn forget_one(&mut self) {
+        let mut by_user: BTreeMap<Option<u32>, usize> = BTreeMap::new();
+        for key in self.down.keys() {
+            *by_user.entry(key.uid).or_default() += 1;
+        }
+        let most = by_user.into_iter().max_by_key(|(_, vms)| *vms).map(|(uid, _)| uid);
+        let goes = self.down.keys().find(|key| Some(key.uid) == most).cloned();
+        goes.map(|key| self.down.remove(&key));
     }
 
     /// Under what its VM is remembered to be down, or will be: it may have come to be known by its process since.

@@ -251,10 +251,10 @@ async fn keep(of: std::sync::Weak<Inner>) {
 /// One line a person can read, with fields for programs: in the journal they are `FLATLINE_EVENT`, `FLATLINE_VM`, ….
 fn log(event: &Event) {
     let kind = event.kind.as_str();
-    let (vm, uuid, pid) = match &event.subject {
-        Some(subject) => (Some(&*subject.vm), subject.uuid.as_deref(), Some(subject.pid)),
-        None => (None, None, None),
-    };
+    let subject = event.subject.as_ref();
+    let vm = subject.map(|subject| subject.vm.as_str());
+    let uuid = subject.and_then(|subject| subject.uuid.as_deref());
+    let (uid, pid) = (subject.and_then(|subject| subject.uid), subject.map(|subject| subject.pid));
     let (state, cause) = (event.kind.state(), event.cause.as_deref());
     let incident = event.incident.as_ref().map(|incident| &*incident.id);
     let attempt = incident.map(|_| event.attempt);
@@ -262,8 +262,8 @@ fn log(event: &Event) {
     let what = kind.replace('-', " ");
     let text = if reason.is_empty() { what } else { format!("{what}: {reason}") };
     if event.kind.severity() == Severity::Info {
-        info!(event = kind, vm, uuid, pid, state, cause, incident, attempt, "{text}");
+        info!(event = kind, vm, uuid, uid, pid, state, cause, incident, attempt, "{text}");
     } else {
-        warn!(event = kind, vm, uuid, pid, state, cause, incident, attempt, "{text}");
+        warn!(event = kind, vm, uuid, uid, pid, state, cause, incident, attempt, "{text}");
     }
 }

@@ -37,6 +37,8 @@ const WITHIN: Duration = Duration::from_secs(20);
 const ANSWERED_WITHIN: Duration = Duration::from_secs(3);
 /// Some ticks.
 const A_WHILE: Duration = Duration::from_secs(1);
+/// In `/etc/passwd` of every host.
+const NOBODY: u32 = 65_534;
 const MOST_RESTARTS: u64 = 2;
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -51,6 +53,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         ),
         trial("only_a_qemu_of_its_own_user_keeps_a_vm_from_being_started_again", started_again),
         trial("a_vm_can_be_named_whatever_others_call_theirs", named),
+        trial("a_qemu_of_roots_that_becomes_another_users_is_known_by_that", given_up),
     ]
 }
 
@@ -351,5 +354,19 @@ fn named() -> Result<()> {
     }
     sleep(A_WHILE)?;
     ensure!(held(&daemon)?.is_empty(), "{:?}", held(&daemon)?);
+    Ok(())
+}
+
+/// A real QEMU that gives root's rights up once it has its devices (`-runas`), as LXD's and Incus' do.
+fn given_up() -> Result<()> {
+    let place = Place::new()?;
+    let daemon = place.daemon("")?;
+    let mut machine = place.rig.boot_sector_on_disk(NAME, BootSector::OnCommand)?;
+    machine.extra_args.extend(["-runas", "nobody"].map(str::to_owned));
+    let guest = machine.start()?;
+    let is_its = |row: &Value| row["uid"] == NOBODY && is_alive(row);
+    wait_for(&daemon, guest.pid(), "its user", is_its)?;
+    ask(&daemon, &["hold", &format!("{NAME}@nobody")])?;
+    ensure!(held(&daemon)? == [u64::from(guest.pid())], "{:?}", held(&daemon)?);
     Ok(())
 }

@@ -249,6 +249,9 @@ fn each_sensor_is_told_by_its_name() {
 #[test]
 fn what_is_remembered_is_bounded() {
     let mut events = events();
+    let outcome = Some(Outcome::Refused);
+    let of_root = Incident { uid: Some(0), outcome, ..incident("first", "halted") };
+    say(&mut events, closed(&of_root), &of_root, 20);
     for number in 0..10_000 {
         let (uuid, outcome) = (Some(format!("u-{number}")), Some(Outcome::Refused));
         let refused = Incident { uuid, outcome, ..incident(&number.to_string(), "halted") };
@@ -256,6 +259,8 @@ fn what_is_remembered_is_bounded() {
     }
     let bounds = (super::OUTCOMES_MAX, super::DOWN_MAX);
     assert_eq!((events.outcomes.len(), events.down.len()), bounds);
+    let root = Key::new(Some(0), None, "web-1");
+    assert!(events.alive(&root, at(30), at(30)).is_some(), "one user has no other's forgotten");
 }
 
 #[test]
