@@ -96,16 +96,16 @@ mod tests {
             arguments.set_tid = wanted.as_ptr() as u64;
             arguments.set_tid_size = 1;
             // SAFETY: the arguments outlive the call. The child has memory of its own, and makes one system call only.
-            match unsafe {
+            let number = unsafe {
                 libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>())
-            } {
-                // SAFETY: plain calls without pointers.
-                0 => loop {
+            };
+            if number == 0 {
+                loop {
+                    // SAFETY: a plain call without pointers.
                     unsafe { libc::pause() };
-                },
-                number if number > 0 => Some(Self(pid)),
-                _ => None,
+                }
             }
+            (number > 0).then_some(Self(pid))
         }
     }
 
