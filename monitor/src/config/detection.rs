@@ -50,13 +50,15 @@ keys! {
         /// time between two samples of all VMs
         detection.sample_interval: Duration = "1s", Within(100 * MS..=MINUTE),
             host "all VMs of the host are sampled together; set it in [detection]";
-        /// so many VMs that fall silent together, and such a share of all, are the host's fault: one incident, and no VM is
-        /// restarted
+        /// so many VMs that fall silent together, and such a share of all, are the host's fault: one incident, and none is restarted
+        /// for its silence, for three minutes or as long as the host shows a fault of its own
         detection.storm_vms: u32 = 5, Count(2..=1_000_000),
             host "a storm is the host's; set it in [detection]";
-        /// the share of all VMs of the host
+        /// the share of all VMs of the host; where they are of several users, the mean of each one's share, and that of two of
+        /// them (three of five or more) themselves
         detection.storm_share: f64 = 0.5, Share, host "a storm is the host's; set it in [detection]";
-        /// restarts of all VMs of this host; further ones wait
+        /// restarts of all VMs of this host; further ones wait, by turns of their users, of which each takes at most half of what
+        /// others leave
         recovery.max_restarts_per_minute: u32 = 10, Count(1..=MAX_RESTARTS),
             host "it is the host's limit; set it in [recovery]";
     }

@@ -116,11 +116,14 @@ fn a_guest_that_waits_with_interrupts_on_lives_in_a_storm() {
 
 #[test]
 fn what_holds_a_guest_by_itself_holds_a_deaf_one_in_a_storm_as_well() {
-    let stalled = StorageActivity { in_flight: 1, ..StorageActivity::default() };
-    let holds: [(&str, &dyn Fn(&mut Guest)); 3] = [
-        ("its storage stalls", &|guest| guest.activity.storage = Ok(stalled)),
-        ("a witness excuses it", &|guest| guest.jobs = excused()),
-        ("it is starved", &|guest| guest.level(&[(0.0, 0.95)])),
+    let stall: Shape = |guest| {
+        let stalled = StorageActivity { in_flight: 1, ..StorageActivity::default() };
+        guest.activity.storage = Ok(stalled);
+    };
+    let holds: [(&str, Shape); 3] = [
+        ("its storage stalls", stall),
+        ("a witness excuses it", |guest| guest.jobs = excused()),
+        ("it is starved", |guest| guest.level(&[(0.0, 0.95)])),
     ];
     for (what, hold) in holds {
         let mut rig = silent();
