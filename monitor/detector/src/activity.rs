@@ -3,7 +3,7 @@
 //! Pure: no clock, no I/O. A figure that could not be read stays a [`Missing`] all the way into the
 //! verdict, where it can never count as silence.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -162,9 +162,8 @@ impl Activity {
                     oldest: current.in_flight.map(|ages| ages.oldest),
                 })
             }),
-            vcpus: both(&previous.vcpus, &current.vcpus).map(|(before, now)| {
-                now.iter().filter_map(|vcpu| vcpu_activity(before, vcpu, elapsed)).collect()
-            }),
+            vcpus: both(&previous.vcpus, &current.vcpus)
+                .map(|(before, now)| vcpu_activities(before, now, elapsed)),
             process: current.process,
             heartbeat: both(&previous.heartbeats, &current.heartbeats)
                 .and_then(|(before, now)| heartbeat(before, now))
@@ -202,19 +201,30 @@ fn delta(before: u64, now: u64, what: &'static str) -> Reading<u64> {
     now.checked_sub(before).ok_or_else(|| Missing::new(what, "its counter was replaced just now"))
 }
 
-/// `None` for a vCPU that was plugged in since the last sample.
-fn vcpu_activity(before: &[VcpuTime], now: &VcpuTime, elapsed: Duration) -> Option<VcpuActivity> {
-    let earlier = before.iter().find(|vcpu| vcpu.tid == now.tid)?;
+/// What each vCPU did that was there before, too. A QEMU may say that it has as many as it has threads.
+fn vcpu_activities(before: &[VcpuTime], now: &[VcpuTime], elapsed: Duration) -> Vec<VcpuActivity> {
+    let are_the_same = before.iter().map(|vcpu| vcpu.tid).eq(now.iter().map(|vcpu| vcpu.tid));
+    if are_the_same {
+        let pairs = before.iter().zip(now);
+        return pairs.map(|(before, now)| vcpu_activity(before, now, elapsed)).collect();
+    }
+    let before: HashMap<u32, &VcpuTime> = before.iter().map(|vcpu| (vcpu.tid, vcpu)).collect();
+    // One that was plugged in since the last sample did nothing that is known.
+    let both = now.iter().filter_map(|now| Some((before.get(&now.tid)?, now)));
+    both.map(|(before, now)| vcpu_activity(before, now, elapsed)).collect()
+}
+
+fn vcpu_activity(earlier: &VcpuTime, now: &VcpuTime, elapsed: Duration) -> VcpuActivity {
     let share = |from: u64, to: u64| {
         Duration::from_nanos(to.saturating_sub(from)).as_secs_f64()
             / elapsed.as_secs_f64().max(1e-9)
     };
-    Some(VcpuActivity {
+    VcpuActivity {
         index: now.index,
         tid: now.tid,
         busy: share(earlier.run_ns, now.run_ns),
         waiting: share(earlier.wait_ns, now.wait_ns),
-    })
+    }
 }
 
 #[cfg(test)]

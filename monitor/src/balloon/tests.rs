@@ -62,6 +62,7 @@ impl FakeQemu {
             Transport::Keep(QmpTarget::at_path(vm, socket)),
             sender,
             qmp::Limits::default(),
+            qmp::Room::default(),
         );
         loop {
             let notice = timeout(Duration::from_secs(4), notices.recv()).await;

@@ -15,7 +15,7 @@ use crate::{
 use flatline_detector::verdict::Testimony;
 use flatline_qemu::{
     discover::{ResetAction, Vm, VmId},
-    qmp::QmpNotice,
+    qmp::{QmpNotice, Room},
 };
 use flatline_samples::RunState;
 
@@ -54,6 +54,8 @@ pub(super) enum Message {
 pub(super) struct Inboxes {
     pub(super) messages: UnboundedSender<Message>,
     pub(super) notices: Sender<(VmId, QmpNotice)>,
+    /// What all sessions hold of unfinished messages.
+    pub(super) room: Room,
     /// Which of the processes that start may be looked at one by one.
     pub(super) starts: Starts,
 }

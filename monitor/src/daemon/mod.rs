@@ -54,7 +54,10 @@ use crate::{
     storage::incidents::{IncidentStore, StoreError},
 };
 use event_loop::EventLoop;
-use flatline_qemu::{discover::VmId, qmp::QmpNotice};
+use flatline_qemu::{
+    discover::VmId,
+    qmp::{QmpNotice, Room},
+};
 use host_sampler::HostSampler;
 use message::{Inboxes, Message};
 use starts::Starts;
@@ -138,7 +141,7 @@ pub(crate) async fn run(config: Config, source: Source) -> Result<(), StartError
             if processes.is_some() && sampler.hears_of_starts() {
                 starts.are_told();
             }
-            let inboxes = Inboxes { messages, notices, starts };
+            let inboxes = Inboxes { messages, notices, room: Room::default(), starts };
             let event_loop = EventLoop::new(config, source, store, sampler, inboxes);
             let reports = (inbox, qmp, probed, started);
             let probes = watch(event_loop, signals, listener, reports).await;

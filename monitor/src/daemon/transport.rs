@@ -21,8 +21,12 @@ fn transport(vm: &Vm, actuation: &ActuatorConfig, has_virsh: bool) -> Option<Tra
     let may_be_used =
         |socket: &&ListeningSocket| !(is_libvirts && matches!(socket.at, SocketAt::Descriptor(_)));
     let sockets: Vec<_> = vm.qmp_sockets.iter().filter(may_be_used).cloned().collect();
-    let target =
-        (!sockets.is_empty()).then_some(QmpTarget { vm: vm.id, sockets, threads: vm.threads });
+    let target = (!sockets.is_empty()).then_some(QmpTarget {
+        vm: vm.id,
+        sockets,
+        threads: vm.threads,
+        uid: vm.origin.uid,
+    });
     match (actuation.qmp, &vm.ownership.owner) {
         (QmpTransport::Keep, _) => target.map(Transport::Keep),
         (QmpTransport::Brief, _) => target.map(Transport::Brief),

@@ -99,7 +99,8 @@ impl EventLoop {
         let every = self.config.memory_every_for(&vm.name, vm.origin.uid);
         let memory = MemoryWatch::new(every, transport.as_ref(), now);
         let qmp = transport.map(|transport| {
-            qmp::spawn(transport, self.inboxes.notices.clone(), Limits::default())
+            let (notices, room) = (self.inboxes.notices.clone(), self.inboxes.room.clone());
+            qmp::spawn(transport, notices, Limits::default(), room)
         });
         self.registry.pending.insert(id);
         self.sampler.probes.attach(id, counted(&vm));

@@ -40,6 +40,7 @@ impl Qemu {
             Transport::Keep(QmpTarget::at_path(vm, &socket)),
             notices,
             qmp::Limits::default(),
+            qmp::Room::default(),
         );
         let (stream, _) = listener.accept().await.unwrap();
         let asked = Log::default();

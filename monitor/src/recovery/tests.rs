@@ -154,8 +154,10 @@ fn watch(
     recovery: RecoveryState,
 ) -> WatchedVm {
     let (notices, _) = mpsc::channel(1);
-    let target = QmpTarget { vm: vm.id, sockets: vm.qmp_sockets.clone(), threads: vm.threads };
-    let qmp = qmp::spawn(Transport::Keep(target), notices, qmp::Limits::default());
+    let target =
+        QmpTarget { vm: vm.id, sockets: vm.qmp_sockets.clone(), threads: vm.threads, uid: 0 };
+    let qmp =
+        qmp::spawn(Transport::Keep(target), notices, qmp::Limits::default(), qmp::Room::default());
     let detection = detection_policy(config, &vm);
     let watch = match state {
         Some((state, reason)) => Watch::resume(now, SECOND * 3600, state, reason),

@@ -4,6 +4,7 @@
 //! the iterator can't be had, [`VcpuClocks`](super::VcpuClocks) read one file for each thread.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io::{self, Read as _},
     mem::size_of,
@@ -111,8 +112,9 @@ impl ThreadTimes {
         }
         let its = self.of(pid);
         let mut times: Vec<VcpuTime> = Vec::with_capacity(threads.len());
+        let mut seen = HashSet::with_capacity(threads.len());
         for (index, tid) in threads {
-            if times.iter().any(|known| known.tid == *tid) {
+            if !seen.insert(*tid) {
                 continue;
             }
             match its.binary_search_by_key(tid, |thread| thread.tid) {

@@ -4,7 +4,7 @@
 //! `schedstat` also has the time that a thread waited for a CPU, by which a starved guest is told from
 //! a silent one.
 
-use std::{fs::File, io, os::unix::fs::FileExt as _};
+use std::{collections::HashSet, fs::File, io, os::unix::fs::FileExt as _};
 
 use super::{Missing, Reading, VcpuTime};
 
@@ -22,8 +22,9 @@ impl VcpuClocks {
     /// What the kernel said of the first thread that could not be opened.
     pub fn open(pid: u32, vcpus: &[(u32, u32)]) -> io::Result<Self> {
         let mut threads: Vec<(u32, u32, File)> = Vec::with_capacity(vcpus.len());
+        let mut seen = HashSet::with_capacity(vcpus.len());
         for &(index, tid) in vcpus {
-            if threads.iter().all(|(_, known, _)| *known != tid) {
+            if seen.insert(tid) {
                 let file = File::open(format!("/proc/{pid}/task/{tid}/schedstat"))?;
                 threads.push((index, tid, file));
             }

@@ -66,7 +66,15 @@ impl Session {
             ..Limits::default()
         };
         let target = QmpTarget::at_path(vm, "./q.sock");
-        Self { handle: spawn(Transport::Keep(target), sender, limits), notices }
+        Self {
+            handle: spawn(
+                Transport::Keep(target),
+                sender,
+                limits,
+                flatline_qemu::qmp::Room::default(),
+            ),
+            notices,
+        }
     }
 
     async fn next(&mut self) -> QmpNotice {

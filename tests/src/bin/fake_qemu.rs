@@ -39,6 +39,11 @@ const SLOW_RESET: Duration = Duration::from_secs(8);
 const LATE: Duration = Duration::from_secs(20);
 /// One that aborts is found before that.
 const ABORTS_AFTER: Duration = Duration::from_secs(4);
+/// Just less than the longest message that is taken.
+const HOARD_BYTES: usize = 4_000_000;
+/// Messages of a quarter of what is taken for a flood, however it was asked for.
+const BABBLE_BYTES: usize = 200_000;
+const BABBLES_EVERY: Duration = Duration::from_millis(25);
 /// The memory of a guest, and from one byte to the next where it comes slowly.
 const MEMORY_BYTES: usize = 3 << 20;
 const SLOW_MEMORY: Duration = Duration::from_millis(50);
@@ -73,6 +78,8 @@ fn main() -> Result<()> {
         "resets" => reset_without_end,
         "slow-reset" => |client| panicked(client, slow_reset),
         "late" => |client| panicked(client, late),
+        "hoards" => hoard,
+        "babbles" => babble,
         "dumps" => |client| dump(client, false),
         "dumps-slowly" => |client| dump(client, true),
         "aborts" => {
@@ -103,17 +110,41 @@ fn greet_only(mut client: UnixStream) -> Result<()> {
 
 /// Behaves until the client trusts it, then reports that the VM stopped, over and over.
 fn flood_events(mut client: UnixStream) -> Result<()> {
+    behave(&mut client)?;
+    let event = json!({"timestamp": {"seconds": 1, "microseconds": 1}, "event": "STOP"});
+    let events = format!("{event}\r\n").repeat(EVENTS_A_WRITE);
+    loop {
+        client.write_all(events.as_bytes())?;
+    }
+}
+
+/// Behaves until the client trusts it, and begins a message that has no end.
+fn hoard(mut client: UnixStream) -> Result<()> {
+    behave(&mut client)?;
+    client.write_all(b"{\"event\": \"")?;
+    client.write_all(&vec![b'x'; HOARD_BYTES])?;
+    say_nothing(client)
+}
+
+/// Behaves until the client trusts it, and then says what it was not asked, in long messages that say nothing.
+fn babble(mut client: UnixStream) -> Result<()> {
+    behave(&mut client)?;
+    let message = format!("{{\"x\": [{}0]}}\r\n", "0,".repeat(BABBLE_BYTES / 2));
+    loop {
+        client.write_all(message.as_bytes())?;
+        std::thread::sleep(BABBLES_EVERY);
+    }
+}
+
+/// Answers what a client asks first.
+fn behave(client: &mut UnixStream) -> Result<()> {
     client.write_all(GREETING.as_bytes())?;
     let mut requests = BufReader::new(client.try_clone()?);
     for answer in [json!({}), json!({"status": "running", "singlestep": false, "running": true})] {
         let id = next_request(&mut requests)?["id"].clone();
         client.write_all(format!("{}\r\n", json!({"return": answer, "id": id})).as_bytes())?;
     }
-    let event = json!({"timestamp": {"seconds": 1, "microseconds": 1}, "event": "STOP"});
-    let events = format!("{event}\r\n").repeat(EVENTS_A_WRITE);
-    loop {
-        client.write_all(events.as_bytes())?;
-    }
+    Ok(())
 }
 
 fn flood_garbage(mut client: UnixStream) -> Result<()> {

@@ -120,7 +120,7 @@ impl Worst {
     }
 }
 
-fn memory_kib(daemon: &Daemon, field: &str) -> Result<u64> {
+pub(crate) fn memory_kib(daemon: &Daemon, field: &str) -> Result<u64> {
     let pid = daemon.pid().context("the daemon does not run")?;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix(field)).context("no such field")?;

@@ -68,6 +68,11 @@ pub(crate) struct QmpCodec {
 }
 
 impl QmpCodec {
+    /// Whether a message was begun of which the end has not come; `buffer` is what was not decoded yet.
+    pub(crate) fn is_within(&self, buffer: &[u8]) -> bool {
+        !buffer.is_empty() || self.excess.is_some()
+    }
+
     /// Goes on looking for the end of the message; how many bytes of the buffer belong to it, if it ends there.
     fn scan(&mut self, buffer: &[u8]) -> Option<usize> {
         for (at, &byte) in buffer.iter().enumerate().skip(self.scanned) {

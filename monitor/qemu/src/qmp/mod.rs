@@ -28,5 +28,6 @@ pub use registers::{
     system::operating_system,
 };
 pub use session::{
-    LibvirtTarget, Limits, QmpError, QmpHandle, QmpNotice, QmpState, QmpTarget, Transport, spawn,
+    LibvirtTarget, Limits, QmpError, QmpHandle, QmpNotice, QmpState, QmpTarget, Room, Transport,
+    spawn,
 };

@@ -36,6 +36,7 @@ mod notice;
 mod outbox;
 mod outgoing;
 mod requests;
+mod room;
 mod sockets;
 #[cfg(test)]
 mod tests;
@@ -49,6 +50,7 @@ use tokio_util::sync::CancellationToken;
 pub use limits::Limits;
 pub use notice::{QmpError, QmpNotice, QmpState};
 pub use requests::QmpHandle;
+pub use room::Room;
 
 use attempts::attempts;
 use conversation::Style;
@@ -69,12 +71,19 @@ pub struct QmpTarget {
     pub sockets: Vec<ListeningSocket>,
     /// What it was told of its threads.
     pub threads: ThreadsTold,
+    /// Its user.
+    pub uid: u32,
 }
 
 impl QmpTarget {
     /// One socket, where QEMU doesn't wait for a client.
     pub fn at_path(vm: VmId, path: impl AsRef<Path>) -> Self {
-        Self { vm, sockets: vec![ListeningSocket::at_path(path)], threads: ThreadsTold::default() }
+        Self {
+            vm,
+            sockets: vec![ListeningSocket::at_path(path)],
+            threads: ThreadsTold::default(),
+            uid: 0,
+        }
     }
 }
 
@@ -111,12 +120,13 @@ pub struct LibvirtTarget {
     pub domain: String,
 }
 
-/// Starts a session's task, on the current tokio runtime.
+/// Starts a session's task, on the current tokio runtime. What it holds of unfinished messages is in `room`.
 #[must_use]
 pub fn spawn(
     transport: Transport,
     notices: mpsc::Sender<(VmId, QmpNotice)>,
     limits: Limits,
+    room: Room,
 ) -> QmpHandle {
     let (sender, requests) = mpsc::channel(limits.unanswered.max(1));
     let closing = CancellationToken::new();
@@ -125,8 +135,12 @@ pub fn spawn(
     tokio::spawn(async move {
         let (inbox, outbox) = (&mut inbox, &mut outbox);
         let ended = match &transport {
-            Transport::Keep(target) => attempts(target, Style::Kept, inbox, outbox, limits).await,
-            Transport::Brief(target) => attempts(target, Style::Brief, inbox, outbox, limits).await,
+            Transport::Keep(target) => {
+                attempts(target, Style::Kept, inbox, outbox, limits, &room).await
+            }
+            Transport::Brief(target) => {
+                attempts(target, Style::Brief, inbox, outbox, limits, &room).await
+            }
             // In a box: it takes many times the room of the others, which most sessions are.
             Transport::Libvirt(target) => {
                 Box::pin(through_libvirt::attempts(target, inbox, outbox, limits)).await

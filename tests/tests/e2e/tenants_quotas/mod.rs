@@ -2,6 +2,7 @@
 
 mod evidence;
 mod incidents;
+mod monitors;
 mod slots;
 
 use std::{
@@ -33,7 +34,10 @@ const WITHIN: Duration = Duration::from_secs(60);
 const MARGIN: Duration = Duration::from_secs(5);
 
 pub(crate) fn trials() -> Vec<Trial> {
-    [slots::trials(), evidence::trials(), incidents::trials()].into_iter().flatten().collect()
+    [slots::trials(), evidence::trials(), incidents::trials(), monitors::trials()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// A place in which each user has a directory, and programs that pose as QEMUs.

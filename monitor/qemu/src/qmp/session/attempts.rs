@@ -21,6 +21,7 @@ use super::{
     notice::QmpState,
     outbox::Outbox,
     requests::{Ended, Inbox},
+    room::Room,
     sockets::Sockets,
 };
 
@@ -34,6 +35,7 @@ pub(super) async fn attempts(
     inbox: &mut Inbox,
     outbox: &mut Outbox,
     limits: Limits,
+    room: &Room,
 ) -> Result<std::convert::Infallible, Ended> {
     let (keeps, patience) = match style {
         Style::Kept => (0, limits.greeting),
@@ -50,7 +52,9 @@ pub(super) async fn attempts(
             Ok(stream) => {
                 // It may have been in use for so long that no commands were kept any more.
                 inbox.keeps = keeps;
-                let disconnect = conversation::hold(stream, inbox, outbox, limits, style).await?;
+                let place = room.place(target.uid);
+                let disconnect =
+                    conversation::hold(stream, inbox, outbox, limits, style, place).await?;
                 let has_served = match (style, &outbox.last) {
                     (Style::Kept, last) => {
                         matches!(last, Some(QmpState::Ready | QmpState::Unresponsive { .. }))

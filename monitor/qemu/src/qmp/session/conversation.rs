@@ -28,6 +28,7 @@ use super::notice::{QmpError, QmpNotice};
 use super::outbox::Outbox;
 use super::outgoing::Outgoing;
 use super::requests::{Ended, Inbox, Request};
+use super::room::Place;
 use crate::qmp::QmpEvent;
 use crate::qmp::codec::{Command, Message, QmpCodec};
 use crate::text::error_chain;
@@ -51,6 +52,7 @@ pub(super) async fn hold(
     outbox: &mut Outbox,
     limits: Limits,
     style: Style,
+    mut place: Place,
 ) -> Result<Disconnect, Ended> {
     let (reader, writer) = stream.into_split();
     let mut talk = Conversation::new(limits, style);
@@ -81,6 +83,9 @@ pub(super) async fn hold(
             sent = talk.unsent.send(writer.as_ref()), if !talk.unsent.is_empty() => {
                 sent.map_err(|error| Disconnect::Closed(error_chain(&error)))
             }
+            () = place.is_lost() => Err(Disconnect::Refused(
+                "its unfinished message takes more than its user's share of the room for all".to_owned(),
+            )),
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                 Box::pin(talk.expire(outbox)).await
             }
@@ -89,6 +94,7 @@ pub(super) async fn hold(
             talk.disconnect();
             return Ok(disconnect);
         }
+        place.hold(if received.is_empty() { 0 } else { received.capacity() });
         // Their room is given back: there are such ones for each VM of the host.
         give_back(&mut received);
         if talk.unanswered.is_empty() {
@@ -153,6 +159,10 @@ struct Conversation {
     /// Since when a brief one has nothing more to do.
     idle_since: Option<Instant>,
     codec: QmpCodec,
+    /// Since when a message is not complete.
+    within_since: Option<Instant>,
+    /// Bytes that were taken of it.
+    message_bytes: usize,
     unsent: Outgoing,
     phase: Phase,
     next_id: u64,
@@ -167,6 +177,8 @@ impl Conversation {
             style,
             idle_since: None,
             codec: QmpCodec::default(),
+            within_since: None,
+            message_bytes: 0,
             unsent: Outgoing::default(),
             phase: Phase::Greeting { deadline: Instant::now() + limits.greeting },
             next_id: 1,
@@ -188,7 +200,8 @@ impl Conversation {
             Phase::Negotiation | Phase::Open => None,
         };
         let waiting = self.unanswered.values().filter(|one| !one.expired).map(|one| one.deadline);
-        waiting.chain(greeting).chain(idle).min()
+        let message = self.within_since.map(|since| since + self.limits.message);
+        waiting.chain(greeting).chain(idle).chain(message).min()
     }
 
     fn accept(&mut self, request: Request) {
@@ -252,6 +265,10 @@ impl Conversation {
         if self.idle_since.is_some_and(|since| since + self.limits.brief_linger <= now) {
             return Err(Disconnect::Done);
         }
+        if self.within_since.is_some_and(|since| since + self.limits.message <= now) {
+            let limit = self.limits.message;
+            return Err(Disconnect::Closed(format!("a message was not complete within {limit:?}")));
+        }
         let mut since = None;
         for one in self.unanswered.values_mut().filter(|one| !one.expired && one.deadline <= now) {
             one.expired = true;
@@ -277,14 +294,36 @@ impl Conversation {
     ) -> Result<(), Disconnect> {
         self.flood.bytes(bytes, &self.limits)?;
         loop {
+            let before = received.len();
             let decoded = self.codec.decode(received);
+            self.message_bytes += before.saturating_sub(received.len());
             let Some(message) =
                 decoded.map_err(|error| Disconnect::Refused(error_chain(&error)))?
             else {
+                if self.codec.is_within(received) {
+                    self.within_since.get_or_insert_with(Instant::now);
+                } else {
+                    self.within_since = None;
+                }
                 return Ok(());
             };
+            self.within_since = None;
+            let bytes = std::mem::take(&mut self.message_bytes);
+            if !self.is_asked_for(&message) {
+                self.flood.unasked(bytes, &self.limits)?;
+            }
             self.flood.message(&self.limits)?;
             self.take(message, outbox).await?;
+        }
+    }
+
+    /// Whether a message answers a command that was sent.
+    fn is_asked_for(&self, message: &Message) -> bool {
+        match message {
+            Message::Return { id, .. }
+            | Message::Error { id, .. }
+            | Message::Skipped { id, .. } => id.is_some_and(|id| self.unanswered.contains_key(&id)),
+            Message::Greeting | Message::Event { .. } | Message::Unknown => false,
         }
     }
 

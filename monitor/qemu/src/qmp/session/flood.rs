@@ -11,6 +11,7 @@ use crate::qmp::QmpEvent;
 pub(super) struct Flood {
     since: Instant,
     bytes: usize,
+    unasked_bytes: usize,
     messages: u32,
     events: u32,
     skipped_events: u32,
@@ -18,7 +19,14 @@ pub(super) struct Flood {
 
 impl Flood {
     pub(super) fn new() -> Self {
-        Self { since: Instant::now(), bytes: 0, messages: 0, events: 0, skipped_events: 0 }
+        Self {
+            since: Instant::now(),
+            bytes: 0,
+            unasked_bytes: 0,
+            messages: 0,
+            events: 0,
+            skipped_events: 0,
+        }
     }
 
     pub(super) fn bytes(&mut self, bytes: usize, limits: &Limits) -> Result<(), Disconnect> {
@@ -30,6 +38,18 @@ impl Flood {
             return Err(Disconnect::Refused(format!(
                 "flood: {} bytes within a second",
                 self.bytes
+            )));
+        }
+        Ok(())
+    }
+
+    /// A message of so many bytes answers no command of ours.
+    pub(super) fn unasked(&mut self, bytes: usize, limits: &Limits) -> Result<(), Disconnect> {
+        self.unasked_bytes = self.unasked_bytes.saturating_add(bytes);
+        if self.unasked_bytes > limits.unasked_bytes_per_second {
+            return Err(Disconnect::Refused(format!(
+                "flood: {} bytes within a second that were not asked for",
+                self.unasked_bytes
             )));
         }
         Ok(())

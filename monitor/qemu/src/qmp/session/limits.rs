@@ -9,6 +9,8 @@ pub struct Limits {
     pub greeting: Duration,
     /// For `qmp_capabilities` and the session's own `query-status`: 5 s.
     pub handshake: Duration,
+    /// For a message that was begun to be complete: 30 s. QEMU writes it at once, unless it is stopped meanwhile.
+    pub message: Duration,
     /// From one look at the sockets to the next while none greets: 5 s, short since a client may leave at any time.
     pub busy_pause: Duration,
     /// From one look at a QEMU that has no vCPUs yet to the next: 500 ms.
@@ -28,6 +30,8 @@ pub struct Limits {
     pub messages_per_second: u32,
     /// Bytes in one second before the connection is refused: 32 MiB.
     pub bytes_per_second: usize,
+    /// The same of messages that answer no command: 1 MiB. So many events as are passed on take a tenth of that.
+    pub unasked_bytes_per_second: usize,
     /// Events passed on in one second: 200. Beyond, block errors and events that are not known are
     /// left out; any other is a flood.
     pub events_per_second: u32,
@@ -47,6 +51,7 @@ impl Default for Limits {
         Self {
             greeting: Duration::from_secs(2),
             handshake: Duration::from_secs(5),
+            message: Duration::from_secs(30),
             busy_pause: Duration::from_secs(5),
             launch_pause: Duration::from_millis(500),
             refused_pause: Duration::from_secs(60),
@@ -56,6 +61,7 @@ impl Default for Limits {
             unanswered: 16,
             messages_per_second: 2_000,
             bytes_per_second: 32 << 20,
+            unasked_bytes_per_second: 1 << 20,
             events_per_second: 200,
             skipped_events: 16,
             brief_poll: Duration::from_secs(10),

@@ -57,7 +57,7 @@ struct Socket {
 
 impl Sockets {
     pub(super) fn new(target: &QmpTarget, limits: Limits) -> Self {
-        let QmpTarget { vm, sockets, threads } = target;
+        let QmpTarget { vm, sockets, threads, uid: _ } = target;
         let socket = |socket: &ListeningSocket| {
             let socket = socket.clone();
             Socket { socket, waiting: None, lookup: None, trouble: None }

@@ -44,7 +44,7 @@ fn process(pid: u32) -> VmId {
 fn start(vm: VmId, socket: &Path, limits: Limits) -> (QmpHandle, Notices) {
     let (sender, mut notices) = mpsc::channel(64);
     let target = QmpTarget::at_path(vm, socket);
-    let handle = spawn(Transport::Keep(target), sender, limits);
+    let handle = spawn(Transport::Keep(target), sender, limits, Room::default());
     assert!(notices.try_recv().is_err());
     (handle, notices)
 }
@@ -256,7 +256,7 @@ async fn after_notices_that_were_not_taken_the_run_state_is_asked_again() {
     let (sender, mut notices) = mpsc::channel(4);
     let vm = process(std::process::id());
     let target = QmpTarget::at_path(vm, &path);
-    let _handle = spawn(Transport::Keep(target), sender, quick());
+    let _handle = spawn(Transport::Keep(target), sender, quick(), Room::default());
     let mut server = ready(&listener, &mut notices).await;
     server.say(&"{\"event\": \"STOP\"}".repeat(6)).await;
     // The notices aren't taken until the session has hung up.

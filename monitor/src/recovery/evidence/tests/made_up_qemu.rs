@@ -47,6 +47,7 @@ pub(in crate::recovery) async fn qemu(
         Transport::Keep(QmpTarget::at_path(id, socket)),
         notices,
         qmp::Limits::default(),
+        qmp::Room::default(),
     );
     let (stream, _) = listener.accept().await.unwrap();
     tokio::spawn(serve(stream, says));

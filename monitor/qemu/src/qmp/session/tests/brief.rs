@@ -18,7 +18,7 @@ fn brief_session(path: &Path, limits: Limits) -> (QmpHandle, Notices) {
     let (sender, notices) = mpsc::channel(64);
     let vm = process(std::process::id());
     let target = QmpTarget::at_path(vm, path);
-    (spawn(Transport::Brief(target), sender, limits), notices)
+    (spawn(Transport::Brief(target), sender, limits, Room::default()), notices)
 }
 
 /// Nothing more comes on this connection, which the session has ended.

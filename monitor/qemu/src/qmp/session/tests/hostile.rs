@@ -29,6 +29,25 @@ async fn floods_are_refused() {
     }
 }
 
+#[tokio::test]
+async fn a_message_that_does_not_end_and_one_that_was_not_asked_for_end_the_connection() {
+    let begun = "{\"event\": \"".to_owned();
+    let unasked = format!("{{\"x\": \"{}\"}}", "x".repeat(2 << 20));
+    for (said, says) in [(begun, "was not complete within"), (unasked, "not asked for")] {
+        let (_dir, path, listener) = serve();
+        let limits = Limits { message: Duration::from_millis(200), ..quick() };
+        let (_handle, mut notices) = own_session(&path, limits);
+        let mut server = ready(&listener, &mut notices).await;
+        tokio::spawn(async move {
+            // It ends when the session hangs up.
+            let _ = server.stream.write_all(said.as_bytes()).await;
+            let _ = server.stream.read_line(&mut String::new()).await;
+        });
+        let state = next_state(&mut notices).await;
+        assert!(format!("{state:?}").contains(says), "{state:?}");
+    }
+}
+
 /// Nested deeper than is taken.
 fn deep() -> String {
     "[".repeat(200) + &"]".repeat(200)

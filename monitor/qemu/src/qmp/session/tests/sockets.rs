@@ -7,8 +7,8 @@ fn of_two(first: &Path, second: &Path, limits: Limits) -> (QmpHandle, Notices) {
     let (sender, notices) = mpsc::channel(64);
     let vm = process(std::process::id());
     let sockets = [first, second].map(ListeningSocket::at_path).into();
-    let target = QmpTarget { vm, sockets, threads: ThreadsTold::default() };
-    (spawn(Transport::Keep(target), sender, limits), notices)
+    let target = QmpTarget { vm, sockets, threads: ThreadsTold::default(), uid: 0 };
+    (spawn(Transport::Keep(target), sender, limits, Room::default()), notices)
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use crate::{
     discover::{self, VmId},
     program::virsh::Virsh,
     qmp::{
-        LibvirtTarget, Limits, QmpError, QmpEvent, QmpHandle, QmpNotice, QmpState, RunState,
+        LibvirtTarget, Limits, QmpError, QmpEvent, QmpHandle, QmpNotice, QmpState, Room, RunState,
         Transport, codec::MAX_MESSAGE_BYTES, session::spawn,
     },
 };
@@ -40,7 +40,7 @@ fn session(dir: &Path, cases: &str) -> (QmpHandle, Notices) {
         .by(&["/bin/sh", script.to_str().unwrap()]);
     let target = LibvirtTarget { vm, virsh, domain: "d".to_owned() };
     let (sender, notices) = mpsc::channel(64);
-    (spawn(Transport::Libvirt(target), sender, Limits::default()), notices)
+    (spawn(Transport::Libvirt(target), sender, Limits::default(), Room::default()), notices)
 }
 
 async fn next(notices: &mut Notices) -> QmpNotice {
