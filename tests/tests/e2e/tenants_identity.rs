@@ -255,7 +255,9 @@ fn started_again() -> Result<()> {
     fs::write(&script, lines)?;
     fs::set_permissions(&script, Permissions::from_mode(0o755))?;
     let command = json!([script]);
-    let daemon = place.daemon(&format!("start_exited = true\ncommand = {command}\n"))?;
+    let daemon = place.daemon(&format!(
+        "[[vm]]\nmatch = \"{NAME}\"\nuser = {VICTIM}\nstart_exited = true\ncommand = {command}\n"
+    ))?;
     let called = || fs::read_to_string(&calls).unwrap_or_default();
 
     let guest = machine.start()?;
