@@ -1,5 +1,5 @@
 //! Accepting clients of either listener, within bounds: a connection serves one request within its time, and where there
-//! are as many as may be, one makes [room](super::room) for the next.
+//! are as many as may be, one makes [`room`] for the next.
 //!
 //! A new client is never refused as *busy* for the lack of a place. That would let whatever opens all places and says
 //! nothing keep out `flatline status` for as long as it likes, by opening each again when its time is over; so it loses

@@ -14,14 +14,29 @@ use crate::process::{capture, workspace_root};
 /// The end-to-end tests of a room: of a module, wherever it stands, or of a directory.
 const ROOMS: [(&str, &[&str]); 30] = [
     ("activity", &["brought_back", "left_alone", "overcommitted"]),
-    ("api", &["reports", "metrics", "page", "web_access", "top", "hostile"]),
+    ("api", &["reports", "metrics", "page", "web_access", "top", "hostile", "tenants_http"]),
     ("balloon", &["memory", "witnesses"]),
-    ("bpf", &["counts", "network", "missed_programs", "taps", "storage", "upgrade"]),
+    (
+        "bpf",
+        &["counts", "network", "missed_programs", "taps", "tenants_taps", "storage", "upgrade"],
+    ),
     ("check", &["packages", "documents"]),
     ("cli", &["reports", "top", "documents"]),
-    ("config", &["reload", "documents"]),
-    ("daemon", &["lifecycle", "brought_back", "killed", "reload", "hostile", "upgrade"]),
-    ("discover", &["executables", "sockets", "peers", "named_files", "owners"]),
+    ("config", &["reload", "documents", "tenants_commands"]),
+    (
+        "daemon",
+        &[
+            "lifecycle",
+            "brought_back",
+            "killed",
+            "reload",
+            "hostile",
+            "upgrade",
+            "tenants_identity",
+            "tenants_storm",
+        ],
+    ),
+    ("discover", &["executables", "sockets", "peers", "named_files", "owners", "tenants_sockets"]),
     ("docs", &["documents"]),
     ("fuzzing", &[]),
     ("heartbeat", &["heartbeats"]),
@@ -37,12 +52,24 @@ const ROOMS: [(&str, &[&str]); 30] = [
     ("qmp", &["hostile", "answers", "peers", "sockets", "unreadable"]),
     ("recorder", &["recordings"]),
     ("recording", &["recordings"]),
-    ("recovery", &["brought_back", "ladder", "run_states", "killed", "evidence", "owners"]),
+    (
+        "recovery",
+        &[
+            "brought_back",
+            "ladder",
+            "run_states",
+            "killed",
+            "evidence",
+            "owners",
+            "tenants_identity",
+            "tenants_turns",
+        ],
+    ),
     ("sampler", &["counts", "storage", "memory", "overcommitted", "idle_costs"]),
-    ("storage", &["evidence", "state_dir", "version_before", "reports"]),
+    ("storage", &["evidence", "state_dir", "version_before", "reports", "tenants_quotas"]),
     ("verdict", &["brought_back", "left_alone", "masked_wait", "known_dead", "recordings"]),
     ("vm", &BASIC),
-    ("web", &["page", "web_access", "metrics"]),
+    ("web", &["page", "web_access", "metrics", "tenants_http"]),
 ];
 /// Of whatever else the daemon and the tests' own harness have.
 const BASIC: [&str; 2] = ["brought_back", "lifecycle"];

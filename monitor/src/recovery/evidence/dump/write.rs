@@ -65,7 +65,7 @@ impl Drop for Written {
     }
 }
 
-/// Writes until QEMU closes the pipe. Blocks for as long as disks do, and looks at [`Progress::give_up`] else.
+/// Writes until QEMU closes the pipe. Blocks for as long as disks do, and looks at [`Progress::give_up`](super::turn::Progress::give_up) else.
 pub(super) fn write(pipe: PipeReader, job: &Job) -> Result<Written, String> {
     let Job { directory, name, quota_bytes, incidents, turn } = job;
     let progress = turn.progress();
