@@ -2,12 +2,17 @@
 //!
 //! Its command line is like QEMU's: `-name NAME -qmp unix:PATH,server=on,wait=off -chardev socket,id=ID,path=PATH,..`. It has one
 //! vCPU, which stands still, and a guest agent. `silent`: the agent answers no more, and the registers can't be read. `panic`: the
-//! guest panics, and QEMU tells so. `live`, or a reset: the agent answers. It ends when its standard input does, so that none
+//! guest panics, and QEMU tells so. `live`, or a reset: the agent answers. `busy`: it does, and the guest reads its disk five
+//! times a second. It ends when its standard input does, so that none
 //! outlives a test that was killed.
 
 use std::{
+    fs::File,
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    os::unix::net::{UnixListener, UnixStream},
+    os::unix::{
+        fs::{FileExt as _, OpenOptionsExt as _},
+        net::{UnixListener, UnixStream},
+    },
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
@@ -27,6 +32,8 @@ const GREETING: &str = concat!(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Guest {
     Lives,
+    /// Likewise, and reads its disk.
+    Busy,
     Silent,
     Panicked,
     /// It was reset after its panic, and waits to be let go on.
@@ -63,16 +70,39 @@ fn main() -> Result<()> {
             thread::sleep(Duration::from_secs(3600));
         }
     })?;
+    read_disk(&format!("{qmp}.disk"))?;
     serve(&agent, answer_agent)?;
     serve(&qmp, answer_monitor)?;
     for word in std::io::stdin().lines() {
         match word?.as_str() {
             "silent" => shared().guest = Guest::Silent,
             "live" => shared().guest = Guest::Lives,
+            "busy" => shared().guest = Guest::Busy,
             "panic" => panic_now()?,
             _ => {}
         }
     }
+    Ok(())
+}
+
+/// One block, as direct I/O takes it.
+#[repr(align(4096))]
+struct Block([u8; 4096]);
+
+/// Makes a disk, and has it read while the guest is busy.
+fn read_disk(path: &str) -> Result<()> {
+    let mut block = Block([0xa5; 4096]);
+    std::fs::write(path, block.0).with_context(|| format!("cannot make {path}"))?;
+    let disk = File::options().read(true).custom_flags(libc::O_DIRECT).open(path)?;
+    disk.sync_all()?;
+    thread::spawn(move || {
+        loop {
+            thread::sleep(Duration::from_millis(200));
+            if shared().guest == Guest::Busy && disk.read_exact_at(&mut block.0, 0).is_err() {
+                return;
+            }
+        }
+    });
     Ok(())
 }
 
@@ -108,7 +138,11 @@ fn answer_agent(mut client: UnixStream) -> Result<()> {
         }
         let json = line.iter().position(|byte| *byte == b'{').map(|at| &line[at..]);
         let request: Option<Value> = json.and_then(|json| serde_json::from_slice(json).ok());
-        let Some(request) = request.filter(|_| shared().guest == Guest::Lives) else { continue };
+        let Some(request) =
+            request.filter(|_| matches!(shared().guest, Guest::Lives | Guest::Busy))
+        else {
+            continue;
+        };
         let answer = json!({"return": request["arguments"]["id"]});
         client.write_all(b"\xff")?;
         client.write_all(format!("{answer}\n").as_bytes())?;
@@ -140,7 +174,7 @@ fn result(command: &str, shared: &mut Shared) -> (&'static str, Value) {
     let said = match command {
         "query-status" => {
             let status = match shared.guest {
-                Guest::Lives | Guest::Silent => "running",
+                Guest::Lives | Guest::Busy | Guest::Silent => "running",
                 Guest::Panicked => "guest-panicked",
                 Guest::Prelaunch => "prelaunch",
             };
@@ -149,7 +183,7 @@ fn result(command: &str, shared: &mut Shared) -> (&'static str, Value) {
         "system_reset" => {
             shared.guest = match shared.guest {
                 Guest::Panicked | Guest::Prelaunch => Guest::Prelaunch,
-                Guest::Lives | Guest::Silent => Guest::Lives,
+                Guest::Lives | Guest::Busy | Guest::Silent => Guest::Lives,
             };
             json!({})
         }

@@ -4,10 +4,10 @@
 //! Most VMs are made up, since a storm takes many of them and only the daemon is looked at; the ones that have to be
 //! restarted in time are real.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, ensure};
-use flatline_tests::daemon::Daemon;
+use flatline_tests::{daemon::Daemon, interrupt::sleep};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
@@ -81,6 +81,9 @@ fn storm() -> Result<()> {
     wait_until_heard(&daemon, &all)?;
     wait_for_vm(&daemon, "deaf", "alive", MARGIN, |row| row["state"] == "alive")?;
 
+    // All show life in one tick, so that their silences begin together, as those of a host's VMs do.
+    tell_all(&all, "busy")?;
+    sleep(Duration::from_secs(2))?;
     tell_all(&all, "silent")?;
     let is_held = |row: &Value| {
         row["state"] == "held"
