@@ -166,7 +166,13 @@ fn taken_over(old: &Path) -> Result<()> {
     // Of another layout, no pin is taken over, and that is said.
     let counted = if daemon.log().text().contains("counters are given up") {
         wait_for_vm(&daemon, SENDS, "counted", LIMIT, |row| !row["network"].is_null())?;
-        let since = (Traffic::of_daemon(&daemon, SENDS)?, Traffic::of_kernel(&tap)?);
+        // What was sent before may be on its way still.
+        let since = interrupt::wait_until("a moment without traffic", LIMIT, || {
+            let kernels = Traffic::of_kernel(&tap)?;
+            interrupt::sleep(Duration::from_millis(300))?;
+            let ours = Traffic::of_daemon(&daemon, SENDS)?;
+            Ok((kernels == Traffic::of_kernel(&tap)?).then_some((ours, kernels)))
+        })?;
         sends.send("net 3000")?;
         since
     } else {
