@@ -137,12 +137,7 @@ pub(crate) fn only_the_users_in_scope_are_found_and_nothing_of_one_that_ended() 
     let found = |scope: &Scope| inspect(qemu.pid(), scope).expect("reading our child").is_some();
     assert!(found(&with_users(vm.origin.uid)));
     assert!(!found(&with_users(vm.origin.uid + 1)));
-    assert!(
-        sweep(&scope, &HashSet::new(), &mut Passed::default())
-            .iter()
-            .flatten()
-            .any(|found| found.id == vm.id)
-    );
+    assert!(all(&scope).iter().any(|found| found.id == vm.id));
 
     let pid = qemu.pid();
     qemu.0.kill().expect("ending our child");
@@ -156,12 +151,7 @@ pub(crate) fn only_the_users_in_scope_are_found_and_nothing_of_one_that_ended() 
     drop(qemu);
     assert!(inspect(pid, &scope).expect("nothing").is_none());
     assert!(matches!(vcpu_threads(pid), Err(DiscoverError::Gone { .. })));
-    assert!(
-        !sweep(&scope, &HashSet::new(), &mut Passed::default())
-            .iter()
-            .flatten()
-            .any(|found| found.id == vm.id)
-    );
+    assert!(!all(&scope).iter().any(|found| found.id == vm.id));
     Ok(())
 }
 
@@ -219,6 +209,11 @@ pub(crate) fn a_kvm_guest_is_told_by_its_descriptor() -> Outcome {
     Ok(())
 }
 
+/// All VMs that one sweep finds.
+fn all(scope: &Scope) -> Vec<Vm> {
+    sweep(scope, &HashSet::new(), &mut Passed::default()).into_iter().flatten().collect()
+}
+
 /// Starts a `-daemonize`d QEMU through `prefix`, and sweeps until it alone was found for a while.
 fn daemonized(prefix: &[&str]) -> Outcome {
     let (path, scope) = qemu_in_scope()?;
@@ -236,10 +231,7 @@ fn daemonized(prefix: &[&str]) -> Outcome {
     let mut since_ready = None;
     while since_ready.is_none_or(|since: Instant| since.elapsed() < Duration::from_millis(300)) {
         assert!(Instant::now() < deadline, "the grandchild does not start");
-        let found = sweep(&scope, &HashSet::new(), &mut Passed::default())
-            .into_iter()
-            .flatten()
-            .filter(|vm| vm.name == name);
+        let found = all(&scope).into_iter().filter(|vm| vm.name == name);
         seen.extend(found.map(|vm| vm.id.pid));
         if fs::read_to_string(&pidfile).is_ok_and(|written| written.ends_with('\n')) {
             since_ready.get_or_insert_with(Instant::now);
