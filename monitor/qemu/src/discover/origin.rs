@@ -33,7 +33,7 @@ pub(super) fn read(pid: u32) -> Result<Origin, DiscoverError> {
 }
 
 impl Origin {
-    /// Reads whose the process `pid` is by now: one that root started may have become another user's (`-runas`).
+    /// Reads which user the process `pid` is of by now: one that root started may have become another user's (`-runas`).
     ///
     /// # Errors
     /// If there is no such process, or it can't be read.

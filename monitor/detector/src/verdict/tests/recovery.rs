@@ -89,17 +89,23 @@ fn firmware_that_answers_is_not_dead_within_the_window() {
     assert!(when - heard >= TICK * FLAT_TICKS - TICK / 2, "{:?}", when - heard);
 }
 
-#[test]
-fn a_guest_that_showed_life_while_it_booted_and_died_since_has_not_recovered() {
+/// A restarted guest that showed life in its firmware, and has just begun to run its kernel.
+fn begins_to_boot() -> Rig {
     let mut rig = Rig::crashed();
     rig.acts.clear();
     rig.restarted_from(true);
     rig.guest.stage = in_its_firmware();
     rig.guest.sends(1);
     rig.run(5, |_, _| {});
-    // Its kernel began, and panicked.
     rig.guest.stage = up();
     rig.asked = None;
+    rig
+}
+
+#[test]
+fn a_guest_that_showed_life_while_it_booted_and_died_since_has_not_recovered() {
+    let mut rig = begins_to_boot();
+    // It panicked.
     rig.run(2 * GRACE_TICKS, |_, guest| guest.halt());
     let acts: Vec<_> = rig.acts.iter().map(|(_, act)| act.clone()).collect();
     assert_eq!(acts, [Act::NotRecovered(Cause::Halted)]);
@@ -107,15 +113,8 @@ fn a_guest_that_showed_life_while_it_booted_and_died_since_has_not_recovered() {
 
 #[test]
 fn a_hold_makes_no_recovered_guest_of_one_that_died_as_it_booted() {
-    let mut rig = Rig::crashed();
-    rig.acts.clear();
-    rig.restarted_from(true);
-    rig.guest.stage = in_its_firmware();
-    rig.guest.sends(1);
-    rig.run(5, |_, _| {});
-    // Its kernel began, and panicked.
-    rig.guest.stage = up();
-    rig.asked = None;
+    let mut rig = begins_to_boot();
+    // It panicked.
     rig.run(GRACE_TICKS - 8, |_, guest| guest.halt());
     rig.guest.activity.storage = Ok(StorageActivity { in_flight: 1, ..StorageActivity::default() });
     rig.tick();
