@@ -35,6 +35,7 @@ mod limits;
 mod notice;
 mod outbox;
 mod outgoing;
+mod reading;
 mod requests;
 mod room;
 mod sockets;

@@ -7,13 +7,11 @@
 mod replies;
 
 use std::collections::BTreeMap;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::net::UnixStream;
-use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::codec::{Decoder, Encoder};
@@ -27,14 +25,12 @@ use super::limits::Limits;
 use super::notice::{QmpError, QmpNotice};
 use super::outbox::Outbox;
 use super::outgoing::Outgoing;
+use super::reading::{give_back, read, read_left};
 use super::requests::{Ended, Inbox, Request};
 use super::room::Place;
 use crate::qmp::QmpEvent;
 use crate::qmp::codec::{Command, Message, QmpCodec};
 use crate::text::error_chain;
-
-/// What is read at a time.
-const READ_BYTES: usize = 1 << 10;
 
 /// How long a connection is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +77,13 @@ pub(super) async fn hold(
                 Err(error) => Err(Disconnect::Closed(error_chain(&error))),
             },
             sent = talk.unsent.send(writer.as_ref()), if !talk.unsent.is_empty() => {
-                sent.map_err(|error| Disconnect::Closed(error_chain(&error)))
+                match sent {
+                    Ok(()) => Ok(()),
+                    Err(error) => {
+                        let last = talk.last_words(reader.as_ref(), &mut received, outbox);
+                        Box::pin(last).await.and(Err(Disconnect::Closed(error_chain(&error))))
+                    }
+                }
             }
             () = place.is_lost() => Err(Disconnect::Refused(
                 "its unfinished message takes more than its user's share of the room for all".to_owned(),
@@ -100,26 +102,6 @@ pub(super) async fn hold(
         if talk.unanswered.is_empty() {
             talk.unanswered = BTreeMap::new();
         }
-    }
-}
-
-/// Reads some; takes room for that only once there is something to read.
-async fn read(reader: &OwnedReadHalf, received: &mut BytesMut) -> io::Result<usize> {
-    loop {
-        reader.readable().await?;
-        received.reserve(READ_BYTES);
-        match reader.try_read_buf(received) {
-            // What was said to be readable may be read already: the wait goes on without the room.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => give_back(received),
-            read => return read,
-        }
-    }
-}
-
-/// Keeps no room for what has not come.
-fn give_back(received: &mut BytesMut) {
-    if received.is_empty() {
-        *received = BytesMut::new();
     }
 }
 
@@ -314,6 +296,22 @@ impl Conversation {
             }
             self.flood.message(&self.limits)?;
             self.take(message, outbox).await?;
+        }
+    }
+
+    /// Takes what a peer had sent before nothing could be sent to it any more: its events, and its answers.
+    async fn last_words(
+        &mut self,
+        socket: &UnixStream,
+        received: &mut BytesMut,
+        outbox: &mut Outbox,
+    ) -> Result<(), Disconnect> {
+        loop {
+            // Bounded, as all that is received: by what floods may have.
+            match read_left(socket, received) {
+                0 => return Ok(()),
+                bytes => self.receive(bytes, received, outbox).await?,
+            }
         }
     }
 

@@ -155,6 +155,21 @@ async fn a_server_that_greets_becomes_ready_and_its_answers_find_their_callers()
 }
 
 #[tokio::test]
+async fn what_a_server_said_before_it_hung_up_is_heard_though_a_command_can_no_longer_be_sent() {
+    let (_dir, path, listener) = serve();
+    let (handle, mut notices) = own_session(&path, quick());
+    let mut server = ready(&listener, &mut notices).await;
+    server.say("{\"event\": \"STOP\"}").await;
+    drop(server);
+    // Nothing was waited for since: the session finds the command first, and that it can't be sent.
+    let unsent = handle.execute("a", None, Duration::from_secs(1)).await;
+    assert!(matches!(unsent, Err(QmpError::Disconnected { .. })), "{unsent:?}");
+    assert_eq!(next(&mut notices).await, QmpNotice::Event(QmpEvent::Stop));
+    let state = next_state(&mut notices).await;
+    assert!(matches!(state, QmpState::Closed { .. }), "{state:?}");
+}
+
+#[tokio::test]
 async fn a_silent_server_is_busy_and_is_tried_again() {
     let (_dir, path, listener) = serve();
     let (handle, mut notices) = own_session(&path, quick());
