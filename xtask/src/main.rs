@@ -19,6 +19,7 @@ mod executable;
 mod first_steps;
 mod fuzz;
 mod guest;
+mod hostile;
 mod lint;
 mod matrix;
 mod process;
@@ -64,6 +65,8 @@ enum Task {
         #[arg(long)]
         only: Option<bench::Part>,
     },
+    /// Let one user do all that it can to others' VMs at once, and tell whether any was hurt
+    Hostile(hostile::Options),
     /// What `bench` runs in a guest
     #[command(name = bench::INSIDE, hide = true)]
     BenchInside,
@@ -96,6 +99,7 @@ fn main() -> ExitCode {
         Task::FirstSteps => first_steps::task(),
         Task::Bench { only } => bench::task(only),
         Task::BenchInside => bench::inside(),
+        Task::Hostile(options) => hostile::task(&options),
         Task::Fuzz(options) => fuzz::task(&options),
         Task::Matrix(options) => matrix::task(&options),
         Task::Soak(options) => soak::task(&options),

@@ -45,6 +45,7 @@ mod state_dir;
 mod storage;
 mod taps;
 mod telling;
+mod tenants_at_once;
 mod tenants_commands;
 mod tenants_http;
 mod tenants_identity;
@@ -107,6 +108,7 @@ const SUBJECTS: &[(&str, Trials)] = &[
     ("tenants_quotas", tenants_quotas::trials),
     ("tenants_storm", tenants_storm::trials),
     ("tenants_turns", tenants_turns::trials),
+    ("tenants_at_once", tenants_at_once::trials),
     ("heartbeats", heartbeats::trials),
     ("metrics", metrics::trials),
     ("page", page::trials),

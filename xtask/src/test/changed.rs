@@ -34,6 +34,7 @@ const ROOMS: [(&str, &[&str]); 30] = [
             "upgrade",
             "tenants_identity",
             "tenants_storm",
+            "tenants_at_once",
         ],
     ),
     ("discover", &["executables", "sockets", "peers", "named_files", "owners", "tenants_sockets"]),

@@ -16,6 +16,9 @@ const HOARD_BYTES: usize = 4_000_000;
 /// Messages of a quarter of what is taken for a flood, however it was asked for.
 const BABBLE_BYTES: usize = 200_000;
 const BABBLES_EVERY: Duration = Duration::from_millis(25);
+/// A message of members, and its time: fourteen within a second are less than the mebibyte from which on they are a flood.
+const COSTLY_BYTES: usize = 70_000;
+const COSTLY_EVERY: Duration = Duration::from_millis(75);
 
 pub(super) fn say_nothing(mut client: UnixStream) -> Result<()> {
     Ok(std::io::copy(&mut client, &mut std::io::sink()).map(|_| ())?)
@@ -51,6 +54,20 @@ pub(super) fn babble(mut client: UnixStream) -> Result<()> {
     loop {
         client.write_all(message.as_bytes())?;
         std::thread::sleep(BABBLES_EVERY);
+    }
+}
+
+/// Behaves until the client trusts it, and then says what it was not asked, just less than is a flood: all of it members
+/// of members, which cost most to read.
+pub(super) fn cost(mut client: UnixStream) -> Result<()> {
+    behave(&mut client)?;
+    let members = "[],".repeat(COSTLY_BYTES / 3);
+    let timestamp = json!({"seconds": 1, "microseconds": 1});
+    let message =
+        format!("{{\"timestamp\": {timestamp}, \"event\": \"X\", \"data\": [{members}0]}}\r\n");
+    loop {
+        client.write_all(message.as_bytes())?;
+        std::thread::sleep(COSTLY_EVERY);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     io::{BufReader, Write as _},
     os::unix::net::UnixStream,
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -16,6 +17,31 @@ pub(super) const QUICK_BYTES: Duration = Duration::from_micros(500);
 pub(super) const SLOW_BYTES: Duration = Duration::from_millis(150);
 /// From one reset of the guest's own to the next: no burst, which would count as one.
 const RESETS_APART: Duration = Duration::from_millis(2100);
+
+/// What it says are its vCPUs.
+pub(super) static THREADS: OnceLock<Vec<i32>> = OnceLock::new();
+
+/// Says that the guest runs, as one that has so many vCPUs.
+pub(super) fn live(mut client: UnixStream) -> Result<()> {
+    client.write_all(GREETING.as_bytes())?;
+    let mut requests = BufReader::new(client.try_clone()?);
+    loop {
+        let request = next_request(&mut requests)?;
+        let answer = match request["execute"].as_str() {
+            Some("query-status") => {
+                json!({"status": "running", "singlestep": false, "running": true})
+            }
+            Some("query-cpus-fast") => {
+                let threads = THREADS.get().into_iter().flatten().enumerate();
+                threads.map(|(n, id)| json!({"cpu-index": n, "thread-id": id})).collect()
+            }
+            Some(command) if command.starts_with("query-") => json!([]),
+            _ => json!({}),
+        };
+        let answer = json!({"return": answer, "id": request["id"]});
+        client.write_all(format!("{answer}\r\n").as_bytes())?;
+    }
+}
 
 /// Says that the guest runs, and again and again that it reset itself.
 pub(super) fn reset_without_end(mut client: UnixStream) -> Result<()> {

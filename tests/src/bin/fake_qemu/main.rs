@@ -1,11 +1,13 @@
 //! Poses as a QEMU and misbehaves at its monitor: what a QEMU that its guest took over could do.
 //!
 //! It takes a command line like QEMU's, `-name NAME -qmp unix:PATH,server=on,wait=off -fake MANNER`,
-//! listens on the socket, and treats one client after the other in that manner. It ends when its
+//! listens on the socket, and treats one client after the other in that manner. With `-files N` it has so many files
+//! open, with `-threads N` so many threads, and with `-taps N` it makes so many taps again and again. It ends when its
 //! standard input does, so that none outlives a test that was killed.
 
 mod floods;
 mod lives;
+mod masses;
 mod memory;
 mod panics;
 mod talk;
@@ -14,10 +16,13 @@ use std::{os::unix::net::UnixListener, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use floods::{
-    babble, flood_events, flood_garbage, greet_only, hoard, nest_deeply, one_endless_line,
+    babble, cost, flood_events, flood_garbage, greet_only, hoard, nest_deeply, one_endless_line,
     say_nothing,
 };
-use lives::{QUICK_BYTES, SLOW_BYTES, hang_up_within_a_reply, reset_without_end, speak_in_bytes};
+use lives::{
+    QUICK_BYTES, SLOW_BYTES, THREADS, hang_up_within_a_reply, live, reset_without_end,
+    speak_in_bytes,
+};
 use memory::dump;
 use panics::{
     SLOW, hangs_up_once, late, lie, paint, panicked, slow_reset, turns_to_garbage, verbose,
@@ -55,6 +60,8 @@ fn main() -> Result<()> {
         "late" => |client| panicked(client, late),
         "hoards" => hoard,
         "babbles" => babble,
+        "costs" => cost,
+        "lives" => live,
         "dumps" => |client| dump(client, false),
         "dumps-slowly" => |client| dump(client, true),
         "aborts" => {
@@ -63,6 +70,13 @@ fn main() -> Result<()> {
         }
         other => bail!("no manner {other}"),
     };
+    let number = |option: &str| value(option).ok().and_then(|number| number.parse().ok());
+    let _files = number("-files").map(|count| masses::open(&format!("{path}.files"), count));
+    // No client came yet.
+    let _ = THREADS.set(number("-threads").map_or_else(Vec::new, masses::start));
+    if let Some(count) = number("-taps") {
+        masses::remake_taps(count);
+    }
     let listener = UnixListener::bind(path).with_context(|| format!("cannot bind {path}"))?;
     std::thread::spawn(move || {
         for client in listener.incoming().flatten() {
