@@ -68,7 +68,10 @@ const ROOMS: [(&str, &[&str]); 30] = [
     ),
     ("sampler", &["counts", "storage", "memory", "overcommitted", "idle_costs"]),
     ("storage", &["evidence", "state_dir", "version_before", "reports", "tenants_quotas"]),
-    ("verdict", &["brought_back", "left_alone", "masked_wait", "known_dead", "recordings"]),
+    (
+        "verdict",
+        &["brought_back", "left_alone", "masked_wait", "known_dead", "recordings", "shadow"],
+    ),
     ("vm", &BASIC),
     ("web", &["page", "web_access", "metrics", "tenants_http"]),
 ];
