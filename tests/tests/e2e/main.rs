@@ -40,7 +40,6 @@ mod reload;
 mod reports;
 mod rig;
 mod run_states;
-mod shadow;
 mod sockets;
 mod state_dir;
 mod storage;
@@ -84,7 +83,6 @@ const SUBJECTS: &[(&str, Trials)] = &[
     ("neighbours", neighbours::trials),
     ("storage", storage::trials),
     ("reports", reports::trials),
-    ("shadow", shadow::trials),
     ("recordings", recordings::trials),
     ("documents", documents::trials),
     ("evidence", evidence::trials),

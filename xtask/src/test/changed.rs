@@ -68,10 +68,7 @@ const ROOMS: [(&str, &[&str]); 30] = [
     ),
     ("sampler", &["counts", "storage", "memory", "overcommitted", "idle_costs"]),
     ("storage", &["evidence", "state_dir", "version_before", "reports", "tenants_quotas"]),
-    (
-        "verdict",
-        &["brought_back", "left_alone", "masked_wait", "known_dead", "recordings", "shadow"],
-    ),
+    ("verdict", &["brought_back", "left_alone", "masked_wait", "known_dead", "recordings"]),
     ("vm", &BASIC),
     ("web", &["page", "web_access", "metrics", "tenants_http"]),
 ];
