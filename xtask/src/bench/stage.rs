@@ -232,8 +232,17 @@ pub(crate) fn wait_for(
     wanted: impl Fn(&Value) -> bool,
 ) -> Result<()> {
     let patience = PATIENCE + PATIENCE_FOR_EACH * u32::try_from(count)?;
-    interrupt::wait_until(what, patience, || {
-        let status = daemon.status()?;
+    let mut unanswered = None;
+    let waited = interrupt::wait_until(what, patience, || {
+        let status = match daemon.status() {
+            Ok(status) => status,
+            // Under emulation, a daemon that starts takes longer than its client waits.
+            Err(error) => {
+                unanswered = Some(error);
+                return Ok(None);
+            }
+        };
+        unanswered = None;
         let vms = status["vms"].as_array().map_or(&[][..], Vec::as_slice);
         let all = vms.len() == count && vms.iter().all(&wanted);
         if !all {
@@ -241,7 +250,11 @@ pub(crate) fn wait_for(
             interrupt::sleep(Duration::from_millis(2) * u32::try_from(count)?)?;
         }
         Ok(all.then_some(()))
-    })
+    });
+    match unanswered {
+        Some(error) => waited.context(format!("{error:#}")),
+        None => waited,
+    }
 }
 
 impl Fleet {
