@@ -45,8 +45,9 @@ pub(super) fn elsewhere(config: &Config) -> Item {
 
 /// Whether the QEMUs that run have a QMP socket.
 pub(super) fn qmp(config: &Config) -> Item {
-    let found = discover::sweep(&config.discovery.scope(), &HashSet::new(), &mut Passed::default());
-    let vms: Vec<_> = found.into_iter().flatten().collect();
+    let mut vms = Vec::new();
+    let (scope, passed) = (config.discovery.scope(), &mut Passed::default());
+    discover::sweep(&scope, &HashSet::new(), passed, &mut |found| vms.extend(found));
     // libvirt's are reached through virsh.
     let reached = |vm: &&discover::Vm| {
         !vm.qmp_sockets.is_empty() || matches!(vm.ownership.owner, Owner::Libvirt { .. })

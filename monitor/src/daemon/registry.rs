@@ -66,6 +66,11 @@ impl Registry {
         watched.vm.unseen_storage().chain(shared).collect()
     }
 
+    /// Whether the first sweep is under way.
+    pub(super) fn awaits_first_sweep(&self) -> bool {
+        self.first_reading == FirstReading::AwaitsSweep
+    }
+
     /// A sweep ended.
     pub(super) fn swept(&mut self) {
         if self.first_reading == FirstReading::AwaitsSweep {

@@ -129,7 +129,9 @@ impl EventLoop {
         self.recovery.share_among(self.registry.vms.by_owner().len());
         self.registry.readings.plan(id, now);
         let look = Look::in_full(id);
-        for delay in LOOK_AGAIN {
+        // The first look is for a QEMU that has just started: those that were there before are to be read soon.
+        let was_there = self.registry.awaits_first_sweep();
+        for delay in LOOK_AGAIN.into_iter().skip(usize::from(was_there)) {
             watchers::refresh_after(delay, look, self.inboxes.messages.clone());
         }
     }

@@ -85,16 +85,14 @@ pub(super) fn sweep(
             let mut found = known;
             // It is whole after each step that may fail.
             let mut passed = passed.lock().unwrap_or_else(PoisonError::into_inner);
-            for vm in discover::sweep(&scope, &pids, &mut passed) {
-                match vm {
-                    Ok(vm) => {
-                        found.insert(vm.id);
-                        executables.found(vm.id.pid);
-                        let _ = messages.send(Message::Found(Box::new(vm)));
-                    }
-                    Err(error) => debug!("{error}"),
+            discover::sweep(&scope, &pids, &mut passed, &mut |vm| match vm {
+                Ok(vm) => {
+                    found.insert(vm.id);
+                    executables.found(vm.id.pid);
+                    let _ = messages.send(Message::Found(Box::new(vm)));
                 }
-            }
+                Err(error) => debug!("{error}"),
+            });
             let _ = messages.send(Message::Swept(found));
         });
     });

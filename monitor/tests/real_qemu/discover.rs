@@ -211,7 +211,10 @@ pub(crate) fn a_kvm_guest_is_told_by_its_descriptor() -> Outcome {
 
 /// All VMs that one sweep finds.
 fn all(scope: &Scope) -> Vec<Vm> {
-    sweep(scope, &HashSet::new(), &mut Passed::default()).into_iter().flatten().collect()
+    let mut vms = Vec::new();
+    let found = &mut |found: Result<Vm, _>| vms.extend(found);
+    sweep(scope, &HashSet::new(), &mut Passed::default(), found);
+    vms
 }
 
 /// Starts a `-daemonize`d QEMU through `prefix`, and sweeps until it alone was found for a while.

@@ -15,6 +15,7 @@ mod architecture;
 mod bound;
 mod chardevs;
 mod command_line;
+mod common;
 mod descriptor;
 mod disks;
 mod encryption;
@@ -71,6 +72,7 @@ pub use taps::{Tap, TapKind, netns_of_tap};
 pub use vm::{Accelerator, AgentSocket, ResetAction, Scope, Vm, VmId};
 pub use written::{Descriptor, Inode, Written, descriptors};
 
+use common::Common;
 use vm::display_text;
 
 /// What is known of `pid`. `None` if it is no VM, out of `scope`, or gone; also while it is the
@@ -109,11 +111,15 @@ pub struct OpenDevices {
 /// [`DiscoverError::Gone`] if there is no such process; otherwise if its descriptors cannot be read,
 /// which is never the same as having none.
 pub fn plugged(pid: u32) -> Result<OpenDevices, DiscoverError> {
-    plugged_among(pid, &proc::descriptors(pid)?)
+    plugged_among(pid, &proc::descriptors(pid)?, &mut Common::new())
 }
 
-fn plugged_among(pid: u32, descriptors: &[(u32, PathBuf)]) -> Result<OpenDevices, DiscoverError> {
-    let taps::Found { taps, unseen, by_name } = taps::taps_among(pid, descriptors)?;
+fn plugged_among(
+    pid: u32,
+    descriptors: &[(u32, PathBuf)],
+    common: &mut Common,
+) -> Result<OpenDevices, DiscoverError> {
+    let taps::Found { taps, unseen, by_name } = taps::taps_among(pid, descriptors, common)?;
     Ok(OpenDevices {
         taps: taps.into_iter().collect(),
         unseen_taps: unseen.into_iter().collect(),
@@ -124,7 +130,7 @@ fn plugged_among(pid: u32, descriptors: &[(u32, PathBuf)]) -> Result<OpenDevices
 
 fn read_vm(pid: u32, scope: &Scope) -> Result<Option<Vm>, DiscoverError> {
     match executable_in_scope(pid, scope)? {
-        Some(executable) => read_vm_of(pid, executable, scope),
+        Some(executable) => read_vm_of(pid, executable, scope, &mut Common::new()),
         None => Ok(None),
     }
 }
@@ -142,12 +148,20 @@ fn executable_in_scope(pid: u32, scope: &Scope) -> Result<Option<PathBuf>, Disco
     }
 }
 
-fn read_vm_of(pid: u32, executable: PathBuf, scope: &Scope) -> Result<Option<Vm>, DiscoverError> {
+fn read_vm_of(
+    pid: u32,
+    executable: PathBuf,
+    scope: &Scope,
+    common: &mut Common,
+) -> Result<Option<Vm>, DiscoverError> {
+    common.begin_another();
     let Some(pidfd) = open_pidfd(pid)? else {
         return Ok(None);
     };
     let before = proc::stat(pid)?;
-    let origin = origin::read(pid)?;
+    let status = proc::status(pid)?;
+    let cgroups = proc::cgroups(pid)?;
+    let origin = origin::parse(pid, &status, &cgroups, common)?;
     if !scope.has_user(origin.uid) {
         return Ok(None);
     }
@@ -161,9 +175,9 @@ fn read_vm_of(pid: u32, executable: PathBuf, scope: &Scope) -> Result<Option<Vm>
         return Ok(None);
     }
     let descriptors = proc::descriptors(pid)?;
-    let plugged = plugged_among(pid, &descriptors)?;
+    let plugged = plugged_among(pid, &descriptors, common)?;
     let (_, netns) = netns::netns_of(pid)?;
-    let ownership = owner::read(pid, before.parent, told.traces)?;
+    let ownership = owner::read(cgroups, before.parent, told.traces, common);
     let vm = Vm {
         id: VmId { pid, start_ticks: before.start_ticks },
         name: told.name.unwrap_or_else(|| format!("qemu-{pid}")),
@@ -178,7 +192,7 @@ fn read_vm_of(pid: u32, executable: PathBuf, scope: &Scope) -> Result<Option<Vm>
         qmp_sockets: told.qmp_sockets,
         unused_monitors: told.unused_monitors,
         threads: told.threads,
-        has_own_pids: proc::has_own_pids(pid)?,
+        has_own_pids: proc::has_own_pids(&status),
         plugged,
         unseen_networks: told.unseen_networks,
         disks: told.disks,

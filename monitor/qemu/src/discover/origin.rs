@@ -5,7 +5,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::{DiscoverError, proc};
+use super::{DiscoverError, common::Common, proc};
 
 /// Where distributions mount the control groups.
 const MOUNT: &str = "/sys/fs/cgroup";
@@ -25,11 +25,19 @@ pub struct Origin {
 
 /// Reads it of `pid`.
 pub(super) fn read(pid: u32) -> Result<Origin, DiscoverError> {
-    let status = proc::status(pid)?;
-    let origin = parse_ids(&status)
-        .ok_or_else(|| DiscoverError::Malformed { pid, file: "status".to_owned() })?;
-    let is_group = |folder: &Path| folder.join("cgroup.procs").exists();
-    Ok(Origin { cgroups: folders(&proc::cgroups(pid)?, is_group), ..origin })
+    parse(pid, &proc::status(pid)?, &proc::cgroups(pid)?, &mut Common::new())
+}
+
+/// The same, where the texts of its `status` and its `cgroup` are there.
+pub(super) fn parse(
+    pid: u32,
+    status: &str,
+    cgroups: &str,
+    common: &mut Common,
+) -> Result<Origin, DiscoverError> {
+    let malformed = || DiscoverError::Malformed { pid, file: "status".to_owned() };
+    let origin = parse_ids(status).ok_or_else(malformed)?;
+    Ok(Origin { cgroups: common.folders(cgroups), ..origin })
 }
 
 impl Origin {

@@ -20,7 +20,7 @@ mod tests;
 
 use std::path::PathBuf;
 
-use super::{DiscoverError, proc};
+use super::common::Common;
 
 /// How far up parents are looked at. A shim or launcher is the first or second.
 const ANCESTORS: usize = 6;
@@ -175,21 +175,17 @@ pub(super) struct Told {
     pub(super) has_charmonitor: bool,
 }
 
-/// The owner of `pid`, where its parent is `parent` and its command line says `told`. What can't be read is
-/// left out: then less is certain.
-pub(super) fn read(pid: u32, parent: u32, told: Told) -> Result<Ownership, DiscoverError> {
-    let cgroups = match proc::cgroups(pid) {
-        Err(error @ DiscoverError::Gone { .. }) => return Err(error),
-        other => other.unwrap_or_default(),
-    };
+/// The owner of a process in these control groups, where its parent is `parent` and its command line says `told`. What can't be
+/// read of its parents is left out: then less is certain.
+pub(super) fn read(cgroups: String, parent: u32, told: Told, common: &mut Common) -> Ownership {
     let mut ancestors = Vec::new();
     let mut next = parent;
     while next != 0 && ancestors.len() < ANCESTORS {
-        // That of process 1 may be hidden from us; that it is the parent says enough.
-        ancestors.push((next, proc::executable(next).unwrap_or_default()));
-        next = proc::stat(next).map_or(0, |stat| stat.parent);
+        let (executable, parent) = common.parent(next);
+        ancestors.push((next, executable));
+        next = parent;
     }
-    Ok(classify(&Traces { cgroups, told, ancestors }))
+    classify(&Traces { cgroups, told, ancestors })
 }
 
 /// The owner that left these traces. The first product that fits counts: libvirt in a pod is KubeVirt, and a unit is only asked

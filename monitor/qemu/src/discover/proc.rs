@@ -107,12 +107,9 @@ pub struct ThreadIds {
     inner: Option<BTreeMap<u32, u32>>,
 }
 
-/// Whether `pid` lives in another PID namespace than our `/proc` shows.
-///
-/// # Errors
-/// [`DiscoverError::Gone`] if there is no such process; otherwise if it cannot be read.
-pub(super) fn has_own_pids(pid: u32) -> Result<bool, DiscoverError> {
-    Ok(innermost(&status(pid)?).is_some_and(|(depth, _)| depth > 1))
+/// Whether a process lives in another PID namespace than our `/proc` shows, by its `status`.
+pub(super) fn has_own_pids(status: &str) -> bool {
+    innermost(status).is_some_and(|(depth, _)| depth > 1)
 }
 
 impl ThreadIds {
@@ -121,7 +118,7 @@ impl ThreadIds {
     /// # Errors
     /// [`DiscoverError::Gone`] if there is no such process; otherwise if it cannot be read.
     pub fn of(pid: u32) -> Result<Self, DiscoverError> {
-        if !has_own_pids(pid)? {
+        if !has_own_pids(&status(pid)?) {
             return Ok(Self { pid, inner: None });
         }
         let mut inner = BTreeMap::new();

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use glob::Pattern;
 
-use super::{DiscoverError, Scope, Vm, executable_in_scope, proc, read_vm_of};
+use super::{DiscoverError, Scope, Vm, common::Common, executable_in_scope, proc, read_vm_of};
 
 /// In every so manieth sweep all are looked at: a process may execute something else, and the kernel's word of that be lost.
 const ALL_EVERY: u32 = 6;
@@ -19,23 +19,25 @@ pub struct Passed {
     processes: HashSet<(u32, u64)>,
 }
 
-/// All VMs there are now but those with a pid in `known`, and an error for each process that may be one but cannot be read. A
-/// process that ended meanwhile is simply not there, and those that are `passed` are not looked at in most sweeps.
+/// Hands each VM there is now on as it is found, but those with a pid in `known`, and an error for each process that may be one
+/// but cannot be read. A process that ended meanwhile is simply not there, and those that are `passed` are not looked at in most
+/// sweeps.
 pub fn sweep(
     scope: &Scope,
     known: &HashSet<u32>,
     passed: &mut Passed,
-) -> Vec<Result<Vm, DiscoverError>> {
+    found: &mut dyn FnMut(Result<Vm, DiscoverError>),
+) {
     let processes = match proc::processes() {
         Ok(processes) => processes,
-        Err(error) => return vec![Err(error)],
+        Err(error) => return found(Err(error)),
     };
     if passed.sweeps.is_multiple_of(ALL_EVERY) || passed.executables != scope.executables {
         passed.processes.clear();
         passed.executables.clone_from(&scope.executables);
     }
     passed.sweeps = passed.sweeps.wrapping_add(1);
-    let mut found = Vec::new();
+    let mut common = Common::new();
     let mut passes = HashSet::with_capacity(passed.processes.len());
     for (pid, inode) in processes.into_iter().filter(|(pid, _)| !known.contains(pid)) {
         if passed.processes.contains(&(pid, inode)) {
@@ -47,17 +49,16 @@ pub fn sweep(
                 passes.insert((pid, inode));
                 continue;
             }
-            Ok(Some(executable)) => read_vm_of(pid, executable, scope),
+            Ok(Some(executable)) => read_vm_of(pid, executable, scope, &mut common),
             Err(error) => Err(error),
         };
         match vm {
             Ok(None) | Err(DiscoverError::Gone { .. }) => {}
-            Ok(Some(vm)) => found.push(Ok(vm)),
-            Err(error) => found.push(Err(error)),
+            Ok(Some(vm)) => found(Ok(vm)),
+            Err(error) => found(Err(error)),
         }
     }
     passed.processes = passes;
-    found
 }
 
 #[cfg(test)]
@@ -73,15 +74,16 @@ mod tests {
         let mut child = Command::new("sleep").arg("60").stdin(Stdio::null()).spawn().unwrap();
         let is_passed =
             |passed: &Passed| passed.processes.iter().any(|(pid, _)| *pid == child.id());
-        assert!(sweep(&scope, &HashSet::new(), &mut passed).is_empty());
+        let none = &mut |vm: Result<Vm, _>| panic!("{vm:?}");
+        sweep(&scope, &HashSet::new(), &mut passed, none);
         assert!(is_passed(&passed));
         let before = passed.processes.clone();
-        sweep(&scope, &HashSet::new(), &mut passed);
+        sweep(&scope, &HashSet::new(), &mut passed, &mut |_| {});
         let own = |processes: &HashSet<(u32, u64)>| {
             processes.iter().find(|(pid, _)| *pid == std::process::id()).copied()
         };
         assert_eq!(own(&passed.processes), own(&before), "the inode stays the same");
-        sweep(&scope, &HashSet::from([child.id()]), &mut passed);
+        sweep(&scope, &HashSet::from([child.id()]), &mut passed, &mut |_| {});
         assert!(!is_passed(&passed), "what is known is no concern of it");
         child.kill().unwrap();
         child.wait().unwrap();
@@ -98,20 +100,20 @@ mod tests {
             |passed: &Passed| passed.processes.iter().any(|(pid, _)| *pid == std::process::id());
         let mut passed = Passed::default();
         let (other, this) = (scope("/no/such"), scope(own.to_str().unwrap()));
-        sweep(&other, &HashSet::new(), &mut passed);
+        sweep(&other, &HashSet::new(), &mut passed, &mut |_| {});
         assert!(is_passed(&passed));
         // This one is no VM, but may be one at any time.
-        sweep(&this, &HashSet::new(), &mut passed);
+        sweep(&this, &HashSet::new(), &mut passed, &mut |_| {});
         assert!(!is_passed(&passed));
-        sweep(&other, &HashSet::new(), &mut passed);
+        sweep(&other, &HashSet::new(), &mut passed, &mut |_| {});
         let stale = (u32::MAX, 1);
         passed.processes.insert((std::process::id(), 1));
         passed.processes.insert(stale);
-        sweep(&other, &HashSet::new(), &mut passed);
+        sweep(&other, &HashSet::new(), &mut passed, &mut |_| {});
         assert!(!passed.processes.contains(&stale), "it ended");
         passed.sweeps = ALL_EVERY;
         passed.executables.clone_from(&this.executables);
-        sweep(&this, &HashSet::new(), &mut passed);
+        sweep(&this, &HashSet::new(), &mut passed, &mut |_| {});
         assert!(!is_passed(&passed), "all are looked at");
     }
 }

@@ -14,8 +14,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with};
+use rustix::net::netdevice;
 
+use super::common::{Common, any_socket};
 use super::descriptor::{Holder, Place, Said, TUN, device_at, place_of};
 use super::netns::{in_netns, is_of_its_users, netns_of, own_netns};
 use super::{DiscoverError, display_text, macvtaps, proc};
@@ -63,7 +64,11 @@ pub(super) struct Found {
 ///
 /// # Errors
 /// If the descriptors or the namespace of `pid` cannot be read, which is never the same as having no tap.
-pub(super) fn taps_among(pid: u32, descriptors: &[(u32, PathBuf)]) -> Result<Found, DiscoverError> {
+pub(super) fn taps_among(
+    pid: u32,
+    descriptors: &[(u32, PathBuf)],
+    common: &mut Common,
+) -> Result<Found, DiscoverError> {
     let failed = |source| DiscoverError::ResolveTaps { pid, source };
     let mut found = Found::default();
     let mut places = BTreeSet::new();
@@ -95,7 +100,7 @@ pub(super) fn taps_among(pid: u32, descriptors: &[(u32, PathBuf)]) -> Result<Fou
             Ok(Some((copy, Said::Known(place)))) => {
                 // Another queue of a tap that was found already.
                 if places.insert((place.netns, place.name.clone())) {
-                    find(&copy, place, &mut found).map_err(failed)?;
+                    find(&copy, place, &mut found, common).map_err(failed)?;
                 }
             }
             Ok(Some((_, Said::Unattached))) => {
@@ -136,10 +141,15 @@ pub fn netns_of_tap(pid: u32, netns: u32) -> Result<Option<File>, DiscoverError>
 }
 
 /// Finds the index of the tap behind `copy`, which was at `place` just now.
-fn find(copy: &OwnedFd, mut place: Place, found: &mut Found) -> io::Result<()> {
+fn find(
+    copy: &OwnedFd,
+    mut place: Place,
+    found: &mut Found,
+    common: &mut Common,
+) -> io::Result<()> {
     for _ in 0..LOOK_UPS {
         let interface = Interface::Name(place.name.clone());
-        let looked_up = in_netns(&place.namespace, || look_up(&interface)).flatten()?;
+        let looked_up = look_up_by(common.socket_in(&place)?, &interface)?;
         let Said::Known(now) = place_of(copy.as_fd())? else { return Ok(()) };
         let is_same = (now.netns, &now.name) == (place.netns, &place.name);
         if let Some((name, ifindex)) = looked_up
@@ -243,13 +253,17 @@ fn resolve(
 /// An index that another kind of interface has is another namespace's.
 pub(super) fn look_up(interface: &Interface) -> io::Result<Option<(String, u32)>> {
     // Any socket will do. `/sys/class/net` would not: it shows the namespace it was mounted in.
-    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    look_up_by(&any_socket()?, interface)
+}
+
+/// The same in the namespace of a socket.
+fn look_up_by(socket: &OwnedFd, interface: &Interface) -> io::Result<Option<(String, u32)>> {
     let found = match interface {
         Interface::Name(name) => {
-            netdevice::name_to_index(&socket, name).map(|index| (name.clone(), index))
+            netdevice::name_to_index(socket, name).map(|index| (name.clone(), index))
         }
         Interface::Index(index) => {
-            netdevice::index_to_name(&socket, *index).map(|name| (name, *index))
+            netdevice::index_to_name(socket, *index).map(|name| (name, *index))
         }
     };
     match found {
