@@ -139,11 +139,10 @@ fn missing(missing: Missing) -> anyhow::Error {
 
 fn find(options: &Options) -> Result<Vec<Threads>> {
     let executables = vec![glob::Pattern::new(&options.executable)?];
-    let found = discover::sweep(
-        &Scope { executables, users: Vec::new() },
-        &HashSet::new(),
-        &mut Passed::default(),
-    );
+    let scope = Scope { executables, users: Vec::new() };
+    let mut found = Vec::new();
+    let take = &mut |vm| found.push(vm);
+    discover::sweep(&scope, &HashSet::new(), &mut Passed::default(), take);
     let vms = found.into_iter().map(|vm| {
         let pid = vm?.id.pid;
         let VcpuThreads::Each(threads) = discover::vcpu_threads(pid)? else {

@@ -24,15 +24,14 @@ use rustix::{
 use tracing::debug;
 
 use super::netlink::{
-    self, BUFFER_BYTES, LINK_BYTES, NLM_F_DUMP, NLMSG_DONE, NLMSG_ERROR, RTM_GETSTATS, RTM_NEWLINK,
-    RTM_NEWSTATS, attributes, errno,
+    self, BUFFER_BYTES, IFLA_IFNAME, LINK_BYTES, NLM_F_DUMP, NLMSG_DONE, NLMSG_ERROR, RTM_GETSTATS,
+    RTM_NEWLINK, RTM_NEWSTATS, attributes, errno,
 };
 use flatline_qemu::discover::in_netns;
 
 const RTM_DELLINK: u16 = 17;
 /// `RTMGRP_LINK`: the bit of the group `RTNLGRP_LINK`.
 const NEWS_OF_LINKS: u32 = 1;
-const IFLA_IFNAME: u16 = 3;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_CARRIER: u16 = 33;
 const IFLA_INFO_KIND: u16 = 1;

@@ -3,7 +3,11 @@
 //! Not longer: a descriptor keeps it, and all interfaces in it, alive. The QEMU's and ours live in any
 //! case; one that a tap was moved to is its owner's to delete.
 
-use std::{fs::File, io, os::unix::fs::MetadataExt as _};
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt as _,
+};
 
 use flatline_qemu::{
     discover::{Tap, find_netns, netns_of_tap},
@@ -22,6 +26,12 @@ pub(crate) fn near_namespace(pid: u32, tap: &Tap) -> io::Result<Option<File>> {
         }
     }
     Ok(None)
+}
+
+/// Whether [`near_namespace`] has the namespace of a tap, without opening it.
+pub(super) fn is_near(pid: u32, tap: &Tap) -> bool {
+    let is_it = |path: &str| fs::metadata(path).is_ok_and(|of| of.ino() == u64::from(tap.netns));
+    is_it(&format!("/proc/{pid}/ns/net")) || is_it("/proc/self/ns/net")
 }
 
 /// The namespace of a tap, whichever it is. May wait for the kernel's lock on its network configuration.

@@ -3,7 +3,7 @@
 //! Everything here works in the network namespace of the calling thread. Messages:
 //! include/uapi/linux/{netlink,rtnetlink,if_link}.h of Linux 6.12.
 
-use std::{io, os::fd::OwnedFd, time::Duration};
+use std::{ffi::CStr, io, os::fd::OwnedFd, time::Duration};
 
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
@@ -25,6 +25,9 @@ pub(super) const RTM_GETSTATS: u16 = 94;
 /// The statistics of an interface itself: an attribute's type, and its bit in a filter.
 const IFLA_STATS_LINK_64: u16 = 1;
 pub(super) const LINK_STATISTICS: u32 = 1 << (IFLA_STATS_LINK_64 - 1);
+pub(super) const IFLA_IFNAME: u16 = 3;
+/// The same statistics, beside what else is told of an interface.
+const IFLA_STATS64: u16 = 23;
 /// What XDP programs an interface has, and of that whether there is any, and which.
 const IFLA_XDP: u16 = 43;
 const IFLA_XDP_ATTACHED: u16 = 2;
@@ -69,6 +72,53 @@ impl Socket {
         }
         Ok(messages(&self.buffer[..length]))
     }
+
+    /// Asks `request`, and parses the answer of the kind `wanted`.
+    fn answer<T>(
+        &mut self,
+        request: u16,
+        body: &[u8],
+        wanted: u16,
+        parse: impl Fn(&[u8]) -> io::Result<T>,
+    ) -> io::Result<T> {
+        self.ask(request, 0, body)?;
+        for (kind, body) in self.answers()? {
+            if kind == wanted {
+                return parse(body);
+            }
+            if kind == NLMSG_ERROR {
+                return Err(errno(body).unwrap_or_else(|| io::Error::other("no answer")));
+            }
+        }
+        Err(io::Error::other("the kernel told nothing of the interface"))
+    }
+
+    /// What is known of an interface.
+    pub(super) fn link(&mut self, ifindex: u32) -> io::Result<LinkFacts> {
+        let mut body = [0; LINK_BYTES];
+        body[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+        self.answer(RTM_GETLINK, &body, RTM_NEWLINK, |body| {
+            let facts = parse_link(body.get(LINK_BYTES..).unwrap_or_default());
+            facts.ok_or_else(|| {
+                io::Error::other("what the kernel tells of the interface is malformed")
+            })
+        })
+    }
+}
+
+/// An interface's name, and the packets that it received and sent since it was made, by the kernel's own account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LinkFacts {
+    pub(super) name: String,
+    pub(super) received: u64,
+    pub(super) sent: u64,
+}
+
+fn parse_link(link: &[u8]) -> Option<LinkFacts> {
+    let find = |wanted| attributes(link).find(|(kind, _)| *kind == wanted).map(|(_, it)| it);
+    let name = CStr::from_bytes_until_nul(find(IFLA_IFNAME)?).ok()?;
+    let (received, sent) = two_longs(find(IFLA_STATS64)?)?;
+    Some(LinkFacts { name: name.to_string_lossy().into_owned(), received, sent })
 }
 
 /// Sends a request through a socket.
@@ -102,23 +152,17 @@ fn answer<T>(
     wanted: u16,
     parse: impl Fn(&[u8]) -> io::Result<T>,
 ) -> io::Result<T> {
-    let mut socket = Socket::open()?;
-    socket.ask(request, 0, body)?;
-    for (kind, body) in socket.answers()? {
-        if kind == wanted {
-            return parse(body);
-        }
-        if kind == NLMSG_ERROR {
-            return Err(errno(body).unwrap_or_else(|| io::Error::other("no answer")));
-        }
-    }
-    Err(io::Error::other("the kernel told nothing of the interface"))
+    Socket::open()?.answer(request, body, wanted, parse)
 }
 
 /// The first two fields of a `struct rtnl_link_stats64`: packets received, and sent.
 pub(super) fn parse_packets(body: &[u8]) -> Option<(u64, u64)> {
     let mut attributes = attributes(body.get(STATS_BYTES..)?);
     let (_, value) = attributes.find(|(kind, _)| *kind == IFLA_STATS_LINK_64)?;
+    two_longs(value)
+}
+
+fn two_longs(value: &[u8]) -> Option<(u64, u64)> {
     let long = |at: usize| value.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes);
     Some((long(0)?, long(8)?))
 }

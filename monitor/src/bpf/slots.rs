@@ -143,7 +143,13 @@ impl Slots {
 
     /// The VM that is counted in `slot`.
     pub(super) fn vm_in(&self, slot: u32) -> Option<VmId> {
-        self.taken.iter().find(|(_, taken)| taken.slot == slot).map(|(vm, _)| *vm)
+        self.holder_of(slot).map(|(_, vm)| vm)
+    }
+
+    /// The VM that is counted in `slot`, and the user of its QEMU.
+    pub(super) fn holder_of(&self, slot: u32) -> Option<(u32, VmId)> {
+        let holder = self.taken.iter().find(|(_, taken)| taken.slot == slot);
+        holder.map(|(vm, taken)| (taken.uid, *vm))
     }
 
     /// The VMs that have a slot.

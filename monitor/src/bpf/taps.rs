@@ -8,11 +8,7 @@
 
 use std::{collections::HashMap as StdHashMap, fs::File, io};
 
-use aya::{
-    Ebpf,
-    maps::{Array, Map, MapData, MapError},
-};
-use monitor_ebpf::{TAP_PROBES, TapRow, tap_home};
+use aya::Ebpf;
 use tracing::debug;
 
 use super::{
@@ -22,10 +18,12 @@ use super::{
     links::Links,
     namespace::{namespace_left, namespace_of, near_namespace},
     netlink,
-    slots::{self, Slots},
+    sights::Sights,
+    slots::Slots,
     strangers::Strangers,
     tap_hooks::{self, DIRECTIONS, Hook, classifier},
     tap_probe::{AttachError, TapProbe},
+    tap_rows::TapRows,
 };
 use crate::config::TapHook;
 use flatline_qemu::{
@@ -37,14 +35,14 @@ use flatline_qemu::{
 pub(super) struct TapPrograms {
     hook: TapHook,
     /// Whether the programs that an earlier daemon left on taps are the same as ours.
-    same_programs: bool,
+    pub(super) same_programs: bool,
     /// The copies of the programs that were loaded so far.
     namespaces: StdHashMap<u32, Ebpf>,
     pub(super) attached: Attachments,
     /// Taps that were heard of and are no VM's so far.
     pub(super) strangers: Strangers,
     pub(super) links: Links,
-    rows: Array<MapData, TapRow>,
+    pub(super) rows: TapRows,
 }
 
 /// Outcome of looking after a tap.
@@ -58,6 +56,14 @@ pub(super) struct Attached {
     pub(super) is_heard: bool,
 }
 
+impl Attached {
+    /// Its packets are not counted.
+    pub(super) fn not_on(tap: &Tap, error: &AttachError) -> Self {
+        let probe = TapProbe::not_on(tap, error_chain(error));
+        Self { probe, was_lost: false, is_renamed: false, is_heard: false }
+    }
+}
+
 impl TapPrograms {
     /// Opens the map `taps`, which the host's programs pinned.
     pub(super) fn new(
@@ -65,7 +71,7 @@ impl TapPrograms {
         hook: TapHook,
         same_programs: bool,
     ) -> Result<Self, ProbeError> {
-        let rows = slots::open(&loader.pins, "taps", Map::Array)?;
+        let rows = TapRows::open(&loader.pins)?;
         let links = Links::new().map_err(ProbeError::News)?;
         Ok(Self {
             hook,
@@ -78,28 +84,28 @@ impl TapPrograms {
         })
     }
 
-    /// Sees to it that a tap of a VM's QEMU counts for it, unless another VM was the first.
+    /// Sees to it that a tap of a VM's QEMU counts for it, unless another VM was the first. One that was seen to be attached
+    /// needs nothing more.
     pub(super) fn attach(
         &mut self,
         loader: &mut Loader,
-        slots: &Slots,
+        (slots, sights): (&Slots, &Sights),
         holder: Holder<'_>,
         tap: &Tap,
     ) -> Attached {
         let Holder { slot, vm, .. } = holder;
         self.strangers.forget(key_of(tap));
         if let Some(first) = self.first_on(slots, slot, key_of(tap)) {
-            let probe = TapProbe::not_on(tap, AttachError::Shared { first }.to_string());
-            return Attached { probe, was_lost: false, is_renamed: false, is_heard: false };
+            return Attached::not_on(tap, &AttachError::Shared { first });
+        }
+        if let Some(kept) = self.keep(sights, holder, tap) {
+            return kept;
         }
         let near = near_namespace(vm.pid, tap).ok().flatten();
         let is_near = near.is_some();
         let netns = match near.map_or_else(|| namespace_of(vm.pid, tap), Ok) {
             Ok(netns) => netns,
-            Err(error) => {
-                let probe = TapProbe::not_on(tap, error_chain(&AttachError::Namespace(error)));
-                return Attached { probe, was_lost: false, is_renamed: false, is_heard: false };
-            }
+            Err(error) => return Attached::not_on(tap, &AttachError::Namespace(error)),
         };
         // First: what changes from now on is heard, and all that was before is seen below.
         let is_heard = is_near && self.links.listen(tap.netns, &netns);
@@ -120,7 +126,10 @@ impl TapPrograms {
             Some(known) => (known.vm, Some(known.name.as_str())),
             // An earlier daemon's, which was not looked at yet: only its slot is noted.
             None => {
-                let (_, row) = self.row_of(key).ok().flatten()?;
+                let (_, row) = self.rows.of(key).ok().flatten()?;
+                if row.slot == slot {
+                    return None;
+                }
                 (slots.vm_in(row.slot)?, None)
             }
         };
@@ -165,8 +174,8 @@ impl TapPrograms {
         place: &Place<'_>,
         tap: &Tap,
     ) -> Result<Hook, AttachError> {
-        let Place { holder: Holder { slot, vm, name }, is_near, netns } = *place;
-        let row = self.take_row(slot, tap)?;
+        let Place { holder: Holder { slot, vm, name, .. }, is_near, netns } = *place;
+        let row = self.rows.take(slot, tap)?;
         // The row first: a packet that finds none isn't counted.
         match self.put_on(loader, tap, netns) {
             Ok(hook) => {
@@ -176,57 +185,10 @@ impl TapPrograms {
                 Ok(hook)
             }
             Err(error) => {
-                // Without its programs the tap has no figures: nothing may look like a zero.
-                let _ = self.rows.set(row, TapRow::default(), 0);
+                self.rows.empty(row);
                 Err(error)
             }
         }
-    }
-
-    /// The row of a tap, which keeps its address if it was the same VM's before.
-    fn take_row(&mut self, slot: u32, tap: &Tap) -> Result<u32, AttachError> {
-        let its = self.row_of(key_of(tap))?;
-        if let Some((index, row)) = its
-            && row.slot == slot
-        {
-            return Ok(index);
-        }
-        let index = match its {
-            Some((index, _)) => index,
-            None => {
-                self.row_of_none(key_of(tap))?.ok_or(ProbeError::Full { key: "probes.max_taps" })?
-            }
-        };
-        self.rows.set(index, fresh_row(slot, tap), 0)?;
-        Ok(index)
-    }
-
-    /// The row that bears a tap's name, and where it is.
-    fn row_of(&self, key: Key) -> Result<Option<(u32, TapRow)>, MapError> {
-        for index in self.places_of(key) {
-            let row = self.rows.get(&index, 0)?;
-            if (row.netns, row.ifindex) == key {
-                return Ok(Some((index, row)));
-            }
-        }
-        Ok(None)
-    }
-
-    /// A row that is no tap's, where this one's may be.
-    fn row_of_none(&self, key: Key) -> Result<Option<u32>, MapError> {
-        for index in self.places_of(key) {
-            if self.rows.get(&index, 0)?.ifindex == 0 {
-                return Ok(Some(index));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Where the programs look for a tap's row.
-    fn places_of(&self, (netns, ifindex): Key) -> impl Iterator<Item = u32> + use<> {
-        let mask = self.rows.len() - 1;
-        let home = tap_home(netns, ifindex, mask);
-        (0..TAP_PROBES).map(move |step| home.wrapping_add(step) & mask)
     }
 
     fn put_on(
@@ -236,12 +198,16 @@ impl TapPrograms {
         netns: &File,
     ) -> Result<Hook, AttachError> {
         if self.same_programs {
-            let older = inside(netns, || tap_hooks::older_hook(tap))?;
-            for hook in [Some(Hook::Tcx), older].into_iter().flatten() {
-                if inside(netns, || tap_hooks::is_on(loader, tap, hook))? {
-                    debug!("{}: the programs of an earlier daemon go on", tap.name);
-                    return Ok(hook);
+            let found = inside(netns, || {
+                if tap_hooks::is_on(loader, tap, Hook::Tcx)? {
+                    return Ok(Some(Hook::Tcx));
                 }
+                let Some(older) = tap_hooks::older_hook(tap)? else { return Ok(None) };
+                Ok(tap_hooks::is_on(loader, tap, older)?.then_some(older))
+            })?;
+            if let Some(hook) = found {
+                debug!("{}: the programs of an earlier daemon go on", tap.name);
+                return Ok(hook);
             }
         }
         let ebpf = match self.namespaces.entry(tap.netns) {
@@ -309,28 +275,38 @@ impl TapPrograms {
     /// Empties the rows of taps that an earlier daemon attached and no VM has any more, and takes its
     /// programs off them.
     pub(super) fn forget_strangers(&mut self, loader: &Loader) {
-        for index in 0..self.rows.len() {
-            let Ok(row) = self.rows.get(&index, 0) else { continue };
-            let key = (row.netns, row.ifindex);
-            if row.ifindex != 0 && self.attached.get(key).is_none() {
-                let _ = self.rows.set(index, TapRow::default(), 0);
-                let _ = tap_hooks::remove_links(loader, key);
-                if let Some(netns) = find_netns(row.netns)
-                    && let Err(error) = inside(&netns, || tap_hooks::remove_filters(row.ifindex))
-                {
-                    debug!(
-                        "nothing to take off interface {}: {}",
-                        row.ifindex,
-                        error_chain(&error)
-                    );
-                }
+        for (index, key) in self.rows.taken() {
+            if self.attached.get(key).is_none() {
+                self.forget_stranger(loader, index, key);
             }
         }
     }
 
+    fn forget_stranger(&mut self, loader: &Loader, index: u32, key: Key) {
+        let (netns, ifindex) = key;
+        self.rows.empty(index);
+        let _ = tap_hooks::remove_links(loader, key);
+        if let Some(netns) = find_netns(netns)
+            && let Err(error) = inside(&netns, || tap_hooks::remove_filters(ifindex))
+        {
+            debug!("nothing to take off interface {ifindex}: {}", error_chain(&error));
+        }
+    }
+
+    /// Takes the tap's row from it for another user's. The VM that it was counted for, as far as it was found by now.
+    pub(super) fn displace(&mut self, loader: &Loader, key: Key) -> Option<VmId> {
+        let vm = self.attached.get(key).map(|known| known.vm);
+        match self.rows.of(key) {
+            _ if vm.is_some() => self.detach(loader, key),
+            Ok(Some((index, _))) => self.forget_stranger(loader, index, key),
+            _ => {}
+        }
+        vm
+    }
+
     fn detach(&mut self, loader: &Loader, key: Key) {
         let Some(Attachment { vm, tap, row, hook, .. }) = self.attached.remove(key) else { return };
-        let _ = self.rows.set(row, TapRow::default(), 0);
+        self.rows.empty(row);
         let detached = match (hook, namespace_left(vm.pid, &tap)) {
             (Hook::Tcx, _) => tap_hooks::remove_links(loader, key).map_err(AttachError::from),
             (Hook::Clsact | Hook::Ingress, Some(netns)) => {
@@ -349,7 +325,7 @@ impl TapPrograms {
     }
 
     /// Ends listening in a namespace where nothing is attached any more that would live as long.
-    fn leave(&mut self, netns: u32) {
+    pub(super) fn leave(&mut self, netns: u32) {
         if !self.attached.is_any_near(netns) {
             self.links.forget(netns);
         }
@@ -363,6 +339,8 @@ pub(super) struct Holder<'a> {
     pub(super) vm: VmId,
     /// Its name, for people.
     pub(super) name: &'a str,
+    /// The user of its QEMU.
+    pub(super) uid: u32,
 }
 
 /// Where and for which VM a tap is to be attached.
@@ -377,10 +355,6 @@ pub(super) fn inside<T: Send>(
     f: impl FnOnce() -> Result<T, AttachError> + Send,
 ) -> Result<T, AttachError> {
     in_netns(netns, f).map_err(AttachError::Namespace).flatten()
-}
-
-fn fresh_row(slot: u32, tap: &Tap) -> TapRow {
-    TapRow { netns: tap.netns, ifindex: tap.ifindex, slot, ..TapRow::default() }
 }
 
 fn load(loader: &mut Loader, netns: u32) -> Result<Ebpf, AttachError> {

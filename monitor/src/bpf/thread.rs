@@ -137,8 +137,7 @@ impl ProbeThread {
         unsafe { libc::malloc_trim(0) };
         let (sender, requests) = mpsc::channel();
         let (kvm_programs, kvm) = KvmPrograms::open(&pins)?;
-        let mut worker = Worker::new(loader, slots, taps, kvm_programs, pins, reports);
-        worker.forget_the_dead();
+        let worker = Worker::new(loader, slots, taps, kvm_programs, pins, reports);
         let thread = std::thread::Builder::new()
             .name("probe".to_owned())
             .spawn(move || worker.serve(&requests))

@@ -4,7 +4,8 @@
 //! It takes a command line like QEMU's, and does what its options say:
 //!
 //! - `-smp N`: that many idle threads, named as QEMU names its vCPUs';
-//! - `-netdev tap,ifname=NAME`: makes the tap, sets it up and holds it, with room for another queue;
+//! - `-netdev tap,ifname=NAME`: makes the tap, sets it up and holds it, with room for more queues where it has `queues=`;
+//!   there may be several;
 //! - `-qmp unix:PATH,..`: listens there, and answers like a QEMU whose guest runs, and is idle;
 //! - `-registers reset`: shows those of a vCPU's reset, as a QEMU does whose guest is encrypted;
 //! - `-confidential TYPE`: says of its machine that it has an object of this type, which need not be among its options;
@@ -12,7 +13,7 @@
 //! - `-asked FILE`: notes there each QMP command, one a line;
 //! - `-count FILE`: on its end, writes there how many QMP commands it was given;
 //! - `-load KIND:FILE`: reads or writes the file, see [`load`];
-//! - `-every FILE`: so many milliseconds, as the file says at the time, lie between two frames that it sends on its tap, or,
+//! - `-every FILE`: so many milliseconds, as the file says at the time, lie between two frames that it sends on its first tap, or,
 //!   where it has none, between two reads of a `trickle`; 0: none.
 //!
 //! It ends when its standard input does, so that none outlives what started it.
@@ -76,7 +77,9 @@ fn main() -> Result<()> {
     let vcpus = value("-smp").map_or(Ok(1), str::parse).context("-smp")?;
     let ticks = value("-ticks") == Some("on");
     let threads: Vec<i32> = (0..vcpus).map(|n| vcpu(n, ticks)).collect::<Result<_>>()?;
-    let tap = value("-netdev").map(tap).transpose()?;
+    let options = arguments.iter().zip(arguments.iter().skip(1));
+    let netdevs = options.filter(|(option, _)| *option == "-netdev");
+    let taps: Vec<File> = netdevs.map(|(_, netdev)| tap(netdev)).collect::<Result<_>>()?;
     let every = value("-every").map(|file| Pace::By(file.into()));
     let commands = Arc::new(AtomicU64::new(0));
     if let Some(qmp) = value("-qmp") {
@@ -107,7 +110,7 @@ fn main() -> Result<()> {
             }
         })?;
     }
-    match (&tap, &every) {
+    match (taps.first(), &every) {
         (Some(tap), Some(pace)) => send(tap, pace)?,
         _ => drop(io::copy(&mut io::stdin(), &mut io::sink())?),
     }

@@ -46,6 +46,7 @@ mod storage;
 mod taps;
 mod telling;
 mod tenants_at_once;
+mod tenants_attaching;
 mod tenants_commands;
 mod tenants_http;
 mod tenants_identity;
@@ -101,6 +102,7 @@ const SUBJECTS: &[(&str, Trials)] = &[
     ("named_files", named_files::trials),
     ("executables", executables::trials),
     ("tenants_taps", tenants_taps::trials),
+    ("tenants_attaching", tenants_attaching::trials),
     ("tenants_sockets", tenants_sockets::trials),
     ("tenants_commands", tenants_commands::trials),
     ("tenants_http", tenants_http::trials),

@@ -18,7 +18,16 @@ const ROOMS: [(&str, &[&str]); 30] = [
     ("balloon", &["memory", "witnesses"]),
     (
         "bpf",
-        &["counts", "network", "missed_programs", "taps", "tenants_taps", "storage", "upgrade"],
+        &[
+            "counts",
+            "network",
+            "missed_programs",
+            "taps",
+            "tenants_taps",
+            "tenants_attaching",
+            "storage",
+            "upgrade",
+        ],
     ),
     ("check", &["packages", "documents"]),
     ("cli", &["reports", "top", "documents"]),
