@@ -1,4 +1,4 @@
-//! Writes one family at a time: its name, and a series for each VM that has the figure.
+//! Families: their names, help and units; and those of a few series, one written at a time.
 
 use std::fmt;
 
@@ -51,16 +51,29 @@ pub(super) struct Family {
     pub(super) name: &'static str,
     pub(super) help: &'static str,
     pub(super) unit: Option<&'static Unit>,
-    pub(super) is_counter: bool,
+    pub(super) kind: Kind,
+}
+
+/// What its values are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Gauge,
+    Counter,
+    /// Always 1: its labels are what there is to be known.
+    Info,
 }
 
 impl Family {
     pub(super) const fn gauge(name: &'static str, help: &'static str) -> Self {
-        Self { name, help, unit: None, is_counter: false }
+        Self { name, help, unit: None, kind: Kind::Gauge }
     }
 
     pub(super) const fn counter(name: &'static str, help: &'static str) -> Self {
-        Self { is_counter: true, ..Self::gauge(name, help) }
+        Self { kind: Kind::Counter, ..Self::gauge(name, help) }
+    }
+
+    pub(super) const fn info(name: &'static str, help: &'static str) -> Self {
+        Self { kind: Kind::Info, ..Self::gauge(name, help) }
     }
 
     pub(super) const fn seconds(self) -> Self {
@@ -71,7 +84,7 @@ impl Family {
         Self { unit: Some(&Unit::Bytes), ..self }
     }
 
-    /// Writes all of its series; nothing at all where there is none.
+    /// Writes all series of a gauge or counter; nothing at all where there is none.
     pub(super) fn encode<L: EncodeLabelSet>(
         self,
         encoder: &mut DescriptorEncoder<'_>,
@@ -81,7 +94,8 @@ impl Family {
         if series.peek().is_none() {
             return Ok(());
         }
-        let Self { name, help, unit, is_counter } = self;
+        let Self { name, help, unit, kind } = self;
+        let is_counter = kind == Kind::Counter;
         let kind = if is_counter { MetricType::Counter } else { MetricType::Gauge };
         let mut family = encoder.encode_descriptor(name, help, unit, kind)?;
         for (labels, value) in series {

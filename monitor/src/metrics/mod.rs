@@ -14,12 +14,20 @@ mod host;
 mod incidents;
 mod notifications;
 mod process;
+mod series;
 mod snapshot;
 #[cfg(test)]
 mod tests;
 mod vms;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use prometheus_client::{
@@ -36,6 +44,7 @@ use crate::single_flight::SingleFlight;
 pub(crate) use counts::Counts;
 pub(crate) use incidents::IncidentCounts;
 pub(crate) use notifications::{NotificationCounts, Told};
+use series::SeriesText;
 pub(crate) use snapshot::{Beats, IN_FLIGHT, MapFill, ProgramFigures, Snapshot, VmFigures};
 
 /// What the last tick saw; `None` before the first one.
@@ -72,6 +81,8 @@ impl Format {
 
 /// A snapshot that is younger is not made anew, however many clients ask.
 const YOUNG_FOR: Duration = Duration::from_millis(900);
+/// What stands at the end of a text in OpenMetrics, after all families.
+const END: &str = "# EOF\n";
 /// How long the loop may take to make one: less than a scrape that comes often may take.
 const FRESH_WITHIN: Duration = Duration::from_millis(200);
 
@@ -82,6 +93,8 @@ pub(crate) struct Exposition {
     wanted: Arc<Notify>,
     open_metrics: SingleFlight<Of, Bytes>,
     prometheus_text: SingleFlight<Of, Bytes>,
+    /// How long a text is expected to be: a little longer than the last one.
+    bytes: Arc<AtomicUsize>,
 }
 
 /// Which snapshot a text is of; as long as one is kept, no other is in its place.
@@ -115,6 +128,7 @@ impl Exposition {
             wanted: wanted.clone(),
             open_metrics: SingleFlight::default(),
             prometheus_text: SingleFlight::default(),
+            bytes: Arc::default(),
         }
     }
 
@@ -127,16 +141,22 @@ impl Exposition {
             Format::PrometheusText => &self.prometheus_text,
         };
         let registry = Arc::clone(&self.registry);
+        let (of, expected) = (Of(Arc::clone(&snapshot)), Arc::clone(&self.bytes));
         let make = move || {
-            let mut text = String::new();
+            let mut text = String::with_capacity(expected.load(Ordering::Relaxed));
             // Writing to a string can't fail.
             let _ = match format {
                 Format::OpenMetrics => text::encode(&mut text, &registry),
                 Format::PrometheusText => prometheus_text::encode(&mut text, &registry),
             };
+            let end = if text.ends_with(END) { END } else { "" };
+            text.truncate(text.len() - end.len());
+            let mut text = vms::written(&snapshot, SeriesText::after(text, format));
+            text.push_str(end);
+            expected.store(text.len() + text.len() / 16, Ordering::Relaxed);
             Ok(Bytes::from(text))
         };
-        made.get(Of(snapshot), make).await.ok()
+        made.get(of, make).await.ok()
     }
 
     async fn fresh(&self) -> Option<Arc<Snapshot>> {
@@ -166,7 +186,6 @@ impl Collector for LastTick {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let snapshot = self.0.borrow().clone();
         let Some(snapshot) = snapshot else { return Ok(()) };
-        host::encode(&snapshot, &mut encoder)?;
-        vms::encode(&snapshot, &mut encoder)
+        host::encode(&snapshot, &mut encoder)
     }
 }
