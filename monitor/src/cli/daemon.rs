@@ -27,6 +27,9 @@ const GIVEN_BACK_BYTES: libc::c_int = 512 << 10;
 /// Looks into `/proc` that may wait at a time. Each takes a thread with its memory, and a host with more
 /// QEMUs that hang has other troubles.
 const BLOCKING_THREADS: usize = 64;
+/// Answers to clients that are made at a time. They have threads of their own, and are served by one of their own, so that
+/// none waits until five hundred suspects were looked at.
+const CLIENT_THREADS: usize = 4;
 /// They take turns, so that a few looks a second would keep as many threads as there ever were, each with its stack. The one
 /// or two that each tick has something for stay.
 const BLOCKING_KEEP_ALIVE: Duration = Duration::from_millis(1_500);
@@ -50,7 +53,17 @@ pub(super) fn run(source: Source) -> Result<Answer, Failure> {
         .build()
         .context("can't start the runtime")
         .map_err(Failure::BadNews)?;
-    runtime.block_on(crate::daemon::run(config, source)).map_err(Failure::Start)?;
+    let clients = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(CLIENT_THREADS)
+        .thread_keep_alive(BLOCKING_KEEP_ALIVE)
+        .thread_name("clients")
+        .enable_all()
+        .build()
+        .context("can't start the runtime of the clients")
+        .map_err(Failure::BadNews)?;
+    let watched = runtime.block_on(crate::daemon::run(config, source, clients.handle()));
+    watched.map_err(Failure::Start)?;
     Ok(Answer::good(String::new()))
 }
 

@@ -2,9 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::runtime::Handle;
 use tracing::error;
 
 use super::{
+    clients::Clients,
     clock::Clock,
     conditions,
     disk::Disk,
@@ -52,14 +54,14 @@ pub(super) struct EventLoop {
 
 impl EventLoop {
     pub(super) fn new(
-        config: Config,
-        source: Source,
+        (config, source): (Config, Source),
         store: IncidentStore,
         sampler: HostSampler,
         inboxes: Inboxes,
+        clients: &Handle,
     ) -> Self {
         let store = Arc::new(store);
-        let (publisher, events) = Publisher::start(&config, store.clone());
+        let (publisher, events) = Publisher::start(&config, store.clone(), clients);
         let (writer, writer_thread) = IncidentWriter::start(store.clone(), events);
         let ledger = Ledger::open(&config.paths.state_dir);
         if let Some(why) = ledger.complaint() {
@@ -229,7 +231,7 @@ impl EventLoop {
     }
 
     /// One tick: samples all VMs but those that rest, then judges each of these on what moved.
-    pub(super) fn tick(&mut self) {
+    pub(super) fn tick(&mut self, clients: &mut Clients) {
         let now = self.now();
         let awake = self.sampler.observe(&mut self.registry.vms, now);
         self.registry.awake = awake.clone();
@@ -239,6 +241,7 @@ impl EventLoop {
         let notifier = &self.publisher.notifier;
         let undecided = storm::assess(&mut self.registry, &self.recovery, notifier, &context);
         for id in &awake {
+            self.answer_in_turn(clients);
             self.judge(*id, undecided, now);
         }
         self.sampler.leave_kvm(&self.registry.vms, now);
@@ -301,11 +304,7 @@ impl EventLoop {
 
     /// Ends the rest of this VM; `None`: of all.
     pub(super) fn wake_chosen(&mut self, only: Option<VmId>) {
-        let chosen = match only {
-            Some(id) => vec![id],
-            None => self.registry.vms.keys().copied().collect(),
-        };
-        chosen.into_iter().for_each(|id| self.wake(id));
+        self.registry.chosen(only).into_iter().for_each(|id| self.wake(id));
     }
 
     /// Starts a round of questions, unless one is under way or began just now: a later tick asks again.

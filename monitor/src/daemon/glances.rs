@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use super::event_loop::EventLoop;
-use crate::{history, vm::WatchedVm};
+use crate::history;
+use flatline_qemu::discover::VmId;
 
 impl EventLoop {
     /// Appends a tick that ended at `now`.
@@ -28,12 +29,13 @@ impl EventLoop {
         }
     }
 
-    /// Appends what is not there yet of those that rest and `are_drawn`.
-    pub(super) fn complete_history(&mut self, are_drawn: impl Fn(&WatchedVm) -> bool) {
+    /// Appends what is not there yet of those VMs, of which some rest: they are drawn.
+    pub(super) fn complete_history(&mut self, drawn: impl IntoIterator<Item = VmId>) {
         let (now, counters) = (self.now(), &self.sampler.counters);
         let history = &self.publisher.history;
-        for (id, watched) in self.registry.vms.iter_mut() {
-            if history.lacks(*id) && are_drawn(watched) {
+        for id in drawn {
+            let Some(watched) = self.registry.vms.get_mut(&id) else { continue };
+            if history.lacks(id) {
                 let rates = watched.rates(counters, now);
                 history.append([(&watched.vm, rates)].into_iter());
             }

@@ -3,6 +3,7 @@
 //! What may wait (QMP, `/proc` of a hung process, attaching, disks) runs elsewhere and reports back
 //! as a `Message`; the loop here never waits for any of it, so that one VM can't delay another.
 
+mod clients;
 mod clock;
 mod conditions;
 mod disk;
@@ -39,6 +40,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::{
     net::UnixListener,
+    runtime::Handle,
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
     task::JoinHandle,
@@ -53,6 +55,7 @@ use crate::{
     config::{Config, Source},
     storage::incidents::{IncidentStore, StoreError},
 };
+use clients::Clients;
 use event_loop::EventLoop;
 use flatline_qemu::{
     discover::VmId,
@@ -67,8 +70,6 @@ use systemd::Systemd;
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// Notices from all QMP sessions that may wait; a session that floods is cut off by its own limits.
 const QMP_NOTICES: usize = 4096;
-/// Requests from clients that may wait.
-const CONTROL_REQUESTS: usize = 64;
 
 /// Why the daemon did not start.
 #[derive(Debug, Error)]
@@ -100,11 +101,15 @@ pub(crate) enum StartError {
 }
 
 /// Watches as `config` has it until SIGTERM or SIGINT, and leaves nothing attached or pinned, unless that is
-/// configured. On SIGHUP, `source` is read again.
+/// configured. On SIGHUP, `source` is read again. Clients are served by the runtime of `clients`.
 ///
 /// # Errors
 /// What keeps it from starting; once it runs, it goes on.
-pub(crate) async fn run(config: Config, source: Source) -> Result<(), StartError> {
+pub(crate) async fn run(
+    config: Config,
+    source: Source,
+    clients: &Handle,
+) -> Result<(), StartError> {
     config.warnings.iter().for_each(|warning| warn!("{warning}"));
     let signals = Signals::listen()
         .map_err(|source| StartError::Host { what: "listen for signals", source })?;
@@ -120,7 +125,7 @@ pub(crate) async fn run(config: Config, source: Source) -> Result<(), StartError
     let _bpffs = DirectoryLock::take(&config.paths.bpffs_dir)?;
     watchers::raise_file_limit();
     let store = IncidentStore::open(&config.paths.state_dir)?;
-    let listener = api::bind(&config.paths.runtime_dir)?;
+    let listener = bind(&config, clients)?;
     let (probe_reports, probed) = mpsc::unbounded_channel();
     let (probes, process_events, health) = ProbeThread::start(&config, probe_reports)?;
     for program in &health {
@@ -142,7 +147,7 @@ pub(crate) async fn run(config: Config, source: Source) -> Result<(), StartError
                 starts.are_told();
             }
             let inboxes = Inboxes { messages, notices, room: Room::default(), starts };
-            let event_loop = EventLoop::new(config, source, store, sampler, inboxes);
+            let event_loop = EventLoop::new((config, source), store, sampler, inboxes, clients);
             let reports = (inbox, qmp, probed, started);
             let probes = watch(event_loop, signals, listener, reports).await;
             processes.iter().for_each(JoinHandle::abort);
@@ -157,6 +162,12 @@ pub(crate) async fn run(config: Config, source: Source) -> Result<(), StartError
         warn!("something is left pinned: {error}");
     }
     result
+}
+
+/// Opens the control socket, in the runtime that serves it.
+fn bind(config: &Config, clients: &Handle) -> Result<UnixListener, BindError> {
+    let _within = clients.enter();
+    api::bind(&config.paths.runtime_dir)
 }
 
 /// The receivers' ends of what reports to the loop: messages, QMP notices, what the probe thread did and found, and processes that
@@ -177,9 +188,9 @@ async fn watch(
 ) -> ProbeThread {
     let runtime_dir = event_loop.config.paths.runtime_dir.clone();
     let mut systemd = Systemd::from_environment(event_loop.config.sample_interval);
-    let (control_sender, mut requests) = mpsc::channel(CONTROL_REQUESTS);
+    let (control_sender, mut clients) = Clients::new();
     let others = event_loop.publisher.socket_routes();
-    let control = tokio::spawn(api::serve(listener, control_sender, others));
+    let control = event_loop.publisher.clients.spawn(api::serve(listener, control_sender, others));
     event_loop.sweep();
     info!("watching");
     conditions::publish_start(&event_loop.publisher.notifier, event_loop.config.mode);
@@ -188,6 +199,9 @@ async fn watch(
     let wanted = event_loop.publisher.wanted.clone();
     let mut sweep = interval_at(Instant::now() + SWEEP_EVERY, SWEEP_EVERY);
     loop {
+        if let Some(request) = clients.in_turn() {
+            event_loop.on_request(request);
+        }
         tokio::select! {
             biased;
             _ = signals.terminated.recv() => break,
@@ -197,7 +211,7 @@ async fn watch(
                 event_loop.reload();
             }
             due = tick.tick() => {
-                event_loop.timed_tick(due);
+                event_loop.timed_tick(due, &mut clients);
                 event_loop.sweep_if_overrun();
                 systemd.ticked(&event_loop);
             }
@@ -205,7 +219,7 @@ async fn watch(
             Some(message) = inbox.recv() => event_loop.on_message(message),
             Some(report) = probed.recv() => event_loop.on_probed(report),
             Some(pid) = started.recv() => event_loop.started(pid),
-            Some(request) = requests.recv() => event_loop.on_request(request),
+            Some(request) = clients.next() => event_loop.on_request(request),
             () = wanted.notified() => event_loop.publish_snapshot(),
             _ = sweep.tick() => event_loop.sweep_in_turn(),
         }

@@ -8,6 +8,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use axum::Router;
 use tokio::{
+    runtime::Handle,
     sync::{Notify, watch},
     task::JoinHandle,
 };
@@ -24,6 +25,8 @@ use crate::{
 
 /// See the module.
 pub(super) struct Publisher {
+    /// The runtime that serves clients, and has threads for the text of their answers.
+    pub(super) clients: Handle,
     /// The daemon's own counters.
     pub(super) counts: Counts,
     /// Where the last snapshot is left for Prometheus.
@@ -45,8 +48,13 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    /// Publishes from now on, also what recovery says through the sink. Call it within a tokio runtime.
-    pub(super) fn start(config: &Config, store: Arc<IncidentStore>) -> (Self, EventSink) {
+    /// Publishes from now on, also what recovery says through the sink; clients are served by their own runtime. Call it within a
+    /// tokio runtime.
+    pub(super) fn start(
+        config: &Config,
+        store: Arc<IncidentStore>,
+        clients: &Handle,
+    ) -> (Self, EventSink) {
         let history = RateHistory::new(config.sample_interval);
         let (counts, incidents) = (Counts::default(), IncidentCounts::new(SystemTime::now()));
         let (notifications, latest) = (NotificationCounts::default(), watch::Sender::new(None));
@@ -62,7 +70,7 @@ impl Publisher {
             state_dir: config.paths.state_dir.clone(),
         };
         let site = Site::new(sources, &config.metrics);
-        let server = web::Server::start(&site, &config.metrics);
+        let server = serve(clients, &site, config);
         let notifier = Notifier::start(&config.notify, &config.paths.state_dir, notifications);
         let told = notifier.clone();
         let sink = EventSink::new(move |event| match event.kind {
@@ -70,6 +78,7 @@ impl Publisher {
             _ => told.publish_recovery(event),
         });
         let publisher = Self {
+            clients: clients.clone(),
             counts,
             latest,
             wanted,
@@ -93,7 +102,7 @@ impl Publisher {
         if old.metrics != new.metrics {
             // First of all, the old address is free again.
             self.server = None;
-            self.server = web::Server::start(&self.site, &new.metrics);
+            self.server = serve(&self.clients, &self.site, new);
         }
     }
 
@@ -107,4 +116,10 @@ impl Publisher {
         let server = self.server.as_ref().and_then(web::Server::complaint);
         server.into_iter().chain(self.notifier.complaints())
     }
+}
+
+/// Serves `site` over TCP, where that is configured, by the runtime of the clients.
+fn serve(clients: &Handle, site: &Arc<Site>, config: &Config) -> Option<web::Server> {
+    let _within = clients.enter();
+    web::Server::start(site, &config.metrics)
 }

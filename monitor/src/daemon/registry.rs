@@ -47,6 +47,19 @@ impl Registry {
         self.awake.iter().filter_map(|id| self.vms.get(id))
     }
 
+    /// The VMs with this process id: of several, all but the last have ended.
+    pub(super) fn ids_of(&self, pid: u32) -> impl Iterator<Item = VmId> {
+        self.vms.tree().range(VmId::of_pid(pid)).map(|(id, _)| *id)
+    }
+
+    /// This VM; `None`: all.
+    pub(super) fn chosen(&self, only: Option<VmId>) -> Vec<VmId> {
+        match only {
+            Some(id) => vec![id],
+            None => self.vms.keys().copied().collect(),
+        }
+    }
+
     /// Whether some of a VM's storage is not seen by the host, or can't be told to be its own.
     pub(super) fn has_unseen_storage(&self, id: VmId) -> bool {
         self.vms.get(&id).is_some_and(|watched| !self.unseen_storage(watched).is_empty())
@@ -59,7 +72,9 @@ impl Registry {
             let theirs = &other.vm.plugged.files.keys;
             other.vm.id != watched.vm.id && keys.iter().any(|key| theirs.contains(key))
         };
-        let shared = self.vms.values().filter(shares).map(|other| {
+        // One without files shares none: not all others are gone through for it.
+        let others = self.vms.values().take(if keys.is_empty() { 0 } else { usize::MAX });
+        let shared = others.filter(shares).map(|other| {
             let name = &other.vm.name;
             format!("what is written back to a file that is VM {name}'s too, or numbered as its is")
         });

@@ -1,8 +1,8 @@
 //! Requests of clients: each is answered from what the loop knows, or handed to a thread that may wait.
 
-use tokio::{sync::oneshot, task::spawn_blocking};
+use tokio::sync::oneshot;
 
-use super::{event_loop::EventLoop, selection::IncidentFilter};
+use super::{clients::Clients, event_loop::EventLoop, selection::IncidentFilter};
 use crate::{
     api::{ControlRequest, RefusalKind, Reply, Request},
     storage::{evidence, incident::IncidentsView, incidents::IncidentStore},
@@ -16,24 +16,21 @@ impl EventLoop {
     pub(super) fn on_request(&mut self, request: ControlRequest) {
         let ControlRequest { request, reply } = request;
         match request {
-            Request::Status => {
-                let status = self.status();
-                answer_from_thread(reply, move || Reply::ok(&status.view()));
-            }
+            Request::Status => self.answer_status(reply),
             Request::Show { vm } => answer(reply, self.show(&vm)),
             Request::Lines { vm } => {
                 let only = match vm.map(|vm| self.registry.select(&vm)).transpose() {
                     Ok(only) => only,
                     Err(refusal) => return answer(reply, refusal),
                 };
-                self.complete_history(|_| true);
+                self.complete_history(self.registry.chosen(only));
                 let history = self.publisher.history.clone();
                 // The text of 1,000 VMs takes longer than a tick has.
-                answer_from_thread(reply, move || Reply::ok(&history.view(only)));
+                self.answer_from_thread(reply, move || Reply::ok(&history.view(only)));
             }
             Request::Evidence { id, file, offset } => {
                 let state_dir = self.config.paths.state_dir.clone();
-                answer_from_thread(reply, move || {
+                self.answer_from_thread(reply, move || {
                     match evidence::read(&state_dir, &id, &file, offset) {
                         Ok(view) => Reply::ok(&view),
                         Err(error @ evidence::ReadError::Nothing { .. }) => {
@@ -49,9 +46,32 @@ impl EventLoop {
             Request::Incidents { vm } => {
                 let wanted = vm.map(|vm| self.registry.incidents_of(&vm));
                 let store = self.publisher.store.clone();
-                answer_from_thread(reply, move || Reply::ok(&incidents(&store, wanted.as_ref())));
+                self.answer_from_thread(reply, move || {
+                    Reply::ok(&incidents(&store, wanted.as_ref()))
+                });
             }
         }
+    }
+
+    /// Within a tick: answers a client that asks for a status, if it is its turn.
+    pub(super) fn answer_in_turn(&self, clients: &mut Clients) {
+        if let Some(reply) = clients.status_in_turn() {
+            self.answer_status(reply);
+        }
+    }
+
+    fn answer_status(&self, reply: oneshot::Sender<Reply>) {
+        let status = self.status();
+        self.answer_from_thread(reply, move || Reply::ok(&status.view()));
+    }
+
+    /// Answers a client on a thread that may wait.
+    fn answer_from_thread(
+        &self,
+        reply: oneshot::Sender<Reply>,
+        make: impl FnOnce() -> Reply + Send + 'static,
+    ) {
+        self.publisher.clients.spawn_blocking(move || answer(reply, make()));
     }
 
     fn show(&mut self, vm: &str) -> Reply {
@@ -60,7 +80,7 @@ impl EventLoop {
             Err(refusal) => return refusal,
         };
         self.wake(id);
-        self.complete_history(|watched| watched.vm.id == id);
+        self.complete_history([id]);
         match self.registry.find(vm) {
             Ok(watched) => {
                 let recent = self.publisher.history.recent(watched.vm.id);
@@ -105,12 +125,4 @@ fn incidents(store: &IncidentStore, wanted: Option<&IncidentFilter>) -> Incident
 /// Answers a client, which may have gone.
 pub(super) fn answer(reply: oneshot::Sender<Reply>, answer: Reply) {
     let _ = reply.send(answer);
-}
-
-/// Answers a client on a thread that may wait.
-fn answer_from_thread(
-    reply: oneshot::Sender<Reply>,
-    make: impl FnOnce() -> Reply + Send + 'static,
-) {
-    spawn_blocking(move || answer(reply, make()));
 }

@@ -2,18 +2,19 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
-use tokio::{task::spawn_blocking, time::Instant};
+use tokio::time::Instant;
 
 use super::{
+    clients::Clients,
     event_loop::EventLoop,
     views::{Teller, VmFacts},
 };
 use crate::{
     api::view::{HostView, ShowView, StatusView},
     metrics::{IN_FLIGHT, MapFill, ProgramFigures, Snapshot},
-    vm::WatchedVm,
-    web::page_snapshot::PageSnapshot,
+    web::page_snapshot::{InSight, PageSnapshot},
 };
+use flatline_qemu::discover::VmId;
 
 /// What `status` is made of, beside the loop.
 pub(super) struct Status {
@@ -30,10 +31,10 @@ impl Status {
 }
 
 impl EventLoop {
-    /// Carries out a tick that was due at `due`, and publishes what it brought.
-    pub(super) fn timed_tick(&mut self, due: Instant) {
+    /// Carries out a tick that was due at `due`, in which clients have their turns, and publishes what it brought.
+    pub(super) fn timed_tick(&mut self, due: Instant, clients: &mut Clients) {
         let begun = Instant::now();
-        self.tick();
+        self.tick(clients);
         self.publish_page_snapshot();
         let behind = begun.saturating_duration_since(due);
         self.publisher.counts.ticked(behind, begun.elapsed(), self.config.sample_interval);
@@ -46,7 +47,7 @@ impl EventLoop {
             let (snapshot, facts, teller) =
                 (self.snapshot(), self.views().all_facts(), self.teller());
             let latest = self.publisher.latest.clone();
-            spawn_blocking(move || {
+            self.publisher.clients.spawn_blocking(move || {
                 let snapshot = snapshot.with(teller.figures(&facts));
                 latest.send_replace(Some(Arc::new(snapshot)));
             });
@@ -74,23 +75,55 @@ impl EventLoop {
         if self.publisher.page_in_making.as_ref().is_some_and(|making| !making.is_finished()) {
             return;
         }
-        self.complete_history(|_| true);
-        let shown = self.shown(&wanted);
-        let (tick, status, page) = (self.sampler.ticks, self.status(), self.publisher.page.clone());
-        self.publisher.page_in_making = Some(spawn_blocking(move || {
-            let status = status.view();
-            page.publish(PageSnapshot { tick, at, published: now, interval, status, shown });
+        let drawn: Vec<VmId> = if wanted.draws_all() {
+            self.registry.chosen(None)
+        } else {
+            wanted.drawn().flat_map(|pid| self.registry.ids_of(pid)).collect()
+        };
+        self.complete_history(drawn);
+        let shown = self.shown(&wanted.shown);
+        let tick = self.sampler.ticks;
+        let views = self.views();
+        if wanted.rows {
+            self.publisher.page.rows.update(tick, views.rows());
+        }
+        let host = views.host(&self.degraded(), self.clock.uptime());
+        let in_sight = match &wanted.in_sight {
+            InSight::All => views.all_facts(),
+            InSight::Of(pids) => views.facts_of(pids.iter().copied()),
+        };
+        let all = wanted.all.then(|| views.all_facts());
+        let (teller, page) = (views.teller, self.publisher.page.clone());
+        self.publisher.page_in_making = Some(self.publisher.clients.spawn_blocking(move || {
+            let vms = all.map(|facts| teller.views(&facts));
+            let figures = teller.figures_in_sight(&in_sight);
+            page.publish(PageSnapshot {
+                tick,
+                at,
+                published: now,
+                interval,
+                host,
+                vms,
+                has_rows: wanted.rows,
+                figures,
+                shown,
+            });
         }));
     }
 
     /// All that is known of the VMs with these pids, by pid.
-    fn shown(&mut self, pids: &[u32]) -> BTreeMap<u32, ShowView> {
+    fn shown(&mut self, pids: &[u32]) -> BTreeMap<u32, Option<ShowView>> {
         let now = self.now();
-        let wanted = |vm: &&mut WatchedVm| pids.contains(&vm.vm.id.pid);
-        self.sampler.look(self.registry.vms.values_mut().filter(wanted), now);
+        let ids: Vec<VmId> = pids.iter().flat_map(|pid| self.registry.ids_of(*pid)).collect();
+        let wanted = self.registry.vms.iter_mut().filter(|(id, _)| ids.contains(id));
+        self.sampler.look(wanted.map(|(_, watched)| watched), now);
         let views = self.views();
-        let vms = self.registry.vms.values().filter(|watched| pids.contains(&watched.vm.id.pid));
-        vms.map(|watched| (watched.vm.id.pid, views.show(watched, None))).collect()
+        let show = |pid: &u32| {
+            let newest = self.registry.ids_of(*pid).last();
+            let watched = newest.and_then(|id| self.registry.vms.get(&id));
+            (*pid, watched.map(|watched| views.show(watched, None)))
+        };
+        pids.iter().map(show).collect()
     }
 
     fn snapshot(&self) -> Snapshot {

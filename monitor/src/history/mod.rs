@@ -14,6 +14,8 @@ use std::{
     time::Duration,
 };
 
+use serde::Serialize;
+
 use crate::api::view::{LineView, LinesView};
 use flatline_qemu::discover::{Vm, VmId};
 pub(crate) use rates::RATES;
@@ -44,10 +46,7 @@ struct VmTicks {
 impl VmTicks {
     /// The last `most` ticks as JSON has them, to four places.
     fn view(&self, most: usize) -> LineView {
-        let row = |rate| {
-            let rounded = |value: f32| (value * 1e4).round() / 1e4;
-            self.ticks.last(most).map(|rates| rates.get(rate).map(rounded)).collect()
-        };
+        let row = |rate| self.ticks.last(most).map(|rates| rates.get(rate).map(rounded)).collect();
         LineView {
             name: self.vm.name.clone(),
             pid: self.vm.id.pid,
@@ -59,6 +58,31 @@ impl VmTicks {
             in_flight: row(Rate::InFlight),
         }
     }
+}
+
+/// To four places.
+fn rounded(value: f32) -> f32 {
+    (value * 1e4).round() / 1e4
+}
+
+/// The line of a VM from a tick on.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct LineSince {
+    /// The number of its last tick; as many as there are in a row of it end with that.
+    pub(crate) tick: u64,
+    #[serde(flatten)]
+    pub(crate) line: LineView,
+}
+
+/// Rates of a VM's last tick, per second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct NewestRates {
+    /// Packets that the guest sent of its own accord.
+    pub(crate) packets_from_guest: Option<f32>,
+    /// Packets that were sent to it.
+    pub(crate) packets_to_guest: Option<f32>,
+    /// Requests that completed.
+    pub(crate) completed: Option<f32>,
 }
 
 /// A VM's last ticks, and when they were.
@@ -90,6 +114,13 @@ struct State {
     /// How many ticks there were.
     ticks: u64,
     vms: BTreeMap<VmId, VmTicks>,
+}
+
+impl State {
+    /// The VM with this pid; of several, the one that started last.
+    fn newest_of(&self, pid: u32) -> Option<&VmTicks> {
+        self.vms.range(VmId::of_pid(pid)).next_back().map(|(_, its)| its)
+    }
 }
 
 /// All VMs' last ticks; a clone is of the same ones.
@@ -168,6 +199,32 @@ impl RateHistory {
     /// The ticks of the VM with this process id; `None` where there is none.
     pub(crate) fn of(&self, pid: u32) -> Option<LineView> {
         self.copy(|ticks| ticks.vm.id.pid == pid, HISTORY_TICKS).1.vms.pop()
+    }
+
+    /// The lines of VMs by pid: of each the ticks after that up to which it is known, or all that there are.
+    pub(crate) fn since(&self, wanted: &[(u32, Option<u64>)]) -> Vec<LineSince> {
+        let state = self.state();
+        let line = |(pid, known): &(u32, Option<u64>)| {
+            let its = state.newest_of(*pid)?;
+            let new = known.and_then(|known| its.tick.checked_sub(known));
+            let most = new.map_or(HISTORY_TICKS, |new| usize::try_from(new).unwrap_or(usize::MAX));
+            Some(LineSince { tick: its.tick, line: its.view(most.min(HISTORY_TICKS)) })
+        };
+        wanted.iter().filter_map(line).collect()
+    }
+
+    /// Some rates of the last tick of each of these VMs, by pid; unknown ones where there is none.
+    pub(crate) fn newest(&self, pids: impl Iterator<Item = u32>) -> Vec<NewestRates> {
+        let state = self.state();
+        let rates = |pid| {
+            let rates = state.newest_of(pid).map_or(TickRates::UNKNOWN, |its| its.ticks.newest());
+            NewestRates {
+                packets_from_guest: rates.get(Rate::PacketsFromGuest).map(rounded),
+                packets_to_guest: rates.get(Rate::PacketsToGuest).map(rounded),
+                completed: rates.get(Rate::Completed).map(rounded),
+            }
+        };
+        pids.map(rates).collect()
     }
 
     /// All VMs' last `most` ticks, and how many ticks there were, by which a reader goes on from those that it has.

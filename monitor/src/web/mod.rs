@@ -9,6 +9,8 @@ mod evidence;
 mod hosts;
 mod page;
 mod page_data;
+mod page_list;
+pub(crate) mod page_rows;
 pub(crate) mod page_snapshot;
 mod session;
 #[cfg(test)]
@@ -154,6 +156,7 @@ fn routes() -> Router<Arc<Site>> {
     };
     Router::new()
         .route(METRICS, get(metrics))
+        .route("/api/list", get(page_list::list))
         .route("/api/status", get(page_data::status))
         .route("/api/lines", get(page_data::lines))
         .route("/api/show", get(page_data::show))

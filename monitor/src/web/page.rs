@@ -25,13 +25,14 @@ const SCRIPT: &str = "text/javascript; charset=utf-8";
 const SVG: &str = "image/svg+xml";
 
 /// Where each file is, what it is, and what stands in it.
-const FILES: [(&str, &str, &str); 9] = [
+const FILES: [(&str, &str, &str); 10] = [
     ("/", HTML, include_str!("page/index.html")),
     ("/page/style.css", CSS, include_str!("page/style.css")),
     ("/page/icon.svg", SVG, include_str!("page/icon.svg")),
     ("/page/main.js", SCRIPT, include_str!("page/main.js")),
     ("/page/list.js", SCRIPT, include_str!("page/list.js")),
     ("/page/vm.js", SCRIPT, include_str!("page/vm.js")),
+    ("/page/vms.js", SCRIPT, include_str!("page/vms.js")),
     ("/page/incidents.js", SCRIPT, include_str!("page/incidents.js")),
     ("/page/lines.js", SCRIPT, include_str!("page/lines.js")),
     ("/page/words.js", SCRIPT, include_str!("page/words.js")),

@@ -1,7 +1,8 @@
 //! What the page asks for: JSON of the last tick's snapshot, and of the incidents on disk.
 //!
-//! `/api/status` and `/api/show?pid=PID` say what the commands of these names say, `/api/lines` and what stands beside
-//! them under `lines` draw them. What all clients are told alike is made once a tick, however many ask.
+//! `/api/show?pid=PID` says what the command of this name says, `line` beside it draws it. `/api/status` and `/api/lines` are all
+//! VMs in one: for scripts, and for a page of an earlier version that is open still. What all clients are told alike is made
+//! once a tick, however many ask; the list is told by [`super::page_list`].
 
 use std::{
     sync::Arc,
@@ -23,7 +24,7 @@ use super::{
 use crate::{
     api::{
         response::{Body, text},
-        view::{LineView, LinesView, ShowView, StatusView},
+        view::{HostView, LineView, LinesView, ShowView, VmView},
     },
     history::{HISTORY_TICKS, RateHistory},
     rfc3339,
@@ -41,8 +42,8 @@ const LAST_TICKS: usize = 5;
 /// What the page is told, and from what.
 #[derive(Debug)]
 pub(super) struct PageData {
-    subscriber: Subscriber,
-    lines: RateHistory,
+    pub(super) subscriber: Subscriber,
+    pub(super) lines: RateHistory,
     store: Arc<IncidentStore>,
     begun: Instant,
     /// By the tick that they are of.
@@ -57,8 +58,8 @@ pub(super) struct PageData {
 struct StatusPage<'a> {
     #[serde(flatten)]
     as_of: AsOf,
-    #[serde(flatten)]
-    status: &'a StatusView,
+    host: &'a HostView,
+    vms: &'a [VmView],
     lines: LinesPage,
 }
 
@@ -84,7 +85,7 @@ struct ShowPage<'a> {
 
 /// Which tick an answer is of.
 #[derive(Clone, Copy, Serialize)]
-struct AsOf {
+pub(super) struct AsOf {
     tick: u64,
     #[serde(with = "rfc3339")]
     as_of: std::time::SystemTime,
@@ -115,14 +116,14 @@ impl PageData {
     }
 }
 
-type Shared = State<Arc<Site>>;
-type Answer = Result<Response, Response>;
+pub(super) type Shared = State<Arc<Site>>;
+pub(super) type Answer = Result<Response, Response>;
 
-fn no_tick() -> Response {
+pub(super) fn no_tick() -> Response {
     text(StatusCode::SERVICE_UNAVAILABLE, "nothing was sampled so far, or for a while")
 }
 
-fn failed(error: std::io::Error) -> Response {
+pub(super) fn failed(error: std::io::Error) -> Response {
     debug!("no answer for the page: {error}");
     text(StatusCode::INTERNAL_SERVER_ERROR, "the answer can't be made")
 }
@@ -130,26 +131,27 @@ fn failed(error: std::io::Error) -> Response {
 /// All VMs, as `flatline status` has them, and their last ticks.
 pub(super) async fn status(State(site): Shared, headers: HeaderMap) -> Answer {
     let data = &site.data;
-    let snapshot = data.subscriber.list().await.ok_or_else(no_tick)?;
+    let snapshot = data.subscriber.all().await.ok_or_else(no_tick)?;
     let (tick, lines) = (snapshot.tick, data.lines.clone());
     let make = move || {
         let (tick, lines) = lines.last(LAST_TICKS);
+        let (host, vms) = (&snapshot.host, snapshot.vms.as_deref().unwrap_or_default());
         let lines = LinesPage { tick, lines };
-        Body::json(&StatusPage { as_of: AsOf::from(&*snapshot), status: &snapshot.status, lines })
+        Body::json(&StatusPage { as_of: AsOf::from(&*snapshot), host, vms, lines })
     };
-    Ok(data.status.get(tick, make).await.map_err(failed)?.answer(&headers))
+    Ok(data.status.get(tick, make).await.map_err(failed)?.answer(&headers).await)
 }
 
 /// The last ticks of all VMs.
 pub(super) async fn lines(State(site): Shared, headers: HeaderMap) -> Answer {
     let data = &site.data;
-    let snapshot = data.subscriber.list().await.ok_or_else(no_tick)?;
+    let snapshot = data.subscriber.all().await.ok_or_else(no_tick)?;
     let lines = data.lines.clone();
     let make = move || {
         let (tick, lines) = lines.last(HISTORY_TICKS);
         Body::json(&LinesPage { tick, lines })
     };
-    Ok(data.all_lines.get(snapshot.tick, make).await.map_err(failed)?.answer(&headers))
+    Ok(data.all_lines.get(snapshot.tick, make).await.map_err(failed)?.answer(&headers).await)
 }
 
 /// The newest incidents.
@@ -158,7 +160,7 @@ pub(super) async fn incidents(State(site): Shared, headers: HeaderMap) -> Answer
     let store = data.store.clone();
     let number = data.begun.elapsed().as_secs() / INCIDENTS_EVERY.as_secs();
     let make = move || Body::json(&store.newest(INCIDENTS_MAX));
-    Ok(data.incidents.get(number, make).await.map_err(failed)?.answer(&headers))
+    Ok(data.incidents.get(number, make).await.map_err(failed)?.answer(&headers).await)
 }
 
 /// Which VM.
@@ -178,8 +180,8 @@ pub(super) async fn show(
     let page = ShowPage {
         as_of: AsOf::from(&*snapshot),
         interval_seconds: snapshot.interval.as_secs_f64(),
-        vm: snapshot.shown.get(&pid),
+        vm: snapshot.shown.get(&pid).and_then(Option::as_ref),
         line: data.lines.of(pid),
     };
-    Ok(Body::json(&page).map_err(failed)?.answer(&headers))
+    Ok(Body::json(&page).map_err(failed)?.answer(&headers).await)
 }

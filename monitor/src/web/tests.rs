@@ -1,4 +1,5 @@
 mod access;
+mod list;
 mod pages;
 
 use std::{

@@ -116,7 +116,8 @@ fn http() -> Result<()> {
     let refused = as_user(&[&binary, "status", "--config", &config]).output()?;
     ensure!(refused.status.code() == Some(3), "the control socket is open to it: {refused:?}");
     let own = address.to_string();
-    for path in ["/", "/api/status", "/api/show?pid=1", "/api/lines", "/api/incidents"] {
+    for path in ["/", "/api/list", "/api/status", "/api/show?pid=1", "/api/lines", "/api/incidents"]
+    {
         let answer = asked_by_user(address, path, &own)?;
         ensure!(
             answer.starts_with("HTTP/1.1 403 ") && !answer.contains("victim"),
@@ -133,7 +134,9 @@ fn http() -> Result<()> {
         ensure!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("victim"), "{answer}");
     }
     let (cookie, _) = session(&daemon, address)?;
-    ensure!(ask(address, "/api/status", &cookie)?.contains("victim"));
+    for path in ["/api/list", "/api/status"] {
+        ensure!(ask(address, path, &cookie)?.contains("victim"), "{path}");
+    }
 
     let answer = interrupted(address, || Silent::open(address))?;
     ensure!(answer.starts_with("HTTP/1.1 200 "), "a user displaced root's reader: {answer:?}");

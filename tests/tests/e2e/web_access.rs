@@ -59,7 +59,7 @@ fn links() -> Result<()> {
     config.metrics = address.to_string();
     let mut daemon = rig.daemon(&config)?;
     let (cookie, path) = session(&daemon, address)?;
-    for asked in ["/", "/api/status", "/api/incidents", "/page/main.js"] {
+    for asked in ["/", "/api/list", "/api/status", "/api/incidents", "/page/main.js"] {
         let answer = ask(address, asked, &cookie)?;
         ensure!(answer.starts_with("HTTP/1.1 200 "), "{asked}: {answer}");
         for other in ["", &cookie[..cookie.len() - 1], "flatline-session=x"] {

@@ -1,6 +1,7 @@
 //! What is handed on to the later stages: a VM as its host sees it, and which ones are wanted.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +20,14 @@ pub struct VmId {
     pub pid: u32,
     /// When it started, in clock ticks after boot.
     pub start_ticks: u64,
+}
+
+impl VmId {
+    /// All that had this process id: of several that are known, all but the last have ended.
+    #[must_use]
+    pub fn of_pid(pid: u32) -> RangeInclusive<Self> {
+        Self { pid, start_ticks: 0 }..=Self { pid, start_ticks: u64::MAX }
+    }
 }
 
 impl fmt::Display for VmId {

@@ -12,7 +12,7 @@ use flatline_detector::{
     policy::Mode,
     verdict::{Cause, State},
 };
-use flatline_qemu::discover::Vm;
+use flatline_qemu::discover::{Vm, VmId};
 use flatline_samples::RunState;
 
 /// See the module.
@@ -69,6 +69,12 @@ impl Views<'_> {
     /// What is copied of all VMs.
     pub(in crate::daemon) fn all_facts(&self) -> Vec<VmFacts> {
         self.registry.vms.values().map(|watched| self.facts(watched)).collect()
+    }
+
+    /// What is copied of those with these pids.
+    pub(in crate::daemon) fn facts_of(&self, pids: impl Iterator<Item = u32>) -> Vec<VmFacts> {
+        let vms = pids.flat_map(|pid| self.registry.vms.tree().range(VmId::of_pid(pid)));
+        vms.map(|(_, watched)| self.facts(watched)).collect()
     }
 
     /// Time since the last sign of life; `None` where that can't be told.

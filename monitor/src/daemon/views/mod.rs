@@ -6,6 +6,7 @@ mod degraded;
 mod facts;
 mod figures;
 mod heartbeat;
+mod list;
 mod signals;
 mod teller;
 mod vm;

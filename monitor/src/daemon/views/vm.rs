@@ -1,5 +1,7 @@
 //! View of one VM, as `status` has it.
 
+use std::borrow::Cow;
+
 use monitor_ebpf::StorageCounters;
 
 use super::{
@@ -10,6 +12,7 @@ use crate::{
     api::view::{NetworkView, OwnerView, StorageView, VcpuView, VmView},
     recovery::actuator::{chosen, command_refusal},
     sampler::{ThreadTimes, ticks},
+    vm::MemoryTold,
 };
 use flatline_qemu::discover::Vm;
 use flatline_samples::InFlightAges;
@@ -41,7 +44,7 @@ impl Teller {
             run_state: facts.run_state.as_ref().map(ToString::to_string),
             state: facts.state.to_owned(),
             cause: facts.cause.map(|cause| cause.to_string()),
-            reason: reason(facts),
+            reason: whole_reason(facts.state, &facts.reason, &facts.memory).into_owned(),
             since: facts.since,
             flat_seconds: facts.flat.map(|flat| flat.as_secs_f64()),
             restarts_in_window: u32::try_from(facts.restarts_in_window).unwrap_or(u32::MAX),
@@ -82,10 +85,12 @@ impl Teller {
 
 /// Why a VM stands where it does. That its guest thrashes is no verdict, but worth to know of one that is neither well
 /// nor dead.
-fn reason(VmFacts { state, reason, memory, .. }: &VmFacts) -> String {
-    match (*state, memory.thrashing()) {
-        ("alive" | "suspect" | "unobservable", Some(thrashing)) => format!("{reason}; {thrashing}"),
-        _ => reason.clone(),
+pub(super) fn whole_reason<'a>(state: &str, reason: &'a str, memory: &MemoryTold) -> Cow<'a, str> {
+    match (state, memory.thrashing()) {
+        ("alive" | "suspect" | "unobservable", Some(thrashing)) => {
+            format!("{reason}; {thrashing}").into()
+        }
+        _ => reason.into(),
     }
 }
 

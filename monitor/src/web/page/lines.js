@@ -7,48 +7,19 @@ import { attribute, el, svg } from "./words.js";
 export const TICKS = 120;
 const ROWS = ["packets_from_guest", "packets_to_guest", "completed", "vcpu", "in_flight"];
 
-/** The last ticks of all VMs. */
-export class Lines {
-  constructor() {
-    this.tick = null;
-    this.interval = 1;
-    this.vms = new Map();
-  }
-
-  /** Begins with all that the daemon has. */
-  begin(page) {
-    this.tick = page.tick;
-    this.interval = page.interval_seconds;
-    this.vms = new Map(page.vms.map((line) => [line.pid, line]));
-  }
-
-  /** Goes on with the last few ticks; `false`: too many were missed, and it has to begin again. */
-  goOn(page) {
-    if (this.tick === null || page.tick < this.tick) return false;
-    const missed = page.tick - this.tick;
-    const vms = new Map();
-    for (const next of page.vms) {
-      const known = this.vms.get(next.pid);
-      const isSame = known !== undefined && known.start_ticks === next.start_ticks;
-      // The last ticks of a VM that began just now are all that there are.
-      if (missed > next.vcpu.length && isSame) return false;
-      vms.set(next.pid, isSame ? append(known, next, missed) : next);
-    }
-    this.tick = page.tick;
-    this.vms = vms;
-    return true;
-  }
-}
-
-function append(line, next, missed) {
+/** Goes on with a line that ends with a later tick, or begins anew where too many were missed, or it is another VM's. */
+export function goOn(known, next) {
+  const missed = known ? next.tick - known.tick : null;
+  if (missed === null || known.start_ticks !== next.start_ticks || missed < 0 || missed > next.vcpu.length) return next;
   for (const row of ROWS) {
-    if (missed > 0) line[row].push(...next[row].slice(-missed));
-    if (line[row].length > TICKS) line[row].splice(0, line[row].length - TICKS);
+    if (missed > 0) known[row].push(...next[row].slice(-missed));
+    if (known[row].length > TICKS) known[row].splice(0, known[row].length - TICKS);
   }
-  return line;
+  known.tick = next.tick;
+  return known;
 }
 
-export function last(values) {
+function last(values) {
   return values?.at(-1) ?? null;
 }
 

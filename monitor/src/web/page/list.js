@@ -1,8 +1,9 @@
 // All VMs, a row each: those that need a look first. Only rows that are seen are written and drawn, so that a thousand
 // cost no more than those that fit on a screen.
 
-import { Lines, Spark, last } from "./lines.js";
-import { attribute, el, figure, get, needs, percent, rank, say, sign, span, sum } from "./words.js";
+import { Spark } from "./lines.js";
+import { Vms } from "./vms.js";
+import { attribute, el, figure, needs, percent, rank, say, sign, span } from "./words.js";
 
 const COLUMNS = [
   { key: "state", head: "State" },
@@ -21,17 +22,24 @@ const ORDERS = {
   network: (row) => row.figures.sent,
   disk: (row) => row.figures.done,
   flight: (row) => row.figures.flight,
-  silence: (row) => row.vm.flat_seconds,
+  silence: (row) => row.figures.silence,
   restarts: (row) => row.vm.restarts_in_window,
 };
+/** More would not fit into what the daemon takes of a question. A screen has a tenth. */
+const MOST_IN_SIGHT = 300;
+/** Columns whose figures are only told of VMs in sight, unless the list is ordered by them. */
+const BY_FIGURES = new Set(["vcpu", "network", "disk", "flight", "silence"]);
+const UNKNOWN = { vcpu: null, flight: null, silence: null, sent: null, received: null, done: null };
 /** States in which a flat line is why; an idle guest's is flat, too. */
 const FLAT_IS_ILL = new Set(["failed", "crashed", "recovering", "suspect"]);
 
 export class List {
-  constructor() {
+  /** `soon` has it asked again before its time. */
+  constructor(soon) {
     this.name = "list";
     this.every = 1000;
-    this.lines = new Lines();
+    this.soon = soon;
+    this.vms = new Vms();
     this.rows = new Map();
     this.order = "state";
     this.isReversed = false;
@@ -68,22 +76,17 @@ export class List {
       this.isReversed = this.order === key && !this.isReversed;
       this.order = key;
       this.arrange();
+      this.soon();
     });
     th.append(button);
     return th;
   }
 
   async refresh() {
-    try {
-      const page = await (await get("/api/status")).json();
-      if (!this.lines.goOn(page.lines)) this.lines.begin(await (await get("/api/lines")).json());
-      this.take(page);
-      return page;
-    } catch (error) {
-      // It may be another daemon that answers next, which counts ticks anew.
-      this.lines.tick = null;
-      throw error;
-    }
+    const inSight = [...this.rows.values()].filter((row) => row.isSeen && row.element.isConnected);
+    const page = await this.vms.ask(inSight.slice(0, MOST_IN_SIGHT).map((row) => row.vm), BY_FIGURES.has(this.order));
+    this.take(page);
+    return { ...page, vms: [...this.vms.all.values()] };
   }
 
   /** Where the keyboard was, if that is there still. */
@@ -94,11 +97,11 @@ export class List {
   take(page) {
     const before = this.rows;
     this.rows = new Map();
-    for (const vm of page.vms) {
-      const row = before.get(vm.pid) ?? new Row();
-      before.delete(vm.pid);
-      row.take(vm, this.lines.vms.get(vm.pid));
-      this.rows.set(vm.pid, row);
+    for (const [pid, vm] of this.vms.all) {
+      const row = before.get(pid) ?? new Row();
+      before.delete(pid);
+      row.take(vm);
+      this.rows.set(pid, row);
     }
     for (const row of before.values()) {
       this.seen.unobserve(row.element);
@@ -187,6 +190,8 @@ export class List {
       row.isSeen = isIntersecting;
       if (isIntersecting) row.write();
     }
+    // Of those that came in sight, nothing new was told so far.
+    if (entries.some(({ isIntersecting }) => isIntersecting)) this.soon();
   }
 
   /** Arrows go from row to row. */
@@ -230,17 +235,12 @@ class Row {
     this.element = el("tr", {}, ...Object.values(this.cells));
   }
 
-  take(vm, line) {
-    this.vm = vm;
-    this.line = line;
-    this.figures = {
-      sent: last(line?.packets_from_guest),
-      received: last(line?.packets_to_guest),
-      done: last(line?.completed),
-      vcpu: vm.vcpus.length ? sum(vm.vcpus.map((vcpu) => vcpu.busy_ratio)) : null,
-      flight: vm.storage?.in_flight ?? null,
-    };
-    this.text = [vm.name, vm.uuid ?? "", vm.pid, vm.state, vm.cause ?? "", vm.reason, vm.hold ? "hold" : ""].join(" ").toLowerCase();
+  take(vm) {
+    if (this.vm !== vm) {
+      this.vm = vm;
+      this.text = [vm.name, vm.uuid ?? "", vm.pid, vm.state, vm.cause ?? "", vm.reason, vm.hold ? "hold" : ""].join(" ").toLowerCase();
+    }
+    this.figures = vm.figures ?? UNKNOWN;
   }
 
   has(words) {
@@ -256,12 +256,12 @@ class Row {
     attribute(this.link, "href", address(vm));
     const cause = vm.cause === null ? "" : `${vm.cause}: `;
     say(this.reason, `${cause}${vm.reason}${vm.hold === null ? "" : `; on hold: ${vm.hold}`}`);
-    this.spark.draw(this.line, vm.vcpus.length);
+    this.spark.draw(vm.line, vm.vcpus);
     say(cells.vcpu, percent(figures.vcpu));
     say(cells.network, `${figure(figures.sent)} ↑ ${figure(figures.received)} ↓ /s`);
     say(cells.disk, figure(figures.done, "/s"));
     say(cells.flight, figure(figures.flight));
-    say(cells.silence, vm.flat_seconds === null ? "?" : span(vm.flat_seconds));
+    say(cells.silence, span(figures.silence));
     say(cells.restarts, String(vm.restarts_in_window));
   }
 }

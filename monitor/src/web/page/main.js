@@ -8,16 +8,19 @@ import { say, span, time } from "./words.js";
 
 /** While it is hidden, only the title is of use. */
 const HIDDEN_EVERY_MS = 15000;
+/** What came in sight is asked for when no more comes for so long. */
+const SOON_MS = 200;
 /** Without an answer for so long, what is shown is old. */
 const OLD_AFTER_MS = 4000;
 
 const content = document.getElementById("content");
 const pulse = document.getElementById("pulse");
 const trouble = document.getElementById("trouble");
-const list = new List();
+const list = new List(soon);
 let view = null;
 let timer = null;
 let isAsking = false;
+let isSoon = false;
 let answered = null;
 let why = "";
 
@@ -55,8 +58,17 @@ function go() {
   ask();
 }
 
+/** Asks before it is time. */
+function soon() {
+  if (isSoon || view !== list || document.hidden) return;
+  isSoon = true;
+  clearTimeout(timer);
+  timer = setTimeout(ask, SOON_MS);
+}
+
 async function ask() {
   clearTimeout(timer);
+  isSoon = false;
   const asked = view;
   if (!isAsking) {
     isAsking = true;

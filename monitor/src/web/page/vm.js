@@ -3,6 +3,7 @@
 import { Chart, silence } from "./lines.js";
 import { IncidentTable } from "./incidents.js";
 import { address } from "./list.js";
+import { Vms } from "./vms.js";
 import { attribute, bytes, el, Facts, figure, get, needs, percent, say, seconds, sign, span, Table, time } from "./words.js";
 
 /** Incidents change seldom. */
@@ -15,6 +16,7 @@ export class VmPage {
     this.pid = pid;
     this.called = name;
     this.asked = 0;
+    this.vms = new Vms();
     this.title = el("h1", {}, name);
     this.state = el("p", { class: "state" });
     this.reason = el("p", { class: "lead" });
@@ -64,8 +66,8 @@ export class VmPage {
 
   /** A QEMU that was started again is another process; its page is that of the one VM of the same name. */
   async findAgain() {
-    const { vms } = await (await get("/api/status")).json();
-    const same = vms.filter((vm) => vm.name === this.called && [undefined, vm.uid].includes(this.uid));
+    await this.vms.ask();
+    const same = [...this.vms.all.values()].filter((vm) => vm.name === this.called && [undefined, vm.uid].includes(this.uid));
     if (same.length === 1) location.replace(address(same[0]));
     this.gone.hidden = false;
     say(this.gone, "This QEMU has ended; what is below is what was last known of it.");

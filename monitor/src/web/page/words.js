@@ -108,10 +108,6 @@ export function seconds(text) {
   return sum;
 }
 
-export function sum(values) {
-  return values.reduce((all, value) => (all === null || value === null ? null : all + value), 0);
-}
-
 /** A table that is filled anew each second: only what changed is written. */
 export class Table {
   constructor(caption, heads) {
