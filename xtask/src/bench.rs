@@ -10,6 +10,7 @@ mod events;
 mod figures;
 mod fleet;
 mod many;
+mod page;
 mod polling;
 mod possible_cpus;
 mod prices;
@@ -84,6 +85,7 @@ pub(crate) fn task(only: Option<Part>) -> Result<()> {
          else runs on the machine makes times longer, and caches colder.",
         load_average()?
     ));
+    print!("{}{}", report.news(), report.prices().unwrap_or_default());
     let failed = report.failed();
     let missed = report.missed();
     if !missed.is_empty() {
@@ -121,7 +123,7 @@ fn measure(programs: &Programs, dir: &std::path::Path, only: Option<Part>) -> Re
             report.fail(&format!("{part:?}"), &error);
         }
         // Nor for a machine that gives up.
-        println!("{}", report.tables());
+        print!("{}", report.news());
         Ok(())
     };
     attempt(Part::Events, &|report| events::measure(&stage, report))?;

@@ -7,14 +7,14 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use flate2::read::GzDecoder;
 use serde_json::Value;
 
+use super::page::Page;
 use super::stage::Stage;
 
 /// For an answer.
 const LIMIT: Duration = Duration::from_secs(20);
-/// How often the list of VMs asks, as its script has it.
-const PAGE_EVERY: Duration = Duration::from_secs(1);
 /// The interval that `docs/metrics.md` shows for Prometheus.
 const SCRAPE_EVERY: Duration = Duration::from_secs(15);
 
@@ -29,25 +29,40 @@ pub(crate) fn status(stage: &Stage<'_>) -> Result<(Value, Duration)> {
 fn of_socket(stage: &Stage<'_>, path: &str) -> Result<String> {
     let stream = UnixStream::connect(stage.control_socket())?;
     stream.set_read_timeout(Some(LIMIT))?;
-    get(stream, path, "application/json")
+    get(stream, path, "Accept: application/json")
+}
+
+/// As a browser asks, which takes what is compressed.
+fn of_page(stage: &Stage<'_>, path: &str) -> Result<String> {
+    let stream = UnixStream::connect(stage.control_socket())?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    get(stream, path, "Accept-Encoding: gzip, deflate, br")
 }
 
 fn scrape(stage: &Stage<'_>) -> Result<String> {
     let stream = TcpStream::connect(stage.metrics)?;
     stream.set_read_timeout(Some(LIMIT))?;
-    get(stream, "/metrics", "application/openmetrics-text;version=1.0.0")
+    get(stream, "/metrics", "Accept: application/openmetrics-text;version=1.0.0")
 }
 
 /// The body of an answer that says 200.
-fn get(mut stream: impl Read + Write, path: &str, accept: &str) -> Result<String> {
+fn get(mut stream: impl Read + Write, path: &str, header: &str) -> Result<String> {
     // The older version of HTTP knows no chunks.
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("no head")?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n{header}\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").context("no head")? + 4;
+    let (head, body) = answer.split_at(end);
+    let head = String::from_utf8_lossy(head);
+    let mut text = String::new();
+    if head.contains("content-encoding: gzip\r\n") {
+        GzDecoder::new(body).read_to_string(&mut text)?;
+    } else {
+        text.push_str(&String::from_utf8_lossy(body));
+    }
     let status = head.split(' ').nth(1);
-    ensure!(status == Some("200"), "{path}: {}: {body}", head.lines().next().unwrap_or_default());
-    Ok(body.to_owned())
+    ensure!(status == Some("200"), "{path}: {}: {text}", head.lines().next().unwrap_or_default());
+    Ok(text)
 }
 
 /// A page that is open, and a Prometheus that scrapes, for as long as `during` takes.
@@ -58,10 +73,16 @@ pub(crate) fn beside<T>(stage: &Stage<'_>, during: impl FnOnce() -> Result<T>) -
     std::thread::scope(|scope| {
         let (stop_page, page_stops) = mpsc::channel();
         let (stop_prometheus, prometheus_stops) = mpsc::channel();
-        let page =
-            scope.spawn(move || each(PAGE_EVERY, || of_socket(stage, "/api/status"), &page_stops));
-        let prometheus =
-            scope.spawn(move || each(SCRAPE_EVERY, || scrape(stage), &prometheus_stops));
+        let page = scope.spawn(move || {
+            let mut page = Page::default();
+            again_and_again(&page_stops, || page.take(&of_page(stage, &page.question()?)?))
+        });
+        let prometheus = scope.spawn(move || {
+            again_and_again(&prometheus_stops, || {
+                ensure!(!scrape(stage)?.is_empty(), "the answer is empty");
+                Ok(SCRAPE_EVERY)
+            })
+        });
         let outcome = during();
         drop((stop_page, stop_prometheus));
         for (client, thread) in [("the page", page), ("Prometheus", prometheus)] {
@@ -72,14 +93,11 @@ pub(crate) fn beside<T>(stage: &Stage<'_>, during: impl FnOnce() -> Result<T>) -
     })
 }
 
-/// Asks again and again until the other end of `stop` is dropped.
-fn each(every: Duration, ask: impl Fn() -> Result<String>, stop: &Receiver<()>) -> Result<()> {
-    let mut due = Instant::now();
+/// Asks again and again, each time after as long as `ask` returns, until the other end of `stop` is dropped.
+fn again_and_again(stop: &Receiver<()>, mut ask: impl FnMut() -> Result<Duration>) -> Result<()> {
     loop {
-        let body = ask()?;
-        ensure!(!body.is_empty(), "the answer is empty");
-        due += every;
-        let wait = due.saturating_duration_since(Instant::now());
+        let begin = Instant::now();
+        let wait = ask()?.saturating_sub(begin.elapsed());
         if stop.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected) {
             return Ok(());
         }

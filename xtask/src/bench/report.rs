@@ -26,6 +26,8 @@ pub(crate) struct Report {
     sections: Vec<Section>,
     notes: Vec<String>,
     failed: Vec<String>,
+    /// How many sections and notes were shown.
+    shown: (usize, usize),
 }
 
 /// Figures of one subject.
@@ -107,16 +109,19 @@ impl Report {
         &self.failed
     }
 
-    /// The tables and the notes, for a terminal.
-    pub(crate) fn tables(&self) -> String {
-        let sections = self.sections.iter();
+    /// The tables and notes that were not shown so far, for a terminal.
+    pub(crate) fn news(&mut self) -> String {
+        let sections = self.sections.iter().skip(self.shown.0);
         let tables = sections.map(|section| format!("\n{}\n\n{}", section.title, section.table()));
-        let notes = self.notes.iter().map(|note| format!("\n{}\n", wrapped(&format!("- {note}"))));
-        std::iter::once(self.prices().unwrap_or_default()).chain(tables).chain(notes).collect()
+        let notes = self.notes.iter().skip(self.shown.1);
+        let notes = notes.map(|note| format!("\n{}\n", wrapped(&format!("- {note}"))));
+        let news = tables.chain(notes).collect();
+        self.shown = (self.sections.len(), self.notes.len());
+        news
     }
 
     /// What a host pays, if any of it was measured.
-    fn prices(&self) -> Option<String> {
+    pub(crate) fn prices(&self) -> Option<String> {
         let lines = self.prices.lines();
         let heading = ["what", "median (middle half)"].map(str::to_owned);
         let lines: Vec<_> = std::iter::once(heading).chain(lines).collect();
@@ -263,7 +268,8 @@ mod tests {
             missed,
             "- A thing, dear: missed by 12.0 ns. Less.\n- A thing, few: missed by 10.0 ns. More.\n"
         );
-        let table = report.tables();
+        let table = report.news();
+        assert_eq!(report.news(), "", "each is shown once");
         assert!(
             table.contains("| dear | +20.0 (20.0 to 20.0) ns | 30.0  | ≤ 8    | missed by 12.0 |"),
             "{table}"
