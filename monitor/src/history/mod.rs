@@ -357,6 +357,29 @@ mod tests {
     }
 
     #[test]
+    fn a_line_goes_on_from_the_tick_that_is_known_and_is_told_in_whole_where_none_of_its_is() {
+        let history = RateHistory::new(Duration::from_secs(1));
+        for tick in 1..=3 {
+            append(&history, [(&web(A), TickRates::of(&activity(tick * 2)))]);
+        }
+        append(&history, [(&web(B), TickRates::of(&activity(18)))]);
+        let lines = |known| history.since(&[(7, known), (8, None)]);
+        let [line] = &lines(None)[..] else { panic!("not one line") };
+        assert_eq!((line.tick, line.line.start_ticks), (4, 2), "that of the one that goes on");
+        history.forget(B);
+        let sent = |known| {
+            let [line] = &lines(known)[..] else { panic!("not one line") };
+            (line.tick, line.line.packets_from_guest.clone())
+        };
+        let all = (3, vec![Some(1.0), Some(2.0), Some(3.0)]);
+        assert_eq!((sent(None), sent(Some(9)), sent(Some(0))), (all.clone(), all.clone(), all));
+        assert_eq!((sent(Some(2)), sent(Some(3))), ((3, vec![Some(3.0)]), (3, vec![])));
+        let newest = history.newest([7, 8].into_iter());
+        let newest: Vec<_> = newest.iter().map(|rates| rates.packets_from_guest).collect();
+        assert_eq!(newest, [Some(3.0), None]);
+    }
+
+    #[test]
     fn what_is_written_as_json_is_read_back() {
         let history = RateHistory::new(Duration::from_secs(1));
         append(&history, [(&web(A), TickRates::of(&activity(9)))]);
