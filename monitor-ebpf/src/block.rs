@@ -4,14 +4,13 @@
 //! later by a kernel worker. What no QEMU submits itself may still be one's: [`writeback`] tells.
 
 use aya_ebpf::{
-    EbpfContext, helpers::bpf_get_current_task_btf, macros::btf_tracepoint,
-    programs::BtfTracePointContext,
+    helpers::bpf_get_current_task_btf, macros::btf_tracepoint, programs::BtfTracePointContext,
 };
 use aya_log_ebpf::warn;
-use monitor_ebpf::{InFlight, Layout, Owner};
+use monitor_ebpf::Owner;
 
 use crate::{
-    in_flight,
+    in_flight::{self, Place},
     kernel::{field, global, offsets},
     maps::LAYOUT,
     slots,
@@ -61,7 +60,9 @@ pub(crate) fn block_submitted(ctx: BtfTracePointContext) -> i32 {
     let bio: *const u8 = ctx.arg(0);
     // SAFETY: `bio` is the tracepoint's own argument.
     let opf: u32 = unsafe { field(bio, &BIO_OPF_OFFSET) };
-    let pid = ctx.tgid();
+    let task = current_task();
+    // SAFETY: the verifier knows the current task's type.
+    let pid = unsafe { slots::pid_of(task) };
     let own = slots::slot_of(pid);
     let slot = match own {
         // Most of what other processes do ends here.
@@ -69,7 +70,7 @@ pub(crate) fn block_submitted(ctx: BtfTracePointContext) -> i32 {
         // A host's file system that notes something of its own while QEMU waits: nothing of the guest's.
         Some(_) if opf & global(&REQUEST_META_FLAG) != 0 => return 0,
         // Submitted once more by a driver, for a bio that was counted already, or has the same pages.
-        _ if is_nested() => return 0,
+        _ if is_nested(task) => return 0,
         // QEMU's own code and libraries, which come through read-ahead as buffered reads of an image do.
         Some(_) if opf & global(&REQUEST_AHEAD_FLAG) != 0 && writeback::is_of_mapped_file(bio) => {
             return 0;
@@ -83,7 +84,9 @@ pub(crate) fn block_submitted(ctx: BtfTracePointContext) -> i32 {
         },
     };
     let bytes = bytes_of(bio);
-    let Some(layout) = layout().filter(|layout| counts(layout)) else { return 0 };
+    if !counts() {
+        return 0;
+    }
     let Some(lane) = lane_of(slot) else { return 0 };
     match opf & REQ_OP_MASK {
         REQ_OP_READ => {
@@ -109,7 +112,7 @@ pub(crate) fn block_submitted(ctx: BtfTracePointContext) -> i32 {
     }
     // Of the line that only completions write, nothing is read unless it must.
     let pid = if own.is_some() { pid } else { lane.pid };
-    if !in_flight::note(bio, layout, Owner::new(slot, pid)) {
+    if !in_flight::note(bio, Owner::new(slot, pid)) {
         add(&mut lane.untracked_ops, 1);
         warn!(&ctx, "VM {}: no room to follow a request", pid);
     }
@@ -133,25 +136,24 @@ fn bytes_of(bio: *const u8) -> u32 {
     unsafe { field(bio, &BIO_SIZE_OFFSET) }
 }
 
-/// The layout's row.
-#[inline(always)]
-fn layout() -> Option<&'static Layout> {
-    // SAFETY: array elements live as long as the map.
-    LAYOUT.get_ptr(0).map(|layout| unsafe { &*layout })
-}
-
 /// Whether this copy of the programs is the one that counts.
 #[inline(always)]
-fn counts(layout: &Layout) -> bool {
-    layout.generation == global(&GENERATION)
+fn counts() -> bool {
+    LAYOUT.get(0).is_some_and(|layout| layout.generation == global(&GENERATION))
+}
+
+/// The task that runs. One call for all that is asked of it: with what guards against speculation, a return from the kernel
+/// costs more than a line of code.
+#[inline(always)]
+fn current_task() -> *const u8 {
+    // SAFETY: plain call.
+    unsafe { bpf_get_current_task_btf() }.cast()
 }
 
 /// Whether a driver submits this bio while it handles another one, on the same task: the kernel then
 /// keeps a list of such bios in the task (`submit_bio_noacct_nocheck` in block/blk-core.c).
 #[inline(always)]
-fn is_nested() -> bool {
-    // SAFETY: plain call.
-    let task: *const u8 = unsafe { bpf_get_current_task_btf() }.cast();
+fn is_nested(task: *const u8) -> bool {
     // SAFETY: the current task exists as long as the program runs, and the verifier knows its type.
     let list: u64 = unsafe { field(task, &TASK_BIO_LIST_OFFSET) };
     list != 0
@@ -164,7 +166,6 @@ fn is_nested() -> bool {
 /// look at the set where they would be: 5 to 20 ns, by what the CPU's caches still hold.
 #[btf_tracepoint(function = "block_rq_complete")]
 pub(crate) fn block_request_completed(ctx: BtfTracePointContext) -> i32 {
-    let Some(layout) = layout() else { return 0 };
     let request: *const u8 = ctx.arg(0);
     let failed = ctx.arg::<u8>(1) != 0;
     let bytes_done: u32 = ctx.arg(2);
@@ -179,11 +180,11 @@ pub(crate) fn block_request_completed(ctx: BtfTracePointContext) -> i32 {
     }
     // Most requests have one, which is not touched: another CPU may have written it last.
     if bio == last && bytes <= bytes_done {
-        if let Some(place) = in_flight::find(bio, layout) {
-            completed(place, failed, layout);
+        if let Some(place) = in_flight::find(bio) {
+            completed(place, failed);
         }
     } else {
-        several_completed(bio, failed, bytes_done, layout);
+        several_completed(bio, failed, bytes_done);
     }
     0
 }
@@ -193,19 +194,14 @@ pub(crate) fn block_request_completed(ctx: BtfTracePointContext) -> i32 {
 /// A function of its own, as [`bio_completed`] is: what most requests go through stays together in the CPU's caches, and
 /// the verifier does not follow each of its ways on into every later turn of the loop.
 #[inline(never)]
-fn several_completed(
-    mut bio: *const u8,
-    failed: bool,
-    mut bytes_left: u32,
-    layout: &'static Layout,
-) {
+fn several_completed(mut bio: *const u8, failed: bool, mut bytes_left: u32) {
     for _ in 0..MOST_BIOS_OF_A_REQUEST {
         let bytes = bytes_of(bio);
         // Completed in part: the rest is traced when it completes.
         if bytes > bytes_left {
             break;
         }
-        bio_completed(bio, failed, layout);
+        bio_completed(bio, failed);
         bytes_left -= bytes;
         // SAFETY: as the bio itself.
         bio = unsafe { field(bio, &BIO_NEXT_OFFSET) };
@@ -221,31 +217,28 @@ fn several_completed(
 /// a bio whose completion `block_rq_complete` did not show.
 #[btf_tracepoint(function = "block_bio_complete")]
 pub(crate) fn block_bio_completed(ctx: BtfTracePointContext) -> i32 {
-    let Some(layout) = layout() else { return 0 };
     let bio: *const u8 = ctx.arg(1);
     // SAFETY: `bio` is the tracepoint's own argument.
     let failed = unsafe { field::<u8>(bio, &BIO_STATUS_OFFSET) } != 0;
-    bio_completed(bio, failed, layout);
+    bio_completed(bio, failed);
     0
 }
 
 /// A bio of several, or of a device without a queue.
 #[inline(never)]
-fn bio_completed(bio: *const u8, failed: bool, layout: &'static Layout) {
-    if let Some(place) = in_flight::find(bio, layout) {
-        completed(place, failed, layout);
+fn bio_completed(bio: *const u8, failed: bool) {
+    if let Some(place) = in_flight::find(bio) {
+        completed(place, failed);
     }
 }
 
 /// Frees the place of a request, and counts that it completed.
 #[inline(always)]
-fn completed(place: &mut InFlight, failed: bool, layout: &Layout) {
-    if !counts(layout) {
+fn completed(place: Place, failed: bool) {
+    if !counts() {
         return;
     }
-    // Before the place is free, and another request's.
-    let request = *place;
-    place.bio = 0;
+    let request = place.take();
     let owner = request.owner;
     let Some(lane) = lane_of(owner.slot()) else { return };
     // The VM may have ended before its last request, and the slot be another's by now.

@@ -4,6 +4,8 @@
 //! other, so that the few bios that are in use at a time are found in a page or two. Spread over all of the map, as by a
 //! hash, each look-up would wait for memory (measured: 20 to 40 ns), also the one for each request of other processes.
 //!
+//! A completion looks at the set's marks first, of which many are in the line that the last one was found in.
+//!
 //! Two CPUs that submit into the same free place within a nanosecond may lose one of the two; user space takes such a
 //! request off the books once no device is stalled, and this once the same bio is submitted again.
 //!
@@ -17,11 +19,11 @@
 //! submits below bears it too, and what the host writes back bears the root's (cgroup v1).
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
-use monitor_ebpf::{InFlight, InFlightSet, Layout, Owner};
+use monitor_ebpf::{InFlight, InFlightSet, MARKED_SETS, Owner};
 
 use crate::{
-    kernel::global,
-    maps::IN_FLIGHT,
+    kernel::{global, low_half},
+    maps::{IN_FLIGHT, IN_FLIGHT_MARKS},
     vms::{add_atomically, lane_of},
 };
 
@@ -32,23 +34,46 @@ static IN_FLIGHT_MASK: u32 = 0;
 /// Bits of a bio's address that don't matter for its set: 256 bytes, of which one takes 128 to 512.
 const GRANULE_BITS: u32 = 8;
 
+/// The place of a request, and its mark.
+pub(crate) struct Place {
+    request: &'static mut InFlight,
+    mark: &'static mut u8,
+}
+
+impl Place {
+    /// What stands in it. The place is free then, and may be another request's.
+    #[inline(always)]
+    pub(crate) fn take(self) -> InFlight {
+        let request = *self.request;
+        // The mark first: another CPU that takes the place once it is free marks it anew.
+        // SAFETY: references are valid to write.
+        unsafe {
+            core::ptr::from_mut(self.mark).write_volatile(0);
+            (&raw mut self.request.bio).write_volatile(0);
+        }
+        request
+    }
+}
+
 /// Notes a request; `false` if there is no room.
 #[inline(always)]
-pub(crate) fn note(bio: *const u8, anchor: *const Layout, owner: Owner) -> bool {
-    let Some(set) = set_of(bio, anchor) else { return false };
+pub(crate) fn note(bio: *const u8, owner: Owner) -> bool {
+    let index = set_of(bio);
+    let Some(marks) = marks(index) else { return false };
+    let Some(set) = requests(index) else { return false };
     let mut free = None;
-    for place in &mut set.requests {
-        if place.bio == bio as u64 {
+    for (request, mark) in set.requests.iter_mut().zip(marks) {
+        if request.bio == bio as u64 {
             // Its completion was missed, or it could not be submitted again.
-            forget(place.owner);
-            free = Some(place);
+            forget(request.owner);
+            free = Some(Place { request, mark });
             break;
         }
-        if place.bio == 0 {
-            free = Some(place);
+        if request.bio == 0 {
+            free = Some(Place { request, mark });
         }
     }
-    let Some(place) = free else { return false };
+    let Some(Place { request, mark }) = free else { return false };
     #[expect(
         clippy::cast_possible_truncation,
         reason = "the lower half is enough, see `InFlight::age`"
@@ -56,16 +81,26 @@ pub(crate) fn note(bio: *const u8, anchor: *const Layout, owner: Owner) -> bool 
     // SAFETY: plain call.
     let submitted_jiffies = unsafe { bpf_jiffies64() } as u32;
     // The address last: user space, which reads meanwhile, takes no other request's age for this one's.
-    (place.submitted_jiffies, place.owner) = (submitted_jiffies, owner);
-    // SAFETY: a reference is valid to write.
-    unsafe { (&raw mut place.bio).write_volatile(bio as u64) };
+    (request.submitted_jiffies, request.owner) = (submitted_jiffies, owner);
+    // SAFETY: references are valid to write.
+    unsafe {
+        core::ptr::from_mut(mark).write_volatile(1);
+        (&raw mut request.bio).write_volatile(bio as u64);
+    }
     true
 }
 
 /// The place of a request that is in flight.
 #[inline(always)]
-pub(crate) fn find(bio: *const u8, anchor: *const Layout) -> Option<&'static mut InFlight> {
-    set_of(bio, anchor)?.requests.iter_mut().find(|place| place.bio == bio as u64)
+pub(crate) fn find(bio: *const u8) -> Option<Place> {
+    let index = set_of(bio);
+    let marks = marks(index)?;
+    if u32::from_ne_bytes(*marks) == 0 {
+        return None;
+    }
+    let mut places = requests(index)?.requests.iter_mut().zip(marks);
+    let (request, mark) = places.find(|(request, _)| request.bio == bio as u64)?;
+    Some(Place { request, mark })
 }
 
 #[inline(always)]
@@ -78,13 +113,21 @@ fn forget(owner: Owner) {
     }
 }
 
-/// The set of a bio. The verifier lets nothing be computed with a pointer but its distance from another one,
-/// which is a number: `anchor` is one that stays where it is for as long as the maps live.
+/// The set of a bio.
 #[inline(always)]
-fn set_of(bio: *const u8, anchor: *const Layout) -> Option<&'static mut InFlightSet> {
-    let distance = (bio as u64).wrapping_sub(anchor as u64);
-    #[expect(clippy::cast_possible_truncation, reason = "the mask takes less than that")]
-    let index = (distance >> GRANULE_BITS) as u32 & global(&IN_FLIGHT_MASK);
+fn set_of(bio: *const u8) -> u32 {
+    low_half(bio) >> GRANULE_BITS & global(&IN_FLIGHT_MASK)
+}
+
+#[inline(always)]
+fn requests(set: u32) -> Option<&'static mut InFlightSet> {
     // SAFETY: array elements live as long as the map; what two CPUs that meet in one do, see above.
-    IN_FLIGHT.get_ptr_mut(index).map(|set| unsafe { &mut *set })
+    IN_FLIGHT.get_ptr_mut(set).map(|set| unsafe { &mut *set })
+}
+
+#[inline(always)]
+fn marks(set: u32) -> Option<&'static mut [u8; 4]> {
+    let (row, at) = (set / MARKED_SETS as u32, set as usize % MARKED_SETS);
+    // SAFETY: as above.
+    IN_FLIGHT_MARKS.get_ptr_mut(row).map(|marks| unsafe { &mut (*marks).is_taken[at] })
 }

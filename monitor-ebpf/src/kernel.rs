@@ -38,3 +38,27 @@ pub(crate) fn field_at<T>(address: u64, offset: &'static u32) -> Option<T> {
     // SAFETY: the helper takes any address, and says so if it can't be read.
     unsafe { bpf_probe_read_kernel(from) }.ok()
 }
+
+/// The lower half of a pointer. The verifier lets nothing else be computed with one whose type it knows, and the compiler,
+/// which would take the whole of it for a test of a few bits, is not told what it is.
+#[inline(always)]
+#[cfg(target_arch = "bpf")]
+pub(crate) fn low_half(pointer: *const u8) -> u32 {
+    let half: u32;
+    // SAFETY: the instruction copies the lower half of one register into another, and clears its upper half.
+    unsafe {
+        core::arch::asm!(
+            "{half} = {pointer}",
+            half = lateout(wreg) half,
+            pointer = in(wreg) pointer as u32,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    half
+}
+
+/// As above, for tools that look at this crate on another target.
+#[cfg(not(target_arch = "bpf"))]
+pub(crate) fn low_half(pointer: *const u8) -> u32 {
+    pointer as u32
+}

@@ -9,12 +9,14 @@
 #![no_std]
 
 pub mod heartbeat;
+mod presence;
 mod vm_row;
 
+pub use presence::Presence;
 pub use vm_row::{NetworkCounters, StorageCounters, VM_LANES, VmLane, VmRow};
 
 /// The generation of this layout. Pins of another generation are never read: they are replaced.
-pub const LAYOUT_VERSION: u32 = 8;
+pub const LAYOUT_VERSION: u32 = 9;
 
 /// Sender address of flatline's ARP and NDP probes: locally administered, so that no vendor owns it.
 ///
@@ -164,6 +166,18 @@ pub struct InFlightSet {
     pub requests: [InFlight; 4],
 }
 
+/// Which places of sixteen sets of `in_flight` are taken: a line of the CPU's cache, in which a completion that is no VM's
+/// finds that out.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InFlightMarks {
+    /// By set, and place in it; 0: free. A byte for each, so that each is written alone.
+    pub is_taken: [[u8; 4]; MARKED_SETS],
+}
+
+/// Sets in a row of `in_flight_marks`.
+pub const MARKED_SETS: usize = 16;
+
 /// A request in flight, or a free place for one.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -284,6 +298,7 @@ const _: () = {
     assert!(size_of::<FileKey>() == 16);
     assert!(size_of::<InFlight>() == 16);
     assert!(size_of::<InFlightSet>() == 64);
+    assert!(size_of::<InFlightMarks>() == 64);
     assert!(size_of::<Layout>() == 24);
     assert!(size_of::<ProcessEvent>() == 16);
     assert!(size_of::<ThreadTime>() == 32);
@@ -292,7 +307,8 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        FileKey, InFlightSet, KvmRow, Layout, SlotSet, TapRow, VmRow, heartbeat::HeartbeatRow,
+        FileKey, InFlightSet, KvmRow, Layout, Presence, SlotSet, TapRow, VmRow,
+        heartbeat::HeartbeatRow,
     };
 
     // SAFETY: each type is `repr(C)`, made of integers only, and without padding (asserted above), so
@@ -308,6 +324,8 @@ mod pod {
     unsafe impl aya::Pod for SlotSet {}
     // SAFETY: as for `VmRow`.
     unsafe impl aya::Pod for FileKey {}
+    // SAFETY: as for `VmRow`.
+    unsafe impl aya::Pod for Presence {}
     // SAFETY: as for `VmRow`.
     unsafe impl aya::Pod for InFlightSet {}
     // SAFETY: as for `VmRow`.

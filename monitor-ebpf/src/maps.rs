@@ -7,8 +7,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use monitor_ebpf::{
-    FileKey, InFlightSet, KVM_ROWS, KvmRow, Layout, ProcessEvent, SlotSet, TapRow, VmRow,
-    heartbeat::HeartbeatRow,
+    FileKey, InFlightMarks, InFlightSet, KVM_ROWS, KvmRow, Layout, Presence, ProcessEvent, SlotSet,
+    TapRow, VmRow, heartbeat::HeartbeatRow,
 };
 
 /// User space maps the map's memory, and reads it without a call (5.5). Its rows begin at a page, so that one of 64 bytes is
@@ -41,6 +41,11 @@ pub(crate) static HEARTBEATS: Array<HeartbeatRow, 1024, MMAPABLE> = Array::new()
 #[btf_map]
 pub(crate) static SLOTS: Array<SlotSet, 2048, MMAPABLE> = Array::new();
 
+/// What may be a VM's: asked before `slots` and `files`. Too small to be mapped, and so in memory that the kernel has in its
+/// largest pages.
+#[btf_map]
+pub(crate) static PRESENCE: Array<Presence, 1> = Array::new();
+
 /// Which VM a tap belongs to; rows are filled and emptied by user space alone.
 #[btf_map]
 pub(crate) static TAPS: Array<TapRow, 4096> = Array::new();
@@ -53,6 +58,10 @@ pub(crate) static FILES: HashMap<FileKey, u32, 8192, AS_NEEDED> = HashMap::new()
 /// task says nothing about the submitter.
 #[btf_map]
 pub(crate) static IN_FLIGHT: Array<InFlightSet, 16384, MMAPABLE> = Array::new();
+
+/// Which places of `in_flight` are taken: asked before it.
+#[btf_map]
+pub(crate) static IN_FLIGHT_MARKS: Array<InFlightMarks, 1024> = Array::new();
 
 /// The numbers of the inodes of which user space wants to know when a process executes them.
 #[btf_map]

@@ -2,7 +2,7 @@
 
 use crate::{
     kernel::{field, global, offsets},
-    maps::SLOTS,
+    maps::{PRESENCE, SLOTS},
 };
 
 offsets! { TASK_TGID_OFFSET }
@@ -25,6 +25,9 @@ pub(crate) unsafe fn pid_of(task: *const u8) -> u32 {
 /// The slot of the QEMU with this pid; `None` for every other process.
 #[inline(always)]
 pub(crate) fn slot_of(pid: u32) -> Option<u32> {
+    if !PRESENCE.get(0)?.may_have_process(pid) {
+        return None;
+    }
     let set = SLOTS.get(pid & global(&SLOTS_MASK))?;
     // A row is one word, which user space exchanges as a whole. What an idle CPU submits in an interrupt
     // has the pid 0, which is that of free rows.

@@ -7,8 +7,8 @@
 use monitor_ebpf::FileKey;
 
 use crate::{
-    kernel::{field, field_at, global, offsets},
-    maps::FILES,
+    kernel::{field, field_at, global, low_half, offsets},
+    maps::{FILES, PRESENCE},
 };
 
 offsets! {
@@ -27,9 +27,9 @@ offsets! {
 }
 
 /// Set in `page.compound_head` of all but the first page of a compound one.
-const TAIL_PAGE: u64 = 1;
+const TAIL_PAGE: u32 = 1;
 /// `PAGE_MAPPING_FLAGS`: the page belongs to no file (anonymous memory, as in direct I/O, or movable).
-const NO_FILE: u64 = 3;
+const NO_FILE: u32 = 3;
 
 /// The slot of the VM that has the image which the bio's first page belongs to; a bio never mixes files.
 #[inline(always)]
@@ -37,23 +37,61 @@ pub(crate) fn slot_of(bio: *const u8) -> Option<u32> {
     u32::try_from(slot_or_negative(bio)).ok()
 }
 
-/// A function of its own, as the next one is: what most requests go through stays together in the CPU's caches. Such a
+/// A function of its own, as the next ones are: what most requests go through stays together in the CPU's caches. Such a
 /// function returns one number.
 #[inline(never)]
 fn slot_or_negative(bio: *const u8) -> i64 {
-    let Some(key) = key_of(bio) else { return -1 };
+    let Some(presence) = PRESENCE.get(0) else { return -1 };
+    if presence.open_files == 0 {
+        return -1;
+    }
+    let Some(page) = page_of(bio) else { return -1 };
+    if is_tail(page) {
+        return slot_by_tail(bio);
+    }
+    let Some(mapping) = mapping_of(page) else { return -1 };
+    // SAFETY: the mapping is typed like the page's field, and each of the others like the field that it was read from.
+    unsafe {
+        let inode: *const u8 = field(mapping, &MAPPING_HOST_OFFSET);
+        let device: u32 = field(inode, &INODE_RDEV_OFFSET);
+        if device != 0 {
+            let may_be = presence.may_have_file(device.into());
+            return if may_be { slot_with(FileKey { inode: 0, device, reserved: 0 }) } else { -1 };
+        }
+        let number: u64 = field(inode, &INODE_NUMBER_OFFSET);
+        if !presence.may_have_file(number) {
+            return -1;
+        }
+        let super_block: *const u8 = field(inode, &INODE_SUPER_BLOCK_OFFSET);
+        let device = field(super_block, &SUPER_BLOCK_DEVICE_OFFSET);
+        slot_with(FileKey { inode: number, device, reserved: 0 })
+    }
+}
+
+#[inline(always)]
+fn slot_with(key: FileKey) -> i64 {
     // SAFETY: the value is copied at once, and only user space removes it.
     unsafe { FILES.get(key) }.map_or(-1, |slot| i64::from(*slot))
 }
 
+/// The same where the bio's first page is not the first of a compound one, which few are: the verifier does not know the
+/// type of what is at a computed address, and a helper reads each field.
+#[inline(never)]
+fn slot_by_tail(bio: *const u8) -> i64 {
+    key_by_tail(bio).map_or(-1, slot_with)
+}
+
 #[inline(always)]
-fn key_of(bio: *const u8) -> Option<FileKey> {
-    let inode: u64 = field_at(mapping_of(bio)?, &MAPPING_HOST_OFFSET)?;
+fn key_by_tail(bio: *const u8) -> Option<FileKey> {
+    let inode: u64 = field_at(mapping_by_tail(bio)?, &MAPPING_HOST_OFFSET)?;
     let device: u32 = field_at(inode, &INODE_RDEV_OFFSET)?;
     if device != 0 {
         return Some(FileKey { inode: 0, device, reserved: 0 });
     }
     let number: u64 = field_at(inode, &INODE_NUMBER_OFFSET)?;
+    if !PRESENCE.get(0)?.may_have_file(number) {
+        return None;
+    }
     let super_block: u64 = field_at(inode, &INODE_SUPER_BLOCK_OFFSET)?;
     let device: u32 = field_at(super_block, &SUPER_BLOCK_DEVICE_OFFSET)?;
     Some(FileKey { inode: number, device, reserved: 0 })
@@ -68,26 +106,45 @@ pub(crate) fn is_of_mapped_file(bio: *const u8) -> bool {
 
 #[inline(never)]
 fn users_of(bio: *const u8) -> u64 {
-    let users = mapping_of(bio).and_then(|mapping| field_at(mapping, &MAPPING_USERS_OFFSET));
+    let users = mapping_by_tail(bio).and_then(|mapping| field_at(mapping, &MAPPING_USERS_OFFSET));
     users.unwrap_or_default()
 }
 
-/// The `address_space` of the file that the bio's first page belongs to.
+/// The first page that the bio carries.
 #[inline(always)]
-fn mapping_of(bio: *const u8) -> Option<u64> {
+fn page_of(bio: *const u8) -> Option<*const u8> {
     if global(&WRITEBACK_KNOWN) == 0 {
         return None;
     }
     // SAFETY: `bio` is the tracepoint's own argument, and the vector is typed like the bio's field.
-    let page = unsafe {
+    unsafe {
         let vector: *const u8 = field(bio, &BIO_IO_VEC_OFFSET);
-        if vector.is_null() {
-            return None;
-        }
-        field::<u64>(vector, &BIO_VEC_PAGE_OFFSET)
-    };
+        (!vector.is_null()).then(|| field(vector, &BIO_VEC_PAGE_OFFSET))
+    }
+}
+
+#[inline(always)]
+fn is_tail(page: *const u8) -> bool {
+    // SAFETY: the page is typed like the vector's field.
+    let head: *const u8 = unsafe { field(page, &PAGE_COMPOUND_HEAD_OFFSET) };
+    low_half(head) & TAIL_PAGE != 0
+}
+
+/// The `address_space` of the file that a page belongs to.
+#[inline(always)]
+fn mapping_of(page: *const u8) -> Option<*const u8> {
+    // SAFETY: the page is typed like the vector's field.
+    let mapping: *const u8 = unsafe { field(page, &PAGE_MAPPING_OFFSET) };
+    (!mapping.is_null() && low_half(mapping) & NO_FILE == 0).then_some(mapping)
+}
+
+/// The same of a page that may be any of a compound one, at its address.
+#[inline(always)]
+fn mapping_by_tail(bio: *const u8) -> Option<u64> {
+    let page = page_of(bio)? as u64;
     let head: u64 = field_at(page, &PAGE_COMPOUND_HEAD_OFFSET)?;
-    let page = if head & TAIL_PAGE == 0 { page } else { head - TAIL_PAGE };
+    let tail = u64::from(TAIL_PAGE);
+    let page = if head & tail == 0 { page } else { head - tail };
     let mapping: u64 = field_at(page, &PAGE_MAPPING_OFFSET)?;
-    (mapping != 0 && mapping & NO_FILE == 0).then_some(mapping)
+    (mapping != 0 && mapping & u64::from(NO_FILE) == 0).then_some(mapping)
 }

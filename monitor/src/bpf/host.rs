@@ -7,7 +7,7 @@ use aya::{
     util::nr_cpus,
 };
 use aya_log::EbpfLogger;
-use monitor_ebpf::{Layout, ProcessEvent, VM_LANES, slot_sets};
+use monitor_ebpf::{Layout, MARKED_SETS, ProcessEvent, VM_LANES, slot_sets};
 use tokio::io::{Interest, unix::AsyncFd};
 use tracing::{debug, info, warn};
 
@@ -90,6 +90,7 @@ impl Loader {
             )
             .map_max_entries("TAPS", max_taps)
             .map_max_entries("IN_FLIGHT", sets)
+            .map_max_entries("IN_FLIGHT_MARKS", sets.div_ceil(MARKED_SETS as u32))
             .override_global("NETNS", &netns, true)
             .override_global("TAPS_MASK", &taps_mask, true)
             .override_global("IN_FLIGHT_MASK", &in_flight_mask, true)

@@ -24,6 +24,7 @@ mod namespace;
 mod netlink;
 mod offsets;
 mod pins;
+mod presence;
 mod queue;
 mod shares;
 mod sights;

@@ -1,10 +1,10 @@
 //! What is pinned below `bpffs_dir`, and what an earlier daemon left there.
 //!
 //! ```text
-//! vms life kvm heartbeats slots taps files in_flight executables process_events layout    maps
-//! threads                                                 an iterator, read like a file
-//! links/GENERATION-PROGRAM                                tracepoints
-//! links/tap-NETNS-IFINDEX-{from,to}                       taps, through tcx
+//! vms life kvm heartbeats slots presence taps files in_flight in_flight_marks executables process_events layout    maps
+//! threads                                an iterator, read like a file
+//! links/GENERATION-PROGRAM               tracepoints
+//! links/tap-NETNS-IFINDEX-{from,to}      taps, through tcx
 //! ```
 //!
 //! Pinned links go on counting while no daemon runs. `layout` says what the pins were made by: of the
@@ -25,15 +25,17 @@ use super::{OBJECT, ProbeError};
 use crate::config::{ProbeLog, Probes};
 
 /// The maps that all copies of the programs share, and the names they are pinned under.
-pub(super) const SHARED_MAPS: [(&str, &str); 11] = [
+pub(super) const SHARED_MAPS: [(&str, &str); 13] = [
     ("VMS", "vms"),
     ("LIFE", "life"),
     ("KVM", "kvm"),
     ("HEARTBEATS", "heartbeats"),
     ("SLOTS", "slots"),
+    ("PRESENCE", "presence"),
     ("TAPS", "taps"),
     ("FILES", "files"),
     ("IN_FLIGHT", "in_flight"),
+    ("IN_FLIGHT_MARKS", "in_flight_marks"),
     ("EXECUTABLES", "executables"),
     ("PROCESS_EVENTS", "process_events"),
     ("LAYOUT", "layout"),

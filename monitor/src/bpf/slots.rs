@@ -13,16 +13,17 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use monitor_ebpf::{FileKey, NetworkCounters, SlotRow, SlotSet, VmRow, heartbeat::HeartbeatRow};
 use tracing::debug;
 
-use super::{ProbeError, pins::Pins, shares};
+use super::{ProbeError, pins::Pins, presence::PresenceMap, shares};
 use flatline_qemu::discover::VmId;
 
-/// Hands slots out, and keeps the maps in step: `vms`, `life`, `heartbeats`, `slots` and `files`.
+/// Hands slots out, and keeps the maps in step: `vms`, `life`, `heartbeats`, `slots`, `files` and `presence`.
 pub(super) struct Slots {
     rows: Array<MapData, VmRow>,
     life: Array<MapData, u64>,
     heartbeats: Array<MapData, HeartbeatRow>,
     by_pid: ByPid,
     owners: HashMap<MapData, FileKey, u32>,
+    presence: PresenceMap,
     taken: StdHashMap<VmId, Taken>,
     /// The one that has been free for the longest comes first: what is still on its way for its last owner
     /// must not be counted for the next.
@@ -92,6 +93,7 @@ impl Slots {
             heartbeats: open(pins, "heartbeats", Map::Array)?,
             by_pid: ByPid(open(pins, "slots", Map::Array)?),
             owners: open(pins, "files", Map::HashMap)?,
+            presence: PresenceMap::open(pins)?,
             taken: StdHashMap::new(),
             free: VecDeque::new(),
         };
@@ -123,7 +125,13 @@ impl Slots {
                 None => self.owners.remove(&owned.0)?,
             }
         }
-        Ok(())
+        self.show_present()
+    }
+
+    /// Has `presence` say what there is, and no more.
+    fn show_present(&mut self) -> Result<(), MapError> {
+        let pids = self.taken.keys().map(|vm| vm.pid);
+        self.presence.replace(pids, self.taken.values().flat_map(|taken| &taken.files))
     }
 
     /// The slot that a VM has.
@@ -191,8 +199,9 @@ impl Slots {
         let made = match self.write(slot, vm) {
             // The row first: a program that finds the slot finds the row.
             Ok(()) => self
-                .by_pid
-                .insert(vm.pid, slot)
+                .presence
+                .add_process(vm.pid)
+                .and_then(|()| self.by_pid.insert(vm.pid, slot))
                 .map_err(failed)
                 .and_then(|is_in| is_in.then_some(()).ok_or_else(full)),
             Err(error) => Err(failed(error)),
@@ -242,7 +251,10 @@ impl Slots {
     fn assign(&mut self, file: FileKey) -> Result<(), MapError> {
         let mut owners = self.taken.values().filter(|taken| taken.files.contains(&file));
         match (owners.next(), owners.next()) {
-            (Some(only), None) => self.owners.insert(file, only.slot, 0),
+            (Some(only), None) => {
+                self.presence.add_file(&file)?;
+                self.owners.insert(file, only.slot, 0)
+            }
             _ => {
                 // It is not there if it never counted.
                 let _ = self.owners.remove(&file);
@@ -264,6 +276,9 @@ impl Slots {
         }
         if let Err(error) = self.write(slot, VmId { pid: 0, start_ticks: 0 }) {
             debug!("the row of VM {vm} could not be emptied: {error}");
+        }
+        if let Err(error) = self.show_present() {
+            debug!("strangers are looked for where VM {vm} was: {error}");
         }
         self.free.push_back(slot);
     }
