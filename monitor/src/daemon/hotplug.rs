@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::{
     host_sampler::HostSampler,
@@ -16,7 +16,7 @@ use crate::{
     vm::{PENDING, Sensors, WatchedVm},
 };
 use flatline_detector::verdict::Input;
-use flatline_qemu::discover::{self, Tap, Vm};
+use flatline_qemu::discover::{Tap, Vm};
 
 /// Takes in what a look brought, but for whose the VM is.
 pub(super) fn refreshed(
@@ -66,17 +66,13 @@ pub(super) fn look_for_user(watched: &WatchedVm, inboxes: &Inboxes) {
     }
 }
 
-/// Takes these threads for the vCPUs, as (vCPU index, thread id), if the process has them all.
+/// Takes these threads for the vCPUs, as (vCPU index, thread id). The process has them all, or had: what can't be read of one is
+/// missing.
 pub(super) fn set_threads(watched: &mut WatchedVm, threads: Vec<(u32, u32)>, from_qmp: bool) {
-    let (id, name) = (watched.vm.id, &watched.vm.name);
     let sensors = &mut watched.sensors;
     if sensors.threads == threads {
         sensors.threads_from_qmp = from_qmp;
         return;
-    }
-    let has = |tid| discover::has_thread(id.pid, tid);
-    if let Some((_, tid)) = threads.iter().find(|(_, tid)| !has(*tid)) {
-        return debug!(vm = name, "it has no thread {tid}, which it names");
     }
     sensors.threads_from_qmp = from_qmp;
     sensors.set_threads(threads);

@@ -18,6 +18,9 @@ use flatline_qemu::{
 };
 use flatline_samples::{QmpEvent, RunState};
 
+/// The most vCPUs that a QEMU gives a guest (`KVM_MAX_VCPUS` of Linux 6.12): one that names more is none to be believed.
+const MOST_VCPUS: usize = 4096;
+
 /// Takes note of the session's state.
 pub(super) fn monitor_is(watched: &mut WatchedVm, state: QmpState) {
     let is_news = watched.link.state != state;
@@ -130,26 +133,26 @@ pub(super) fn learn_run_state(watched: &mut WatchedVm, run_state: RunState, now:
 /// Asks which threads are the vCPUs, which comes as a message.
 pub(super) fn ask_cpus(watched: &WatchedVm, inboxes: &Inboxes) {
     let Some(qmp) = watched.link.qmp.clone() else { return };
-    let (id, has_own_pids) = (watched.vm.id, watched.vm.has_own_pids);
+    let id = watched.vm.id;
     inboxes.report(async move {
         let cpus = qmp.query_cpus().await.ok()?;
-        let threads = if has_own_pids {
-            // To read of hundreds of threads takes a while.
-            spawn_blocking(move || as_called_here(id, &cpus)).await.ok()??
-        } else {
-            cpus.iter().map(|cpu| (cpu.index, cpu.thread_id)).collect()
-        };
+        if cpus.len() > MOST_VCPUS {
+            debug!("VM {id}: it says that it has {} vCPUs", cpus.len());
+            return None;
+        }
+        // To read of hundreds of threads takes a while.
+        let threads = spawn_blocking(move || as_called_here(id, &cpus)).await.ok()??;
         Some(Message::Cpus(id, threads))
     });
 }
 
-/// The threads of vCPUs, named as a QEMU in a PID namespace of its own names them. `None` if it lacks one of them.
+/// The threads of vCPUs, of which a QEMU in a PID namespace of its own has other names. `None` if it lacks one of them.
 fn as_called_here(id: VmId, cpus: &[QmpCpu]) -> Option<Vec<(u32, u32)>> {
     let ids = logged(id, ThreadIds::of(id.pid))?;
     let here = |cpu: &QmpCpu| {
         let tid = ids.here(cpu.thread_id);
         if tid.is_none() {
-            debug!("VM {id}: in its own PID namespace it has no thread {}", cpu.thread_id);
+            debug!("VM {id}: it has no thread {}, which it names", cpu.thread_id);
         }
         Some((cpu.index, tid?))
     };

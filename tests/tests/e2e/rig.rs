@@ -16,6 +16,7 @@ use flatline_tests::{
     netns::{Netns, Tap},
     qmp::time_of,
     state,
+    tenants::{Fakes, Homes},
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -55,6 +56,11 @@ impl Rig {
             images: image::build(&guest_dir()?, |_| {})?,
             dir,
         })
+    }
+
+    /// A directory in it for each user of the host, and programs that pose as their QEMUs.
+    pub(crate) fn homes(&self) -> Result<Homes> {
+        Homes::new(self.dir(), &fakes())
     }
 
     /// Its directory.
@@ -149,6 +155,12 @@ impl Macvtap {
         }
         Ok(Ok(Self { tap: netns.interface("mv1"), device }))
     }
+}
+
+/// Programs that pose as QEMUs.
+pub(crate) fn fakes() -> Fakes {
+    let qemu = env!("CARGO_BIN_EXE_fake-qemu").into();
+    Fakes { qemu, tenant: env!("CARGO_BIN_EXE_fake-tenant").into() }
 }
 
 /// The `flatline` under test.

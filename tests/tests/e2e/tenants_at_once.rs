@@ -3,13 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use flatline_tests::{
-    hostile::{self, Plan, Scale},
-    tenants::Fakes,
-};
+use flatline_tests::hostile::{self, Plan, Scale};
 use libtest_mimic::Trial;
 
-use crate::rig::{FLAT_FOR, Load, binary, trial_with};
+use crate::rig::{FLAT_FOR, Load, binary, fakes, trial_with};
 
 /// Enough for each crashing guest to crash once without an attack, and twice with it.
 const CONTROL: Duration = Duration::from_secs(12);
@@ -34,13 +31,9 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 fn at_once() -> Result<()> {
-    let fakes = Fakes {
-        qemu: env!("CARGO_BIN_EXE_fake-qemu").into(),
-        tenant: env!("CARGO_BIN_EXE_fake-tenant").into(),
-    };
     let plan = Plan {
         daemon: binary()?,
-        fakes,
+        fakes: fakes(),
         flat_for: FLAT_FOR,
         control: CONTROL,
         attack: ATTACK,

@@ -6,9 +6,8 @@
 
 use std::{
     fs::{self, Permissions},
-    os::unix::fs::{PermissionsExt as _, chown},
-    path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    os::unix::fs::PermissionsExt as _,
+    process::Output,
     time::{Duration, SystemTime},
 };
 
@@ -18,11 +17,12 @@ use flatline_tests::{
     daemon::{Daemon, DaemonConfig},
     guest::GuestConfig,
     interrupt::{sleep, wait_until},
+    tenants::{Claim, Fake, Homes},
 };
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::rig::{OFTEN, Rig, boot_all, put, trial};
+use crate::rig::{OFTEN, Rig, boot_all, trial};
 
 /// Whose the victim is, and the strangers.
 const VICTIM: u32 = 64_981;
@@ -60,21 +60,19 @@ pub(crate) fn trials() -> Vec<Trial> {
 /// A place in which users have directories of their own.
 struct Place {
     rig: Rig,
-    fake: PathBuf,
+    homes: Homes,
 }
 
 impl Place {
     fn new() -> Result<Self> {
         let rig = Rig::new()?;
-        fs::set_permissions(rig.dir(), Permissions::from_mode(0o755))?;
-        let fake = rig.dir().join("qemu-system-x86_64-fake");
-        put(Path::new(env!("CARGO_BIN_EXE_fake-qemu")), &fake)?;
-        Ok(Self { rig, fake })
+        let homes = rig.homes()?;
+        Ok(Self { rig, homes })
     }
 
     fn daemon(&self, more: &str) -> Result<Daemon> {
         let mut config: DaemonConfig = self.rig.daemon_config()?;
-        config.executables.push(self.fake.display().to_string());
+        config.executables.extend(self.homes.executables());
         config.sample_interval = OFTEN;
         config.boot_grace = Duration::from_secs(2);
         config.extra_toml = format!(
@@ -83,57 +81,19 @@ impl Place {
         self.rig.daemon(&config)
     }
 
-    /// A directory of this user.
-    fn home(&self, user: u32) -> Result<PathBuf> {
-        let home = self.rig.dir().join(user.to_string());
-        fs::create_dir_all(&home)?;
-        chown(&home, Some(user), Some(user))?;
-        Ok(home)
-    }
-
     /// A guest of the victim's that lives until it is told to report its panic, upon which QEMU pauses it.
     fn victim(&self, name: &str, uuid: Option<&str>) -> Result<GuestConfig> {
-        let mut config = self.rig.boot_sector_on_disk(name, BootSector::OnCommand)?;
-        let disk = self.rig.dir().join(format!("{name}.direct.img"));
-        chown(&disk, Some(VICTIM), Some(VICTIM)).with_context(|| disk.display().to_string())?;
-        config.dir = self.home(VICTIM)?;
-        config.user = Some(VICTIM);
-        config.pvpanic = true;
-        config.extra_args.extend(["-action", "panic=pause"].map(str::to_owned));
+        let mut config = self.homes.obeys(&self.rig.qemu, VICTIM, name)?;
         config.extra_args.extend(uuid.iter().flat_map(|uuid| ["-uuid".into(), (*uuid).into()]));
         Ok(config)
     }
 
     /// A made-up QEMU of `user` with this manner, that claims this name, and perhaps this UUID.
-    fn claims(&self, user: u32, name: &str, uuid: Option<&str>, manner: &str) -> Result<Claimant> {
-        let home = self.home(user)?;
-        let number = fs::read_dir(&home)?.count();
-        let socket = home.join(format!("{number}.qmp"));
-        let id = user.to_string();
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid", &id, "--regid", &id, "--clear-groups"]).arg(&self.fake);
-        command.args(["-name", name]).args(uuid.iter().flat_map(|uuid| ["-uuid", uuid]));
-        command.args(["-qmp", &format!("unix:{},server=on,wait=off", socket.display())]);
-        let child = command.args(["-fake", manner]).stdin(Stdio::piped()).spawn()?;
-        let claimant = Claimant(child);
-        wait_until("its monitor", WITHIN, || Ok(socket.exists().then_some(())))?;
-        Ok(claimant)
-    }
-}
-
-/// A process that poses as a QEMU; ends with the test.
-struct Claimant(Child);
-
-impl Claimant {
-    fn pid(&self) -> u32 {
-        self.0.id()
-    }
-}
-
-impl Drop for Claimant {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+    fn claims(&self, user: u32, name: &str, uuid: Option<&str>, manner: &str) -> Result<Fake> {
+        let claim = Claim { uuid: uuid.map(str::to_owned), ..Claim::new(name, manner) };
+        let fake = self.homes.fake(user, &claim)?;
+        wait_until("its monitor", WITHIN, || Ok(fake.socket().exists().then_some(())))?;
+        Ok(fake)
     }
 }
 

@@ -63,7 +63,7 @@ struct Listening {
 /// # Errors
 /// If that can't be told.
 pub(crate) fn listens_at(pid: u32, file: &OwnedFd) -> io::Result<bool> {
-    let descriptors = proc::descriptors(pid).map_err(io::Error::other)?;
+    let descriptors = proc::descriptors(pid).map_err(io::Error::other)?.each;
     let own: HashSet<u32> =
         descriptors.iter().filter_map(|(_, link)| inode_in(link.to_str()?)).collect();
     let Some(at) = place_of(pid, file)? else { return Ok(false) };

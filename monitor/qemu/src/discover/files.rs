@@ -16,6 +16,9 @@ use super::{DiscoverError, display_text, fdinfo::FdInfo, proc};
 
 /// Most files of one VM; QEMU itself takes some hundred disks.
 const FILES: usize = 1024;
+/// Most descriptors of one VM that may be images, and are asked how they are open: some hundred disks, each with the images that
+/// it stands on.
+const ASKED: usize = 4096;
 /// Character devices that every QEMU has open, below `/dev`.
 const NO_DISKS: [&str; 7] = ["net/", "kvm", "vhost", "null", "pts/", "ptmx", "vfio/"];
 /// File systems below which no block layer is, or none of this host's: their kinds begin so.
@@ -50,10 +53,18 @@ pub(super) fn files_among(
     let mut keys = BTreeSet::new();
     let mut unseen = BTreeSet::new();
     let mut mounts = None;
+    let mut asked = 0;
     for (fd, target) in descriptors {
-        if keys.len() >= FILES || !target.is_absolute() {
+        if !target.is_absolute() {
             continue;
         }
+        if keys.len() >= FILES || asked >= ASKED {
+            unseen.insert(format!(
+                "files beyond the first {FILES}, or the first {ASKED} that are open"
+            ));
+            break;
+        }
+        asked += 1;
         if let Ok(device) = target.strip_prefix("/dev")
             && !device.starts_with("shm")
         {
@@ -118,7 +129,7 @@ mod tests {
     use std::os::fd::AsRawFd;
     use std::path::PathBuf;
 
-    use super::{Mount, OpenFiles, files_among, parse_mountinfo};
+    use super::{ASKED, Mount, OpenFiles, files_among, parse_mountinfo};
 
     #[test]
     fn a_mount_is_known_by_its_id_with_the_kernels_number_of_its_device() {
@@ -147,5 +158,16 @@ mod tests {
             assert_eq!(found.keys, [], "a temporary directory without blocks");
         }
         assert_eq!(files_among(std::process::id(), &[]).expect("none"), OpenFiles::default());
+    }
+
+    #[test]
+    fn files_beyond_the_most_that_are_looked_at_are_unseen_and_not_absent() {
+        // None of these is open.
+        let many: Vec<_> = (1_000_000..).map(|fd| (fd, PathBuf::from("/a"))).take(ASKED).collect();
+        let found = files_among(std::process::id(), &many).expect("none");
+        assert_eq!(found, OpenFiles::default());
+        let more = [many, vec![(1, PathBuf::from("/b"))]].concat();
+        let found = files_among(std::process::id(), &more).expect("none");
+        assert!(found.unseen[0].starts_with("files beyond the first"), "{found:?}");
     }
 }

@@ -44,7 +44,7 @@ pub enum Launch {
 /// # Errors
 /// [`DiscoverError::Gone`] if there is no such process; otherwise if it can't be read.
 pub(crate) fn launch(pid: u32, told: ThreadsTold) -> Result<Launch, DiscoverError> {
-    let descriptors = proc::descriptors(pid)?;
+    let descriptors = proc::descriptors(pid)?.each;
     let has = |prefix: &str| {
         descriptors
             .iter()
@@ -56,6 +56,9 @@ pub(crate) fn launch(pid: u32, told: ThreadsTold) -> Result<Launch, DiscoverErro
     let makes_kvm = has("anon_inode:kvm-vm");
     let executable = proc::executable(pid)?;
     let names = proc::thread_names(pid)?;
+    if names.len() >= proc::THREADS {
+        return Ok(Launch::Over);
+    }
     Ok(shown_by(&names, pid, &executable, told, makes_kvm))
 }
 

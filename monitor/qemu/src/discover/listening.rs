@@ -139,11 +139,9 @@ pub(crate) fn listening_socket(pid: u32, at: &SocketAt) -> Result<Found, NotFoun
             handed.as_ref().and_then(|socket| socket.path.as_ref())
         }
     };
-    let all = sockets(pid, &pidfd).map_err(unseen)?;
-    let bound = || all.iter().filter(|socket| socket.path.as_ref() == path);
-    let listening = handed.as_ref().or_else(|| bound().find(|socket| socket.listens));
+    let (first, is_held) = bound_to(path, pid, &pidfd).map_err(unseen)?;
+    let listening = handed.as_ref().or(first.as_ref());
     let listening = listening.ok_or_else(|| NotFound::None { pid, at: at.clone() })?;
-    let is_held = bound().any(|socket| !socket.listens);
     Ok(Found { file: file_of(&listening.socket).map_err(unseen)?, is_held })
 }
 
@@ -169,23 +167,32 @@ impl Socket {
     }
 }
 
-/// All Unix stream sockets of a process.
-fn sockets(pid: u32, pidfd: &OwnedFd) -> io::Result<Vec<Socket>> {
-    let descriptors = proc::descriptors(pid).map_err(io::Error::other)?;
-    let mut found = Vec::new();
+/// The first Unix stream socket of a process that is bound to `path` and listens, and whether there is one more so bound: a
+/// client's. One copy is held at a time, and that of the first: a process may have more sockets than this one may open.
+fn bound_to(
+    path: Option<&PathBuf>,
+    pid: u32,
+    pidfd: &OwnedFd,
+) -> io::Result<(Option<Socket>, bool)> {
+    let descriptors = proc::descriptors(pid).map_err(io::Error::other)?.each;
+    let (mut first, mut is_held) = (None, false);
     for (fd, link) in descriptors {
         if !link.as_os_str().as_bytes().starts_with(b"socket:") {
             continue;
         }
         let Ok(fd) = i32::try_from(fd) else { continue };
         match pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty()) {
-            Ok(socket) => found.extend(Socket::look(socket)),
+            Ok(socket) => match Socket::look(socket).filter(|it| it.path.as_ref() == path) {
+                Some(socket) if socket.listens => first = first.or(Some(socket)),
+                Some(_) => is_held = true,
+                None => {}
+            },
             // Closed meanwhile.
             Err(Errno::BADF) => {}
             Err(errno) => return Err(errno.into()),
         }
     }
-    Ok(found)
+    Ok((first, is_held))
 }
 
 /// The file that a socket is bound to, as a descriptor.

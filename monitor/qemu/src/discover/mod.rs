@@ -73,6 +73,7 @@ pub use vm::{Accelerator, AgentSocket, ResetAction, Scope, Vm, VmId};
 pub use written::{Descriptor, Inode, Written, descriptors};
 
 use common::Common;
+use proc::{DESCRIPTORS, Descriptors};
 use vm::display_text;
 
 /// What is known of `pid`. `None` if it is no VM, out of `scope`, or gone; also while it is the
@@ -116,15 +117,23 @@ pub fn plugged(pid: u32) -> Result<OpenDevices, DiscoverError> {
 
 fn plugged_among(
     pid: u32,
-    descriptors: &[(u32, PathBuf)],
+    descriptors: &Descriptors,
     common: &mut Common,
 ) -> Result<OpenDevices, DiscoverError> {
-    let taps::Found { taps, unseen, by_name } = taps::taps_among(pid, descriptors, common)?;
+    let taps::Found { taps, mut unseen, by_name } =
+        taps::taps_among(pid, &descriptors.each, common)?;
+    let mut files = files::files_among(pid, &descriptors.each)?;
+    if descriptors.is_cut {
+        // What is among the others is not known: it is not there for nothing.
+        let beyond = |what: &str| format!("{what} beyond the first {DESCRIPTORS} descriptors");
+        unseen.insert(beyond("taps"));
+        files.unseen.push(beyond("files"));
+    }
     Ok(OpenDevices {
         taps: taps.into_iter().collect(),
         unseen_taps: unseen.into_iter().collect(),
         taps_by_name: by_name,
-        files: files::files_among(pid, descriptors)?,
+        files,
     })
 }
 
@@ -182,7 +191,7 @@ fn read_vm_of(
         id: VmId { pid, start_ticks: before.start_ticks },
         name: told.name.unwrap_or_else(|| format!("qemu-{pid}")),
         uuid: told.uuid,
-        accelerator: accelerator(&told.accelerators, &descriptors),
+        accelerator: accelerator(&told.accelerators, &descriptors.each),
         architecture: Architecture::of_executable(&executable),
         encryption: told.encryption,
         executable,
@@ -192,7 +201,6 @@ fn read_vm_of(
         qmp_sockets: told.qmp_sockets,
         unused_monitors: told.unused_monitors,
         threads: told.threads,
-        has_own_pids: proc::has_own_pids(&status),
         plugged,
         unseen_networks: told.unseen_networks,
         disks: told.disks,

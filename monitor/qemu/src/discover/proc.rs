@@ -27,8 +27,10 @@ const SMALL_FILE_BYTES: u64 = 16 << 10;
 const GROUPS: usize = 65_536;
 /// Lines of a `cgroup` that are looked at; a host has some fifteen hierarchies.
 const CGROUP_LINES: usize = 64;
-/// Most threads or descriptors looked at: sixteen times the vCPUs that KVM allows a guest.
-const ENTRIES: usize = 65_536;
+/// Most threads of a process that are looked at: twice the vCPUs that QEMU gives a guest.
+pub(super) const THREADS: usize = 8192;
+/// Most descriptors of a process that are looked at: two for each queue of a hundred disks that have one for each of 80 vCPUs.
+pub(super) const DESCRIPTORS: usize = 16_384;
 
 /// The fields of `/proc/PID/stat` that are used here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,7 +110,7 @@ pub struct ThreadIds {
 }
 
 /// Whether a process lives in another PID namespace than our `/proc` shows, by its `status`.
-pub(super) fn has_own_pids(status: &str) -> bool {
+fn has_own_pids(status: &str) -> bool {
     innermost(status).is_some_and(|(depth, _)| depth > 1)
 }
 
@@ -122,7 +124,7 @@ impl ThreadIds {
             return Ok(Self { pid, inner: None });
         }
         let mut inner = BTreeMap::new();
-        for tid in numeric_entries(pid, "task")? {
+        for tid in numeric_entries(pid, "task", THREADS)? {
             // A thread that ended meanwhile is not one of those wanted.
             let Ok(text) = read_text(pid, &format!("task/{tid}/status"), STATUS_BYTES) else {
                 continue;
@@ -163,6 +165,10 @@ fn innermost(status: &str) -> Option<(usize, u32)> {
 /// [`DiscoverError::Gone`] if there is no such process.
 pub fn vcpu_threads(pid: u32) -> Result<VcpuThreads, DiscoverError> {
     let mut named = thread_names(pid)?;
+    if named.len() >= THREADS {
+        // Which of the others are vCPUs isn't known, either.
+        return Ok(VcpuThreads::Unnamed);
+    }
     // The main thread bears the name that `-name process=` gave it and never runs a vCPU.
     named.retain(|(_, tid)| *tid != pid);
     Ok(vcpu_threads_from_names(&named))
@@ -171,7 +177,7 @@ pub fn vcpu_threads(pid: u32) -> Result<VcpuThreads, DiscoverError> {
 /// The names of all threads of `pid`, with their ids.
 pub(super) fn thread_names(pid: u32) -> Result<Vec<(String, u32)>, DiscoverError> {
     let mut named = Vec::new();
-    for tid in numeric_entries(pid, "task")? {
+    for tid in numeric_entries(pid, "task", THREADS)? {
         // A thread that ended meanwhile is not one of those wanted.
         let Ok(comm) = read_text(pid, &format!("task/{tid}/comm"), SMALL_FILE_BYTES) else {
             continue;
@@ -248,15 +254,30 @@ pub(super) fn command_line(pid: u32) -> Result<Vec<u8>, DiscoverError> {
     Ok(text)
 }
 
+/// Descriptors of a process.
+#[derive(Debug, Default)]
+pub(super) struct Descriptors {
+    /// Each with what it links to, the lowest first.
+    pub(super) each: Vec<(u32, PathBuf)>,
+    /// Whether there are more than are looked at.
+    pub(super) is_cut: bool,
+}
+
 /// Descriptors of `pid` with what each links to. By their links only: to `stat` through a
 /// descriptor could hang on the very storage whose stalling is to be noticed.
-pub(super) fn descriptors(pid: u32) -> Result<Vec<(u32, PathBuf)>, DiscoverError> {
-    let numbers = numeric_entries(pid, "fd")?;
+pub(super) fn descriptors(pid: u32) -> Result<Descriptors, DiscoverError> {
+    descriptors_up_to(pid, DESCRIPTORS)
+}
+
+fn descriptors_up_to(pid: u32, most: usize) -> Result<Descriptors, DiscoverError> {
+    let mut numbers = numeric_entries(pid, "fd", most + 1)?;
+    let is_cut = numbers.len() > most;
+    numbers.truncate(most);
     // A descriptor that was closed meanwhile is simply not there.
-    Ok(numbers
+    let links = numbers
         .into_iter()
-        .filter_map(|fd| Some((fd, fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?)))
-        .collect())
+        .filter_map(|fd| Some((fd, fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?)));
+    Ok(Descriptors { each: links.collect(), is_cut })
 }
 
 /// The text of `/proc/PID/fdinfo/FD`; `None` if that was closed meanwhile, or the process is gone.
@@ -301,12 +322,13 @@ pub(super) fn processes() -> Result<Vec<(u32, u64)>, DiscoverError> {
     Ok(entries.filter_map(|entry| process(entry.ok()?)).collect())
 }
 
-fn numeric_entries(pid: u32, folder: &str) -> Result<Vec<u32>, DiscoverError> {
+/// The numbers in a folder of a process, so many at most.
+fn numeric_entries(pid: u32, folder: &str, most: usize) -> Result<Vec<u32>, DiscoverError> {
     let entries = fs::read_dir(format!("/proc/{pid}/{folder}"))
         .map_err(|source| DiscoverError::read(pid, folder, source))?;
     Ok(entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .take(ENTRIES)
+        .take(most)
         .collect())
 }
 

@@ -126,7 +126,7 @@ pub(super) fn taps_among(
 pub fn netns_of_tap(pid: u32, netns: u32) -> Result<Option<File>, DiscoverError> {
     let failed = |source| DiscoverError::ResolveTaps { pid, source };
     let holder = Holder::open(pid).map_err(failed)?;
-    for (fd, target) in proc::descriptors(pid)? {
+    for (fd, target) in proc::descriptors(pid)?.each {
         if !is_tun(&target) {
             continue;
         }

@@ -116,8 +116,6 @@ pub struct Vm {
     pub unused_monitors: Vec<String>,
     /// What it was told of its threads.
     pub threads: ThreadsTold,
-    /// Whether it lives in a PID namespace of its own, and calls its threads otherwise than its host does.
-    pub has_own_pids: bool,
     /// Taps and images that are open now; [`plugged()`](super::plugged()) reads them again.
     pub plugged: OpenDevices,
     /// Networks on the command line whose packets cannot be seen: `user`, `vhost-user`, `vfio-pci`, ..
@@ -179,7 +177,6 @@ impl Vm {
             qmp_sockets: qmp_sockets.iter().map(ListeningSocket::at_path).collect(),
             unused_monitors: Vec::new(),
             threads: ThreadsTold::default(),
-            has_own_pids: false,
             plugged: OpenDevices::default(),
             unseen_networks: Vec::new(),
             disks: Vec::new(),

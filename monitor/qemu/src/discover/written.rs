@@ -49,7 +49,7 @@ pub struct Written {
 /// # Errors
 /// If they can't be listed.
 pub fn descriptors(pid: u32) -> Result<Vec<Descriptor>, DiscoverError> {
-    let all = proc::descriptors(pid)?.into_iter().filter(|(_, path)| path.is_absolute());
+    let all = proc::descriptors(pid)?.each.into_iter().filter(|(_, path)| path.is_absolute());
     let descriptor = |(number, path): (u32, PathBuf)| {
         let without_deleted = proc::without_deleted(path.clone());
         Descriptor { pid, number, path, without_deleted }

@@ -28,7 +28,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 /// A user's guest that panics as soon as it runs, and is paused then.
 fn panics(tenants: &Tenants, user: u32, name: &str) -> Result<Guest> {
-    let mut config = tenants.guest(user, name, BootSector::Pvpanic);
+    let mut config = tenants.guest(user, name, BootSector::Pvpanic)?;
     config.pvpanic = true;
     config.extra_args = ["-action", "panic=pause"].map(str::to_owned).into();
     config.start()

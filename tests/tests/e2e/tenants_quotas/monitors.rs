@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use flatline_tests::{daemon::Daemon, interrupt::wait_until};
+use flatline_tests::{daemon::Daemon, interrupt::wait_until, tenants::Fake};
 use libtest_mimic::Trial;
 
-use super::{CONTROL, Fake, HOSTILE, MARGIN, Tenants, VICTIM, WITHIN};
+use super::{CONTROL, HOSTILE, MARGIN, Tenants, VICTIM, WITHIN};
 use crate::{
     hostile::memory_kib,
     rig::{Load, trial_with},

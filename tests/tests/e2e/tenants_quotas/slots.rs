@@ -1,11 +1,11 @@
 //! Slots: what the programs count VMs in.
 
 use anyhow::{Context as _, Result, ensure};
-use flatline_tests::{daemon::Daemon, interrupt::wait_until};
+use flatline_tests::{daemon::Daemon, interrupt::wait_until, tenants::Fake};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
-use super::{CONTROL, Fake, HOSTILE, MARGIN, Tenants, VICTIM, WITHIN};
+use super::{CONTROL, HOSTILE, MARGIN, Tenants, VICTIM, WITHIN};
 use crate::rig::{Load, incidents_of, trial_with};
 
 /// The least that `probes.max_vms` may be, and more processes than that.

@@ -71,3 +71,12 @@ fn in_the_same_namespace_ids_are_the_same_and_strangers_have_none() {
 fn a_pid_that_does_not_exist_is_gone() {
     assert!(matches!(start_ticks(u32::MAX), Err(DiscoverError::Gone { pid: u32::MAX })));
 }
+
+#[test]
+fn of_more_descriptors_than_are_looked_at_it_is_said_that_there_are_more() {
+    let own = std::process::id();
+    let _open = [1, 2, 3].map(|_| std::fs::File::open("/dev/null").unwrap());
+    let cut = super::descriptors_up_to(own, 2).unwrap();
+    assert!(cut.is_cut && cut.each.len() <= 2, "{cut:?}");
+    assert!(!super::descriptors(own).unwrap().is_cut);
+}
