@@ -27,6 +27,10 @@ use outline::Outline;
 /// of line ends included.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 4 << 20;
 
+/// The longest message that is taken of what answers no command, in bytes: events of QEMU have some hundred, and reading JSON costs
+/// its reader many times what it costs its writer.
+pub(crate) const MAX_UNASKED_BYTES: usize = 16 << 10;
+
 /// The longest message that is skipped, in bytes: the registers of 4,096 vCPUs, QEMU's maximum. One that is longer is
 /// taken for one that never ends.
 pub(crate) const MAX_SKIPPED_BYTES: usize = 24 << 20;
@@ -102,11 +106,18 @@ impl QmpCodec {
     }
 }
 
-impl Decoder for QmpCodec {
-    type Item = Message;
-    type Error = CodecError;
-
-    fn decode(&mut self, buffer: &mut BytesMut) -> Result<Option<Message>, CodecError> {
+impl QmpCodec {
+    /// The next message of the buffer, if it is complete. `most` tells how many bytes are taken of the reply to the command with
+    /// this id; a longer one is skipped, as is what answers none and is longer than [`MAX_UNASKED_BYTES`]. Neither is read but for
+    /// what it is.
+    ///
+    /// # Errors
+    /// If the bytes are no messages.
+    pub(crate) fn next(
+        &mut self,
+        buffer: &mut BytesMut,
+        most: impl Fn(u64) -> usize,
+    ) -> Result<Option<Message>, CodecError> {
         if self.scanned == 0 && self.excess.is_none() {
             let blank = buffer.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
             buffer.advance(blank);
@@ -119,8 +130,15 @@ impl Decoder for QmpCodec {
         let end = self.scan(buffer);
         let Some(excess) = self.excess else {
             let Some(length) = end else { return Ok(None) };
-            *self = Self::default();
+            let Self { outline, .. } = std::mem::take(self);
             let message = buffer.split_to(length);
+            if length > MAX_UNASKED_BYTES {
+                let (kind, id) = outline.into_parts();
+                let most = id.filter(|_| kind == SkippedKind::Reply).map_or(0, most);
+                if length > most {
+                    return Ok(Some(Message::Skipped { kind, id, excess: Excess::Unasked }));
+                }
+            }
             let value: Value = serde_json::from_slice(&message).map_err(CodecError::Json)?;
             return Ok(Some(Message::from(value)));
         };
@@ -136,6 +154,16 @@ impl Decoder for QmpCodec {
         }
         let (kind, id) = std::mem::take(self).outline.into_parts();
         Ok(Some(Message::Skipped { kind, id, excess }))
+    }
+}
+
+impl Decoder for QmpCodec {
+    type Item = Message;
+    type Error = CodecError;
+
+    /// Takes any reply for that to a command which may have a long one.
+    fn decode(&mut self, buffer: &mut BytesMut) -> Result<Option<Message>, CodecError> {
+        self.next(buffer, |_| MAX_MESSAGE_BYTES)
     }
 }
 

@@ -13,12 +13,12 @@ const EVENTS_A_WRITE: usize = 1000;
 pub(super) const DEPTH: usize = 100_000;
 /// Just less than the longest message that is taken.
 const HOARD_BYTES: usize = 4_000_000;
-/// Messages of a quarter of what is taken for a flood, however it was asked for.
-const BABBLE_BYTES: usize = 200_000;
-const BABBLES_EVERY: Duration = Duration::from_millis(25);
-/// A message of members, and its time: fourteen within a second are less than the mebibyte from which on they are a flood.
-const COSTLY_BYTES: usize = 70_000;
-const COSTLY_EVERY: Duration = Duration::from_millis(75);
+/// Messages as long as are taken without having been asked for, and so many of them that they are a flood.
+const BABBLE_BYTES: usize = 16_000;
+const BABBLES_EVERY: Duration = Duration::from_millis(4);
+/// The same of members, and their time: sixty within a second are less than the mebibyte from which on they are a flood.
+const COSTLY_BYTES: usize = 16_000;
+const COSTLY_EVERY: Duration = Duration::from_millis(17);
 
 pub(super) fn say_nothing(mut client: UnixStream) -> Result<()> {
     Ok(std::io::copy(&mut client, &mut std::io::sink()).map(|_| ())?)

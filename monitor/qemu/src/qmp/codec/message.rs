@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{
     MAX_COMMAND_BYTES, MAX_DEPTH, MAX_MESSAGE_BYTES, MAX_MESSAGE_MEMBERS, MAX_SKIPPED_BYTES,
+    MAX_UNASKED_BYTES,
 };
 use crate::text::{MAX_TEXT_CHARS, printable};
 
@@ -41,6 +42,8 @@ pub enum CodecError {
 pub enum Excess {
     /// It is longer than `MAX_MESSAGE_BYTES`.
     Bytes,
+    /// It is longer than `MAX_UNASKED_BYTES`, and answers no command that may have a long answer.
+    Unasked,
     /// It is nested deeper than `MAX_DEPTH`.
     Depth {
         /// The byte of the message from which on it is, the first being 0.
@@ -57,6 +60,12 @@ impl fmt::Display for Excess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Bytes => write!(f, "longer than {MAX_MESSAGE_BYTES} bytes"),
+            Self::Unasked => {
+                write!(
+                    f,
+                    "longer than the {MAX_UNASKED_BYTES} bytes that are taken of what was not asked for"
+                )
+            }
             Self::Depth { at } => {
                 write!(f, "nested deeper than {MAX_DEPTH}, from its byte {at} on")
             }

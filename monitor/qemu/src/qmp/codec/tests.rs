@@ -135,12 +135,13 @@ fn what_stands_in_step_with_others_is_not_nested() {
 
 #[test]
 fn a_message_above_the_limit_is_skipped_and_one_at_it_is_not() {
-    let frame = |bytes: usize| format!("{{\"return\": \"{}\"}}", "x".repeat(bytes - 14));
+    let frame = |bytes: usize| format!("{{\"return\": \"{}\", \"id\": 3}}", "x".repeat(bytes - 23));
     assert_eq!(frame(100).len(), 100);
     let messages = decode_all(frame(MAX_MESSAGE_BYTES).as_bytes()).unwrap();
     assert!(matches!(messages[..], [Message::Return { .. }]));
     let above = frame(MAX_MESSAGE_BYTES + 1);
-    let expected = Message::Skipped { kind: SkippedKind::Reply, id: None, excess: Excess::Bytes };
+    let expected =
+        Message::Skipped { kind: SkippedKind::Reply, id: Some(3), excess: Excess::Bytes };
     assert_eq!(skipped_before_another(&above), expected);
     let unfinished = &above.as_bytes()[..MAX_MESSAGE_BYTES];
     assert!(decode_all(unfinished).unwrap().is_empty());
@@ -201,4 +202,21 @@ fn an_oversized_command_is_not_sent() {
     let error = QmpCodec::default().encode(command, &mut buffer).unwrap_err();
     assert!(matches!(error, CodecError::CommandTooLarge { .. }));
     assert!(buffer.is_empty());
+}
+
+#[test]
+fn what_was_not_asked_for_is_read_only_where_it_is_short() {
+    let long = format!("[{}0]", "[],".repeat(MAX_UNASKED_BYTES / 3));
+    let next = |text: String| {
+        let most = |id: u64| if id == 7 { MAX_MESSAGE_BYTES } else { 0 };
+        QmpCodec::default().next(&mut BytesMut::from(text.as_bytes()), most).unwrap().unwrap()
+    };
+    let is_skipped =
+        |text: String| matches!(next(text), Message::Skipped { excess: Excess::Unasked, .. });
+    assert!(is_skipped(format!("{{\"event\": \"X\", \"data\": {long}}}")));
+    assert!(is_skipped(format!("{{\"x\": {long}}}")));
+    assert!(is_skipped(format!("{{\"return\": {long}, \"id\": 8}}")));
+    assert!(is_skipped(format!("{{\"return\": {long}}}")));
+    assert!(!is_skipped(format!("{{\"return\": {long}, \"id\": 7}}")));
+    assert!(!is_skipped("{\"event\": \"X\", \"data\": [[]]}".to_owned()));
 }

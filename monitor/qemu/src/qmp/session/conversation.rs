@@ -14,7 +14,7 @@ use bytes::BytesMut;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
-use tokio_util::codec::{Decoder, Encoder};
+use tokio_util::codec::Encoder;
 
 use replies::NoResult;
 use serde_json::Value;
@@ -29,7 +29,7 @@ use super::reading::{give_back, read, read_left};
 use super::requests::{Ended, Inbox, Request};
 use super::room::Place;
 use crate::qmp::QmpEvent;
-use crate::qmp::codec::{Command, Message, QmpCodec};
+use crate::qmp::codec::{Command, MAX_MESSAGE_BYTES, Message, QmpCodec};
 use crate::text::error_chain;
 
 /// How long a connection is kept.
@@ -48,10 +48,11 @@ pub(super) async fn hold(
     outbox: &mut Outbox,
     limits: Limits,
     style: Style,
-    mut place: Place,
+    place: Place,
 ) -> Result<Disconnect, Ended> {
     let (reader, writer) = stream.into_split();
-    let mut talk = Conversation::new(limits, style);
+    let loss = place.loss();
+    let mut talk = Conversation::new(limits, style, place);
     let mut received = BytesMut::new();
     loop {
         while matches!(talk.phase, Phase::Open)
@@ -85,9 +86,7 @@ pub(super) async fn hold(
                     }
                 }
             }
-            () = place.is_lost() => Err(Disconnect::Refused(
-                "its unfinished message takes more than its user's share of the room for all".to_owned(),
-            )),
+            why = loss.why() => Err(Disconnect::Refused(why)),
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                 Box::pin(talk.expire(outbox)).await
             }
@@ -96,7 +95,7 @@ pub(super) async fn hold(
             talk.disconnect();
             return Ok(disconnect);
         }
-        place.hold(if received.is_empty() { 0 } else { received.capacity() });
+        talk.place.hold(if received.is_empty() { 0 } else { received.capacity() });
         // Their room is given back: there are such ones for each VM of the host.
         give_back(&mut received);
         if talk.unanswered.is_empty() {
@@ -135,6 +134,14 @@ struct Unanswered {
     expired: bool,
 }
 
+/// How much is taken of the answer to a command: what the session asks itself is answered in a few words.
+fn most_bytes(asked: Option<&Unanswered>) -> usize {
+    match asked.map(|one| &one.waiting) {
+        Some(Waiting::Caller { .. }) => MAX_MESSAGE_BYTES,
+        Some(Waiting::Negotiation | Waiting::Status | Waiting::NoCaller) | None => 0,
+    }
+}
+
 struct Conversation {
     limits: Limits,
     style: Style,
@@ -150,10 +157,11 @@ struct Conversation {
     next_id: u64,
     unanswered: BTreeMap<u64, Unanswered>,
     flood: Flood,
+    place: Place,
 }
 
 impl Conversation {
-    fn new(limits: Limits, style: Style) -> Self {
+    fn new(limits: Limits, style: Style, place: Place) -> Self {
         Self {
             limits,
             style,
@@ -166,6 +174,7 @@ impl Conversation {
             next_id: 1,
             unanswered: BTreeMap::new(),
             flood: Flood::new(),
+            place,
         }
     }
 
@@ -277,7 +286,8 @@ impl Conversation {
         self.flood.bytes(bytes, &self.limits)?;
         loop {
             let before = received.len();
-            let decoded = self.codec.decode(received);
+            let unanswered = &self.unanswered;
+            let decoded = self.codec.next(received, |id| most_bytes(unanswered.get(&id)));
             self.message_bytes += before.saturating_sub(received.len());
             let Some(message) =
                 decoded.map_err(|error| Disconnect::Refused(error_chain(&error)))?
@@ -292,6 +302,7 @@ impl Conversation {
             self.within_since = None;
             let bytes = std::mem::take(&mut self.message_bytes);
             if !self.is_asked_for(&message) {
+                self.place.unasked(bytes);
                 self.flood.unasked(bytes, &self.limits)?;
             }
             self.flood.message(&self.limits)?;

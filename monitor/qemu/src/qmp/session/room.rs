@@ -1,17 +1,24 @@
-//! Room for what sessions have read of messages that are not complete: together they take no more than so much.
+//! What sessions may take together: room for messages that are not complete, and work for what was not asked for.
 //!
 //! Each may hold a message of some MiB until its end comes. Where all together hold too much, the user whose QEMUs hold most loses
-//! the session that holds most of it.
+//! the session that holds most of it. Each may also say much that nothing asked for, and reading costs: of what a user's QEMUs
+//! say so within a second too much together, the session that said most is lost.
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 /// The most that all sessions hold, in bytes: a few of the longest messages that are taken.
 const MOST_BYTES: usize = 16 << 20;
+/// The most that the QEMUs of one user say within a second without having been asked, in bytes: ten thousand events of some hundred
+/// bytes. To read as much that is made to be dear takes a twentieth of that second.
+const MOST_UNASKED_BYTES: usize = 2 << 20;
+/// What that counts within.
+const SECOND: Duration = Duration::from_secs(1);
 
 /// See the module. A clone is the same room.
 #[derive(Debug, Clone)]
@@ -23,8 +30,39 @@ pub struct Room {
 #[derive(Debug, Default)]
 struct Held {
     /// By a number that each place has; those that hold nothing have no entry.
-    places: BTreeMap<u64, (u32, usize, Arc<Notify>)>,
+    places: BTreeMap<u64, (u32, usize, Arc<Loss>)>,
     numbers: u64,
+    /// By user.
+    unasked: BTreeMap<u32, Unasked>,
+}
+
+/// What one user's QEMUs said without having been asked within the second that began at `since`.
+#[derive(Debug)]
+struct Unasked {
+    since: Instant,
+    bytes: usize,
+    /// By the place's number.
+    of: BTreeMap<u64, (usize, Arc<Loss>)>,
+}
+
+/// Word that a place is to be given up.
+#[derive(Debug, Default)]
+pub(super) struct Loss {
+    why: OnceLock<String>,
+    told: Notify,
+}
+
+impl Loss {
+    fn tell(&self, why: String) {
+        let _ = self.why.set(why);
+        self.told.notify_one();
+    }
+
+    /// Waits until the place is to be given up, and says why.
+    pub(super) async fn why(&self) -> String {
+        self.told.notified().await;
+        self.why.get().cloned().unwrap_or_default()
+    }
 }
 
 impl Default for Room {
@@ -42,8 +80,8 @@ impl Room {
     pub(super) fn place(&self, uid: u32) -> Place {
         let mut held = self.held();
         held.numbers += 1;
-        let (number, is_lost) = (held.numbers, Arc::default());
-        Place { room: self.clone(), number, uid, bytes: 0, is_lost }
+        let (number, loss) = (held.numbers, Arc::default());
+        Place { room: self.clone(), number, uid, bytes: 0, loss }
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -59,7 +97,7 @@ pub(super) struct Place {
     number: u64,
     uid: u32,
     bytes: usize,
-    is_lost: Arc<Notify>,
+    loss: Arc<Loss>,
 }
 
 impl Place {
@@ -74,18 +112,43 @@ impl Place {
             held.places.remove(&self.number);
             return;
         }
-        held.places.insert(self.number, (self.uid, bytes, self.is_lost.clone()));
+        held.places.insert(self.number, (self.uid, bytes, self.loss.clone()));
         while held.all() > self.room.most_bytes
             && let Some(loser) = held.loser()
-            && let Some((_, _, is_lost)) = held.places.remove(&loser)
+            && let Some((_, _, loss)) = held.places.remove(&loser)
         {
-            is_lost.notify_one();
+            loss.tell(
+                "its unfinished message takes more than its user's share of the room for all"
+                    .to_owned(),
+            );
         }
     }
 
-    /// Waits until it is to be given up.
-    pub(super) async fn is_lost(&self) {
-        self.is_lost.notified().await;
+    /// It said so much that was not asked for.
+    pub(super) fn unasked(&self, bytes: usize) {
+        let mut held = self.room.held();
+        let now = Instant::now();
+        held.unasked.retain(|_, its| now.duration_since(its.since) < SECOND);
+        let fresh = || Unasked { since: now, bytes: 0, of: BTreeMap::new() };
+        let its = held.unasked.entry(self.uid).or_insert_with(fresh);
+        its.bytes = its.bytes.saturating_add(bytes);
+        its.of.entry(self.number).or_insert_with(|| (0, self.loss.clone())).0 += bytes;
+        while its.bytes > MOST_UNASKED_BYTES
+            && let Some(most) = its.of.iter().max_by_key(|(_, (bytes, _))| *bytes)
+            && let number = *most.0
+            && let Some((bytes, loss)) = its.of.remove(&number)
+        {
+            its.bytes -= bytes;
+            loss.tell(format!(
+                "flood: {bytes} bytes within a second that were not asked for, the most of more than {MOST_UNASKED_BYTES} of all \
+                 QEMUs of its user"
+            ));
+        }
+    }
+
+    /// Word of its being lost.
+    pub(super) fn loss(&self) -> Arc<Loss> {
+        self.loss.clone()
     }
 }
 
@@ -118,10 +181,10 @@ mod tests {
 
     use tokio::time::timeout;
 
-    use super::{Place, Room};
+    use super::{MOST_UNASKED_BYTES, Place, Room};
 
     async fn is_lost(place: &Place) -> bool {
-        timeout(Duration::from_millis(1), place.is_lost()).await.is_ok()
+        timeout(Duration::from_millis(1), place.loss().why()).await.is_ok()
     }
 
     #[tokio::test]
@@ -151,5 +214,24 @@ mod tests {
             assert!(!is_lost(&place).await);
         }
         assert!(room.held().places.is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_session_that_says_most_unasked_is_lost_and_no_other_of_its_user_nor_of_another() {
+        let room = Room::of(100);
+        let (quiet, loud, other) = (room.place(1), room.place(1), room.place(2));
+        quiet.unasked(1000);
+        other.unasked(MOST_UNASKED_BYTES);
+        for _ in 0..3 {
+            loud.unasked(MOST_UNASKED_BYTES / 2);
+        }
+        assert_eq!(
+            [is_lost(&quiet).await, is_lost(&loud).await, is_lost(&other).await],
+            [false, true, false]
+        );
+        // Another second, another count.
+        tokio::time::sleep(super::SECOND).await;
+        quiet.unasked(MOST_UNASKED_BYTES);
+        assert!(!is_lost(&quiet).await);
     }
 }
