@@ -9,6 +9,10 @@ use std::{
 use super::incident::Incident;
 use crate::identity::Key;
 
+/// Incidents whose restarts are kept: at the usual ten a minute, those of four days. Beyond, the user that has most gives up its
+/// oldest, as it does of records.
+const MOST_INCIDENTS: usize = 1 << 16;
+
 /// Restarts of an incident, and whose they are.
 #[derive(Debug)]
 struct Restarts {
@@ -17,12 +21,22 @@ struct Restarts {
 }
 
 /// Restarts of incidents.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct RestartIndex {
+    /// Incidents that are kept at most, and that there are.
+    most: usize,
+    incidents: usize,
     /// By what the VM claims to be, and by incident.
     by_claim: HashMap<String, HashMap<String, Restarts>>,
     /// How many there were at each moment.
     by_time: BTreeMap<SystemTime, usize>,
+}
+
+impl Default for RestartIndex {
+    fn default() -> Self {
+        let (by_claim, by_time) = (HashMap::new(), BTreeMap::new());
+        Self { most: MOST_INCIDENTS, incidents: 0, by_claim, by_time }
+    }
 }
 
 impl RestartIndex {
@@ -39,11 +53,32 @@ impl RestartIndex {
         }
         let its = self.by_claim.entry(of.claim.clone()).or_default();
         its.insert(incident.id.clone(), Restarts { of, at });
+        self.incidents += 1;
+        if self.incidents > self.most {
+            self.make_room();
+        }
+    }
+
+    /// Gives up the oldest incident of the user that has most.
+    fn make_room(&mut self) {
+        let all = || self.by_claim.values().flat_map(HashMap::iter);
+        let mut users: HashMap<_, usize> = HashMap::new();
+        for (_, restarts) in all() {
+            *users.entry(restarts.of.uid).or_default() += 1;
+        }
+        let most = users.into_iter().max_by_key(|(_, count)| *count).map(|(uid, _)| uid);
+        let its = all().filter(|(_, restarts)| Some(restarts.of.uid) == most);
+        let oldest = its.min_by_key(|(_, restarts)| restarts.at.iter().max().copied());
+        if let Some((id, claim)) = oldest.map(|(id, one)| (id.clone(), one.of.claim.clone())) {
+            self.forget(&claim, &id);
+        }
     }
 
     fn forget(&mut self, claim: &str, id: &str) {
         let Some(its) = self.by_claim.get_mut(claim) else { return };
-        for time in its.remove(id).into_iter().flat_map(|restarts| restarts.at) {
+        let removed = its.remove(id);
+        self.incidents -= usize::from(removed.is_some());
+        for time in removed.into_iter().flat_map(|restarts| restarts.at) {
             if let Entry::Occupied(mut count) = self.by_time.entry(time) {
                 *count.get_mut() -= 1;
                 if *count.get() == 0 {
@@ -143,5 +178,21 @@ mod tests {
         // What is told of one that is counted by itself from now on takes the place of what was told before.
         index.note(&of("its", 20, Some(1), process(7)));
         assert_eq!(index.of(&key(), time(0)), [time(10)]);
+    }
+
+    #[test]
+    fn where_there_are_too_many_the_user_that_has_most_gives_up_its_oldest() {
+        let mut index = RestartIndex { most: 4, ..RestartIndex::default() };
+        let of = |id: u64, vm: &str, uid| Incident {
+            uid: Some(uid),
+            ..incident(&id.to_string(), vm, &[id])
+        };
+        index.note(&of(1, "victim", 1));
+        for id in 2..10 {
+            index.note(&of(id, &format!("crashes-{id}"), 2));
+        }
+        assert_eq!(index.of_all(time(0)), [1, 7, 8, 9].map(time));
+        assert_eq!(index.of(&Key::new(Some(1), None, "victim"), time(0)), [time(1)]);
+        assert_eq!((index.incidents, index.by_claim.len()), (4, 4));
     }
 }
