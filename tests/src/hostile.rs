@@ -143,19 +143,21 @@ pub fn run(plan: &Plan, say: impl Fn(&str)) -> Result<Summary> {
     })
     .with_context(|| daemon.log_tail(40))?;
     say(&format!("with it: {}", attack.cost));
-    let summary = Summary {
+    let mut summary = Summary {
         flat_for: plan.flat_for,
         healthy: plan.healthy,
         crashing: plan.crashing,
         wrong_resets: victims.wrong_resets()?,
-        incidents: daemon.incidents()?.len(),
+        incidents: daemon.incidents().map_or(0, |incidents| incidents.len()),
         control,
         attack,
         attacks,
         log: daemon.log_tail(40),
     };
     // Before the guests: it would take their end for a crash.
-    daemon.terminate()?;
+    if let Err(error) = daemon.terminate() {
+        summary.attack.missed.push(format!("{error:#}"));
+    }
     Ok(summary)
 }
 
@@ -172,7 +174,10 @@ fn phase(
     let begun = Instant::now();
     while begun.elapsed() < lasts || victims.are_awaited() {
         interrupt::sleep(TICK)?;
-        victims.tend(pid, begun.elapsed() < lasts, &say)?;
+        for missed in victims.tend(pid, begun.elapsed() < lasts, &say)? {
+            let shown = daemon.show(&missed).unwrap_or_default();
+            say(&format!("{missed} is {}: {}", shown["state"], shown["reason"]));
+        }
         meter.look(daemon)?;
     }
     Ok(Phase { cost: meter.end()?, answers: victims.take_answers(), missed: victims.take_missed() })

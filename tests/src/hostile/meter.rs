@@ -24,6 +24,8 @@ pub struct Cost {
     pub state_bytes: u64,
     /// The slowest answer to `status`, the client's start included.
     pub slowest: Duration,
+    /// How often there was none within five seconds.
+    pub unanswered: u32,
     /// The most VMs that it knew at once.
     pub vms: usize,
 }
@@ -67,9 +69,14 @@ impl Meter {
             return Ok(());
         }
         self.looked = Instant::now();
-        let status = daemon.status()?;
+        match daemon.status() {
+            Ok(status) => {
+                let vms = status["vms"].as_array().map_or(0, Vec::len);
+                self.cost.vms = self.cost.vms.max(vms);
+            }
+            Err(_) => self.cost.unanswered += 1,
+        }
         self.cost.slowest = self.cost.slowest.max(self.looked.elapsed());
-        self.cost.vms = self.cost.vms.max(status["vms"].as_array().map_or(0, Vec::len));
         self.cost.state_bytes = self.cost.state_bytes.max(bytes_in(&self.state));
         Ok(())
     }

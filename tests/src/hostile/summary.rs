@@ -88,6 +88,10 @@ impl Summary {
             if late > 0 {
                 wrong.push(format!("{late} answered too late, {name} an attack"));
             }
+            if phase.cost.unanswered > 0 {
+                let times = phase.cost.unanswered;
+                wrong.push(format!("`status` had no answer {times} times, {name} an attack"));
+            }
             if phase.answers.is_empty() {
                 wrong.push(format!("no crash was answered, {name} an attack"));
             }
