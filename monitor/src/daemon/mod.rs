@@ -30,6 +30,7 @@ mod starts;
 mod storm;
 mod systemd;
 mod transport;
+mod trim;
 mod upkeep;
 mod views;
 mod vm_lifecycle;

@@ -9,6 +9,7 @@ use super::{
     event_loop::EventLoop,
     hotplug::counted,
     transport::transport_to,
+    trim::trim,
     watchers::{self, Look},
 };
 use crate::{
@@ -149,9 +150,7 @@ impl EventLoop {
         self.sampler.probes.found(self.registry.vms.keys().copied().collect());
         if let Some(fewer) = self.registry.trims.checked_sub(1) {
             self.registry.trims = fewer;
-            // SAFETY: a plain call, which only gives free memory back: to read a QEMU that was found takes
-            // several times what is kept of it, and so do its sessions' and readings' first answers.
-            unsafe { libc::malloc_trim(0) };
+            trim();
         }
         self.inboxes.starts.swept();
         self.registry.swept();
