@@ -26,7 +26,7 @@ pub(crate) use ticks::Ticks;
 pub(crate) const HISTORY_TICKS: usize = 120;
 
 /// Of a VM that rests, one look is for so many ticks.
-pub(crate) const REST_TICKS: u32 = 5;
+pub(crate) const REST_TICKS: u32 = 10;
 
 /// Whether it is the turn of a VM that rests in this tick. Not all are looked at in the same one; pids of QEMUs that were
 /// started together may be as far apart as each has threads.

@@ -27,6 +27,11 @@ pub(crate) enum Rate {
 /// How many [`Rate`]s there are.
 pub(crate) const RATES: usize = 7;
 
+/// What the vCPU that wanted to run most wanted: a share of the time.
+fn most_wanted(vcpus: &[VcpuActivity]) -> f64 {
+    vcpus.iter().map(|vcpu| vcpu.busy + vcpu.waiting).fold(0.0, f64::max)
+}
+
 /// The rates of one tick, each of which may be unknown: it could not be read, or the VM has nothing to read it of.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TickRates([f32; RATES]);
@@ -43,16 +48,11 @@ impl TickRates {
         let rate = |number: u64| Self::per_second(number, activity.elapsed);
         let network = activity.network.as_ref().ok().copied().flatten();
         let storage = activity.storage.as_ref().ok();
-        let vcpus = activity.vcpus.as_ref().ok();
-        let wanted = |vcpus: &Vec<VcpuActivity>| {
-            vcpus.iter().map(|vcpu| vcpu.busy + vcpu.waiting).fold(0.0, f64::max)
-        };
         Self::UNKNOWN
+            .with_level_of(activity)
             .with(Rate::PacketsFromGuest, network.and_then(|network| rate(network.guest_packets)))
             .with(Rate::PacketsToGuest, network.and_then(|network| rate(network.packets_to_guest?)))
             .with(Rate::Completed, storage.and_then(|storage| rate(storage.completed)))
-            .with(Rate::Vcpu, vcpus.map(|vcpus| vcpus.iter().map(|vcpu| vcpu.busy).sum()))
-            .with(Rate::VcpuWanted, vcpus.map(wanted))
             .with(Rate::InFlight, storage.map(|storage| Self::exact(storage.in_flight)))
             .with(Rate::ProbeAnswers, network.and_then(|network| rate(network.probe_answers)))
     }
@@ -104,10 +104,9 @@ impl TickRates {
     /// The vCPUs' level that an activity says, beside these rates.
     #[must_use]
     pub(crate) fn with_level_of(self, activity: &Activity) -> Self {
-        let level = Self::of(activity);
-        [Rate::Vcpu, Rate::VcpuWanted]
-            .into_iter()
-            .fold(self, |rates, rate| rates.with(rate, level.get(rate).map(f64::from)))
+        let vcpus = activity.vcpus.as_deref().ok();
+        let busy = vcpus.map(|vcpus| vcpus.iter().map(|vcpu| vcpu.busy).sum());
+        self.with(Rate::Vcpu, busy).with(Rate::VcpuWanted, vcpus.map(most_wanted))
     }
 
     /// `None` where no time went by.

@@ -53,6 +53,9 @@ pub(crate) struct Sensors {
     /// The slot it is counted in, or why it isn't.
     pub(crate) slot: Result<u32, String>,
     pub(crate) taps: Vec<TapProbe>,
+    /// How many packets its guest had sent on these when it was last found to have used no address; `None`: it has used one,
+    /// or wasn't looked at.
+    pub(crate) sent_addressless: Option<u64>,
     pub(super) lost_completions: LostCompletions,
     /// Its last sample, and when it was taken.
     pub(crate) sample: Option<(Duration, VmSample)>,
@@ -84,6 +87,7 @@ impl Sensors {
             is_counted: false,
             slot: Err(PENDING.to_owned()),
             taps: Vec::new(),
+            sent_addressless: None,
             lost_completions: LostCompletions::default(),
             sample: None,
             activity: None,
@@ -140,10 +144,10 @@ impl Sensors {
             Ok(slot) => host.counters.row(id, *slot),
             Err(why) => Err(Missing::new("its row", why.clone())),
         };
-        let storage = row
-            .clone()
-            .map(|row| self.lost_completions.settle(row.storage(), host.devices, now))
-            .map_err(|missing| missing.of("storage"));
+        let storage = match &row {
+            Ok(row) => Ok(self.lost_completions.settle(row.storage(), host.devices, now)),
+            Err(missing) => Err(missing.clone().of("storage")),
+        };
         let network = self.network(&row);
         let heartbeats = self.heartbeats(id, &network, host);
         let port = self.port.as_ref();
@@ -233,14 +237,28 @@ impl Sensors {
 
     /// What its counters say of the tick that ends at `now`; unknown is what can't be read, and its vCPUs' level.
     pub(crate) fn glance(&mut self, id: VmId, counters: &CounterMaps, now: Duration) -> TickRates {
-        let row = self.slot.as_ref().ok().and_then(|slot| counters.row(id, *slot).ok());
-        let Some(row) = row.filter(|_| self.is_counted) else {
+        let Some(glance) = self.glance_at(id, counters, now) else {
             self.glanced = None;
             return TickRates::UNKNOWN;
         };
-        let storage = row.storage();
-        let network = self.network(&Ok(row)).ok().flatten();
-        let glance = Glance {
+        let before = self.glanced.replace(glance);
+        before.map_or(TickRates::UNKNOWN, |before| glance.since(&before))
+    }
+
+    /// Its counters at `now`: those of its sample, where one was taken then.
+    fn glance_at(&self, id: VmId, counters: &CounterMaps, now: Duration) -> Option<Glance> {
+        let (network, storage) = match &self.sample {
+            Some((at, sample)) if *at == now => {
+                (sample.network.as_ref().ok().copied().flatten(), *sample.storage.as_ref().ok()?)
+            }
+            _ => {
+                let slot = *self.slot.as_ref().ok().filter(|_| self.is_counted)?;
+                let row = counters.row(id, slot);
+                let storage = row.as_ref().ok()?.storage();
+                (self.network(&row).ok().flatten(), self.lost_completions.without_lost(storage))
+            }
+        };
+        Some(Glance {
             at: now,
             sent: network.map(|network| {
                 network
@@ -253,10 +271,8 @@ impl Sensors {
                 .map(|network| network.guest_rx_packets),
             answers: network.map(|network| network.probe_answers),
             completed: storage.completed_ops,
-            in_flight: self.lost_completions.in_flight(&storage),
-        };
-        let before = self.glanced.replace(glance);
-        before.map_or(TickRates::UNKNOWN, |before| glance.since(&before))
+            in_flight: storage.in_flight(),
+        })
     }
 
     /// Samples to show what it does, and leaves what the verdict is told as it is.
@@ -306,6 +322,18 @@ impl Sensors {
     /// What moved up to the newest sample that there is of it.
     pub(crate) fn newest_activity(&self) -> Option<&Activity> {
         self.shown.as_deref().or(self.activity.as_ref())
+    }
+
+    /// Takes these for its taps.
+    pub(crate) fn set_taps(&mut self, taps: Vec<TapProbe>) {
+        self.sent_addressless = None;
+        self.taps = taps;
+    }
+
+    /// How many packets its guest had sent at its last sample, of whatever kind; `None` where that isn't known.
+    pub(crate) fn sent(&self) -> Option<u64> {
+        let (_, sample) = self.sample.as_ref()?;
+        Some(sample.network.as_ref().ok()?.as_ref()?.guest_tx_packets)
     }
 
     /// Takes these for its vCPUs' threads.
