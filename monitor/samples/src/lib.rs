@@ -15,7 +15,7 @@ mod vm;
 
 pub use event::QmpEvent;
 pub use heartbeat::{Heard, Heartbeats, LastBeat};
-pub use memory::{GuestMemory, Memory, QemuMemory, Strain};
+pub use memory::{GuestMemory, Memory, PlainHost, QemuMemory, Strain};
 pub use missing::{Missing, Reading};
 pub use run_state::RunState;
 pub use text::{MAX_TEXT_CHARS, printable};

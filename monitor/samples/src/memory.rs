@@ -65,6 +65,30 @@ pub struct QemuMemory {
     pub hugetlb: Option<u64>,
 }
 
+/// A host on which nothing is swapped out and no huge pages are set aside, so that no process has any of either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlainHost {
+    /// What each process has in huge pages: nothing, or not told by a kernel that has none.
+    hugetlb: Option<u64>,
+}
+
+impl PlainHost {
+    /// Parses a `/proc/meminfo`; `None` where the host is none, or that can't be told.
+    pub fn parse(meminfo: &str) -> Option<Self> {
+        let hugetlb = kib(meminfo, "Hugetlb");
+        let is_plain = kib(meminfo, "SwapTotal")? == kib(meminfo, "SwapFree")?
+            && hugetlb.unwrap_or_default() == 0;
+        is_plain.then_some(Self { hugetlb })
+    }
+}
+
+/// The bytes on the line of this name in a text of the kernel's; `None` where there is none.
+fn kib(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    let kib: u64 = line.strip_prefix(':')?.trim().strip_suffix(" kB")?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
 /// How short of memory a guest is, from two readings of its figures.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Strain {
@@ -116,16 +140,18 @@ impl QemuMemory {
     /// Parses a `/proc/PID/status`; `None` for a process that has no memory, as one that ends.
     pub fn parse(status: &str) -> Option<Self> {
         // The kernel escapes newlines in a name, so that none can pose as a line.
-        let figure = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-            let kib: u64 = line.strip_prefix(':')?.trim().strip_suffix(" kB")?.parse().ok()?;
-            kib.checked_mul(1024)
-        };
         Some(Self {
-            rss: figure("VmRSS")?,
-            swap: figure("VmSwap"),
-            hugetlb: figure("HugetlbPages"),
+            rss: kib(status, "VmRSS")?,
+            swap: kib(status, "VmSwap"),
+            hugetlb: kib(status, "HugetlbPages"),
         })
+    }
+
+    /// The same from a `/proc/PID/statm`, in pages of so many bytes, of a process on such a host.
+    pub fn parse_statm(statm: &str, page_bytes: u64, host: PlainHost) -> Option<Self> {
+        let resident: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
+        let rss = resident.checked_mul(page_bytes).filter(|rss| *rss > 0)?;
+        Some(Self { rss, swap: Some(0), hugetlb: host.hugetlb })
     }
 }
 

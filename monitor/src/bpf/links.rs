@@ -1,6 +1,6 @@
 //! News of interfaces, and the kernel's counts of their packets, from one socket in each network namespace where a VM has a tap.
 //!
-//! Read once a tick and without waiting, so that a flood of news costs no more than the sockets hold; what they did not hold
+//! Read once a tick, if there is any, and without waiting, so that a flood of news costs no more than the sockets hold; what they did not hold
 //! is told as missed. Only namespaces that live in any case are listened to: a socket keeps its own alive. Messages:
 //! include/uapi/linux/{rtnetlink,if_link}.h of Linux 6.12.
 
@@ -96,6 +96,14 @@ impl Links {
         };
         links.listen(own, &netns);
         Ok(links)
+    }
+
+    /// What can be read from while there is news, of namespaces that are listened to later as well.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub(super) fn bell(&self) -> io::Result<OwnedFd> {
+        self.epoll.try_clone()
     }
 
     /// Listens in the namespace of this number. Whether it is listened to from now on.

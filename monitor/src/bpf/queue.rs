@@ -74,7 +74,7 @@ impl Queue {
             Request::Tend(tend) => {
                 let waiting = self.tend.get_or_insert_default();
                 waiting.verify.extend(tend.verify);
-                waiting.counts |= tend.counts;
+                waiting.counts = waiting.counts.take().or(tend.counts);
             }
             Request::Found(vms) => {
                 let number = self.found.take().map_or(self.numbers, |(number, _)| number);

@@ -32,6 +32,12 @@ impl Strangers {
         self.0.remove(&key);
     }
 
+    /// Whether ticks are to be told of, since one may be due.
+    pub(super) fn await_ticks(&self) -> bool {
+        let [_, last] = LOOKS;
+        self.0.values().any(|ticks| *ticks <= last)
+    }
+
     /// Another tick has passed: whether a tap is to be looked for among all QEMUs.
     pub(super) fn are_due(&mut self) -> bool {
         let [_, last] = LOOKS;
@@ -59,10 +65,13 @@ mod tests {
     #[test]
     fn a_tap_that_is_held_is_looked_for_twice_and_news_of_it_changes_nothing() {
         let mut strangers = Strangers::default();
+        assert!(!strangers.await_ticks());
         strangers.note((1, 7), &link(true, true));
         assert_eq!(ticks(&mut strangers, 3), [false, true, false]);
         strangers.note((1, 7), &link(true, true));
+        assert!(strangers.await_ticks());
         assert_eq!(ticks(&mut strangers, 5), [false, true, false, false, false]);
+        assert!(!strangers.await_ticks(), "it was looked for as often as it is");
     }
 
     #[test]

@@ -1,11 +1,13 @@
-//! Looking after taps that are attached, once a tick for all of them: takes in the news of their interfaces, compares the
+//! Looking after taps that are attached, in a tick in which there is a reason, for all of them: takes in the news of their interfaces, compares the
 //! kernel's counts with ours, and sees whether the programs still stand where that is asked.
 //!
 //! What is found is a reason to look at a VM, and changes nothing by itself.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use monitor_ebpf::NetworkCounters;
 use tracing::debug;
 
 use super::{
@@ -18,15 +20,16 @@ use super::{
     tap_hooks::{self, Hook},
     taps::TapPrograms,
 };
+use crate::sampler::CounterMaps;
 use flatline_qemu::discover::{VmId, in_netns};
 
 /// What is to be looked after in a tick.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Tend {
     /// VMs whose programs are to be looked for on their taps.
     pub(crate) verify: Vec<VmId>,
-    /// The kernel's counts are to be compared with ours, for all.
-    pub(crate) counts: bool,
+    /// The kernel's counts are to be compared with these of ours, for all.
+    pub(crate) counts: Option<Arc<CounterMaps>>,
 }
 
 /// What was found.
@@ -42,6 +45,8 @@ pub struct Tended {
     pub(crate) lagging: BTreeSet<VmId>,
     /// A tap appeared that is no VM's so far.
     pub(crate) appeared: bool,
+    /// The next tick is to be told of, whatever news there is: a tap that was heard of is to be looked for.
+    pub(crate) awaits_tick: bool,
 }
 
 impl TapPrograms {
@@ -50,14 +55,11 @@ impl TapPrograms {
         let Self { attached, strangers, links, .. } = self;
         links.news(&mut |netns, news| take(attached, strangers, netns, news, tended));
         tended.appeared = strangers.are_due();
+        tended.awaits_tick = strangers.await_ticks();
     }
 
-    /// Compares the kernel's counts with what `ours` says of a slot. Returns the VMs whose programs are to be looked for.
-    pub(super) fn compare(
-        &mut self,
-        ours: impl Fn(u32) -> Option<NetworkCounters>,
-        tended: &mut Tended,
-    ) -> Vec<VmId> {
+    /// Compares the kernel's counts with ours. Returns the VMs whose programs are to be looked for.
+    pub(super) fn compare(&mut self, ours: &CounterMaps, tended: &mut Tended) -> Vec<VmId> {
         let Self { attached, strangers, links, .. } = self;
         links.count(&mut |netns, news| match news {
             News::Packets { ifindex, received, sent } => {
@@ -76,7 +78,7 @@ impl TapPrograms {
             if of_slot.tally.is_still(from_guest, to_guest) {
                 continue;
             }
-            let Some(ours) = ours(slot) else { continue };
+            let Some(ours) = ours.network(slot) else { continue };
             let counts = |ours, kernel| Counts { ours, kernel };
             let to_guest = counts(ours.guest_rx_packets, to_guest);
             let lag = of_slot.tally.look(BothWays {

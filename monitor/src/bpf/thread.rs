@@ -5,12 +5,14 @@
 
 use std::{
     collections::HashSet,
+    os::fd::OwnedFd,
     sync::{Arc, mpsc},
     thread::JoinHandle,
     time::Duration,
 };
 
 use monitor_ebpf::FileKey;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::{mpsc as reports, oneshot, watch};
 use tracing::{error, info, warn};
 
@@ -98,6 +100,8 @@ pub struct ProbeThread {
     requests: mpsc::Sender<Request>,
     kvm: watch::Receiver<KvmHooks>,
     executables: Arc<Executables>,
+    /// Can be read from while there is news of interfaces.
+    bell: OwnedFd,
     thread: JoinHandle<()>,
 }
 
@@ -137,6 +141,7 @@ impl ProbeThread {
         unsafe { libc::malloc_trim(0) };
         let (sender, requests) = mpsc::channel();
         let (kvm_programs, kvm) = KvmPrograms::open(&pins)?;
+        let bell = taps.links.bell().map_err(ProbeError::News)?;
         let worker = Worker::new(loader, slots, taps, kvm_programs, pins, reports);
         let thread = std::thread::Builder::new()
             .name("probe".to_owned())
@@ -146,7 +151,7 @@ impl ProbeThread {
                 path: config.paths.bpffs_dir.clone(),
                 source,
             })?;
-        Ok((Self { requests: sender, kvm, executables, thread }, events, health))
+        Ok((Self { requests: sender, kvm, executables, bell, thread }, events, health))
     }
 
     /// Asks for a VM to be counted: for a slot, and for these taps and files of it, and no others. What is
@@ -158,6 +163,14 @@ impl ProbeThread {
     /// Asks for the taps that are attached to be looked after.
     pub(crate) fn tend(&self, tend: Tend) {
         self.send(Request::Tend(tend));
+    }
+
+    /// Whether there is news of interfaces that the taps are to be looked after for.
+    pub(crate) fn has_news(&self) -> bool {
+        let mut bell = [PollFd::new(&self.bell, PollFlags::IN)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // Where that can't be told, there may be.
+        poll(&mut bell, Some(&at_once)).map_or(true, |ready| ready > 0)
     }
 
     /// Asks for all that belongs to a VM to be detached and removed.

@@ -168,8 +168,7 @@ impl Worker {
         let mut tended = Tended::default();
         self.taps.hear(&mut tended);
         let mut verify = tend.verify.clone();
-        if tend.counts {
-            let ours = |slot| self.slots.network(slot).ok();
+        if let Some(ours) = &tend.counts {
             verify.extend(self.taps.compare(ours, &mut tended));
         }
         let slots = verify.iter().filter_map(|vm| self.slots.of(*vm));

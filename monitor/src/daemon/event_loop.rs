@@ -23,6 +23,7 @@ use super::{
     upkeep::Means,
     views::{Teller, Views},
     vm_lifecycle::let_go,
+    watchers::Looked,
 };
 use crate::{
     bpf::{AttachReport, ProbeReport, ProbeThread},
@@ -129,14 +130,7 @@ impl EventLoop {
             Message::Swept(all) => self.swept(&all),
             Message::Status(pid, status) => drop(self.registry.statuses.insert(pid, status)),
             Message::Gone(vm) => self.gone(vm),
-            Message::Refreshed(vm, mut looked) => {
-                let Some(watched) = vms.get_mut(&vm) else { return };
-                let has_become = looked.origin.take().is_some_and(|it| watched.belongs_to(it));
-                hotplug::refreshed(watched, looked, &self.sampler, &self.inboxes, now);
-                if has_become {
-                    self.look_for_duplicates(vm);
-                }
-            }
+            Message::Refreshed(looked) => self.refreshed(looked),
             Message::Cpus(vm, threads) => {
                 if let Some(watched) = vms.get_mut(&vm) {
                     hotplug::set_threads(watched, threads, true);
@@ -153,9 +147,10 @@ impl EventLoop {
             Message::Round { id, boot_began, testimony, notes } => {
                 self.answered(id, boot_began, testimony, notes);
             }
-            Message::Memory(vm, read) => {
-                if let Some(watched) = vms.get_mut(&vm) {
-                    watched.memory_read(*read, now);
+            Message::Memory(read) => {
+                for (vm, read) in read {
+                    let Some(watched) = vms.get_mut(&vm) else { continue };
+                    watched.memory_read(read, now);
                     self.registry.readings.plan(vm, watched.memory.due().unwrap_or(now));
                 }
             }
@@ -176,6 +171,19 @@ impl EventLoop {
             }
         }
         self.carry_out();
+    }
+
+    /// VMs were looked at again.
+    fn refreshed(&mut self, looked: Vec<(VmId, Looked)>) {
+        let now = self.now();
+        for (vm, mut looked) in looked {
+            let Some(watched) = self.registry.vms.get_mut(&vm) else { continue };
+            let has_become = looked.origin.take().is_some_and(|it| watched.belongs_to(it));
+            hotplug::refreshed(watched, looked, &self.sampler, &self.inboxes, now);
+            if has_become {
+                self.look_for_duplicates(vm);
+            }
+        }
     }
 
     /// QEMU said something on its monitor, or the session to it changed.
@@ -251,9 +259,9 @@ impl EventLoop {
         self.recovery.write_counted(&context);
         self.carry_out();
         let vms = &mut self.registry.vms;
-        self.registry.readings.begin(vms, &self.inboxes, now);
+        let readings = self.registry.readings.begin(vms, &self.inboxes, now);
         let Self { registry: Registry { upkeep, vms, .. }, sampler, inboxes, config, .. } = self;
-        upkeep.tick(&awake, &mut means(vms, sampler, inboxes, config, now));
+        upkeep.tick(&awake, readings, &mut means(vms, sampler, inboxes, config, now));
         let vms = &mut self.registry.vms;
         for id in &awake {
             vms.get_mut(id).into_iter().for_each(|watched| self.recovery.end_reports(watched));
@@ -374,5 +382,6 @@ fn means<'a>(
     config: &Config,
     now: Duration,
 ) -> Means<'a> {
-    Means { vms, probes: &sampler.probes, inboxes, tick: config.sample_interval, now }
+    let HostSampler { probes, counters, .. } = sampler;
+    Means { vms, probes, counters, inboxes, tick: config.sample_interval, now }
 }

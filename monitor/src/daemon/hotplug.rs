@@ -38,7 +38,7 @@ pub(super) fn refreshed(
                 let probe = sensors.taps.iter().find(|probe| probe.tap == *tap).cloned();
                 probe.unwrap_or_else(|| TapProbe::not_on(tap, PENDING))
             };
-            sensors.taps = plugged.taps.iter().map(as_known).collect();
+            sensors.set_taps(plugged.taps.iter().map(as_known).collect());
             Arc::make_mut(&mut watched.vm).plugged = plugged;
         }
     }
@@ -62,7 +62,7 @@ pub(super) fn refreshed(
 pub(super) fn look_for_user(watched: &WatchedVm, inboxes: &Inboxes) {
     if watched.vm.origin.uid == 0 && watched.link.run_state.is_none() {
         let look = Look { names: false, attach: false, ..Look::in_full(watched.vm.id) };
-        watchers::refresh(&[look], &inboxes.messages);
+        watchers::refresh(&[look], Vec::new(), &inboxes.messages);
     }
 }
 
@@ -111,13 +111,13 @@ pub(super) fn attached(
     }
     let sensors = &mut watched.sensors;
     sensors.slot = slot;
-    sensors.taps = taps;
+    sensors.set_taps(taps);
     let look = Look { names: false, ..Look::in_full(id) };
     if let Some(delay) = look_in {
         watchers::refresh_after(delay, look, inboxes.messages.clone());
     }
     if (is_worse || renamed) && sensors.looks.begin(now).is_some() {
-        watchers::refresh(&[look], &inboxes.messages);
+        watchers::refresh(&[look], Vec::new(), &inboxes.messages);
     }
 }
 

@@ -1,9 +1,9 @@
-//! Readings of VMs' memory: begun when they are due, a few a tick.
+//! Readings of VMs' memory: begun when they are due, a few a tick. Those that wait for nothing are carried out together.
 
-use std::{cmp::Reverse, collections::BinaryHeap, time::Duration};
+use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc, time::Duration};
 
 use super::message::{Inboxes, Message};
-use crate::vm::Vms;
+use crate::vm::{QemuReading, Vms};
 use flatline_qemu::discover::VmId;
 
 /// Readings that a tick begins at most: a thousand VMs that were found together take turns.
@@ -19,9 +19,15 @@ impl Readings {
         self.0.push(Reverse((due, vm)));
     }
 
-    /// Begins the readings that are due.
-    pub(super) fn begin(&mut self, vms: &mut Vms, inboxes: &Inboxes, now: Duration) {
-        let mut begun = 0;
+    /// Begins the readings that are due. Returns those that are to be carried out, since their guests are not asked.
+    pub(super) fn begin(
+        &mut self,
+        vms: &mut Vms,
+        inboxes: &Inboxes,
+        now: Duration,
+    ) -> Vec<QemuReading> {
+        let (mut begun, mut of_qemu) = (0, Vec::new());
+        let reader = Arc::default();
         while begun < MOST_A_TICK
             && let Some(&Reverse((due, id))) = self.0.peek()
             && due <= now
@@ -30,8 +36,13 @@ impl Readings {
             let Some(watched) = vms.get_mut(&id) else { continue };
             match watched.memory.due() {
                 Some(due) if due <= now => {
-                    let reading = watched.begin_memory_reading(now);
-                    inboxes.report(async move { Message::Memory(id, Box::new(reading.await)) });
+                    match watched.begin_memory_reading(&reader, now) {
+                        Ok(reading) => {
+                            inboxes
+                                .report(async move { Message::Memory(vec![(id, reading.await)]) });
+                        }
+                        Err(reading) => of_qemu.push(reading),
+                    }
                     begun += 1;
                 }
                 Some(later) => self.plan(id, later),
@@ -39,5 +50,6 @@ impl Readings {
                 None => {}
             }
         }
+        of_qemu
     }
 }

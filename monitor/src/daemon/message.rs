@@ -30,16 +30,16 @@ pub(super) enum Message {
     Status(u32, i32),
     /// A watched QEMU is gone.
     Gone(VmId),
-    /// What may have changed of it was looked at again.
-    Refreshed(VmId, Looked),
+    /// What may have changed of VMs was looked at again.
+    Refreshed(Vec<(VmId, Looked)>),
     /// Its vCPU threads, by QEMU's own account.
     Cpus(VmId, Vec<(u32, u32)>),
     /// Its run state, asked for after an event; the number orders the questions.
     RunState(VmId, u64, RunState),
     /// Its witnesses answered, of the boot that began then.
     Round { id: VmId, boot_began: Duration, testimony: Testimony, notes: Notes },
-    /// Its memory was read.
-    Memory(VmId, Box<MemoryRead>),
+    /// VMs' memory was read.
+    Memory(Vec<(VmId, MemoryRead)>),
     /// Its restart ended; these are all restarts of its incident so far.
     Restarted(VmId, Vec<Attempt>, Result<Restart, RestartError>),
     /// QEMU is to be told again what to do at a reset, after the restart with this number.

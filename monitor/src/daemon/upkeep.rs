@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Bound,
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,7 +18,8 @@ use super::{
 };
 use crate::{
     bpf::{DOUBTED_FOR, ProbeThread, Tend, Tended},
-    vm::{Vms, WatchedVm},
+    sampler::CounterMaps,
+    vm::{Detector, QemuReading, Vms, WatchedVm},
 };
 use flatline_qemu::discover::VmId;
 
@@ -26,6 +28,8 @@ const TURNS: Duration = Duration::from_secs(60);
 const TURN_TICKS: u128 = 60;
 /// Ticks between two comparisons of all counts, and between two looks at a VM of which something can't be heard or counted.
 const OFTEN: u32 = 10;
+/// Of the VMs that are awake, this part is looked at in one tick because of their silence.
+const SILENT_TOGETHER: usize = 5;
 /// An event tells that QEMU begins to do something, which takes it a moment.
 const MOMENT: Duration = Duration::from_secs(1);
 /// Events that go on put a look off for no longer than this.
@@ -47,6 +51,8 @@ pub(super) struct Upkeep {
     is_to_compare: bool,
     /// The taps are being looked after.
     is_tending: bool,
+    /// They are to be looked after in the next tick, whatever there is.
+    awaits_tick: bool,
 }
 
 /// A look at a VM that is to come.
@@ -60,6 +66,7 @@ struct Soon {
 pub(super) struct Means<'a> {
     pub(super) vms: &'a mut Vms,
     pub(super) probes: &'a ProbeThread,
+    pub(super) counters: &'a Arc<CounterMaps>,
     pub(super) inboxes: &'a Inboxes,
     /// The length of a tick.
     pub(super) tick: Duration,
@@ -67,8 +74,13 @@ pub(super) struct Means<'a> {
 }
 
 impl Upkeep {
-    /// Has those VMs looked at that are due, of which `awake` were sampled.
-    pub(super) fn tick(&mut self, awake: &[VmId], means: &mut Means<'_>) {
+    /// Has those VMs looked at that are due, of which `awake` were sampled, and carries these `readings` out with that.
+    pub(super) fn tick(
+        &mut self,
+        awake: &[VmId],
+        readings: Vec<QemuReading>,
+        means: &mut Means<'_>,
+    ) {
         self.ticks = self.ticks.wrapping_add(1);
         let Means { vms, tick, now, .. } = means;
         let (tick, now) = (*tick, *now);
@@ -87,12 +99,15 @@ impl Upkeep {
         for id in self.in_turn(vms.tree(), tick) {
             looks.extend(vms.get_mut(&id).and_then(|watched| look_at(watched, tick, now)));
         }
-        watchers::refresh(&looks, &means.inboxes.messages);
+        watchers::refresh(&looks, readings, &means.inboxes.messages);
         self.is_to_compare |= self.ticks.is_multiple_of(OFTEN);
-        if !self.is_tending {
+        let is_due = self.is_to_compare || self.awaits_tick || !self.unverified.is_empty();
+        // To wake the thread takes more than to look whether there is a reason.
+        if !self.is_tending && (is_due || means.probes.has_news()) {
             self.is_tending = true;
             let verify = std::mem::take(&mut self.unverified).into_iter().collect();
-            means.probes.tend(Tend { verify, counts: std::mem::take(&mut self.is_to_compare) });
+            let counts = std::mem::take(&mut self.is_to_compare).then(|| means.counters.clone());
+            means.probes.tend(Tend { verify, counts });
         }
     }
 
@@ -105,13 +120,18 @@ impl Upkeep {
         now: Duration,
         looks: &mut Vec<Look>,
     ) {
-        let most = awake.len().div_ceil(OFTEN as usize);
+        let most = awake.len().div_ceil(SILENT_TOGETHER);
         for id in awake {
             if looks.len() >= most {
                 return;
             }
             let Some(watched) = vms.get_mut(id) else { continue };
-            if watched.sensors.looks.are_due(watched.last_life(), now, tick) {
+            if watched.sensors.looks.are_due(
+                watched.last_life(),
+                now,
+                tick,
+                looked_at_after(watched, tick),
+            ) {
                 self.unverified.insert(*id);
                 looks.extend(look_at(watched, tick, now));
             }
@@ -146,8 +166,9 @@ impl Upkeep {
     /// The taps were looked after.
     pub(super) fn tended(&mut self, tended: &Tended, means: &mut Means<'_>) {
         self.is_tending = false;
-        let Tended { moved, missed, lost, lagging, appeared } = tended;
-        let Means { vms, probes, inboxes, tick, now } = means;
+        let Tended { moved, missed, lost, lagging, appeared, awaits_tick } = tended;
+        self.awaits_tick = *awaits_tick;
+        let Means { vms, probes, inboxes, tick, now, .. } = means;
         let (tick, now) = (*tick, *now);
         let mut looks = Vec::new();
         for id in moved {
@@ -174,7 +195,7 @@ impl Upkeep {
         if *appeared {
             looks.extend(vms.values_mut().filter_map(|watched| look_at(watched, tick, now)));
         }
-        watchers::refresh(&looks, &inboxes.messages);
+        watchers::refresh(&looks, Vec::new(), &inboxes.messages);
     }
 
     /// Notes whether something of a VM can't be heard or counted, so that it is looked at often.
@@ -193,11 +214,19 @@ impl Upkeep {
     }
 }
 
+/// The silence after which a VM is looked at: long before it means anything, and not at each pause of a guest that has little to
+/// do. One with an agent may be suspected sooner.
+fn looked_at_after(watched: &WatchedVm, tick: Duration) -> Duration {
+    let Detector { detection, watch, .. } = &watched.detector;
+    let half = if watch.boot.heartbeat.is_some() { tick } else { detection.policy.flat_for / 2 };
+    half.max(tick * 2)
+}
+
 /// Begins a look at a VM, in full where that is due; `None` where one is under way.
 fn look_at(watched: &mut WatchedVm, tick: Duration, now: Duration) -> Option<Look> {
-    let life = watched.last_life();
+    let (life, after) = (watched.last_life(), looked_at_after(watched, tick));
     let looks = &mut watched.sensors.looks;
-    let (in_full, names) = (looks.are_due_in_full(life, now, tick), looks.tell_apart());
+    let (in_full, names) = (looks.are_due_in_full(life, now, tick, after), looks.tell_apart());
     let seen = looks.begin(now)?;
     let names = names || in_full || watched.sensors.threads.is_empty();
     Some(Look { vm: watched.vm.id, unless: (!in_full).then_some(seen), names, attach: false })

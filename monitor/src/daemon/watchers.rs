@@ -23,7 +23,10 @@ use super::{
     message::Message,
     starts::{Leave, Outlets},
 };
-use crate::bpf::{Executables, ProcessEvents, parse_process_event};
+use crate::{
+    bpf::{Executables, ProcessEvents, parse_process_event},
+    vm::QemuReading,
+};
 use flatline_qemu::discover::{
     self, Extent, OpenDevices, Origin, Passed, Scope, VcpuThreads, Vm, VmId,
 };
@@ -113,7 +116,7 @@ pub(super) fn inspect(pid: u32, scope: Scope, leave: Leave, messages: UnboundedS
 
 /// VMs that are looked at by one thread, one after the other: waking a thread for each would cost more than
 /// the looks. One that hangs delays the others.
-const LOOKED_AT_TOGETHER: usize = 16;
+const LOOKED_AT_TOGETHER: usize = 32;
 /// Threads that look at many at once.
 const LOOKED_AT_BY: usize = 8;
 
@@ -136,17 +139,24 @@ impl Look {
         Self { vm, unless: None, names: true, attach: true }
     }
 
-    fn look(self) -> Looked {
-        let Self { vm, unless, names, attach } = self;
-        let mut seen = Extent::of(vm.pid);
+    /// Whether what it has open is to be read, and its threads' names, where it has so much of either.
+    fn is_due(&self, seen: Extent) -> (bool, bool) {
+        let differs = |of: fn(Extent) -> Option<u64>| {
+            self.unless.is_none_or(|before| may_differ(of(before), of(seen)))
+        };
+        (differs(|extent| extent.descriptors), self.names || differs(|extent| extent.threads))
+    }
+
+    /// Looks at one that has so much.
+    fn look(self, mut seen: Extent) -> Looked {
+        let (has_plugged, are_told) = self.is_due(seen);
+        let Self { vm, attach, .. } = self;
         let (mut plugged, mut origin) = (None, None);
-        if unless.is_none_or(|before| may_differ(before.descriptors, seen.descriptors)) {
+        if has_plugged {
             plugged = logged(vm, discover::plugged(vm.pid));
             origin = logged(vm, Origin::of(vm.pid));
             seen.descriptors = seen.descriptors.filter(|_| plugged.is_some());
         }
-        let are_told =
-            names || unless.is_none_or(|before| may_differ(before.threads, seen.threads));
         Looked { plugged, origin, seen, threads: are_told.then(|| named_vcpus(vm)), attach }
     }
 }
@@ -171,24 +181,52 @@ pub(super) struct Looked {
     pub(super) attach: bool,
 }
 
-/// Looks again at what may have changed since QEMUs were found.
-pub(super) fn refresh(looks: &[Look], messages: &UnboundedSender<Message>) {
+/// Looks again at what may have changed since QEMUs were found, once these `readings` are carried out.
+pub(super) fn refresh(
+    looks: &[Look],
+    readings: Vec<QemuReading>,
+    messages: &UnboundedSender<Message>,
+) {
     let together = looks.len().div_ceil(LOOKED_AT_BY).max(LOOKED_AT_TOGETHER);
-    for some in looks.chunks(together) {
-        let (some, messages) = (some.to_vec(), messages.clone());
-        spawn_blocking(move || {
-            for look in some {
-                let _ = messages.send(Message::Refreshed(look.vm, look.look()));
-            }
-        });
+    let mut chunks = looks.chunks(together);
+    let first = chunks.next().unwrap_or_default();
+    if !first.is_empty() || !readings.is_empty() {
+        carry_out(first.to_vec(), readings, messages.clone());
     }
+    chunks.for_each(|some| carry_out(some.to_vec(), Vec::new(), messages.clone()));
+}
+
+/// On a thread of their own, which wakes the loop for many of them at once.
+fn carry_out(looks: Vec<Look>, readings: Vec<QemuReading>, messages: UnboundedSender<Message>) {
+    spawn_blocking(move || {
+        // The loop may have ended.
+        let report = |seen: &mut Vec<(VmId, Looked)>| {
+            if !seen.is_empty() {
+                let _ = messages.send(Message::Refreshed(std::mem::take(seen)));
+            }
+        };
+        if !readings.is_empty() {
+            let read = readings.into_iter().map(QemuReading::read).collect();
+            let _ = messages.send(Message::Memory(read));
+        }
+        let mut seen = Vec::new();
+        for look in looks {
+            let extent = Extent::of(look.vm.pid);
+            if look.is_due(extent) != (false, false) {
+                // To read more of one may hang.
+                report(&mut seen);
+            }
+            seen.push((look.vm, look.look(extent)));
+        }
+        report(&mut seen);
+    });
 }
 
 /// Looks again at a VM once `delay` is over.
 pub(super) fn refresh_after(delay: Duration, look: Look, messages: UnboundedSender<Message>) {
     tokio::spawn(async move {
         sleep(delay).await;
-        refresh(&[look], &messages);
+        refresh(&[look], Vec::new(), &messages);
     });
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use aya::maps::{Array, Map, MapData, MapError};
-use monitor_ebpf::{InFlightSet, TAP_PROBES, TapRow, VmRow, tap_home};
+use monitor_ebpf::{InFlightSet, NetworkCounters, TAP_PROBES, TapRow, VmRow, tap_home};
 use tracing::debug;
 
 use super::{
@@ -44,6 +44,11 @@ impl CounterMaps {
     pub(crate) fn row(&self, vm: VmId, slot: u32) -> Reading<VmRow> {
         let row = self.vms.get(slot).filter(|row| row.is_of(vm.pid, vm.start_ticks));
         row.ok_or_else(|| Missing::new("its row", "its slot is another VM's"))
+    }
+
+    /// What is counted in `slot` on the taps of the VM that has it.
+    pub(crate) fn network(&self, slot: u32) -> Option<NetworkCounters> {
+        self.vms.get(slot).map(|row| row.network())
     }
 
     /// All rows, used or not, in the order of their slots.

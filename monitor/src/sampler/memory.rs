@@ -1,11 +1,16 @@
-//! Host memory of a QEMU, from `/proc/PID/status`.
+//! Host memory of a QEMU, from `/proc/PID/statm`, or from `/proc/PID/status` where some of it may be swapped out or in huge
+//! pages, which `statm` doesn't tell.
 //!
-//! One file has it all: `statm` has no swap. It takes
-//! no walk through the process's page tables, under its lock, as `smaps_rollup` does: 4 µs, as against 2 µs for `statm`
-//! and 1.5 ms for `smaps_rollup` of half a GiB (Linux 6.18). Its figures may be off by some pages a CPU that the kernel
-//! didn't add up yet (proc(5), `VmRSS`).
+//! Neither takes a walk through the process's page tables, under its lock, as `smaps_rollup` does: 4 µs for `status`, as
+//! against 2 µs for `statm` and 1.5 ms for `smaps_rollup` of half a GiB (Linux 6.18), and 40 and 10 µs where nothing of it is in
+//! the CPU's caches, as of one VM of a thousand. Their figures may be off by some pages a CPU that the kernel didn't add up yet
+//! (proc(5), `VmRSS`).
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::{
+    fs,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::OnceLock,
+};
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -14,17 +19,35 @@ use rustix::{
 
 use super::{Missing, QemuMemory, Reading};
 use flatline_qemu::discover;
+use flatline_samples::PlainHost;
 
 const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
-/// Reads that of `pid`; missing if the process of the pidfd is no longer there, and `pid` may be another one.
-pub(crate) fn read(pid: u32, pidfd: &OwnedFd) -> Reading<QemuMemory> {
-    let missing = |why: String| Missing::new("QEMU's memory", why);
-    let status = discover::status(pid).map_err(|error| missing(error.to_string()))?;
-    if !lives(pidfd).map_err(|error| missing(error.to_string()))? {
-        return Err(missing("the process has ended".to_owned()));
+/// Reads that of QEMUs, of which a few are read at about the same time.
+#[derive(Debug, Default)]
+pub(crate) struct MemoryReader {
+    /// What the host is like, once that was looked at.
+    host: OnceLock<Option<PlainHost>>,
+}
+
+impl MemoryReader {
+    /// Reads that of `pid`; missing if the process of the pidfd is no longer there, and `pid` may be another one.
+    pub(crate) fn read(&self, pid: u32, pidfd: &OwnedFd) -> Reading<QemuMemory> {
+        let missing = |why: String| Missing::new("QEMU's memory", why);
+        let unread = |error: discover::DiscoverError| missing(error.to_string());
+        let look = || PlainHost::parse(&fs::read_to_string("/proc/meminfo").ok()?);
+        let memory = match self.host.get_or_init(look) {
+            Some(host) => {
+                let statm = discover::statm(pid).map_err(unread)?;
+                QemuMemory::parse_statm(&statm, rustix::param::page_size() as u64, *host)
+            }
+            None => QemuMemory::parse(&discover::status(pid).map_err(unread)?),
+        };
+        if !lives(pidfd).map_err(|error| missing(error.to_string()))? {
+            return Err(missing("the process has ended".to_owned()));
+        }
+        memory.ok_or_else(|| missing("it has none, as one that ends".to_owned()))
     }
-    QemuMemory::parse(&status).ok_or_else(|| missing("its status has no VmRSS".to_owned()))
 }
 
 /// Whether the process is there, which its pidfd tells: it can be read from its end on (pidfd_open(2)).
@@ -48,12 +71,18 @@ mod tests {
             pidfd_open(pid, PidfdFlags::empty()).expect("it is there")
         };
         let own = std::process::id();
-        let memory = read(own, &pidfd(own)).unwrap();
+        let reader = MemoryReader::default();
+        let memory = reader.read(own, &pidfd(own)).unwrap();
         assert!(memory.rss > 1 << 20, "{memory:?}");
         let mut ended = Command::new("true").spawn().expect("coreutils");
         let of_ended = pidfd(ended.id());
         ended.wait().unwrap();
         // As if its pid were ours now.
-        assert!(read(own, &of_ended).is_err());
+        assert!(reader.read(own, &of_ended).is_err());
+        // Whatever the host is like, its status tells the same.
+        let of_any = MemoryReader { host: OnceLock::from(None) };
+        let by_status = of_any.read(own, &pidfd(own)).unwrap();
+        assert!(by_status.rss.abs_diff(memory.rss) < 64 << 20, "{by_status:?} {memory:?}");
+        assert!(of_any.read(own, &of_ended).is_err());
     }
 }

@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use flatline_qemu::discover::Extent;
 
-/// Ticks of silence after which a VM is looked at, and in full.
-const SILENT: u32 = 2;
-const SILENT_FOR_LONG: u32 = 5;
+/// Ticks of silence, beyond those after which a VM is looked at, after which that is in full.
+const SILENT_FOR_LONG: u32 = 3;
 /// Ticks between two looks at a silent VM.
 const SILENT_EVERY: u32 = 10;
 /// Ticks between two looks in full, though it has as many descriptors as before: one may have been closed and another opened.
@@ -34,17 +33,29 @@ pub(crate) struct Looks {
 }
 
 impl Looks {
-    /// Whether a VM that last lived at `life` is to be looked at because it is silent.
-    pub(crate) fn are_due(&self, life: Duration, now: Duration, tick: Duration) -> bool {
+    /// Whether a VM that last lived at `life` is to be looked at because it has been silent for so long, `after`.
+    pub(crate) fn are_due(
+        &self,
+        life: Duration,
+        now: Duration,
+        tick: Duration,
+        after: Duration,
+    ) -> bool {
         !self.under_way
-            && now.saturating_sub(life) >= tick * SILENT - tick / 2
+            && now.saturating_sub(life) >= after.saturating_sub(tick / 2)
             && self.begun.is_none_or(|begun| begun < life || now >= begun + tick * SILENT_EVERY)
     }
 
     /// Whether the next one of a VM that last lived at `life` is to be in full.
-    pub(crate) fn are_due_in_full(&self, life: Duration, now: Duration, tick: Duration) -> bool {
+    pub(crate) fn are_due_in_full(
+        &self,
+        life: Duration,
+        now: Duration,
+        tick: Duration,
+        after: Duration,
+    ) -> bool {
         let Some(last) = self.in_full else { return true };
-        if now.saturating_sub(life) >= tick * SILENT_FOR_LONG {
+        if now.saturating_sub(life) >= after + tick * SILENT_FOR_LONG {
             last < life || now >= last + tick * IN_FULL
         } else {
             now >= last + tick * IN_FULL_OF_LIVING
@@ -101,12 +112,12 @@ mod tests {
         Extent { descriptors: Some(30), threads: Some(threads) }
     }
 
-    /// The seconds in which a VM that last lived at 0 is looked at, and whether in full.
-    fn looks(looks: &mut Looks, seconds: u64) -> Vec<(u64, bool)> {
+    /// The seconds in which a VM that last lived at 0 is looked at, which is so long `after`, and whether in full.
+    fn looks(looks: &mut Looks, seconds: u64, after: Duration) -> Vec<(u64, bool)> {
         let mut found = Vec::new();
         for second in 1..=seconds {
-            if looks.are_due(at(0), at(second), TICK) {
-                let in_full = looks.are_due_in_full(at(0), at(second), TICK);
+            if looks.are_due(at(0), at(second), TICK, after) {
+                let in_full = looks.are_due_in_full(at(0), at(second), TICK, after);
                 looks.begin(at(second)).unwrap();
                 looks.end(extent(3), false);
                 if in_full {
@@ -122,25 +133,29 @@ mod tests {
     fn a_silent_vm_is_looked_at_soon_and_in_full_and_then_every_ten_ticks() {
         let mut of =
             Looks { begun: Some(at(0) - TICK), in_full: Some(at(0) - TICK), ..Looks::default() };
-        let found = looks(&mut of, 80);
+        let found = looks(&mut of, 80, TICK * 2);
         assert_eq!(found[..3], [(2, false), (12, true), (22, false)]);
         let in_full: Vec<u64> = found.iter().filter(|(_, full)| *full).map(|(at, _)| *at).collect();
         assert_eq!(in_full, [12, 72]);
         assert_eq!(found.len(), 8);
+        let mut of =
+            Looks { begun: Some(at(0) - TICK), in_full: Some(at(0) - TICK), ..Looks::default() };
+        assert_eq!(looks(&mut of, 30, TICK * 5), [(5, false), (15, true), (25, false)]);
     }
 
     #[test]
     fn a_vm_that_was_never_looked_at_is_looked_at_in_full_and_a_living_one_seldom() {
         let mut of = Looks::default();
-        assert!(of.are_due_in_full(at(0), at(0), TICK));
+        let after = TICK * 2;
+        assert!(of.are_due_in_full(at(0), at(0), TICK, after));
         of.begin(at(0)).unwrap();
         assert_eq!(of.begin(at(1)), None, "one is under way");
-        assert!(!of.are_due(at(0), at(100), TICK));
+        assert!(!of.are_due(at(0), at(100), TICK, after));
         of.end(extent(3), true);
         of.read_in_full(at(0));
-        assert!(!of.are_due(at(99), at(100), TICK), "it lives");
-        assert!(!of.are_due_in_full(at(899), at(899), TICK));
-        assert!(of.are_due_in_full(at(900), at(900), TICK));
+        assert!(!of.are_due(at(99), at(100), TICK, after), "it lives");
+        assert!(!of.are_due_in_full(at(899), at(899), TICK, after));
+        assert!(of.are_due_in_full(at(900), at(900), TICK, after));
         assert_eq!(of.asked_for_from(TICK), at(3));
     }
 

@@ -17,9 +17,13 @@ use super::WatchedVm;
 use crate::{
     api::view::MemoryView,
     balloon::{Balloon, Turns, Wait, last_update},
+    sampler::memory::MemoryReader,
 };
 use flatline_detector::verdict::{Input, Monitor, State};
-use flatline_qemu::qmp::{QmpError, QmpHandle, Transport};
+use flatline_qemu::{
+    discover::{Vm, VmId},
+    qmp::{QmpError, QmpHandle, Transport},
+};
 use flatline_samples::{GuestMemory, Memory, Missing, QemuMemory, Reading, RunState, Strain};
 
 /// How an answer is waited for. Looks are further apart than a brief session keeps its connection (100 ms), and a guest
@@ -116,6 +120,15 @@ enum Unread {
     NotNow(String),
 }
 
+/// A reading of a VM whose guest is not asked, which waits for nothing.
+pub(crate) struct QemuReading {
+    vm: Arc<Vm>,
+    reader: Arc<MemoryReader>,
+    boot_began: Duration,
+    balloon: Option<Balloon>,
+    why: Unread,
+}
+
 /// What it takes to read a guest's memory.
 struct Errand {
     qmp: QmpHandle,
@@ -201,25 +214,27 @@ impl MemoryWatch {
 }
 
 impl WatchedVm {
-    /// Begins a reading of its memory, which the future carries out.
+    /// Begins a reading of its memory by `reader`, which the future carries out, or the other where its guest is not asked.
     pub(crate) fn begin_memory_reading(
         &mut self,
+        reader: &Arc<MemoryReader>,
         now: Duration,
-    ) -> impl Future<Output = MemoryRead> + Send + use<> {
+    ) -> Result<impl Future<Output = MemoryRead> + Send + use<>, QemuReading> {
         let stop = CancellationToken::new();
         self.memory.reading = Some(stop.clone());
         self.memory.due = now + self.memory.told.every;
-        let known = self.memory.balloon.clone();
-        let errand = errand(self, stop);
         let (vm, boot_began) = (self.vm.clone(), self.detector.watch.boot.began);
-        async move {
-            // It waits for nothing.
-            let qemu = crate::sampler::memory::read(vm.id.pid, &vm.pidfd);
-            let (guest, balloon) = match errand {
-                Ok(errand) => errand.run().await,
-                Err(why) => (Err(why), known),
-            };
-            MemoryRead { boot_began, balloon, guest, qemu }
+        let reader = reader.clone();
+        match errand(self, stop) {
+            Ok(errand) => Ok(async move {
+                let qemu = reader.read(vm.id.pid, &vm.pidfd);
+                let (guest, balloon) = errand.run().await;
+                MemoryRead { boot_began, balloon, guest, qemu }
+            }),
+            Err(why) => {
+                let balloon = self.memory.balloon.clone();
+                Err(QemuReading { vm, reader, boot_began, balloon, why })
+            }
         }
     }
 
@@ -244,6 +259,15 @@ impl WatchedVm {
             self.memory.recorded = Some(now);
             self.step(&Input::Memory(memory), now);
         }
+    }
+}
+
+impl QemuReading {
+    /// Carries it out.
+    pub(crate) fn read(self) -> (VmId, MemoryRead) {
+        let Self { vm, reader, boot_began, balloon, why } = self;
+        let qemu = reader.read(vm.id.pid, &vm.pidfd);
+        (vm.id, MemoryRead { boot_began, balloon, guest: Err(why), qemu })
     }
 }
 

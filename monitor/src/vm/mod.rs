@@ -21,7 +21,7 @@ use std::{
 
 pub(crate) use detector::{Detector, detection_policy};
 pub(crate) use looks::Looks;
-pub(crate) use memory::{MemoryRead, MemoryTold, MemoryWatch};
+pub(crate) use memory::{MemoryRead, MemoryTold, MemoryWatch, QemuReading};
 pub(crate) use monitor_link::MonitorLink;
 pub(crate) use recorder::{RECORDING, Recorder};
 pub(crate) use rest::{Resting, Signs};

@@ -63,7 +63,7 @@ pub use origin::{Origin, is_there};
 pub use owner::{LibvirtScope, Owner, Ownership};
 pub use proc::{
     ThreadIds, VcpuThread, VcpuThreads, cgroup_lines, has_thread, process_state, start_ticks,
-    status, vcpu_threads,
+    statm, status, vcpu_threads,
 };
 pub use rights::{Rights, RightsError};
 pub use strangers::strangers;

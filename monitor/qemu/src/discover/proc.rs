@@ -21,6 +21,8 @@ const CMDLINE_BYTES: u64 = 2 << 20;
 const MOUNTINFO_BYTES: u64 = 4 << 20;
 /// A `status` with as many groups as Linux allows, and all the rest.
 const STATUS_BYTES: u64 = 1 << 20;
+/// Room that is made for a file's text before it is read.
+const ROOM_BYTES: usize = 2 << 10;
 /// `stat`, `comm` and `fdinfo` of a process are far shorter.
 const SMALL_FILE_BYTES: u64 = 16 << 10;
 /// Most supplementary groups that Linux gives a process (`NGROUPS_MAX`).
@@ -223,6 +225,14 @@ pub fn status(pid: u32) -> Result<String, DiscoverError> {
     read_text(pid, "status", STATUS_BYTES)
 }
 
+/// The text of `/proc/PID/statm`.
+///
+/// # Errors
+/// [`DiscoverError::Gone`] if there is no such process; otherwise if it cannot be read.
+pub fn statm(pid: u32) -> Result<String, DiscoverError> {
+    read_text(pid, "statm", SMALL_FILE_BYTES)
+}
+
 /// The numbers of a field (`Uid:`, ..) of a `status`, whose newlines the kernel escapes: no name can pose as such a line.
 /// `None` if there is no such field, or something else in it.
 pub(super) fn ids(status: &str, field: &str) -> Option<Vec<u32>> {
@@ -340,7 +350,8 @@ fn read_text(pid: u32, file: &str, limit_bytes: u64) -> Result<String, DiscoverE
 
 fn read_bounded(pid: u32, file: &str, limit_bytes: u64) -> Result<Vec<u8>, DiscoverError> {
     let read = || -> io::Result<Vec<u8>> {
-        let mut content = Vec::new();
+        // Room for most files, each of which is then read by one call, and its end by another.
+        let mut content = Vec::with_capacity(ROOM_BYTES);
         File::open(format!("/proc/{pid}/{file}"))?.take(limit_bytes).read_to_end(&mut content)?;
         Ok(content)
     };

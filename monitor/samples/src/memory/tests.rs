@@ -124,3 +124,25 @@ fn without_two_tellings_of_one_boot_with_all_figures_nothing_is_said() {
     // A first telling that lacks the rest is enough.
     assert!(thrashes(&GuestMemory { total: None, available: None, ..before }, &now));
 }
+
+#[test]
+fn a_host_without_swap_and_huge_pages_in_use_is_plain_and_its_processes_have_none() {
+    let host = |used: u64, huge: &str| {
+        let free = 2048 - used;
+        format!("MemTotal: 9 kB\nSwapTotal:    2048 kB\nSwapFree:  {free} kB\n{huge}")
+    };
+    assert_eq!(PlainHost::parse(&host(4, "Hugetlb: 0 kB\n")), None);
+    assert_eq!(PlainHost::parse(&host(0, "Hugetlb: 2048 kB\n")), None);
+    assert_eq!(PlainHost::parse("MemTotal: 9 kB\nSwapTotal: 0 kB\n"), None);
+    let plain = PlainHost::parse(&host(0, "HugePages_Total: 0\nHugetlb:  0 kB\n")).unwrap();
+    let memory = QemuMemory::parse_statm("5000 300 20 7 0 900 0\n", 4096, plain);
+    let expected = QemuMemory { rss: 300 * 4096, swap: Some(0), hugetlb: Some(0) };
+    assert_eq!(memory, Some(expected));
+    let without = PlainHost::parse(&host(0, "")).unwrap();
+    let memory = QemuMemory::parse_statm("5000 300 20 7 0 900 0\n", 4096, without).unwrap();
+    assert_eq!(memory.hugetlb, None);
+    // One that has ended, and what is none.
+    for statm in ["0 0 0 0 0 0 0\n", "", "9", "9 x"] {
+        assert_eq!(QemuMemory::parse_statm(statm, 4096, plain), None, "{statm}");
+    }
+}
