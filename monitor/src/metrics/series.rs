@@ -132,11 +132,9 @@ pub(super) fn push_label(labels: &mut String, name: &str, value: &str) {
 mod tests {
     use super::*;
 
-    fn text(
-        format: Format,
-        family: Family,
-        series: &[(&str, Option<(&str, &str)>, Value)],
-    ) -> String {
+    type Series<'a> = (&'a str, Option<(&'a str, &'a str)>, Value);
+
+    fn text(format: Format, family: Family, series: &[Series<'_>]) -> String {
         let mut text = SeriesText::after(String::new(), format);
         let mut written = text.family(family);
         series.iter().for_each(|(labels, more, value)| written.add(labels, *more, *value));
