@@ -117,14 +117,15 @@ pub const fn tap_home(netns: u32, ifindex: u32, mask: u32) -> u32 {
     netns.wrapping_mul(0x9e37_79b1).wrapping_add(ifindex) & mask
 }
 
-/// A set of `slots`: the QEMUs with pids that end in the same bits. As long as a line of the CPU's cache.
+/// A set of `slots`: the QEMUs with pids that end in the same bits. The first rows fill up first, so that nearly all are in
+/// one line of the CPU's cache.
 ///
-/// Every process on the host that reads a block is looked for here, and a hash map costs five times as much.
+/// A QEMU that reads a block is looked for here, and a hash map costs five times as much.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SlotSet {
     /// In no order.
-    pub rows: [SlotRow; 8],
+    pub rows: [SlotRow; 16],
 }
 
 /// Which slot a QEMU is counted in.
@@ -137,10 +138,10 @@ pub struct SlotRow {
     pub slot: u32,
 }
 
-/// How many sets `slots` has for so many VMs: a power of two, and so many that of pids by chance, one in
-/// a hundred thousand full hosts has nine in a set.
+/// How many sets `slots` has for so many VMs: a power of two, and so many that of pids by chance, less than one in
+/// a hundred thousand full hosts has seventeen in a set.
 pub const fn slot_sets(vms: u32) -> u32 {
-    vms.next_power_of_two() * 2
+    vms.next_power_of_two().div_ceil(2)
 }
 
 /// A key of `files`: a file or block device whose pages the host may write back.
@@ -294,7 +295,7 @@ const _: () = {
     assert!(offset_of!(TapRow, guest_ipv6) == 24);
     assert!(offset_of!(TapRow, guest_ipv6_mac) == 40);
     assert!(offset_of!(TapRow, guest_ipv6_vlan) == 46);
-    assert!(size_of::<SlotSet>() == 64);
+    assert!(size_of::<SlotSet>() == 128);
     assert!(size_of::<FileKey>() == 16);
     assert!(size_of::<InFlight>() == 16);
     assert!(size_of::<InFlightSet>() == 64);

@@ -39,7 +39,7 @@ pub(crate) static HEARTBEATS: Array<HeartbeatRow, 1024, MMAPABLE> = Array::new()
 /// The slot of each QEMU, by its pid; made and removed by user space alone, so that a look-up that fails
 /// means *not a VM of ours* and costs nothing more. See [`slot_of`](crate::slots::slot_of).
 #[btf_map]
-pub(crate) static SLOTS: Array<SlotSet, 2048, MMAPABLE> = Array::new();
+pub(crate) static SLOTS: Array<SlotSet, 512, MMAPABLE> = Array::new();
 
 /// What may be a VM's: asked before `slots` and `files`. Too small to be mapped, and so in memory that the kernel has in its
 /// largest pages.

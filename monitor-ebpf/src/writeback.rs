@@ -125,9 +125,14 @@ fn page_of(bio: *const u8) -> Option<*const u8> {
 
 #[inline(always)]
 fn is_tail(page: *const u8) -> bool {
+    low_half(head_of(page)) & TAIL_PAGE != 0
+}
+
+/// The first page of a compound one, and its mark as another page of it.
+#[inline(always)]
+fn head_of(page: *const u8) -> *const u8 {
     // SAFETY: the page is typed like the vector's field.
-    let head: *const u8 = unsafe { field(page, &PAGE_COMPOUND_HEAD_OFFSET) };
-    low_half(head) & TAIL_PAGE != 0
+    unsafe { field(page, &PAGE_COMPOUND_HEAD_OFFSET) }
 }
 
 /// The `address_space` of the file that a page belongs to.
@@ -141,10 +146,10 @@ fn mapping_of(page: *const u8) -> Option<*const u8> {
 /// The same of a page that may be any of a compound one, at its address.
 #[inline(always)]
 fn mapping_by_tail(bio: *const u8) -> Option<u64> {
-    let page = page_of(bio)? as u64;
-    let head: u64 = field_at(page, &PAGE_COMPOUND_HEAD_OFFSET)?;
-    let tail = u64::from(TAIL_PAGE);
-    let page = if head & tail == 0 { page } else { head - tail };
+    let page = page_of(bio)?;
+    let head = head_of(page);
+    let is_tail = low_half(head) & TAIL_PAGE != 0;
+    let page = if is_tail { (head as u64).wrapping_sub(TAIL_PAGE.into()) } else { page as u64 };
     let mapping: u64 = field_at(page, &PAGE_MAPPING_OFFSET)?;
     (mapping != 0 && mapping & u64::from(NO_FILE) == 0).then_some(mapping)
 }

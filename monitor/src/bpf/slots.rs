@@ -244,6 +244,11 @@ impl Slots {
                 result = Err(ProbeError::Map { map: "files", source });
             }
         }
+        if before.iter().any(|file| !files.contains(file))
+            && let Err(error) = self.show_present()
+        {
+            debug!("strangers are looked for where files of VM {vm} were: {error}");
+        }
         result
     }
 

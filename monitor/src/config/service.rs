@@ -68,7 +68,7 @@ keys! {
         /// taps counted at most; the next power of two
         probes.max_taps: u32 = 4096, PowerOfTwo;
         /// requests of all VMs followed at the same time, at most; the next power of two
-        probes.max_in_flight: u32 = 65536, PowerOfTwo;
+        probes.max_in_flight: u32 = 32768, PowerOfTwo;
     }
 }
 

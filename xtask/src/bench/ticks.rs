@@ -174,4 +174,4 @@ const TICK_REMEDY: &str = "A tick is a load for each VM that shows life; what is
 const MEMORY_REMEDY: &str = "About half is what is resident of the program and its libraries, whose pages the host's cache has \
     in any case; the other half is some 12 KiB for each VM, and 6 more where it has a monitor.";
 const MAPS_REMEDY: &str = "All maps are in it, also those whose size is that of `probes.max_taps` and \
-    `probes.max_in_flight`, and not of the VMs': the table of requests in flight alone is a MiB.";
+    `probes.max_in_flight`, and not of the VMs': the table of requests in flight alone is half a MiB.";
