@@ -127,7 +127,7 @@ fn requests(set: u32) -> Option<&'static mut InFlightSet> {
 
 #[inline(always)]
 fn marks(set: u32) -> Option<&'static mut [u8; 4]> {
-    let (row, at) = (set / MARKED_SETS as u32, set as usize % MARKED_SETS);
+    let (row, at) = (set / MARKED_SETS, (set % MARKED_SETS) as usize);
     // SAFETY: as above.
     IN_FLIGHT_MARKS.get_ptr_mut(row).map(|marks| unsafe { &mut (*marks).is_taken[at] })
 }

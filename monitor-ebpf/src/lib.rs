@@ -173,11 +173,11 @@ pub struct InFlightSet {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InFlightMarks {
     /// By set, and place in it; 0: free. A byte for each, so that each is written alone.
-    pub is_taken: [[u8; 4]; MARKED_SETS],
+    pub is_taken: [[u8; 4]; MARKED_SETS as usize],
 }
 
 /// Sets in a row of `in_flight_marks`.
-pub const MARKED_SETS: usize = 16;
+pub const MARKED_SETS: u32 = 16;
 
 /// A request in flight, or a free place for one.
 #[repr(C)]

@@ -90,7 +90,7 @@ impl Loader {
             )
             .map_max_entries("TAPS", max_taps)
             .map_max_entries("IN_FLIGHT", sets)
-            .map_max_entries("IN_FLIGHT_MARKS", sets.div_ceil(MARKED_SETS as u32))
+            .map_max_entries("IN_FLIGHT_MARKS", sets.div_ceil(MARKED_SETS))
             .override_global("NETNS", &netns, true)
             .override_global("TAPS_MASK", &taps_mask, true)
             .override_global("IN_FLIGHT_MASK", &in_flight_mask, true)

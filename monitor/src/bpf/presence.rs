@@ -55,7 +55,7 @@ impl PresenceMap {
     }
 
     fn write(&mut self) -> Result<(), MapError> {
-        self.map.set(0, &*self.present, 0)
+        self.map.set(0, *self.present, 0)
     }
 }
 
