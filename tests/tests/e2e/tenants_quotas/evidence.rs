@@ -54,13 +54,15 @@ fn dumps_of(tenants: &Tenants, name: &str) -> Result<usize> {
 
 fn dumps() -> Result<()> {
     let tenants = Tenants::new()?;
+    // Places for restarts are enough for all: nothing waits for one.
     let daemon = tenants.daemon(
-        "[recovery]\nmemory_dump = \"on\"\nmemory_dump_quota_mib = 8\nmemory_dump_limit = \"60s\"\nmax_restarts = 1",
-    )?;
-    // Before there is anything hostile.
+        "[recovery]\nmemory_dump = \"on\"\nmemory_dump_quota_mib = 8\nmemory_dump_limit = \"60s\"\nmax_restarts = 1\n\
+         max_restarts_per_minute = 60",
+    )?; // Before there is anything hostile.
     let _control = panics(&tenants, CONTROL, "control")?;
     let begun = Instant::now();
-    ensure!(list_of(&tenants, &daemon, "control")?.contains("the guest's memory ("));
+    let list = list_of(&tenants, &daemon, "control")?;
+    ensure!(list.contains("the guest's memory ("), "{list}");
     let usual = begun.elapsed();
 
     let slow = tenants.fake(HOSTILE, "slow", "dumps-slowly")?;
