@@ -54,7 +54,7 @@ enum State {
 
 /// How a guest ends: it halts for good, or reports a panic.
 fn manner(crashes: u32) -> (&'static str, &'static str) {
-    if crashes % 2 == 0 { ("hang", "x") } else { ("panic", "p") }
+    if crashes.is_multiple_of(2) { ("hang", "x") } else { ("panic", "p") }
 }
 
 impl Victims {
