@@ -140,6 +140,8 @@ impl TapPrograms {
             tap.clone_into(&mut known.tap);
             known.programs = programs;
         } else {
+            // Without a row, the programs may have been taken off since: for another user's tap.
+            self.rows.of(key).ok().flatten()?;
             let row = match self.rows.take(slot, tap) {
                 Ok(row) => row,
                 Err(error) => return Some(Attached::not_on(tap, &error)),
