@@ -151,7 +151,7 @@ impl Queue {
     }
 
     /// Up to `most` VMs whose taps were not looked at yet; from now on they were.
-    pub(super) fn to_look_at(&mut self, most: usize) -> Vec<&Waiting> {
+    pub(super) fn begin_look_at(&mut self, most: usize) -> Vec<&Waiting> {
         let waiting = self.by_user.values_mut().flatten();
         let new = waiting.filter(|waiting| !waiting.was_looked_at).take(most);
         new.map(|waiting| {
@@ -253,7 +253,7 @@ mod tests {
     fn taps_are_looked_at_once_for_each_request() {
         let mut queue = queue([attach(1, 7), attach(2, 8)]);
         let pids = |queue: &mut Queue| {
-            queue.to_look_at(9).iter().map(|waiting| waiting.vm.pid).collect::<Vec<_>>()
+            queue.begin_look_at(9).iter().map(|waiting| waiting.vm.pid).collect::<Vec<_>>()
         };
         assert_eq!(pids(&mut queue), [7, 8]);
         assert!(pids(&mut queue).is_empty());

@@ -130,7 +130,7 @@ impl Worker {
 
     /// Serves those at once, whichever turn it is, on whose taps the programs are already.
     fn attach_those_that_are(&mut self) {
-        let new = self.queue.to_look_at(LOOKED_AT_AT_ONCE);
+        let new = self.queue.begin_look_at(LOOKED_AT_AT_ONCE);
         if new.is_empty() {
             return;
         }
