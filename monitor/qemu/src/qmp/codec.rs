@@ -11,6 +11,7 @@
 
 mod message;
 mod outline;
+mod unasked;
 
 use bytes::{Buf, BufMut, BytesMut};
 use serde::Serialize;
@@ -132,15 +133,21 @@ impl QmpCodec {
             let Some(length) = end else { return Ok(None) };
             let Self { outline, .. } = std::mem::take(self);
             let message = buffer.split_to(length);
+            let (kind, id) = outline.into_parts();
             if length > MAX_UNASKED_BYTES {
-                let (kind, id) = outline.into_parts();
                 let most = id.filter(|_| kind == SkippedKind::Reply).map_or(0, most);
                 if length > most {
                     return Ok(Some(Message::Skipped { kind, id, excess: Excess::Unasked }));
                 }
             }
-            let value: Value = serde_json::from_slice(&message).map_err(CodecError::Json)?;
-            return Ok(Some(Message::from(value)));
+            let taken = match kind {
+                SkippedKind::Event(_) => unasked::event(&message),
+                SkippedKind::Unknown => unasked::unknown(&message),
+                SkippedKind::Greeting | SkippedKind::Reply => {
+                    serde_json::from_slice::<Value>(&message).map(Message::from)
+                }
+            };
+            return taken.map(Some).map_err(CodecError::Json);
         };
         let dropped = end.unwrap_or(buffer.len());
         buffer.advance(dropped);
