@@ -6,7 +6,7 @@
 //!             │                       │          any reply comes        │
 //!             ├─ no vCPUs yet ────────┼──► NotStarted (again in 500 ms) │
 //!             ├─ no greeting in 2 s ──┼──► Busy      (and waits for it) │
-//!             ├─ cannot connect, EOF ─┼──► Closed    (again in 250 ms, doubling to 5 s) ◄┤
+//!             ├─ cannot connect, EOF ─┼──► Closed    (again in 250 ms, doubling to 15 s) ◄┤
 //!             └─ impostor, nonsense, ─┴──► Refused   (again in 60 s) ◄──────────────────┘
 //!                flood
 //! ```

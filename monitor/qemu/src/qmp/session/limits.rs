@@ -19,7 +19,7 @@ pub struct Limits {
     pub refused_pause: Duration,
     /// From the first Closed to the next attempt: 250 ms; doubled each time.
     pub closed_pause_min: Duration,
-    /// The longest such pause: 5 s.
+    /// The longest such pause: 15 s. To look for a socket takes a look at each descriptor of its process.
     pub closed_pause_max: Duration,
     /// How long a notice may wait for the receiver: 1 s.
     pub notice: Duration,
@@ -56,7 +56,7 @@ impl Default for Limits {
             launch_pause: Duration::from_millis(500),
             refused_pause: Duration::from_secs(60),
             closed_pause_min: Duration::from_millis(250),
-            closed_pause_max: Duration::from_secs(5),
+            closed_pause_max: Duration::from_secs(15),
             notice: Duration::from_secs(1),
             unanswered: 16,
             messages_per_second: 2_000,
