@@ -120,7 +120,10 @@ fn tell(mut stream: &UnixStream, line: &str, wanted: &str) -> Result<String> {
     let mut said = Vec::new();
     let mut chunk = [0; 4096];
     loop {
-        let length = std::io::Read::read(&mut stream, &mut chunk).context("no answer")?;
+        let length = match std::io::Read::read(&mut stream, &mut chunk) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            read => read.context("no answer")?,
+        };
         if length == 0 {
             bail!("QEMU hung up: {}", String::from_utf8_lossy(&said));
         }

@@ -1,6 +1,7 @@
 //! The daemon's words to systemd, whose place a socket of the test takes.
 
 use std::{
+    io::ErrorKind::{Interrupted, WouldBlock},
     os::unix::{
         fs::{MetadataExt as _, PermissionsExt as _, chown},
         net::UnixDatagram,
@@ -50,7 +51,8 @@ impl Systemd {
                         break;
                     }
                 }
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                // A wait that has an end is interrupted, too, where the test is stopped and goes on (signal(7)).
+                Err(error) if matches!(error.kind(), WouldBlock | Interrupted) => {}
                 Err(error) => bail!(error),
             }
         }
