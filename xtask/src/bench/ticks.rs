@@ -169,8 +169,10 @@ impl Cost {
     }
 }
 
-const TICK_REMEDY: &str = "A tick is a load for each VM that shows life; what is above that is the samples of those that \
-    show none, the stretches that end, and what else the process does. Which of it could go was not looked into.";
+const TICK_REMEDY: &str = "A tick is a load for each VM that shows life. What is above that while all do is 33 readings of QEMUs' \
+    memory, some 10 us each, sweeps of `/proc`, and waking for them. One that shows none is sampled in full; its threads' \
+    times come from a walk over all threads of the host; and one that stays silent is suspected every ten seconds, which \
+    takes half a millisecond each time.";
 const MEMORY_REMEDY: &str = "About half is what is resident of the program and its libraries, whose pages the host's cache has \
     in any case; the other half is some 12 KiB for each VM, and 6 more where it has a monitor.";
 const MAPS_REMEDY: &str = "All maps are in it, also those whose size is that of `probes.max_taps` and \
