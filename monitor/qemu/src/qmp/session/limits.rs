@@ -11,7 +11,7 @@ pub struct Limits {
     pub handshake: Duration,
     /// For a message that was begun to be complete: 30 s. QEMU writes it at once, unless it is stopped meanwhile.
     pub message: Duration,
-    /// From one look at the sockets to the next while none greets: 5 s, short since a client may leave at any time.
+    /// From one look at the sockets to the next while none greets: 10 s. A connection that waits is greeted at once.
     pub busy_pause: Duration,
     /// From one look at a QEMU that has no vCPUs yet to the next: 500 ms.
     pub launch_pause: Duration,
@@ -52,7 +52,7 @@ impl Default for Limits {
             greeting: Duration::from_secs(2),
             handshake: Duration::from_secs(5),
             message: Duration::from_secs(30),
-            busy_pause: Duration::from_secs(5),
+            busy_pause: Duration::from_secs(10),
             launch_pause: Duration::from_millis(500),
             refused_pause: Duration::from_secs(60),
             closed_pause_min: Duration::from_millis(250),

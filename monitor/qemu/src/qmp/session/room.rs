@@ -14,9 +14,9 @@ use tokio::{sync::Notify, time::Instant};
 
 /// The most that all sessions hold, in bytes: a few of the longest messages that are taken.
 const MOST_BYTES: usize = 16 << 20;
-/// The most that the QEMUs of one user say within a second without having been asked, in bytes: some five thousand events of two
+/// The most that the QEMUs of one user say within a second without having been asked, in bytes: some 2,500 events of two
 /// hundred bytes.
-const MOST_UNASKED_BYTES: usize = 1 << 20;
+const MOST_UNASKED_BYTES: usize = 512 << 10;
 /// What that counts within.
 const SECOND: Duration = Duration::from_secs(1);
 
