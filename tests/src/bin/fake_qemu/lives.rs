@@ -10,7 +10,7 @@ use std::{
 use anyhow::Result;
 use serde_json::json;
 
-use super::talk::{GREETING, next_request};
+use super::talk::{GREETING, answer_next, next_request};
 
 /// From one byte to the next, of one that is patient and of one whose greeting takes a quarter of a minute.
 pub(super) const QUICK_BYTES: Duration = Duration::from_micros(500);
@@ -26,20 +26,15 @@ pub(super) fn live(mut client: UnixStream) -> Result<()> {
     client.write_all(GREETING.as_bytes())?;
     let mut requests = BufReader::new(client.try_clone()?);
     loop {
-        let request = next_request(&mut requests)?;
-        let answer = match request["execute"].as_str() {
-            Some("query-status") => {
-                json!({"status": "running", "singlestep": false, "running": true})
-            }
-            Some("query-cpus-fast") => {
+        answer_next(&mut client, &mut requests, |command| match command {
+            "query-status" => json!({"status": "running", "singlestep": false, "running": true}),
+            "query-cpus-fast" => {
                 let threads = THREADS.get().into_iter().flatten().enumerate();
                 threads.map(|(n, id)| json!({"cpu-index": n, "thread-id": id})).collect()
             }
-            Some(command) if command.starts_with("query-") => json!([]),
+            command if command.starts_with("query-") => json!([]),
             _ => json!({}),
-        };
-        let answer = json!({"return": answer, "id": request["id"]});
-        client.write_all(format!("{answer}\r\n").as_bytes())?;
+        })?;
     }
 }
 
@@ -49,16 +44,11 @@ pub(super) fn reset_without_end(mut client: UnixStream) -> Result<()> {
     let mut says = Some(client.try_clone()?);
     let mut requests = BufReader::new(client.try_clone()?);
     loop {
-        let request = next_request(&mut requests)?;
-        let answer = match request["execute"].as_str() {
-            Some("query-status") => {
-                json!({"status": "running", "singlestep": false, "running": true})
-            }
-            Some("query-cpus-fast") => json!([]),
+        answer_next(&mut client, &mut requests, |command| match command {
+            "query-status" => json!({"status": "running", "singlestep": false, "running": true}),
+            "query-cpus-fast" => json!([]),
             _ => json!({}),
-        };
-        let answer = json!({"return": answer, "id": request["id"]});
-        client.write_all(format!("{answer}\r\n").as_bytes())?;
+        })?;
         // No event comes before the first command is answered.
         if let Some(mut client) = says.take() {
             std::thread::spawn(move || {

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{
     floods::DEPTH,
-    talk::{GREETING, next_request, next_request_with},
+    talk::{GREETING, answer_next, next_request, next_request_with},
 };
 
 /// How long a reset takes that is slow.
@@ -31,17 +31,16 @@ pub(super) fn lie(mut client: UnixStream, takes: Duration) -> Result<()> {
     client.write_all(GREETING.as_bytes())?;
     let mut requests = BufReader::new(client.try_clone()?);
     loop {
-        let request = next_request(&mut requests)?;
-        std::thread::sleep(takes);
-        let answer = match request["execute"].as_str() {
-            Some("query-status") => {
-                json!({"status": "guest-panicked", "singlestep": false, "running": false})
+        answer_next(&mut client, &mut requests, |command| {
+            std::thread::sleep(takes);
+            match command {
+                "query-status" => {
+                    json!({"status": "guest-panicked", "singlestep": false, "running": false})
+                }
+                "query-cpus-fast" => json!([]),
+                _ => json!({}),
             }
-            Some("query-cpus-fast") => json!([]),
-            _ => json!({}),
-        };
-        let answer = json!({"return": answer, "id": request["id"]});
-        client.write_all(format!("{answer}\r\n").as_bytes())?;
+        })?;
     }
 }
 

@@ -23,6 +23,18 @@ pub(super) fn next_request(requests: &mut BufReader<UnixStream>) -> Result<Value
     serde_json::from_slice(&line).context("the client sent no JSON line")
 }
 
+/// Answers the next request as `answer` has it of a command.
+pub(super) fn answer_next(
+    client: &mut UnixStream,
+    requests: &mut BufReader<UnixStream>,
+    answer: impl FnOnce(&str) -> Value,
+) -> Result<()> {
+    let request = next_request(requests)?;
+    let answer = answer(request["execute"].as_str().unwrap_or_default());
+    let answer = json!({"return": answer, "id": request["id"]});
+    Ok(client.write_all(format!("{answer}\r\n").as_bytes())?)
+}
+
 /// The next request of which `bytes` may be the beginning, and the last descriptor that came with any.
 pub(super) fn next_request_with(
     client: &mut UnixStream,
