@@ -14,7 +14,7 @@ use crate::{
     kernel::{field, global, offsets},
     maps::LAYOUT,
     slots,
-    vms::{add, lane_of, lives},
+    vms::{add, add_atomically, counters_of, lives},
     writeback,
 };
 
@@ -87,7 +87,7 @@ pub(crate) fn block_submitted(ctx: BtfTracePointContext) -> i32 {
     if !counts() {
         return 0;
     }
-    let Some(lane) = lane_of(slot) else { return 0 };
+    let Some((lane, shared)) = counters_of(slot) else { return 0 };
     match opf & REQ_OP_MASK {
         REQ_OP_READ => {
             add(&mut lane.read_ops, 1);
@@ -99,21 +99,20 @@ pub(crate) fn block_submitted(ctx: BtfTracePointContext) -> i32 {
             add(&mut lane.write_ops, 1);
             add(&mut lane.write_bytes, u64::from(bytes));
             if own.is_none() {
-                add(&mut lane.writeback_ops, 1);
-                add(&mut lane.writeback_bytes, u64::from(bytes));
+                add_atomically(&mut shared.writeback_ops, 1);
+                add_atomically(&mut shared.writeback_bytes, u64::from(bytes));
             }
         }
         REQ_OP_FLUSH => add(&mut lane.flush_ops, 1),
         REQ_OP_DISCARD => {
-            add(&mut lane.discard_ops, 1);
-            add(&mut lane.discard_bytes, u64::from(bytes));
+            add_atomically(&mut shared.discard_ops, 1);
+            add_atomically(&mut shared.discard_bytes, u64::from(bytes));
         }
-        _ => add(&mut lane.other_ops, 1),
+        _ => add_atomically(&mut shared.other_ops, 1),
     }
-    // Of the line that only completions write, nothing is read unless it must.
     let pid = if own.is_some() { pid } else { lane.pid };
     if !in_flight::note(bio, Owner::new(slot, pid)) {
-        add(&mut lane.untracked_ops, 1);
+        add_atomically(&mut shared.untracked_ops, 1);
         warn!(&ctx, "VM {}: no room to follow a request", pid);
     }
     0
@@ -240,7 +239,7 @@ fn completed(place: Place, failed: bool) {
     }
     let request = place.take();
     let owner = request.owner;
-    let Some(lane) = lane_of(owner.slot()) else { return };
+    let Some((lane, shared)) = counters_of(owner.slot()) else { return };
     // The VM may have ended before its last request, and the slot be another's by now.
     if owner == Owner::new(owner.slot(), lane.pid) {
         let took_jiffies = request.age(lives(owner.slot()));
@@ -249,7 +248,7 @@ fn completed(place: Place, failed: bool) {
             add(&mut lane.completion_jiffies, took_jiffies);
         }
         if failed {
-            add(&mut lane.failed_ops, 1);
+            add_atomically(&mut shared.failed_ops, 1);
         }
     }
 }

@@ -24,7 +24,7 @@ use monitor_ebpf::{InFlight, InFlightSet, MARKED_SETS, Owner};
 use crate::{
     kernel::{global, low_half},
     maps::{IN_FLIGHT, IN_FLIGHT_MARKS},
-    vms::{add_atomically, lane_of},
+    vms::{add_atomically, counters_of},
 };
 
 /// The number of sets less one; the number is a power of two.
@@ -105,7 +105,7 @@ pub(crate) fn find(bio: *const u8) -> Option<Place> {
 
 #[inline(always)]
 fn forget(owner: Owner) {
-    if let Some(lane) = lane_of(owner.slot())
+    if let Some((lane, _)) = counters_of(owner.slot())
         && owner == Owner::new(owner.slot(), lane.pid)
     {
         // By the side that submits: a completion that interrupts it on this CPU adds to the same field.

@@ -13,10 +13,10 @@ mod presence;
 mod vm_row;
 
 pub use presence::Presence;
-pub use vm_row::{NetworkCounters, StorageCounters, VM_LANES, VmLane, VmRow};
+pub use vm_row::{NetworkCounters, StorageCounters, VM_LANES, VmLane, VmRow, VmShared};
 
 /// The generation of this layout. Pins of another generation are never read: they are replaced.
-pub const LAYOUT_VERSION: u32 = 9;
+pub const LAYOUT_VERSION: u32 = 10;
 
 /// Sender address of flatline's ARP and NDP probes: locally administered, so that no vendor owns it.
 ///

@@ -8,14 +8,14 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use aya_log_ebpf::debug;
-use monitor_ebpf::{TAP_PROBES, TapRow, VmLane, tap_home};
+use monitor_ebpf::{TAP_PROBES, TapRow, tap_home};
 
 use crate::{
     beat::{ETH_HEARTBEAT_BE, Heard, record_heartbeat},
     kernel::global,
     maps::TAPS,
     neighbour::{Answer, classify_neighbour},
-    vms::{add, lane_of, lives},
+    vms::{add, add_atomically, counters_of, lives},
 };
 
 /// Inode number of the network namespace in which this copy of the programs is attached to taps.
@@ -36,17 +36,20 @@ static TAPS_MASK: u32 = 0;
 /// tap go on. Cost: that of [`tap_to_guest`], and what [`classify_neighbour`] and [`record_heartbeat`] say.
 #[classifier]
 pub(crate) fn tap_from_guest(ctx: TcContext) -> i32 {
-    let Some((tap, lane)) = row(&ctx) else {
+    let Some(tap) = tap(sk_buff(&ctx).ifindex) else {
+        return TC_ACT_UNSPEC;
+    };
+    let Some((lane, shared)) = counters_of(tap.slot) else {
         return TC_ACT_UNSPEC;
     };
     add(&mut lane.guest_tx_packets, 1);
     add(&mut lane.guest_tx_bytes, u64::from(ctx.len()));
     if let Some(answer) = classify_neighbour(&ctx, sk_buff(&ctx), tap) {
-        add(&mut lane.probe_answers, 1);
-        add(&mut lane.probe_answer_bytes, u64::from(ctx.len()));
+        add_atomically(&mut shared.probe_answers, 1);
+        add_atomically(&mut shared.probe_answer_bytes, u64::from(ctx.len()));
         match answer {
-            Answer::Arp => add(&mut lane.arp_answers, 1),
-            Answer::Ndp => add(&mut lane.ndp_answers, 1),
+            Answer::Arp => add_atomically(&mut shared.arp_answers, 1),
+            Answer::Ndp => add_atomically(&mut shared.ndp_answers, 1),
             Answer::Reachability => {}
         }
         debug!(&ctx, "tap {}: an answer to a probe is taken out", tap.ifindex);
@@ -58,8 +61,8 @@ pub(crate) fn tap_from_guest(ctx: TcContext) -> i32 {
     };
     let now = lives(tap.slot);
     if heard == Some(Heard::Beat) {
-        add(&mut lane.heartbeats, 1);
-        add(&mut lane.heartbeat_bytes, u64::from(ctx.len()));
+        add_atomically(&mut shared.heartbeats, 1);
+        add_atomically(&mut shared.heartbeat_bytes, u64::from(ctx.len()));
         return TC_ACT_SHOT;
     }
     lane.guest_tx_last_jiffies = now;
@@ -73,21 +76,16 @@ pub(crate) fn tap_from_guest(ctx: TcContext) -> i32 {
 /// look-ups by index, see `docs/costs.md`.
 #[classifier]
 pub(crate) fn tap_to_guest(ctx: TcContext) -> i32 {
-    if let Some((_, lane)) = row(&ctx) {
+    if let Some(tap) = tap(sk_buff(&ctx).ifindex)
+        && let Some((lane, _)) = counters_of(tap.slot)
+    {
         add(&mut lane.guest_rx_packets, 1);
         add(&mut lane.guest_rx_bytes, u64::from(ctx.len()));
     }
     TC_ACT_UNSPEC
 }
 
-/// The tap that this packet crosses, and its VM's counters for this CPU.
-#[inline(always)]
-fn row(ctx: &TcContext) -> Option<(&'static mut TapRow, &'static mut VmLane)> {
-    let tap = tap(sk_buff(ctx).ifindex)?;
-    let lane = lane_of(tap.slot)?;
-    Some((tap, lane))
-}
-
+/// The tap that this packet crosses.
 #[inline(always)]
 fn tap(ifindex: u32) -> Option<&'static mut TapRow> {
     let (netns, mask) = (global(&NETNS), global(&TAPS_MASK));

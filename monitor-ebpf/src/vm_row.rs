@@ -1,4 +1,5 @@
-//! The row of a VM: what its guest did on its network and its storage, in lanes, and the counters that these add up to.
+//! The row of a VM: what its guest did on its network and its storage, what is frequent in lanes, and the counters that these
+//! add up to.
 
 /// Lanes of a row of `vms`: a program adds to the one that its CPU's number falls on.
 ///
@@ -14,10 +15,12 @@ pub const VM_LANES: usize = 2;
 pub struct VmRow {
     /// To be added up; see [`VM_LANES`].
     pub lanes: [VmLane; VM_LANES],
+    /// What is too rare to be worth lanes.
+    pub shared: VmShared,
 }
 
 /// A part of a row of `vms`, whose counters only grow. Each block of eight fields is a line of the CPU's cache, with what
-/// the same CPU writes at the same time: packets from the guest, packets to it, requests, their completions.
+/// the same CPU writes at the same time: packets, and requests with their completions.
 ///
 /// [`NetworkCounters`] and [`StorageCounters`] say what each counter means.
 #[repr(C)]
@@ -27,60 +30,69 @@ pub struct VmLane {
     pub guest_tx_packets: u64,
     pub guest_tx_bytes: u64,
     pub guest_tx_last_jiffies: u64,
-    pub probe_answers: u64,
-    pub probe_answer_bytes: u64,
-    pub arp_answers: u64,
-    pub ndp_answers: u64,
-    pub heartbeats: u64,
-
     pub guest_rx_packets: u64,
     pub guest_rx_bytes: u64,
-    pub heartbeat_bytes: u64,
-    pub discard_ops: u64,
-    pub discard_bytes: u64,
-    pub other_ops: u64,
-    pub untracked_ops: u64,
-    /// When QEMU's process started, in clock ticks after boot: pids come round again.
-    pub start_ticks: u64,
+    /// Fills the line.
+    pub spare: [u64; 3],
 
     pub read_ops: u64,
     pub read_bytes: u64,
     pub write_ops: u64,
     pub write_bytes: u64,
-    pub writeback_ops: u64,
-    pub writeback_bytes: u64,
     pub flush_ops: u64,
-    /// Fills the line.
-    pub spare: u64,
-
     pub completed_ops: u64,
-    pub failed_ops: u64,
     pub completion_jiffies: u64,
     /// QEMU's pid, the same in each lane; 0: the row is unused. It stands beside what a completion counts, which is for the
     /// VM only if it still has the slot.
     pub pid: u32,
-    /// Keeps the next field at a multiple of eight.
+    /// Fills the line.
     pub reserved: u32,
-    /// Fills the last line.
-    pub last_spare: [u64; 4],
+}
+
+/// The part of a row of `vms` that all CPUs add to, atomically: what comes once a second, or once in a while.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each field has its doc in the counters that it goes into")]
+pub struct VmShared {
+    /// When QEMU's process started, in clock ticks after boot: pids come round again.
+    pub start_ticks: u64,
+    pub probe_answers: u64,
+    pub probe_answer_bytes: u64,
+    pub arp_answers: u64,
+    pub ndp_answers: u64,
+    pub heartbeats: u64,
+    pub heartbeat_bytes: u64,
+    pub failed_ops: u64,
+
+    pub writeback_ops: u64,
+    pub writeback_bytes: u64,
+    pub discard_ops: u64,
+    pub discard_bytes: u64,
+    pub other_ops: u64,
+    pub untracked_ops: u64,
+    /// Fills the line.
+    pub spare: [u64; 2],
 }
 
 impl VmRow {
     /// A row of a VM that did nothing so far.
     pub fn of(pid: u32, start_ticks: u64) -> Self {
-        Self { lanes: [VmLane { pid, start_ticks, ..VmLane::default() }; VM_LANES] }
+        Self {
+            lanes: [VmLane { pid, ..VmLane::default() }; VM_LANES],
+            shared: VmShared { start_ticks, ..VmShared::default() },
+        }
     }
 
     /// Whether it is the row of this process.
     pub fn is_of(&self, pid: u32, start_ticks: u64) -> bool {
-        self.lanes.iter().all(|lane| (lane.pid, lane.start_ticks) == (pid, start_ticks))
+        self.shared.start_ticks == start_ticks && self.lanes.iter().all(|lane| lane.pid == pid)
     }
 
     fn sum(&self, counter: impl Fn(&VmLane) -> u64) -> u64 {
         self.lanes.iter().map(counter).sum()
     }
 
-    /// Packets of all lanes.
+    /// All that is counted of its packets.
     pub fn network(&self) -> NetworkCounters {
         let last = self.lanes.iter().map(|lane| lane.guest_tx_last_jiffies).max();
         NetworkCounters {
@@ -88,34 +100,34 @@ impl VmRow {
             guest_tx_bytes: self.sum(|lane| lane.guest_tx_bytes),
             guest_rx_packets: self.sum(|lane| lane.guest_rx_packets),
             guest_rx_bytes: self.sum(|lane| lane.guest_rx_bytes),
-            probe_answers: self.sum(|lane| lane.probe_answers),
-            probe_answer_bytes: self.sum(|lane| lane.probe_answer_bytes),
-            arp_answers: self.sum(|lane| lane.arp_answers),
-            ndp_answers: self.sum(|lane| lane.ndp_answers),
-            heartbeats: self.sum(|lane| lane.heartbeats),
-            heartbeat_bytes: self.sum(|lane| lane.heartbeat_bytes),
+            probe_answers: self.shared.probe_answers,
+            probe_answer_bytes: self.shared.probe_answer_bytes,
+            arp_answers: self.shared.arp_answers,
+            ndp_answers: self.shared.ndp_answers,
+            heartbeats: self.shared.heartbeats,
+            heartbeat_bytes: self.shared.heartbeat_bytes,
             guest_tx_last_jiffies: last.unwrap_or_default(),
         }
     }
 
-    /// Requests of all lanes.
+    /// All that is counted of its requests.
     pub fn storage(&self) -> StorageCounters {
         let mut counters = StorageCounters {
             read_ops: self.sum(|lane| lane.read_ops),
             read_bytes: self.sum(|lane| lane.read_bytes),
             write_ops: self.sum(|lane| lane.write_ops),
             write_bytes: self.sum(|lane| lane.write_bytes),
-            writeback_ops: self.sum(|lane| lane.writeback_ops),
-            writeback_bytes: self.sum(|lane| lane.writeback_bytes),
+            writeback_ops: self.shared.writeback_ops,
+            writeback_bytes: self.shared.writeback_bytes,
             flush_ops: self.sum(|lane| lane.flush_ops),
-            discard_ops: self.sum(|lane| lane.discard_ops),
-            discard_bytes: self.sum(|lane| lane.discard_bytes),
-            other_ops: self.sum(|lane| lane.other_ops),
+            discard_ops: self.shared.discard_ops,
+            discard_bytes: self.shared.discard_bytes,
+            other_ops: self.shared.other_ops,
             tracked_ops: 0,
             completed_ops: self.sum(|lane| lane.completed_ops),
-            failed_ops: self.sum(|lane| lane.failed_ops),
+            failed_ops: self.shared.failed_ops,
             completion_jiffies: self.sum(|lane| lane.completion_jiffies),
-            untracked_ops: self.sum(|lane| lane.untracked_ops),
+            untracked_ops: self.shared.untracked_ops,
         };
         // Each that was submitted is one or the other: a counter less to add to.
         counters.tracked_ops = counters.submitted().saturating_sub(counters.untracked_ops);
@@ -203,10 +215,11 @@ impl StorageCounters {
 
 const _: () = {
     use core::mem::{offset_of, size_of};
-    assert!(size_of::<VmLane>() == 256);
-    assert!(offset_of!(VmLane, guest_rx_packets) == 64);
-    assert!(offset_of!(VmLane, read_ops) == 128);
-    assert!(offset_of!(VmLane, completed_ops) == 192);
-    assert!(offset_of!(VmLane, pid) == 216);
-    assert!(size_of::<VmRow>() == 512);
+    assert!(size_of::<VmLane>() == 128);
+    assert!(offset_of!(VmLane, read_ops) == 64);
+    assert!(offset_of!(VmLane, pid) == 120);
+    assert!(size_of::<VmShared>() == 128);
+    assert!(offset_of!(VmShared, writeback_ops) == 64);
+    assert!(offset_of!(VmRow, shared) == 256);
+    assert!(size_of::<VmRow>() == 384);
 };

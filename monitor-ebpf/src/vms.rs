@@ -1,7 +1,7 @@
 //! Rows of VMs: which lane of one this CPU adds to, and the sign of life beside it.
 
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64};
-use monitor_ebpf::{VM_LANES, VmLane};
+use monitor_ebpf::{VM_LANES, VmLane, VmRow, VmShared};
 
 use crate::{
     kernel::global,
@@ -12,17 +12,17 @@ use crate::{
 #[unsafe(no_mangle)]
 static LANES_ARE_EXCLUSIVE: u32 = 0;
 
-/// The lane of this CPU in the row of a slot.
+/// The counters in the row of a slot that this CPU adds to: its lane, and those that all share.
 ///
 /// Of two programs that interrupt each other on the same CPU, one counts submissions and the other completions: they add to
-/// different fields.
+/// different fields of the lane.
 #[inline(always)]
-pub(crate) fn lane_of(slot: u32) -> Option<&'static mut VmLane> {
-    // SAFETY: array elements live as long as the map; several CPUs write a lane by atomic additions alone.
-    let row = unsafe { &mut *VMS.get_ptr_mut(slot)? };
+pub(crate) fn counters_of(slot: u32) -> Option<(&'static mut VmLane, &'static mut VmShared)> {
+    // SAFETY: array elements live as long as the map; several CPUs write a lane, and what is shared, by atomic additions alone.
+    let VmRow { lanes, shared } = unsafe { &mut *VMS.get_ptr_mut(slot)? };
     // SAFETY: plain call.
     let cpu = unsafe { bpf_get_smp_processor_id() } as usize;
-    Some(&mut row.lanes[cpu & (VM_LANES - 1)])
+    Some((&mut lanes[cpu & (VM_LANES - 1)], shared))
 }
 
 /// Adds to a counter of a lane.

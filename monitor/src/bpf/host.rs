@@ -34,11 +34,16 @@ pub(crate) const STARTS: &str = "process_started";
 /// The iterator's program, and what it iterates over.
 const ITERATOR: (&str, &str) = ("threads", "task");
 
-/// Room for the start and the end of each VM at the same moment, both in the kernel and in this process, which maps it twice over;
+/// Room for the start or the end of each VM at the same moment, both in the kernel and in this process, which maps it twice over;
 /// the kernel has eight bytes before each event. Of what finds no room a sweep tells.
-const EVENT_BYTES_FOR_EACH: u32 = 64;
+const EVENT_BYTES_FOR_EACH: u32 = 32;
 /// Room for what else the host executes, where all of that is told of.
-const LEAST_EVENT_BYTES: u32 = 64 << 10;
+const LEAST_EVENT_BYTES: u32 = 32 << 10;
+/// Room for files of each VM whose pages the host may write back.
+const FILES_OF_VM: u32 = 4;
+/// Room for what the programs log: what aya's logger has, and a page, the least that there can be, where they log nothing.
+const LOG_BYTES: u32 = 128 << 10;
+const NO_LOG_BYTES: u32 = 4 << 10;
 
 /// What every load of the object needs.
 #[derive(Debug)]
@@ -68,10 +73,11 @@ impl Loader {
     pub(super) fn load(&mut self, netns: u32, generation: u32) -> Result<Ebpf, ProbeError> {
         self.offsets()?;
         let Self { pins, probes, offsets, .. } = self;
-        let Probes { max_vms, max_taps, max_in_flight, log, .. } = *probes;
+        let Probes { max_vms, log, .. } = *probes;
         let level = log_level(log);
+        let log_bytes = if log == ProbeLog::Off { NO_LOG_BYTES } else { LOG_BYTES };
         // As `note` and `tap_home` of the programs have it: powers of two, less one.
-        let (taps_mask, sets) = (max_taps - 1, max_in_flight / 4);
+        let (taps_mask, sets) = (probes.taps() - 1, probes.requests() / 4);
         let in_flight_mask = sets - 1;
         let slots_mask = slot_sets(max_vms) - 1;
         let lanes_are_exclusive = u32::from(nr_cpus().is_ok_and(|cpus| cpus <= VM_LANES));
@@ -83,12 +89,13 @@ impl Loader {
             .map_max_entries("LIFE", max_vms)
             .map_max_entries("HEARTBEATS", max_vms)
             .map_max_entries("SLOTS", slot_sets(max_vms))
-            .map_max_entries("FILES", max_vms * 8)
+            .map_max_entries("FILES", max_vms * FILES_OF_VM)
             .map_max_entries(
                 "PROCESS_EVENTS",
                 LEAST_EVENT_BYTES.max(max_vms * EVENT_BYTES_FOR_EACH),
             )
-            .map_max_entries("TAPS", max_taps)
+            .map_max_entries("TAPS", probes.taps())
+            .map_max_entries("AYA_LOGS", log_bytes)
             .map_max_entries("IN_FLIGHT", sets)
             .map_max_entries("IN_FLIGHT_MARKS", sets.div_ceil(MARKED_SETS))
             .override_global("NETNS", &netns, true)

@@ -165,7 +165,7 @@ pub(super) fn remove_pin(path: &Path) -> Result<(), ProbeError> {
 
 /// The layout of this binary under this configuration.
 pub(super) fn layout(probes: &Probes) -> Layout {
-    let Probes { tap_hook: _, log, keep: _, max_vms, max_taps, max_in_flight } = probes;
+    let Probes { log, max_vms, .. } = probes;
     let digest = |write: &dyn Fn(&mut DefaultHasher)| {
         let mut hasher = DefaultHasher::new();
         write(&mut hasher);
@@ -174,7 +174,7 @@ pub(super) fn layout(probes: &Probes) -> Layout {
     Layout {
         version: LAYOUT_VERSION,
         generation: 0,
-        sizes: digest(&|hasher| (max_vms, max_taps, max_in_flight).hash(hasher)),
+        sizes: digest(&|hasher| (max_vms, probes.taps(), probes.requests()).hash(hasher)),
         programs: digest(&|hasher| {
             OBJECT.hash(hasher);
             // Programs that log are heard only by the daemon that loaded them.

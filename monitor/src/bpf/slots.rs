@@ -106,8 +106,8 @@ impl Slots {
         let handed_out: HashSet<u32> = known.values().copied().collect();
         self.free.extend((0..self.rows.len()).filter(|slot| !handed_out.contains(slot)));
         known.retain(|pid, slot| match self.rows.get(slot, 0) {
-            Ok(VmRow { lanes: [lane, ..] }) if lane.pid == *pid => {
-                let vm = VmId { pid: *pid, start_ticks: lane.start_ticks };
+            Ok(VmRow { lanes: [lane, ..], shared }) if lane.pid == *pid => {
+                let vm = VmId { pid: *pid, start_ticks: shared.start_ticks };
                 let taken = Taken { slot: *slot, uid: uid_of(*pid), files: Vec::new() };
                 self.taken.insert(vm, taken);
                 false

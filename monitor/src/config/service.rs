@@ -7,7 +7,7 @@ use toml::{Spanned, de::DeValue};
 
 use super::{
     keys::keys,
-    values::{Count, Directory, HOUR, Problem, Rule, Within, any, typed},
+    values::{Count, Directory, HOUR, Optional, Problem, Rule, Within, any, typed},
 };
 
 keys! {
@@ -65,10 +65,34 @@ keys! {
         probes.keep: bool = false, any::<bool>();
         /// VMs counted at most; 1 KiB each, whatever the number of CPUs
         probes.max_vms: u32 = 1024, MAP_SIZE;
-        /// taps counted at most; the next power of two
-        probes.max_taps: u32 = 4096, PowerOfTwo;
-        /// requests of all VMs followed at the same time, at most; the next power of two
-        probes.max_in_flight: u32 = 32768, PowerOfTwo;
+        /// taps counted at most; the next power of two; without it, two for each VM
+        probes.max_taps: Option<u32> = none like 2048, Optional(PowerOfTwo);
+        /// requests of all VMs followed at the same time, at most; the next power of two; without it, eight for each VM
+        probes.max_in_flight: Option<u32> = none like 8192, Optional(PowerOfTwo);
+    }
+}
+
+/// Taps for each VM that is counted, where the configuration doesn't say how many there may be.
+const TAPS_OF_VM: u32 = 2;
+/// Likewise requests in flight.
+const REQUESTS_OF_VM: u32 = 8;
+/// Few VMs have room for as many requests as a store takes at a time.
+const LEAST_REQUESTS: u32 = 4096;
+
+impl Probes {
+    /// Taps for which there is room: a power of two.
+    pub(crate) fn taps(&self) -> u32 {
+        self.max_taps.unwrap_or_else(|| self.room(TAPS_OF_VM))
+    }
+
+    /// Requests for which there is room: a power of two.
+    pub(crate) fn requests(&self) -> u32 {
+        self.max_in_flight.unwrap_or_else(|| self.room(REQUESTS_OF_VM).max(LEAST_REQUESTS))
+    }
+
+    /// So many for each VM.
+    fn room(&self, of_vm: u32) -> u32 {
+        self.max_vms.saturating_mul(of_vm).min(*MAP_SIZE.0.end()).next_power_of_two()
     }
 }
 

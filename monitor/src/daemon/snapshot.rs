@@ -146,8 +146,8 @@ impl EventLoop {
             programs: programs.collect(),
             maps: vec![
                 fill("vms", count(counted.count()), sizes.max_vms),
-                fill("taps", count(taps), sizes.max_taps),
-                fill(IN_FLIGHT, 0, sizes.max_in_flight),
+                fill("taps", count(taps), sizes.taps()),
+                fill(IN_FLIGHT, 0, sizes.requests()),
             ],
             uncounted_taps,
             most_vms: usize::try_from(sizes.max_vms).unwrap_or(usize::MAX),

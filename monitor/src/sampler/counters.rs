@@ -56,7 +56,7 @@ impl CounterMaps {
         (0..self.vms.len()).map_while(|slot| self.vms.get(slot))
     }
 
-    /// The age at `jiffies` of what is in flight, by slot; of none where that can't be read. Goes through half a megabyte of memory: for
+    /// The age at `jiffies` of what is in flight, by slot; of none where that can't be read. Goes through all of the map: for
     /// when something seems to be stalled.
     pub(crate) fn in_flight(&self, jiffies: u64) -> StdHashMap<u32, InFlightAges> {
         let in_flight = match self.in_flight.map() {

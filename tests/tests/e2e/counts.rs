@@ -239,12 +239,16 @@ fn binary_inside(netns: &Netns, rig: &Rig) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A field of the VM's row in the map `vms`, summed over its lanes.
+/// A field of the VM's row in the map `vms`: the one that all CPUs share, or the sum over its lanes.
 pub(crate) fn map_total(rig: &Rig, guest: &Guest, field: &str) -> Result<u64> {
     let rows = dump_vms(rig.dir())?;
     let row = rows.iter().find(|row| pid_of(row) == Some(u64::from(guest.pid())));
     let row = row.with_context(|| format!("no row of {} in {rows:?}", guest.name()))?;
-    let lanes = row["formatted"]["value"]["lanes"].as_array().context("no lanes")?;
+    let counters = &row["formatted"]["value"];
+    if let Some(shared) = counters["shared"][field].as_u64() {
+        return Ok(shared);
+    }
+    let lanes = counters["lanes"].as_array().context("no lanes")?;
     let figure = |lane: &Value| lane[field].as_u64();
     lanes.iter().map(|lane| figure(lane).with_context(|| format!("no {field}: {lane}"))).sum()
 }

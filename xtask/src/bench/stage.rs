@@ -142,8 +142,7 @@ impl<'a> Stage<'a> {
         config.boot_grace = settings.boot_grace;
         // As operators have it: what a tick leaves for Prometheus is part of what it costs.
         config.metrics = self.metrics.to_string();
-        let (vms, taps) = (settings.most_vms, settings.most_vms.max(4096));
-        config.extra_toml = format!("[probes]\nmax_vms = {vms}\nmax_taps = {taps}\n");
+        config.extra_toml = format!("[probes]\nmax_vms = {}\n", settings.most_vms);
         Daemon::start(&config, self.dir)
     }
 
