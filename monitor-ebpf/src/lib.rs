@@ -9,9 +9,11 @@
 #![no_std]
 
 pub mod heartbeat;
+mod page;
 mod presence;
 mod vm_row;
 
+pub use page::first_page;
 pub use presence::Presence;
 pub use vm_row::{NetworkCounters, StorageCounters, VM_LANES, VmLane, VmRow, VmShared};
 

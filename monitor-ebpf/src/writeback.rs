@@ -4,7 +4,7 @@
 //! later, so that the task says nothing; but the page belongs to an inode, and user space knows which
 //! inodes a QEMU has open.
 
-use monitor_ebpf::FileKey;
+use monitor_ebpf::{FileKey, first_page};
 
 use crate::{
     kernel::{field, field_at, global, low_half, offsets},
@@ -14,7 +14,7 @@ use crate::{
 offsets! {
     BIO_IO_VEC_OFFSET
     BIO_VEC_PAGE_OFFSET
-    PAGE_COMPOUND_HEAD_OFFSET
+    PAGE_COMPOUND_OFFSET
     PAGE_MAPPING_OFFSET
     MAPPING_HOST_OFFSET
     MAPPING_USERS_OFFSET
@@ -26,7 +26,7 @@ offsets! {
     WRITEBACK_KNOWN
 }
 
-/// Set in `page.compound_head` of all but the first page of a compound one.
+/// Set in what all but the first page of a compound one have of it.
 const TAIL_PAGE: u32 = 1;
 /// `PAGE_MAPPING_FLAGS`: the page belongs to no file (anonymous memory, as in direct I/O, or movable).
 const NO_FILE: u32 = 3;
@@ -125,14 +125,14 @@ fn page_of(bio: *const u8) -> Option<*const u8> {
 
 #[inline(always)]
 fn is_tail(page: *const u8) -> bool {
-    low_half(head_of(page)) & TAIL_PAGE != 0
+    low_half(compound_of(page)) & TAIL_PAGE != 0
 }
 
-/// The first page of a compound one, and its mark as another page of it.
+/// What a page has of the compound one that it belongs to: its mark as another page than the first, and the way to that.
 #[inline(always)]
-fn head_of(page: *const u8) -> *const u8 {
+fn compound_of(page: *const u8) -> *const u8 {
     // SAFETY: the page is typed like the vector's field.
-    unsafe { field(page, &PAGE_COMPOUND_HEAD_OFFSET) }
+    unsafe { field(page, &PAGE_COMPOUND_OFFSET) }
 }
 
 /// The `address_space` of the file that a page belongs to.
@@ -147,9 +147,7 @@ fn mapping_of(page: *const u8) -> Option<*const u8> {
 #[inline(always)]
 fn mapping_by_tail(bio: *const u8) -> Option<u64> {
     let page = page_of(bio)?;
-    let head = head_of(page);
-    let is_tail = low_half(head) & TAIL_PAGE != 0;
-    let page = if is_tail { (head as u64).wrapping_sub(TAIL_PAGE.into()) } else { page as u64 };
+    let page = first_page(page as u64, compound_of(page) as u64);
     let mapping: u64 = field_at(page, &PAGE_MAPPING_OFFSET)?;
     (mapping != 0 && mapping & u64::from(NO_FILE) == 0).then_some(mapping)
 }

@@ -27,7 +27,7 @@ use super::{ProbeError, ProgramHealth, host::Loader, pins::Pins, slots::open};
 use flatline_qemu::{discover::VmId, text::error_chain};
 
 /// The programs, and the tracepoints that they hook into.
-const PROGRAMS: [(&str, &str); 9] = [
+pub(crate) const PROGRAMS: [(&str, &str); 9] = [
     ("kvm_woken", "kvm_vcpu_wakeup"),
     ("kvm_entered", "kvm_entry"),
     ("kvm_injected", "kvm_inj_virq"),

@@ -48,7 +48,6 @@ use aya::{
     pin::PinError,
     programs::{ProgramError, links::LinkError},
 };
-use kernel_types::KernelTypesError;
 use thiserror::Error;
 use tracing::debug;
 
@@ -56,9 +55,12 @@ pub(crate) use bypass::DOUBTED_FOR;
 pub(crate) use executables::Executables;
 pub(crate) use host::parse_process_event;
 pub(crate) use host::{ProcessEvents, STARTS};
+pub(crate) use kernel_types::KernelTypesError;
 pub use kvm::KvmHooks;
+pub(crate) use kvm::PROGRAMS as KVM_PROGRAMS;
 pub(crate) use lock::DirectoryLock;
 pub(crate) use namespace::{namespace_of, near_namespace};
+pub(crate) use offsets::Offsets;
 pub use pins::THREADS;
 pub(crate) use tap_probe::TapProbe;
 pub(crate) use tending::{Tend, Tended};

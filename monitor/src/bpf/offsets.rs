@@ -25,7 +25,7 @@ const REQUIRED: [Offset; 10] = [
 const WRITEBACK: [Offset; 10] = [
     ("BIO_IO_VEC_OFFSET", &["bio", "bi_io_vec"]),
     ("BIO_VEC_PAGE_OFFSET", &["bio_vec", "bv_page"]),
-    ("PAGE_COMPOUND_HEAD_OFFSET", &["page", "compound_head"]),
+    ("PAGE_COMPOUND_OFFSET", &["page", "compound_head"]),
     ("PAGE_MAPPING_OFFSET", &["page", "mapping"]),
     ("MAPPING_HOST_OFFSET", &["address_space", "host"]),
     ("MAPPING_USERS_OFFSET", &["address_space", "i_mmap", "rb_root", "rb_node"]),
@@ -50,16 +50,19 @@ const EXECUTABLE: [Offset; 3] = [
     ("INODE_NUMBER_OFFSET", &["inode", "i_ino"]),
 ];
 
+/// Members that newer kernels call otherwise: since Linux 7.1.
+const RENAMED: [(&str, &str); 1] = [("compound_head", "compound_info")];
+
 /// The values of the globals, and what is lost where some can't be had.
 #[derive(Debug)]
-pub(super) struct Offsets {
+pub(crate) struct Offsets {
     pub(super) globals: Vec<(&'static str, u32)>,
     /// Whether written back pages can be told to be a VM's.
-    pub(super) writeback: Result<(), KernelTypesError>,
+    pub(crate) writeback: Result<(), KernelTypesError>,
     /// Whether threads' times can be read by a program.
-    pub(super) threads: Result<(), KernelTypesError>,
+    pub(crate) threads: Result<(), KernelTypesError>,
     /// Whether a program that is no QEMU can be passed over when a process executes it.
-    pub(super) executable: Result<(), KernelTypesError>,
+    pub(crate) executable: Result<(), KernelTypesError>,
 }
 
 impl Offsets {
@@ -67,9 +70,9 @@ impl Offsets {
     ///
     /// # Errors
     /// If that can't be read, or lacks what nothing works without.
-    pub(super) fn of_running_kernel() -> Result<Self, KernelTypesError> {
+    pub(crate) fn of_running_kernel() -> Result<Self, KernelTypesError> {
         let types = KernelTypes::of_running_kernel()?;
-        let resolve = |(global, path): &Offset| Ok((*global, types.offset_of(path)?));
+        let resolve = |(global, path): &Offset| Ok((*global, offset_of(&types, path)?));
         let mut globals = REQUIRED.iter().map(resolve).collect::<Result<Vec<_>, _>>()?;
         // A kernel that does not mark them writes nothing that could be taken for a guest's.
         let flag = |bit: &str| types.enumerator(bit).ok().and_then(|bit| 1_u32.checked_shl(bit));
@@ -87,4 +90,15 @@ impl Offsets {
         globals.push(("EXECUTABLE_KNOWN", u32::from(executable.is_ok())));
         Ok(Self { globals, writeback, threads, executable })
     }
+}
+
+/// The offset of a member by the name that it has on most kernels.
+fn offset_of(types: &KernelTypes, path: &[&str]) -> Result<u32, KernelTypesError> {
+    types.offset_of(path).or_else(|error| {
+        let renamed = path.split_last().and_then(|(member, before)| {
+            let (_, now) = RENAMED.iter().find(|(then, _)| then == member)?;
+            types.offset_of(&[before, &[*now]].concat()).ok()
+        });
+        renamed.ok_or(error)
+    })
 }
