@@ -9,6 +9,7 @@ mod capabilities;
 mod facts;
 mod guests;
 mod owners;
+mod programs;
 
 use std::path::{Path, PathBuf};
 
@@ -114,6 +115,8 @@ impl Report {
 /// Asks everything, also what the daemon does without where it has to. Looks at every process.
 pub(crate) fn survey(config: &Config) -> Report {
     let mut report = check(config);
+    report.items.extend(programs::structures());
+    report.items.push(programs::kvm_tracepoints(std::fs::read(BTF).ok().as_deref()));
     report.items.push(guests::elsewhere(config));
     report.items.push(guests::kvm());
     report.items.push(guests::qmp(config));
@@ -265,7 +268,9 @@ fn tap_hook(
     };
     let clsact = || {
         let modules = |file| read(format!("/lib/modules/{}/{file}", release?)).ok();
-        facts::has_clsact(modules("modules.builtin").as_deref(), modules("modules.dep").as_deref())
+        let (builtin, loadable) = (modules("modules.builtin"), modules("modules.dep"));
+        let loaded = read("/proc/modules").unwrap_or_default();
+        facts::has_clsact(builtin.as_deref(), loadable.as_deref(), &loaded)
     };
     let (verdict, detail) = facts::judge_tap_hook(wanted, tcx, clsact);
     item("tap hook", true, verdict, detail, "counting what guests send and receive")

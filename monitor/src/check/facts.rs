@@ -167,14 +167,20 @@ pub(super) fn has_run_time(schedstat: &str) -> bool {
     figures.is_ok_and(|figures| figures.len() == 3 && figures.first() != Some(&0))
 }
 
-/// Whether the kernel has clsact and its filters, from its lists of built-in and loadable modules;
-/// `None` if a list that could tell can't be read.
-pub(super) fn has_clsact(builtin: Option<&str>, loadable: Option<&str>) -> Option<bool> {
+/// Whether the kernel has clsact and its filters, from its lists of built-in and loadable modules, which a host may lack that loads
+/// them from elsewhere, and of the loaded ones (`/proc/modules`); `None` if a list that could tell can't be read.
+pub(super) fn has_clsact(
+    builtin: Option<&str>,
+    loadable: Option<&str>,
+    loaded: &str,
+) -> Option<bool> {
     let listed = |list: Option<&str>, module: &str| {
         let file = format!("/{module}.ko");
         list.is_some_and(|list| list.contains(&file))
     };
-    let has = |module| listed(builtin, module) || listed(loadable, module);
+    let is_loaded =
+        |module: &str| loaded.lines().any(|line| line.split(' ').next() == Some(module));
+    let has = |module| is_loaded(module) || listed(builtin, module) || listed(loadable, module);
     match has("sch_ingress") && has("cls_bpf") {
         true => Some(true),
         false if builtin.is_some() && loadable.is_some() => Some(false),

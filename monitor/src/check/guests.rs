@@ -9,7 +9,7 @@ use crate::config::Config;
 use flatline_qemu::discover::{self, Owner, Passed};
 
 /// The module's directory, also where it is built in.
-const KVM: &str = "/sys/module/kvm";
+pub(super) const KVM: &str = "/sys/module/kvm";
 
 /// Names that are listed at most.
 const NAMED: usize = 5;

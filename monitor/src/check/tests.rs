@@ -4,7 +4,9 @@ use super::facts::{
 };
 use super::guests::judge_qmp;
 use super::owners::{commands, judge_bounds, judge_program};
+use super::programs::judge_kvm;
 use super::{Report, Verdict, bpffs, item, kernel, survey};
+use crate::bpf::KVM_PROGRAMS;
 use crate::config::{Config, TapHook};
 
 fn btf(strings: &[u8]) -> Vec<u8> {
@@ -128,10 +130,31 @@ fn schedstat_without_figures_or_with_a_time_that_stands_is_of_no_use() {
 fn clsact_is_found_built_in_or_loadable_or_cannot_be_told() {
     let both = Some("kernel/net/sched/sch_ingress.ko\nkernel/net/sched/cls_bpf.ko\n");
     let loadable = Some("kernel/net/sched/cls_bpf.ko.xz:\nkernel/net/sched/sch_ingress.ko.xz:\n");
-    assert_eq!(has_clsact(both, None), Some(true));
-    assert_eq!(has_clsact(Some(""), loadable), Some(true));
-    assert_eq!(has_clsact(Some("kernel/net/sched/cls_bpf.ko\n"), Some("")), Some(false));
-    assert_eq!(has_clsact(None, Some("")), None);
+    assert_eq!(has_clsact(both, None, ""), Some(true));
+    assert_eq!(has_clsact(Some(""), loadable, ""), Some(true));
+    assert_eq!(has_clsact(Some("kernel/net/sched/cls_bpf.ko\n"), Some(""), ""), Some(false));
+    assert_eq!(has_clsact(None, Some(""), ""), None);
+    let loaded = "cls_bpf 32768 2 - Live 0xffffffffc0a1b000\nsch_ingress 16384 3 - Live 0x0\n";
+    assert_eq!(has_clsact(None, None, loaded), Some(true));
+    assert_eq!(has_clsact(None, None, "cls_bpf_more 1 0 - Live 0x0\nsch_ingress 1 0 -"), None);
+}
+
+#[test]
+fn kvms_tracepoints_are_told_one_by_one() {
+    let absent = || Err(std::io::ErrorKind::NotFound.into());
+    assert_eq!(judge_kvm(None, absent(), false).0, Verdict::Unknown);
+    assert_eq!(judge_kvm(None, absent(), true), (Verdict::Gap, "none of 9".to_owned()));
+    let all = KVM_PROGRAMS.map(|(_, tracepoint)| format!("btf_trace_{tracepoint}\0"));
+    let (some, rest) = (all[1..].concat(), all[0].clone());
+    assert_eq!(judge_kvm(None, Ok(btf(all.concat().as_bytes())), true).0, Verdict::Ok);
+    assert_eq!(judge_kvm(Some(&btf(all.concat().as_bytes())), absent(), true).0, Verdict::Ok);
+    let both = judge_kvm(Some(&btf(rest.as_bytes())), Ok(btf(some.as_bytes())), true);
+    assert_eq!(both.0, Verdict::Ok, "{}", both.1);
+    let lacking = judge_kvm(None, Ok(btf(some.as_bytes())), true);
+    assert_eq!(lacking.0, Verdict::Gap);
+    assert_eq!(lacking.1, "8 of 9; this kernel has no kvm_vcpu_wakeup");
+    let denied = Err(std::io::ErrorKind::PermissionDenied.into());
+    assert_eq!(judge_kvm(None, denied, true).0, Verdict::Unknown);
 }
 
 #[test]
@@ -165,7 +188,7 @@ fn only_a_required_gap_makes_a_host_unfit() {
 #[test]
 fn every_answer_of_this_host_is_one_line() {
     let report = survey(&Config::parse("", "").expect("defaults"));
-    assert!(report.items.len() >= 25);
+    assert!(report.items.len() >= 30);
     for item in report.items {
         assert!(!item.detail.is_empty() && !item.detail.contains('\n'), "{item:?}");
         assert!(!item.without.is_empty() && !item.needed_for.is_empty(), "{item:?}");
