@@ -84,13 +84,17 @@ impl QmpEvent {
     }
 
     /// Whether a surplus of this event may be left out: it changes nothing that a verdict rests on
-    /// (a block error that stops the VM comes with a [`QmpEvent::Stop`] of its own).
+    /// (a block error that stops the VM comes with a [`QmpEvent::Stop`] of its own, and a machine that can't come up may reset
+    /// itself hundreds of times a second: all that counts is that it does).
     pub fn is_expendable(&self) -> bool {
         match self {
-            Self::BlockIoError { .. } | Self::DeviceDeleted | Self::Other(_) => true,
+            Self::BlockIoError { .. }
+            | Self::DeviceDeleted
+            | Self::Reset { guest: true }
+            | Self::Other(_) => true,
             Self::GuestPanicked { .. }
             | Self::GuestCrashloaded
-            | Self::Reset { .. }
+            | Self::Reset { guest: false }
             | Self::Shutdown { .. }
             | Self::Stop
             | Self::Resume

@@ -66,11 +66,13 @@ impl Flood {
 
     /// Whether the event is to be passed on.
     pub(super) fn event(&mut self, event: &QmpEvent, limits: &Limits) -> Result<bool, Disconnect> {
+        // However many of those there are, the others have room.
+        if event.is_expendable() && self.events >= limits.events_per_second / 2 {
+            return Ok(false);
+        }
         self.events = self.events.saturating_add(1);
         if self.events <= limits.events_per_second {
             Ok(true)
-        } else if event.is_expendable() {
-            Ok(false)
         } else {
             Err(Disconnect::Refused(format!("flood: {} events within a second", self.events)))
         }

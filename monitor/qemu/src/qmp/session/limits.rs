@@ -32,8 +32,8 @@ pub struct Limits {
     pub bytes_per_second: usize,
     /// The same of messages that answer no command: 1 MiB. So many events as are passed on take a tenth of that.
     pub unasked_bytes_per_second: usize,
-    /// Events passed on in one second: 200. Beyond, block errors and events that are not known are
-    /// left out; any other is a flood.
+    /// Events passed on in one second: 200. Beyond half of them, block errors, the guest's own resets and events
+    /// that are not known are left out; any other beyond all is a flood.
     pub events_per_second: u32,
     /// Events on one connection that are skipped, since they are more than is taken, before it is refused: 16. No event of
     /// a QEMU's in good health is.

@@ -30,6 +30,32 @@ async fn floods_are_refused() {
 }
 
 #[tokio::test]
+async fn a_machine_that_resets_itself_hundreds_of_times_a_second_is_heard_on() {
+    let (_dir, path, listener) = serve();
+    let (_handle, mut notices) = own_session(&path, quick());
+    let mut server = ready(&listener, &mut notices).await;
+    // QEMU 5.2 with SeaBIOS 1.14 on q35 was seen to do so 260 to 400 times a second.
+    let reset =
+        "{\"event\": \"RESET\", \"data\": {\"guest\": true, \"reason\": \"guest-reset\"}}\n";
+    let resets = reset.repeat(1_500) + "{\"event\": \"STOP\"}\n";
+    let writer = tokio::spawn(async move {
+        server.stream.write_all(resets.as_bytes()).await.expect("taken");
+        server
+    });
+    let mut heard = 0;
+    loop {
+        match next(&mut notices).await {
+            QmpNotice::Event(QmpEvent::Reset { guest: true }) => heard += 1,
+            QmpNotice::Event(QmpEvent::Stop) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    // What is left out is a surplus.
+    assert!((100..1_500).contains(&heard), "{heard}");
+    writer.await.expect("a writer");
+}
+
+#[tokio::test]
 async fn a_message_that_does_not_end_and_one_that_was_not_asked_for_end_the_connection() {
     let begun = "{\"event\": \"".to_owned();
     let unasked = format!("{{\"x\": \"{}\"}}", "x".repeat(2 << 20));
