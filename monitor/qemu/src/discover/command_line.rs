@@ -232,6 +232,10 @@ impl Collected {
         if EARLY_THREADS.contains(&kind) {
             self.told.threads.early += 1;
         }
+        // What `-mon` was up to QEMU 11.0.
+        if kind == "monitor-qmp" {
+            self.qmp_chardevs.extend(members.get("chardev").map(str::to_owned));
+        }
         let told = Encryption::of_command_line(kind, members.get("policy"));
         self.told.encryption = std::mem::take(&mut self.told.encryption).and(told);
     }

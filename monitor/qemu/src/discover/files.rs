@@ -19,6 +19,8 @@ const FILES: usize = 1024;
 /// Most descriptors of one VM that may be images, and are asked how they are open: some hundred disks, each with the images that
 /// it stands on.
 const ASKED: usize = 4096;
+/// Those on which device files are made, beside any whose directory is named so.
+const OF_DEVICES: [&str; 3] = ["devtmpfs", "tmpfs", "ramfs"];
 /// Character devices that every QEMU has open, below `/dev`.
 const NO_DISKS: [&str; 7] = ["net/", "kvm", "vhost", "null", "pts/", "ptmx", "vfio/"];
 /// File systems below which no block layer is, or none of this host's: their kinds begin so.
@@ -68,7 +70,7 @@ pub(super) fn files_among(
         if let Ok(device) = target.strip_prefix("/dev")
             && !device.starts_with("shm")
         {
-            keys.extend(block_device(pid, *fd, device));
+            keys.extend(below_dev(pid, *fd, device));
             continue;
         }
         let Some(FdInfo { access: OFlags::RDWR, mount, inode: Some(inode) }) =
@@ -81,7 +83,11 @@ pub(super) fn files_among(
             none => none.insert(parse_mountinfo(&proc::mountinfo(pid)?)),
         };
         let Some(Mount { device, kind }) = mounts.get(&mount) else { continue };
-        if kind == "overlay" {
+        if may_be_device(target, kind)
+            && let Some(found) = Device::at(pid, *fd)
+        {
+            keys.extend(found.key());
+        } else if kind == "overlay" {
             let path = display_text(&target.to_string_lossy());
             unseen.insert(format!("what is written back to {path} (overlay)"));
         } else if WITHOUT_BLOCKS.iter().any(|prefix| kind.starts_with(prefix)) {
@@ -94,19 +100,51 @@ pub(super) fn files_among(
     Ok(OpenFiles { keys: keys.into_iter().collect(), unseen: unseen.into_iter().collect() })
 }
 
-/// To `stat` a file of the device file system waits for no disk. Something else may stand there in a mount namespace of
-/// QEMU's own: it is not asked, and what the kernel knows of it is taken.
-fn block_device(pid: u32, fd: u32, below_dev: &Path) -> Option<FileKey> {
+/// A device that is open.
+enum Device {
+    /// A disk, or another of which pages are written back.
+    Block(FileKey),
+    /// One of which none are: KVM, a tap.
+    Character,
+}
+
+impl Device {
+    /// The device at a descriptor; `None` if it is another kind of file. Something else may stand there in a mount namespace
+    /// of QEMU's own: it is not asked, and what the kernel knows of it is taken.
+    fn at(pid: u32, fd: u32) -> Option<Self> {
+        let flags = AtFlags::STATX_DONT_SYNC;
+        let found = statx(CWD, format!("/proc/{pid}/fd/{fd}"), flags, StatxFlags::TYPE).ok()?;
+        match FileType::from_raw_mode(found.stx_mode.into()) {
+            FileType::BlockDevice => {
+                let device = found.stx_rdev_major << 20 | found.stx_rdev_minor;
+                Some(Self::Block(FileKey { inode: 0, device, reserved: 0 }))
+            }
+            FileType::CharacterDevice => Some(Self::Character),
+            _ => None,
+        }
+    }
+
+    fn key(self) -> Option<FileKey> {
+        match self {
+            Self::Block(key) => Some(key),
+            Self::Character => None,
+        }
+    }
+}
+
+/// To `stat` a file of the device file system waits for no disk.
+fn below_dev(pid: u32, fd: u32, below_dev: &Path) -> Option<FileKey> {
     let name = below_dev.to_string_lossy();
     if NO_DISKS.iter().any(|prefix| name.starts_with(prefix)) {
         return None;
     }
-    let flags = AtFlags::STATX_DONT_SYNC;
-    let found = statx(CWD, format!("/proc/{pid}/fd/{fd}"), flags, StatxFlags::TYPE).ok()?;
-    (FileType::from_raw_mode(found.stx_mode.into()) == FileType::BlockDevice).then(|| {
-        let device = found.stx_rdev_major << 20 | found.stx_rdev_minor;
-        FileKey { inode: 0, device, reserved: 0 }
-    })
+    Device::at(pid, fd)?.key()
+}
+
+/// Whether a file that isn't below our `/dev` may be a device all the same: a QEMU in a root of its own has another `/dev`, of which
+/// the way may be seen from its root or from ours.
+fn may_be_device(target: &Path, file_system: &str) -> bool {
+    OF_DEVICES.contains(&file_system) || target.components().any(|part| part.as_os_str() == "dev")
 }
 
 /// By mount id; lines that are malformed are left out.
@@ -129,7 +167,9 @@ mod tests {
     use std::os::fd::AsRawFd;
     use std::path::PathBuf;
 
-    use super::{ASKED, Mount, OpenFiles, files_among, parse_mountinfo};
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    use super::{ASKED, Mount, OpenFiles, files_among, may_be_device, parse_mountinfo};
 
     #[test]
     fn a_mount_is_known_by_its_id_with_the_kernels_number_of_its_device() {
@@ -158,6 +198,34 @@ mod tests {
             assert_eq!(found.keys, [], "a temporary directory without blocks");
         }
         assert_eq!(files_among(std::process::id(), &[]).expect("none"), OpenFiles::default());
+    }
+
+    #[test]
+    fn a_device_below_another_dev_is_no_file_that_all_share() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let dev = directory.path().join("dev/net");
+        std::fs::create_dir_all(&dev).expect("a directory");
+        let path = dev.join("tun");
+        let number = rustix::fs::makedev(10, 200);
+        let (kind, mode) = (FileType::CharacterDevice, Mode::RUSR | Mode::WUSR);
+        if let Err(error) = mknodat(CWD, &path, kind, mode, number) {
+            return println!("skipped: no device can be made: {error}");
+        }
+        let device = match File::options().read(true).write(true).open(&path) {
+            Ok(device) => device,
+            Err(error) => return println!("skipped: no device can be opened there: {error}"),
+        };
+        let fd = u32::try_from(device.as_raw_fd()).expect("a descriptor");
+        let found = files_among(std::process::id(), &[(fd, path)]).expect("our own files");
+        assert_eq!(found, OpenFiles::default());
+    }
+
+    #[test]
+    fn what_may_be_a_device_is_told_by_where_it_is() {
+        let may_be = |path: &str, kind| may_be_device(path.as_ref(), kind);
+        assert!(may_be("/srv/qemu/dev/kvm", "ext4") && may_be("/net/tun", "devtmpfs"));
+        assert!(may_be("/kvm", "tmpfs"));
+        assert!(!may_be("/srv/device/disk.img", "ext4"));
     }
 
     #[test]

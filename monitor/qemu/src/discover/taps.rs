@@ -77,7 +77,7 @@ pub(super) fn taps_among(
     for (fd, target) in descriptors {
         let kind = match macvtaps::index(target) {
             Some(_) => TapKind::Macvtap,
-            None if is_tun(target) => TapKind::Tap,
+            None if may_be_tun(target) => TapKind::Tap,
             None => continue,
         };
         if found.taps.len() + named.len() >= TAPS {
@@ -127,7 +127,7 @@ pub fn netns_of_tap(pid: u32, netns: u32) -> Result<Option<File>, DiscoverError>
     let failed = |source| DiscoverError::ResolveTaps { pid, source };
     let holder = Holder::open(pid).map_err(failed)?;
     for (fd, target) in proc::descriptors(pid)?.each {
-        if !is_tun(&target) {
+        if !may_be_tun(&target) {
             continue;
         }
         let Some(copy) = holder.copy(fd).map_err(failed)? else { continue };
@@ -197,9 +197,10 @@ pub(super) enum Interface {
     Index(u32),
 }
 
-/// Seen from another mount namespace the path may start at the root of the device file system.
-fn is_tun(target: &Path) -> bool {
-    target == Path::new("/dev/net/tun") || target == Path::new("/net/tun")
+/// Whether it may be the device of taps, which its number alone tells: seen from another mount namespace the path may start
+/// at the root of the device file system, and a QEMU in a root of its own has it below that one's `/dev`.
+fn may_be_tun(target: &Path) -> bool {
+    target.is_absolute() && target.file_name().is_some_and(|name| name == "tun")
 }
 
 /// The `iff:` line of a `fdinfo`: `None` if there is none, it is empty (a descriptor that is not
@@ -277,7 +278,7 @@ fn look_up_by(socket: &OwnedFd, interface: &Interface) -> io::Result<Option<(Str
 mod tests {
     use std::path::Path;
 
-    use super::{Interface, interface_name, is_tun, look_up};
+    use super::{Interface, interface_name, look_up, may_be_tun};
 
     #[test]
     fn the_interface_is_named_in_fdinfo() {
@@ -292,9 +293,14 @@ mod tests {
     }
 
     #[test]
-    fn only_the_tun_device_is_one() {
-        assert!(is_tun(Path::new("/dev/net/tun")) && is_tun(Path::new("/net/tun")));
-        assert!(!is_tun(Path::new("/home/x/net/tun")));
+    fn what_may_be_a_tap_is_told_by_its_name_wherever_its_root_is() {
+        for path in ["/dev/net/tun", "/net/tun", "/srv/qemu/dev/net/tun"] {
+            assert!(may_be_tun(Path::new(path)), "{path}");
+        }
+        for path in ["/dev/kvm", "/srv/tun/disk", "anon_inode:tun", "tun", "/dev/net/tun (deleted)"]
+        {
+            assert!(!may_be_tun(Path::new(path)), "{path}");
+        }
     }
 
     #[test]

@@ -125,6 +125,18 @@ fn qmp_sockets_are_found_in_each_form_and_kept_as_told() {
         &["-mon", "m,mode=control", "-chardev", "socket,id=m,path=run/q,,1.sock,server=yes,nowait"],
         &["-chardev", "socket,id=m,path=run/q,,1.sock,server=on,wait=no", "-qmp", "chardev:m"],
         &[
+            "-chardev",
+            "socket,id=m,path=run/q,,1.sock,server=on,wait=no",
+            "-object",
+            "monitor-qmp,id=q,chardev=m,pretty=on",
+        ],
+        &[
+            "-object",
+            r#"{"qom-type":"monitor-qmp","id":"q","chardev":"m"}"#,
+            "-chardev",
+            "socket,id=m,path=run/q,,1.sock,server=on,wait=off",
+        ],
+        &[
             "-mon",
             "chardev=m,mode=control",
             "-chardev",
@@ -194,6 +206,7 @@ fn monitors_that_lead_elsewhere_are_not_taken() {
         &["-qmp", "tcp:localhost:4444,server=on"],
         &["-qmp", "unix:name,abstract=on,server=on"],
         &["-mon", "chardev=m", "-chardev", "socket,id=m,path=/hmp,server=on"],
+        &["-object", "monitor-hmp,id=h,chardev=m", "-chardev", "socket,id=m,path=/hmp,server=on"],
         &["-monitor", "unix:/hmp,server=on"],
         &["-chardev", "socket,id=unused,path=/x,server=on"],
         &["-append", "-qmp unix:/x,server=on"],
