@@ -132,16 +132,18 @@ fn conviction(
     if liveness.wants_more_time(policy.flat_for.saturating_sub(detection.tick / 2), now) {
         return None;
     }
+    // However it stands now: what its kernel said it died of.
+    let of = |cause| if tally.last_words > 0 { Cause::Panicked } else { cause };
     if tally.halted >= ROUNDS_TO_CONVICT && all_along(liveness.still_since, policy.flat_for) {
         return Some((
-            Cause::Halted,
+            of(Cause::Halted),
             format!(
                 "{seen}; its vCPUs together used less than {STILL_BUSY_RATIO} of a CPU all along"
             ),
         ));
     }
     if tally.stuck >= ROUNDS_TO_CONVICT && all_along(liveness.pinned_since, policy.flat_for) {
-        return Some((Cause::Spinning, format!("{seen}; a vCPU was pinned all along")));
+        return Some((of(Cause::Spinning), format!("{seen}; a vCPU was pinned all along")));
     }
     // A QEMU that stopped answering may be frozen with its guest in it.
     let frozen_maybe = said.any(|answer| matches!(answer, Answer::Unresponsive(_)))
@@ -159,7 +161,7 @@ fn conviction(
         } else {
             Cause::Silent
         };
-        return Some((cause, format!("{seen}; it had answered before in this boot")));
+        return Some((of(cause), format!("{seen}; it had answered before in this boot")));
     }
     let no_answers = tally.unseen == tally.rounds && tally.silent == 0;
     let long = policy.unconfirmed_flat_for;
@@ -169,10 +171,10 @@ fn conviction(
         // That an idle guest never stands quite still was measured of x86's alone.
         let opaque = said.any(|answer| matches!(answer, Answer::Opaque(_)));
         if all_along(liveness.zero_since, long) && !frozen_maybe && !opaque {
-            return Some((Cause::Halted, unconfirmed("its vCPUs stood still")));
+            return Some((of(Cause::Halted), unconfirmed("its vCPUs stood still")));
         }
         if all_along(liveness.pinned_since, long) {
-            return Some((Cause::Spinning, unconfirmed("a vCPU was pinned")));
+            return Some((of(Cause::Spinning), unconfirmed("a vCPU was pinned")));
         }
     }
     None

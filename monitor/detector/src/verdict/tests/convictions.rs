@@ -316,6 +316,22 @@ fn last_words_convict_a_silent_guest_in_the_second_round_and_nobody_who_answers(
 }
 
 #[test]
+fn a_guest_that_said_its_last_words_is_convicted_of_them_whichever_evidence_is_complete_first() {
+    let dies = || Answer::LastWords("Kernel panic - not syncing: Fatal exception".to_owned());
+    let shapes: [fn(&mut Guest); 2] = [Guest::halt, Guest::spin];
+    for shape in shapes {
+        // Its console could not be read in the first round.
+        let mut rig = Rig::without_address();
+        rig.run(FLAT_TICKS, |_, guest| shape(guest));
+        rig.next_round();
+        rig.guest.requests = dies();
+        rig.next_round();
+        assert_eq!(rig.conviction(), Some((rig.now, Cause::Panicked)));
+        assert!(rig.watch.reason.contains("Kernel panic"), "{}", rig.watch.reason);
+    }
+}
+
+#[test]
 fn one_answer_acquits_however_many_witnesses_are_silent_and_whatever_else_is_said() {
     let silent = (0..100).map(|n| format!("witness {n}"));
     let statement = |witness: String, answer| Statement { witness: witness.into(), answer };

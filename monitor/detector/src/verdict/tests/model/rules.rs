@@ -52,10 +52,15 @@ impl Model {
         };
         let still = self.all_along(window, now, |level| level.still);
         let pinned = self.all_along(window, now, |level| level.pinned);
+        let (halted, stuck) = (last(2, |said| said.halted), last(2, |said| said.stuck));
+        // Last words name the cause, whatever else convicts.
+        if (cause == Cause::Panicked) != self.had_last_words() {
+            return false;
+        }
         let by_level = match cause {
-            Cause::Halted => still && last(2, |said| said.halted),
-            Cause::Spinning => pinned && last(2, |said| said.stuck),
-            Cause::Panicked => pinned && self.last_said(2).is_some() && self.had_last_words(),
+            Cause::Halted => still && halted,
+            Cause::Spinning => pinned && stuck,
+            Cause::Panicked => still && halted || pinned && (stuck || self.last_said(2).is_some()),
             _ => false,
         };
         let lasted = still || pinned || self.silent_since().is_some_and(|at| now - at >= window);
@@ -66,11 +71,13 @@ impl Model {
         let unconfirmed = match cause {
             Cause::Halted => self.all_along(long - let_off, now, |level| level.zero),
             Cause::Spinning => self.all_along(long - let_off, now, |level| level.pinned),
+            Cause::Panicked => {
+                self.all_along(long - let_off, now, |level| level.zero)
+                    || self.all_along(long - let_off, now, |level| level.pinned)
+            }
             _ => false,
         };
-        let is_deaf = last(2, |said| said.halted)
-            || last(2, |said| said.stuck)
-            || self.had_last_words() && self.last_said(2).is_some();
+        let is_deaf = halted || stuck || self.had_last_words() && self.last_said(2).is_some();
         (is_deaf || !(self.storm || self.last_level().undecided))
             && (by_level || by_silence || (alone && unconfirmed))
     }
