@@ -82,8 +82,11 @@ impl ProbeRunner {
             unseen_storage,
         };
         if !matches!(questions, Questions::Calibrate | Questions::IsItUp) {
-            // A suspect is to be seen: its programs are looked at, too.
-            sampler.probes.attach(id, counted(&watched.vm));
+            // A suspect is to be seen: its programs are looked at, too. Not where the first round may acquit it, since they
+            // were looked at in this silence already.
+            if !watched.detector.watch.is_to_be_asked_first() {
+                sampler.probes.attach(id, counted(&watched.vm));
+            }
             if watched.vm.accelerator == Accelerator::Kvm {
                 sampler.probes.load_kvm();
             }

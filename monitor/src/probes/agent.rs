@@ -41,6 +41,7 @@ pub(super) const WITNESS: Witness = Witness {
     name: "guest agent",
     looks_for: "its answer on the agent's channel",
     asked_in: of_calibrated,
+    only_excuses: false,
     ask: |context, note| Box::pin(ask(context, note)),
 };
 

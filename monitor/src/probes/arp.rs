@@ -19,6 +19,7 @@ pub(super) const WITNESS: Witness = Witness {
     name: "ARP probe",
     looks_for: "an answer for the IPv4 address that it uses",
     asked_in: of_calibrated,
+    only_excuses: false,
     ask: |context, _| Box::pin(probing::ask(context, probe, |counters| counters.arp_answers)),
 };
 

@@ -16,6 +16,7 @@ pub(super) const WITNESS: Witness = Witness {
     name: "balloon statistics",
     looks_for: "that they are renewed when QEMU asks for them",
     asked_in: of_calibrated,
+    only_excuses: false,
     ask: |context, note| Box::pin(ask(context, note)),
 };
 

@@ -47,6 +47,7 @@ pub(super) const WITNESS: Witness = Witness {
     name: "console log",
     looks_for: "a kernel's last words",
     asked_in: |questions| of_suspects(questions) || questions == Questions::Calibrate,
+    only_excuses: false,
     ask: |context, note| Box::pin(ask(context, note)),
 };
 

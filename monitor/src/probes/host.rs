@@ -44,6 +44,7 @@ pub(super) const WITNESS: Witness = Witness {
     name: "host",
     looks_for: "QEMU's threads hung, frozen, throttled or starved",
     asked_in: of_suspects,
+    only_excuses: true,
     ask: |context, note| Box::pin(ask(context, note)),
 };
 
@@ -66,6 +67,8 @@ const LEAST_DEMAND: f64 = 25.0;
 const PRESSURE_PERCENT: f64 = 60.0;
 /// Each file is read up to here.
 const MOST_BYTES: u64 = 16 << 10;
+/// Most files are shorter: read into as much room at once, each takes one call, and one more to see its end.
+const MOST_ARE_SHORTER_BYTES: usize = 4 << 10;
 
 /// What one round saw.
 #[derive(Debug)]
@@ -217,7 +220,7 @@ fn full_avg10(pressure: &str) -> Option<f64> {
 
 /// A small file of the kernel's, if it can be read.
 pub(super) fn read(path: &Path) -> Option<String> {
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(MOST_ARE_SHORTER_BYTES);
     File::open(path).ok()?.take(MOST_BYTES).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }

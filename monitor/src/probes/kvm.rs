@@ -55,6 +55,7 @@ pub(super) const WITNESS: Witness = Witness {
     name: "KVM",
     looks_for: "interrupts that the guest takes",
     asked_in: of_suspects,
+    only_excuses: false,
     ask: |context, note| Box::pin(ask(context, note)),
 };
 

@@ -4,6 +4,9 @@
 //! knows none of them by name. One round asks all rows at the same time and ends within [`ROUND_LIMIT`]; what a
 //! witness has to remember from one round to the next (a counter to compare with, a question that waits for its
 //! answer) it puts into its [`Note`].
+//!
+//! Most suspects are healthy guests that have nothing to do, whose registers say so at once. A witness that can only
+//! excuse is asked a moment later, and only where none has acquitted by then: of one that lives, no excuse is wanted.
 
 mod aarch64;
 mod agent;
@@ -18,27 +21,24 @@ mod operations;
 mod probing;
 mod registers;
 mod requests;
+mod round;
 mod socket;
 mod stage;
 
 use std::{any::Any, pin::Pin, sync::Arc, time::Duration};
 
-use futures_util::future::join_all;
 pub(crate) use host::memory_stalls;
 pub(crate) use kvm::{KvmTurn, KvmWay};
 pub(crate) use probing::TapTarget;
+pub(crate) use round::ask;
 pub use socket::ProbeSocket;
-use tokio::time::timeout;
 
 use crate::{balloon::Turns, insight::Insight, sampler::CounterMaps};
-use flatline_detector::verdict::{Answer, Questions, Statement, Testimony};
+use flatline_detector::verdict::{Answer, Questions};
 use flatline_qemu::{discover::Vm, qmp::QmpHandle};
-use flatline_samples::printable;
 
 /// A round takes so long at most, whatever a witness waits for.
 pub(crate) const ROUND_LIMIT: Duration = Duration::from_secs(8);
-/// An answer's text is cut here.
-const TEXT_CHARS: usize = 400;
 
 /// What a witness keeps from one round to the next; each has its own type in it.
 #[derive(Debug, Default)]
@@ -113,6 +113,8 @@ pub(crate) struct Witness {
     pub(crate) looks_for: &'static str,
     /// In which rounds it is asked.
     pub(crate) asked_in: fn(Questions) -> bool,
+    /// Whether all that it can say for a guest is an excuse: of one that another witness acquits, it is not asked.
+    only_excuses: bool,
     /// Asks it.
     ask: for<'a> fn(&'a ProbeContext, &'a mut Note) -> Asked<'a>,
 }
@@ -140,46 +142,4 @@ pub(crate) const fn of_suspects(questions: Questions) -> bool {
 /// Rounds of a witness that has to answer once before its silence means anything, and that may disturb a guest that boots.
 pub(crate) const fn of_calibrated(questions: Questions) -> bool {
     matches!(questions, Questions::Calibrate | Questions::All | Questions::Recovering)
-}
-
-/// Asks one round of questions. The notes come back with what was learned.
-pub(crate) async fn ask(context: &ProbeContext, notes: Notes) -> (Testimony, Notes) {
-    let Notes(mut notes) = notes;
-    notes.resize_with(WITNESSES.len(), Note::default);
-    let rounds = WITNESSES.iter().zip(&mut notes).map(async |(witness, note)| {
-        if !(witness.asked_in)(context.questions) {
-            return None;
-        }
-        let asked = timeout(ROUND_LIMIT, (witness.ask)(context, note)).await;
-        let answer = asked.unwrap_or_else(|_| {
-            *note = Note::default();
-            Err(format!("it took longer than {} s", ROUND_LIMIT.as_secs()))
-        });
-        let answer = bounded(answer.unwrap_or_else(Answer::NotAsked));
-        Some(Statement { witness: witness.name.into(), answer })
-    });
-    let said = join_all(rounds).await;
-    (Testimony { statements: said.into_iter().flatten().collect() }, Notes(notes))
-}
-
-/// The answer, with all that a guest or a QEMU put into it cut and cleared of control characters.
-fn bounded(answer: Answer) -> Answer {
-    let text = |text: String| printable(&text, TEXT_CHARS);
-    match answer {
-        Answer::Halted => Answer::Halted,
-        Answer::NotAsked(said) => Answer::NotAsked(text(said)),
-        Answer::Lives(said) => Answer::Lives(text(said)),
-        Answer::UserSpaceLives(said) => Answer::UserSpaceLives(text(said)),
-        Answer::Silent(said) => Answer::Silent(text(said)),
-        Answer::Stuck(said) => Answer::Stuck(text(said)),
-        Answer::Motionless(said) => Answer::Motionless(text(said)),
-        Answer::LastWords(said) => Answer::LastWords(text(said)),
-        Answer::Neither(said) => Answer::Neither(text(said)),
-        Answer::Nothing(said) => Answer::Nothing(text(said)),
-        Answer::NotUp(said) => Answer::NotUp(text(said)),
-        Answer::Unresponsive(said) => Answer::Unresponsive(text(said)),
-        Answer::Excuse(said) => Answer::Excuse(text(said)),
-        Answer::Starved(said) => Answer::Starved(text(said)),
-        Answer::Opaque(said) => Answer::Opaque(text(said)),
-    }
 }

@@ -21,6 +21,7 @@ pub(super) const WITNESS: Witness = Witness {
     name: "NDP probe",
     looks_for: "an answer for the IPv6 address that it uses",
     asked_in: of_calibrated,
+    only_excuses: false,
     ask: |context, _| Box::pin(probing::ask(context, probe, |counters| counters.ndp_answers)),
 };
 

@@ -33,6 +33,7 @@ pub(super) const WITNESS: Witness = Witness {
     name: "operations",
     looks_for: "a migration, a snapshot or a debugger",
     asked_in: of_suspects,
+    only_excuses: true,
     ask: |context, note| Box::pin(ask(context, note)),
 };
 

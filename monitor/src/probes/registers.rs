@@ -23,7 +23,7 @@ use tokio::time::sleep;
 
 use self::{
     course::{Course, Spot, course},
-    look::{VcpuSnapshot, look_once},
+    look::{VcpuRunState, VcpuSnapshot, look_once},
 };
 use super::{Note, ProbeContext, Witness, aarch64, of_suspects};
 use crate::insight::{Readable, Unreadable};
@@ -36,6 +36,7 @@ pub(super) const WITNESS: Witness = Witness {
     name: "registers",
     looks_for: "interrupts on, an interrupt that it takes, or user code",
     asked_in: of_suspects,
+    only_excuses: false,
     ask: |context, note| Box::pin(ask(context, note)),
 };
 
@@ -88,7 +89,8 @@ async fn ask(context: &ProbeContext, note: &mut Note) -> Result<Answer, String> 
     Ok(answer)
 }
 
-/// Looks at all vCPUs [`LOOKS_PER_ROUND`] times, and more often where a vCPU seems to leave an interrupt alone.
+/// Looks at all vCPUs [`LOOKS_PER_ROUND`] times, and more often where a vCPU seems to leave an interrupt alone; less often where
+/// no further look can change what they say.
 async fn look(context: &ProbeContext, qmp: &QmpHandle) -> Result<Vec<Vec<VcpuSnapshot>>, Answer> {
     let mut looks = Vec::with_capacity(LOOKS_PER_ROUND + LOOKS_TO_BE_SURE);
     for n in 0..LOOKS_PER_ROUND {
@@ -96,6 +98,9 @@ async fn look(context: &ProbeContext, qmp: &QmpHandle) -> Result<Vec<Vec<VcpuSna
             sleep(LOOK_EVERY).await;
         }
         looks.push(look_once(context, qmp).await?);
+        if is_settled(&looks) {
+            return Ok(looks);
+        }
     }
     if !courses(&looks, None).iter().any(|(_, course)| matches!(course, Course::Deaf(_))) {
         return Ok(looks);
@@ -105,6 +110,22 @@ async fn look(context: &ProbeContext, qmp: &QmpHandle) -> Result<Vec<Vec<VcpuSna
         looks.push(look_once(context, qmp).await?);
     }
     Ok(looks)
+}
+
+/// Whether the looks acquit, whatever further ones show: a vCPU waits with interrupts on or runs user code, and each was
+/// seen otherwise than one that is dead or doesn't move, which is so in each look.
+fn is_settled(looks: &[Vec<VcpuSnapshot>]) -> bool {
+    let Some(first) = looks.first().filter(|first| has_same_vcpus(looks, first)) else {
+        return false;
+    };
+    let lives =
+        |look: &VcpuSnapshot| matches!(look.standing(), VcpuRunState::Idle | VcpuRunState::User);
+    let may_be_dead = |look: &VcpuSnapshot| {
+        matches!(look.standing(), VcpuRunState::Masked | VcpuRunState::Unreachable)
+    };
+    let is_cleared =
+        |n: usize| looks.iter().filter_map(|look| look.get(n)).any(|look| !may_be_dead(look));
+    looks.iter().flatten().any(lives) && (0..first.len()).all(is_cleared)
 }
 
 /// What each vCPU did over all looks, with its number; none where the vCPUs changed. `before` is the last look of the round

@@ -14,6 +14,7 @@ pub(super) const WITNESS: Witness = Witness {
     name: "QEMU's block layer",
     looks_for: "completed requests, where the host sees none",
     asked_in: of_suspects,
+    only_excuses: false,
     ask: |context, note| Box::pin(ask(context, note)),
 };
 

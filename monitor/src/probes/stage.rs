@@ -14,6 +14,7 @@ pub(super) const WITNESS: Witness = Witness {
     name: "boot stage",
     looks_for: "an operating system's code, after a restart",
     asked_in: |questions| matches!(questions, Questions::IsItUp | Questions::Recovering),
+    only_excuses: false,
     ask: |context, _| Box::pin(ask(context)),
 };
 

@@ -204,6 +204,11 @@ impl Watch {
         }
     }
 
+    /// Whether it is a suspect of which no witness was asked yet: no verdict comes of the first round.
+    pub fn is_to_be_asked_first(&self) -> bool {
+        matches!(self.state, State::Suspect { tally } if tally.rounds == 0)
+    }
+
     /// The shortest time from the begin of one round of questions to the next: witnesses that answer at once must not make
     /// a loop, and one that stays in doubt is not asked the same for ever. What is convicted at all mostly is in the first
     /// rounds.

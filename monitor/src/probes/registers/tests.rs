@@ -262,3 +262,58 @@ fn no_vcpu_and_a_changing_number_of_them_are_no_evidence() {
     let looks = [vec![stopped], vec![stopped, stopped]];
     assert!(matches!(answer(&looks), Answer::Neither(_)));
 }
+
+/// A look at a vCPU for each of its standings.
+fn standings() -> [VcpuSnapshot; 6] {
+    [
+        vcpu(true, true, 0, 0x1000),
+        vcpu(false, true, 3, 0x1000),
+        vcpu(true, false, 0, 0x1000),
+        with_lapic(vcpu(false, true, 0, 0x1000), true, true),
+        with_lapic(vcpu(false, false, 0, 0x1000), true, false),
+        with_lapic(vcpu(false, true, 0, 0x1000), false, false),
+    ]
+}
+
+#[test]
+fn looks_that_are_settled_acquit_whatever_further_ones_show() {
+    let states: Vec<VcpuRunState> = standings().iter().map(VcpuSnapshot::standing).collect();
+    use VcpuRunState::{Idle, Kernel, Masked, Stopped, Unreachable, User};
+    assert_eq!(states, [Idle, User, Stopped, Kernel, Masked, Unreachable]);
+    let second = |look: VcpuSnapshot| {
+        let registers = VcpuRegisters { index: 1, ..look.registers };
+        VcpuSnapshot { registers, ..look }
+    };
+    let of_both = || {
+        let each = |first| standings().map(|other| vec![first, second(other)]);
+        standings().into_iter().flat_map(each)
+    };
+    let mut settled = 0;
+    for first in of_both() {
+        if !is_settled(std::slice::from_ref(&first)) {
+            continue;
+        }
+        settled += 1;
+        for (third, fourth) in
+            of_both().flat_map(|third| of_both().map(move |it| (third.clone(), it)))
+        {
+            let all = [first.clone(), third, fourth];
+            let finding = answer(&all);
+            assert!(matches!(finding, Answer::Lives(_)), "{all:?}: {finding:?}");
+        }
+    }
+    // One of both waits or runs user code, and the other is not masked or unreachable.
+    assert_eq!(settled, 2 * 4 + 2 * 2);
+}
+
+#[test]
+fn what_may_be_dead_or_is_not_the_same_vcpus_is_looked_at_on() {
+    assert!(!is_settled(&[]) && !is_settled(&[vec![]]));
+    let [idle, _, stopped, kernel, masked, unreachable] = standings();
+    for look in [vec![idle, masked], vec![unreachable, idle], vec![stopped, kernel], vec![kernel]] {
+        assert!(!is_settled(&[look]));
+    }
+    assert!(!is_settled(&[vec![masked], vec![masked, idle]]));
+    // It was dead in one look, and not in the next.
+    assert!(is_settled(&[vec![masked], vec![idle]]));
+}
