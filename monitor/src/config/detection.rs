@@ -68,7 +68,7 @@ keys! {
     /// How often memory is read.
     #[derive(Clone, Copy, Debug, PartialEq)]
     pub(super) struct MemoryReading {
-        /// each VM's memory is read so often, through its balloon where it has one; "0s": never
+        /// each VM's memory is read so often, through its balloon where it has one, and else when a client asks or it is silent; "0s": never
         detection.memory_every: Duration = "30s", NeverOr(SECOND..=HOUR);
     }
 }

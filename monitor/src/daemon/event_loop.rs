@@ -105,6 +105,7 @@ impl EventLoop {
             signs: self.sampler.signs.clone(),
             threads: self.sampler.threads.clone(),
             clock: self.sampler.clock,
+            messages: self.inboxes.messages.clone(),
             now: self.now(),
         }
     }
@@ -151,7 +152,9 @@ impl EventLoop {
                 for (vm, read) in read {
                     let Some(watched) = vms.get_mut(&vm) else { continue };
                     watched.memory_read(read, now);
-                    self.registry.readings.plan(vm, watched.memory.due().unwrap_or(now));
+                    if !watched.is_read_when_asked() {
+                        self.registry.readings.plan(vm, watched.memory.due().unwrap_or(now));
+                    }
                 }
             }
             Message::Restarted(id, attempts, result) => match vms.get_mut(&id) {
@@ -259,7 +262,7 @@ impl EventLoop {
         self.recovery.write_counted(&context);
         self.carry_out();
         let vms = &mut self.registry.vms;
-        let readings = self.registry.readings.begin(vms, &self.inboxes, now);
+        let readings = self.registry.readings.begin(vms, &awake, &self.inboxes, now);
         let Self { registry: Registry { upkeep, vms, .. }, sampler, inboxes, config, .. } = self;
         upkeep.tick(&awake, readings, &mut means(vms, sampler, inboxes, config, now));
         let vms = &mut self.registry.vms;

@@ -1,4 +1,5 @@
-//! Readings of VMs' memory: begun when they are due, a few a tick. Those that wait for nothing are carried out together.
+//! Readings of VMs' memory: begun when they are due, a few a tick. Those that wait for nothing are carried out together, and those that are
+//! made when a client asks only while a guest is silent.
 
 use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc, time::Duration};
 
@@ -19,10 +20,11 @@ impl Readings {
         self.0.push(Reverse((due, vm)));
     }
 
-    /// Begins the readings that are due. Returns those that are to be carried out, since their guests are not asked.
+    /// Begins the readings that are due, of VMs that are `awake` also those that silence asks for. Returns those that are to be carried out, since their guests are not asked.
     pub(super) fn begin(
         &mut self,
         vms: &mut Vms,
+        awake: &[VmId],
         inboxes: &Inboxes,
         now: Duration,
     ) -> Vec<QemuReading> {
@@ -33,7 +35,8 @@ impl Readings {
             && due <= now
         {
             self.0.pop();
-            let Some(watched) = vms.get_mut(&id) else { continue };
+            let watched = vms.get_mut(&id).filter(|watched| !watched.is_read_when_asked());
+            let Some(watched) = watched else { continue };
             match watched.memory.due() {
                 Some(due) if due <= now => {
                     match watched.begin_memory_reading(&reader, now) {
@@ -48,6 +51,17 @@ impl Readings {
                 Some(later) => self.plan(id, later),
                 // Its end, or another configuration, plans the next one.
                 None => {}
+            }
+        }
+        for id in awake {
+            if begun == MOST_A_TICK {
+                break;
+            }
+            let watched = vms.get_mut(id).filter(|watched| watched.is_read_for_silence(now));
+            let reading = watched.map(|watched| watched.begin_memory_reading(&reader, now));
+            if let Some(Err(reading)) = reading {
+                of_qemu.push(reading);
+                begun += 1;
             }
         }
         of_qemu

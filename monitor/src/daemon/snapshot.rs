@@ -25,8 +25,8 @@ pub(super) struct Status {
 
 impl Status {
     /// As clients have it.
-    pub(super) fn view(self) -> StatusView {
-        StatusView { vms: self.teller.views(&self.facts), host: self.host }
+    pub(super) fn view(mut self) -> StatusView {
+        StatusView { vms: self.teller.views(&mut self.facts), host: self.host }
     }
 }
 
@@ -44,11 +44,11 @@ impl EventLoop {
     pub(super) fn publish_snapshot(&mut self) {
         // Before the first tick there is nothing to be told.
         if self.sampler.ticks > 0 {
-            let (snapshot, facts, teller) =
+            let (snapshot, mut facts, teller) =
                 (self.snapshot(), self.views().all_facts(), self.teller());
             let latest = self.publisher.latest.clone();
             self.publisher.clients.spawn_blocking(move || {
-                let snapshot = snapshot.with(teller.figures(&facts));
+                let snapshot = snapshot.with(teller.figures(&mut facts));
                 latest.send_replace(Some(Arc::new(snapshot)));
             });
         }
@@ -95,7 +95,7 @@ impl EventLoop {
         let all = wanted.all.then(|| views.all_facts());
         let (teller, page) = (views.teller, self.publisher.page.clone());
         self.publisher.page_in_making = Some(self.publisher.clients.spawn_blocking(move || {
-            let vms = all.map(|facts| teller.views(&facts));
+            let vms = all.map(|mut facts| teller.views(&mut facts));
             let figures = teller.figures_in_sight(&in_sight);
             page.publish(PageSnapshot {
                 tick,

@@ -3,7 +3,10 @@
 //! A reading is a task of its own, one a VM at a time, so that a hung one delays no other. It sends QEMU one command
 //! after the other, none of which waits for the guest; between two it holds nothing, so that a session on a socket which others
 //! need lets go of it meanwhile. A round of questions and a restart end it, and none begins while a guest
-//! is suspected or restarted: what is at stake then is not worth a figure.
+//! is suspected or restarted: what is at stake then is not worth a figure. Of a guest without a balloon, there is only its QEMU's to be
+//! read: when a client asks for it, and while its guest is silent.
+
+mod when_asked;
 
 use std::{
     sync::Arc,
@@ -37,12 +40,15 @@ const FRESH_READINGS: u32 = 2;
 const FRESH_MARGIN: Duration = Duration::from_secs(10);
 
 const WHAT: &str = "its memory";
+const NO_BALLOON: &str = "it has no balloon";
 
 /// What is told of a VM's memory.
 #[derive(Clone, Debug)]
 pub(crate) struct MemoryTold {
     /// Time between two readings; zero: none.
     every: Duration,
+    /// When the next one is due, since the host's start.
+    due: Duration,
     /// The last reading, and when it was taken.
     latest: Option<(SystemTime, Arc<Memory>)>,
 }
@@ -54,7 +60,6 @@ pub(crate) struct MemoryWatch {
     /// Whether the balloon may be polled where no other client does. Not through libvirt, where each command is a program's
     /// start, and which polls it itself if its domain is configured so.
     polls: bool,
-    due: Duration,
     /// Ends the reading that is under way.
     reading: Option<CancellationToken>,
     balloon: Option<Balloon>,
@@ -141,9 +146,8 @@ struct Errand {
 impl MemoryWatch {
     pub(crate) fn new(every: Duration, transport: Option<&Transport>, now: Duration) -> Self {
         Self {
-            told: MemoryTold { every, latest: None },
+            told: MemoryTold { every, due: now, latest: None },
             polls: !matches!(transport, Some(Transport::Libvirt(_))),
-            due: now,
             reading: None,
             balloon: None,
             turns: Turns::default(),
@@ -154,8 +158,9 @@ impl MemoryWatch {
 
     /// It is read so often from now on.
     pub(crate) fn set_every(&mut self, every: Duration) {
-        self.due = self.due.saturating_sub(self.told.every.saturating_sub(every));
-        self.told.every = every;
+        let told = &mut self.told;
+        told.due = told.due.saturating_sub(told.every.saturating_sub(every));
+        told.every = every;
     }
 
     /// Ends a reading that is under way: QEMU has something else to do.
@@ -176,7 +181,7 @@ impl MemoryWatch {
 
     /// When the next reading is due; `None` while one is under way, and where it is not read.
     pub(crate) fn due(&self) -> Option<Duration> {
-        (!self.told.every.is_zero() && self.reading.is_none()).then_some(self.due)
+        (!self.told.every.is_zero() && self.reading.is_none()).then_some(self.told.due)
     }
 
     /// What is told of it.
@@ -222,7 +227,7 @@ impl WatchedVm {
     ) -> Result<impl Future<Output = MemoryRead> + Send + use<>, QemuReading> {
         let stop = CancellationToken::new();
         self.memory.reading = Some(stop.clone());
-        self.memory.due = now + self.memory.told.every;
+        self.memory.told.due = now + self.memory.told.every;
         let (vm, boot_began) = (self.vm.clone(), self.detector.watch.boot.began);
         let reader = reader.clone();
         match errand(self, stop) {
@@ -241,9 +246,12 @@ impl WatchedVm {
     /// Its memory was read.
     pub(crate) fn memory_read(&mut self, read: MemoryRead, now: Duration) {
         self.memory.reading = None;
+        if self.is_read_when_asked() {
+            self.memory.told.due = now + self.memory.told.every;
+        }
         let before = self.memory.told.told_at();
         if before.is_none() && matches!(read.guest, Err(Unread::NotNow(_))) {
-            self.memory.due = self.memory.due.min(now + AGAIN_AFTER);
+            self.memory.told.due = self.memory.told.due.min(now + AGAIN_AFTER);
         }
         let same_boot = read.boot_began == self.detector.watch.boot.began;
         let memory = self.memory.take(read, same_boot);
@@ -274,7 +282,7 @@ impl QemuReading {
 /// What it takes to read its guest's memory just now, or why that isn't done.
 fn errand(watched: &WatchedVm, stop: CancellationToken) -> Result<Errand, Unread> {
     if !watched.vm.has_balloon {
-        return Err(Unread::Untold("it has no balloon".to_owned()));
+        return Err(Unread::Untold(NO_BALLOON.to_owned()));
     }
     let not_now = |why: &str| Err(Unread::NotNow(why.to_owned()));
     let is_calm = matches!(watched.detector.watch.state, State::Alive | State::Unobservable);

@@ -12,7 +12,8 @@ use crate::{
 
 impl Teller {
     /// What is published of these VMs as metrics.
-    pub(in crate::daemon) fn figures(&self, vms: &[VmFacts]) -> Vec<VmFigures> {
+    pub(in crate::daemon) fn figures(&self, vms: &mut [VmFacts]) -> Vec<VmFigures> {
+        self.read_memory(vms);
         let threads = self.read_threads(vms);
         vms.iter().map(|facts| self.vm_figures(facts, threads.as_ref())).collect()
     }

@@ -83,8 +83,10 @@ impl Views<'_> {
             Monitor::Answers(run_state) => format!("answers; run state {run_state}"),
             Monitor::Unknown(why) | Monitor::Unresponsive(why) | Monitor::NotStarted(why) => why,
         };
+        let mut facts = self.facts(watched);
+        self.teller.read_memory(std::slice::from_mut(&mut facts));
         ShowView {
-            vm: self.teller.view(&self.facts(watched), None),
+            vm: self.teller.view(&facts, None),
             executable: watched.vm.executable.display().to_string(),
             start_ticks: watched.vm.id.start_ticks,
             owner_evidence: watched.vm.ownership.evidence.clone(),

@@ -4,16 +4,20 @@
 use std::{sync::Arc, time::Duration};
 
 use monitor_ebpf::{NetworkCounters, StorageCounters};
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::VmFacts;
 use crate::{
     config::Config,
-    daemon::{host_sampler::ThreadCost, kernel_clock::KernelClock},
-    sampler::{CounterMaps, ThreadReader, ThreadTimes, VcpuClocks},
+    daemon::{host_sampler::ThreadCost, kernel_clock::KernelClock, message::Message},
+    sampler::{CounterMaps, ThreadReader, ThreadTimes, VcpuClocks, memory::MemoryReader},
     vm::{Level, Sight, Signs},
 };
 use flatline_qemu::discover::VmId;
 use flatline_samples::{Heartbeats, VcpuTime};
+
+/// Readings that the loop takes in at once: between two such, it does other things.
+const TAKEN_IN_TOGETHER: usize = 64;
 
 /// See the module.
 pub(in crate::daemon) struct Teller {
@@ -22,6 +26,8 @@ pub(in crate::daemon) struct Teller {
     pub(in crate::daemon) signs: Arc<Signs>,
     pub(in crate::daemon) threads: Option<ThreadReader>,
     pub(in crate::daemon) clock: KernelClock,
+    /// Where the loop takes in what was read of VMs because a client asked.
+    pub(in crate::daemon) messages: UnboundedSender<Message>,
     /// Time since the host's start at which the facts were so.
     pub(in crate::daemon) now: Duration,
 }
@@ -36,6 +42,21 @@ pub(super) struct Read {
 }
 
 impl Teller {
+    /// Reads the memory of those QEMUs of which that waits for a client that asks, and has the loop take it in.
+    pub(super) fn read_memory(&self, vms: &mut [VmFacts]) {
+        let reader = MemoryReader::default();
+        for some in vms.chunks_mut(TAKEN_IN_TOGETHER) {
+            let read = |VmFacts { vm, memory, .. }: &mut VmFacts| {
+                Some((vm.id, memory.read_if_due(vm, &reader, self.now)?))
+            };
+            let read: Vec<_> = some.iter_mut().filter_map(read).collect();
+            if !read.is_empty() {
+                // The loop may have ended.
+                let _ = self.messages.send(Message::Memory(read));
+            }
+        }
+    }
+
     /// Reads all threads at once where that costs less than those of these VMs one by one.
     pub(super) fn read_threads(&self, vms: &[VmFacts]) -> Option<ThreadTimes> {
         let mut cost = ThreadCost::default();

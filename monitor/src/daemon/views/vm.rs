@@ -19,7 +19,8 @@ use flatline_samples::InFlightAges;
 
 impl Teller {
     /// What `status` says of these VMs.
-    pub(in crate::daemon) fn views(&self, vms: &[VmFacts]) -> Vec<VmView> {
+    pub(in crate::daemon) fn views(&self, vms: &mut [VmFacts]) -> Vec<VmView> {
+        self.read_memory(vms);
         let threads = self.read_threads(vms);
         vms.iter().map(|facts| self.view(facts, threads.as_ref())).collect()
     }

@@ -157,3 +157,35 @@ fn a_reading_is_due_once_at_a_time_and_never_where_none_is_wanted() {
     assert_eq!(never.due(), None);
     assert_eq!(never.told.view().guest_missing.as_deref(), Some("it is not read"));
 }
+
+#[test]
+fn memory_of_a_guest_without_a_balloon_is_read_when_it_is_asked_for_and_due() {
+    use flatline_qemu::discover::{Ownership, VmId};
+
+    let id = VmId { pid: std::process::id(), start_ticks: 1 };
+    let mut vm = Vm { id, ..Vm::stand_in(Ownership::bare(), &[]) };
+    vm.pidfd = Arc::new(
+        rustix::process::pidfd_open(
+            rustix::process::getpid(),
+            rustix::process::PidfdFlags::empty(),
+        )
+        .expect("it is there"),
+    );
+    let reader = MemoryReader::default();
+    let second = Duration::from_secs(1);
+    let mut told = watch().told;
+    assert!(told.read_if_due(&vm, &reader, 2 * second).is_none(), "it was found just now");
+    let read = told.read_if_due(&vm, &reader, 3 * second).expect("it is due");
+    assert!(told.view().qemu_rss_bytes > Some(1 << 20), "{:?}", told.view());
+    assert_eq!(told.view().guest_missing.as_deref(), Some(NO_BALLOON));
+    let mut watch = watch();
+    assert_eq!(watch.take(read, true).qemu, told.latest().expect("it was read").qemu);
+    told.due = 30 * second;
+    assert!(told.read_if_due(&vm, &reader, 29 * second).is_none());
+    assert!(told.read_if_due(&vm, &reader, 30 * second).is_some());
+    vm.has_balloon = true;
+    assert!(told.read_if_due(&vm, &reader, 30 * second).is_none(), "its turn comes by itself");
+    let mut never = MemoryWatch::new(Duration::ZERO, None, Duration::ZERO).told;
+    vm.has_balloon = false;
+    assert!(never.read_if_due(&vm, &reader, 90 * second).is_none());
+}
