@@ -28,7 +28,7 @@ pub(super) struct Registry {
     pub(super) readings: Readings,
     /// Status of QEMUs whose main thread ended, until the process is gone.
     pub(super) statuses: HashMap<u32, i32>,
-    /// Sweeps after which memory is to be given back, since VMs were found.
+    /// Turns of sweeps in which memory is to be given back, since VMs were found.
     pub(super) trims: u32,
     /// Many VMs are silent together, in words.
     pub(super) storm: Option<String>,

@@ -21,7 +21,7 @@ const WAITING: usize = 256;
 const LOOKED_AT: usize = 32;
 
 /// Turns of which one has a sweep, where the kernel tells of what is executed.
-const SELDOM: u32 = 3;
+const SELDOM: u32 = 6;
 
 /// What the loop knows of them.
 pub(super) struct Starts {

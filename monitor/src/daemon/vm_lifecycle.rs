@@ -28,7 +28,7 @@ use flatline_qemu::{
 const LOOK_AGAIN: [Duration; 3] =
     [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(3)];
 
-/// After so many sweeps memory is given back, once VMs were found: all has been asked of them once by then.
+/// In so many turns of sweeps memory is given back, once VMs were found: all has been asked of them once by then.
 const TRIMS: u32 = 6;
 
 impl EventLoop {
@@ -50,9 +50,13 @@ impl EventLoop {
         );
     }
 
-    /// Sweeps if that is due in this turn, or memory is to be given back after it.
+    /// Sweeps if that is due in this turn; gives memory back where VMs were found.
     pub(super) fn sweep_in_turn(&mut self) {
-        if self.inboxes.starts.is_turn() || self.registry.trims > 0 {
+        if let Some(fewer) = self.registry.trims.checked_sub(1) {
+            self.registry.trims = fewer;
+            trim();
+        }
+        if self.inboxes.starts.is_turn() {
             self.sweep();
         }
     }
@@ -148,10 +152,6 @@ impl EventLoop {
     pub(super) fn swept(&mut self, all: &HashSet<VmId>) {
         self.bury(self.registry.vms.keys().filter(|id| !all.contains(id)).copied().collect());
         self.sampler.probes.found(self.registry.vms.keys().copied().collect());
-        if let Some(fewer) = self.registry.trims.checked_sub(1) {
-            self.registry.trims = fewer;
-            trim();
-        }
         self.inboxes.starts.swept();
         self.registry.swept();
         self.recovery.give_up_the_gone(all);
