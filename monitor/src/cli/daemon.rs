@@ -62,7 +62,16 @@ pub(super) fn run(source: Source) -> Result<Answer, Failure> {
         .build()
         .context("can't start the runtime of the clients")
         .map_err(Failure::BadNews)?;
-    let watched = runtime.block_on(crate::daemon::run(config, source, clients.handle()));
+    let ticks = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .context("can't start the runtime of the ticks")
+        .map_err(Failure::BadNews)?;
+    let watched = ticks.block_on(async {
+        // What the loop begins runs beside it: of this runtime, it has nothing but its ticks.
+        let _within = runtime.enter();
+        crate::daemon::run(config, source, clients.handle(), ticks.handle()).await
+    });
     watched.map_err(Failure::Start)?;
     Ok(Answer::good(String::new()))
 }

@@ -102,7 +102,8 @@ pub(crate) enum StartError {
 }
 
 /// Watches as `config` has it until SIGTERM or SIGINT, and leaves nothing attached or pinned, unless that is
-/// configured. On SIGHUP, `source` is read again. Clients are served by the runtime of `clients`.
+/// configured. On SIGHUP, `source` is read again. Clients are served by the runtime of `clients`, and `ticks` is that of the thread which
+/// waits for this: a tick wakes no other one.
 ///
 /// # Errors
 /// What keeps it from starting; once it runs, it goes on.
@@ -110,6 +111,7 @@ pub(crate) async fn run(
     config: Config,
     source: Source,
     clients: &Handle,
+    ticks: &Handle,
 ) -> Result<(), StartError> {
     config.warnings.iter().for_each(|warning| warn!("{warning}"));
     let signals = Signals::listen()
@@ -150,7 +152,7 @@ pub(crate) async fn run(
             let inboxes = Inboxes { messages, notices, room: Room::default(), starts };
             let event_loop = EventLoop::new((config, source), store, sampler, inboxes, clients);
             let reports = (inbox, qmp, probed, started);
-            let probes = watch(event_loop, signals, listener, reports).await;
+            let probes = watch(event_loop, ticks, signals, listener, reports).await;
             processes.iter().for_each(JoinHandle::abort);
             (Ok(()), probes)
         }
@@ -180,9 +182,10 @@ type Reports = (
     mpsc::Receiver<u32>,
 );
 
-/// Runs the loop until it is told to end; hands the programs back to be taken down.
+/// Runs the loop until it is told to end, with ticks of this runtime; hands the programs back to be taken down.
 async fn watch(
     mut event_loop: EventLoop,
+    runtime: &Handle,
     mut signals: Signals,
     listener: UnixListener,
     (mut inbox, mut qmp, mut probed, mut started): Reports,
@@ -196,9 +199,9 @@ async fn watch(
     info!("watching");
     conditions::publish_start(&event_loop.publisher.notifier, event_loop.config.mode);
 
-    let mut tick = ticks(Instant::now(), event_loop.config.sample_interval);
+    let mut tick = ticks(runtime, Instant::now(), event_loop.config.sample_interval);
     let wanted = event_loop.publisher.wanted.clone();
-    let mut sweep = interval_at(Instant::now() + SWEEP_EVERY, SWEEP_EVERY);
+    let mut sweep = ticks(runtime, Instant::now() + SWEEP_EVERY, SWEEP_EVERY);
     loop {
         if let Some(request) = clients.in_turn() {
             event_loop.on_request(request);
@@ -229,7 +232,7 @@ async fn watch(
         }
         let interval = event_loop.config.sample_interval;
         if tick.period() != interval {
-            tick = ticks(Instant::now() + interval, interval);
+            tick = ticks(runtime, Instant::now() + interval, interval);
             systemd.outlast(interval);
         }
         systemd.reloaded(&event_loop);
@@ -260,8 +263,9 @@ impl Signals {
     }
 }
 
-/// Ticks, the first of them at `first`.
-fn ticks(first: Instant, interval: Duration) -> Interval {
+/// Ticks of this runtime, the first of them at `first`.
+fn ticks(runtime: &Handle, first: Instant, interval: Duration) -> Interval {
+    let _within = runtime.enter();
     let mut ticks = interval_at(first, interval);
     // After a delay the next tick is a whole interval away: two at once would measure nothing.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
