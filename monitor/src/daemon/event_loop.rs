@@ -278,6 +278,7 @@ impl EventLoop {
             self.recovery.tick(watched, &Context::at(&self.config, now));
         }
         self.carry_out();
+        let rests = self.registry.vms.rests().clone();
         let Some(watched) = self.registry.vms.get_mut(&id) else { return };
         // A look into the map for each VM and tick would be half of what a tick costs.
         let calibratable = watched.detector.watch.wants_calibration(now)
@@ -286,7 +287,7 @@ impl EventLoop {
             let rests_on = watched.has_rested_out() && !calibratable;
             let act = watched.wake(now);
             if rests_on && act == Act::Nothing {
-                watched.lie_down(&self.sampler.signs, now);
+                watched.lie_down(&rests, &self.sampler.signs, now);
             }
             return self.act(id, act);
         }
@@ -298,7 +299,7 @@ impl EventLoop {
         let tick = Tick { activity, monitor, calibratable, undecided };
         let act = watched.step(&Input::Tick(Arc::new(tick)), now);
         if act == Act::Nothing {
-            watched.lie_down(&self.sampler.signs, now);
+            watched.lie_down(&rests, &self.sampler.signs, now);
         }
         self.act(id, act);
     }

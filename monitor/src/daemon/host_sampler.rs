@@ -112,11 +112,7 @@ impl HostSampler {
     /// Samples all VMs but those that rest on, and returns which.
     pub(super) fn observe(&mut self, vms: &mut Vms, now: Duration) -> Vec<VmId> {
         self.ticks += 1;
-        let signs = &self.signs;
-        let awake: Vec<VmId> = vms
-            .iter_mut()
-            .filter_map(|(id, watched)| (!watched.rests_on(signs, now)).then_some(*id))
-            .collect();
+        let awake = vms.look_for_life(&self.signs, now);
         let in_full = awake.iter().filter_map(|id| vms.get(id)).filter(|vm| !vm.has_rested_out());
         let threads = self.threads_for(in_full, now);
         self.read(threads.as_ref(), now, |host| {

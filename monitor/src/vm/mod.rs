@@ -10,6 +10,7 @@ mod memory;
 mod monitor_link;
 mod recorder;
 mod rest;
+mod rests;
 mod sensors;
 mod sight;
 mod vms;

@@ -5,13 +5,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::WatchedVm;
+use super::{
+    Vms, WatchedVm,
+    rests::{self, Course, Place, Rests},
+};
 use crate::sampler::{HeartbeatReader, LifeReader};
 use flatline_detector::{
     activity::Activity,
-    verdict::{Act, Input, Rest, Tick},
+    verdict::{Act, Input, Tick},
 };
-use flatline_qemu::discover::Vm;
+use flatline_qemu::discover::VmId;
 
 /// What tells of a sign of life without a system call.
 pub(crate) struct Signs {
@@ -19,50 +22,54 @@ pub(crate) struct Signs {
     pub(crate) heartbeats: HeartbeatReader,
 }
 
+impl rests::Signs for Signs {
+    fn life(&self, slot: u32) -> Option<u64> {
+        self.life.of(slot)
+    }
+
+    fn said(&self, slot: u32) -> Option<u64> {
+        self.heartbeats.last_jiffies(slot)
+    }
+
+    fn word(&self, vm: VmId, slot: u32) -> Option<(u64, bool)> {
+        self.heartbeats.last_said(vm, slot)
+    }
+}
+
 /// A rest that has begun.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) struct Resting {
-    rest: Rest,
     begun: Duration,
-    /// When the last tick ended that showed life.
-    lived_at: Duration,
-    /// When the last tick ended in which its agent's heart beat.
-    beat_at: Option<Duration>,
-    /// Where it is counted: another slot ends the rest.
-    slot: u32,
-    /// What the programs said of it last, in the kernel's ticks.
-    life: u64,
-    said: u64,
-    /// It lived in each tick up to its end, which is now.
-    is_over: bool,
+    place: Place,
+    /// How far it had come when it ended: in this tick, before the verdict was told of it.
+    ended: Option<Course>,
 }
 
 impl Resting {
-    /// Looks whether there was life since the last tick. Returns whether the rest goes on.
-    fn goes_on(&mut self, vm: &Vm, signs: &Signs, now: Duration) -> bool {
-        let Some(life) = signs.life.of(self.slot) else { return false };
-        let lives = life != self.life;
-        self.life = life;
-        if lives {
-            self.lived_at = now;
-        }
-        if signs.heartbeats.last_jiffies(self.slot) != Some(self.said) {
-            let Some((said, is_beat)) = signs.heartbeats.last_said(vm.id, self.slot) else {
-                return false;
-            };
-            self.said = said;
-            self.beat_at = Some(now);
-            // The first word of an agent, or one of its end: that is for the verdict.
-            if !is_beat || self.rest.beats_within.is_none() {
-                return false;
+    fn course(&self) -> Course {
+        let course = self.ended.or_else(|| self.place.course());
+        course.unwrap_or(Course { lived_at: self.begun, said_at: None, is_over: false })
+    }
+}
+
+impl Vms {
+    /// Looks whether there was life since the last tick of each VM that rests. Returns the VMs that don't rest on, in their order.
+    pub(crate) fn look_for_life(&mut self, signs: &Signs, now: Duration) -> Vec<VmId> {
+        let rests = self.rests().clone();
+        let mut ended = Vec::new();
+        let mut awake = rests.look(signs, now, &mut |id, course| ended.push((id, course)));
+        awake.retain(|id| self.get(id).is_some_and(|watched| !watched.is_resting()));
+        for (id, course) in ended {
+            let watched = self.get_mut(&id);
+            if let Some(resting) = watched.and_then(|watched| watched.resting.as_mut()) {
+                resting.ended = Some(course);
+                awake.push(id);
             }
         }
-        let away = now.saturating_sub(self.beat_at.unwrap_or(self.begun));
-        if !lives || self.rest.beats_within.is_some_and(|within| away >= within) {
-            return false;
-        }
-        self.is_over = now >= self.rest.until;
-        !self.is_over
+        awake.sort_unstable();
+        awake.dedup();
+        rests.are_awake(&awake);
+        awake
     }
 }
 
@@ -74,21 +81,14 @@ impl WatchedVm {
 
     /// Whether it lived all through a rest whose time is up: nothing but its counters needs to be read of it.
     pub(crate) fn has_rested_out(&self) -> bool {
-        self.resting.is_some_and(|resting| resting.is_over)
-    }
-
-    /// Whether it rests on in the tick that ends at `now`.
-    pub(crate) fn rests_on(&mut self, signs: &Signs, now: Duration) -> bool {
-        match &mut self.resting {
-            Some(resting) => resting.goes_on(&self.vm, signs, now),
-            None => false,
-        }
+        let ended = self.resting.as_ref().and_then(|resting| resting.ended);
+        ended.is_some_and(|course| course.is_over)
     }
 
     /// How long it has shown nothing though it could have.
     pub(crate) fn silence(&self, now: Duration) -> Duration {
         match &self.resting {
-            Some(resting) => now.saturating_sub(resting.lived_at),
+            Some(resting) => now.saturating_sub(resting.course().lived_at),
             None => self.detector.watch.silence.length(now),
         }
     }
@@ -96,11 +96,11 @@ impl WatchedVm {
     /// When it was last seen or heard to live, whatever happened since.
     pub(crate) fn last_life(&self) -> Duration {
         let known = self.detector.watch.silence.life;
-        self.resting.map_or(known, |resting| resting.lived_at.max(known))
+        self.resting.as_ref().map_or(known, |resting| resting.course().lived_at.max(known))
     }
 
     /// Lets it rest after a tick after which nothing was to be done, where it may.
-    pub(crate) fn lie_down(&mut self, signs: &Signs, now: Duration) {
+    pub(crate) fn lie_down(&mut self, rests: &Rests, signs: &Signs, now: Duration) {
         let is_free = !self.recovery.has_case_to_do()
             && self.detector.notes.is_some()
             && self.sensors.port.is_none();
@@ -113,16 +113,8 @@ impl WatchedVm {
             return;
         };
         self.sensors.close_clocks();
-        self.resting = Some(Resting {
-            rest,
-            begun: now,
-            lived_at: now,
-            beat_at: None,
-            slot,
-            life,
-            said,
-            is_over: false,
-        });
+        let place = rests.lay_down((self.vm.id, slot), (life, said), rest, now);
+        self.resting = Some(Resting { begun: now, place, ended: None });
     }
 
     /// Ends its rest before the verdict is told something else; what it was not sampled for is not known.
@@ -135,12 +127,12 @@ impl WatchedVm {
     /// Ends its rest, of which the last sample tells what moved.
     pub(crate) fn wake(&mut self, now: Duration) -> Act {
         let Some(resting) = self.resting.take() else { return Act::Nothing };
+        let Course { lived_at: until, said_at: beat, .. } = resting.course();
         let elapsed = now.saturating_sub(resting.begun);
         let seen = self.sensors.activity_at(now).filter(|activity| activity.elapsed >= elapsed);
         let activity = seen.cloned().unwrap_or_else(|| Activity::unseen(elapsed));
         let monitor = self.link.monitor();
         let tick = Tick { activity, monitor, calibratable: false, undecided: false };
-        let Resting { lived_at: until, beat_at: beat, .. } = resting;
         let lived = Input::Lived { until, beat, tick: Arc::new(tick) };
         self.detector.step(&self.vm, &lived, None, now)
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
-use super::WatchedVm;
+use super::{WatchedVm, rests::Rests};
 use flatline_qemu::discover::VmId;
 
 /// See the module. In boxes: a tree's nodes are half empty, and to go through its keys should touch nothing else.
@@ -11,11 +11,13 @@ pub(crate) struct Vms {
     vms: BTreeMap<VmId, Box<WatchedVm>>,
     /// How many each user has.
     by_owner: BTreeMap<u32, u32>,
+    rests: Rests,
 }
 
 impl Vms {
     pub(crate) fn insert(&mut self, id: VmId, watched: WatchedVm) {
         *self.by_owner.entry(watched.vm.origin.uid).or_default() += 1;
+        self.rests.found(id);
         if let Some(before) = self.vms.insert(id, Box::new(watched)) {
             self.forget_one_of(before.vm.origin.uid);
         }
@@ -34,6 +36,11 @@ impl Vms {
                 count.remove();
             }
         }
+    }
+
+    /// What a tick looks at of those that rest.
+    pub(crate) fn rests(&self) -> &Rests {
+        &self.rests
     }
 
     /// How many VMs there are of each user that has one: its uid, as it was when the VM was found.
