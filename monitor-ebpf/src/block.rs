@@ -11,14 +11,14 @@ use monitor_ebpf::Owner;
 
 use crate::{
     in_flight::{self, Place},
-    kernel::{field, global, offsets},
+    kernel::{field, global, globals},
     maps::LAYOUT,
     slots,
     vms::{add, add_atomically, counters_of, lives},
     writeback,
 };
 
-offsets! {
+globals! {
     BIO_OPF_OFFSET
     BIO_SIZE_OFFSET
     BIO_STATUS_OFFSET
@@ -33,11 +33,9 @@ offsets! {
     REQUEST_IDLE_FLAG
     /// Not an offset: the flag `REQ_RAHEAD`, likewise.
     REQUEST_AHEAD_FLAG
+    /// The generation of this copy of the programs.
+    GENERATION
 }
-
-/// The generation of this copy of the programs.
-#[unsafe(no_mangle)]
-static GENERATION: u32 = 0;
 
 /// Bios in one request that are looked at: half a MiB in single pages. The verifier goes through every turn
 /// of the loop, which takes 25 ms of the daemon's start for 128 of them, and 90 for 256. Others stay in
@@ -218,7 +216,7 @@ fn several_completed(mut bio: *const u8, failed: bool, mut bytes_left: u32) {
 pub(crate) fn block_bio_completed(ctx: BtfTracePointContext) -> i32 {
     let bio: *const u8 = ctx.arg(1);
     // SAFETY: `bio` is the tracepoint's own argument.
-    let failed = unsafe { field::<u8>(bio, &BIO_STATUS_OFFSET) } != 0;
+    let failed = unsafe { field::<u8, _>(bio, &BIO_STATUS_OFFSET) } != 0;
     bio_completed(bio, failed);
     0
 }

@@ -22,14 +22,15 @@ use aya_ebpf::helpers::generated::bpf_jiffies64;
 use monitor_ebpf::{InFlight, InFlightSet, MARKED_SETS, Owner};
 
 use crate::{
-    kernel::{global, low_half},
+    kernel::{global, globals, low_half},
     maps::{IN_FLIGHT, IN_FLIGHT_MARKS},
     vms::{add_atomically, counters_of},
 };
 
-/// The number of sets less one; the number is a power of two.
-#[unsafe(no_mangle)]
-static IN_FLIGHT_MASK: u32 = 0;
+globals! {
+    /// The number of sets less one; the number is a power of two.
+    IN_FLIGHT_MASK
+}
 
 /// Bits of a bio's address that don't matter for its set: 256 bytes, of which one takes 128 to 512.
 const GRANULE_BITS: u32 = 8;

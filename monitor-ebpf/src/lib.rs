@@ -10,6 +10,7 @@
 
 pub mod heartbeat;
 mod page;
+pub mod placeholder;
 mod presence;
 mod vm_row;
 

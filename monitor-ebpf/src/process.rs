@@ -5,13 +5,13 @@ use aya_log_ebpf::{debug, warn};
 use monitor_ebpf::{ANY_EXECUTABLE, PROCESS_EXEC, PROCESS_EXIT, ProcessEvent};
 
 use crate::{
-    kernel::{field, global, offsets},
+    kernel::{field, global, globals},
     maps::{EXECUTABLES, PROCESS_EVENTS},
     slots,
     writeback::INODE_NUMBER_OFFSET,
 };
 
-offsets! {
+globals! {
     TASK_EXIT_CODE_OFFSET
     BINPRM_FILE_OFFSET
     FILE_INODE_OFFSET
@@ -62,7 +62,7 @@ pub(crate) fn process_ended(ctx: BtfTracePointContext) -> i32 {
     }
     let task: *const u8 = ctx.arg(0);
     // SAFETY: `task` is the tracepoint's own argument.
-    let status = unsafe { field::<i32>(task, &TASK_EXIT_CODE_OFFSET) };
+    let status = unsafe { field::<i32, _>(task, &TASK_EXIT_CODE_OFFSET) };
     emit(&ctx, ProcessEvent { kind: PROCESS_EXIT, pid, status, reserved: 0 });
     0
 }

@@ -1,15 +1,15 @@
 //! Slot of a process: the row in which its VM is counted.
 
 use crate::{
-    kernel::{field, global, offsets},
+    kernel::{field, global, globals},
     maps::{PRESENCE, SLOTS},
 };
 
-offsets! { TASK_TGID_OFFSET }
-
-/// The number of sets less one; the number is a power of two.
-#[unsafe(no_mangle)]
-static SLOTS_MASK: u32 = 0;
+globals! {
+    TASK_TGID_OFFSET
+    /// The number of sets less one; the number is a power of two.
+    SLOTS_MASK
+}
 
 /// The pid of the process that `task` is a thread of.
 ///

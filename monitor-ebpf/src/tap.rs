@@ -12,22 +12,21 @@ use monitor_ebpf::{TAP_PROBES, TapRow, tap_home};
 
 use crate::{
     beat::{ETH_HEARTBEAT_BE, Heard, record_heartbeat},
-    kernel::global,
+    kernel::{global, globals},
     maps::TAPS,
     neighbour::{Answer, classify_neighbour},
     vms::{add, add_atomically, counters_of, lives},
 };
 
-/// Inode number of the network namespace in which this copy of the programs is attached to taps.
-///
-/// `skb->ifindex` is unique only inside its namespace, and reading the namespace from the packet would
-/// cost a chain of kernel reads; so each namespace gets its own copy, and the verifier sees a constant.
-#[unsafe(no_mangle)]
-static NETNS: u32 = 0;
-
-/// The number of rows of `taps` less one; the number is a power of two.
-#[unsafe(no_mangle)]
-static TAPS_MASK: u32 = 0;
+globals! {
+    /// Inode number of the network namespace in which this copy of the programs is attached to taps.
+    ///
+    /// `skb->ifindex` is unique only inside its namespace, and reading the namespace from the packet would
+    /// cost a chain of kernel reads; so each namespace gets its own copy, and the verifier sees a constant.
+    NETNS
+    /// The number of rows of `taps` less one; the number is a power of two.
+    TAPS_MASK
+}
 
 /// Counts what the guest sent, learns its addresses from its ARP and NDP frames, and takes its answers to
 /// our probes and its heartbeats out of the traffic, so that neither the bridge nor any neighbour ever sees one.

@@ -6,11 +6,11 @@ use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns, bpf_seq_writ
 use monitor_ebpf::ThreadTime;
 
 use crate::{
-    kernel::{field, offsets},
+    kernel::{field, globals},
     slots,
 };
 
-offsets! {
+globals! {
     TASK_PID_OFFSET
     TASK_STATE_OFFSET
     TASK_RUN_OFFSET
@@ -61,7 +61,7 @@ fn threads(ctx: *const TaskContext) -> i32 {
     let record = unsafe {
         ThreadTime {
             pid,
-            tid: field::<i32>(task, &TASK_PID_OFFSET).cast_unsigned(),
+            tid: field::<i32, _>(task, &TASK_PID_OFFSET).cast_unsigned(),
             state: field(task, &TASK_STATE_OFFSET),
             reserved: 0,
             run_ns: field(task, &TASK_RUN_OFFSET),

@@ -4,13 +4,14 @@ use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64};
 use monitor_ebpf::{VM_LANES, VmLane, VmRow, VmShared};
 
 use crate::{
-    kernel::global,
+    kernel::{global, globals},
     maps::{LIFE, VMS},
 };
 
-/// Not zero: the host has no more CPUs than a row has lanes, so that each lane has one writer.
-#[unsafe(no_mangle)]
-static LANES_ARE_EXCLUSIVE: u32 = 0;
+globals! {
+    /// Not zero: the host has no more CPUs than a row has lanes, so that each lane has one writer.
+    LANES_ARE_EXCLUSIVE
+}
 
 /// The counters in the row of a slot that this CPU adds to: its lane, and those that all share.
 ///

@@ -7,11 +7,11 @@
 use monitor_ebpf::{FileKey, first_page};
 
 use crate::{
-    kernel::{field, field_at, global, low_half, offsets},
+    kernel::{field, field_at, global, globals, low_half},
     maps::{FILES, PRESENCE},
 };
 
-offsets! {
+globals! {
     BIO_IO_VEC_OFFSET
     BIO_VEC_PAGE_OFFSET
     PAGE_COMPOUND_OFFSET
@@ -113,14 +113,20 @@ fn users_of(bio: *const u8) -> u64 {
 /// The first page that the bio carries.
 #[inline(always)]
 fn page_of(bio: *const u8) -> Option<*const u8> {
+    let vector = vector_of(bio)?;
+    // SAFETY: the vector is typed like the bio's field.
+    Some(unsafe { field(vector, &BIO_VEC_PAGE_OFFSET) })
+}
+
+/// What names the pages that the bio carries.
+#[inline(always)]
+fn vector_of(bio: *const u8) -> Option<*const u8> {
     if global(&WRITEBACK_KNOWN) == 0 {
         return None;
     }
-    // SAFETY: `bio` is the tracepoint's own argument, and the vector is typed like the bio's field.
-    unsafe {
-        let vector: *const u8 = field(bio, &BIO_IO_VEC_OFFSET);
-        (!vector.is_null()).then(|| field(vector, &BIO_VEC_PAGE_OFFSET))
-    }
+    // SAFETY: `bio` is the tracepoint's own argument.
+    let vector: *const u8 = unsafe { field(bio, &BIO_IO_VEC_OFFSET) };
+    (!vector.is_null()).then_some(vector)
 }
 
 #[inline(always)]
@@ -143,11 +149,12 @@ fn mapping_of(page: *const u8) -> Option<*const u8> {
     (!mapping.is_null() && low_half(mapping) & NO_FILE == 0).then_some(mapping)
 }
 
-/// The same of a page that may be any of a compound one, at its address.
+/// The same of a page that may be any of a compound one, at its address. A helper reads that and what else is computed with:
+/// the verifier lets nothing be computed with what it knows to be pointers.
 #[inline(always)]
 fn mapping_by_tail(bio: *const u8) -> Option<u64> {
-    let page = page_of(bio)?;
-    let page = first_page(page as u64, compound_of(page) as u64);
+    let page: u64 = field_at(vector_of(bio)? as u64, &BIO_VEC_PAGE_OFFSET)?;
+    let page = first_page(page, field_at(page, &PAGE_COMPOUND_OFFSET)?);
     let mapping: u64 = field_at(page, &PAGE_MAPPING_OFFSET)?;
     (mapping != 0 && mapping & u64::from(NO_FILE) == 0).then_some(mapping)
 }

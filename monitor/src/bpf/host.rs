@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     OBJECT, ProbeError, ProgramHealth,
+    numbers::Numbers,
     offsets::Offsets,
     pins::{Left, Pins, SHARED_MAPS, remove_pin},
 };
@@ -76,11 +77,19 @@ impl Loader {
         let Probes { max_vms, log, .. } = *probes;
         let level = log_level(log);
         let log_bytes = if log == ProbeLog::Off { NO_LOG_BYTES } else { LOG_BYTES };
+        let sets = probes.requests() / 4;
+        let mut numbers = Numbers::default();
         // As `note` and `tap_home` of the programs have it: powers of two, less one.
-        let (taps_mask, sets) = (probes.taps() - 1, probes.requests() / 4);
-        let in_flight_mask = sets - 1;
-        let slots_mask = slot_sets(max_vms) - 1;
-        let lanes_are_exclusive = u32::from(nr_cpus().is_ok_and(|cpus| cpus <= VM_LANES));
+        numbers.set("TAPS_MASK", probes.taps() - 1);
+        numbers.set("IN_FLIGHT_MASK", sets - 1);
+        numbers.set("SLOTS_MASK", slot_sets(max_vms) - 1);
+        let lanes_are_exclusive = nr_cpus().is_ok_and(|cpus| cpus <= VM_LANES);
+        numbers.set("LANES_ARE_EXCLUSIVE", u32::from(lanes_are_exclusive));
+        numbers.set("NETNS", netns);
+        numbers.set("GENERATION", generation);
+        for (name, number) in offsets.iter().flat_map(|offsets| &offsets.globals) {
+            numbers.set(name, *number);
+        }
         let mut loader = EbpfLoader::new();
         loader
             // There are no relocations to resolve, and parsing the kernel's types takes 14 ms.
@@ -98,20 +107,12 @@ impl Loader {
             .map_max_entries("AYA_LOGS", log_bytes)
             .map_max_entries("IN_FLIGHT", sets)
             .map_max_entries("IN_FLIGHT_MARKS", sets.div_ceil(MARKED_SETS))
-            .override_global("NETNS", &netns, true)
-            .override_global("TAPS_MASK", &taps_mask, true)
-            .override_global("IN_FLIGHT_MASK", &in_flight_mask, true)
-            .override_global("SLOTS_MASK", &slots_mask, true)
-            .override_global("LANES_ARE_EXCLUSIVE", &lanes_are_exclusive, true)
-            .override_global("GENERATION", &generation, true)
             .override_global(aya_log::LEVEL, &level, true);
-        for (global, value) in offsets.iter().flat_map(|offsets| &offsets.globals) {
-            loader.override_global(global, value, true);
-        }
         for (map, pin) in SHARED_MAPS {
             loader.map_pin_path(map, pins.map(pin));
         }
-        let mut ebpf = loader.load(OBJECT).map_err(ProbeError::Object)?;
+        let object = numbers.placed_in(OBJECT)?;
+        let mut ebpf = loader.load(&object).map_err(ProbeError::Object)?;
         if log != ProbeLog::Off {
             self.listen(&mut ebpf);
         }

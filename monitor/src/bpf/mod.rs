@@ -22,6 +22,7 @@ mod links;
 mod lock;
 mod namespace;
 mod netlink;
+mod numbers;
 mod offsets;
 mod pins;
 mod presence;
@@ -98,6 +99,9 @@ pub enum ProbeError {
     /// The object lacks something: it and this binary were built from different sources.
     #[error("the eBPF object has no {0}; build both again")]
     Incomplete(&'static str),
+    /// The object wants a number by a name that is not known here, likewise.
+    #[error("the eBPF object wants a number that is not known here ({0:#x}); build both again")]
+    UnknownNumber(u32),
     /// A program doesn't load.
     #[error("cannot load the program {program}")]
     Program {

@@ -1,10 +1,10 @@
 //! What the programs must know of the running kernel: offsets of its structures, from its BTF.
 //!
-//! They are read-only globals of the programs, since aya emits no CO-RE relocations for Rust.
+//! They are [put into the programs](super::numbers), since aya emits no CO-RE relocations for Rust.
 
 use super::kernel_types::{KernelTypes, KernelTypesError};
 
-/// A global of the object, and the path of the kernel's member whose offset it takes.
+/// A number of the programs, and the path of the kernel's member whose offset it is.
 type Offset = (&'static str, &'static [&'static str]);
 
 /// What every kernel has that flatline runs on.
@@ -53,7 +53,17 @@ const EXECUTABLE: [Offset; 3] = [
 /// Members that newer kernels call otherwise: since Linux 7.1.
 const RENAMED: [(&str, &str); 1] = [("compound_head", "compound_info")];
 
-/// The values of the globals, and what is lost where some can't be had.
+/// The flags of a request, whose bits differ between kernels.
+const FLAGS: [(&str, &str); 3] = [
+    ("REQUEST_META_FLAG", "__REQ_META"),
+    ("REQUEST_AHEAD_FLAG", "__REQ_RAHEAD"),
+    ("REQUEST_IDLE_FLAG", "__REQ_IDLE"),
+];
+/// Whether the programs can go the ways that not every kernel shows.
+const WRITEBACK_KNOWN: &str = "WRITEBACK_KNOWN";
+const EXECUTABLE_KNOWN: &str = "EXECUTABLE_KNOWN";
+
+/// The numbers, and what is lost where some can't be had.
 #[derive(Debug)]
 pub(crate) struct Offsets {
     pub(super) globals: Vec<(&'static str, u32)>,
@@ -76,9 +86,10 @@ impl Offsets {
         let mut globals = REQUIRED.iter().map(resolve).collect::<Result<Vec<_>, _>>()?;
         // A kernel that does not mark them writes nothing that could be taken for a guest's.
         let flag = |bit: &str| types.enumerator(bit).ok().and_then(|bit| 1_u32.checked_shl(bit));
-        globals.push(("REQUEST_META_FLAG", flag("__REQ_META").unwrap_or_default()));
-        globals.push(("REQUEST_AHEAD_FLAG", flag("__REQ_RAHEAD").unwrap_or_default()));
-        globals.push(("REQUEST_IDLE_FLAG", flag("__REQ_IDLE").unwrap_or_default()));
+        globals.extend(FLAGS.map(|(global, bit)| (global, flag(bit).unwrap_or_default())));
+        // What is not known here is not asked for by any program.
+        let optional = WRITEBACK.iter().chain(&THREADS).chain(&EXECUTABLE);
+        globals.extend(optional.map(|(global, _)| (*global, 0)));
         let mut all = |offsets: &[Offset]| {
             globals.extend(offsets.iter().map(resolve).collect::<Result<Vec<_>, _>>()?);
             Ok(())
@@ -86,8 +97,8 @@ impl Offsets {
         let writeback = all(&WRITEBACK);
         let threads = all(&THREADS);
         let executable = all(&EXECUTABLE);
-        globals.push(("WRITEBACK_KNOWN", u32::from(writeback.is_ok())));
-        globals.push(("EXECUTABLE_KNOWN", u32::from(executable.is_ok())));
+        globals.push((WRITEBACK_KNOWN, u32::from(writeback.is_ok())));
+        globals.push((EXECUTABLE_KNOWN, u32::from(executable.is_ok())));
         Ok(Self { globals, writeback, threads, executable })
     }
 }
@@ -101,4 +112,12 @@ fn offset_of(types: &KernelTypes, path: &[&str]) -> Result<u32, KernelTypesError
         });
         renamed.ok_or(error)
     })
+}
+
+/// The names of all numbers that are the kernel's.
+#[cfg(test)]
+pub(super) fn names() -> Vec<&'static str> {
+    let offsets = REQUIRED.iter().chain(&WRITEBACK).chain(&THREADS).chain(&EXECUTABLE);
+    let names = offsets.map(|(name, _)| *name).chain(FLAGS.map(|(name, _)| name));
+    names.chain([WRITEBACK_KNOWN, EXECUTABLE_KNOWN]).collect()
 }
