@@ -48,7 +48,7 @@ pub mod parts {
     pub use crate::probes::kvm::{KvmLook, SHORTEST_SILENCE, judge};
     pub use crate::probes::{ProbeSocket, arp, ndp};
     pub use crate::sampler::{
-        CounterMaps, KvmReader, TapAddress, TapAddresses, ThreadReader, VcpuClocks,
+        CounterMaps, KvmReader, ProcessReader, TapAddress, TapAddresses, ThreadReader, VcpuClocks,
         interrupts_are_hidden,
     };
 }

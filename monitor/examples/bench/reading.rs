@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::{Btf, Ebpf, programs::Iter};
 use clap::Args;
-use flatline::parts::{CounterMaps, THREADS, ThreadReader, VcpuClocks};
+use flatline::parts::{CounterMaps, ProcessReader, THREADS, ThreadReader, VcpuClocks};
 use flatline_qemu::discover::{self, Passed, Scope, VcpuThreads};
 use flatline_samples::Missing;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -52,6 +52,8 @@ pub(crate) fn measure(bpffs: &Path, options: &Options) -> Result<()> {
         .map(|(pid, threads)| VcpuClocks::open(*pid, threads))
         .collect::<Result<Vec<_>, _>>()
         .context("the threads' clocks")?;
+    let processes = ProcessReader::open(&bpffs.join(THREADS)).context("one process' threads")?;
+    let own = vms.iter().map(|(pid, _)| processes.of(*pid)).collect::<Result<Vec<_>, _>>()?;
     let slots = options.vms;
     let mut object = kernel::load(&options.object)?;
     let empty = empty_iterator(&mut object)?;
@@ -66,6 +68,9 @@ pub(crate) fn measure(bpffs: &Path, options: &Options) -> Result<()> {
             Ok(())
         }),
         Figure::new("threads/iterator", 4, || threads.read().map(drop).map_err(missing)),
+        Figure::new("threads/own", 1, || {
+            own.iter().try_for_each(|threads| threads.read().map(drop)).map_err(Into::into)
+        }),
         Figure::new("threads/kept_open", 1, || {
             clocks.iter().try_for_each(|clocks| clocks.read().map(drop)).map_err(missing)
         }),

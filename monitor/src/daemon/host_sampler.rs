@@ -14,17 +14,23 @@ use tracing::{debug, info, warn};
 use super::{kernel_clock::KernelClock, kvm_turns::KvmTurns};
 use crate::{
     bpf::{ProbeThread, ProgramHealth, STARTS, THREADS},
-    sampler::{CounterMaps, DeviceWatch, HeartbeatReader, LifeReader, ThreadReader, ThreadTimes},
+    sampler::{
+        CounterMaps, DeviceWatch, HeartbeatReader, LifeReader, ProcessReader, ThreadReader,
+        ThreadTimes,
+    },
     vm::{HostReadings, Signs, Vms, WatchedVm},
 };
 use flatline_qemu::discover::{Accelerator, VmId};
 
-/// Reading a thread's time from its own file, and opening that, against passing a thread of the host in the iterator: 1.5 us
-/// and 2.5 us against 0.4 us (`docs/costs.md`, divided by 4,000 threads). The state of a process: 6.6 us to open, read and close its
-/// `stat` (Linux 6.18).
-const CLOCK_NS: u64 = 1_500;
+/// Passing a thread of the host in the iterator over all, in ns (`docs/costs.md`, divided by the threads there, of which each
+/// stand-in has five), against what one VM costs by itself, on Linux 6.18: an iterator over its threads, each thread in that, and
+/// making it; or, where there can be none, the state of its process, a thread's time from its own file, and opening that.
+const PASSED_THREAD_NS: u64 = 600;
+const ITERATOR_NS: u64 = 3_000;
+const ITERATED_THREAD_NS: u64 = 400;
+const MAKING_ITERATOR_NS: u64 = 1_200;
 const PROCESS_NS: u64 = 6_600;
-const PASSED_THREAD_NS: u64 = 400;
+const CLOCK_NS: u64 = 1_500;
 const OPENING_NS: u64 = 2_500;
 
 /// What it costs to read VMs' threads one by one, in ns.
@@ -32,14 +38,24 @@ const OPENING_NS: u64 = 2_500;
 pub(super) struct ThreadCost(u64);
 
 impl ThreadCost {
+    /// A VM with so many threads, which are read by an iterator of its own.
+    fn add_iterator(&mut self, threads: usize, is_made: bool) {
+        let making = if is_made { 0 } else { MAKING_ITERATOR_NS };
+        self.0 += making + ITERATOR_NS + ITERATED_THREAD_NS * Self::number(threads);
+    }
+
     /// A VM with so many threads, whose clocks are kept open.
     fn add(&mut self, threads: usize) {
-        self.0 += PROCESS_NS + CLOCK_NS * u64::try_from(threads).unwrap_or(u64::MAX);
+        self.0 += PROCESS_NS + CLOCK_NS * Self::number(threads);
     }
 
     /// A VM with so many threads, whose clocks are to be opened.
     pub(super) fn add_unopened(&mut self, threads: usize) {
-        self.0 += (OPENING_NS + CLOCK_NS) * u64::try_from(threads).unwrap_or(u64::MAX);
+        self.0 += (OPENING_NS + CLOCK_NS) * Self::number(threads);
+    }
+
+    fn number(threads: usize) -> u64 {
+        u64::try_from(threads).unwrap_or(u64::MAX)
     }
 
     /// Whether to read all threads of the host at once costs less.
@@ -56,6 +72,8 @@ pub(super) struct HostSampler {
     pub(super) signs: Arc<Signs>,
     /// Reads all threads' times at once; `None` where no program could be had for it.
     pub(super) threads: Option<ThreadReader>,
+    /// Reads one VM's; `None` where the kernel has no iterator over one process.
+    processes: Option<ProcessReader>,
     pub(super) health: Vec<ProgramHealth>,
     pub(super) probes: ProbeThread,
     pub(super) ticks: u64,
@@ -89,10 +107,15 @@ impl HostSampler {
             |program: &ProgramHealth| program.program == THREADS && program.failure.is_none();
         let threads =
             health.iter().any(is_there).then(|| ThreadReader::new(bpffs_dir.join(THREADS)));
+        let processes = threads.as_ref().and_then(|_| {
+            let opened = ProcessReader::open(&bpffs_dir.join(THREADS));
+            opened.inspect_err(|error| info!("no iterator over one process: {error}")).ok()
+        });
         Ok(Self {
             counters: Arc::new(counters),
             signs: Arc::new(signs),
             threads,
+            processes,
             health,
             probes,
             ticks: 0,
@@ -163,6 +186,7 @@ impl HostSampler {
         sample(&HostReadings {
             counters: &self.counters,
             threads,
+            processes: self.processes.as_ref(),
             signs: &self.signs,
             in_flight: &in_flight,
             devices: &devices,
@@ -170,14 +194,19 @@ impl HostSampler {
     }
 
     /// All threads' times in one reading, where that is the cheaper way to those of `vms`, or the kernel's ticks are to be
-    /// read with them; `None` where each VM's are to be read from its own clocks.
+    /// read with them; `None` where each VM's are to be read by themselves.
     fn threads_for<'a>(
         &mut self,
         vms: impl Iterator<Item = &'a WatchedVm>,
         now: Duration,
     ) -> Option<ThreadTimes> {
         let mut cost = ThreadCost::default();
-        vms.for_each(|watched| cost.add(watched.sensors.threads.len()));
+        for WatchedVm { sensors, .. } in vms {
+            match &self.processes {
+                Some(_) => cost.add_iterator(sensors.threads.len(), sensors.has_open_clocks()),
+                None => cost.add(sensors.threads.len()),
+            }
+        }
         let knows_ticks = self.clock.at(now).is_some();
         if knows_ticks && !cost.prefers_iterator() { None } else { self.read_threads(now) }
     }

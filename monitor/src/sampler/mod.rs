@@ -10,6 +10,7 @@ mod lost_completions;
 mod mapped;
 pub(crate) mod memory;
 pub(crate) mod port;
+mod process_threads;
 mod threads;
 mod vcpu_time;
 
@@ -28,6 +29,8 @@ pub(crate) use heartbeats::HeartbeatReader;
 pub use kvm::{KvmReader, interrupts_are_hidden};
 pub(crate) use life::LifeReader;
 pub(crate) use lost_completions::LostCompletions;
+pub use process_threads::ProcessReader;
+pub(crate) use process_threads::ProcessThreads;
 pub use threads::ThreadReader;
 pub(crate) use threads::ThreadTimes;
 pub use vcpu_time::VcpuClocks;

@@ -4,7 +4,6 @@
 //! the iterator can't be had, [`VcpuClocks`](super::VcpuClocks) read one file for each thread.
 
 use std::{
-    collections::HashSet,
     fs::File,
     io::{self, Read as _},
     mem::size_of,
@@ -49,35 +48,39 @@ impl ThreadReader {
 
     fn try_read(&self) -> io::Result<ThreadTimes> {
         // Each opening is a new iteration.
-        let mut file = File::open(&self.path)?;
-        let mut buffer = vec![0; BUFFER_BYTES];
-        let mut times = ThreadTimes::default();
-        let mut kept = 0;
-        loop {
-            let read = file.read(&mut buffer[kept..])?;
-            if read == 0 {
-                break;
-            }
-            let filled = kept + read;
-            let whole = filled - filled % RECORD_BYTES;
-            for record in buffer[..whole].chunks_exact(RECORD_BYTES) {
-                let thread = parse(record).ok_or_else(|| io::Error::other("a torn record"))?;
-                if thread.tid == 0 {
-                    times.jiffies = thread.wait_ns;
-                } else {
-                    times.threads.push(thread);
-                }
-            }
-            buffer.copy_within(whole..filled, 0);
-            kept = filled - whole;
-        }
-        if kept != 0 {
-            return Err(io::Error::other("it ends within a record"));
-        }
-        // The kernel goes by thread ids, which is nearly in order.
-        times.threads.sort_unstable_by_key(|thread| (thread.pid, thread.tid));
-        Ok(times)
+        read_all(File::open(&self.path)?, &mut vec![0; BUFFER_BYTES])
     }
+}
+
+/// Reads all that an iterator gives, through a buffer that a record fits into.
+pub(super) fn read_all(mut file: File, buffer: &mut [u8]) -> io::Result<ThreadTimes> {
+    let mut times = ThreadTimes::default();
+    let mut kept = 0;
+    loop {
+        let read = file.read(&mut buffer[kept..])?;
+        if read == 0 {
+            break;
+        }
+        let filled = kept + read;
+        let whole = filled - filled % RECORD_BYTES;
+        times.threads.reserve(whole / RECORD_BYTES);
+        for record in buffer[..whole].chunks_exact(RECORD_BYTES) {
+            let thread = parse(record).ok_or_else(|| io::Error::other("a torn record"))?;
+            if thread.tid == 0 {
+                times.jiffies = thread.wait_ns;
+            } else {
+                times.threads.push(thread);
+            }
+        }
+        buffer.copy_within(whole..filled, 0);
+        kept = filled - whole;
+    }
+    if kept != 0 {
+        return Err(io::Error::other("it ends within a record"));
+    }
+    // The kernel goes by thread ids, which is nearly in order.
+    times.threads.sort_unstable_by_key(|thread| (thread.pid, thread.tid));
+    Ok(times)
 }
 
 /// As [`ThreadTime`] lies in memory.
@@ -103,41 +106,53 @@ impl ThreadTimes {
         &its[..count]
     }
 
-    /// The times of a VM's vCPU threads, given as (vCPU index, thread id). One that isn't there makes the
-    /// whole reading missing: a sum without it would be low, and a low sum is what a halted guest looks
-    /// like. A thread that serves several vCPUs is there once.
+    /// The times of a VM's vCPU threads, given as (vCPU index, thread id).
     pub(crate) fn vcpus(&self, pid: u32, threads: &[(u32, u32)]) -> Reading<Vec<VcpuTime>> {
-        if threads.is_empty() {
-            return Err(Missing::new("vCPU time", "its vCPU threads are not known yet"));
-        }
+        vcpus_among(self.of(pid), threads)
+    }
+
+    /// The same, and the state of the process by its main thread.
+    pub(crate) fn vcpus_and_state(
+        &self,
+        pid: u32,
+        threads: &[(u32, u32)],
+    ) -> (Reading<Vec<VcpuTime>>, ProcessState) {
+        // They are looked for once: of many VMs, this is most of what a look into the reading costs.
         let its = self.of(pid);
-        let mut times: Vec<VcpuTime> = Vec::with_capacity(threads.len());
-        let mut seen = HashSet::with_capacity(threads.len());
-        for (index, tid) in threads {
-            if !seen.insert(*tid) {
-                continue;
-            }
-            match its.binary_search_by_key(tid, |thread| thread.tid) {
-                Ok(at) => {
-                    let ThreadTime { run_ns, wait_ns, .. } = its[at];
-                    times.push(VcpuTime { index: *index, tid: *tid, run_ns, wait_ns });
-                }
-                Err(_) => return Err(Missing::new("vCPU time", format!("thread {tid} is gone"))),
-            }
-        }
-        Ok(times)
+        let main = its.iter().find(|thread| thread.tid == pid);
+        let state = main.map_or(ProcessState::Gone, |main| ProcessState::from_bits(main.state));
+        (vcpus_among(its, threads), state)
     }
 
     /// The kernel's ticks when the reading began, by which requests in flight are dated.
     pub(crate) fn jiffies(&self) -> u64 {
         self.jiffies
     }
+}
 
-    /// The state of a QEMU's main thread.
-    pub(crate) fn process(&self, pid: u32) -> ProcessState {
-        let main = self.of(pid).iter().find(|thread| thread.tid == pid);
-        main.map_or(ProcessState::Gone, |main| ProcessState::from_bits(main.state))
+/// The times of those of a process' threads that are vCPUs'. One that isn't there makes the whole reading missing: a sum without
+/// it would be low, and a low sum is what a halted guest looks like. A thread that serves several vCPUs is there once.
+fn vcpus_among(its: &[ThreadTime], threads: &[(u32, u32)]) -> Reading<Vec<VcpuTime>> {
+    if threads.is_empty() {
+        return Err(Missing::new("vCPU time", "its vCPU threads are not known yet"));
     }
+    let mut times: Vec<VcpuTime> = Vec::with_capacity(threads.len());
+    let mut highest = 0;
+    for (index, tid) in threads {
+        // Mostly in order, so that none has to be looked for.
+        if *tid <= highest && times.iter().any(|vcpu| vcpu.tid == *tid) {
+            continue;
+        }
+        highest = highest.max(*tid);
+        match its.binary_search_by_key(tid, |thread| thread.tid) {
+            Ok(at) => {
+                let ThreadTime { run_ns, wait_ns, .. } = its[at];
+                times.push(VcpuTime { index: *index, tid: *tid, run_ns, wait_ns });
+            }
+            Err(_) => return Err(Missing::new("vCPU time", format!("thread {tid} is gone"))),
+        }
+    }
+    Ok(times)
 }
 
 #[cfg(test)]
@@ -168,12 +183,14 @@ mod tests {
     #[test]
     fn one_thread_for_two_vcpus_is_read_once() {
         assert_eq!(times().vcpus(7, &[(0, 8), (1, 8)]).unwrap().len(), 1);
+        let read = times().vcpus(7, &[(0, 8), (1, 7), (2, 8), (3, 7)]).unwrap();
+        assert_eq!(read.iter().map(|vcpu| vcpu.tid).collect::<Vec<_>>(), [8, 7]);
     }
 
     #[test]
     fn a_main_thread_that_is_not_there_is_gone() {
-        assert_eq!(times().process(7), ProcessState::Running);
-        assert_eq!(times().process(9), ProcessState::Gone);
+        assert_eq!(times().vcpus_and_state(7, &[(0, 8)]).1, ProcessState::Running);
+        assert_eq!(times().vcpus_and_state(9, &[(0, 8)]).1, ProcessState::Gone);
     }
 
     #[test]

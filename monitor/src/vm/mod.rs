@@ -3,6 +3,7 @@
 //! Six parts, each of which another subsystem works on: its identity, the link to its monitor, its sensors, its detector,
 //! what recovery remembers of it, and its memory. No part knows another one, or the daemon's loop.
 
+mod clocks;
 mod detector;
 mod glance;
 mod looks;

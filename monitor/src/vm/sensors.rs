@@ -5,12 +5,14 @@ use std::time::Duration;
 use monitor_ebpf::{NetworkCounters, VmRow};
 use tokio::task::JoinHandle;
 
-use super::{Looks, MonitorLink, PENDING, Signs, glance::Glance};
+use super::{Looks, MonitorLink, PENDING, Signs, clocks::Clocks, glance::Glance};
 use crate::{
     bpf::TapProbe,
     history::TickRates,
     insight::Insight,
-    sampler::{CounterMaps, Devices, LostCompletions, ThreadTimes, VcpuClocks, port::PortListener},
+    sampler::{
+        CounterMaps, Devices, LostCompletions, ProcessReader, ThreadTimes, port::PortListener,
+    },
 };
 use flatline_detector::{activity::Activity, verdict::Monitor};
 use flatline_qemu::discover::{self, VmId};
@@ -23,6 +25,8 @@ pub(crate) struct HostReadings<'a> {
     pub(crate) counters: &'a CounterMaps,
     /// `None` where no iterator reads them.
     pub(crate) threads: Option<&'a ThreadTimes>,
+    /// Makes iterators over single processes; `None` where the kernel has none.
+    pub(crate) processes: Option<&'a ProcessReader>,
     /// What guests' agents say.
     pub(crate) signs: &'a Signs,
     /// The ages of what is in flight for the VM in a slot.
@@ -46,8 +50,7 @@ pub(crate) struct Sensors {
     pub(crate) threads_from_qmp: bool,
     /// Looks at what it has open and runs.
     pub(crate) looks: Looks,
-    /// Their clocks, while no iterator reads all threads at once.
-    clocks: VcpuClocks,
+    clocks: Clocks,
     /// It was said once where it is counted, or why it isn't: before that there is nothing to be read.
     pub(crate) is_counted: bool,
     /// The slot it is counted in, or why it isn't.
@@ -83,7 +86,7 @@ impl Sensors {
             threads: Vec::new(),
             threads_from_qmp: false,
             looks: Looks::default(),
-            clocks: VcpuClocks::default(),
+            clocks: Clocks::default(),
             is_counted: false,
             slot: Err(PENDING.to_owned()),
             taps: Vec::new(),
@@ -106,16 +109,17 @@ impl Sensors {
         link: &MonitorLink,
         host: &HostReadings<'_>,
     ) -> ProcessReading {
-        let (vcpus, state) = match host.threads {
+        let own = match host.threads {
+            Some(_) => None,
+            None => self.clocks.iterate(pid, host.processes),
+        };
+        let (vcpus, state) = match host.threads.or(own.as_ref()) {
             Some(times) => {
-                // The iterator tells only of VMs that are counted.
-                let state = match times.process(pid) {
-                    ProcessState::Gone => process_state(pid),
-                    state => state,
-                };
-                (times.vcpus(pid, &self.threads), state)
+                let (vcpus, state) = times.vcpus_and_state(pid, &self.threads);
+                // Iterators tell only of VMs that are counted.
+                (vcpus, if state == ProcessState::Gone { process_state(pid) } else { state })
             }
-            None => (self.read_clocks(pid), process_state(pid)),
+            None => (self.clocks.read_files(pid, &self.threads), process_state(pid)),
         };
         let vcpus = vcpus.map_err(|missing| {
             let why = match link.monitor() {
@@ -344,16 +348,12 @@ impl Sensors {
 
     /// Lets go of its threads' clocks; they are opened again when they are read.
     pub(crate) fn close_clocks(&mut self) {
-        self.clocks = VcpuClocks::default();
+        self.clocks = Clocks::default();
     }
 
-    fn read_clocks(&mut self, pid: u32) -> Reading<Vec<VcpuTime>> {
-        if self.clocks.is_empty() && !self.threads.is_empty() {
-            self.clocks = VcpuClocks::open(pid, &self.threads).map_err(|error| {
-                Missing::new("vCPU time", format!("its vCPU threads can't be opened: {error}"))
-            })?;
-        }
-        self.clocks.read().inspect_err(|_| self.clocks = VcpuClocks::default())
+    /// Whether its threads can be read without opening anything.
+    pub(crate) fn has_open_clocks(&self) -> bool {
+        self.clocks.are_open()
     }
 }
 

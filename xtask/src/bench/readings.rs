@@ -36,7 +36,8 @@ pub(crate) fn measure(stage: &Stage<'_>, vms: usize, report: &mut Report) -> Res
         "",
     )?;
     for (name, what) in [
-        ("threads/kept_open", "threads' times, `schedstat` kept open (where few are)"),
+        ("threads/own", "threads' times and states, an iterator for each VM (where few are)"),
+        ("threads/kept_open", "threads' times, `schedstat` kept open (before Linux 6.1)"),
         ("threads/reopened", "threads' times, `schedstat` opened each time"),
         ("threads/iterator_crowded", "pinned iterator, with 5,000 threads of other processes"),
         ("proc", "`/proc` polled: `stat`, `io` and each `schedstat`"),

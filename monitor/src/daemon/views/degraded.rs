@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use monitor_ebpf::StorageCounters;
+
 use super::Views;
 use crate::{
     daemon::watchers,
@@ -15,6 +17,8 @@ use flatline_qemu::{discover::OpenDevices, qmp::QmpState};
 const MOST_NAMED: usize = 4;
 /// The most VMs that are named because their monitors aren't used.
 const MOST_MONITORS_NAMED: usize = 5;
+/// One request in so many may not have been followed.
+const UNTRACKED_PART: u64 = 1000;
 /// A QEMU this old has had the time to listen.
 const LISTENS_AFTER: Duration = Duration::from_secs(10);
 
@@ -46,7 +50,9 @@ impl Views<'_> {
             let sample = watched.sensors.sample.as_ref().map(|(_, sample)| sample);
             let storage = sample.and_then(|sample| sample.storage.as_ref().ok());
             let untracked = storage.map_or(0, |storage| storage.untracked_ops);
-            if untracked > 0 {
+            // One here and there hides no life: the others' completions are seen.
+            let submitted = storage.map_or(0, StorageCounters::submitted);
+            if untracked > submitted / UNTRACKED_PART {
                 degraded.push(format!(
                     "{untracked} requests of {name} were not followed: probes.max_in_flight is too small"
                 ));
