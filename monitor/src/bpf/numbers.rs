@@ -22,10 +22,12 @@ impl Numbers {
     /// A copy of the object with the numbers in their places.
     ///
     /// # Errors
-    /// If it is no object, or needs a number that there is not: it and this binary were built from different sources.
+    /// If it is no object, has no such place, or needs a number that there is not: it and this binary were built from
+    /// different sources.
     pub(super) fn placed_in(&self, object: &[u8]) -> Result<Vec<u8>, ProbeError> {
         let incomplete = || ProbeError::Incomplete("instructions that can be read");
         let mut placed = object.to_vec();
+        let mut places = 0;
         let file = object::File::parse(object).map_err(|_| incomplete())?;
         for section in file.sections().filter(|section| section.kind() == SectionKind::Text) {
             let (start, length) = section.file_range().ok_or_else(incomplete)?;
@@ -36,7 +38,11 @@ impl Numbers {
                 let wanted = u32::from_le_bytes(*place);
                 let number = self.by_placeholder.get(&wanted);
                 *place = number.ok_or(ProbeError::UnknownNumber(wanted))?.to_le_bytes();
+                places += 1;
             }
+        }
+        if places == 0 {
+            return Err(ProbeError::Incomplete("place for what is this host's"));
         }
         Ok(placed)
     }
@@ -71,7 +77,8 @@ mod tests {
         let placed = numbers.placed_in(OBJECT).unwrap();
         assert_eq!(placed.len(), OBJECT.len());
         // Placed once, there is no place any more.
-        assert_eq!(Numbers::default().placed_in(&placed).unwrap(), placed);
+        let again = numbers.placed_in(&placed);
+        assert!(matches!(again, Err(ProbeError::Incomplete(_))));
         for name in &names {
             let others = names.iter().filter(|other| *other != name).copied().collect();
             let refused = self::numbers(&others).placed_in(OBJECT);
