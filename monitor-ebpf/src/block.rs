@@ -67,8 +67,8 @@ pub(crate) fn block_submitted(ctx: BtfTracePointContext) -> i32 {
         None if !may_write_back(opf) => return 0,
         // A host's file system that notes something of its own while QEMU waits: nothing of the guest's.
         Some(_) if opf & global(&REQUEST_META_FLAG) != 0 => return 0,
-        // Submitted once more by a driver, for a bio that was counted already, or has the same pages.
-        _ if is_nested(task) => return 0,
+        // Submitted once more by a driver, for a bio that was counted already.
+        Some(_) if is_nested(task) => return 0,
         // QEMU's own code and libraries, which come through read-ahead as buffered reads of an image do.
         Some(_) if opf & global(&REQUEST_AHEAD_FLAG) != 0 && writeback::is_of_mapped_file(bio) => {
             return 0;
@@ -77,8 +77,9 @@ pub(crate) fn block_submitted(ctx: BtfTracePointContext) -> i32 {
         // A flush of a file system's own has no pages.
         None if bytes_of(bio) == 0 => return 0,
         None => match writeback::slot_of(bio) {
-            Some(slot) => slot,
-            None => return 0,
+            // Not by a driver, for a bio that has the same pages and was counted already.
+            Some(slot) if !is_nested(task) => slot,
+            _ => return 0,
         },
     };
     let bytes = bytes_of(bio);
@@ -170,19 +171,20 @@ pub(crate) fn block_request_completed(ctx: BtfTracePointContext) -> i32 {
     // traced.
     let (bio, last): (*const u8, *const u8) =
         unsafe { (field(request, &REQUEST_BIO_OFFSET), field(request, &REQUEST_LAST_BIO_OFFSET)) };
-    // SAFETY: as above.
-    let bytes: u32 = unsafe { field(request, &REQUEST_SIZE_OFFSET) };
     if bio.is_null() {
         return 0;
     }
     // Most requests have one, which is not touched: another CPU may have written it last.
-    if bio == last && bytes <= bytes_done {
-        if let Some(place) = in_flight::find(bio) {
+    if bio == last {
+        let Some(place) = in_flight::find(bio) else { return 0 };
+        // SAFETY: as above.
+        let bytes: u32 = unsafe { field(request, &REQUEST_SIZE_OFFSET) };
+        if bytes <= bytes_done {
             completed(place, failed);
+            return 0;
         }
-    } else {
-        several_completed(bio, failed, bytes_done);
     }
+    several_completed(bio, failed, bytes_done);
     0
 }
 

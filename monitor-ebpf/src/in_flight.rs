@@ -15,8 +15,11 @@
 //! process, a supervisor of the machine under test. So it is neither recursion nor a request of too many bios, and can't be
 //! mended here: the same two ways take such requests off the books.
 //!
-//! A bio's cgroup (`bi_blkg`) would tell without a table which VM it is of, but not whether it counts: what a stacked device
-//! submits below bears it too, and what the host writes back bears the root's (cgroup v1).
+//! A bio's cgroup (`bi_blkg`) would tell without a table which VM it is of, where each QEMU has one of its own. Measured
+//! beside this, a VM's request takes 12 to 15 ns less of 66 to 85; but each of all other processes takes 12 to 15 ns more of 23
+//! to 39, since its bio has to be read, and there are more of these. It would tell neither since when requests are in flight,
+//! nor whether one counts: what a stacked device submits below bears the same cgroup, as do the two halves of a bio that is
+//! split, and what the host writes back bears the root's (cgroup v1).
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use monitor_ebpf::{InFlight, InFlightSet, MARKED_SETS, Owner};
@@ -62,19 +65,7 @@ pub(crate) fn note(bio: *const u8, owner: Owner) -> bool {
     let index = set_of(bio);
     let Some(marks) = marks(index) else { return false };
     let Some(set) = requests(index) else { return false };
-    let mut free = None;
-    for (request, mark) in set.requests.iter_mut().zip(marks) {
-        if request.bio == bio as u64 {
-            // Its completion was missed, or it could not be submitted again.
-            forget(request.owner);
-            free = Some(Place { request, mark });
-            break;
-        }
-        if request.bio == 0 {
-            free = Some(Place { request, mark });
-        }
-    }
-    let Some(Place { request, mark }) = free else { return false };
+    let Some(Place { request, mark }) = free_place(bio, set, marks) else { return false };
     #[expect(
         clippy::cast_possible_truncation,
         reason = "the lower half is enough, see `InFlight::age`"
@@ -89,6 +80,32 @@ pub(crate) fn note(bio: *const u8, owner: Owner) -> bool {
         (&raw mut request.bio).write_volatile(bio as u64);
     }
     true
+}
+
+/// A place for the bio: one that is free, or its own of before.
+#[inline(always)]
+fn free_place(
+    bio: *const u8,
+    set: &'static mut InFlightSet,
+    marks: &'static mut [u8; 4],
+) -> Option<Place> {
+    let is_empty = u32::from_ne_bytes(*marks) == 0;
+    let mut free = None;
+    for (request, mark) in set.requests.iter_mut().zip(marks) {
+        if request.bio == bio as u64 {
+            // Its completion was missed, or it could not be submitted again.
+            forget(request.owner);
+            return Some(Place { request, mark });
+        }
+        if request.bio == 0 {
+            free = Some(Place { request, mark });
+            // Most sets are, and then the bio has no place in it.
+            if is_empty {
+                break;
+            }
+        }
+    }
+    free
 }
 
 /// The place of a request that is in flight.

@@ -37,9 +37,7 @@ pub(crate) fn slot_of(bio: *const u8) -> Option<u32> {
     u32::try_from(slot_or_negative(bio)).ok()
 }
 
-/// A function of its own, as the next ones are: what most requests go through stays together in the CPU's caches. Such a
-/// function returns one number.
-#[inline(never)]
+#[inline(always)]
 fn slot_or_negative(bio: *const u8) -> i64 {
     let Some(presence) = PRESENCE.get(0) else { return -1 };
     if presence.open_files == 0 {
@@ -75,7 +73,8 @@ fn slot_with(key: FileKey) -> i64 {
 }
 
 /// The same where the bio's first page is not the first of a compound one, which few are: the verifier does not know the
-/// type of what is at a computed address, and a helper reads each field.
+/// type of what is at a computed address, and a helper reads each field. A function of its own, as the next one is: what most
+/// requests go through stays together in the CPU's caches. Such a function returns one number.
 #[inline(never)]
 fn slot_by_tail(bio: *const u8) -> i64 {
     key_by_tail(bio).map_or(-1, slot_with)

@@ -169,7 +169,8 @@ const PACKET_REMEDY: &str =
     "Little is left to leave out: two look-ups by index, two counters, and the kernel's tick.";
 
 const REMEDY: &str = "The least that a program can do, which is to ask for the task and to read one number of it and one of the \
-    bio, takes some 10 ns, and some 25 where caches are cold; two loads tell that it is no VM's. Of a VM's own, half \
-    goes into its counters and into noting it as in flight, and a quarter into finding it again; most of it is memory \
-    that no cache holds. Not to follow requests would save half, and with it what tells a store that is stalled from a \
-    guest that is dead.";
+    bio, takes some 10 ns, and some 25 where caches are cold; two loads tell that it is no VM's. What the programs know of the \
+    kernel and of the maps stands in their instructions. Of a VM's own, half goes into its counters and into noting it as in \
+    flight, and a quarter into finding it again; most of it is memory that no cache holds. Whose a request is by its bio's \
+    cgroup, with no table, was tried: a VM's takes 12 to 15 ns less, and each of other processes 12 to 15 ns more, whose bio has \
+    then to be read at its completion. It would also take away what tells a store that is stalled from a guest that is dead.";
