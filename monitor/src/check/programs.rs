@@ -47,7 +47,7 @@ pub(super) fn structures() -> Vec<Item> {
         .or_none("report this kernel's version to flatline's authors"),
     ];
     let of = |part: fn(&Offsets) -> &Result<(), KernelTypesError>| match &offsets {
-        Ok(offsets) => part(offsets).as_ref().map(|()| ()).map_err(ToString::to_string),
+        Ok(offsets) => part(offsets).as_ref().copied().map_err(ToString::to_string),
         Err(error) => Err(error.to_string()),
     };
     for (part, found) in [
@@ -55,7 +55,7 @@ pub(super) fn structures() -> Vec<Item> {
         (THREADS, of(|offsets| &offsets.threads)),
         (EXECUTABLE, of(|offsets| &offsets.executable)),
     ] {
-        let found = found.as_ref().map(|()| ()).map_err(String::as_str);
+        let found = found.as_ref().copied().map_err(String::as_str);
         let remedy = "use a kernel that this version of flatline was tested on";
         items.push(judge(part.name, false, part.needed_for, found).or_else(part.without, remedy));
     }
