@@ -47,6 +47,7 @@ pub(super) enum Next {
 pub(super) struct Queue {
     numbers: u64,
     stop: Option<Request>,
+    take_up: Option<Vec<(VmId, Counted)>>,
     forget: VecDeque<VmId>,
     load_kvm: bool,
     kvm: Option<HashSet<VmId>>,
@@ -64,6 +65,7 @@ impl Queue {
         self.numbers += 1;
         match request {
             Request::Attach(vm, counted) => self.push_vm(vm, counted),
+            Request::TakeUp(vms) => self.take_up = Some(vms),
             Request::Forget(vm) => {
                 self.take(vm);
                 if let Some((_, vms)) = &mut self.found {
@@ -110,6 +112,7 @@ impl Queue {
         let other = self
             .stop
             .take()
+            .or_else(|| self.take_up.take().map(Request::TakeUp))
             .or_else(|| self.forget.pop_front().map(Request::Forget))
             .or_else(|| std::mem::take(&mut self.load_kvm).then_some(Request::LoadKvm))
             .or_else(|| self.kvm.take().map(Request::Kvm))

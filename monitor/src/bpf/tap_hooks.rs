@@ -74,6 +74,11 @@ pub(super) fn link_name((netns, ifindex): (u32, u32), way: &str) -> String {
     format!("tap-{netns}-{ifindex}-{way}")
 }
 
+/// The names of both of a tap's pinned links.
+pub(super) fn links_of(key: (u32, u32)) -> [String; 2] {
+    DIRECTIONS.map(|(_, way, _)| link_name(key, way))
+}
+
 /// The program called `program` among those that were loaded.
 pub(super) fn classifier<'a>(
     ebpf: &'a mut Ebpf,

@@ -59,13 +59,15 @@ pub struct AttachReport {
     pub is_heard: bool,
     /// When to look again, if that is worth while: nothing can be told yet.
     pub look_in: Option<Duration>,
+    /// It is as an earlier daemon left it, and was not looked at.
+    pub is_assumed: bool,
 }
 
 impl AttachReport {
     /// Of a VM in this slot, of whose taps nothing is known yet.
     pub(super) fn new(vm: VmId, slot: Result<u32, String>) -> Self {
         let (taps, lost, renamed, is_heard, look_in) = (Vec::new(), None, false, true, None);
-        Self { vm, slot, taps, lost, renamed, is_heard, look_in }
+        Self { vm, slot, taps, lost, renamed, is_heard, look_in, is_assumed: false }
     }
 }
 
@@ -80,6 +82,8 @@ pub enum ProbeReport {
 
 pub(super) enum Request {
     Attach(VmId, Counted),
+    /// The same of those that an earlier daemon knew; where they are counted is assumed.
+    TakeUp(Vec<(VmId, Counted)>),
     Tend(Tend),
     Forget(VmId),
     /// All VMs that there are were found.
@@ -103,6 +107,8 @@ pub struct ProbeThread {
     /// Can be read from while there is news of interfaces.
     bell: OwnedFd,
     thread: JoinHandle<()>,
+    /// An earlier daemon's programs go on, which are the same as ours.
+    takes_over: bool,
 }
 
 impl ProbeThread {
@@ -151,13 +157,25 @@ impl ProbeThread {
                 path: config.paths.bpffs_dir.clone(),
                 source,
             })?;
-        Ok((Self { requests: sender, kvm, executables, bell, thread }, events, health))
+        let takes_over = same_programs;
+        Ok((Self { requests: sender, kvm, executables, bell, thread, takes_over }, events, health))
     }
 
     /// Asks for a VM to be counted: for a slot, and for these taps and files of it, and no others. What is
     /// attached already is looked at, and attached again if it was detached.
     pub(crate) fn attach(&self, vm: VmId, counted: Counted) {
         self.send(Request::Attach(vm, counted));
+    }
+
+    /// Asks for it to be said at once where these are counted, as an earlier daemon left it. Each is to be attached after that,
+    /// which looks whether it is so.
+    pub(crate) fn take_up(&self, vms: Vec<(VmId, Counted)>) {
+        self.send(Request::TakeUp(vms));
+    }
+
+    /// Whether an earlier daemon's programs go on, which are the same as ours.
+    pub(crate) fn takes_over(&self) -> bool {
+        self.takes_over
     }
 
     /// Asks for the taps that are attached to be looked after.

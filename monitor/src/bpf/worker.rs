@@ -1,5 +1,7 @@
 //! Worker of the probe thread: carries out requests one after the other, as their queue has them in turn.
 
+mod taken_up;
+
 use std::{
     collections::HashMap,
     sync::mpsc,
@@ -115,6 +117,7 @@ impl Worker {
                     self.taps.forget_strangers(&self.loader);
                 }
             }
+            Request::TakeUp(vms) => self.take_up(vms),
             Request::LoadKvm => self.kvm.load(&mut self.loader),
             Request::Kvm(suspects) => self.kvm.count(&mut self.loader, &suspects),
             // These have turns, or end the thread.

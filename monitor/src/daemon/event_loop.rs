@@ -20,10 +20,10 @@ use super::{
     registry::Registry,
     reload::Reloading,
     storm,
+    taking_over::TakingOver,
     upkeep::Means,
     views::{Teller, Views},
     vm_lifecycle::let_go,
-    watchers::Looked,
 };
 use crate::{
     bpf::{AttachReport, ProbeReport, ProbeThread},
@@ -51,6 +51,7 @@ pub(super) struct EventLoop {
     pub(super) recovery: Supervisor,
     pub(super) publisher: Publisher,
     pub(super) disk: Disk,
+    pub(super) taking_over: TakingOver,
 }
 
 impl EventLoop {
@@ -78,6 +79,7 @@ impl EventLoop {
             recovery: Supervisor::new(store, ledger, writer),
             publisher,
             disk: Disk::start(&config, writer_thread),
+            taking_over: TakingOver::default(),
             config: Arc::new(config),
         }
     }
@@ -176,19 +178,6 @@ impl EventLoop {
         self.carry_out();
     }
 
-    /// VMs were looked at again.
-    fn refreshed(&mut self, looked: Vec<(VmId, Looked)>) {
-        let now = self.now();
-        for (vm, mut looked) in looked {
-            let Some(watched) = self.registry.vms.get_mut(&vm) else { continue };
-            let has_become = looked.origin.take().is_some_and(|it| watched.belongs_to(it));
-            hotplug::refreshed(watched, looked, &self.sampler, &self.inboxes, now);
-            if has_become {
-                self.look_for_duplicates(vm);
-            }
-        }
-    }
-
     /// QEMU said something on its monitor, or the session to it changed.
     pub(super) fn on_qmp(&mut self, id: VmId, notice: QmpNotice) {
         self.wake(id);
@@ -233,6 +222,7 @@ impl EventLoop {
     fn attached(&mut self, report: AttachReport) {
         let now = self.now();
         self.registry.pending.remove(&report.vm);
+        self.taking_over.attached(&report);
         if report.lost.is_some() {
             self.wake(report.vm);
         }
@@ -271,6 +261,7 @@ impl EventLoop {
         }
         let context = Context::at(&self.config, now);
         conditions::publish_changes(&self.publisher.notifier, vms, &awake, &self.sampler, &context);
+        self.taking_over.write_in_turn(&self.registry.vms, now);
     }
 
     fn judge(&mut self, id: VmId, undecided: bool, now: Duration) {
@@ -278,6 +269,9 @@ impl EventLoop {
             self.recovery.tick(watched, &Context::at(&self.config, now));
         }
         self.carry_out();
+        if self.taking_over.unseen.contains(&id) {
+            return;
+        }
         let rests = self.registry.vms.rests().clone();
         let Some(watched) = self.registry.vms.get_mut(&id) else { return };
         // A look into the map for each VM and tick would be half of what a tick costs.

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tracing::{info, warn};
 
 use super::{
+    event_loop::EventLoop,
     host_sampler::HostSampler,
     message::Inboxes,
     qmp_events,
@@ -16,10 +17,29 @@ use crate::{
     vm::{PENDING, Sensors, WatchedVm},
 };
 use flatline_detector::verdict::Input;
-use flatline_qemu::discover::{Tap, Vm};
+use flatline_qemu::discover::{Tap, Vm, VmId};
+
+impl EventLoop {
+    /// VMs were looked at again.
+    pub(super) fn refreshed(&mut self, looked: Vec<(VmId, Looked)>) {
+        let now = self.now();
+        for (vm, mut looked) in looked {
+            let Some(watched) = self.registry.vms.get_mut(&vm) else { continue };
+            let before = watched.vm.clone();
+            let has_become = looked.origin.take().is_some_and(|it| watched.belongs_to(it));
+            refreshed(watched, looked, &self.sampler, &self.inboxes, now);
+            if !Arc::ptr_eq(&before, &watched.vm) {
+                self.taking_over.has_changed(now);
+            }
+            if has_become {
+                self.look_for_duplicates(vm);
+            }
+        }
+    }
+}
 
 /// Takes in what a look brought, but for whose the VM is.
-pub(super) fn refreshed(
+fn refreshed(
     watched: &mut WatchedVm,
     looked: Looked,
     sampler: &HostSampler,
@@ -86,7 +106,8 @@ pub(super) fn attached(
     inboxes: &Inboxes,
     now: Duration,
 ) {
-    let AttachReport { vm: id, slot, taps, lost, renamed, is_heard, look_in } = report;
+    let AttachReport { vm: id, slot, taps, lost, renamed, is_heard, look_in, is_assumed: _ } =
+        report;
     upkeep.is_restless(id, !is_heard || slot.is_err() || !all_attached(&taps));
     let name = watched.vm.name.clone();
     watched.sensors.is_counted = true;

@@ -29,6 +29,7 @@ mod snapshot;
 mod starts;
 mod storm;
 mod systemd;
+mod taking_over;
 mod transport;
 mod trim;
 mod upkeep;
@@ -54,18 +55,22 @@ use crate::{
     bpf::{DirectoryLock, ProbeError, ProbeReport, ProbeThread},
     check,
     config::{Config, Source},
-    storage::incidents::{IncidentStore, StoreError},
+    storage::{
+        incidents::{IncidentStore, StoreError},
+        remembered::Remembered,
+    },
 };
 use clients::Clients;
 use event_loop::EventLoop;
 use flatline_qemu::{
-    discover::VmId,
+    discover::{Vm, VmId},
     qmp::{QmpNotice, Room},
 };
 use host_sampler::HostSampler;
 use message::{Inboxes, Message};
 use starts::Starts;
 use systemd::Systemd;
+use taking_over::TakingOver;
 
 /// Time between two turns of sweeps of `/proc`, for what events don't tell: one that was lost.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -127,6 +132,8 @@ pub(crate) async fn run(
     let _runtime = DirectoryLock::take(&config.paths.runtime_dir)?;
     let _bpffs = DirectoryLock::take(&config.paths.bpffs_dir)?;
     watchers::raise_file_limit();
+    let remembered = Remembered::new(&config.paths.state_dir);
+    let recalled = taking_over::begin(remembered, config.discovery.scope());
     let store = IncidentStore::open(&config.paths.state_dir)?;
     let listener = bind(&config, clients)?;
     let (probe_reports, probed) = mpsc::unbounded_channel();
@@ -150,9 +157,11 @@ pub(crate) async fn run(
                 starts.are_told();
             }
             let inboxes = Inboxes { messages, notices, room: Room::default(), starts };
-            let event_loop = EventLoop::new((config, source), store, sampler, inboxes, clients);
+            let mut event_loop = EventLoop::new((config, source), store, sampler, inboxes, clients);
+            let (remembered, recalled) = recalled;
+            event_loop.taking_over = TakingOver::new(remembered);
             let reports = (inbox, qmp, probed, started);
-            let probes = watch(event_loop, ticks, signals, listener, reports).await;
+            let probes = watch(event_loop, ticks, signals, listener, (recalled, reports)).await;
             processes.iter().for_each(JoinHandle::abort);
             (Ok(()), probes)
         }
@@ -188,18 +197,21 @@ async fn watch(
     runtime: &Handle,
     mut signals: Signals,
     listener: UnixListener,
-    (mut inbox, mut qmp, mut probed, mut started): Reports,
+    (recalled, (mut inbox, mut qmp, mut probed, mut started)): (JoinHandle<Vec<Vm>>, Reports),
 ) -> ProbeThread {
     let runtime_dir = event_loop.config.paths.runtime_dir.clone();
     let mut systemd = Systemd::from_environment(event_loop.config.sample_interval);
     let (control_sender, mut clients) = Clients::new();
     let others = event_loop.publisher.socket_routes();
     let control = event_loop.publisher.clients.spawn(api::serve(listener, control_sender, others));
-    event_loop.sweep();
+    let recalled = event_loop.take_over(taking_over::within(recalled).await);
     info!("watching");
     conditions::publish_start(&event_loop.publisher.notifier, event_loop.config.mode);
 
-    let mut tick = ticks(runtime, Instant::now(), event_loop.config.sample_interval);
+    let interval = event_loop.config.sample_interval;
+    // Where VMs are known already, the first tick is their first reading.
+    let wait = if recalled { interval } else { Duration::ZERO };
+    let mut tick = ticks(runtime, Instant::now() + wait, interval);
     let wanted = event_loop.publisher.wanted.clone();
     let mut sweep = ticks(runtime, Instant::now() + SWEEP_EVERY, SWEEP_EVERY);
     loop {
@@ -216,6 +228,7 @@ async fn watch(
             }
             due = tick.tick() => {
                 event_loop.timed_tick(due, &mut clients);
+                event_loop.look_after_first_reading();
                 event_loop.sweep_if_overrun();
                 systemd.ticked(&event_loop);
             }

@@ -86,6 +86,11 @@ impl Registry {
         self.first_reading == FirstReading::AwaitsSweep
     }
 
+    /// VMs that an earlier daemon knew are taken up: they are to be read before the first sweep.
+    pub(super) fn recalled(&mut self) {
+        self.first_reading = FirstReading::AwaitsPrograms;
+    }
+
     /// A sweep ended.
     pub(super) fn swept(&mut self) {
         if self.first_reading == FirstReading::AwaitsSweep {

@@ -34,6 +34,11 @@ const TRIMS: u32 = 6;
 impl EventLoop {
     /// Has all of `/proc` looked through for QEMUs.
     pub(super) fn sweep(&mut self) {
+        self.sweep_with(Vec::new());
+    }
+
+    /// The same, once the executables of these are told of, which run QEMUs that no sweep found.
+    pub(super) fn sweep_with(&mut self, recalled: Vec<u32>) {
         self.inboxes.starts.sweeps();
         // Only VMs of which the end is waited for are sure to be there.
         let waits = |watched: &WatchedVm| {
@@ -43,7 +48,7 @@ impl EventLoop {
             self.registry.vms.iter().filter(|(_, watched)| waits(watched)).map(|(id, _)| *id);
         watchers::sweep(
             self.config.discovery.scope(),
-            known.collect(),
+            (known.collect(), recalled),
             self.sampler.probes.executables(),
             self.inboxes.starts.passed(),
             self.inboxes.messages.clone(),
@@ -79,11 +84,26 @@ impl EventLoop {
 
     /// Takes a VM up, unless it is watched already.
     pub(super) fn found(&mut self, vm: Vm) {
-        if self.registry.vms.contains_key(&vm.id) {
+        let id = vm.id;
+        if self.registry.vms.contains_key(&id) {
             return;
         }
-        self.registry.trims = TRIMS;
+        let counted = counted(&vm);
         self.bury_predecessors(&vm);
+        self.take_up(vm);
+        self.look_for_duplicates(id);
+        self.sampler.probes.attach(id, counted);
+        let look = Look::in_full(id);
+        // The first look is for a QEMU that has just started: those that were there before are to be read soon.
+        let was_there = self.registry.awaits_first_sweep();
+        for delay in LOOK_AGAIN.into_iter().skip(usize::from(was_there)) {
+            watchers::refresh_after(delay, look, self.inboxes.messages.clone());
+        }
+    }
+
+    /// Watches a VM from now on, as soon as it is counted.
+    pub(super) fn take_up(&mut self, vm: Vm) {
+        self.registry.trims = TRIMS;
         let now = self.now();
         let id = vm.id;
         // A status that was not waited for belongs to an earlier process with this pid.
@@ -108,7 +128,6 @@ impl EventLoop {
             qmp::spawn(transport, notices, Limits::default(), room)
         });
         self.registry.pending.insert(id);
-        self.sampler.probes.attach(id, counted(&vm));
         let detection = detection_policy(&self.config, &vm);
         let context = Context::at(&self.config, now);
         let (state, recovery) = self.recovery.begin(&vm, age, &detection, &context);
@@ -130,15 +149,9 @@ impl EventLoop {
             vm: Arc::new(vm),
         };
         self.registry.vms.insert(id, watched);
-        self.look_for_duplicates(id);
         self.recovery.share_among(self.registry.vms.by_owner().len());
         self.registry.readings.plan(id, now);
-        let look = Look::in_full(id);
-        // The first look is for a QEMU that has just started: those that were there before are to be read soon.
-        let was_there = self.registry.awaits_first_sweep();
-        for delay in LOOK_AGAIN.into_iter().skip(usize::from(was_there)) {
-            watchers::refresh_after(delay, look, self.inboxes.messages.clone());
-        }
+        self.taking_over.has_changed(now);
     }
 
     /// A QEMU that takes another's place may be found before the end of that one was reported.
@@ -181,6 +194,9 @@ impl EventLoop {
     pub(super) fn no_longer_watched(&mut self, id: VmId) -> Option<WatchedVm> {
         let mut watched = self.registry.vms.remove(&id)?;
         self.registry.pending.remove(&id);
+        self.taking_over.unseen.remove(&id);
+        let now = self.now();
+        self.taking_over.has_changed(now);
         self.registry.upkeep.forget(id);
         self.publisher.history.forget(id);
         conditions::publish_no_longer_watched(&self.publisher.notifier, &watched);

@@ -69,12 +69,12 @@ pub(super) fn watch_processes(events: ProcessEvents, outlets: Outlets) -> Option
 }
 
 /// Looks through all of `/proc`, on a thread that may wait: reading about a hung process can. The `known`
-/// are there still, as their pidfds tell, and not read again.
+/// are there still, as their pidfds tell, and not read again. The executables of those that were `recalled` are told of as well.
 ///
 /// What is executed from then on is told of by the kernel: so the files that may be QEMUs are looked for first.
 pub(super) fn sweep(
     scope: Scope,
-    known: HashSet<VmId>,
+    (known, recalled): (HashSet<VmId>, Vec<u32>),
     executables: Arc<Executables>,
     passed: Arc<Mutex<Passed>>,
     messages: UnboundedSender<Message>,
@@ -84,6 +84,7 @@ pub(super) fn sweep(
         let refreshed = spawn_blocking(move || files.refresh(&named));
         let _ = timeout(EXECUTABLES_WITHIN, refreshed).await;
         spawn_blocking(move || {
+            recalled.into_iter().for_each(|pid| executables.found(pid));
             let pids = known.iter().map(|vm| vm.pid).collect();
             let mut found = known;
             // It is whole after each step that may fail.

@@ -10,5 +10,6 @@ pub(crate) mod incident_user;
 pub(crate) mod incidents;
 pub(crate) mod ledger;
 mod record_quota;
+pub(crate) mod remembered;
 mod restart_index;
 pub(crate) mod retention;

@@ -168,5 +168,5 @@ const STARTS: &str = "From `exec`. *Watching* is said before the first tap is at
     `status` first shows counters of all VMs, asked every half a millisecond, and every 5.5 ms of 1,000 VMs.";
 const COLD: &str = "Most of it is the kernel's verifier, on the loop over the bios of one request; then the kernel's types, which are \
     parsed twice, since aya's loader does so in any case.";
-const RESTART: &str = "About half of the CPU time goes into reading each VM from `/proc`, some tens of microseconds for each; the rest \
-    into taking it up, into a look at its taps, and into what `status` answers meanwhile to the questions of this measurement.";
+const RESTART: &str = "Most of it is what is remembered of each VM, which is read and compared with its process, some tens of \
+    microseconds; the rest is taking it up, its first sample, and what `status` answers to the questions of this measurement.";

@@ -2,13 +2,15 @@
 
 use std::{fmt, path::Path};
 
+use serde::{Deserialize, Serialize};
+
 use super::display_text;
 
 /// What every QEMU of one architecture is called, before the architecture's name.
 const PREFIX: &str = "qemu-system-";
 
 /// An architecture, by how QEMU prints its registers.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Architecture {
     /// `x86_64` and `i386`.
     X86,

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
+
 use super::options::Members;
 
 /// Block drivers that stand above another one; every other driver is where the bytes are.
@@ -37,7 +39,7 @@ const FORMATS_AND_FILTERS: &[&str] = &[
 ];
 
 /// Where one of a VM's disks is stored.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Disk {
     /// The image as QEMU was told: a path (relative ones below QEMU's working directory), for
     /// network storage an address, or empty where there is neither.

@@ -6,6 +6,8 @@
 //! those that it gave the vCPUs at their reset (`kvm_arch_get_registers` in QEMU's target/i386/kvm/kvm.c reads none
 //! of a guest whose state is protected).
 
+use serde::{Deserialize, Serialize};
+
 use super::display_text;
 
 /// Objects that make a guest confidential (QEMU 10.1).
@@ -15,7 +17,7 @@ const OBJECTS: [&str; 6] =
 const SEV_POLICY_ES: u64 = 1 << 2;
 
 /// What is encrypted of a guest; where something is, by what.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Encryption {
     /// Nothing that is known.
     #[default]

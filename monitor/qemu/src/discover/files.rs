@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use monitor_ebpf::FileKey;
 use rustix::fs::{AtFlags, CWD, FileType, OFlags, StatxFlags, statx};
+use serde::{Deserialize, Serialize};
 
 use super::{DiscoverError, display_text, fdinfo::FdInfo, proc};
 
@@ -28,9 +29,10 @@ const WITHOUT_BLOCKS: [&str; 10] =
     ["fuse", "nfs", "cifs", "smb3", "ceph", "9p", "tmpfs", "ramfs", "virtiofs", "gfs"];
 
 /// What of a VM's storage can be told to be its own.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenFiles {
     /// Files and block devices of which the pages that are written back are the VM's.
+    #[serde(with = "super::remembered::file_keys")]
     pub keys: Vec<FileKey>,
     /// Those of which the requests never reach this host's block layer, or bear another file's name there.
     pub unseen: Vec<String>,

@@ -12,6 +12,8 @@
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path};
 
+use serde::{Deserialize, Serialize};
+
 use super::{DiscoverError, proc};
 
 /// The kernel keeps so much of a thread's name.
@@ -20,7 +22,7 @@ const COMM_BYTES: usize = 15;
 const FIRST_THREADS: usize = 2;
 
 /// What a QEMU's command line says of its threads.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ThreadsTold {
     /// How many there are before its first vCPU's, beyond its main thread and RCU's.
     pub early: usize,

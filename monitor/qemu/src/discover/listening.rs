@@ -24,13 +24,15 @@ use rustix::{
     process::{PidfdGetfdFlags, pidfd_getfd},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{open_pidfd, proc};
 
 /// `SIOCPROTOPRIVATE + 0` of a Unix socket (include/uapi/linux/un.h).
 const SIOCUNIXFILE: libc::Ioctl = 0x89e0;
 
 /// Where QEMU was told to listen.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SocketAt {
     /// At this path, as QEMU was told: in what was its root and working directory then.
     Path(PathBuf),
@@ -39,7 +41,7 @@ pub enum SocketAt {
 }
 
 /// A Unix socket on which QEMU listens, as it was told at its start.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListeningSocket {
     /// Where.
     pub at: SocketAt,

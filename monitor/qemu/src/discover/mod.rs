@@ -33,6 +33,7 @@ mod options;
 mod origin;
 mod owner;
 mod proc;
+mod remembered;
 mod rights;
 mod strangers;
 mod sweep;
@@ -45,6 +46,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::{Deserialize, Serialize};
 
 pub use architecture::Architecture;
 pub(crate) use bound::listens_at;
@@ -65,6 +67,7 @@ pub use proc::{
     ThreadIds, VcpuThread, VcpuThreads, cgroup_lines, has_thread, process_state, start_ticks,
     statm, status, vcpu_threads,
 };
+pub use remembered::{recall, to_remember};
 pub use rights::{Rights, RightsError};
 pub use strangers::strangers;
 pub use sweep::{Passed, sweep};
@@ -94,7 +97,7 @@ pub fn runs_qemu(pid: u32, scope: &Scope) -> bool {
 }
 
 /// What a VM has open that may change while it runs.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenDevices {
     /// Its taps, each once.
     pub taps: Vec<Tap>,

@@ -5,13 +5,15 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{DiscoverError, common::Common, proc};
 
 /// Where distributions mount the control groups.
 const MOUNT: &str = "/sys/fs/cgroup";
 
 /// The user and the control groups of a QEMU, as they were when it was found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
     /// The real user id.
     pub uid: u32,

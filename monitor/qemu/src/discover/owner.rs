@@ -20,13 +20,18 @@ mod tests;
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use super::common::Common;
 
 /// How far up parents are looked at. A shim or launcher is the first or second.
 const ANCESTORS: usize = 6;
 
+/// The name of a product, which is one of ours.
+type Product = &'static str;
+
 /// What started a QEMU.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Owner {
     /// None that is known: a person, or a script.
     Bare,
@@ -57,7 +62,8 @@ pub enum Owner {
     /// Incus, or LXD from which it came.
     Incus {
         /// `incus` or `lxd`.
-        product: &'static str,
+        #[serde(deserialize_with = "super::remembered::incus_product")]
+        product: Product,
         /// The project that the instance is in.
         project: String,
         /// The instance's name.
@@ -75,17 +81,18 @@ pub enum Owner {
         /// The sandbox' id.
         sandbox: String,
     },
-    /// A product that is known, with a name that can't be used.
+    /// A product that is known, with a name that can't be used. It is not remembered.
+    #[serde(skip)]
     Unclear {
         /// The product.
-        product: &'static str,
+        product: Product,
         /// What is wrong.
         why: String,
     },
 }
 
 /// To which of libvirt's daemons a domain belongs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LibvirtScope {
     /// The host's: `qemu:///system`.
     System,
@@ -126,7 +133,7 @@ impl Owner {
 }
 
 /// An owner, and how it was told.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ownership {
     /// Which.
     pub owner: Owner,

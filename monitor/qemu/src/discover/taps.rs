@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::net::netdevice;
+use serde::{Deserialize, Serialize};
 
 use super::common::{Common, any_socket};
 use super::descriptor::{Holder, Place, Said, TUN, device_at, place_of};
@@ -27,7 +28,7 @@ const TAPS: usize = 512;
 const LOOK_UPS: u32 = 3;
 
 /// Which end of an interface a QEMU holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum TapKind {
     /// A tap: the host receives on it what the guest sends.
     Tap,
@@ -37,7 +38,7 @@ pub enum TapKind {
 }
 
 /// A tap that a VM is attached to.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Tap {
     /// Which kind.
     pub kind: TapKind,

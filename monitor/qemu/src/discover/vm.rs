@@ -6,6 +6,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     Architecture, Disk, Encryption, ListeningSocket, OpenDevices, Origin, Ownership, ThreadsTold,
 };
@@ -14,7 +16,7 @@ use super::{
 const DISPLAY_CHARS: usize = 128;
 
 /// Names one VM for as long as the host is up.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct VmId {
     /// The QEMU's process id.
     pub pid: u32,
@@ -37,7 +39,7 @@ impl fmt::Display for VmId {
 }
 
 /// What runs the guest's code.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Accelerator {
     /// The host's kernel.
     Kvm,
@@ -58,7 +60,7 @@ impl fmt::Display for Accelerator {
 }
 
 /// What QEMU does when the guest reboots.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ResetAction {
     /// It resets the guest.
     #[default]
@@ -79,7 +81,7 @@ impl ResetAction {
 }
 
 /// The character device of an agent's channel.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentSocket {
     /// Its id, by which QMP's `query-chardev` names it.
     pub chardev: String,
@@ -88,7 +90,7 @@ pub struct AgentSocket {
 }
 
 /// All that is known of a VM from outside. What came from the command line is as of QEMU's start.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Vm {
     /// The process.
     pub id: VmId,
@@ -141,6 +143,7 @@ pub struct Vm {
     /// What else the command line has that could not be made use of, for people to read.
     pub notes: Vec<String>,
     /// Holds the process: readable once it has ended.
+    #[serde(with = "super::remembered::pidfd")]
     pub pidfd: Arc<OwnedFd>,
 }
 

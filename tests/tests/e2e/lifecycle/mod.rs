@@ -3,6 +3,7 @@
 
 mod observing;
 mod refused;
+mod taken_over;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -51,6 +52,10 @@ pub(crate) fn trials() -> Vec<Trial> {
             Load::Spins(1),
             "a_killed_daemon_starts_again_and_finds_the_next_crash_with_clsact",
             || killed("clsact"),
+        ),
+        trial(
+            "a_vm_that_lost_its_programs_while_no_daemon_ran_is_counted_again_before_it_is_judged",
+            taken_over::detached_meanwhile,
         ),
         trial("vms_that_start_and_end_are_noticed_and_only_a_killed_one_is_an_incident", vms),
         trial_with(
