@@ -26,8 +26,11 @@ use flatline_qemu::discover::VmId;
 /// Each VM has its turn in so long a time, or in so many ticks, whichever is shorter.
 const TURNS: Duration = Duration::from_secs(60);
 const TURN_TICKS: u128 = 60;
-/// Ticks between two comparisons of all counts, and between two looks at a VM of which something can't be heard or counted.
+/// Ticks between two looks at a VM of which something can't be heard or counted.
 const OFTEN: u32 = 10;
+/// Ticks between two comparisons of all counts, for which the kernel adds up those of each interface. A VM that they are to tell of lives by
+/// something else: of one that falls silent, the programs are looked for long before that means anything.
+const COMPARED_EVERY: u32 = 2 * OFTEN;
 /// Of the VMs that are awake, this part is looked at in one tick because of their silence.
 const SILENT_TOGETHER: usize = 5;
 /// An event tells that QEMU begins to do something, which takes it a moment.
@@ -100,7 +103,7 @@ impl Upkeep {
             looks.extend(vms.get_mut(&id).and_then(|watched| look_at(watched, tick, now)));
         }
         watchers::refresh(&looks, readings, &means.inboxes.messages);
-        self.is_to_compare |= self.ticks.is_multiple_of(OFTEN);
+        self.is_to_compare |= self.ticks.is_multiple_of(COMPARED_EVERY);
         let is_due = self.is_to_compare || self.awaits_tick || !self.unverified.is_empty();
         // To wake the thread takes more than to look whether there is a reason.
         if !self.is_tending && (is_due || means.probes.has_news()) {

@@ -169,8 +169,10 @@ impl Cost {
     }
 }
 
-const TICK_REMEDY: &str = "A tick is a load for each VM that shows life. What is above that while all do is 33 readings of QEMUs' \
-    memory, some 10 us each, sweeps of `/proc`, and waking for them. One that shows none is sampled in full; its threads' \
+const TICK_REMEDY: &str = "A tick is a line of the cache for each VM that shows life. What is above that while all do: 33 VMs \
+    whose rest is over are judged, and 100 looked at for the history of rates, each some microseconds where no cache holds \
+    it; 17 are looked at in `/proc`, all of which is gone through once a minute; the kernel adds up the packets of all \
+    interfaces every twenty ticks; and threads wake for these. One that shows none is sampled in full; its threads' \
     times come from a walk over all threads of the host; and one that stays silent is suspected every ten seconds, which \
     takes half a millisecond each time.";
 const MEMORY_REMEDY: &str = "About half is what is resident of the program and its libraries, whose pages the host's cache has \
