@@ -61,9 +61,45 @@ const SCENARIOS: &[Scenario] = &[
         expected: UNASKED,
     },
     Scenario {
+        name: "kvm-cli-hlt-8",
+        what: "A boot sector halts with interrupts off on one of 8 vCPUs under KVM, as the firmware left the others",
+        guests: |place| many_vcpus::<8>(place, BootSector::CliHlt),
+        boots: false,
+        pins: 0,
+        fault: boot_sector_runs,
+        expected: Expected::Crashed { causes: &["halted"], recovers: false },
+    },
+    Scenario {
+        name: "kvm-cli-hlt-16",
+        what: "A boot sector halts with interrupts off on one of 16 vCPUs under KVM, as the firmware left the others",
+        guests: |place| many_vcpus::<16>(place, BootSector::CliHlt),
+        boots: false,
+        pins: 0,
+        fault: boot_sector_runs,
+        expected: Expected::Crashed { causes: &["halted"], recovers: false },
+    },
+    Scenario {
         name: "kvm-cli-hlt-32",
         what: "A boot sector halts with interrupts off on one of 32 vCPUs under KVM, as the firmware left the others",
-        guests: |place| many_vcpus(place, BootSector::CliHlt),
+        guests: |place| many_vcpus::<32>(place, BootSector::CliHlt),
+        boots: false,
+        pins: 0,
+        fault: boot_sector_runs,
+        expected: Expected::Crashed { causes: &["halted"], recovers: false },
+    },
+    Scenario {
+        name: "kvm-cli-hlt-64",
+        what: "A boot sector halts with interrupts off on one of 64 vCPUs under KVM, as the firmware left the others",
+        guests: |place| many_vcpus::<64>(place, BootSector::CliHlt),
+        boots: false,
+        pins: 0,
+        fault: boot_sector_runs,
+        expected: Expected::Crashed { causes: &["halted"], recovers: false },
+    },
+    Scenario {
+        name: "kvm-cli-hlt-240",
+        what: "A boot sector halts with interrupts off on one of 240 vCPUs under KVM, as the firmware left the others",
+        guests: |place| many_vcpus::<240>(place, BootSector::CliHlt),
         boots: false,
         pins: 0,
         fault: boot_sector_runs,
@@ -72,7 +108,25 @@ const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "kvm-sti-hlt-32",
         what: "A boot sector halts with interrupts on on one of 32 vCPUs under KVM: it idles",
-        guests: |place| many_vcpus(place, BootSector::StiHlt),
+        guests: |place| many_vcpus::<32>(place, BootSector::StiHlt),
+        boots: false,
+        pins: 0,
+        fault: boot_sector_runs,
+        expected: UNASKED,
+    },
+    Scenario {
+        name: "kvm-sti-hlt-64",
+        what: "A boot sector halts with interrupts on on one of 64 vCPUs under KVM: it idles",
+        guests: |place| many_vcpus::<64>(place, BootSector::StiHlt),
+        boots: false,
+        pins: 0,
+        fault: boot_sector_runs,
+        expected: UNASKED,
+    },
+    Scenario {
+        name: "kvm-sti-hlt-240",
+        what: "A boot sector halts with interrupts on on one of 240 vCPUs under KVM: it idles",
+        guests: |place| many_vcpus::<240>(place, BootSector::StiHlt),
         boots: false,
         pins: 0,
         fault: boot_sector_runs,
@@ -117,9 +171,9 @@ pub fn runs(programs: &Programs) -> Result<bool> {
 }
 
 /// As many as make the looks at their registers add up: each wakes them all.
-fn many_vcpus(place: &Place, code: BootSector) -> Result<Vec<GuestConfig>> {
+fn many_vcpus<const VCPUS: u32>(place: &Place, code: BootSector) -> Result<Vec<GuestConfig>> {
     let mut guests = sector(place, code)?;
-    guests.iter_mut().for_each(|config| config.vcpus = 32);
+    guests.iter_mut().for_each(|config| config.vcpus = VCPUS);
     Ok(guests)
 }
 
