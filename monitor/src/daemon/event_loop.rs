@@ -235,7 +235,7 @@ impl EventLoop {
     pub(super) fn tick(&mut self, clients: &mut Clients) {
         let now = self.now();
         let awake = self.sampler.observe(&mut self.registry.vms, now);
-        self.registry.awake = awake.clone();
+        self.registry.begin_tick(awake.clone());
         self.append_to_history(now);
         self.recovery.share_among(self.registry.vms.by_owner().len());
         let context = Context::at(&self.config, now);

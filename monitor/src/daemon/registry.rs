@@ -1,11 +1,15 @@
 //! Registry of the VMs that are watched, and how far their first reading is.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    cell::OnceCell,
+    collections::{BTreeSet, HashMap, HashSet},
+};
 
 use super::{memory::Readings, upkeep::Upkeep};
 use crate::vm::{Vms, WatchedVm};
 use flatline_detector::verdict::StormTime;
 use flatline_qemu::discover::VmId;
+use monitor_ebpf::FileKey;
 
 /// How far a daemon has come that starts: it reads as soon as there is something to read, and doesn't wait for a tick.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +43,8 @@ pub(super) struct Registry {
     /// Which of them are to be looked at again, and when.
     pub(super) upkeep: Upkeep,
     first_reading: FirstReading,
+    /// Files that several VMs have, as of this tick; gone through once, for the first suspect of a tick.
+    shared_files: OnceCell<BTreeSet<FileKey>>,
 }
 
 impl Registry {
@@ -60,9 +66,28 @@ impl Registry {
         }
     }
 
-    /// Whether some of a VM's storage is not seen by the host, or can't be told to be its own.
+    /// Another tick begins, with these VMs sampled.
+    pub(super) fn begin_tick(&mut self, awake: Vec<VmId>) {
+        self.awake = awake;
+        self.shared_files.take();
+    }
+
+    /// Whether some of a VM's storage is not seen by the host, or can't be told to be its own, as of this tick.
     pub(super) fn has_unseen_storage(&self, id: VmId) -> bool {
-        self.vms.get(&id).is_some_and(|watched| !self.unseen_storage(watched).is_empty())
+        let Some(watched) = self.vms.get(&id) else { return false };
+        let keys = &watched.vm.plugged.files.keys;
+        let shared = || self.shared_files.get_or_init(|| self.find_shared_files());
+        watched.vm.unseen_storage().next().is_some()
+            || (!keys.is_empty() && keys.iter().any(|key| shared().contains(key)))
+    }
+
+    fn find_shared_files(&self) -> BTreeSet<FileKey> {
+        let all = self.vms.values().flat_map(|watched| {
+            // One VM has each of its files once.
+            watched.vm.plugged.files.keys.iter().copied()
+        });
+        let mut seen = BTreeSet::new();
+        all.filter(|key| !seen.insert(*key)).collect()
     }
 
     /// What of a VM's storage the host does not see, or can't tell to be its own, in words.
