@@ -13,6 +13,7 @@ use tokio::{
     task::JoinHandle,
 };
 
+use super::views::KeptClocks;
 use crate::{
     config::Config,
     history::RateHistory,
@@ -37,6 +38,10 @@ pub(super) struct Publisher {
     pub(super) page: page_snapshot::Publisher,
     /// The last one for it, while it is being made.
     pub(super) page_in_making: Option<JoinHandle<()>>,
+    /// What is not as it should be, for it, and the tick in which that is looked for again.
+    pub(super) page_degraded: (u64, Vec<String>),
+    /// The clocks of those that it has in sight.
+    pub(super) page_clocks: KeptClocks,
     /// The last ticks of all VMs in a few figures each.
     pub(super) history: RateHistory,
     pub(super) notifier: Notifier,
@@ -84,6 +89,8 @@ impl Publisher {
             wanted,
             page,
             page_in_making: None,
+            page_degraded: (0, Vec::new()),
+            page_clocks: KeptClocks::default(),
             history,
             notifier,
             store,

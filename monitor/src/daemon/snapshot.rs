@@ -16,6 +16,9 @@ use crate::{
 };
 use flatline_qemu::discover::VmId;
 
+/// Ticks between two looks, for the page, at what is not as it should be: all VMs are gone through for it.
+const DEGRADED_EVERY: u64 = 5;
+
 /// What `status` is made of, beside the loop.
 pub(super) struct Status {
     host: HostView,
@@ -71,7 +74,10 @@ impl EventLoop {
     fn publish_page_snapshot(&mut self) {
         let (now, at) = (std::time::Instant::now(), SystemTime::now());
         let interval = self.config.sample_interval;
-        let Some(wanted) = self.publisher.page.wanted(now, interval) else { return };
+        let Some(wanted) = self.publisher.page.wanted(now, interval) else {
+            self.publisher.page_clocks.close();
+            return;
+        };
         if self.publisher.page_in_making.as_ref().is_some_and(|making| !making.is_finished()) {
             return;
         }
@@ -83,20 +89,24 @@ impl EventLoop {
         self.complete_history(drawn);
         let shown = self.shown(&wanted.shown);
         let tick = self.sampler.ticks;
+        if tick >= self.publisher.page_degraded.0 {
+            self.publisher.page_degraded = (tick + DEGRADED_EVERY, self.degraded());
+        }
         let views = self.views();
         if wanted.rows {
-            self.publisher.page.rows.update(tick, views.rows());
+            views.update_rows(&self.publisher.page.rows);
         }
-        let host = views.host(&self.degraded(), self.clock.uptime());
+        let host = views.host(&self.publisher.page_degraded.1, self.clock.uptime());
         let in_sight = match &wanted.in_sight {
             InSight::All => views.all_facts(),
             InSight::Of(pids) => views.facts_of(pids.iter().copied()),
         };
         let all = wanted.all.then(|| views.all_facts());
         let (teller, page) = (views.teller, self.publisher.page.clone());
+        let clocks = self.publisher.page_clocks.clone();
         self.publisher.page_in_making = Some(self.publisher.clients.spawn_blocking(move || {
             let vms = all.map(|mut facts| teller.views(&mut facts));
-            let figures = teller.figures_in_sight(&in_sight);
+            let figures = teller.figures_in_sight(&in_sight, &clocks);
             page.publish(PageSnapshot {
                 tick,
                 at,

@@ -92,9 +92,9 @@ impl MemoryTold {
 
     /// That the guest thrashes, in words, where it does.
     pub(crate) fn thrashing(&self) -> Option<String> {
-        let age = Duration::from_secs(unix_now().saturating_sub(self.told_at()?));
         let (_, memory) = self.latest.as_ref()?;
         let strain = memory.strain.filter(Strain::is_thrashing)?;
+        let age = Duration::from_secs(unix_now().saturating_sub(self.told_at()?));
         let fresh = self.every.saturating_mul(FRESH_READINGS).saturating_add(FRESH_MARGIN);
         (age <= fresh).then(|| strain.describe())
     }

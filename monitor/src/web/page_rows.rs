@@ -122,14 +122,24 @@ struct Kept {
 }
 
 impl PageRows {
-    /// Notes how all VMs are in this tick.
-    pub(crate) fn update<'a>(&self, tick: u64, vms: impl Iterator<Item = (VmId, Row<'a>)>) {
+    /// Notes how all VMs are in this tick, as their `row` has it. Of those whose row is not due, the one that is kept stays, if
+    /// one is.
+    pub(crate) fn update<'a>(
+        &self,
+        tick: u64,
+        vms: impl Iterator<Item = (VmId, bool)>,
+        row: impl Fn(VmId) -> Option<Row<'a>>,
+    ) {
         let mut state = lock(&self.0);
         let State { hasher, list } = &mut *state;
         let list = list.get_or_insert_with(|| List::begun_at(tick));
         list.tick = tick;
-        for (id, row) in vms {
-            list.keep(id, hasher.hash_one(&row), &row);
+        for (id, is_due) in vms {
+            if (is_due || !list.has(id))
+                && let Some(row) = row(id)
+            {
+                list.keep(id, hasher.hash_one(&row), &row);
+            }
         }
         list.forget_gone();
     }
@@ -151,6 +161,12 @@ impl List {
         let begun = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         let (rows, gone) = (BTreeMap::new(), VecDeque::new());
         Self { begun, tick, rows, gone, forgotten: 0 }
+    }
+
+    /// Whether a VM's row is kept, which is there in this tick, too.
+    fn has(&mut self, id: VmId) -> bool {
+        let tick = self.tick;
+        self.rows.get_mut(&id).map(|kept| kept.there = tick).is_some()
     }
 
     fn keep(&mut self, id: VmId, digest: u64, row: &Row<'_>) {
@@ -213,6 +229,17 @@ impl List {
 }
 
 #[cfg(test)]
+impl PageRows {
+    /// Notes these, all of which are due.
+    pub(super) fn update_all<'a>(&self, tick: u64, vms: impl Iterator<Item = (VmId, Row<'a>)>) {
+        let rows: BTreeMap<VmId, Row<'_>> = vms.collect();
+        let ids: Vec<VmId> = rows.keys().copied().collect();
+        let rows = std::cell::RefCell::new(rows);
+        self.update(tick, ids.into_iter().map(|id| (id, true)), |id| rows.borrow_mut().remove(&id));
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -248,13 +275,13 @@ mod tests {
     fn only_what_changed_is_told_to_one_that_knows_the_rest() {
         let rows = PageRows::default();
         assert!(rows.since(None).is_none());
-        rows.update(5, [row(7, "a"), row(8, "b")].into_iter());
+        rows.update_all(5, [row(7, "a"), row(8, "b")].into_iter());
         let (first, told) = ask(&rows, None);
         assert_eq!((first.is_whole, told.len()), (true, 2));
-        rows.update(6, [row(7, "a"), row(8, "b")].into_iter());
+        rows.update_all(6, [row(7, "a"), row(8, "b")].into_iter());
         let (second, told) = ask(&rows, Some(first.since));
         assert_eq!((second.is_whole, told.len(), second.gone.len()), (false, 0, 0));
-        rows.update(7, [row(7, "a"), row(8, "c")].into_iter());
+        rows.update_all(7, [row(7, "a"), row(8, "c")].into_iter());
         let changed = vec![(8, "c".to_owned())];
         assert_eq!(ask(&rows, Some(second.since)).1, changed);
         assert_eq!(ask(&rows, Some(first.since)).1, changed, "by one that missed a tick, too");
@@ -262,15 +289,28 @@ mod tests {
     }
 
     #[test]
+    fn a_row_that_is_not_due_stays_as_it_was_and_one_that_is_not_known_is_taken() {
+        let rows = PageRows::default();
+        let next = |tick, is_due, reason: &'static str| {
+            let (id, _) = row(7, "");
+            rows.update(tick, [(id, is_due)].into_iter(), |_| Some(row(7, reason).1));
+            ask(&rows, None).1
+        };
+        assert_eq!(next(1, false, "a"), [(7, "a".to_owned())]);
+        assert_eq!(next(2, false, "b"), [(7, "a".to_owned())]);
+        assert_eq!(next(3, true, "b"), [(7, "b".to_owned())]);
+    }
+
+    #[test]
     fn what_went_away_is_told_unless_its_pid_came_round_again() {
         let rows = PageRows::default();
-        rows.update(1, [row(7, "a"), row(8, "b")].into_iter());
+        rows.update_all(1, [row(7, "a"), row(8, "b")].into_iter());
         let known = ask(&rows, None).0.since;
-        rows.update(2, [row(7, "a")].into_iter());
+        rows.update_all(2, [row(7, "a")].into_iter());
         let (changes, told) = ask(&rows, Some(known));
         assert_eq!((changes.gone, told), (vec![8], vec![]));
         let (_, again) = row(8, "again");
-        rows.update(3, [row(7, "a"), (VmId { pid: 8, start_ticks: 9 }, again)].into_iter());
+        rows.update_all(3, [row(7, "a"), (VmId { pid: 8, start_ticks: 9 }, again)].into_iter());
         let (changes, told) = ask(&rows, Some(known));
         assert_eq!((changes.gone, told), (vec![], vec![(8, "again".to_owned())]));
         let (changes, _) = ask(&rows, None);
@@ -280,19 +320,19 @@ mod tests {
     #[test]
     fn one_that_knows_another_list_or_too_little_is_told_all() {
         let rows = PageRows::default();
-        rows.update(9, [row(7, "a")].into_iter());
+        rows.update_all(9, [row(7, "a")].into_iter());
         let known = ask(&rows, None).0.since;
         for other in [Since { list: 1, ..known }, Since { tick: 10, ..known }] {
             assert!(ask(&rows, Some(other)).0.is_whole, "{other}");
         }
         for pid in (0..).take(GONE_MAX + 2) {
             let tick = 10 + u64::from(pid);
-            rows.update(tick, [row(7, "a"), row(100 + pid, "b")].into_iter());
+            rows.update_all(tick, [row(7, "a"), row(100 + pid, "b")].into_iter());
         }
         assert!(ask(&rows, Some(known)).0.is_whole);
         rows.clear();
         assert!(rows.since(Some(known)).is_none());
-        rows.update(9, [row(7, "a")].into_iter());
+        rows.update_all(9, [row(7, "a")].into_iter());
         assert!(ask(&rows, Some(known)).0.is_whole, "another list has the same ticks");
     }
 

@@ -3,22 +3,36 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Views, VmFacts,
-    teller::{Read, Teller},
+    KeptClocks, Views, VmFacts,
+    teller::{Teller, vcpus},
     vm::whole_reason,
 };
 use crate::{
-    sampler::ThreadTimes,
-    vm::WatchedVm,
-    web::{page_rows::Row, page_snapshot::FiguresView},
+    daemon::registry::Registry,
+    vm::{Level, WatchedVm},
+    web::{
+        page_rows::{PageRows, Row},
+        page_snapshot::FiguresView,
+    },
 };
 use flatline_detector::verdict::Cause;
 use flatline_qemu::discover::VmId;
+use flatline_samples::VcpuTime;
+
+/// Ticks in which the row of each VM that rests has its turn: little of it changes, with time or with what was read of its memory.
+const TURNS: u64 = 4;
 
 impl Views<'_> {
-    /// The rows of all VMs.
-    pub(in crate::daemon) fn rows(&self) -> impl Iterator<Item = (VmId, Row<'_>)> {
-        self.registry.vms.iter().map(|(id, watched)| (*id, self.row(watched)))
+    /// Brings the list's rows up to this tick.
+    pub(in crate::daemon) fn update_rows(&self, rows: &PageRows) {
+        let Registry { vms, awake, .. } = self.registry;
+        let tick = self.sampler.ticks;
+        // As VMs are: by id.
+        let is_due = |id: &VmId| {
+            u64::from(id.pid) % TURNS == tick % TURNS || awake.binary_search(id).is_ok()
+        };
+        let ids = vms.keys().map(|id| (*id, is_due(id)));
+        rows.update(tick, ids, |id| Some(self.row(vms.get(&id)?)));
     }
 
     fn row<'a>(&self, watched: &'a WatchedVm) -> Row<'a> {
@@ -44,19 +58,36 @@ impl Teller {
     pub(in crate::daemon) fn figures_in_sight(
         &self,
         vms: &[VmFacts],
+        clocks: &KeptClocks,
     ) -> BTreeMap<u32, FiguresView> {
-        let threads = self.read_threads(vms);
-        vms.iter().map(|facts| (facts.vm.id.pid, self.in_sight(facts, threads.as_ref()))).collect()
+        let threads = if clocks.keep(vms) { None } else { Some(self.read_threads(vms)) };
+        let times = |facts: &VmFacts| match &threads {
+            None => clocks.read(facts),
+            Some(threads) => vcpus(facts.vm.id, &facts.sight, threads.as_ref()),
+        };
+        vms.iter().map(|facts| (facts.vm.id.pid, self.in_sight(facts, &times))).collect()
     }
 
-    fn in_sight(&self, facts: &VmFacts, threads: Option<&ThreadTimes>) -> FiguresView {
-        let Read { storage, vcpus, .. } = self.read(facts, threads);
-        let busy = |vcpus: Vec<_>| {
-            vcpus.iter().map(|vcpu| self.busy(&facts.sight.level, vcpu)).sum::<Option<f64>>()
+    fn in_sight(
+        &self,
+        facts: &VmFacts,
+        times: &impl Fn(&VmFacts) -> Option<Vec<VcpuTime>>,
+    ) -> FiguresView {
+        let vcpu = match &facts.sight.level {
+            // It was read in the tick.
+            Level::OfTick(shares) => {
+                (!shares.is_empty()).then(|| shares.iter().map(|(_, busy)| busy).sum())
+            }
+            level @ Level::Since(..) => {
+                times(facts).filter(|vcpus| !vcpus.is_empty()).and_then(|vcpus| {
+                    vcpus.iter().map(|vcpu| self.busy(level, vcpu)).sum::<Option<f64>>()
+                })
+            }
+            Level::Unknown => None,
         };
         FiguresView {
-            vcpu: vcpus.filter(|vcpus| !vcpus.is_empty()).and_then(busy),
-            in_flight: storage.map(|storage| storage.in_flight()),
+            vcpu,
+            in_flight: self.storage(facts).map(|storage| storage.in_flight()),
             flat_seconds: facts.flat.map(|flat| flat.as_secs_f64()),
         }
     }

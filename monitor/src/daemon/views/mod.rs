@@ -6,6 +6,7 @@ mod degraded;
 mod facts;
 mod figures;
 mod heartbeat;
+mod kept_clocks;
 mod list;
 mod signals;
 mod teller;
@@ -23,6 +24,7 @@ use flatline_detector::verdict::Monitor;
 use flatline_qemu::discover::{Vm, VmId};
 
 pub(super) use facts::VmFacts;
+pub(super) use kept_clocks::KeptClocks;
 pub(super) use teller::Teller;
 
 /// Everything that a view is made from.

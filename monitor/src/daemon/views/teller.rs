@@ -65,6 +65,13 @@ impl Teller {
         reader.read().ok()
     }
 
+    /// What its guest stored so far; `None` where that can't be read.
+    pub(super) fn storage(&self, facts: &VmFacts) -> Option<StorageCounters> {
+        let (id, sight) = (facts.vm.id, &facts.sight);
+        let row = self.counters.row(id, sight.slot?).ok()?;
+        Some(sight.lost_completions.without_lost(row.storage()))
+    }
+
     /// Reads one VM's figures.
     pub(super) fn read(&self, facts: &VmFacts, threads: Option<&ThreadTimes>) -> Read {
         let (id, sight) = (facts.vm.id, &facts.sight);
@@ -100,7 +107,12 @@ impl Teller {
     }
 }
 
-fn vcpus(id: VmId, sight: &Sight, threads: Option<&ThreadTimes>) -> Option<Vec<VcpuTime>> {
+/// The times of a VM's vCPUs now: of all threads' `threads`, or from clocks that are opened for it.
+pub(super) fn vcpus(
+    id: VmId,
+    sight: &Sight,
+    threads: Option<&ThreadTimes>,
+) -> Option<Vec<VcpuTime>> {
     match threads {
         Some(times) => times.vcpus(id.pid, &sight.threads).ok(),
         None => VcpuClocks::open(id.pid, &sight.threads).ok()?.read().ok(),

@@ -165,7 +165,7 @@ fn ticking(publisher: &Publisher, ends: &AtomicBool) {
     while !ends.load(Ordering::Relaxed) {
         tick += 1;
         if let Some(looks) = publisher.wanted(Instant::now(), INTERVAL) {
-            publisher.rows.update(tick, rows(&[7, 8], tick));
+            publisher.rows.update_all(tick, rows(&[7, 8], tick));
             publisher.publish(snapshot(tick, &[7, 8], &looks));
         }
         thread::sleep(INTERVAL);
