@@ -131,6 +131,7 @@ const HOW: &str = "Stand-ins for QEMUs that answer on QMP, and whose registers a
     seen of them, so that all are suspected in the same tick, asked, and acquitted, every ten seconds. CPU time is that \
     of the daemon over a minute, less that beside as many that read a block every four seconds and are never \
     suspected. An answer is there when all of it is.";
-const LATE: &str = "Looks at the registers are 250 ms apart on purpose; what is above that is waiting for the CPU.";
+const LATE: &str =
+    "The first look at the registers acquits; what is above a tick is waiting for the CPU.";
 const STATUS_LATE: &str = "A client has its turn between two VMs that are judged, and not while all are sampled: all threads of the \
     host are read in one go. The rest is waiting for the CPU beside five hundred suspects' questions.";
