@@ -16,8 +16,12 @@ use serde_json::{Value, json};
 
 use crate::console::{Log, Mark};
 use crate::interrupt;
-pub use crate::machine::executable::{private_copy, private_qemu, qemu_command};
-pub use crate::machine::{Accelerator, Board, DiskConfig, GuestConfig, GuestKind, WatchdogAction};
+pub use crate::machine::executable::{
+    ROOT_VARIABLE, private_copy, private_qemu, qemu_command, version_command,
+};
+pub use crate::machine::{
+    ACCELERATOR_VARIABLE, Accelerator, Board, DiskConfig, GuestConfig, GuestKind, WatchdogAction,
+};
 use crate::qmp::Qmp;
 pub use child::was_killed;
 use child::{Reaper, reap};

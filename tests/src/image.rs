@@ -14,7 +14,7 @@ use kernel::{KERNEL_VARIABLE, UNPACKED};
 
 pub mod arm64;
 mod hypervisor;
-mod kernel;
+pub mod kernel;
 mod lockup;
 
 /// The name of flatline's agent in the directory of the images; without it, guests have none.

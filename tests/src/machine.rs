@@ -45,8 +45,10 @@ impl Board {
         }
     }
 
-    fn options(self) -> &'static [&'static str] {
+    fn options(self, runs_linux_on_kvm: bool) -> &'static [&'static str] {
         match self {
+            // As hosts of VMs have it: without its timers a kernel measures those that there are, for long.
+            Self::Pc if runs_linux_on_kvm => &["-machine", "pc", "-cpu", "host"],
             // Of the host's own CPU, a nested KVM may not take every feature.
             Self::Pc => &["-machine", "pc", "-cpu", "qemu64"],
             Self::ArmVirt => &["-machine", "virt", "-cpu", "cortex-a57"],
@@ -71,6 +73,9 @@ pub enum WatchdogAction {
     Reset,
 }
 
+/// Names what executes the vCPUs of guests of which nothing else is said: `kvm`, or else emulation.
+pub const ACCELERATOR_VARIABLE: &str = "FLATLINE_ACCELERATOR";
+
 /// What executes the vCPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accelerator {
@@ -78,6 +83,16 @@ pub enum Accelerator {
     Tcg,
     /// `/dev/kvm`.
     Kvm,
+}
+
+impl Accelerator {
+    /// The one that the environment names.
+    fn usual() -> Self {
+        match std::env::var(ACCELERATOR_VARIABLE).as_deref() {
+            Ok("kvm") => Self::Kvm,
+            _ => Self::Tcg,
+        }
+    }
 }
 
 /// A virtio disk on a raw file, which is made if it is not there. Linux sees it as `/dev/vda`.
@@ -173,7 +188,7 @@ pub struct GuestConfig {
 }
 
 impl GuestConfig {
-    /// One vCPU under TCG, without network and disk.
+    /// One vCPU, without network and disk; it is emulated unless [`ACCELERATOR_VARIABLE`] says otherwise.
     pub fn new(name: &str, kind: GuestKind, executable: &Path, dir: &Path) -> Self {
         let memory_mib = match kind {
             // The unpacked kernel alone takes 63 MiB.
@@ -188,7 +203,7 @@ impl GuestConfig {
             dir: dir.to_owned(),
             vcpus: 1,
             maxcpus: false,
-            accelerator: Accelerator::Tcg,
+            accelerator: Accelerator::usual(),
             memory_mib,
             tap: None,
             mac: None,

@@ -122,7 +122,7 @@ pub(crate) fn debootstrap(root: &Path, included: &str) -> Result<()> {
 }
 
 /// Where apt's lists of Debian 12 come from; `None` where it has none.
-fn mirror() -> Option<String> {
+pub(crate) fn mirror() -> Option<String> {
     let mut command = Command::new("apt-get");
     command.args(["indextargets", "--format", "$(RELEASE) $(COMPONENT) $(REPO_URI)"]);
     let lists = capture(&mut command)?;

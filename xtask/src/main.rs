@@ -20,6 +20,7 @@ mod first_steps;
 mod fuzz;
 mod guest;
 mod hostile;
+mod hosts;
 mod lint;
 mod matrix;
 mod process;
@@ -70,6 +71,11 @@ enum Task {
     /// What `bench` runs in a guest
     #[command(name = bench::INSIDE, hide = true)]
     BenchInside,
+    /// Play real KVM hosts under emulation, with kernels and QEMUs of Debian's suites, and write docs/hosts.md
+    Hosts(hosts::Options),
+    /// What `hosts` runs in a host
+    #[command(name = hosts::inside::TASK, hide = true)]
+    HostsInside,
     /// Look for bytes that break a parser
     Fuzz(fuzz::Options),
     /// Let guests fail in every way that there is, and write docs/verdicts.md
@@ -100,6 +106,8 @@ fn main() -> ExitCode {
         Task::Bench { only } => bench::task(only),
         Task::BenchInside => bench::inside(),
         Task::Hostile(options) => hostile::task(&options),
+        Task::Hosts(options) => hosts::task(&options),
+        Task::HostsInside => hosts::inside::task(),
         Task::Fuzz(options) => fuzz::task(&options),
         Task::Matrix(options) => matrix::task(&options),
         Task::Soak(options) => soak::task(&options),

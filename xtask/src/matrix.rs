@@ -5,8 +5,8 @@
 //! would be judged as that.
 
 mod journal;
-mod report;
-mod schedule;
+pub(crate) mod report;
+pub(crate) mod schedule;
 mod sensors;
 
 use std::path::Path;
@@ -124,6 +124,7 @@ pub(crate) fn task(options: &Options) -> Result<()> {
     let mut unnoted = Ok(());
     schedule::play(
         &runs,
+        schedule::STAGES,
         cpus,
         |scenario, cpus| play(scenario, &programs, cpus),
         |scenario, played| {

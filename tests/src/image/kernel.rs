@@ -112,8 +112,8 @@ fn relocate(sources: &Path, version: &str) -> Result<PathBuf> {
     Ok(headers)
 }
 
-/// The newest kernel's package in what `apt-cache search` printed.
-pub(super) fn newest(names: &str) -> Option<String> {
+/// The newest kernel's package in what `apt-cache search` printed; `None` if that is nothing.
+pub fn newest(names: &str) -> Option<String> {
     let names = names.lines().filter_map(|line| line.split_whitespace().next());
     names.max_by_key(|name| numbers(name)).map(str::to_owned)
 }
@@ -126,7 +126,11 @@ fn numbers(name: &str) -> Vec<u64> {
 }
 
 /// The ELF file inside a bzImage, by its boot protocol header (Documentation/arch/x86/boot.rst).
-pub(super) fn unpack_image(image: &[u8]) -> Result<Vec<u8>> {
+///
+/// # Errors
+///
+/// If it is none, is cut short, or its packer fails.
+pub fn unpack_image(image: &[u8]) -> Result<Vec<u8>> {
     let field = |at: usize| {
         let bytes = image.get(at..at + 4)?;
         usize::try_from(u32::from_le_bytes(bytes.try_into().ok()?)).ok()
@@ -149,7 +153,11 @@ pub(super) fn unpack_image(image: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// Unpacks what a known packer packed; anything else is returned as it is.
-pub(super) fn unpack(packed: &[u8]) -> Result<Vec<u8>> {
+///
+/// # Errors
+///
+/// If the packer is not there, or fails.
+pub fn unpack(packed: &[u8]) -> Result<Vec<u8>> {
     let program = match packed {
         [0xfd, b'7', b'z', b'X', b'Z', ..] => "xz",
         [0x28, 0xb5, 0x2f, 0xfd, ..] => "zstd",

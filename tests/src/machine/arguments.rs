@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, anyhow};
 
-use super::{Accelerator, DiskConfig, GuestConfig, GuestKind, WatchdogAction, executable};
+use super::{Accelerator, Board, DiskConfig, GuestConfig, GuestKind, WatchdogAction, executable};
 
 /// An address that makes no guest collide with another: the last bytes of its MAC.
 static NEXT_MAC: AtomicU32 = AtomicU32::new(1);
@@ -32,6 +32,7 @@ impl GuestConfig {
             words.extend(["setpriv", "--reuid", &id, "--regid", &id].map(OsString::from));
             words.push("--clear-groups".into());
         }
+        words.extend(executable::enter_root());
         words.push(self.executable.clone().into());
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).args(arguments);
@@ -76,11 +77,11 @@ impl GuestConfig {
         let debug_threads = if self.debug_threads { "on" } else { "off" };
         arguments.add(&["-name", &format!("{},debug-threads={debug_threads}", self.name)]);
         arguments.add(&["-no-user-config", "-nodefaults", "-display", "none"]);
-        arguments.add(self.board.options());
-        match self.accelerator {
-            Accelerator::Tcg => arguments.add(&["-accel", "tcg,thread=multi"]),
-            Accelerator::Kvm => arguments.add(&["-accel", "kvm"]),
-        }
+        // What is of another architecture than the host is emulated anywhere.
+        let on_kvm = self.accelerator == Accelerator::Kvm && self.board == Board::Pc;
+        let is_linux = matches!(self.kind, GuestKind::Linux(_));
+        arguments.add(self.board.options(on_kvm && is_linux));
+        arguments.add(&["-accel", if on_kvm { "kvm" } else { "tcg,thread=multi" }]);
         arguments.add(&["-smp", &self.vcpus.to_string(), "-m", &self.memory_mib.to_string()]);
         for directory in executable::firmware_directories() {
             arguments.add(&["-L", directory]);

@@ -1,5 +1,6 @@
 //! QEMU's executable: a copy for each test, and what it does not find from there by itself.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -37,6 +38,28 @@ pub(super) fn set_module_directory(command: &mut Command) {
     }
 }
 
+/// Names the root that QEMUs run in, as in a container: a directory on which a file system is mounted, with what QEMU needs,
+/// busybox, an empty `old`, and mount points for [`SHARED`].
+pub const ROOT_VARIABLE: &str = "FLATLINE_QEMU_ROOT";
+/// What that root has of the tests' own, at the same places.
+const SHARED: &str = "dev proc sys tmp payload";
+/// Becomes QEMU, in a mount namespace of its own.
+const ENTER: &str = "set -e
+root=$1
+shift
+for each in $0; do mount --rbind /$each $root/$each; done
+cd $root
+pivot_root . old
+exec /bin/busybox sh -c 'busybox umount -l /old; exec \"$@\"' sh \"$@\"";
+
+/// What to put before QEMU's command to have it run in the root that the environment names; nothing without one. It keeps
+/// its process.
+pub(super) fn enter_root() -> Vec<OsString> {
+    let Some(root) = std::env::var_os(ROOT_VARIABLE) else { return Vec::new() };
+    let words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", ENTER, SHARED];
+    words.into_iter().map(OsString::from).chain([root]).collect()
+}
+
 /// Puts a QEMU of one's own into `dir`, and returns its path: a daemon that allows only this
 /// executable sees no other test's guests. `FLATLINE_QEMU` names another than Debian's.
 ///
@@ -48,6 +71,19 @@ pub fn private_qemu(dir: &Path) -> Result<PathBuf> {
         .map_or_else(|| PathBuf::from("/usr/bin/qemu-system-x86_64"), PathBuf::from);
     let target = private_copy(&source, "qemu-system-x86_64", dir);
     target.with_context(|| format!("no {}: install qemu-system-x86", source.display()))
+}
+
+/// What asks the QEMU of [`private_qemu`] in `dir`, where it would run, for its version.
+///
+/// # Errors
+///
+/// As [`private_qemu`].
+pub fn version_command(dir: &Path) -> Result<Command> {
+    let words: Vec<OsString> =
+        enter_root().into_iter().chain([private_qemu(dir)?.into(), "--version".into()]).collect();
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]);
+    Ok(command)
 }
 
 /// The same of any QEMU, under the name `name`.

@@ -21,7 +21,7 @@ const SOON: Duration = Duration::from_secs(3);
 
 /// All runs of all scenarios.
 #[derive(Debug)]
-pub(super) struct Report {
+pub(crate) struct Report {
     rows: Vec<Row>,
 }
 
@@ -204,7 +204,7 @@ fn millis(mut times: Vec<Duration>) -> String {
     format!("{:.0} / {:.0} / {:.0}", told(0), told(median), told(last))
 }
 
-pub(super) fn is_right(outcome: &Outcome) -> bool {
+pub(crate) fn is_right(outcome: &Outcome) -> bool {
     outcome.as_expected && outcome.wrong_resets == 0
 }
 
@@ -214,13 +214,25 @@ fn verdict(outcome: &Outcome) -> String {
 }
 
 /// What the daemon logged, on lines of its own, if the run was not as is due.
-pub(super) fn log(played: &Result<Outcome>) -> String {
+pub(crate) fn log(played: &Result<Outcome>) -> String {
     let log = played.as_ref().ok().and_then(|outcome| outcome.log.as_ref());
     log.map(|log| format!("\n{log}")).unwrap_or_default()
 }
 
+/// A run in a few words: the verdict, when it came, and when the guest was back.
+pub(crate) fn brief(outcome: &Outcome) -> String {
+    let mut line = verdict(outcome);
+    if let Some(detect) = outcome.detect {
+        let _ = write!(line, ", {:.1} s", detect.as_secs_f64());
+    }
+    if let Some(recover) = outcome.recover {
+        let _ = write!(line, ", back {:.1} s", recover.as_secs_f64());
+    }
+    line
+}
+
 /// A run in a line.
-pub(super) fn told(outcome: &Outcome) -> String {
+pub(crate) fn told(outcome: &Outcome) -> String {
     let mut line = verdict(outcome);
     if let Some(detect) = outcome.detect {
         let _ = write!(line, " after {:.1} s", detect.as_secs_f64());

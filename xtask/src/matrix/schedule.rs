@@ -11,10 +11,10 @@ use flatline_tests::interrupt;
 use flatline_tests::scenario::{Outcome, Scenario, sensors::Trial};
 
 /// Stages at the same time: each has guests that boot, whatever they do later.
-const STAGES: usize = 4;
+pub(super) const STAGES: usize = 4;
 
 /// What can be played.
-pub(super) trait Run {
+pub(crate) trait Run {
     /// How many CPUs it keeps busy, once it has begun.
     fn pins(&self) -> usize;
 }
@@ -33,7 +33,7 @@ impl Run for Trial {
 
 /// The host's CPUs, to be had in the order in which they are asked for.
 #[derive(Debug)]
-pub(super) struct Cpus {
+pub(crate) struct Cpus {
     total: usize,
     books: Mutex<Books>,
     changed: Condvar,
@@ -51,7 +51,7 @@ struct Books {
 
 /// CPUs that are kept busy, until this is dropped.
 #[derive(Debug)]
-pub(super) struct Taken<'a> {
+pub(crate) struct Taken<'a> {
     cpus: &'a Cpus,
     count: usize,
     _alone: Option<RwLockWriteGuard<'a, ()>>,
@@ -65,13 +65,13 @@ impl Cpus {
 
     /// Waits until no run needs every CPU, and keeps them from being taken all at once, until what it gives is dropped.
     /// Nothing may be taken meanwhile.
-    pub(super) fn boot(&self) -> RwLockReadGuard<'_, ()> {
+    pub(crate) fn boot(&self) -> RwLockReadGuard<'_, ()> {
         self.boots.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until so many are free, or all where there are not so many, and takes them. All are taken only while
     /// no guest boots.
-    pub(super) fn take(&self, count: usize) -> Taken<'_> {
+    pub(crate) fn take(&self, count: usize) -> Taken<'_> {
         let count = count.min(self.total);
         let mut books = lock(&self.books);
         let number = books.given;
@@ -107,8 +107,9 @@ struct Board<'a, T> {
 
 /// Plays all `runs` and reports each at its end, in the order in which they end; those that have not begun when a
 /// signal comes never do. `play` takes its CPUs itself, when it begins to keep them busy.
-pub(super) fn play<T: Run + Sync>(
+pub(crate) fn play<T: Run + Sync>(
     runs: &[T],
+    stages: usize,
     cpus: usize,
     play: impl Fn(&T, &Cpus) -> Result<Outcome> + Sync,
     mut ended: impl FnMut(&T, Result<Outcome>),
@@ -118,7 +119,7 @@ pub(super) fn play<T: Run + Sync>(
     let changed = Condvar::new();
     let (sender, outcomes) = mpsc::channel();
     thread::scope(|scope| {
-        for _ in 0..STAGES {
+        for _ in 0..stages {
             let (board, changed, cpus, play, sender) =
                 (&board, &changed, &cpus, &play, sender.clone());
             scope.spawn(move || {
@@ -208,7 +209,7 @@ mod tests {
             drop(taken);
             Ok(Outcome::default())
         };
-        play(&runs, 2, play_one, |_, outcome| {
+        play(&runs, STAGES, 2, play_one, |_, outcome| {
             assert!(outcome.is_ok());
             ended += 1;
         });

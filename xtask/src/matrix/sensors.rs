@@ -48,6 +48,7 @@ pub(super) fn task(trials: &[Trial], programs: &Programs) -> Result<()> {
     let mut all: Vec<Played> = Vec::new();
     schedule::play(
         trials,
+        schedule::STAGES,
         cpus,
         |trial, cpus| trial.play(programs, || cpus.take(trial.pins())),
         |trial, played| {

@@ -1,0 +1,203 @@
+//! `cargo xtask hosts`: real KVM hosts under emulation, with flatline and 64-bit Linux guests inside; writes `docs/hosts.md`.
+//!
+//! A host is a Debian in a QEMU of this machine's, with a kernel and a QEMU of Debian's suites, and without a network: see
+//! [`machine`]. What is tried there is this program's own hidden task, [`inside`].
+
+mod catalogue;
+mod cell;
+mod disks;
+pub(crate) mod inside;
+mod kernel;
+mod machine;
+mod packages;
+mod report;
+mod results;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use flatline_tests::{image, interrupt};
+
+use crate::process::{capture, cargo_command, elapsed, heading, workspace_root};
+use crate::{build_ebpf, executable, guest, setup};
+use catalogue::{HOSTS, Host};
+use cell::Cell;
+use machine::Machine;
+use packages::Packages;
+use results::{Played, Results};
+
+/// What to play.
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    /// Only these hosts
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+    /// Only these columns (may be repeated); the others stay what they were
+    #[arg(long, value_name = "COLUMN")]
+    only: Vec<String>,
+    /// Only name the hosts and the columns
+    #[arg(long)]
+    list: bool,
+}
+
+/// What all hosts have in common.
+struct Ground {
+    dir: PathBuf,
+    packages: Packages,
+    debian: PathBuf,
+    payload: PathBuf,
+    results: Results,
+    daemon_crc32: u32,
+    began: Instant,
+}
+
+/// Builds what is missing, plays, and writes.
+///
+/// # Errors
+///
+/// If a cell is not as is due, a host could not be played, or Ctrl-C came.
+pub(crate) fn task(options: &Options) -> Result<()> {
+    let hosts = chosen(&options.names)?;
+    if options.list {
+        for Host { name, kernel, qemu_suite } in hosts {
+            println!(
+                "{name}: Linux {kernel}x, QEMU of {}",
+                qemu_suite.unwrap_or(crate::apt::RELEASE)
+            );
+        }
+        let columns: Vec<String> =
+            catalogue::columns().map(|column| inside::slug(&column)).collect();
+        println!("columns: {}", columns.join(", "));
+        return Ok(());
+    }
+    let slugs: Vec<String> = catalogue::columns().map(|column| inside::slug(&column)).collect();
+    if let Some(unknown) = options.only.iter().find(|name| !slugs.contains(name)) {
+        bail!("no column is called {unknown}: see `cargo xtask hosts --list`");
+    }
+    if !rustix::process::geteuid().is_root() {
+        bail!("hosts needs root, to unpack a Debian");
+    }
+    setup::ensure()?;
+    let ground = Ground::new()?;
+    interrupt::install()?;
+    let mut unplayed = Vec::new();
+    for host in &hosts {
+        interrupt::check()?;
+        match ground.play(host, &options.only.join(",")) {
+            Ok(played) => ground.results.keep(host, &played)?,
+            Err(error) => {
+                interrupt::check()?;
+                println!("{}: NOT PLAYED: {error:#}", host.name);
+                unplayed.push(host.name);
+            }
+        }
+    }
+    let all = report::with_results(|host| ground.results.of(host));
+    let path = workspace_root().join("docs/hosts.md");
+    std::fs::write(&path, report::document(&all))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    heading(&format!("{} has it all", path.display()));
+    if !unplayed.is_empty() {
+        bail!("not played: {}", unplayed.join(", "));
+    }
+    let failed = report::failures(&all);
+    if !failed.is_empty() {
+        bail!("not as it is due:\n{}", failed.join("\n"));
+    }
+    heading(&format!("all as it is due, in {}", elapsed(ground.began.elapsed())));
+    Ok(())
+}
+
+fn chosen(names: &[String]) -> Result<Vec<Host>> {
+    if names.is_empty() {
+        return Ok(HOSTS.to_vec());
+    }
+    let host = |name: &String| {
+        let host = catalogue::host(name);
+        host.with_context(|| format!("no host is called {name}: see `cargo xtask hosts --list`"))
+    };
+    names.iter().map(host).collect()
+}
+
+impl Ground {
+    fn new() -> Result<Self> {
+        let began = Instant::now();
+        build_ebpf::build()?;
+        let daemon = executable::build("the daemon", &["--package", "flatline"])?;
+        let mut command = cargo_command(["test", "--workspace", "--no-run", "--test", "e2e"]);
+        heading("building the end-to-end tests");
+        let tests = executable::built(&mut command)?.into_iter().find(|test| test.name == "e2e");
+        let tests = tests.context("cargo built no end-to-end tests")?.path;
+        let images = guest::build()?;
+        image::build(&images, |step| eprintln!("{step}"))?;
+        let dir = workspace_root().join("target/hosts");
+        std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let packages = Packages::new(&dir.join("apt"))?;
+        let debian = disks::debian(&dir)?;
+        let daemon_crc32 = crc32fast::hash(&std::fs::read(&daemon)?);
+        let payload = payload(&dir, daemon, tests, &images)?;
+        let results = Results::new(dir.join("results"))?;
+        Ok(Self { dir, packages, debian, payload, results, daemon_crc32, began })
+    }
+
+    /// Boots a host, and says each cell as it comes.
+    fn play(&self, host: &Host, columns: &str) -> Result<Played> {
+        let kernel = self.packages.kernel(host.kernel)?;
+        let kernel = kernel::prepare(&self.packages, &kernel, &self.dir.join("kernels"))?;
+        let mut disks = vec![self.debian.clone(), self.payload.clone()];
+        if let Some(suite) = host.qemu_suite {
+            disks.push(disks::qemu(&self.packages, suite, &self.dir)?);
+        }
+        heading(&format!("{}: Linux {}", host.name, kernel.version));
+        let place = tempfile::Builder::new().prefix(".host-").tempdir_in(&self.dir)?;
+        let mut cells = Vec::new();
+        let told = |cell: Cell| {
+            println!("{:>8}  {}", elapsed(self.began.elapsed()), told(host, &cell));
+            cells.push(cell);
+        };
+        let machine = Machine { kernel: &kernel, disks, dir: place.path() };
+        machine.play(host.name, columns, told)?;
+        let qemu = cells.iter().position(|cell| cell.column == inside::QEMU);
+        let qemu = qemu.map(|at| cells.remove(at).text).unwrap_or_default();
+        let on = capture(Command::new("date").args(["-u", "+%F"])).unwrap_or_default();
+        let (host, daemon_crc32) = (host.name.to_owned(), self.daemon_crc32);
+        Ok(Played { host, kernel: kernel.version, qemu, on, daemon_crc32, cells })
+    }
+}
+
+/// A cell in a line, with what there is to look for if it is not as is due.
+fn told(host: &Host, cell: &Cell) -> String {
+    let Cell { column, text, as_due, detail } = cell;
+    let name = host.name;
+    match (as_due, detail) {
+        (Some(true), _) => format!("{name}, {column}: {text}"),
+        (None, _) => format!("{name}, {column}: empty: {text}"),
+        (Some(false), detail) => {
+            format!("{name}, {column}: WRONG: {text}\n{}", detail.as_deref().unwrap_or_default())
+        }
+    }
+}
+
+/// The disk with what is tried, and with what.
+fn payload(dir: &Path, daemon: PathBuf, tests: PathBuf, images: &Path) -> Result<PathBuf> {
+    let script = dir.join("init");
+    std::fs::write(&script, machine::script())?;
+    let mut mode = Command::new("chmod");
+    crate::process::run(mode.arg("755").arg(&script))?;
+    let mut files = vec![
+        ("init", script),
+        ("flatline", daemon),
+        ("e2e", tests),
+        ("xtask", std::env::current_exe()?),
+        ("busybox", disks::busybox()?),
+    ];
+    let of_guests = ["kernel", "initramfs", "stamp", image::AGENT].map(|name| images.join(name));
+    let names = ["guest/kernel", "guest/initramfs", "guest/stamp", "guest/flatline-heartbeat"];
+    files.extend(names.into_iter().zip(of_guests).filter(|(_, path)| path.exists()));
+    let image = dir.join("payload.ext4");
+    disks::payload(&files, &image)?;
+    Ok(image)
+}

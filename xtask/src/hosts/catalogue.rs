@@ -1,0 +1,138 @@
+//! The hosts that there are, and what is tried on each.
+
+/// A host: a kernel, and a QEMU that runs its guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Host {
+    /// Its name on the command line.
+    pub(super) name: &'static str,
+    /// What its kernel's version begins with: the newest such that the suites hold.
+    pub(super) kernel: &'static str,
+    /// The suite of its guests' QEMU; `None`: the one that the host itself has, of Debian 12.
+    pub(super) qemu_suite: Option<&'static str>,
+}
+
+/// In the order in which they are played, and stand in the document.
+pub(super) const HOSTS: [Host; 9] = [
+    Host { name: "linux-5.10", kernel: "5.10.", qemu_suite: None },
+    Host { name: "linux-6.1", kernel: "6.1.", qemu_suite: None },
+    Host { name: "linux-6.12", kernel: "6.12.", qemu_suite: None },
+    Host { name: "linux-6", kernel: "6.", qemu_suite: None },
+    Host { name: "linux-7.2", kernel: "7.2.", qemu_suite: None },
+    Host { name: "linux-7", kernel: "7.", qemu_suite: None },
+    Host { name: "qemu-5.2", kernel: "6.12.", qemu_suite: Some("bullseye") },
+    Host { name: "qemu-10", kernel: "6.12.", qemu_suite: Some("trixie") },
+    Host { name: "qemu-11", kernel: "6.12.", qemu_suite: Some("trixie-backports") },
+];
+
+/// Suites in which kernels and QEMUs are looked for, beside Debian 12's own.
+pub(super) const SUITES: [&str; 5] =
+    ["bullseye", "bookworm", "bookworm-backports", "trixie", "trixie-backports"];
+
+/// How a cell comes about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trial {
+    /// What is asked of the daemon's program before any guest runs.
+    Check,
+    /// What the daemon says of its programs, and of the hook of a guest's tap.
+    Programs,
+    /// A scenario of the tests, by its name.
+    Scenario(&'static str),
+    /// End-to-end tests, by their names.
+    Tests(&'static [&'static str]),
+}
+
+/// Something that is tried on a host.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Column {
+    /// Its name, and the heading of its column.
+    pub(super) name: &'static str,
+    /// How it is played. [`Trial::Check`] and [`Trial::Programs`] have several columns.
+    pub(super) trial: Trial,
+}
+
+const fn column(name: &'static str, trial: Trial) -> Column {
+    Column { name, trial }
+}
+
+/// What the host offers.
+pub(super) const OFFERS: [Column; 3] = [
+    column("check", Trial::Check),
+    column("hook", Trial::Programs),
+    column("programs", Trial::Programs),
+];
+/// Guests that crash.
+pub(super) const CRASHES: [Column; 5] = [
+    column("panic, 1 vCPU", Trial::Scenario("panic-1-vcpu")),
+    column("panic, 2 vCPUs", Trial::Scenario("panic-2-vcpus")),
+    column("halt", Trial::Scenario("linux-halt")),
+    column("pvpanic", Trial::Scenario("pvpanic-pause")),
+    column("hard lock-up", Trial::Scenario("hard-lockup-1-of-1")),
+];
+/// Guests that are to be left alone.
+pub(super) const HEALTHY: [Column; 4] = [
+    column("idle", Trial::Scenario("idle-2-vcpus")),
+    column("busy", Trial::Scenario("compute-1-vcpu")),
+    column("idle=poll", Trial::Scenario("idle-poll")),
+    column("masked wait", Trial::Scenario("masked-wait")),
+];
+/// What is counted, beside the kernel's and QEMU's own counts.
+pub(super) const COUNTS: [Column; 4] = [
+    column(
+        "packets",
+        Trial::Tests(&[
+            "a_taps_packets_and_bytes_equal_the_kernels_through_tcx",
+            "a_taps_packets_and_bytes_equal_the_kernels_through_clsact",
+        ]),
+    ),
+    column(
+        "requests",
+        Trial::Tests(&[
+            "a_disks_requests_equal_qemus_with_aio_threads",
+            "storage_of_a_real_guest_is_counted_exactly",
+        ]),
+    ),
+    column(
+        "written back",
+        Trial::Tests(&["buffered_storage_is_counted_once_whoever_writes_it_back"]),
+    ),
+    column(
+        "restart under load",
+        Trial::Tests(&["programs_that_changed_are_exchanged_under_load_without_a_loss"]),
+    ),
+];
+
+/// All columns, in the order in which they are shown.
+pub(super) fn columns() -> impl Iterator<Item = Column> {
+    OFFERS.into_iter().chain(CRASHES).chain(HEALTHY).chain(COUNTS)
+}
+
+/// The host of that name.
+pub(super) fn host(name: &str) -> Option<Host> {
+    HOSTS.into_iter().find(|host| host.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use flatline_tests::scenario;
+
+    use super::*;
+
+    #[test]
+    fn hosts_and_columns_have_names_of_their_own_and_scenarios_are_known() {
+        let names: BTreeSet<&str> = HOSTS.iter().map(|host| host.name).collect();
+        assert_eq!(names.len(), HOSTS.len());
+        let names: BTreeSet<&str> = columns().map(|column| column.name).collect();
+        assert_eq!(names.len(), columns().count());
+        let scenarios = scenario::all();
+        for column in columns() {
+            if let Trial::Scenario(name) = column.trial {
+                assert!(scenarios.iter().any(|scenario| scenario.name == name), "{name}");
+            }
+        }
+        assert!(
+            HOSTS.iter().all(|host| host.qemu_suite.is_none_or(|suite| SUITES.contains(&suite)))
+        );
+    }
+}

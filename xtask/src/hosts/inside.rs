@@ -1,0 +1,210 @@
+//! What is tried inside of a host, a cell after the other on its serial line.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Mutex;
+
+use anyhow::{Context, Result, bail, ensure};
+use flatline_tests::guest::{self, ACCELERATOR_VARIABLE, ROOT_VARIABLE};
+use flatline_tests::scenario::{self, Expected, FLAT_FOR, Outcome, Programs, Scenario, Stage};
+use flatline_tests::{image, interrupt};
+
+use super::catalogue::{self, Column, Trial};
+use super::cell::Cell;
+use super::disks::{PAYLOAD, QEMU_ROOT};
+use crate::matrix::{report, schedule};
+
+mod offers;
+
+/// The hidden task that does it.
+pub(crate) const TASK: &str = "hosts-inside";
+/// What names the host among the words of its kernel's command line, and what only some columns.
+pub(super) const HOST_WORD: &str = "flatline.host";
+pub(super) const COLUMNS_WORD: &str = "flatline.columns";
+/// The column in which the guests' QEMU calls itself.
+pub(super) const QEMU: &str = "QEMU";
+/// Stages at the same time: more boot too slowly beside each other.
+const STAGES: usize = 2;
+/// How soon after `flat_for` a crash is to be found that was not announced.
+const SOON: std::time::Duration = std::time::Duration::from_secs(3);
+/// For an end-to-end test, in seconds.
+const TEST_LIMIT: &str = "240";
+
+/// Prints a cell, whole, whichever thread it comes from.
+fn tell(cell: &Cell) {
+    static LINE: Mutex<()> = Mutex::new(());
+    let _whole = LINE.lock();
+    let mut stdout = std::io::stdout();
+    // What can't be written can't be told either; the cell is then missing.
+    let _ = writeln!(stdout, "{}", serde_json::to_string(cell).unwrap_or_default());
+    let _ = stdout.flush();
+}
+
+/// Tries all that the command line asks for.
+///
+/// # Errors
+///
+/// If the host is none, or what was brought is not there.
+pub(crate) fn task() -> Result<()> {
+    interrupt::install()?;
+    let words = std::fs::read_to_string("/proc/cmdline")?;
+    let host = word(&words, HOST_WORD).and_then(catalogue::host).context("no such host")?;
+    let only = word(&words, COLUMNS_WORD).unwrap_or_default();
+    let wanted =
+        |column: &Column| only.is_empty() || only.split(',').any(|name| name == slug(column));
+    // SAFETY: no other thread runs yet.
+    unsafe {
+        std::env::set_var(ACCELERATOR_VARIABLE, "kvm");
+        if host.qemu_suite.is_some() {
+            std::env::set_var(ROOT_VARIABLE, QEMU_ROOT);
+            std::env::set_var("FLATLINE_QEMU", format!("{QEMU_ROOT}/usr/bin/qemu-system-x86_64"));
+        }
+    }
+    tell(&Cell::empty(QEMU, qemu_version()?));
+    let payload = Path::new(PAYLOAD);
+    let daemon = payload.join("flatline");
+    if catalogue::OFFERS.iter().any(wanted) && !offers::check(&daemon, &mut tell)? {
+        let why = "the daemon refuses this kernel";
+        catalogue::columns()
+            .skip(1)
+            .filter(wanted)
+            .for_each(|each| tell(&Cell::empty(each.name, why)));
+        return Ok(());
+    }
+    let images = image::build(&payload.join("guest"), |step| eprintln!("{step}"))?;
+    let programs = Programs { daemon, images };
+    if catalogue::OFFERS.iter().any(wanted) {
+        offers::programs(&programs, &mut tell);
+    }
+    play(
+        catalogue::CRASHES.iter().chain(&catalogue::HEALTHY).filter(|each| wanted(each)),
+        &programs,
+    );
+    for column in catalogue::COUNTS.iter().filter(|each| wanted(each)) {
+        tell(&test(column, &payload.join("e2e"), &programs.daemon));
+    }
+    Ok(())
+}
+
+/// As the guests' QEMU says it.
+fn qemu_version() -> Result<String> {
+    let dir = tempfile::tempdir()?;
+    let mut command = guest::version_command(dir.path())?;
+    let output = command.output().context("cannot run QEMU")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let first = text.lines().next().and_then(|line| line.strip_prefix("QEMU emulator version "));
+    let first = first.with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+    Ok(first.split_whitespace().next().unwrap_or_default().to_owned())
+}
+
+/// A word of the command line.
+fn word<'a>(words: &'a str, name: &str) -> Option<&'a str> {
+    words.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// A column's name in a word.
+pub(super) fn slug(column: &Column) -> String {
+    let plain = |letter: char| if letter.is_ascii_alphanumeric() { letter } else { '-' };
+    column.name.to_ascii_lowercase().replace(", ", "-").chars().map(plain).collect()
+}
+
+/// Plays scenarios, some at the same time, as the matrix does.
+fn play<'a>(columns: impl Iterator<Item = &'a Column>, programs: &Programs) {
+    let all = scenario::all();
+    let scenario = |column: &Column| match column.trial {
+        Trial::Scenario(name) => all.iter().find(|scenario| scenario.name == name).copied(),
+        _ => None,
+    };
+    let runs: Vec<(&str, Scenario)> =
+        columns.filter_map(|column| Some((column.name, scenario(column)?))).collect();
+    let scenarios: Vec<Scenario> = runs.iter().map(|(_, scenario)| *scenario).collect();
+    let cpus = std::thread::available_parallelism().map_or(2, usize::from);
+    let one = |scenario: &Scenario, cpus: &schedule::Cpus| {
+        let booting = cpus.boot();
+        let stage = Stage::set_up(scenario, programs)?;
+        drop(booting);
+        let _taken = cpus.take(scenario.pins);
+        scenario::run(scenario, &stage)
+    };
+    schedule::play(&scenarios, STAGES, cpus, one, |scenario, played| {
+        let name = runs.iter().find(|(_, each)| each.name == scenario.name).map_or("", |run| run.0);
+        tell(&cell(name, scenario, &played));
+    });
+}
+
+/// What came of a scenario. A crash that was not announced is to be found within [`SOON`].
+fn cell(column: &str, scenario: &Scenario, played: &Result<Outcome>) -> Cell {
+    let outcome = match played {
+        Ok(outcome) => outcome,
+        Err(error) => return Cell::empty(column, format!("not played: {error:#}")),
+    };
+    let announced = matches!(outcome.cause.as_deref(), Some("panicked" | "watchdog"));
+    let is_late = matches!(scenario.expected, Expected::Crashed { .. })
+        && !announced
+        && outcome.detect.is_none_or(|detect| detect > FLAT_FOR + SOON);
+    let text = report::brief(outcome);
+    let detail = format!("{}{}", report::told(outcome), report::log(played));
+    Cell::played(column, text, report::is_right(outcome) && !is_late).with_detail(detail)
+}
+
+/// Runs end-to-end tests, as they are played on any machine.
+fn test(column: &Column, runner: &Path, daemon: &Path) -> Cell {
+    let Trial::Tests(names) = column.trial else { return Cell::empty(column.name, "no test") };
+    let (mut passed, mut why) = (0, Vec::new());
+    for name in names {
+        match run_test(name, runner, daemon) {
+            Ok(Verdict::Passed) => passed += 1,
+            Ok(Verdict::Skipped(reason)) => why.push(format!("{name}: skipped: {reason}")),
+            Err(error) => why.push(format!("{name}: {error:#}")),
+        }
+    }
+    let text = format!("{passed} of {} tests", names.len());
+    Cell::played(column.name, text, passed == names.len()).with_detail(why.join("\n"))
+}
+
+enum Verdict {
+    Passed,
+    Skipped(String),
+}
+
+fn run_test(name: &str, runner: &Path, daemon: &Path) -> Result<Verdict> {
+    interrupt::check()?;
+    let guests: PathBuf = Path::new(PAYLOAD).join("guest");
+    let mut command = Command::new("timeout");
+    command.args(["--kill-after=10", TEST_LIMIT]).arg(runner).args(["--exact", name]);
+    command.env("FLATLINE_BINARY", daemon).env("FLATLINE_GUEST_DIR", guests);
+    let Output { status, stdout, stderr } = command.output().context("cannot run the tests")?;
+    let text = [stdout, stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    if let Some((_, reason)) = text.split_once("skipped: ") {
+        return Ok(Verdict::Skipped(reason.lines().next().unwrap_or_default().to_owned()));
+    }
+    if !status.success() {
+        bail!("{status}: {}", end_of(&text));
+    }
+    ensure!(text.contains("1 passed"), "it is not there: {}", end_of(&text));
+    Ok(Verdict::Passed)
+}
+
+/// The last lines.
+fn end_of(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    lines[lines.len().saturating_sub(25)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_column_is_named_by_a_word_of_the_command_line() {
+        let slugs: Vec<String> = catalogue::columns().map(|column| slug(&column)).collect();
+        assert!(
+            slugs.contains(&"panic-1-vcpu".to_owned()) && slugs.contains(&"idle-poll".to_owned())
+        );
+        let words = "quiet flatline.host=linux-6 flatline.columns=check,halt";
+        assert_eq!(word(words, HOST_WORD), Some("linux-6"));
+        assert_eq!(word(words, COLUMNS_WORD), Some("check,halt"));
+        assert_eq!(word("flatline.hosts=x", HOST_WORD), None);
+    }
+}

@@ -1,0 +1,173 @@
+//! A host of virtual machines: QEMU's emulation of an AMD machine with SVM, without a network.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use flatline_tests::cpio::Archive;
+use flatline_tests::interrupt;
+
+use super::cell::Cell;
+use super::disks::{PAYLOAD, busybox};
+use super::inside;
+use super::kernel::Bootable;
+
+/// Nested paging under emulation has four levels at most.
+const CPU: &str = "max,-la57";
+const CPUS: &str = "2";
+const MEMORY_MIB: &str = "4096";
+/// What it prints when it begins to try things.
+pub(super) const READY: &str = "HOST READY";
+/// For one host, with all that is tried on it, where other programs use the CPUs too.
+const LIMIT: Duration = Duration::from_secs(45 * 60);
+/// Mounts and modules do not take long even then.
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
+
+/// What it consists of.
+#[derive(Debug)]
+pub(super) struct Machine<'a> {
+    pub(super) kernel: &'a Bootable,
+    /// Debian, what this task brings, and perhaps a QEMU in a root of its own; none is changed.
+    pub(super) disks: Vec<PathBuf>,
+    /// Where its archive, its console's log and what it writes go.
+    pub(super) dir: &'a Path,
+}
+
+/// A QEMU; dropping it ends it.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Machine<'_> {
+    /// Boots it as the host of that name, and hands each cell on as it comes.
+    ///
+    /// # Errors
+    ///
+    /// If it does not come up, or does not end within three quarters of an hour: with the end of its console.
+    pub(super) fn play(&self, host: &str, columns: &str, mut told: impl FnMut(Cell)) -> Result<()> {
+        let (initrd, console) = (self.dir.join("initrd.cpio"), self.dir.join("console.log"));
+        self.write_initrd(&initrd)?;
+        let mut machine = Running(self.command(host, columns, &initrd, &console).spawn()?);
+        let stdout = machine.0.stdout.take().context("the pipe was asked for")?;
+        let (sender, lines) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+                if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                    break;
+                }
+            }
+        });
+        let (begin, mut is_up) = (Instant::now(), false);
+        let said = || tail(&console);
+        loop {
+            interrupt::check()?;
+            match lines.recv_timeout(Duration::from_millis(500)) {
+                Ok(line) if line.contains(READY) => is_up = true,
+                Ok(line) => Cell::parse(&line).into_iter().for_each(&mut told),
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
+                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) if is_up => return Ok(()),
+                Err(_) => bail!("it ended before it was up:\n{}", said()),
+            }
+            if begin.elapsed() > if is_up { LIMIT } else { BOOT_LIMIT } {
+                bail!("it took longer than {:?}:\n{}", begin.elapsed(), said());
+            }
+        }
+    }
+
+    fn command(&self, host: &str, columns: &str, initrd: &Path, console: &Path) -> Command {
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args(["-name", &format!("host-{host}"), "-nodefaults", "-no-user-config"]);
+        command.args(["-display", "none", "-no-reboot", "-nic", "none", "-machine", "q35"]);
+        command.args(["-accel", "tcg,thread=multi,tb-size=1024", "-cpu", CPU, "-smp", CPUS]);
+        command.args(["-m", MEMORY_MIB, "-kernel"]).arg(&self.kernel.vmlinux);
+        command.arg("-initrd").arg(initrd);
+        // Its clock is the time stamp counter's: under emulation, timers to compare it with are late.
+        let words = format!(
+            "console=ttyS0 quiet mitigations=off nokaslr clocksource=tsc tsc=reliable nowatchdog panic=-1 \
+             {}={host} {}={columns}",
+            inside::HOST_WORD,
+            inside::COLUMNS_WORD
+        );
+        command.args(["-append", &words]);
+        for disk in &self.disks {
+            let drive = format!("file={},format=raw,if=virtio,snapshot=on", disk.display());
+            command.args(["-drive", &drive]);
+        }
+        command.args(["-serial", &format!("file:{}", console.display()), "-serial", "stdio"]);
+        // What it writes to its disks, until it ends.
+        command.env("TMPDIR", self.dir);
+        command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped());
+        command
+    }
+
+    /// The modules, and what loads them and finds the disks.
+    fn write_initrd(&self, path: &Path) -> Result<()> {
+        let mut archive = Archive::default();
+        for name in ["bin", "dev", "proc", "sys", "root"] {
+            archive.directory(name);
+        }
+        archive.file("bin/busybox", 0o755, &std::fs::read(busybox()?)?);
+        archive.file("init", 0o755, INIT.as_bytes());
+        let mut file = std::fs::File::create(path)?;
+        file.write_all(&std::fs::read(&self.kernel.modules)?)?;
+        // The kernel takes several archives, one behind the other.
+        file.write_all(&archive.finish())?;
+        Ok(())
+    }
+}
+
+/// The end of its console.
+fn tail(console: &Path) -> String {
+    let text = std::fs::read(console).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(30)..].join("\n")
+}
+
+/// The script that the host runs from the payload once its root is there.
+pub(super) fn script() -> String {
+    SCRIPT.replace("PAYLOAD", PAYLOAD).replace("READY", READY).replace("TASK", inside::TASK)
+}
+
+const INIT: &str = "#!/bin/busybox sh
+b=/bin/busybox
+$b mount -t devtmpfs none /dev
+for module in /modules/*.ko; do $b insmod $module; done
+for attempt in 1 2 3 4 5 6 7 8 9 10; do
+    [ -b /dev/vdb ] && break
+    $b sleep 1
+done
+$b mount -t ext4 /dev/vda /root && $b mount -t ext4 /dev/vdb /root/payload
+[ -b /dev/vdc ] && $b mount -t ext4 /dev/vdc /root/qemu
+$b mount --move /dev /root/dev
+exec $b switch_root /root /payload/init
+";
+const SCRIPT: &str = "#!/bin/sh
+export PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+mount -t proc none /proc
+mount -t sysfs none /sys
+mkdir -p /dev/pts /dev/shm
+mount -t devpts none /dev/pts
+mount -t tmpfs none /dev/shm
+mount -t tmpfs none /run
+mount -t cgroup2 none /sys/fs/cgroup
+mount -t bpf none /sys/fs/bpf
+mount -t debugfs none /sys/kernel/debug
+mount -t tracefs none /sys/kernel/tracing
+mount --bind PAYLOAD/busybox /usr/bin/busybox
+ip link set lo up
+hostname host
+stty -F /dev/ttyS1 raw
+echo READY >/dev/ttyS1
+PAYLOAD/xtask TASK >/dev/ttyS1 2>/dev/ttyS0 </dev/null
+sync
+busybox poweroff -f
+";

@@ -1,0 +1,207 @@
+//! `docs/hosts.md`: each host's cells, and what is not as is due.
+
+use std::fmt::Write as _;
+
+use super::catalogue::{self, Column, HOSTS, Host};
+use super::cell::Cell;
+use super::results::Played;
+use crate::document::{table, wrapped};
+
+/// The document, from what was played of each host.
+pub(super) fn document(played: &[(Host, Option<Played>)]) -> String {
+    let mut text = format!("# Hosts\n\n{}\n\n## Kernels and QEMUs\n\n", wrapped(INTRODUCTION));
+    let mut lines = vec![["host", "kernel", "QEMU", "played"].map(str::to_owned)];
+    for (host, played) in played {
+        let words = match played {
+            Some(played) => [&played.kernel, &played.qemu, &played.on].map(String::clone),
+            None => [host.kernel.to_owned(), String::new(), "not yet".to_owned()],
+        };
+        let [kernel, qemu, on] = words;
+        lines.push([host.name.to_owned(), kernel, qemu, on]);
+    }
+    text.push_str(&table(&lines));
+    section::<4>(&mut text, "What they offer", OFFERS, played, &catalogue::OFFERS);
+    section::<6>(&mut text, "Guests that crash", CRASHES, played, &catalogue::CRASHES);
+    section::<5>(&mut text, "Guests that are left alone", HEALTHY, played, &catalogue::HEALTHY);
+    section::<5>(&mut text, "Counts, and a restart", COUNTS, played, &catalogue::COUNTS);
+    let failures = failures(played);
+    if !failures.is_empty() {
+        let items: Vec<String> = failures.iter().map(|line| wrapped(line)).collect();
+        let _ = write!(text, "\n## Not as it is due\n\n{}\n", items.join("\n"));
+    }
+    let empty = reasons(played);
+    if !empty.is_empty() {
+        let items: Vec<String> = empty.iter().map(|line| wrapped(line)).collect();
+        let _ = write!(text, "\n## Empty cells\n\n{}\n", items.join("\n"));
+    }
+    text
+}
+
+/// A table with a row a host; `COLUMNS` counts its name too.
+fn section<const COLUMNS: usize>(
+    text: &mut String,
+    title: &str,
+    words: &str,
+    played: &[(Host, Option<Played>)],
+    columns: &[Column],
+) {
+    let _ = write!(text, "\n## {title}\n\n{}\n\n", wrapped(words));
+    let row = |first: &str, cell: &dyn Fn(&Column) -> String| -> [String; COLUMNS] {
+        let mut cells = [first.to_owned()].into_iter().chain(columns.iter().map(cell));
+        std::array::from_fn(|_| cells.next().unwrap_or_default())
+    };
+    let mut rows = vec![row("host", &|column| column.name.to_owned())];
+    rows.extend(played.iter().map(|(host, played)| {
+        row(host.name, &|column| shown(cell_of(played.as_ref(), column.name)))
+    }));
+    text.push_str(&table(&rows));
+}
+
+fn cell_of<'a>(played: Option<&'a Played>, column: &str) -> Option<&'a Cell> {
+    played?.cells.iter().find(|cell| cell.column == column)
+}
+
+/// A cell in a table: why one is empty, and what is not as is due, stands below in whole.
+fn shown(cell: Option<&Cell>) -> String {
+    match cell {
+        None => String::new(),
+        Some(Cell { as_due: None, .. }) => "-".to_owned(),
+        Some(Cell { as_due: Some(true), text, .. }) => plain(text),
+        Some(Cell { as_due: Some(false), text, .. }) => {
+            format!("**wrong**: {}", short(&plain(text)))
+        }
+    }
+}
+
+/// In one line, without what would end a cell.
+fn plain(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "/")
+}
+
+fn short(text: &str) -> String {
+    const MOST: usize = 60;
+    if text.chars().count() <= MOST {
+        return text.to_owned();
+    }
+    text.chars().take(MOST).chain("...".chars()).collect()
+}
+
+/// What is not as is due, a line each.
+pub(super) fn failures(played: &[(Host, Option<Played>)]) -> Vec<String> {
+    let wrong = |cell: &&Cell| cell.as_due == Some(false);
+    lines(played, wrong, |cell| {
+        let detail = cell.detail.as_deref().filter(|detail| !detail.is_empty());
+        let first = detail.and_then(|detail| detail.lines().next()).unwrap_or_default();
+        format!("{}. {first}", plain(&cell.text))
+    })
+}
+
+/// Why cells are empty, a line each; what is so for the same reason on one host is one.
+fn reasons(played: &[(Host, Option<Played>)]) -> Vec<String> {
+    let mut all: Vec<(String, Vec<String>, String)> = Vec::new();
+    for (host, played) in played {
+        let names = catalogue::columns().map(|column| column.name);
+        for name in names {
+            let why = match cell_of(played.as_ref(), name) {
+                None if played.is_none() => "this host was not played yet".to_owned(),
+                None => "it was broken off before".to_owned(),
+                Some(cell) if cell.as_due.is_none() => plain(&cell.text),
+                Some(_) => continue,
+            };
+            match all.iter_mut().find(|(of, _, same)| of == host.name && *same == why) {
+                Some((_, names, _)) => names.push(name.to_owned()),
+                None => all.push((host.name.to_owned(), vec![name.to_owned()], why)),
+            }
+        }
+    }
+    let whole = catalogue::columns().count();
+    let line = |(host, names, why): &(String, Vec<String>, String)| {
+        let names = if names.len() == whole { "all".to_owned() } else { names.join("; ") };
+        format!("- {host}, {names}: {why}.")
+    };
+    all.iter().map(line).collect()
+}
+
+fn lines(
+    played: &[(Host, Option<Played>)],
+    chosen: impl Fn(&&Cell) -> bool,
+    words: impl Fn(&Cell) -> String,
+) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (host, played) in played {
+        for cell in played.iter().flat_map(|played| &played.cells).filter(&chosen) {
+            lines.push(format!("- {}, {}: {}", host.name, cell.column, words(cell)));
+        }
+    }
+    lines
+}
+
+/// All hosts with what was played of them.
+pub(super) fn with_results(of: impl Fn(&Host) -> Option<Played>) -> Vec<(Host, Option<Played>)> {
+    HOSTS.into_iter().map(|host| (host, of(&host))).collect()
+}
+
+const INTRODUCTION: &str = "Written by `cargo xtask hosts`: real KVM hosts, each a Debian 12 with a kernel of Debian's own, in \
+    a QEMU that emulates an AMD machine with SVM and two CPUs. flatline runs inside, and so do its guests: unmodified 64-bit \
+    Linux 6.1, and boot sectors, under `-accel kvm` with `-cpu host`, on taps of their own. Emulation makes everything some \
+    ten to thirty times slower than such a host is, but for time. A cell that is *wrong* is told of below, and so is why a \
+    cell is empty.";
+const OFFERS: &str = "*check*: what `flatline check` says, and its exit code. *hook*: what a guest's tap is counted by. \
+    *programs*: of the programs that watch the host, those that `flatline status --json` says are attached; what is lost must be \
+    named by `check`.";
+const CRASHES: &str = "The scenarios of [verdicts.md](verdicts.md), each with a daemon of its own and an idle guest beside that \
+    must be left alone. From the fault to the verdict, and from there until the guest is back. A crash that is not announced is \
+    to be found within `flat_for` (10 s) and 3 s more; each guest is reset once, and no other.";
+const HEALTHY: &str = "Each is watched for 40 s, and may not be reset. *idle=poll* and *masked wait* have no address to be asked \
+    at, and may stay suspected.";
+const COUNTS: &str = "End-to-end tests that are played inside of the host with its guests: packets and bytes of taps equal the \
+    kernel's own, through each hook; requests of disks equal QEMU's; pages that the host writes back later are counted once, \
+    for their VM; and nothing is lost while the daemon is killed and started three times under load.";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn played(cells: Vec<Cell>) -> Vec<(Host, Option<Played>)> {
+        let played = Played {
+            host: "linux-6.12".to_owned(),
+            kernel: "6.12.117".to_owned(),
+            qemu: "7.2".to_owned(),
+            on: "2026-11-30".to_owned(),
+            daemon_crc32: 1,
+            cells,
+        };
+        with_results(|host| (host.name == "linux-6.12").then(|| played.clone()))
+    }
+
+    #[test]
+    fn a_wrong_cell_is_marked_and_told_in_whole_and_an_empty_one_has_its_reason() {
+        let text = document(&played(vec![
+            Cell::played("halt", "halted, 10.2 s", true),
+            Cell::played("idle", "crashed", false).with_detail("WRONG: it was reset\nand more"),
+            Cell::empty("pvpanic", "QEMU 5.2 has no -action"),
+        ]));
+        assert!(
+            text.contains("| halted, 10.2 s |") && text.contains("| **wrong**: crashed |"),
+            "{text}"
+        );
+        assert!(text.contains("- linux-6.12, idle: crashed. WRONG: it was reset\n"), "{text}");
+        assert!(text.contains("- linux-6.12, pvpanic: QEMU 5.2 has no -action."), "{text}");
+        assert!(text.contains("- linux-6.1, all: this host was not played yet."), "{text}");
+        let widths: Vec<usize> = text
+            .lines()
+            .skip_while(|line| !line.starts_with("## Guests that are left"))
+            .filter(|line| line.starts_with('|'))
+            .take(3)
+            .map(|line| line.matches('|').count())
+            .collect();
+        assert_eq!(widths, [6, 6, 6]);
+    }
+
+    #[test]
+    fn what_would_end_a_cell_is_not_in_it() {
+        let cell = Cell::played("check", "a | b\nc", true);
+        assert_eq!(shown(Some(&cell)), "a / b c");
+        assert_eq!(shown(None), "");
+    }
+}
