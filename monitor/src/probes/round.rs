@@ -137,11 +137,9 @@ mod tests {
         Question { at, witness: "one", answer: Box::pin(says) }
     }
 
-    fn after_ms(ms: u64, answer: Answer) -> impl Future<Output = Answer> {
-        async move {
-            sleep(Duration::from_millis(ms)).await;
-            answer
-        }
+    async fn after_ms(ms: u64, answer: Answer) -> Answer {
+        sleep(Duration::from_millis(ms)).await;
+        answer
     }
 
     /// What a round says in which the others answer so, and when the one that can only excuse was asked.

@@ -2,7 +2,7 @@
 //! it does. A VM that was sampled in the tick needs none.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -49,11 +49,14 @@ impl KeptClocks {
     pub(super) fn read(&self, facts: &VmFacts) -> Option<Vec<VcpuTime>> {
         let (id, threads) = (facts.vm.id, &facts.sight.threads);
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !all.contains_key(&id) {
-            let clocks = VcpuClocks::open(id.pid, threads).ok()?;
-            all.insert(id, Kept { threads: threads.clone(), clocks });
-        }
-        let read = all.get(&id)?.clocks.read().ok();
+        let kept = match all.entry(id) {
+            Entry::Occupied(kept) => kept.into_mut(),
+            Entry::Vacant(room) => {
+                let clocks = VcpuClocks::open(id.pid, threads).ok()?;
+                room.insert(Kept { threads: threads.clone(), clocks })
+            }
+        };
+        let read = kept.clocks.read().ok();
         if read.is_none() {
             // A thread ended: they are opened anew.
             all.remove(&id);
