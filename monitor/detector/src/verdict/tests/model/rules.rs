@@ -53,8 +53,8 @@ impl Model {
         let still = self.all_along(window, now, |level| level.still);
         let pinned = self.all_along(window, now, |level| level.pinned);
         let (halted, stuck) = (last(2, |said| said.halted), last(2, |said| said.stuck));
-        // Last words name the cause, whatever else convicts.
-        if (cause == Cause::Panicked) != self.had_last_words() {
+        // Last words name the cause, whatever else convicts; those from before the suspicion are not remembered.
+        if cause == Cause::Panicked && !self.had_last_words() {
             return false;
         }
         let by_level = match cause {
