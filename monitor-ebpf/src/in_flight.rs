@@ -1,6 +1,6 @@
 //! Requests in flight: since when, and of which VM.
 //!
-//! A set of four is found by the bio's address, and searched. Neighbours in the kernel's memory have sets beside each
+//! A set is found by the bio's address, and searched. Neighbours in the kernel's memory have sets beside each
 //! other, so that the few bios that are in use at a time are found in a page or two. Spread over all of the map, as by a
 //! hash, each look-up would wait for memory (measured: 20 to 40 ns), also the one for each request of other processes.
 //!
@@ -22,7 +22,7 @@
 //! split, and what the host writes back bears the root's (cgroup v1).
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
-use monitor_ebpf::{InFlight, InFlightSet, MARKED_SETS, Owner};
+use monitor_ebpf::{InFlight, InFlightSet, MARKED_SETS, Owner, REQUESTS_OF_SET};
 
 use crate::{
     kernel::{global, globals, low_half},
@@ -37,6 +37,9 @@ globals! {
 
 /// Bits of a bio's address that don't matter for its set: 256 bytes, of which one takes 128 to 512.
 const GRANULE_BITS: u32 = 8;
+
+/// Which places of a set are taken.
+type Marks = [u8; REQUESTS_OF_SET as usize];
 
 /// The place of a request, and its mark.
 pub(crate) struct Place {
@@ -87,9 +90,9 @@ pub(crate) fn note(bio: *const u8, owner: Owner) -> bool {
 fn free_place(
     bio: *const u8,
     set: &'static mut InFlightSet,
-    marks: &'static mut [u8; 4],
+    marks: &'static mut Marks,
 ) -> Option<Place> {
-    let is_empty = u32::from_ne_bytes(*marks) == 0;
+    let is_empty = u64::from_ne_bytes(*marks) == 0;
     let mut free = None;
     for (request, mark) in set.requests.iter_mut().zip(marks) {
         if request.bio == bio as u64 {
@@ -113,7 +116,7 @@ fn free_place(
 pub(crate) fn find(bio: *const u8) -> Option<Place> {
     let index = set_of(bio);
     let marks = marks(index)?;
-    if u32::from_ne_bytes(*marks) == 0 {
+    if u64::from_ne_bytes(*marks) == 0 {
         return None;
     }
     let mut places = requests(index)?.requests.iter_mut().zip(marks);
@@ -144,7 +147,7 @@ fn requests(set: u32) -> Option<&'static mut InFlightSet> {
 }
 
 #[inline(always)]
-fn marks(set: u32) -> Option<&'static mut [u8; 4]> {
+fn marks(set: u32) -> Option<&'static mut Marks> {
     let (row, at) = (set / MARKED_SETS, (set % MARKED_SETS) as usize);
     // SAFETY: as above.
     IN_FLIGHT_MARKS.get_ptr_mut(row).map(|marks| unsafe { &mut (*marks).is_taken[at] })

@@ -159,28 +159,34 @@ pub struct FileKey {
     pub reserved: u32,
 }
 
-/// A set of `in_flight`: four requests between submission and completion, found by the bio's address. As long as a line of
-/// the CPU's cache.
+/// A set of `in_flight`: requests between submission and completion, found by the bio's address. Two lines of the CPU's cache, of
+/// which mostly one is looked at.
+///
+/// The kernel's memory for bios comes in pages, and those that lie alike share their sets: with four places, six hundred
+/// requests at once were enough that some found none.
 ///
 /// A hash map would cost more than all the rest of following a request.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InFlightSet {
     /// In no order.
-    pub requests: [InFlight; 4],
+    pub requests: [InFlight; REQUESTS_OF_SET as usize],
 }
 
-/// Which places of sixteen sets of `in_flight` are taken: a line of the CPU's cache, in which a completion that is no VM's
+/// Places in a set of `in_flight`.
+pub const REQUESTS_OF_SET: u32 = 8;
+
+/// Which places of eight sets of `in_flight` are taken: a line of the CPU's cache, in which a completion that is no VM's
 /// finds that out.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InFlightMarks {
     /// By set, and place in it; 0: free. A byte for each, so that each is written alone.
-    pub is_taken: [[u8; 4]; MARKED_SETS as usize],
+    pub is_taken: [[u8; REQUESTS_OF_SET as usize]; MARKED_SETS as usize],
 }
 
 /// Sets in a row of `in_flight_marks`.
-pub const MARKED_SETS: u32 = 16;
+pub const MARKED_SETS: u32 = 8;
 
 /// A request in flight, or a free place for one.
 #[repr(C)]
@@ -301,7 +307,7 @@ const _: () = {
     assert!(size_of::<SlotSet>() == 128);
     assert!(size_of::<FileKey>() == 16);
     assert!(size_of::<InFlight>() == 16);
-    assert!(size_of::<InFlightSet>() == 64);
+    assert!(size_of::<InFlightSet>() == 128);
     assert!(size_of::<InFlightMarks>() == 64);
     assert!(size_of::<Layout>() == 24);
     assert!(size_of::<ProcessEvent>() == 16);

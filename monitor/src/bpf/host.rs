@@ -7,7 +7,7 @@ use aya::{
     util::nr_cpus,
 };
 use aya_log::EbpfLogger;
-use monitor_ebpf::{Layout, MARKED_SETS, ProcessEvent, VM_LANES, slot_sets};
+use monitor_ebpf::{Layout, MARKED_SETS, ProcessEvent, REQUESTS_OF_SET, VM_LANES, slot_sets};
 use tokio::io::{Interest, unix::AsyncFd};
 use tracing::{debug, info, warn};
 
@@ -77,7 +77,7 @@ impl Loader {
         let Probes { max_vms, log, .. } = *probes;
         let level = log_level(log);
         let log_bytes = if log == ProbeLog::Off { NO_LOG_BYTES } else { LOG_BYTES };
-        let sets = probes.requests() / 4;
+        let sets = probes.requests() / REQUESTS_OF_SET;
         let mut numbers = Numbers::default();
         // As `note` and `tap_home` of the programs have it: powers of two, less one.
         numbers.set("TAPS_MASK", probes.taps() - 1);
