@@ -130,7 +130,7 @@ impl EventLoop {
         let context = Context::at(&self.config, now);
         match message {
             Message::Found(vm) => self.found(*vm),
-            Message::Swept(all) => self.swept(&all),
+            Message::Swept { all, again } => self.swept(&all, again),
             Message::Status(pid, status) => drop(self.registry.statuses.insert(pid, status)),
             Message::Gone(vm) => self.gone(vm),
             Message::Refreshed(looked) => self.refreshed(looked),

@@ -24,8 +24,8 @@ use flatline_samples::RunState;
 pub(super) enum Message {
     /// A QEMU, found by a sweep or because it started.
     Found(Box<Vm>),
-    /// A sweep ended; these are all the QEMUs there are.
-    Swept(HashSet<VmId>),
+    /// A sweep ended; `all` are the QEMUs there are, and another sweep is to follow after `again`.
+    Swept { all: HashSet<VmId>, again: Option<Duration> },
     /// A watched QEMU's main thread ended with this status of `wait(2)`.
     Status(u32, i32),
     /// A watched QEMU is gone.

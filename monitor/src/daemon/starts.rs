@@ -1,15 +1,21 @@
 //! Processes that start and may be QEMUs: looked at a few at a time. Of more than that, a sweep takes care, so that a user
 //! that starts QEMUs in a loop takes none of the daemon's memory.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use monitor_ebpf::{PROCESS_EXEC, PROCESS_EXIT, ProcessEvent};
-use tokio::sync::{
-    OwnedSemaphorePermit, Semaphore,
-    mpsc::{Receiver, Sender, UnboundedSender, channel},
+use tokio::{
+    sync::{
+        OwnedSemaphorePermit, Semaphore,
+        mpsc::{Receiver, Sender, UnboundedSender, channel},
+    },
+    time::sleep,
 };
 
 use super::message::Message;
@@ -98,9 +104,16 @@ impl Starts {
         self.is_sweeping = true;
     }
 
-    /// A sweep ended.
-    pub(super) fn swept(&mut self) {
+    /// A sweep ended. Where the kernel tells of what is executed, so that one is seldom due, another is to follow after `again`.
+    pub(super) fn swept(&mut self, again: Option<Duration>) {
         self.is_sweeping = false;
+        if let Some(after) = again.filter(|_| self.is_told) {
+            let overrun = self.overrun.clone();
+            tokio::spawn(async move {
+                sleep(after).await;
+                overrun.store(true, Ordering::Relaxed);
+            });
+        }
     }
 
     /// Whether a sweep is due since some were not looked at; it must begin after that.
@@ -152,7 +165,7 @@ mod tests {
         assert_eq!(passed, WAITING);
         starts.sweeps();
         assert!(!starts.is_overrun(), "the sweep under way may have passed them by");
-        starts.swept();
+        starts.swept(None);
         assert!(starts.is_overrun() && !starts.is_overrun());
     }
 

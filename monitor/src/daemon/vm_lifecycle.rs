@@ -162,10 +162,11 @@ impl EventLoop {
     }
 
     /// A VM that the sweep didn't see has ended, should its pidfd not have told.
-    pub(super) fn swept(&mut self, all: &HashSet<VmId>) {
+    /// One is to follow after `again`.
+    pub(super) fn swept(&mut self, all: &HashSet<VmId>, again: Option<Duration>) {
         self.bury(self.registry.vms.keys().filter(|id| !all.contains(id)).copied().collect());
         self.sampler.probes.found(self.registry.vms.keys().copied().collect());
-        self.inboxes.starts.swept();
+        self.inboxes.starts.swept(again);
         self.registry.swept();
         self.recovery.give_up_the_gone(all);
     }

@@ -68,6 +68,11 @@ pub(super) fn watch_processes(events: ProcessEvents, outlets: Outlets) -> Option
     }))
 }
 
+/// After so long a sweep follows one that found a process which runs a QEMU and is no VM, each time that it finds it so: one that
+/// goes into the background is one soon.
+const AGAIN_AFTER: [Duration; 4] =
+    [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(10)];
+
 /// Looks through all of `/proc`, on a thread that may wait: reading about a hung process can. The `known`
 /// are there still, as their pidfds tell, and not read again. The executables of those that were `recalled` are told of as well.
 ///
@@ -97,7 +102,10 @@ pub(super) fn sweep(
                 }
                 Err(error) => debug!("{error}"),
             });
-            let _ = messages.send(Message::Swept(found));
+            let again = passed.fewest_in_vain().and_then(|sweeps| {
+                AGAIN_AFTER.get(usize::try_from(sweeps).ok()?.checked_sub(1)?).copied()
+            });
+            let _ = messages.send(Message::Swept { all: found, again });
         });
     });
 }

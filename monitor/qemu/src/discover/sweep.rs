@@ -1,6 +1,6 @@
 //! Sweeps: all processes are gone through for VMs.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use glob::Pattern;
 
@@ -17,6 +17,16 @@ pub struct Passed {
     executables: Vec<Pattern>,
     /// Pid, and the inode of its directory below `/proc`.
     processes: HashSet<(u32, u64)>,
+    /// Those that run a QEMU and are no VM so far, with the sweeps that found them so: one that goes into the background, say,
+    /// becomes one without a word of the kernel's.
+    not_yet: HashMap<(u32, u64), u32>,
+}
+
+impl Passed {
+    /// The fewest sweeps in which a process ran a QEMU and was no VM; `None`: there is no such process.
+    pub fn fewest_in_vain(&self) -> Option<u32> {
+        self.not_yet.values().copied().min()
+    }
 }
 
 /// Hands each VM there is now on as it is found, but those with a pid in `known`, and an error for each process that may be one
@@ -39,6 +49,7 @@ pub fn sweep(
     passed.sweeps = passed.sweeps.wrapping_add(1);
     let mut common = Common::new();
     let mut passes = HashSet::with_capacity(passed.processes.len());
+    let mut not_yet = HashMap::new();
     for (pid, inode) in processes.into_iter().filter(|(pid, _)| !known.contains(pid)) {
         if passed.processes.contains(&(pid, inode)) {
             passes.insert((pid, inode));
@@ -53,12 +64,17 @@ pub fn sweep(
             Err(error) => Err(error),
         };
         match vm {
-            Ok(None) | Err(DiscoverError::Gone { .. }) => {}
+            Ok(None) => {
+                let sweeps = passed.not_yet.get(&(pid, inode)).copied().unwrap_or_default();
+                not_yet.insert((pid, inode), sweeps.saturating_add(1));
+            }
+            Err(DiscoverError::Gone { .. }) => {}
             Ok(Some(vm)) => found(Ok(vm)),
             Err(error) => found(Err(error)),
         }
     }
     passed.processes = passes;
+    passed.not_yet = not_yet;
 }
 
 #[cfg(test)]
@@ -105,7 +121,11 @@ mod tests {
         // This one is no VM, but may be one at any time.
         sweep(&this, &HashSet::new(), &mut passed, &mut |_| {});
         assert!(!is_passed(&passed));
+        assert_eq!(passed.fewest_in_vain(), Some(1));
+        sweep(&this, &HashSet::new(), &mut passed, &mut |_| {});
+        assert_eq!(passed.fewest_in_vain(), Some(2));
         sweep(&other, &HashSet::new(), &mut passed, &mut |_| {});
+        assert_eq!(passed.fewest_in_vain(), None);
         let stale = (u32::MAX, 1);
         passed.processes.insert((std::process::id(), 1));
         passed.processes.insert(stale);
