@@ -100,7 +100,9 @@ pub(crate) fn check_counted(rig: &Rig, daemon: &Daemon, name: &str) -> Result<()
 fn wait_until_in(daemon: &Daemon, name: &str, netns: &Netns) -> Result<()> {
     let inode = std::fs::metadata(netns.path())?.ino().to_string();
     interrupt::wait_until(&format!("its tap in {}", netns.name()), SEEN_WITHIN, || {
-        let tap = daemon.show(name)?["taps"][0].clone();
+        // It may not have been found yet.
+        let Ok(shown) = daemon.show(name) else { return Ok(None) };
+        let tap = &shown["taps"][0];
         Ok((tap["netns"] == inode && tap["attached"] == true).then_some(()))
     })
     .with_context(|| format!("{:?}\n{}", daemon.show(name), daemon.log().text()))?;
