@@ -174,7 +174,7 @@ const TICK_REMEDY: &str = "A tick is a line of the cache for each VM that shows 
     it; 17 are looked at in `/proc`, all of which is gone through once a minute; the kernel adds up the packets of all \
     interfaces every twenty ticks; and threads wake for these. One that shows none is sampled in full; its threads' \
     times come from a walk over all threads of the host; and one that stays silent is suspected every ten seconds, which \
-    takes some two tenths of a millisecond each time.";
+    takes some forty microseconds each time where its registers acquit it.";
 const MEMORY_REMEDY: &str = "About half is what is resident of the program and its libraries, whose pages the host's cache has \
     in any case; the other half is some 12 KiB for each VM, and 6 more where it has a monitor.";
 const MAPS_REMEDY: &str = "All maps are in it. A VM's row takes 384 bytes, what its agent says 112, its place among pids 64, \
