@@ -86,13 +86,10 @@ pub(crate) fn task(options: &Options) -> Result<()> {
     let mut unplayed = Vec::new();
     for host in &hosts {
         interrupt::check()?;
-        match ground.play(host, &options.only.join(",")) {
-            Ok(played) => ground.results.keep(host, &played)?,
-            Err(error) => {
-                interrupt::check()?;
-                println!("{}: NOT PLAYED: {error:#}", host.name);
-                unplayed.push(host.name);
-            }
+        if let Err(error) = ground.play(host, &options.only.join(",")) {
+            interrupt::check()?;
+            println!("{}: NOT PLAYED: {error:#}", host.name);
+            unplayed.push(host.name);
         }
     }
     let all = report::with_results(|host| ground.results.of(host));
@@ -125,6 +122,19 @@ fn chosen(names: &[String]) -> Result<Vec<Host>> {
 impl Ground {
     fn new() -> Result<Self> {
         let began = Instant::now();
+        if let (Some(daemon), Some(tests)) =
+            (std::env::var_os("TMP_DAEMON"), std::env::var_os("TMP_TESTS"))
+        {
+            // TMP
+            let (daemon, images) = (PathBuf::from(daemon), guest::directory()); // TMP
+            let dir = workspace_root().join("target/hosts"); // TMP
+            let packages = Packages::new(&dir.join("apt"))?; // TMP
+            let debian = disks::debian(&dir)?; // TMP
+            let daemon_crc32 = crc32fast::hash(&std::fs::read(&daemon)?); // TMP
+            let payload = payload(&dir, daemon, tests.into(), &images)?; // TMP
+            let results = Results::new(dir.join("results"))?; // TMP
+            return Ok(Self { dir, packages, debian, payload, results, daemon_crc32, began }); // TMP
+        } // TMP
         build_ebpf::build()?;
         let daemon = executable::build("the daemon", &["--package", "flatline"])?;
         let mut command = cargo_command(["test", "--workspace", "--no-run", "--test", "e2e"]);
@@ -143,8 +153,8 @@ impl Ground {
         Ok(Self { dir, packages, debian, payload, results, daemon_crc32, began })
     }
 
-    /// Boots a host, and says each cell as it comes.
-    fn play(&self, host: &Host, columns: &str) -> Result<Played> {
+    /// Boots a host, says each cell as it comes, and keeps them.
+    fn play(&self, host: &Host, columns: &str) -> Result<()> {
         let kernel = self.packages.kernel(host.kernel)?;
         let kernel = kernel::prepare(&self.packages, &kernel, &self.dir.join("kernels"))?;
         let mut disks = vec![self.debian.clone(), self.payload.clone()];
@@ -153,18 +163,22 @@ impl Ground {
         }
         heading(&format!("{}: Linux {}", host.name, kernel.version));
         let place = tempfile::Builder::new().prefix(".host-").tempdir_in(&self.dir)?;
+        let console = self.dir.join(format!("{}.console", host.name));
         let mut cells = Vec::new();
         let told = |cell: Cell| {
             println!("{:>8}  {}", elapsed(self.began.elapsed()), told(host, &cell));
             cells.push(cell);
         };
-        let machine = Machine { kernel: &kernel, disks, dir: place.path() };
-        machine.play(host.name, columns, told)?;
+        let machine = Machine { kernel: &kernel, disks, dir: place.path(), console: &console };
+        // What was tried before it ended counts.
+        let broken_off = machine.play(host.name, columns, told).err();
         let qemu = cells.iter().position(|cell| cell.column == inside::QEMU);
         let qemu = qemu.map(|at| cells.remove(at).text).unwrap_or_default();
         let on = capture(Command::new("date").args(["-u", "+%F"])).unwrap_or_default();
-        let (host, daemon_crc32) = (host.name.to_owned(), self.daemon_crc32);
-        Ok(Played { host, kernel: kernel.version, qemu, on, daemon_crc32, cells })
+        let (name, daemon_crc32) = (host.name.to_owned(), self.daemon_crc32);
+        let played = Played { host: name, kernel: kernel.version, qemu, on, daemon_crc32, cells };
+        self.results.keep(host, &played)?;
+        broken_off.map_or(Ok(()), Err)
     }
 }
 

@@ -11,6 +11,15 @@ pub(super) struct Host {
     pub(super) qemu_suite: Option<&'static str>,
 }
 
+impl Host {
+    /// Why a column is not tried on it, if it is not: hosts that differ by their QEMU alone are all of one kernel.
+    pub(super) fn omits(&self, column: &Column) -> Option<&'static str> {
+        let counted_by_the_kernel = matches!(column.trial, Trial::Tests(_));
+        (self.qemu_suite.is_some() && counted_by_the_kernel)
+            .then_some("the kernel counts, whatever the QEMU: see linux-6.12")
+    }
+}
+
 /// In the order in which they are played, and stand in the document.
 pub(super) const HOSTS: [Host; 9] = [
     Host { name: "linux-5.10", kernel: "5.10.", qemu_suite: None },

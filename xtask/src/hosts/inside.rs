@@ -6,13 +6,15 @@ use std::process::{Command, Output};
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail, ensure};
-use flatline_tests::guest::{self, ACCELERATOR_VARIABLE, ROOT_VARIABLE};
-use flatline_tests::scenario::{self, Expected, FLAT_FOR, Outcome, Programs, Scenario, Stage};
+use flatline_tests::guest::{self, GuestConfig};
+use flatline_tests::scenario::{
+    self, Expected, FLAT_FOR, Outcome, Place, Programs, Scenario, Stage,
+};
 use flatline_tests::{image, interrupt};
 
 use super::catalogue::{self, Column, Trial};
 use super::cell::Cell;
-use super::disks::{PAYLOAD, QEMU_ROOT};
+use super::disks::PAYLOAD;
 use crate::matrix::{report, schedule};
 
 mod offers;
@@ -28,6 +30,8 @@ pub(super) const QEMU: &str = "QEMU";
 const STAGES: usize = 2;
 /// How soon after `flat_for` a crash is to be found that was not announced.
 const SOON: std::time::Duration = std::time::Duration::from_secs(3);
+/// The scenario of a guest that QEMU pauses at its panic.
+const PAUSES: &str = "pvpanic-pause";
 /// For an end-to-end test, in seconds.
 const TEST_LIMIT: &str = "240";
 
@@ -53,14 +57,6 @@ pub(crate) fn task() -> Result<()> {
     let only = word(&words, COLUMNS_WORD).unwrap_or_default();
     let wanted =
         |column: &Column| only.is_empty() || only.split(',').any(|name| name == slug(column));
-    // SAFETY: no other thread runs yet.
-    unsafe {
-        std::env::set_var(ACCELERATOR_VARIABLE, "kvm");
-        if host.qemu_suite.is_some() {
-            std::env::set_var(ROOT_VARIABLE, QEMU_ROOT);
-            std::env::set_var("FLATLINE_QEMU", format!("{QEMU_ROOT}/usr/bin/qemu-system-x86_64"));
-        }
-    }
     tell(&Cell::empty(QEMU, qemu_version()?));
     let payload = Path::new(PAYLOAD);
     let daemon = payload.join("flatline");
@@ -82,7 +78,10 @@ pub(crate) fn task() -> Result<()> {
         &programs,
     );
     for column in catalogue::COUNTS.iter().filter(|each| wanted(each)) {
-        tell(&test(column, &payload.join("e2e"), &programs.daemon));
+        tell(&match host.omits(column) {
+            Some(why) => Cell::empty(column.name, why),
+            None => test(column, &payload.join("e2e"), &programs.daemon),
+        });
     }
     Ok(())
 }
@@ -113,7 +112,13 @@ pub(super) fn slug(column: &Column) -> String {
 fn play<'a>(columns: impl Iterator<Item = &'a Column>, programs: &Programs) {
     let all = scenario::all();
     let scenario = |column: &Column| match column.trial {
-        Trial::Scenario(name) => all.iter().find(|scenario| scenario.name == name).copied(),
+        Trial::Scenario(name) => {
+            let mut scenario = *all.iter().find(|scenario| scenario.name == name)?;
+            if name == PAUSES {
+                scenario.guests = pauses_at_a_panic;
+            }
+            Some(scenario)
+        }
         _ => None,
     };
     let runs: Vec<(&str, Scenario)> =
@@ -131,6 +136,13 @@ fn play<'a>(columns: impl Iterator<Item = &'a Column>, programs: &Programs) {
         let name = runs.iter().find(|(_, each)| each.name == scenario.name).map_or("", |run| run.0);
         tell(&cell(name, scenario, &played));
     });
+}
+
+/// A guest with pvpanic, as every QEMU understands it: `-action` came with 6.0.
+fn pauses_at_a_panic(place: &mut Place) -> Result<Vec<GuestConfig>> {
+    let mut config = place.linux("guest")?;
+    (config.pvpanic, config.no_shutdown) = (true, true);
+    Ok(vec![config])
 }
 
 /// What came of a scenario. A crash that was not announced is to be found within [`SOON`].

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use flatline_tests::cpio::Archive;
+use flatline_tests::guest::{ACCELERATOR_VARIABLE, ROOT_VARIABLE};
 use flatline_tests::interrupt;
 
 use super::cell::Cell;
-use super::disks::{PAYLOAD, busybox};
+use super::disks::{PAYLOAD, QEMU_ROOT, busybox};
 use super::inside;
 use super::kernel::Bootable;
 
@@ -20,7 +21,9 @@ const CPU: &str = "max,-la57";
 const CPUS: &str = "2";
 const MEMORY_MIB: &str = "4096";
 /// What it prints when it begins to try things.
-pub(super) const READY: &str = "HOST READY";
+const READY: &str = "HOST READY";
+/// What it prints when all is tried.
+const DONE: &str = "HOST DONE";
 /// For one host, with all that is tried on it, where other programs use the CPUs too.
 const LIMIT: Duration = Duration::from_secs(45 * 60);
 /// Mounts and modules do not take long even then.
@@ -32,8 +35,10 @@ pub(super) struct Machine<'a> {
     pub(super) kernel: &'a Bootable,
     /// Debian, what this task brings, and perhaps a QEMU in a root of its own; none is changed.
     pub(super) disks: Vec<PathBuf>,
-    /// Where its archive, its console's log and what it writes go.
+    /// Where its archive and what it writes go.
     pub(super) dir: &'a Path,
+    /// What its kernel prints, and the task inside of it beside its cells.
+    pub(super) console: &'a Path,
 }
 
 /// A QEMU; dropping it ends it.
@@ -51,11 +56,12 @@ impl Machine<'_> {
     ///
     /// # Errors
     ///
-    /// If it does not come up, or does not end within three quarters of an hour: with the end of its console.
+    /// If it does not come up, ends before all is tried, or does not end within three quarters of an hour: with the end of its
+    /// console.
     pub(super) fn play(&self, host: &str, columns: &str, mut told: impl FnMut(Cell)) -> Result<()> {
-        let (initrd, console) = (self.dir.join("initrd.cpio"), self.dir.join("console.log"));
+        let initrd = self.dir.join("initrd.cpio");
         self.write_initrd(&initrd)?;
-        let mut machine = Running(self.command(host, columns, &initrd, &console).spawn()?);
+        let mut machine = Running(self.command(host, columns, &initrd).spawn()?);
         let stdout = machine.0.stdout.take().context("the pipe was asked for")?;
         let (sender, lines) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
@@ -66,15 +72,15 @@ impl Machine<'_> {
             }
         });
         let (begin, mut is_up) = (Instant::now(), false);
-        let said = || tail(&console);
+        let said = || tail(self.console);
         loop {
             interrupt::check()?;
             match lines.recv_timeout(Duration::from_millis(500)) {
                 Ok(line) if line.contains(READY) => is_up = true,
+                Ok(line) if line.contains(DONE) => return Ok(()),
                 Ok(line) => Cell::parse(&line).into_iter().for_each(&mut told),
                 Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
-                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) if is_up => return Ok(()),
-                Err(_) => bail!("it ended before it was up:\n{}", said()),
+                Err(_) => bail!("it ended before all was tried:\n{}", said()),
             }
             if begin.elapsed() > if is_up { LIMIT } else { BOOT_LIMIT } {
                 bail!("it took longer than {:?}:\n{}", begin.elapsed(), said());
@@ -82,7 +88,7 @@ impl Machine<'_> {
         }
     }
 
-    fn command(&self, host: &str, columns: &str, initrd: &Path, console: &Path) -> Command {
+    fn command(&self, host: &str, columns: &str, initrd: &Path) -> Command {
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-name", &format!("host-{host}"), "-nodefaults", "-no-user-config"]);
         command.args(["-display", "none", "-no-reboot", "-nic", "none", "-machine", "q35"]);
@@ -101,7 +107,7 @@ impl Machine<'_> {
             let drive = format!("file={},format=raw,if=virtio,snapshot=on", disk.display());
             command.args(["-drive", &drive]);
         }
-        command.args(["-serial", &format!("file:{}", console.display()), "-serial", "stdio"]);
+        command.args(["-serial", &format!("file:{}", self.console.display()), "-serial", "stdio"]);
         // What it writes to its disks, until it ends.
         command.env("TMPDIR", self.dir);
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped());
@@ -134,7 +140,14 @@ fn tail(console: &Path) -> String {
 
 /// The script that the host runs from the payload once its root is there.
 pub(super) fn script() -> String {
-    SCRIPT.replace("PAYLOAD", PAYLOAD).replace("READY", READY).replace("TASK", inside::TASK)
+    SCRIPT
+        .replace("PAYLOAD", PAYLOAD)
+        .replace("READY", READY)
+        .replace("DONE", DONE)
+        .replace("TASK", inside::TASK)
+        .replace("ON_KVM", ACCELERATOR_VARIABLE)
+        .replace("IN_ROOT", ROOT_VARIABLE)
+        .replace("OTHERS", QEMU_ROOT)
 }
 
 const INIT: &str = "#!/bin/busybox sh
@@ -166,8 +179,9 @@ mount --bind PAYLOAD/busybox /usr/bin/busybox
 ip link set lo up
 hostname host
 stty -F /dev/ttyS1 raw
+export ON_KVM=kvm
+[ -b /dev/vdc ] && export IN_ROOT=OTHERS FLATLINE_QEMU=OTHERS/usr/bin/qemu-system-x86_64
 echo READY >/dev/ttyS1
-PAYLOAD/xtask TASK >/dev/ttyS1 2>/dev/ttyS0 </dev/null
-sync
+PAYLOAD/xtask TASK >/dev/ttyS1 2>/dev/ttyS0 </dev/null && echo DONE >/dev/ttyS1
 busybox poweroff -f
 ";

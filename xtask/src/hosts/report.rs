@@ -10,14 +10,17 @@ use crate::document::{table, wrapped};
 /// The document, from what was played of each host.
 pub(super) fn document(played: &[(Host, Option<Played>)]) -> String {
     let mut text = format!("# Hosts\n\n{}\n\n## Kernels and QEMUs\n\n", wrapped(INTRODUCTION));
-    let mut lines = vec![["host", "kernel", "QEMU", "played"].map(str::to_owned)];
+    let mut lines = vec![["host", "kernel", "QEMU", "played", "daemon (CRC)"].map(str::to_owned)];
     for (host, played) in played {
         let words = match played {
-            Some(played) => [&played.kernel, &played.qemu, &played.on].map(String::clone),
-            None => [host.kernel.to_owned(), String::new(), "not yet".to_owned()],
+            Some(played) => {
+                let daemon = format!("{:08x}", played.daemon_crc32);
+                [played.kernel.clone(), played.qemu.clone(), played.on.clone(), daemon]
+            }
+            None => [host.kernel.to_owned(), String::new(), "not yet".to_owned(), String::new()],
         };
-        let [kernel, qemu, on] = words;
-        lines.push([host.name.to_owned(), kernel, qemu, on]);
+        let [kernel, qemu, on, daemon] = words;
+        lines.push([host.name.to_owned(), kernel, qemu, on, daemon]);
     }
     text.push_str(&table(&lines));
     section::<4>(&mut text, "What they offer", OFFERS, played, &catalogue::OFFERS);
@@ -143,9 +146,8 @@ pub(super) fn with_results(of: impl Fn(&Host) -> Option<Played>) -> Vec<(Host, O
 
 const INTRODUCTION: &str = "Written by `cargo xtask hosts`: real KVM hosts, each a Debian 12 with a kernel of Debian's own, in \
     a QEMU that emulates an AMD machine with SVM and two CPUs. flatline runs inside, and so do its guests: unmodified 64-bit \
-    Linux 6.1, and boot sectors, under `-accel kvm` with `-cpu host`, on taps of their own. Emulation makes everything some \
-    ten to thirty times slower than such a host is, but for time. A cell that is *wrong* is told of below, and so is why a \
-    cell is empty.";
+    Linux 6.1 under `-accel kvm` with `-cpu host`, and boot sectors. Emulation makes all of it many times slower than such a \
+    host is, and no clock with it. A cell that is *wrong* is told of below, and so is why a cell is empty.";
 const OFFERS: &str = "*check*: what `flatline check` says, and its exit code. *hook*: what a guest's tap is counted by. \
     *programs*: of the programs that watch the host, those that `flatline status --json` says are attached; what is lost must be \
     named by `check`.";
