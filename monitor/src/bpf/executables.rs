@@ -85,14 +85,15 @@ impl Executables {
         Ok(Self { told: Mutex::new(told), looked: Mutex::new(None) })
     }
 
-    /// Looks for the files that `scope` names, unless that was done just now.
-    pub(crate) fn refresh(&self, scope: &Scope) {
-        let Ok(mut looked) = self.looked.try_lock() else { return };
+    /// Looks for the files that `scope` names, unless that was done just now. Whether there are some that were not told of before: what
+    /// executed them already, only a sweep finds.
+    pub(crate) fn refresh(&self, scope: &Scope) -> bool {
+        let Ok(mut looked) = self.looked.try_lock() else { return false };
         let begun = Instant::now();
         let is_new =
             |looked: &Looked| looked.patterns == scope.executables && begun < looked.again_at;
         if looked.as_ref().is_some_and(is_new) {
-            return;
+            return false;
         }
         let named = discover::executables(scope);
         let again_at = begun + begun.elapsed() * LOOK_RARELY;
@@ -102,7 +103,9 @@ impl Executables {
             debug!("discovery.executables names too many files: all that is executed is looked at");
         }
         told.wanted.named = named;
+        let are_new = told.wanted.keys().iter().any(|inode| !told.keys.contains(inode));
         told.settle();
+        are_new
     }
 
     /// Takes note of a QEMU that was found.

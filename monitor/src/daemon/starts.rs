@@ -41,6 +41,15 @@ pub(super) struct Starts {
     passed: Arc<Mutex<Passed>>,
 }
 
+/// Has a sweep begin in the next tick.
+pub(super) struct SweepAgain(Arc<AtomicBool>);
+
+impl SweepAgain {
+    pub(super) fn soon(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Leave to look at a process, until it is dropped.
 pub(super) struct Leave {
     overrun: Arc<AtomicBool>,
@@ -108,12 +117,17 @@ impl Starts {
     pub(super) fn swept(&mut self, again: Option<Duration>) {
         self.is_sweeping = false;
         if let Some(after) = again.filter(|_| self.is_told) {
-            let overrun = self.overrun.clone();
+            let another = self.again();
             tokio::spawn(async move {
                 sleep(after).await;
-                overrun.store(true, Ordering::Relaxed);
+                another.soon();
             });
         }
+    }
+
+    /// Has another sweep begin, whenever that is wanted.
+    pub(super) fn again(&self) -> SweepAgain {
+        SweepAgain(self.overrun.clone())
     }
 
     /// Whether a sweep is due since some were not looked at; it must begin after that.

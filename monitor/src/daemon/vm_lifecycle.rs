@@ -55,7 +55,7 @@ impl EventLoop {
         );
     }
 
-    /// Sweeps if that is due in this turn; gives memory back where VMs were found.
+    /// Sweeps if that is due in this turn, or else looks for executables alone; gives memory back where VMs were found.
     pub(super) fn sweep_in_turn(&mut self) {
         if let Some(fewer) = self.registry.trims.checked_sub(1) {
             self.registry.trims = fewer;
@@ -63,6 +63,9 @@ impl EventLoop {
         }
         if self.inboxes.starts.is_turn() {
             self.sweep();
+        } else {
+            let (scope, again) = (self.config.discovery.scope(), self.inboxes.starts.again());
+            watchers::look_for_executables(scope, self.sampler.probes.executables(), again);
         }
     }
 

@@ -21,7 +21,7 @@ use tracing::{debug, warn};
 
 use super::{
     message::Message,
-    starts::{Leave, Outlets},
+    starts::{Leave, Outlets, SweepAgain},
 };
 use crate::{
     bpf::{Executables, ProcessEvents, parse_process_event},
@@ -107,6 +107,16 @@ pub(super) fn sweep(
             });
             let _ = messages.send(Message::Swept { all: found, again });
         });
+    });
+}
+
+/// Looks for files that may be QEMUs; where there are new ones, after an upgrade say, all of `/proc` is looked through for what
+/// executed them before they were told of.
+pub(super) fn look_for_executables(scope: Scope, executables: Arc<Executables>, again: SweepAgain) {
+    spawn_blocking(move || {
+        if executables.refresh(&scope) {
+            again.soon();
+        }
     });
 }
 

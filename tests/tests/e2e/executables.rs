@@ -21,6 +21,8 @@ use crate::{
 const USER: u32 = 64_997;
 /// For a QEMU to start, and to be found.
 const WITHIN: Duration = Duration::from_secs(30);
+/// Looks for files are ten seconds apart, and sweeps that no event brings, a minute.
+const FOUND_SOON: Duration = Duration::from_secs(20);
 /// Some ticks.
 const A_WHILE: Duration = Duration::from_secs(3);
 /// Of each VM: its name, what its QEMU is in its own mount namespace, and whose it is.
@@ -59,7 +61,10 @@ exec setpriv --reuid "$user" --regid "$user" --clear-groups "$to" "$@"
 "#;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    vec![trial("qemus_of_products_of_the_field_are_found_without_configuration", found)]
+    vec![
+        trial("qemus_of_products_of_the_field_are_found_without_configuration", found),
+        trial("a_qemu_of_a_file_that_was_not_there_before_is_found_soon", installed_later),
+    ]
 }
 
 /// Ends with the test.
@@ -72,6 +77,13 @@ impl Drop for Qemu {
     }
 }
 
+/// A QEMU that is not where it was installed looks elsewhere for its modules.
+fn bring_modules(command: &mut Command) {
+    if let Some(modules) = MODULES.into_iter().find(|folder| Path::new(folder).is_dir()) {
+        command.env("QEMU_MODULE_DIR", modules);
+    }
+}
+
 /// Starts one that waits to be told to go on.
 fn start(rig: &Rig, name: &str, executable: &str, more: &[&str]) -> Result<Qemu> {
     let mut command = Command::new("unshare");
@@ -79,9 +91,7 @@ fn start(rig: &Rig, name: &str, executable: &str, more: &[&str]) -> Result<Qemu>
     command.arg(&rig.qemu).args([executable, &USER.to_string()]);
     command.args(small_machine(rig.dir(), name, BootSector::StiHlt)?).args(["-S"]).args(more);
     chown(rig.dir().join(format!("{name}.img")), Some(USER), Some(USER))?;
-    if let Some(modules) = MODULES.into_iter().find(|folder| Path::new(folder).is_dir()) {
-        command.env("QEMU_MODULE_DIR", modules);
-    }
+    bring_modules(&mut command);
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
     Ok(Qemu(child.context("cannot run unshare")?))
 }
@@ -131,5 +141,28 @@ fn found() -> Result<()> {
     let items = report["items"].as_array().context("no items")?;
     let item = items.iter().find(|item| item["name"] == "QEMU elsewhere").context("no item")?;
     ensure!(item["detail"] == format!("{executable} runs, and is not looked at"), "{item}");
+    Ok(())
+}
+
+/// As after an upgrade: the file is another one, of which the kernel was not to tell when it was executed first.
+fn installed_later() -> Result<()> {
+    let rig = Rig::new()?;
+    let directory = rig.dir().join("later");
+    fs::create_dir(&directory)?;
+    let mut config = rig.daemon_config()?;
+    "observe".clone_into(&mut config.mode);
+    config.executables = vec![directory.join("qemu-system-*").display().to_string()];
+    let daemon = rig.daemon(&config)?;
+    // Its first look for files is over.
+    sleep(A_WHILE)?;
+    let qemu = directory.join("qemu-system-x86_64");
+    fs::copy(&rig.qemu, &qemu)?;
+    let mut command = Command::new(&qemu);
+    command.args(small_machine(rig.dir(), "upgraded", BootSector::StiHlt)?).arg("-S");
+    bring_modules(&mut command);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+    let _qemu = Qemu(child.context("cannot run it")?);
+    let is_there = |row: &serde_json::Value| row["run_state"] == "prelaunch";
+    wait_for_vm(&daemon, "upgraded", "found", FOUND_SOON, is_there)?;
     Ok(())
 }
