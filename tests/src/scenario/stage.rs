@@ -24,6 +24,8 @@ use crate::tools;
 
 /// Room for the guest's `disk` load, and more.
 const DISK_BYTES: u64 = 64 << 20;
+/// For a VM to be found, and its tap attached: files are looked for every ten seconds.
+const WATCHED_LIMIT: Duration = Duration::from_secs(30);
 /// Eight guests that boot on two cores took 30 s.
 pub(super) const BOOT_LIMIT: Duration = Duration::from_secs(90);
 /// The name of the guest that nothing is done to.
@@ -285,11 +287,21 @@ impl Stage {
                 if config.ip.is_some() {
                     // What it sent while it booted may have been before its tap was watched; an address that
                     // was not seen is none to ask.
+                    stage.wait_until_watched(&config.name)?;
                     guest.run("net 1", BOOT_LIMIT)?;
                 }
             }
         }
         Ok(stage)
+    }
+
+    /// Waits until the programs are on its tap: a QEMU of a file that is new is not told of when it is executed first.
+    fn wait_until_watched(&self, name: &str) -> Result<()> {
+        interrupt::wait_until(&format!("{name}'s tap"), WATCHED_LIMIT, || {
+            let shown = self.daemon.show(name).ok();
+            let is_on = shown.is_some_and(|vm| vm["taps"][0]["attached"] == true);
+            Ok(is_on.then_some(()))
+        })
     }
 
     /// The guest that the scenario is about.
