@@ -32,7 +32,7 @@ const SELDOM: u32 = 6;
 /// What the loop knows of them.
 pub(super) struct Starts {
     looks: Arc<Semaphore>,
-    overrun: Arc<AtomicBool>,
+    again: SweepAgain,
     is_sweeping: bool,
     /// Whether the kernel tells of what is executed.
     is_told: bool,
@@ -41,45 +41,51 @@ pub(super) struct Starts {
     passed: Arc<Mutex<Passed>>,
 }
 
-/// Has a sweep begin in the next tick.
+/// Has a sweep begin in the next tick. A clone has the same one begin.
+#[derive(Clone, Default)]
 pub(super) struct SweepAgain(Arc<AtomicBool>);
 
 impl SweepAgain {
     pub(super) fn soon(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
+
+    /// Whether one is wanted; it is not any more after that.
+    fn take(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
 }
 
 /// Leave to look at a process, until it is dropped.
 pub(super) struct Leave {
-    overrun: Arc<AtomicBool>,
+    again: SweepAgain,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Leave {
     /// It runs what may be a QEMU, and is no VM: another process that it begins may be, which no event tells of.
     pub(super) fn leave_to_sweep(&self) {
-        self.overrun.store(true, Ordering::Relaxed);
+        self.again.soon();
     }
 }
 
 /// Where the kernel's events go.
 pub(super) struct Outlets {
     started: Sender<u32>,
-    overrun: Arc<AtomicBool>,
+    again: SweepAgain,
     messages: UnboundedSender<Message>,
 }
 
 impl Starts {
     /// With the way for events, and the end at which pids of processes come out that started.
     pub(super) fn new(messages: UnboundedSender<Message>) -> (Self, Outlets, Receiver<u32>) {
-        let overrun = Arc::new(AtomicBool::new(false));
+        let again = SweepAgain::default();
         let (started, receiver) = channel(WAITING);
-        let outlets = Outlets { started, overrun: overrun.clone(), messages };
+        let outlets = Outlets { started, again: again.clone(), messages };
         let looks = Arc::new(Semaphore::new(LOOKED_AT));
         let passed = Arc::default();
         (
-            Self { looks, overrun, is_sweeping: false, is_told: false, turns: 0, passed },
+            Self { looks, again, is_sweeping: false, is_told: false, turns: 0, passed },
             outlets,
             receiver,
         )
@@ -88,8 +94,8 @@ impl Starts {
     /// Leave to look at one more; where there is none, a sweep will.
     pub(super) fn may_look(&self) -> Option<Leave> {
         let permit = self.looks.clone().try_acquire_owned();
-        let permit = permit.inspect_err(|_| self.overrun.store(true, Ordering::Relaxed)).ok()?;
-        Some(Leave { overrun: self.overrun.clone(), _permit: permit })
+        let permit = permit.inspect_err(|_| self.again.soon()).ok()?;
+        Some(Leave { again: self.again.clone(), _permit: permit })
     }
 
     /// The kernel tells of what is executed from now on.
@@ -127,12 +133,12 @@ impl Starts {
 
     /// Has another sweep begin, whenever that is wanted.
     pub(super) fn again(&self) -> SweepAgain {
-        SweepAgain(self.overrun.clone())
+        self.again.clone()
     }
 
     /// Whether a sweep is due since some were not looked at; it must begin after that.
     pub(super) fn is_overrun(&self) -> bool {
-        !self.is_sweeping && self.overrun.swap(false, Ordering::Relaxed)
+        !self.is_sweeping && self.again.take()
     }
 }
 
@@ -145,7 +151,7 @@ impl Outlets {
         match event.kind {
             PROCESS_EXEC => {
                 if self.started.try_send(event.pid).is_err() {
-                    self.overrun.store(true, Ordering::Relaxed);
+                    self.again.soon();
                 }
                 Ok(())
             }

@@ -36,6 +36,11 @@ const STATUS_DELAY: Duration = Duration::from_millis(20);
 /// A sweep waits so long for the look for executables, which may hang where files are a network's.
 const EXECUTABLES_WITHIN: Duration = Duration::from_secs(1);
 
+/// After so long a sweep follows one that found a process which runs a QEMU and is no VM, each time that it finds it so: one that
+/// goes into the background is one soon.
+const AGAIN_AFTER: [Duration; 4] =
+    [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(10)];
+
 /// Raises the limit of open files: a VM takes a file descriptor for its process, one for its monitor, and one for each vCPU.
 pub(super) fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
@@ -67,11 +72,6 @@ pub(super) fn watch_processes(events: ProcessEvents, outlets: Outlets) -> Option
         }
     }))
 }
-
-/// After so long a sweep follows one that found a process which runs a QEMU and is no VM, each time that it finds it so: one that
-/// goes into the background is one soon.
-const AGAIN_AFTER: [Duration; 4] =
-    [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(10)];
 
 /// Looks through all of `/proc`, on a thread that may wait: reading about a hung process can. The `known`
 /// are there still, as their pidfds tell, and not read again. The executables of those that were `recalled` are told of as well.
