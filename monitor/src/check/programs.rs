@@ -36,36 +36,31 @@ const EXECUTABLE: Part = Part {
 /// One answer for all that nothing works without, and one for each part.
 pub(super) fn structures() -> Vec<Item> {
     let offsets = Offsets::of_running_kernel();
-    let failure = offsets.as_ref().err().map(ToString::to_string);
-    let mut items = vec![
-        judge(
-            "kernel structures",
-            true,
-            "finding a request's owner, and its size",
-            failure.as_deref().map_or(Ok(()), Err),
-        )
-        .or_none("report this kernel's version to flatline's authors"),
-    ];
     let of = |part: fn(&Offsets) -> &Result<(), KernelTypesError>| match &offsets {
-        Ok(offsets) => part(offsets).as_ref().copied().map_err(ToString::to_string),
-        Err(error) => Err(error.to_string()),
+        Ok(offsets) => part(offsets).as_ref().err(),
+        Err(error) => Some(error),
     };
-    for (part, found) in [
+    let failure = offsets.as_ref().err();
+    let mut items = vec![
+        judge("kernel structures", true, "finding a request's owner, and its size", failure)
+            .or_none("report this kernel's version to flatline's authors"),
+    ];
+    for (part, failure) in [
         (WRITEBACK, of(|offsets| &offsets.writeback)),
         (THREADS, of(|offsets| &offsets.threads)),
         (EXECUTABLE, of(|offsets| &offsets.executable)),
     ] {
-        let found = found.as_ref().copied().map_err(String::as_str);
         let remedy = "use a kernel that this version of flatline was tested on";
-        items.push(judge(part.name, false, part.needed_for, found).or_else(part.without, remedy));
+        let item = judge(part.name, false, part.needed_for, failure);
+        items.push(item.or_else(part.without, remedy));
     }
     items
 }
 
-fn judge(name: &str, required: bool, needed_for: &str, found: Result<(), &str>) -> Item {
-    let (verdict, detail) = match found {
-        Ok(()) => (Verdict::Ok, "in the kernel's BTF"),
-        Err(why) => (Verdict::Gap, why),
+fn judge(name: &str, required: bool, needed_for: &str, failure: Option<&KernelTypesError>) -> Item {
+    let (verdict, detail) = match failure {
+        None => (Verdict::Ok, "in the kernel's BTF".to_owned()),
+        Some(error) => (Verdict::Gap, error.to_string()),
     };
     item(name, required, verdict, detail, needed_for)
 }
