@@ -14,7 +14,7 @@ pub mod placeholder;
 mod presence;
 mod vm_row;
 
-pub use page::first_page;
+pub use page::{TAIL_PAGE, first_page};
 pub use presence::Presence;
 pub use vm_row::{NetworkCounters, StorageCounters, VM_LANES, VmLane, VmRow, VmShared};
 

@@ -1,7 +1,7 @@
 //! How the kernel finds the first page of a compound one from another page of it.
 
-/// Set in what another page than the first has of it.
-const TAIL_PAGE: u64 = 1;
+/// Set in what all but the first page of a compound one have of it.
+pub const TAIL_PAGE: u32 = 1;
 
 /// The address of the first `struct page` of a compound one, or of the page itself, from its own address and what it has of the
 /// compound one (`_compound_head` in include/linux/page-flags.h).
@@ -13,13 +13,14 @@ const TAIL_PAGE: u64 = 1;
 #[must_use]
 #[inline(always)]
 pub const fn first_page(page: u64, compound: u64) -> u64 {
-    if compound & TAIL_PAGE == 0 {
+    let tail = TAIL_PAGE as u64;
+    if compound & tail == 0 {
         page
     } else if compound >> 32 == u32::MAX as u64 {
         // The page's own address has no such mark.
         page & compound
     } else {
-        compound - TAIL_PAGE
+        compound - tail
     }
 }
 

@@ -4,7 +4,7 @@
 //! later, so that the task says nothing; but the page belongs to an inode, and user space knows which
 //! inodes a QEMU has open.
 
-use monitor_ebpf::{FileKey, first_page};
+use monitor_ebpf::{FileKey, TAIL_PAGE, first_page};
 
 use crate::{
     kernel::{field, field_at, global, globals, low_half},
@@ -26,8 +26,6 @@ globals! {
     WRITEBACK_KNOWN
 }
 
-/// Set in what all but the first page of a compound one have of it.
-const TAIL_PAGE: u32 = 1;
 /// `PAGE_MAPPING_FLAGS`: the page belongs to no file (anonymous memory, as in direct I/O, or movable).
 const NO_FILE: u32 = 3;
 
