@@ -14,6 +14,19 @@ use crate::interrupt;
 /// What cannot be asked may stay suspected.
 const UNASKED: Expected = Expected::LeftAlone { states: &["alive", "suspect"] };
 
+/// It is as dead after a restart.
+const DEAD: Expected = Expected::Crashed { causes: &["halted"], recovers: false };
+
+/// A boot sector on one of many vCPUs, which halts.
+const fn of_many_vcpus(
+    name: &'static str,
+    what: &'static str,
+    guests: fn(&mut Place) -> Result<Vec<GuestConfig>>,
+    expected: Expected,
+) -> Scenario {
+    Scenario { name, what, guests, boots: false, pins: 0, fault: boot_sector_runs, expected }
+}
+
 const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "kvm-cli-hlt",
@@ -60,78 +73,54 @@ const SCENARIOS: &[Scenario] = &[
         fault: takes_interrupts,
         expected: UNASKED,
     },
-    Scenario {
-        name: "kvm-cli-hlt-8",
-        what: "A boot sector halts with interrupts off on one of 8 vCPUs under KVM, as the firmware left the others",
-        guests: |place| many_vcpus::<8>(place, BootSector::CliHlt),
-        boots: false,
-        pins: 0,
-        fault: boot_sector_runs,
-        expected: Expected::Crashed { causes: &["halted"], recovers: false },
-    },
-    Scenario {
-        name: "kvm-cli-hlt-16",
-        what: "A boot sector halts with interrupts off on one of 16 vCPUs under KVM, as the firmware left the others",
-        guests: |place| many_vcpus::<16>(place, BootSector::CliHlt),
-        boots: false,
-        pins: 0,
-        fault: boot_sector_runs,
-        expected: Expected::Crashed { causes: &["halted"], recovers: false },
-    },
-    Scenario {
-        name: "kvm-cli-hlt-32",
-        what: "A boot sector halts with interrupts off on one of 32 vCPUs under KVM, as the firmware left the others",
-        guests: |place| many_vcpus::<32>(place, BootSector::CliHlt),
-        boots: false,
-        pins: 0,
-        fault: boot_sector_runs,
-        expected: Expected::Crashed { causes: &["halted"], recovers: false },
-    },
-    Scenario {
-        name: "kvm-cli-hlt-64",
-        what: "A boot sector halts with interrupts off on one of 64 vCPUs under KVM, as the firmware left the others",
-        guests: |place| many_vcpus::<64>(place, BootSector::CliHlt),
-        boots: false,
-        pins: 0,
-        fault: boot_sector_runs,
-        expected: Expected::Crashed { causes: &["halted"], recovers: false },
-    },
-    Scenario {
-        name: "kvm-cli-hlt-240",
-        what: "A boot sector halts with interrupts off on one of 240 vCPUs under KVM, as the firmware left the others",
-        guests: |place| many_vcpus::<240>(place, BootSector::CliHlt),
-        boots: false,
-        pins: 0,
-        fault: boot_sector_runs,
-        expected: Expected::Crashed { causes: &["halted"], recovers: false },
-    },
-    Scenario {
-        name: "kvm-sti-hlt-32",
-        what: "A boot sector halts with interrupts on on one of 32 vCPUs under KVM: it idles",
-        guests: |place| many_vcpus::<32>(place, BootSector::StiHlt),
-        boots: false,
-        pins: 0,
-        fault: boot_sector_runs,
-        expected: UNASKED,
-    },
-    Scenario {
-        name: "kvm-sti-hlt-64",
-        what: "A boot sector halts with interrupts on on one of 64 vCPUs under KVM: it idles",
-        guests: |place| many_vcpus::<64>(place, BootSector::StiHlt),
-        boots: false,
-        pins: 0,
-        fault: boot_sector_runs,
-        expected: UNASKED,
-    },
-    Scenario {
-        name: "kvm-sti-hlt-240",
-        what: "A boot sector halts with interrupts on on one of 240 vCPUs under KVM: it idles",
-        guests: |place| many_vcpus::<240>(place, BootSector::StiHlt),
-        boots: false,
-        pins: 0,
-        fault: boot_sector_runs,
-        expected: UNASKED,
-    },
+    of_many_vcpus(
+        "kvm-cli-hlt-8",
+        "A boot sector halts with interrupts off on one of 8 vCPUs under KVM, as the firmware left the others",
+        |place| many_vcpus::<8>(place, BootSector::CliHlt),
+        DEAD,
+    ),
+    of_many_vcpus(
+        "kvm-cli-hlt-16",
+        "A boot sector halts with interrupts off on one of 16 vCPUs under KVM, as the firmware left the others",
+        |place| many_vcpus::<16>(place, BootSector::CliHlt),
+        DEAD,
+    ),
+    of_many_vcpus(
+        "kvm-cli-hlt-32",
+        "A boot sector halts with interrupts off on one of 32 vCPUs under KVM, as the firmware left the others",
+        |place| many_vcpus::<32>(place, BootSector::CliHlt),
+        DEAD,
+    ),
+    of_many_vcpus(
+        "kvm-cli-hlt-64",
+        "A boot sector halts with interrupts off on one of 64 vCPUs under KVM, as the firmware left the others",
+        |place| many_vcpus::<64>(place, BootSector::CliHlt),
+        DEAD,
+    ),
+    of_many_vcpus(
+        "kvm-cli-hlt-240",
+        "A boot sector halts with interrupts off on one of 240 vCPUs under KVM, as the firmware left the others",
+        |place| many_vcpus::<240>(place, BootSector::CliHlt),
+        DEAD,
+    ),
+    of_many_vcpus(
+        "kvm-sti-hlt-32",
+        "A boot sector halts with interrupts on on one of 32 vCPUs under KVM: it idles",
+        |place| many_vcpus::<32>(place, BootSector::StiHlt),
+        UNASKED,
+    ),
+    of_many_vcpus(
+        "kvm-sti-hlt-64",
+        "A boot sector halts with interrupts on on one of 64 vCPUs under KVM: it idles",
+        |place| many_vcpus::<64>(place, BootSector::StiHlt),
+        UNASKED,
+    ),
+    of_many_vcpus(
+        "kvm-sti-hlt-240",
+        "A boot sector halts with interrupts on on one of 240 vCPUs under KVM: it idles",
+        |place| many_vcpus::<240>(place, BootSector::StiHlt),
+        UNASKED,
+    ),
     Scenario {
         name: "kvm-internal-error",
         what: "A boot sector jumps to where no memory is, and KVM gives up; it does so again after a restart",
