@@ -40,7 +40,7 @@ const ITERATOR: (&str, &str) = ("threads", "task");
 const EVENT_BYTES_FOR_EACH: u32 = 32;
 /// Room for what else the host executes, where all of that is told of.
 const LEAST_EVENT_BYTES: u32 = 32 << 10;
-/// Room for files of each VM whose pages the host may write back.
+/// Room for files of each VM: the host may write back their pages.
 const FILES_OF_VM: u32 = 4;
 /// Room for what the programs log: what aya's logger has, and a page, the least that there can be, where they log nothing.
 const LOG_BYTES: u32 = 128 << 10;

@@ -4,7 +4,7 @@
 
 use super::kernel_types::{KernelTypes, KernelTypesError};
 
-/// A number of the programs, and the path of the kernel's member whose offset it is.
+/// A number of the programs, and the path of the kernel's member that it is the offset of.
 type Offset = (&'static str, &'static [&'static str]);
 
 /// What every kernel has that flatline runs on.
@@ -53,7 +53,7 @@ const EXECUTABLE: [Offset; 3] = [
 /// Members that newer kernels call otherwise: since Linux 7.1.
 const RENAMED: [(&str, &str); 1] = [("compound_head", "compound_info")];
 
-/// The flags of a request, whose bits differ between kernels.
+/// The flags of a request: their bits differ between kernels.
 const FLAGS: [(&str, &str); 3] = [
     ("REQUEST_META_FLAG", "__REQ_META"),
     ("REQUEST_AHEAD_FLAG", "__REQ_RAHEAD"),

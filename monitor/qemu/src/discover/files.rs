@@ -20,7 +20,7 @@ const FILES: usize = 1024;
 /// Most descriptors of one VM that may be images, and are asked how they are open: some hundred disks, each with the images that
 /// it stands on.
 const ASKED: usize = 4096;
-/// Those on which device files are made, beside any whose directory is named so.
+/// File systems on which device files are made; other ones may have them in a directory of that name.
 const OF_DEVICES: [&str; 3] = ["devtmpfs", "tmpfs", "ramfs"];
 /// Character devices that every QEMU has open, below `/dev`.
 const NO_DISKS: [&str; 7] = ["net/", "kvm", "vhost", "null", "pts/", "ptmx", "vfio/"];

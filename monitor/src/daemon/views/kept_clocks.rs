@@ -11,7 +11,7 @@ use crate::{sampler::VcpuClocks, vm::Level};
 use flatline_qemu::discover::VmId;
 use flatline_samples::VcpuTime;
 
-/// The most threads whose clocks are kept open: those of a screen of VMs. Each takes a descriptor.
+/// The most threads of which the clocks are kept open: those of a screen of VMs. Each takes a descriptor.
 const MOST_THREADS: usize = 1024;
 
 /// See the module. A clone has the same ones.
