@@ -27,8 +27,8 @@ const GREETING: &str = "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n";
 
 fn quick() -> Limits {
     Limits {
-        greeting: Duration::from_millis(150),
-        handshake: Duration::from_millis(400),
+        greeting: Duration::from_millis(700),
+        handshake: Duration::from_secs(2),
         busy_pause: Duration::from_millis(50),
         closed_pause_min: Duration::from_millis(10),
         closed_pause_max: Duration::from_millis(50),
