@@ -122,19 +122,6 @@ fn chosen(names: &[String]) -> Result<Vec<Host>> {
 impl Ground {
     fn new() -> Result<Self> {
         let began = Instant::now();
-        if let (Some(daemon), Some(tests)) =
-            (std::env::var_os("TMP_DAEMON"), std::env::var_os("TMP_TESTS"))
-        {
-            // TMP
-            let (daemon, images) = (PathBuf::from(daemon), guest::directory()); // TMP
-            let dir = workspace_root().join("target/hosts"); // TMP
-            let packages = Packages::new(&dir.join("apt"))?; // TMP
-            let debian = disks::debian(&dir)?; // TMP
-            let daemon_crc32 = crc32fast::hash(&std::fs::read(&daemon)?); // TMP
-            let payload = payload(&dir, daemon, tests.into(), &images)?; // TMP
-            let results = Results::new(dir.join("results"))?; // TMP
-            return Ok(Self { dir, packages, debian, payload, results, daemon_crc32, began }); // TMP
-        } // TMP
         build_ebpf::build()?;
         let daemon = executable::build("the daemon", &["--package", "flatline"])?;
         let mut command = cargo_command(["test", "--workspace", "--no-run", "--test", "e2e"]);
