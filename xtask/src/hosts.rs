@@ -6,6 +6,7 @@
 mod catalogue;
 mod cell;
 mod disks;
+mod emulator;
 pub(crate) mod inside;
 mod kernel;
 mod machine;
@@ -25,6 +26,7 @@ use crate::process::{capture, cargo_command, elapsed, heading, workspace_root};
 use crate::{build_ebpf, executable, guest, setup};
 use catalogue::{HOSTS, Host};
 use cell::Cell;
+use emulator::Emulator;
 use machine::Machine;
 use packages::Packages;
 use results::{Played, Results};
@@ -47,6 +49,7 @@ pub(crate) struct Options {
 struct Ground {
     dir: PathBuf,
     packages: Packages,
+    emulator: Emulator,
     debian: PathBuf,
     payload: PathBuf,
     results: Results,
@@ -133,11 +136,12 @@ impl Ground {
         let dir = workspace_root().join("target/hosts");
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let packages = Packages::new(&dir.join("apt"))?;
+        let emulator = Emulator::find(&packages, &dir)?;
         let debian = disks::debian(&dir)?;
         let daemon_crc32 = crc32fast::hash(&std::fs::read(&daemon)?);
         let payload = payload(&dir, daemon, tests, &images)?;
         let results = Results::new(dir.join("results"))?;
-        Ok(Self { dir, packages, debian, payload, results, daemon_crc32, began })
+        Ok(Self { dir, packages, emulator, debian, payload, results, daemon_crc32, began })
     }
 
     /// Boots a host, says each cell as it comes, and keeps them.
@@ -156,14 +160,16 @@ impl Ground {
             println!("{:>8}  {}", elapsed(self.began.elapsed()), told(host, &cell));
             cells.push(cell);
         };
-        let machine = Machine { kernel: &kernel, disks, dir: place.path(), console: &console };
+        let (emulator, kernel) = (&self.emulator, &kernel);
+        let machine = Machine { emulator, kernel, disks, dir: place.path(), console: &console };
         // What was tried before it ended counts.
         let broken_off = machine.play(host.name, columns, told).err();
         let qemu = cells.iter().position(|cell| cell.column == inside::QEMU);
         let qemu = qemu.map(|at| cells.remove(at).text).unwrap_or_default();
         let on = capture(Command::new("date").args(["-u", "+%F"])).unwrap_or_default();
         let (name, daemon_crc32) = (host.name.to_owned(), self.daemon_crc32);
-        let played = Played { host: name, kernel: kernel.version, qemu, on, daemon_crc32, cells };
+        let played =
+            Played { host: name, kernel: kernel.version.clone(), qemu, on, daemon_crc32, cells };
         self.results.keep(host, &played)?;
         broken_off.map_or(Ok(()), Err)
     }

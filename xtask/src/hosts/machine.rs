@@ -13,6 +13,7 @@ use flatline_tests::interrupt;
 
 use super::cell::Cell;
 use super::disks::{PAYLOAD, QEMU_ROOT, busybox};
+use super::emulator::Emulator;
 use super::inside;
 use super::kernel::Bootable;
 
@@ -32,6 +33,7 @@ const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// What it consists of.
 #[derive(Debug)]
 pub(super) struct Machine<'a> {
+    pub(super) emulator: &'a Emulator,
     pub(super) kernel: &'a Bootable,
     /// Debian, what this task brings, and perhaps a QEMU in a root of its own; none is changed.
     pub(super) disks: Vec<PathBuf>,
@@ -89,7 +91,7 @@ impl Machine<'_> {
     }
 
     fn command(&self, host: &str, columns: &str, initrd: &Path) -> Command {
-        let mut command = Command::new("qemu-system-x86_64");
+        let mut command = self.emulator.command();
         command.args(["-name", &format!("host-{host}"), "-nodefaults", "-no-user-config"]);
         command.args(["-display", "none", "-no-reboot", "-nic", "none", "-machine", "q35"]);
         command.args(["-accel", "tcg,thread=multi,tb-size=1024", "-cpu", CPU, "-smp", CPUS]);
