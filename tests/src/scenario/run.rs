@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Expected, FLAT_FOR, Scenario, Stage};
+use crate::cpu;
 use crate::guest::Guest;
 use crate::interrupt;
 
@@ -35,6 +36,9 @@ pub struct Outcome {
     pub reason: String,
     /// From the fault to the verdict, where a verdict was due; it is looked for five times a second.
     pub detect: Option<Duration>,
+    /// How long the host kept the daemon and the guest from its CPUs meanwhile, where a crash was to be found: the daemon gives
+    /// a vCPU that is not let run the time that it did not get.
+    pub withheld: Option<Duration>,
     /// From the verdict to the first sign of life afterwards.
     pub recover: Option<Duration>,
     /// From QEMU's own word of the crash to its taking `system_reset`, by its own account, where it gave one.
@@ -223,15 +227,23 @@ fn watch(expected: Expected, stage: &Stage, fault: SystemTime) -> Result<Outcome
     }
 }
 
+/// What the host withheld so far of the daemon that looks and of the guest that it looks at; `None` where one is gone.
+fn withheld(stage: &Stage) -> Option<Duration> {
+    let daemon = cpu::withheld(stage.daemon.pid()?).ok()?;
+    Some(daemon + cpu::withheld(stage.guest().pid()).ok()?)
+}
+
 /// An incident is due, and where it helps one restart.
 fn crashed(stage: &Stage, fault: SystemTime, causes: &[&str], recovers: bool) -> Result<Outcome> {
+    let before = withheld(stage);
     let (convicted, last) = look_until(stage, WATCHED_FOR, |now| Ok(is_convicted(now)))?;
     if !convicted {
         return Ok(last.missed());
     }
     let detect = since(fault);
+    let withheld = withheld(stage).zip(before).map(|(now, before)| now.saturating_sub(before));
     let mut outcome = with_incident(stage, last)?.outcome("crashed");
-    outcome.detect = Some(detect);
+    (outcome.detect, outcome.withheld) = (Some(detect), withheld);
     outcome.as_expected = outcome.has_cause_of(causes);
     if recovers {
         let verdict = Instant::now();

@@ -5,17 +5,25 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use flatline_tests::guest::GuestConfig;
 use flatline_tests::interrupt;
-use flatline_tests::scenario::{Expected, Programs, Scenario, Stage};
+use flatline_tests::scenario::Stage;
 use serde_json::Value;
 
 use super::end_of;
 use crate::hosts::cell::Cell;
 
-/// What `check` calls programs that this kernel may have no place for, all of which `run` reports as probes.
-const PROGRAMS: [&str; 4] =
-    ["pages written back", "threads' times", "executables' inodes", "KVM tracepoints"];
+/// What `check` calls that a program needs, and what `run` calls the program: both must say of each that it is lost.
+const PROGRAMS: [(&str, &str); 7] = [
+    ("pages written back", "writeback"),
+    ("threads' times", "threads"),
+    ("tracepoint block_bio_queue", "block_submitted"),
+    ("tracepoint block_rq_complete", "block_request_completed"),
+    ("tracepoint block_bio_complete", "block_bio_completed"),
+    ("tracepoint sched_process_exec", "process_started"),
+    ("tracepoint sched_process_exit", "process_ended"),
+];
+/// What `check` names beside, and `run` does no program without.
+const PARTS: [&str; 2] = ["executables' inodes", "KVM tracepoints"];
 /// For the first tap to be attached.
 const WITHIN: Duration = Duration::from_secs(60);
 
@@ -55,28 +63,12 @@ fn gaps(report: &Value, required: bool) -> Vec<(String, String)> {
     items.iter().filter(missing).map(|item| (text(item, "name"), text(item, "detail"))).collect()
 }
 
-/// Starts a daemon and a guest, and tells the hook of its tap, and whether the programs that are lost are those that the
-/// check named.
-pub(super) fn programs(programs: &Programs, tell: &mut impl FnMut(&Cell)) {
-    match look(programs) {
-        Ok(cells) => cells.iter().for_each(tell),
-        Err(error) => ["hook", "programs"]
-            .iter()
-            .for_each(|name| tell(&Cell::empty(name, format!("not played: {error:#}")))),
-    }
-}
-
-fn look(programs: &Programs) -> Result<[Cell; 2]> {
-    let scenario = Scenario {
-        name: "offers",
-        what: "",
-        guests: |place| Ok(vec![GuestConfig { vcpus: 2, ..place.linux("guest")? }]),
-        boots: true,
-        pins: 0,
-        fault: |stage| Ok(stage.started),
-        expected: Expected::LeftAlone { states: &["alive"] },
-    };
-    let stage = Stage::set_up(&scenario, programs)?;
+/// The hook of a guest's tap, and whether the programs that are lost are those that the check names, from a daemon that runs.
+///
+/// # Errors
+///
+/// If it or its check says nothing that can be read.
+pub(super) fn programs(stage: &Stage) -> Result<[Cell; 2]> {
     let hook = interrupt::wait_until("the tap to be attached", WITHIN, || {
         let shown = stage.daemon.show("guest")?;
         Ok(shown["taps"][0]["hook"].as_str().filter(|hook| !hook.is_empty()).map(str::to_owned))
@@ -88,42 +80,65 @@ fn look(programs: &Programs) -> Result<[Cell; 2]> {
     let status = stage.daemon.status()?;
     let output = stage.daemon.client(&["check", "--json"])?;
     let report: Value = serde_json::from_slice(&output.stdout).context("no JSON")?;
+    let named = hook_named(&report).unwrap_or_default();
+    let hook = match hook.as_due {
+        Some(true) if hook.text != named => {
+            Cell::played("hook", format!("{}; check names {named}", hook.text), false)
+        }
+        _ => hook,
+    };
     let programs = compare(&status, &report)?.with_detail(stage.daemon.log_tail(60));
     Ok([hook, programs])
 }
 
-/// The probes that failed beside the programs that the check says are lost. They go by other names: it counts whether both
-/// lose any.
+/// The hook that the check names.
+fn hook_named(report: &Value) -> Option<&str> {
+    let item = report["items"].as_array()?.iter().find(|item| item["name"] == "tap hook")?;
+    // What it can't be stands before it.
+    item["detail"].as_str()?.rsplit("; ").next()
+}
+
+/// The programs that failed beside what the check says is lost: each must be told by both, and by what is said to be degraded.
 fn compare(status: &Value, report: &Value) -> Result<Cell> {
     let Some(probes) = status["host"]["probes"].as_array().filter(|all| !all.is_empty()) else {
         bail!("status names no probes: {status}");
     };
     let text = |probe: &Value, field: &str| probe[field].as_str().unwrap_or_default().to_owned();
-    let failed = probes.iter().filter(|probe| probe["state"] != "attached");
-    let failed: Vec<String> = failed
-        .map(|probe| format!("{} ({})", text(probe, "name"), text(probe, "detail")))
+    let failed: Vec<(String, String)> = probes
+        .iter()
+        .filter(|probe| probe["state"] != "attached")
+        .map(|probe| (text(probe, "name"), text(probe, "detail")))
         .collect();
-    let named: Vec<String> = gaps(report, false)
-        .into_iter()
-        .filter(|(name, _)| PROGRAMS.contains(&name.as_str()))
-        .map(|(name, why)| format!("{name} ({why})"))
-        .collect();
-    let all = probes.len();
-    let degraded = status["host"]["degraded"].as_str().map(|why| format!("; degraded: {why}"));
-    let degraded = degraded.unwrap_or_default();
-    Ok(match (failed.len(), named.len()) {
-        (0, 0) => Cell::played("programs", format!("all {all}{degraded}"), degraded.is_empty()),
-        (lost, gaps) => Cell::played(
-            "programs",
-            format!(
-                "{} of {all}; lost: {}; check names: {}{degraded}",
-                all - lost,
-                failed.join(", "),
-                named.join(", ")
-            ),
-            (lost > 0) == (gaps > 0),
-        ),
-    })
+    let gaps = [gaps(report, true), gaps(report, false)].concat();
+    let degraded = status["host"]["degraded"].as_str().unwrap_or_default();
+    let mut disagreements = Vec::new();
+    for (item, program) in PROGRAMS {
+        let is_gap = gaps.iter().any(|(name, _)| name == item);
+        match failed.iter().find(|(name, _)| name == program) {
+            Some(_) if !is_gap => disagreements.push(format!("check does not name {program}")),
+            Some(_) if !degraded.contains(program) => {
+                disagreements.push(format!("{program} is lost, and nothing is degraded"));
+            }
+            None if is_gap => disagreements.push(format!("check names {item}, and {program} runs")),
+            _ => {}
+        }
+    }
+    let unpaired = |name: &String| !PROGRAMS.iter().any(|(_, program)| program == name);
+    let unpaired = failed.iter().map(|(name, _)| name).filter(|name| unpaired(name));
+    disagreements.extend(unpaired.map(|name| format!("check knows nothing of {name}")));
+    let mut words = match failed.len() {
+        0 => vec![format!("all {}", probes.len())],
+        lost => vec![format!("{} of {}", probes.len() - lost, probes.len())],
+    };
+    words.extend(failed.iter().map(|(name, why)| format!("{name} is lost, as check says ({why})")));
+    let parts = gaps.iter().filter(|(name, _)| PARTS.contains(&name.as_str()));
+    words.extend(parts.map(|(name, why)| format!("without {name} ({why})")));
+    if failed.is_empty() && !degraded.is_empty() {
+        disagreements.push(format!("degraded: {degraded}"));
+    }
+    let is_due = disagreements.is_empty();
+    words.extend(disagreements);
+    Ok(Cell::played("programs", words.join("; "), is_due))
 }
 
 #[cfg(test)]
@@ -140,21 +155,49 @@ mod tests {
         json!({ "name": name, "required": false, "verdict": "gap", "detail": "none" })
     }
 
+    /// The cell of a host where `threads` is in `state`, and that is `degraded` for that.
+    fn cell(state: &str, degraded: &Value, gaps: &[&str]) -> Cell {
+        let probes = [probe("writeback", "attached"), probe("threads", state)];
+        let status = json!({ "host": { "probes": probes, "degraded": degraded } });
+        let items: Vec<Value> = gaps.iter().map(|name| gap(name)).collect();
+        compare(&status, &json!({ "items": items })).unwrap()
+    }
+
     #[test]
-    fn a_program_that_is_lost_must_be_named_by_the_check() {
-        let status =
-            |state| json!({ "host": { "probes": [probe("a", "attached"), probe("b", state)] } });
-        let cell = |state, report: Value| compare(&status(state), &report).unwrap();
-        let whole = cell("attached", json!({ "items": [gap("QEMU elsewhere")] }));
+    fn a_program_that_is_lost_must_be_named_by_the_check_and_by_status() {
+        let lost = json!("not attached: threads");
+        let whole = cell("attached", &Value::Null, &["QEMU elsewhere"]);
         assert_eq!((whole.text.as_str(), whole.as_due), ("all 2", Some(true)));
-        assert_eq!(cell("failed", json!({ "items": [] })).as_due, Some(false));
-        let agreed = cell("failed", json!({ "items": [gap("pages written back")] }));
+        let agreed = cell("failed", &lost, &["threads' times"]);
+        assert_eq!(agreed.text, "1 of 2; threads is lost, as check says (why)");
         assert_eq!(agreed.as_due, Some(true));
-        assert!(agreed.text.starts_with("1 of 2; lost: b (why)"), "{}", agreed.text);
-        assert_eq!(
-            cell("attached", json!({ "items": [gap("KVM tracepoints")] })).as_due,
-            Some(false)
-        );
+        for (state, degraded, gaps) in [
+            ("failed", &lost, &[] as &[&str]),
+            ("failed", &lost, &["pages written back"]),
+            ("failed", &Value::Null, &["threads' times"]),
+            ("attached", &Value::Null, &["threads' times"]),
+            ("attached", &lost, &[]),
+        ] {
+            assert_eq!(cell(state, degraded, gaps).as_due, Some(false), "{state} {gaps:?}");
+        }
         assert!(compare(&json!({}), &json!({})).is_err());
+    }
+
+    #[test]
+    fn a_part_that_no_program_stands_for_is_told() {
+        let cell = cell("attached", &Value::Null, &["KVM tracepoints"]);
+        assert_eq!(cell.text, "all 2; without KVM tracepoints (none)");
+        assert_eq!(cell.as_due, Some(true));
+    }
+
+    #[test]
+    fn the_hook_that_the_check_names_is_its_detail() {
+        let report = |detail| {
+            let item = json!({ "name": "tap hook", "verdict": "ok", "detail": detail });
+            json!({ "items": [gap("KVM"), item] })
+        };
+        assert_eq!(hook_named(&report("tcx")), Some("tcx"));
+        assert_eq!(hook_named(&report("no tcx; clsact")), Some("clsact"));
+        assert_eq!(hook_named(&json!({})), None);
     }
 }
