@@ -109,6 +109,7 @@ impl Log {
     ///
     /// After `timeout`, on a signal, or when the log's sources ended without it: with the log's tail.
     pub fn wait_for(&self, mark: Mark, wanted: &str, timeout: Duration) -> Result<Duration> {
+        let timeout = interrupt::patient(timeout);
         let end = Instant::now() + timeout;
         let mut text = self.lock();
         loop {

@@ -1,5 +1,6 @@
 //! CPU time and memory of other processes.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -38,14 +39,24 @@ pub fn main_thread_time(pid: u32) -> Result<Duration> {
 ///
 /// If it is gone.
 pub fn withheld(pid: u32) -> Result<Duration> {
+    Ok(waits(pid)?.into_values().max().unwrap_or_default())
+}
+
+/// How long each thread of a process has waited for a CPU since its start, by the threads' ids.
+///
+/// # Errors
+///
+/// If it is gone.
+pub fn waits(pid: u32) -> Result<BTreeMap<u32, Duration>> {
     let path = format!("/proc/{pid}/task");
-    let mut longest = Duration::ZERO;
+    let mut waits = BTreeMap::new();
     for thread in std::fs::read_dir(&path).context(path)? {
         let Ok(thread) = thread?.file_name().to_string_lossy().parse() else { continue };
         // A thread may have ended meanwhile.
-        longest = longest.max(schedstat(pid, thread).map_or(Duration::ZERO, |time| time.waited));
+        let time = schedstat(pid, thread).ok();
+        waits.extend(time.map(|time| (thread, time.waited)));
     }
-    Ok(longest)
+    Ok(waits)
 }
 
 /// What the kernel's scheduler counts of a thread.

@@ -3,6 +3,7 @@
 //! A process that dies of SIGINT runs no destructor, and would leave guests, namespaces and mounts
 //! behind. The handler only sets a flag; every loop here that waits asks [`check`].
 
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,18 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// How often a waiting loop looks at the flag, and at what it waits for.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Names how many times as long as on any machine something may take, on a host that is itself emulated.
+pub const PATIENCE_VARIABLE: &str = "FLATLINE_PATIENCE";
+
+/// `limit`, as many times as [`PATIENCE_VARIABLE`] says. For what is waited for, not for what is judged by its time.
+pub fn patient(limit: Duration) -> Duration {
+    static TIMES: LazyLock<u32> = LazyLock::new(|| {
+        let text = std::env::var(PATIENCE_VARIABLE).ok();
+        text.and_then(|text| text.parse().ok()).unwrap_or(1)
+    });
+    limit.saturating_mul(*TIMES)
+}
 
 extern "C" fn remember(_signal: libc::c_int) {
     INTERRUPTED.store(true, Ordering::Relaxed);
@@ -79,13 +92,13 @@ pub fn sleep(duration: Duration) -> Result<()> {
 ///
 /// # Errors
 ///
-/// After `timeout`, on a signal, or when `ask` itself fails.
+/// After `timeout`, made [`patient`], on a signal, or when `ask` itself fails.
 pub fn wait_until<T>(
     what: &str,
     timeout: Duration,
     mut ask: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
-    let start = Instant::now();
+    let (start, timeout) = (Instant::now(), patient(timeout));
     loop {
         check()?;
         if let Some(answer) = ask()? {

@@ -13,6 +13,7 @@ mod machine;
 mod packages;
 mod report;
 mod results;
+mod withheld;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -177,7 +178,7 @@ impl Ground {
 
 /// A cell in a line, with what there is to look for if it is not as is due.
 fn told(host: &Host, cell: &Cell) -> String {
-    let Cell { column, text, as_due, detail } = cell;
+    let Cell { column, text, as_due, detail, overdue: _ } = cell;
     let name = host.name;
     match (as_due, detail) {
         (Some(true), _) => format!("{name}, {column}: {text}"),

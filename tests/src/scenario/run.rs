@@ -39,6 +39,8 @@ pub struct Outcome {
     /// How long the host kept the daemon and the guest from its CPUs meanwhile, where a crash was to be found: the daemon gives
     /// a vCPU that is not let run the time that it did not get.
     pub withheld: Option<Duration>,
+    /// When that verdict was seen.
+    pub found_at: Option<SystemTime>,
     /// From the verdict to the first sign of life afterwards.
     pub recover: Option<Duration>,
     /// From QEMU's own word of the crash to its taking `system_reset`, by its own account, where it gave one.
@@ -244,6 +246,7 @@ fn crashed(stage: &Stage, fault: SystemTime, causes: &[&str], recovers: bool) ->
     let withheld = withheld(stage).zip(before).map(|(now, before)| now.saturating_sub(before));
     let mut outcome = with_incident(stage, last)?.outcome("crashed");
     (outcome.detect, outcome.withheld) = (Some(detect), withheld);
+    outcome.found_at = Some(fault + detect);
     outcome.as_expected = outcome.has_cause_of(causes);
     if recovers {
         let verdict = Instant::now();

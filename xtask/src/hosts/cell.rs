@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// A cell. Its host prints it, and the task keeps it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Cell {
     /// The column's name.
     pub(super) column: String,
@@ -13,21 +13,44 @@ pub(super) struct Cell {
     pub(super) as_due: Option<bool>,
     /// More, for a section below the tables, or for the terminal: what was printed, or a log.
     pub(super) detail: Option<String>,
+    /// Of a crash that was found too late for a host that has its CPUs to itself.
+    #[serde(default)]
+    pub(super) overdue: Option<Overdue>,
+}
+
+/// When a crash was and when it was found, in seconds before its cell was told, and by how many seconds that is too late.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Overdue {
+    pub(super) fault_ago: f64,
+    pub(super) verdict_ago: f64,
+    pub(super) by: f64,
 }
 
 impl Cell {
     /// One that was played.
     pub(super) fn played(column: &str, text: impl Into<String>, as_due: bool) -> Self {
-        Self { column: column.to_owned(), text: text.into(), as_due: Some(as_due), detail: None }
+        let as_due = Some(as_due);
+        Self { column: column.to_owned(), text: text.into(), as_due, detail: None, overdue: None }
     }
 
     /// One that was not, and why.
     pub(super) fn empty(column: &str, why: impl Into<String>) -> Self {
-        Self { column: column.to_owned(), text: why.into(), as_due: None, detail: None }
+        let column = column.to_owned();
+        Self { column, text: why.into(), as_due: None, detail: None, overdue: None }
     }
 
     pub(super) fn with_detail(self, detail: impl Into<String>) -> Self {
         Self { detail: Some(detail.into()), ..self }
+    }
+
+    /// Judges what is overdue by how long this machine kept the host from its CPUs between two moments, both in seconds ago:
+    /// the host takes that for time like any other.
+    pub(super) fn settled(mut self, withheld: impl FnOnce(f64, f64) -> f64) -> Self {
+        let Some(Overdue { fault_ago, verdict_ago, by }) = self.overdue.take() else { return self };
+        let withheld = withheld(fault_ago, verdict_ago);
+        self.text.push_str(&format!("; {withheld:.1} s of it without a CPU"));
+        self.as_due = self.as_due.map(|as_due| as_due && withheld >= by);
+        self
     }
 
     /// The cell that a line of a serial console holds; none if it is another kind of line.
@@ -41,6 +64,18 @@ impl Cell {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_overdue_is_excused_by_what_was_withheld_and_by_no_less() {
+        let overdue = Overdue { fault_ago: 20.0, verdict_ago: 5.0, by: 2.0 };
+        let cell = Cell { overdue: Some(overdue), ..Cell::played("halt", "15.0 s", true) };
+        let settled = |withheld: f64| cell.clone().settled(|_, _| withheld);
+        assert_eq!(settled(1.9).as_due, Some(false));
+        assert_eq!(settled(2.0).as_due, Some(true));
+        assert_eq!(settled(2.0).text, "15.0 s; 2.0 s of it without a CPU");
+        let in_time = Cell::played("halt", "10.2 s", true);
+        assert_eq!(in_time.clone().settled(|_, _| 9.0), in_time);
+    }
 
     #[test]
     fn a_cell_is_found_in_a_line_whatever_stands_before_it() {

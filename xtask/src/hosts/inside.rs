@@ -13,7 +13,7 @@ use flatline_tests::scenario::{
 use flatline_tests::{image, interrupt};
 
 use super::catalogue::{self, Column, Host, Trial};
-use super::cell::Cell;
+use super::cell::{Cell, Overdue};
 use super::disks::PAYLOAD;
 use crate::matrix::report;
 
@@ -144,20 +144,21 @@ fn cell(column: &str, scenario: &Scenario, played: &Result<Outcome>) -> Cell {
         Ok(outcome) => outcome,
         Err(error) => return Cell::empty(column, format!("not played: {error:#}")),
     };
-    let mut text = report::brief(outcome);
-    let is_in_time = match (outcome.detect, outcome.withheld.unwrap_or_default()) {
-        _ if !matches!(scenario.expected, Expected::Crashed { .. }) => true,
-        _ if matches!(outcome.cause.as_deref(), Some("panicked" | "watchdog")) => true,
-        (None, _) => false,
-        (Some(detect), withheld) => {
-            if detect > FLAT_FOR + SOON {
-                text.push_str(&format!("; of it {:.1} s without a CPU", withheld.as_secs_f64()));
-            }
-            detect <= FLAT_FOR + SOON + withheld
-        }
-    };
     let detail = format!("{}{}", report::told(outcome), report::log(played));
-    Cell::played(column, text, report::is_right(outcome) && is_in_time).with_detail(detail)
+    let mut cell = Cell::played(column, report::brief(outcome), report::is_right(outcome));
+    if matches!(scenario.expected, Expected::Crashed { .. })
+        && !matches!(outcome.cause.as_deref(), Some("panicked" | "watchdog"))
+        && let (Some(detect), Some(found_at)) = (outcome.detect, outcome.found_at)
+    {
+        let limit = FLAT_FOR + SOON + outcome.withheld.unwrap_or_default();
+        let verdict_ago = found_at.elapsed().unwrap_or_default();
+        cell.overdue = (detect > limit).then(|| Overdue {
+            fault_ago: (verdict_ago + detect).as_secs_f64(),
+            verdict_ago: verdict_ago.as_secs_f64(),
+            by: (detect - limit).as_secs_f64(),
+        });
+    }
+    cell.with_detail(detail)
 }
 
 /// Runs end-to-end tests, as they are played on any machine.

@@ -16,6 +16,7 @@ use super::disks::{PAYLOAD, QEMU_ROOT, busybox};
 use super::emulator::Emulator;
 use super::inside;
 use super::kernel::Bootable;
+use super::withheld::Withheld;
 
 /// Nested paging under emulation has four levels at most.
 const CPU: &str = "max,-la57";
@@ -74,13 +75,18 @@ impl Machine<'_> {
             }
         });
         let (begin, mut is_up) = (Instant::now(), false);
+        let mut withheld = Withheld::default();
         let said = || tail(self.console);
         loop {
             interrupt::check()?;
+            withheld.sample(machine.0.id());
             match lines.recv_timeout(Duration::from_millis(500)) {
                 Ok(line) if line.contains(READY) => is_up = true,
                 Ok(line) if line.contains(DONE) => return Ok(()),
-                Ok(line) => Cell::parse(&line).into_iter().for_each(&mut told),
+                Ok(line) => Cell::parse(&line)
+                    .into_iter()
+                    .map(|cell| cell.settled(|from, to| withheld.between(from, to)))
+                    .for_each(&mut told),
                 Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
                 Err(_) => bail!("it ended before all was tried:\n{}", said()),
             }
@@ -148,6 +154,7 @@ pub(super) fn script() -> String {
         .replace("DONE", DONE)
         .replace("TASK", inside::TASK)
         .replace("ON_KVM", ACCELERATOR_VARIABLE)
+        .replace("PATIENCE", interrupt::PATIENCE_VARIABLE)
         .replace("IN_ROOT", ROOT_VARIABLE)
         .replace("OTHERS", QEMU_ROOT)
 }
@@ -181,7 +188,7 @@ mount --bind PAYLOAD/busybox /usr/bin/busybox
 ip link set lo up
 hostname host
 stty -F /dev/ttyS1 raw
-export ON_KVM=kvm
+export ON_KVM=kvm PATIENCE=3
 [ -b /dev/vdc ] && export IN_ROOT=OTHERS FLATLINE_QEMU=OTHERS/usr/bin/qemu-system-x86_64
 echo READY >/dev/ttyS1
 PAYLOAD/xtask TASK >/dev/ttyS1 2>/dev/ttyS0 </dev/null && echo DONE >/dev/ttyS1

@@ -9,7 +9,7 @@ use super::catalogue::Host;
 use super::cell::Cell;
 
 /// A host's cells.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Played {
     /// The host's name.
     pub(super) host: String,
