@@ -68,7 +68,7 @@ impl GuestConfig {
         let mut child = Reaper(Some(child));
         let socket = self.test_socket();
         let connect = || {
-            interrupt::wait_until("QMP", Duration::from_secs(10), || {
+            interrupt::wait_until("QMP", Duration::from_secs(30), || {
                 if child.ended()? {
                     // The drain may be behind the end by a moment.
                     std::thread::sleep(Duration::from_millis(50));
