@@ -63,6 +63,19 @@ pub struct Images {
 }
 
 impl Images {
+    /// Those that were built in a directory, on this machine or another.
+    ///
+    /// # Errors
+    ///
+    /// If they are not there.
+    pub fn built_in(directory: &Path) -> Result<Self> {
+        let [kernel, initramfs] = ["kernel", "initramfs"].map(|name| directory.join(name));
+        for path in [&kernel, &initramfs] {
+            anyhow::ensure!(path.exists(), "no {}", path.display());
+        }
+        Ok(Self { kernel, initramfs, hypervisor: None })
+    }
+
     /// What a guest boots that is to have a guest of its own: the command `hypervisor` starts that.
     ///
     /// # Errors

@@ -34,6 +34,9 @@ pub enum Board {
 }
 
 impl Board {
+    /// The one whose CPUs are this machine's own, which KVM can run.
+    pub const OWN: Self = if cfg!(target_arch = "aarch64") { Self::ArmVirt } else { Self::Pc };
+
     /// Where [`GuestKind::Words`] are loaded and begun, if there is such a place.
     fn begins_at(self) -> Option<u32> {
         match self {
@@ -51,6 +54,10 @@ impl Board {
             Self::Pc if runs_linux_on_kvm => &["-machine", "pc", "-cpu", "host"],
             // Of the host's own CPU, a nested KVM may not take every feature.
             Self::Pc => &["-machine", "pc", "-cpu", "qemu64"],
+            // A guest's interrupt controller is the kernel's, which is of the host's kind.
+            Self::ArmVirt if runs_linux_on_kvm => {
+                &["-machine", "virt,gic-version=host", "-cpu", "host"]
+            }
             Self::ArmVirt => &["-machine", "virt", "-cpu", "cortex-a57"],
             Self::RiscvVirt => &["-machine", "virt", "-bios", "none"],
         }
@@ -125,7 +132,7 @@ pub struct GuestConfig {
     pub name: String,
     /// What it boots.
     pub kind: GuestKind,
-    /// The machine, for which the QEMU has to be.
+    /// The machine, for which the QEMU has to be: this machine's own kind unless another is set.
     pub board: Board,
     /// The QEMU to run; see [`private_qemu`](crate::guest::private_qemu).
     pub executable: PathBuf,
@@ -198,7 +205,7 @@ impl GuestConfig {
         Self {
             name: name.to_owned(),
             kind,
-            board: Board::Pc,
+            board: Board::OWN,
             executable: executable.to_owned(),
             dir: dir.to_owned(),
             vcpus: 1,

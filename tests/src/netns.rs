@@ -263,7 +263,7 @@ fn request_of(name: &str) -> Result<libc::ifreq> {
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     anyhow::ensure!(name.len() < request.ifr_name.len(), "{name} is too long for an interface");
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed();
+        *to = libc::c_char::from_ne_bytes([from]);
     }
     Ok(request)
 }

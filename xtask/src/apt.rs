@@ -118,15 +118,15 @@ pub(crate) fn debootstrap(root: &Path, included: &str) -> Result<()> {
     let mut command = Command::new("debootstrap");
     command.args(["--variant=minbase", &format!("--include={included}"), RELEASE]).arg(root);
     // Without one, debootstrap takes its own.
-    run_quietly("debootstrap", command.args(mirror()))
+    run_quietly("debootstrap", command.args(mirror(RELEASE)))
 }
 
-/// Where apt's lists of Debian 12 come from; `None` where it has none.
-pub(crate) fn mirror() -> Option<String> {
+/// Where apt's lists of a suite come from, such as [`RELEASE`]; `None` where it has none.
+pub(crate) fn mirror(suite: &str) -> Option<String> {
     let mut command = Command::new("apt-get");
     command.args(["indextargets", "--format", "$(RELEASE) $(COMPONENT) $(REPO_URI)"]);
     let lists = capture(&mut command)?;
-    lists.lines().find_map(|line| line.strip_prefix(&format!("{RELEASE} main "))).map(str::to_owned)
+    lists.lines().find_map(|line| line.strip_prefix(&format!("{suite} main "))).map(str::to_owned)
 }
 
 fn known(packages: &[&str]) -> bool {

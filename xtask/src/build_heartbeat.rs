@@ -10,13 +10,15 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::architecture::Architecture;
 use crate::build_ebpf;
+use crate::cross::Cross;
 use crate::process::{
     self, capture, cargo_command, find_program, heading, is_executable, workspace_root,
 };
 
-/// The architectures of guests, by Rust's names for them.
-const ARCHITECTURES: [&str; 2] = ["x86_64", "aarch64"];
+/// The architectures of guests.
+const ARCHITECTURES: [Architecture; 2] = [Architecture::X86_64, Architecture::Aarch64];
 const PACKAGE: &str = "flatline-heartbeat";
 /// More would be no small program any more.
 const MOST_BYTES: u64 = 1 << 20;
@@ -49,30 +51,46 @@ pub(crate) fn build() -> Result<PathBuf> {
         match way(architecture) {
             Ok(way) => {
                 let program = build_one(architecture, &way)?;
-                if architecture == std::env::consts::ARCH {
+                if architecture == Architecture::OWN {
                     own = Some(program);
                 }
             }
-            Err(why) => eprintln!("not built for {architecture}: {why}"),
+            Err(why) => eprintln!("not built for {}: {why}", architecture.name()),
         }
     }
     own.with_context(|| format!("the guests' agent can't be built for {}", std::env::consts::ARCH))
 }
 
+/// Builds for another architecture, also with what was fetched for that.
+///
+/// # Errors
+///
+/// If the program can't be built, isn't static or is too large.
+pub(crate) fn build_for(cross: &Cross) -> Result<PathBuf> {
+    heading("the guests' agent");
+    let architecture = cross.architecture;
+    let way = way(architecture).unwrap_or_else(|_| Way {
+        rustc: cross.rustc.clone(),
+        target: architecture.target(),
+        linker: Linker { path: cross.tool("ld"), flavor: "ld" },
+    });
+    build_one(architecture, &way)
+}
+
 /// How to build for an architecture, or why that can't be done here.
-fn way(architecture: &str) -> Result<Way, String> {
+fn way(architecture: Architecture) -> Result<Way, String> {
+    let name = architecture.name();
     // The C library that a target is named after is not linked: their core libraries are as good.
-    let targets = ["musl", "gnu"].map(|library| format!("{architecture}-unknown-linux-{library}"));
+    let targets = ["musl", "gnu"].map(|library| format!("{name}-unknown-linux-{library}"));
     let found = targets.iter().find_map(|target| Some((with_core(target)?, target.clone())));
     let (rustc, target) = found.ok_or_else(|| format!("run `rustup target add {}`", targets[0]))?;
-    let linker = linker(architecture).ok_or_else(|| {
-        format!("there is no rust-lld, no ld.lld and no {architecture}-linux-gnu-ld")
-    })?;
+    let linker = linker(architecture)
+        .ok_or_else(|| format!("there is no rust-lld, no ld.lld and no {name}-linux-gnu-ld"))?;
     Ok(Way { rustc, target, linker })
 }
 
 /// LLVM's links for every architecture, GNU's for one.
-fn linker(architecture: &str) -> Option<Linker> {
+fn linker(architecture: Architecture) -> Option<Linker> {
     let lld = build_ebpf::compilers().into_iter().find_map(|rustc| {
         let libraries = capture(Command::new(rustc).args(["--print", "target-libdir"]))?;
         // It stands beside the libraries of the compiler's own target.
@@ -81,8 +99,8 @@ fn linker(architecture: &str) -> Option<Linker> {
     });
     let lld = lld.or_else(|| find_program("ld.lld"));
     let gnu = || {
-        let is_own = architecture == std::env::consts::ARCH;
-        find_program(&format!("{architecture}-linux-gnu-ld"))
+        let is_own = architecture == Architecture::OWN;
+        find_program(&format!("{}-linux-gnu-ld", architecture.name()))
             .or_else(|| find_program("ld").filter(|_| is_own))
     };
     lld.map(|path| Linker { path, flavor: "ld.lld" })
@@ -98,7 +116,7 @@ fn with_core(target: &str) -> Option<PathBuf> {
     })
 }
 
-fn build_one(architecture: &str, way: &Way) -> Result<PathBuf> {
+fn build_one(architecture: Architecture, way: &Way) -> Result<PathBuf> {
     let directory = workspace_root().join("target/heartbeat-build");
     let Way { rustc, target, linker } = way;
     let linker_path = linker.path.to_str().context("the linker's path is no text")?;
@@ -122,7 +140,7 @@ fn build_one(architecture: &str, way: &Way) -> Result<PathBuf> {
         .env_remove("RUSTUP_TOOLCHAIN");
     process::run(&mut command)?;
     let built = directory.join(target).join("agent").join(PACKAGE);
-    let program = workspace_root().join("target/heartbeat").join(architecture).join(PACKAGE);
+    let program = workspace_root().join("target/heartbeat").join(architecture.name()).join(PACKAGE);
     let bytes = std::fs::read(&built).with_context(|| format!("no {}", built.display()))?;
     if !is_static(&bytes) {
         bail!("{} needs a loader, which no guest may have", built.display());

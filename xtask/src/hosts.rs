@@ -10,7 +10,6 @@ mod emulator;
 pub(crate) mod inside;
 mod kernel;
 mod machine;
-mod packages;
 mod report;
 mod results;
 mod withheld;
@@ -23,13 +22,14 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use flatline_tests::{image, interrupt};
 
+use crate::architecture::Architecture;
+use crate::packages::Packages;
 use crate::process::{capture, cargo_command, elapsed, heading, workspace_root};
 use crate::{build_ebpf, executable, guest, setup};
 use catalogue::{HOSTS, Host};
 use cell::Cell;
 use emulator::Emulator;
 use machine::Machine;
-use packages::Packages;
 use results::{Played, Results};
 
 /// What to play.
@@ -136,7 +136,8 @@ impl Ground {
         image::build(&images, |step| eprintln!("{step}"))?;
         let dir = workspace_root().join("target/hosts");
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let packages = Packages::new(&dir.join("apt"))?;
+        let packages =
+            Packages::new(&dir.join("apt"), &catalogue::SUITES, &[Architecture::X86_64])?;
         let emulator = Emulator::find(&packages, &dir)?;
         let debian = disks::debian(&dir)?;
         let daemon_crc32 = crc32fast::hash(&std::fs::read(&daemon)?);

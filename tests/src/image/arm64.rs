@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::{INIT, Images, MODULES, initramfs, kernel};
+use super::{AGENT, INIT, Images, MODULES, initramfs, kernel};
 use crate::{command, deb};
 
 /// Bump it where what is built changes.
@@ -45,15 +45,58 @@ pub fn build(cache_dir: &Path) -> Result<Images> {
         apt.unpack(package, &unpacked)?;
     }
     let version = package.trim_start_matches("linux-image-");
-    let modules = unpacked.join("lib/modules").join(version);
-    let archive = initramfs(&init, &unpacked.join("bin/busybox"), &modules, &MODULES, None)?;
-    // Debian's is not compressed.
-    std::fs::copy(unpacked.join("boot").join(format!("vmlinuz-{version}")), &images.kernel)
-        .context("cannot write the kernel")?;
-    std::fs::write(&images.initramfs, archive.finish()).context("cannot write the initramfs")?;
+    let parts = Parts {
+        kernel: &unpacked.join("boot").join(format!("vmlinuz-{version}")),
+        modules: &unpacked.join("lib/modules").join(version),
+        busybox: &unpacked.join("bin/busybox"),
+        agent: None,
+    };
+    parts.write(&images)?;
     // Last, so that an interrupted build is taken up again.
     std::fs::write(&stamp, recipe).context("cannot write the stamp")?;
     Ok(images)
+}
+
+/// What images are made of, unpacked.
+#[derive(Clone, Copy, Debug)]
+pub struct Parts<'a> {
+    /// The kernel; Debian's is not compressed.
+    pub kernel: &'a Path,
+    /// The directory of its modules.
+    pub modules: &'a Path,
+    /// A static one of that architecture.
+    pub busybox: &'a Path,
+    /// flatline's agent, of that architecture; without it, guests have none.
+    pub agent: Option<&'a Path>,
+}
+
+impl Parts<'_> {
+    /// Makes images of them in a directory, which is made.
+    ///
+    /// # Errors
+    ///
+    /// If a part is missing, or the directory can't be written.
+    pub fn build(self, directory: &Path) -> Result<Images> {
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+        let [kernel, initramfs] = ["kernel", "initramfs"].map(|name| directory.join(name));
+        let images = Images { kernel, initramfs, hypervisor: None };
+        self.write(&images)?;
+        Ok(images)
+    }
+
+    fn write(self, images: &Images) -> Result<()> {
+        let init = INIT.replace(CONSOLES.0, CONSOLES.1);
+        // Since Linux 6.9, the network card's stands on it.
+        let modules = ["dim"].iter().chain(&MODULES).copied().collect::<Vec<_>>();
+        let mut archive = initramfs(&init, self.busybox, self.modules, &modules, None)?;
+        if let Some(agent) = self.agent {
+            let agent = std::fs::read(agent).context("cannot read the agent")?;
+            archive.file(&format!("bin/{AGENT}"), 0o755, &agent);
+        }
+        std::fs::copy(self.kernel, &images.kernel).context("cannot write the kernel")?;
+        std::fs::write(&images.initramfs, archive.finish()).context("cannot write the initramfs")
+    }
 }
 
 /// An apt with lists of its own, of this architecture alone.

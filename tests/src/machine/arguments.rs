@@ -78,7 +78,7 @@ impl GuestConfig {
         arguments.add(&["-name", &format!("{},debug-threads={debug_threads}", self.name)]);
         arguments.add(&["-no-user-config", "-nodefaults", "-display", "none"]);
         // What is of another architecture than the host is emulated anywhere.
-        let on_kvm = self.accelerator == Accelerator::Kvm && self.board == Board::Pc;
+        let on_kvm = self.accelerator == Accelerator::Kvm && self.board == Board::OWN;
         let is_linux = matches!(self.kind, GuestKind::Linux(_));
         arguments.add(self.board.options(on_kvm && is_linux));
         arguments.add(&["-accel", if on_kvm { "kvm" } else { "tcg,thread=multi" }]);

@@ -12,8 +12,18 @@ const FIRMWARE_DIRECTORIES: [&str; 3] =
     ["/usr/share/qemu", "/usr/share/seabios", "/usr/lib/ipxe/qemu"];
 
 /// Where they keep its loadable modules (Debian's TCG is one); the same holds for them.
-const MODULE_DIRECTORIES: [&str; 3] =
-    ["/usr/lib/x86_64-linux-gnu/qemu", "/usr/lib64/qemu", "/usr/lib/qemu"];
+const MODULE_DIRECTORIES: [&str; 4] = [
+    "/usr/lib/x86_64-linux-gnu/qemu",
+    "/usr/lib/aarch64-linux-gnu/qemu",
+    "/usr/lib64/qemu",
+    "/usr/lib/qemu",
+];
+/// The QEMU of guests of this machine's own kind, and Debian's package of it.
+const OWN_QEMU: (&str, &str) = if cfg!(target_arch = "aarch64") {
+    ("qemu-system-aarch64", "qemu-system-arm")
+} else {
+    ("qemu-system-x86_64", "qemu-system-x86")
+};
 
 /// The command of a QEMU in `directory`, which finds its firmware and modules there; the rest is the caller's to say.
 pub fn qemu_command(executable: &Path, directory: &Path) -> Command {
@@ -67,10 +77,11 @@ pub(super) fn enter_root() -> Vec<OsString> {
 ///
 /// If there is no QEMU, or `dir` cannot be written.
 pub fn private_qemu(dir: &Path) -> Result<PathBuf> {
+    let (name, package) = OWN_QEMU;
     let source = std::env::var_os("FLATLINE_QEMU")
-        .map_or_else(|| PathBuf::from("/usr/bin/qemu-system-x86_64"), PathBuf::from);
-    let target = private_copy(&source, "qemu-system-x86_64", dir);
-    target.with_context(|| format!("no {}: install qemu-system-x86", source.display()))
+        .map_or_else(|| Path::new("/usr/bin").join(name), PathBuf::from);
+    let target = private_copy(&source, name, dir);
+    target.with_context(|| format!("no {}: install {package}", source.display()))
 }
 
 /// What asks the QEMU of [`private_qemu`] in `dir`, where it would run, for its version.

@@ -256,7 +256,8 @@ pub(super) fn after(stage: &Stage, command: &str, words: &str) -> Result<SystemT
     Ok(SystemTime::now())
 }
 
-fn panic(stage: &Stage) -> Result<SystemTime> {
+/// Has Linux panic, and waits for its last words.
+pub(super) fn panic(stage: &Stage) -> Result<SystemTime> {
     after(stage, "panic", PANIC)
 }
 

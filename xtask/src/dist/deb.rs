@@ -8,21 +8,21 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use super::platform::Platform;
 use super::table::Package;
-use super::{afresh, directory};
+use super::{afresh, directory, libraries};
 use crate::process::{self, capture};
 
 /// Files below this are the administrator's: dpkg asks before it replaces one that was changed.
 const CONFIGURATION: &str = "etc";
 
 /// Returns the package, which has everything below `root` in it.
-pub(super) fn build(package: &Package, root: &Path) -> Result<PathBuf> {
+pub(super) fn build(package: &Package, root: &Path, platform: &Platform) -> Result<PathBuf> {
     let control = root.join("DEBIAN");
-    let architecture = capture(Command::new("dpkg").arg("--print-architecture"))
-        .context("dpkg names no architecture")?;
+    let architecture = platform.debian_architecture()?;
     // Looked at before the control files are among them.
     let files = files(root)?;
-    let depends = depends(package, root, &files)?;
+    let depends = depends(package, root, &files, platform)?;
     let text = control_file(package, &architecture, &depends, installed_kib(&files)?);
     fs::create_dir_all(&control)?;
     fs::write(control.join("control"), text)?;
@@ -97,10 +97,21 @@ fn installed_kib(files: &[PathBuf]) -> Result<u64> {
 }
 
 /// The table's dependencies, with the libraries that the programs were linked to for `$auto`.
-fn depends(package: &Package, root: &Path, files: &[PathBuf]) -> Result<String> {
+fn depends(
+    package: &Package,
+    root: &Path,
+    files: &[PathBuf],
+    platform: &Platform,
+) -> Result<String> {
     let listed = &package.deb().depends;
     if !listed.contains("$auto") {
         return Ok(listed.clone());
+    }
+    let programs = files.iter().filter(|file| file.starts_with(root.join("usr/bin")));
+    if !platform.is_own() {
+        // dpkg-shlibdeps would look for the libraries' packages among those that are installed.
+        let libraries = libraries::packages(programs, &platform.tool("readelf"))?;
+        return Ok(listed.replace("$auto", &libraries));
     }
     // dpkg-shlibdeps wants to be where a source package would be.
     let source = directory().join("shlibdeps");
@@ -108,7 +119,6 @@ fn depends(package: &Package, root: &Path, files: &[PathBuf]) -> Result<String> 
     let name = &package.name;
     let control = format!("Source: {name}\n\nPackage: {name}\nArchitecture: any\n");
     fs::write(source.join("debian/control"), control)?;
-    let programs = files.iter().filter(|file| file.starts_with(root.join("usr/bin")));
     let mut command = Command::new("dpkg-shlibdeps");
     command.arg("-O").args(programs).current_dir(&source);
     let answer = capture(&mut command).context("dpkg-shlibdeps failed; it comes with dpkg-dev")?;

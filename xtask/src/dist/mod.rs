@@ -6,6 +6,8 @@
 //! all other packaging together, and what is needed of it is to copy files.
 
 mod deb;
+mod libraries;
+mod platform;
 mod stage;
 mod table;
 mod tarball;
@@ -18,9 +20,14 @@ use anyhow::{Context, Result};
 use clap::Args;
 use flatline_tests::boot_sector::BootSector;
 
-use crate::process::{self, heading, workspace_root};
+use crate::architecture::Architecture;
+use crate::process::{self, cargo_command, heading, workspace_root};
 use crate::{build_ebpf, build_heartbeat, executable, setup};
+use platform::Platform;
 use table::Package;
+
+/// The daemon's package, and its program.
+const DAEMON: &str = "flatline";
 
 /// What to make.
 #[derive(Args, Debug)]
@@ -28,37 +35,57 @@ pub(crate) struct Options {
     /// Only the Debian packages: no second build of the daemon as a static program
     #[arg(long)]
     debian: bool,
-    /// Also install the packages in a fresh Debian, as root, and have lintian and systemd look at them
+    /// Also install the packages in a fresh Debian, as root, and have lintian and systemd look at them; of another
+    /// architecture, unpack them in an empty root
     #[arg(long)]
     verify: bool,
+    /// For this target instead of this machine's own: x86_64-unknown-linux-gnu or aarch64-unknown-linux-gnu
+    #[arg(long, value_name = "TRIPLE", value_parser = Architecture::of_target)]
+    target: Option<Architecture>,
 }
 
 /// Makes what the options ask for, and says where it is.
 pub(crate) fn task(options: &Options) -> Result<()> {
     setup::ensure()?;
-    let debs = packages()?;
+    let platform = Platform::new(options.target.unwrap_or(Architecture::OWN))?;
+    let debs = if platform.is_own() { packages()? } else { foreign(&platform)? };
     for deb in &debs {
         told(deb)?;
     }
     if !options.debian {
-        told(&tarball::build()?)?;
+        told(&tarball::build(&platform)?)?;
     }
-    verify::unit(&staged("flatline"))?;
-    if options.verify { verify::packages(&debs) } else { Ok(()) }
+    verify::unit(&staged(DAEMON))?;
+    match (options.verify, platform.is_own()) {
+        (false, _) => Ok(()),
+        (true, true) => verify::packages(&debs),
+        (true, false) => verify::foreign(&debs, platform.architecture),
+    }
 }
 
-/// Builds the programs, and the Debian packages with them.
+/// Builds the programs for this machine, and the Debian packages with them.
 ///
 /// # Errors
 ///
 /// As [`debian`], and if one of them can't be built.
 pub(crate) fn packages() -> Result<Vec<PathBuf>> {
     build_ebpf::build()?;
-    let daemon = executable::build("the daemon", &["--package", "flatline"])?;
-    debian(&daemon, &build_heartbeat::build()?)
+    debian(&Platform::own().daemon()?, &build_heartbeat::build()?)
 }
 
-/// The Debian packages, from programs that are there: the daemon's is asked for its pages, so it must run here.
+/// The same for another architecture. The documents are what the daemon says here, of whichever profile.
+fn foreign(platform: &Platform) -> Result<Vec<PathBuf>> {
+    build_ebpf::build()?;
+    heading("building the daemon that prints its documents");
+    let built = executable::built(&mut cargo_command(["build", "--package", DAEMON]))?;
+    let own = built.into_iter().find(|each| each.name == DAEMON && !each.is_test);
+    let (daemon, agent) = (platform.daemon()?, platform.agent()?);
+    heading("Debian packages");
+    documents(&own.context("cargo built no daemon")?.path)?;
+    packed(platform, &daemon, &agent)
+}
+
+/// The Debian packages, from programs of this machine's that are there: the daemon's is asked for its pages.
 ///
 /// # Errors
 ///
@@ -66,12 +93,17 @@ pub(crate) fn packages() -> Result<Vec<PathBuf>> {
 pub(crate) fn debian(daemon: &Path, agent: &Path) -> Result<Vec<PathBuf>> {
     heading("Debian packages");
     documents(daemon)?;
+    packed(&Platform::own(), daemon, agent)
+}
+
+/// The packages of these programs; the documents are there.
+fn packed(platform: &Platform, daemon: &Path, agent: &Path) -> Result<Vec<PathBuf>> {
     let mut debs = Vec::new();
-    for (name, program) in [("flatline", daemon), ("flatline-heartbeat", agent)] {
+    for (name, program) in [(DAEMON, daemon), ("flatline-heartbeat", agent)] {
         let package = Package::read(name)?;
         let root = staged(name);
-        stage::stage(&package, program, &root)?;
-        debs.push(deb::build(&package, &root)?);
+        stage::stage(&package, program, &root, &platform.tool("strip"))?;
+        debs.push(deb::build(&package, &root, platform)?);
     }
     Ok(debs)
 }

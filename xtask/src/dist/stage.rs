@@ -14,8 +14,9 @@ use crate::process;
 /// What stands before the program in a table: cargo-deb puts the real directory in its place, and so is it done here.
 const BUILT: &str = "target/release/";
 
-/// Makes `root` the tree of the package's files; `program` is the one that its table has in `target/release`.
-pub(super) fn stage(package: &Package, program: &Path, root: &Path) -> Result<()> {
+/// Makes `root` the tree of the package's files; `program` is the one that its table has in `target/release`, and `strip`
+/// what strips it.
+pub(super) fn stage(package: &Package, program: &Path, root: &Path, strip: &Path) -> Result<()> {
     afresh(root)?;
     for Asset(source, destination, mode) in &package.deb().assets {
         let mode = u32::from_str_radix(mode, 8).with_context(|| format!("{source}: {mode:?}"))?;
@@ -32,12 +33,12 @@ pub(super) fn stage(package: &Package, program: &Path, root: &Path) -> Result<()
         };
         for source in sources {
             let target = place(root, destination, &source)?;
-            put(&source, &target, mode, is_built)?;
+            put(&source, &target, mode, is_built.then_some(strip))?;
         }
     }
     let changelog = package.directory().join(&package.deb().changelog);
     let place = root.join("usr/share/doc").join(&package.name).join("changelog.Debian");
-    put(&changelog, &place, 0o644, false)
+    put(&changelog, &place, 0o644, None)
 }
 
 /// The file, or all files of its directory that match the one `*` in its name, in order.
@@ -70,13 +71,13 @@ fn place(root: &Path, destination: &str, source: &Path) -> Result<PathBuf> {
     Ok(target.join(source.file_name().context("a nameless file")?))
 }
 
-fn put(source: &Path, target: &Path, mode: u32, is_built: bool) -> Result<()> {
+fn put(source: &Path, target: &Path, mode: u32, strip: Option<&Path>) -> Result<()> {
     let parent = target.parent().context("a file without a directory")?;
     fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
     fs::copy(source, target)
         .with_context(|| format!("cannot copy {} to {}", source.display(), target.display()))?;
-    if is_built {
-        process::run(Command::new("strip").arg("--strip-unneeded").arg(target))?;
+    if let Some(strip) = strip {
+        process::run(Command::new(strip).arg("--strip-unneeded").arg(target))?;
     }
     fs::set_permissions(target, fs::Permissions::from_mode(mode))?;
     if is_compressed(target) {

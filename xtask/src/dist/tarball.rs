@@ -9,8 +9,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use super::platform::Platform;
 use super::table::Package;
 use super::{afresh, directory, stage, staged};
+use crate::architecture::Architecture;
 use crate::build_heartbeat;
 use crate::process::{self, capture, cargo_command, heading, workspace_root};
 
@@ -28,13 +30,13 @@ const LICENCES: [&str; 2] = ["LICENSE-APACHE", "LICENSE-MIT"];
 const UNITS: &str = "lib/systemd/system";
 
 /// Builds the static program, and returns the tarball.
-pub(super) fn build() -> Result<PathBuf> {
-    let program = static_program()?;
+pub(super) fn build(platform: &Platform) -> Result<PathBuf> {
+    let program = platform.static_daemon()?;
     heading("tarball");
     let package = Package::read("flatline")?;
     let tree = staged("static");
-    stage::stage(&package, &program, &tree)?;
-    let architecture = std::env::consts::ARCH;
+    stage::stage(&package, &program, &tree, &platform.tool("strip"))?;
+    let architecture = platform.architecture.name();
     let name = format!("flatline-{}-{architecture}-linux", package.version);
     let root = staged("tarball").join(&name);
     afresh(&root)?;
@@ -101,7 +103,12 @@ fn git() -> Command {
     command
 }
 
-fn static_program() -> Result<PathBuf> {
+/// This machine's own.
+///
+/// # Errors
+///
+/// If it can't be built, is not static or does not run.
+pub(super) fn static_program() -> Result<PathBuf> {
     let target = target();
     heading(&format!("the daemon as a static program, for {target}"));
     // A directory of its own: with other flags, everything would be built again here and there.
@@ -111,18 +118,28 @@ fn static_program() -> Result<PathBuf> {
     command.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
     process::run(&mut command)?;
     let program = directory.join(target).join("release/flatline");
-    let bytes = fs::read(&program).with_context(|| format!("no {}", program.display()))?;
-    if !build_heartbeat::is_static(&bytes) {
-        bail!("{} needs a loader", program.display());
-    }
+    needs_no_loader(&program)?;
     let version = capture(Command::new(&program).arg("--version"));
     version.with_context(|| format!("{} does not run", program.display()))?;
     Ok(program)
 }
 
+/// That a program is static.
+///
+/// # Errors
+///
+/// If it is not, or can't be read.
+pub(super) fn needs_no_loader(program: &Path) -> Result<()> {
+    let bytes = fs::read(program).with_context(|| format!("no {}", program.display()))?;
+    if !build_heartbeat::is_static(&bytes) {
+        bail!("{} needs a loader", program.display());
+    }
+    Ok(())
+}
+
 /// musl's, if cargo's compiler has a standard library for it, or else this machine's own.
 fn target() -> String {
-    let name = |library| format!("{}-unknown-linux-{library}", std::env::consts::ARCH);
+    let name = |library| format!("{}-unknown-linux-{library}", Architecture::OWN.name());
     let musl = name("musl");
     let mut command = Command::new("rustc");
     command.current_dir(workspace_root()).args(["--print", "target-libdir", "--target", &musl]);

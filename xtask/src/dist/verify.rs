@@ -7,6 +7,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::directory;
 use crate::apt;
+use crate::architecture::Architecture;
+use crate::cross;
 use crate::process::{self, capture, find_program, heading};
 
 /// What of Debian the packages need beyond its smallest form.
@@ -83,5 +85,31 @@ fn install(debs: &[PathBuf], root: &Path) -> Result<()> {
         bail!("/{left} is left behind, below {}", directory().display());
     }
     println!("nothing is left of it");
+    Ok(())
+}
+
+/// Unpacks packages of another architecture into an empty root, and looks whether they and their programs are of that. Nothing
+/// of them can run here.
+pub(super) fn foreign(debs: &[PathBuf], architecture: Architecture) -> Result<()> {
+    heading(&format!("an empty root of {}", architecture.debian()));
+    let root = tempfile::Builder::new().prefix("flatline-dist-").tempdir()?;
+    for name in ["var/lib/dpkg/info", "var/lib/dpkg/updates"] {
+        std::fs::create_dir_all(root.path().join(name))?;
+    }
+    std::fs::write(root.path().join("var/lib/dpkg/status"), "")?;
+    for deb in debs {
+        let field = capture(Command::new("dpkg-deb").arg("--field").arg(deb).arg("Architecture"));
+        ensure!(field.as_deref() == Some(architecture.debian()), "{}: {field:?}", deb.display());
+        // Its dependencies are none of an empty root's.
+        let mut command = Command::new("dpkg");
+        command.arg(format!("--root={}", root.path().display()));
+        command.args(["--force-architecture", "--force-depends", "--unpack"]).arg(deb);
+        process::run(&mut command)?;
+    }
+    for entry in std::fs::read_dir(root.path().join("usr/bin")).context("no usr/bin")? {
+        let program = entry?.path();
+        cross::check(&program, architecture)?;
+        println!("{}: a program of {}", program.display(), architecture.name());
+    }
     Ok(())
 }

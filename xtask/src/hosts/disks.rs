@@ -6,8 +6,8 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use flatline_tests::command;
 
-use super::packages::Packages;
 use crate::apt;
+use crate::packages::Packages;
 use crate::process::run_quietly;
 
 /// What of Debian a host of virtual machines has, and what the tests' harness runs, beyond Debian's smallest form.
@@ -61,7 +61,7 @@ pub(super) fn qemu(packages: &Packages, suite: &str, dir: &Path) -> Result<PathB
     }
     let place = tempfile::Builder::new().prefix(".qemu-").tempdir_in(dir)?;
     let root = place.path().join("root");
-    packages.unpack_with_all(suite, apt::QEMU, &root)?;
+    packages.unpack_with_all(suite, &[apt::QEMU], &root)?;
     for name in PRUNED {
         let _ = std::fs::remove_dir_all(root.join(name));
     }

@@ -6,8 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::packages::Packages;
 use crate::apt;
+use crate::packages::Packages;
 use crate::process::capture;
 
 /// The first QEMU that locks a page of code before it translates it. An older one may keep what a vCPU translated while another
@@ -45,7 +45,7 @@ impl Emulator {
         if !root.exists() {
             let place = tempfile::Builder::new().prefix(".emulator-").tempdir_in(dir)?;
             let new = place.path().join("root");
-            packages.unpack_with_all(SUITE, apt::QEMU, &new)?;
+            packages.unpack_with_all(SUITE, &[apt::QEMU], &new)?;
             std::fs::rename(&new, &root)
                 .with_context(|| format!("cannot make {}", root.display()))?;
         }

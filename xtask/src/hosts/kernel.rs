@@ -8,7 +8,7 @@ use flatline_tests::cpio::Archive;
 use flatline_tests::image::kernel::{unpack, unpack_image};
 use object::{Object as _, ObjectSection as _};
 
-use super::packages::{Kernel, Packages};
+use crate::packages::{Kernel, Packages};
 use crate::process::heading;
 
 /// Modules that the host loads before it has a root, with what they depend on; a kernel may have some built in.

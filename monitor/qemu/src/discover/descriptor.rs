@@ -131,7 +131,7 @@ pub(super) fn name_of(tap: BorrowedFd<'_>) -> io::Result<Said<String>> {
         Err(Errno::NOTTY | Errno::INVAL | Errno::BADF) => return Ok(Said::NoTap),
         Err(errno) => return Err(errno.into()),
     };
-    let name = request.ifr_name.map(c_char::cast_unsigned);
+    let name = request.ifr_name.map(byte_of);
     let name = CStr::from_bytes_until_nul(&name).map_err(io::Error::other)?;
     Ok(Said::Known(name.to_string_lossy().into_owned()))
 }
@@ -161,13 +161,19 @@ fn ask(file: BorrowedFd<'_>, what: libc::Ioctl, name: &str) -> Result<libc::ifre
     // SAFETY: it is made of integers, for which zero is a value.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed();
+        *to = c_char::from_ne_bytes([from]);
     }
     // SAFETY: the descriptor is open, and the request is a whole `ifreq` that outlives the call.
     match unsafe { libc::ioctl(file.as_raw_fd(), what, &raw mut request) } {
         0 => Ok(request),
         _ => Err(last_errno()),
     }
+}
+
+/// A letter of C's, which is signed on x86 and not on Arm.
+fn byte_of(letter: c_char) -> u8 {
+    let [byte] = letter.to_ne_bytes();
+    byte
 }
 
 fn last_errno() -> Errno {
@@ -178,7 +184,7 @@ fn last_errno() -> Errno {
 fn mac_in(request: &libc::ifreq) -> [u8; MAC_BYTES] {
     // SAFETY: that request fills this member; any bytes are a value of it.
     let address = unsafe { request.ifr_ifru.ifru_hwaddr };
-    std::array::from_fn(|index| address.sa_data[index].cast_unsigned())
+    std::array::from_fn(|index| byte_of(address.sa_data[index]))
 }
 
 #[cfg(test)]
