@@ -20,7 +20,8 @@ pub use crate::machine::executable::{
     ROOT_VARIABLE, private_copy, private_qemu, qemu_command, version_command,
 };
 pub use crate::machine::{
-    ACCELERATOR_VARIABLE, Accelerator, Board, DiskConfig, GuestConfig, GuestKind, WatchdogAction,
+    ACCELERATOR_VARIABLE, Accelerator, Board, DiskConfig, GLOBAL_VARIABLE, GuestConfig, GuestKind,
+    WatchdogAction,
 };
 use crate::qmp::Qmp;
 pub use child::was_killed;

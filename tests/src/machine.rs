@@ -83,6 +83,9 @@ pub enum WatchdogAction {
 /// Names what executes the vCPUs of guests of which nothing else is said: `kvm`, or else emulation.
 pub const ACCELERATOR_VARIABLE: &str = "FLATLINE_ACCELERATOR";
 
+/// Names what guests under KVM are given as `-global`, for a KVM that is itself emulated.
+pub const GLOBAL_VARIABLE: &str = "FLATLINE_GUEST_GLOBAL";
+
 /// What executes the vCPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accelerator {

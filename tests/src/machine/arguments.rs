@@ -7,7 +7,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, anyhow};
 
-use super::{Accelerator, Board, DiskConfig, GuestConfig, GuestKind, WatchdogAction, executable};
+use super::{
+    Accelerator, Board, DiskConfig, GLOBAL_VARIABLE, GuestConfig, GuestKind, WatchdogAction,
+    executable,
+};
 
 /// An address that makes no guest collide with another: the last bytes of its MAC.
 static NEXT_MAC: AtomicU32 = AtomicU32::new(1);
@@ -82,6 +85,9 @@ impl GuestConfig {
         let is_linux = matches!(self.kind, GuestKind::Linux(_));
         arguments.add(self.board.options(on_kvm && is_linux));
         arguments.add(&["-accel", if on_kvm { "kvm" } else { "tcg,thread=multi" }]);
+        if on_kvm && let Ok(global) = std::env::var(GLOBAL_VARIABLE) {
+            arguments.add(&["-global", &global]);
+        }
         arguments.add(&["-smp", &self.vcpus.to_string(), "-m", &self.memory_mib.to_string()]);
         for directory in executable::firmware_directories() {
             arguments.add(&["-L", directory]);
