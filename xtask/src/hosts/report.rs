@@ -145,16 +145,18 @@ pub(super) fn with_results(of: impl Fn(&Host) -> Option<Played>) -> Vec<(Host, O
 }
 
 const INTRODUCTION: &str = "Written by `cargo xtask hosts`: real KVM hosts, each a Debian 12 with a kernel of Debian's own, in \
-    a QEMU that emulates an AMD machine with SVM and two CPUs. flatline runs inside, and so do its guests: unmodified 64-bit \
-    Linux 6.1 under `-accel kvm` with `-cpu host`, and boot sectors. Emulation makes all of it many times slower than such a \
-    host is, and no clock with it. A cell that is *wrong* is told of below, and so is why a cell is empty.";
-const OFFERS: &str = "*check*: what `flatline check` says, and its exit code. *hook*: what a guest's tap is counted by. \
-    *programs*: of the programs that watch the host, those that `flatline status --json` says are attached; what is lost must be \
-    named by `check`.";
+    a QEMU (8.1 or newer) that emulates an AMD machine with SVM and two CPUs. flatline runs inside, and so do its guests: \
+    unmodified 64-bit Linux 6.1 under `-accel kvm` with `-cpu host`, and boot sectors. Emulation makes all of it many times \
+    slower than such a host is, and no clock with it. A cell that is *wrong* is told of below, and so is why a cell is empty.";
+const OFFERS: &str = "*check*: what `flatline check` says, and its exit code; where it refuses the host, `flatline run` must too. \
+    *hook*: what a guest's tap is counted by, which must be what check names. *programs*: of the programs that watch the host, \
+    those that `flatline status --json` says are attached; each that is lost must be named by check, and by what is degraded, \
+    and nothing else may be.";
 const CRASHES: &str = "The scenarios of [verdicts.md](verdicts.md), each with a daemon of its own and an idle guest beside that \
     must be left alone. From the fault to the verdict, and from there until the guest is back. A crash that is not announced is \
-    to be found within `flat_for` (10 s) and 3 s more; each guest is reset once, and no other.";
-const HEALTHY: &str = "Each is watched for 40 s, and may not be reset. *idle=poll* and *masked wait* have no address to be asked \
+    to be found within `flat_for` (10 s) and 3 s more, and for as long as the daemon, the guest or the whole host waited for a \
+    CPU meanwhile; each guest is reset once, and no other.";
+const HEALTHY: &str = "Each is watched for 40 s, and may not be reset; *idle*, on two vCPUs, and *busy* beside each other. *idle=poll* and *masked wait* have no address to be asked \
     at, and may stay suspected.";
 const COUNTS: &str = "End-to-end tests that are played inside of the host with its guests: packets and bytes of taps equal the \
     kernel's own, through each hook; requests of disks equal QEMU's; pages that the host writes back later are counted once, \
