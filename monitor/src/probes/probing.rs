@@ -60,7 +60,7 @@ pub(super) async fn ask(
     let addresses = addresses.join(", ");
     let now = count().map_err(|missing| missing.to_string())?;
     Ok(if now > before {
-        Answer::Lives(format!("{addresses} answers"))
+        Answer::ServesInterrupts(format!("{addresses} answers"))
     } else {
         Answer::Silent(format!("{addresses} left {PROBES_PER_ROUND} probes unanswered"))
     })

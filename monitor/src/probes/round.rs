@@ -60,12 +60,17 @@ async fn answers<A: Future<Output = Answer>>(
     excuses: Vec<Question<A>>,
 ) -> Vec<(usize, Statement)> {
     let waits_until = Instant::now() + EXCUSES_AFTER;
-    let acquitted = AtomicBool::new(false);
-    let is_acquitted = || acquitted.load(Ordering::Relaxed);
+    let (certain, acquitted, last_words) =
+        (AtomicBool::new(false), AtomicBool::new(false), AtomicBool::new(false));
+    let is = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
+    // A kernel that said its last words may answer a probe all the same.
+    let is_acquitted = || is(&certain) || is(&acquitted) && !is(&last_words);
     let ask = async |question: Question<A>| {
         let Question { at, witness, answer } = question;
         let answer = answer.await;
+        certain.fetch_or(answer.acquits_for_certain(), Ordering::Relaxed);
         acquitted.fetch_or(answer.acquits(), Ordering::Relaxed);
+        last_words.fetch_or(matches!(answer, Answer::LastWords(_)), Ordering::Relaxed);
         (at, Statement { witness: witness.into(), answer })
     };
     let mut others = pin!(join_all(others.into_iter().map(&ask)));
@@ -120,6 +125,8 @@ fn bounded(answer: Answer) -> Answer {
         Answer::Excuse(said) => Answer::Excuse(text(said)),
         Answer::Starved(said) => Answer::Starved(text(said)),
         Answer::Opaque(said) => Answer::Opaque(text(said)),
+        Answer::ServesInterrupts(said) => Answer::ServesInterrupts(text(said)),
+        Answer::Loops(said) => Answer::Loops(text(said)),
     }
 }
 

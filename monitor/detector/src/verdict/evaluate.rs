@@ -118,12 +118,19 @@ fn conviction(
         Liveness::held_for(since, span.saturating_sub(detection.tick / 2), now)
     };
     let seen = suspicion(watch, Some(said), now);
-    // A kernel that ended its panic has nothing left to do by itself, however little the host lets it run.
-    if tally.last_words >= ROUNDS_TO_CONVICT
+    // A kernel that ended its panic has nothing left to do by itself, however little the host lets it run. Where its interrupt
+    // handlers answer, more rounds have to agree.
+    let rounds =
+        if said.serves_interrupts() { SILENT_ROUNDS_TO_CONVICT } else { ROUNDS_TO_CONVICT };
+    if tally.last_words >= rounds
         && all_along(Some(silence.since), policy.flat_for)
         && all_along(liveness.pinned_since, policy.flat_for)
     {
         return Some((Cause::Panicked, format!("{seen}; a vCPU was pinned all along")));
+    }
+    if said.any(Answer::acquits) {
+        // It is asked on for its last words alone.
+        return None;
     }
     if !all_along(Some(liveness.last_life), policy.flat_for) {
         // One that is asked because its time is up may have been unseen a moment ago.

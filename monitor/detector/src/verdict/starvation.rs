@@ -37,11 +37,12 @@ pub(super) fn ask(watch: &mut Watch, detection: &DetectionPolicy, now: Duration)
 pub(super) fn weigh(
     watch: &mut Watch,
     said: &Testimony,
+    acquittal: Option<String>,
     passes: bool,
     reason: String,
     now: Duration,
 ) -> Option<Act> {
-    match (said.acquittal(), &watch.state) {
+    match (acquittal, &watch.state) {
         // What holds it does so however well it answers.
         (Some(sign), State::Held) => {
             watch.acquitted(now, sign);

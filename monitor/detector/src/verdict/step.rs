@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Act, Cause, DetectionPolicy, LOOP_OVER_AFTER, Questions, ROUNDS_TO_CONVICT, State, Tally,
-    Testimony, Tick, Watch, announcements,
+    Act, Answer, Cause, DetectionPolicy, LOOP_OVER_AFTER, Questions, ROUNDS_TO_CONVICT, State,
+    Tally, Testimony, Tick, Watch, announcements,
     evaluate::{calibrate, evaluate, nothing_to_evaluate, paused_maybe},
     heartbeat,
     inhibit::{self, HostFault, counted},
@@ -122,6 +122,7 @@ fn weigh(watch: &mut Watch, said: &Testimony, detection: &DetectionPolicy, now: 
         return Act::Nothing;
     }
     let proven = said.proves() || watch.state.tally().is_some_and(|tally| tally.last_words > 0);
+    let acquittal = said.acquittal(words_stand(watch, said));
     let fault = inhibit::host_fault(watch, &tick);
     // One that is held is asked about, too, or was when the round began: a storm may have ended meanwhile.
     let asked =
@@ -132,7 +133,7 @@ fn weigh(watch: &mut Watch, said: &Testimony, detection: &DetectionPolicy, now: 
         watch.liveness.begin_anew(now, format!("none since it was held: {excuse}"));
     }
     if watch.state.is_convicted() || inhibit::is_unjudged(watch, &tick) {
-        if let Some(sign) = said.acquittal() {
+        if let Some(sign) = acquittal {
             // It changes no verdict now; but one that comes later has a window that didn't begin before this.
             watch.liveness.begin_anew(now, String::new());
             watch.liveness.alive(now, sign);
@@ -141,11 +142,11 @@ fn weigh(watch: &mut Watch, said: &Testimony, detection: &DetectionPolicy, now: 
     }
     if let Some(HostFault::Starved(reason)) = fault {
         let passes = proven && is_flat(watch, detection, now);
-        if let Some(act) = starvation::weigh(watch, said, passes, reason, now) {
+        if let Some(act) = starvation::weigh(watch, said, acquittal.clone(), passes, reason, now) {
             return act;
         }
     }
-    if let Some(sign) = said.acquittal() {
+    if let Some(sign) = acquittal {
         return lives(watch, sign, now);
     }
     if let Some(storm) = watch.storm.clone()
@@ -180,6 +181,15 @@ fn weigh(watch: &mut Watch, said: &Testimony, detection: &DetectionPolicy, now: 
     silent(watch, &tick, Some(said), detection, now)
 }
 
+/// Whether the guest's kernel has said that it dies, and a vCPU has been pinned since: what its interrupt handlers answer
+/// acquits it no more. That it is pinned alone says nothing, nor do words on the console of a guest that rests: a user may
+/// read an old log there.
+fn words_stand(watch: &Watch, said: &Testimony) -> bool {
+    let heard = watch.state.tally().is_some_and(|tally| tally.last_words > 0)
+        || said.any(|answer| matches!(answer, Answer::LastWords(_)));
+    heard && watch.liveness.pinned_since.is_some()
+}
+
 /// Weighs a round of answers about a guest that was restarted; `None` where they are weighed as any other's.
 fn weigh_restarted(
     watch: &mut Watch,
@@ -190,7 +200,7 @@ fn weigh_restarted(
     let State::Recovering { cause, deadline, tally, was_up } = watch.state else { return None };
     let due = is_due(watch, deadline, &detection.policy, now);
     if let (true, Some(why)) = (was_up, said.not_up()) {
-        if let Some(sign) = said.acquittal() {
+        if let Some(sign) = said.acquittal(false) {
             // Firmware answers probes, too, and isn't dead then.
             watch.lived(now, sign);
         }

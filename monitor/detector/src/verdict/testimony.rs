@@ -78,11 +78,22 @@ pub enum Answer {
     Starved(String),
     /// Its vCPUs can never be looked at, and why. Nothing tells then one that waits from one that is halted for good.
     Opaque(String),
+    /// Its kernel serves interrupts: it acquits, unless that kernel has said that it dies. One that ended its panic may
+    /// go on serving them, and answer what is asked of its network.
+    ServesInterrupts(String),
+    /// A vCPU runs on in kernel mode at one depth of its stack, with interrupts on, and no other was seen to run. So does a
+    /// kernel after its last words, and so may one that computes: says nothing by itself.
+    Loops(String),
 }
 
 impl Answer {
-    /// Whether only a living guest says this.
+    /// Whether only a living guest says this, or one that has said its last words.
     pub fn acquits(&self) -> bool {
+        self.acquits_for_certain() || matches!(self, Self::ServesInterrupts(_))
+    }
+
+    /// Whether only a living guest says this, whatever its kernel has said.
+    pub fn acquits_for_certain(&self) -> bool {
         matches!(self, Self::Lives(_) | Self::UserSpaceLives(_))
     }
 
@@ -90,13 +101,13 @@ impl Answer {
     pub fn word(&self) -> &'static str {
         match self {
             Self::NotAsked(_) | Self::Opaque(_) => "not asked",
-            Self::Lives(_) | Self::UserSpaceLives(_) => "lives",
+            Self::Lives(_) | Self::UserSpaceLives(_) | Self::ServesInterrupts(_) => "lives",
             Self::Silent(_) => "silent",
             Self::Halted => "halted",
             Self::Stuck(_) => "stuck",
             Self::Motionless(_) => "motionless",
             Self::LastWords(_) => "last words",
-            Self::Neither(_) => "neither",
+            Self::Neither(_) | Self::Loops(_) => "neither",
             Self::Nothing(_) => "nothing",
             Self::NotUp(_) => "not up",
             Self::Unresponsive(_) => "no answer",
@@ -121,7 +132,9 @@ impl Answer {
             | Self::Excuse(text)
             | Self::UserSpaceLives(text)
             | Self::Starved(text)
-            | Self::Opaque(text) => text,
+            | Self::Opaque(text)
+            | Self::ServesInterrupts(text)
+            | Self::Loops(text) => text,
         }
     }
 }
@@ -132,14 +145,24 @@ impl Testimony {
         self.statements.iter().any(|said| wanted(&said.answer))
     }
 
-    /// An answer that only a living guest gives.
-    pub(crate) fn acquittal(&self) -> Option<String> {
-        self.statements.iter().find_map(|said| match &said.answer {
-            Answer::Lives(text) | Answer::UserSpaceLives(text) => {
-                Some(format!("no I/O, but {}: {text}", said.witness))
-            }
-            _ => None,
-        })
+    /// An answer that only a living guest gives; where `words_stand`, only one that no dying kernel gives either.
+    pub(crate) fn acquittal(&self, words_stand: bool) -> Option<String> {
+        let acquits = |said: &&Statement| {
+            said.answer.acquits_for_certain() || !words_stand && said.answer.acquits()
+        };
+        let said = self.statements.iter().find(acquits)?;
+        Some(format!("no I/O, but {}: {}", said.witness, said.answer.text()))
+    }
+
+    /// Whether the guest answered as its kernel's interrupt handlers do, which outlive a panic.
+    pub(crate) fn serves_interrupts(&self) -> bool {
+        self.any(|answer| matches!(answer, Answer::ServesInterrupts(_)))
+    }
+
+    /// Whether its vCPUs look as they do after a kernel's last words. A kernel that computes is seen elsewhere, one that
+    /// idles waits, and vCPUs that were not seen fit nothing.
+    pub(crate) fn fits_last_words(&self) -> bool {
+        self.any(|answer| matches!(answer, Answer::Stuck(_) | Answer::Loops(_)))
     }
 
     /// Whether the guest's user space lives, and not only its kernel.
@@ -209,7 +232,7 @@ pub struct Tally {
     pub(crate) silent: u32,
     /// When the first of those ended.
     pub(crate) silent_since: Option<Duration>,
-    /// Rounds since the guest's kernel said that it dies.
+    /// Rounds since the guest's kernel said that it dies, or since one in which it answered and its vCPUs didn't fit that.
     pub(crate) last_words: u32,
     /// Rounds in a row in which a restarted guest whose time is up was still in its firmware.
     pub(crate) not_up: u32,
@@ -239,8 +262,11 @@ impl Tally {
         let counts = |said: &Statement| {
             matches!(said.answer, Answer::Silent(_)) && calibrated.contains(&said.witness)
         };
-        let silent = testimony.statements.iter().any(counts) && !testimony.any(Answer::acquits);
+        let answers = testimony.any(Answer::acquits);
+        let silent = testimony.statements.iter().any(counts) && !answers;
         let last_words = testimony.any(|answer| matches!(answer, Answer::LastWords(_)));
+        // What is answered all the same is outweighed by rounds in a row alone.
+        let contradicted = testimony.serves_interrupts() && !testimony.fits_last_words();
         Self {
             rounds: self.rounds.saturating_add(1),
             halted: row(self.halted, testimony.any(|answer| *answer == Answer::Halted)),
@@ -253,13 +279,15 @@ impl Tally {
                         Answer::Halted
                             | Answer::Stuck(_)
                             | Answer::Neither(_)
+                            | Answer::Loops(_)
                             | Answer::Unresponsive(_)
                     )
-                }) && !silent,
+                }) && !silent
+                    && !answers,
             ),
             silent: row(self.silent, silent),
             silent_since: silent.then(|| self.silent_since.unwrap_or(now)),
-            last_words: row(self.last_words, last_words || self.last_words > 0),
+            last_words: row(self.last_words, !contradicted && (last_words || self.last_words > 0)),
             // Counted where it is known whether its time is up.
             not_up: self.not_up,
         }

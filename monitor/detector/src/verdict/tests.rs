@@ -9,6 +9,7 @@ mod guest;
 mod healthy;
 mod heartbeat;
 mod holds;
+mod last_words;
 mod model;
 mod proof;
 mod qemu_hang;
