@@ -6,7 +6,9 @@
 //! read. Each costs a look-up of the current process, and a suspect an addition; most fire in the vCPU's own thread,
 //! so that the process tells which VM it belongs to. None counts what an interrupt does that hits a QEMU by chance.
 //!
-//! Argument lists: include/trace/events/kvm.h and arch/x86/kvm/trace.h of Linux 6.12.
+//! One object serves every architecture: each KVM has some of these tracepoints, and user space goes by those that could be
+//! attached. Argument lists: include/trace/events/kvm.h, arch/x86/kvm/trace.h and arch/arm64/kvm/trace_arm.h of Linux 6.12;
+//! arm64's are the same in 6.1.
 
 use aya_ebpf::{
     helpers::{
@@ -15,7 +17,7 @@ use aya_ebpf::{
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use monitor_ebpf::{KVM_WOKEN, KvmRow};
+use monitor_ebpf::{KVM_SLEPT, KVM_WOKEN, KvmRow};
 
 use crate::{maps::KVM, vms::add_atomically};
 
@@ -56,22 +58,24 @@ fn lane() -> usize {
     cpu & (KVM_WOKEN - 1)
 }
 
-/// A vCPU came out of `hlt`: by an interrupt, but also by a signal, or by its timer with interrupts off.
+/// A vCPU came out of `hlt` or `wfi`: by an interrupt, but also by a signal, or by its timer with interrupts off.
 ///
-/// Hook: `raw_tp/kvm_vcpu_wakeup` with `valid` as third argument, which only s390 clears.
+/// Hook: `raw_tp/kvm_vcpu_wakeup` with `waited` as second argument, which is false where it didn't sleep, and `valid` as third,
+/// which only s390 clears.
 #[raw_tracepoint(tracepoint = "kvm_vcpu_wakeup")]
 pub(crate) fn kvm_woken(ctx: RawTracePointContext) -> i32 {
     if let Some((row, thread)) = current()
         && ctx.arg::<u8>(2) != 0
     {
         add_atomically(&mut row.counters.wakeups, 1);
-        row.woken[lane()] = thread;
+        let slept = if ctx.arg::<u8>(1) != 0 { KVM_SLEPT } else { 0 };
+        row.woken[lane()] = thread | slept;
     }
     0
 }
 
-/// A vCPU runs guest code. The first time after it was woken, it left `hlt` behind: one that is halted for
-/// good is put back to sleep without an entry, whatever woke it.
+/// A vCPU runs guest code. The first time after it was woken, it left `hlt` behind: an x86 one that is halted for good is put
+/// back to sleep without an entry, whatever woke it. An arm64 one goes on behind its `wfi`, whatever ended that.
 ///
 /// Hook: `raw_tp/kvm_entry`.
 #[raw_tracepoint(tracepoint = "kvm_entry")]
@@ -80,9 +84,13 @@ pub(crate) fn kvm_entered(_ctx: RawTracePointContext) -> i32 {
         add_atomically(&mut row.counters.entries, 1);
         let woken = &mut row.woken[lane()];
         // On the same CPU within microseconds; a thread that moved in between is not counted.
-        if *woken == thread {
+        let slept = *woken & KVM_SLEPT != 0;
+        if *woken & !KVM_SLEPT == thread {
             *woken = 0;
             add_atomically(&mut row.counters.resumed, 1);
+            if slept {
+                add_atomically(&mut row.counters.awoken, 1);
+            }
         }
     }
     0
@@ -156,15 +164,34 @@ pub(crate) fn kvm_register(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// A vCPU went back to QEMU, but not because QEMU called it.
+/// A vCPU of an arm64 guest begins to wait.
+///
+/// Hook: `raw_tp/kvm_wfx_arm64` with `is_wfe` as second argument: that waits for another CPU, and not for an interrupt.
+#[raw_tracepoint(tracepoint = "kvm_wfx_arm64")]
+pub(crate) fn kvm_waits(ctx: RawTracePointContext) -> i32 {
+    if ctx.arg::<u8>(1) == 0
+        && let Some((row, _)) = current()
+    {
+        add_atomically(&mut row.counters.waits, 1);
+    }
+    0
+}
+
+/// A vCPU went back to QEMU. Where QEMU called it, that is what ended its sleep, and none of the guest's doing.
 ///
 /// Hook: `raw_tp/kvm_userspace_exit` with reason and error.
 #[raw_tracepoint(tracepoint = "kvm_userspace_exit")]
 pub(crate) fn kvm_left(ctx: RawTracePointContext) -> i32 {
-    if ctx.arg::<i32>(1) != INTERRUPTED
-        && let Some((row, _)) = current()
-    {
+    let Some((row, thread)) = current() else { return 0 };
+    if ctx.arg::<i32>(1) != INTERRUPTED {
         add_atomically(&mut row.counters.userspace_exits, 1);
+        return 0;
+    }
+    // It may have moved to another CPU since.
+    for woken in &mut row.woken {
+        if *woken & !KVM_SLEPT == thread {
+            *woken = 0;
+        }
     }
     0
 }

@@ -38,7 +38,10 @@ pub const PROBE_IPV6: [u8; 16] = {
 pub const KVM_ROWS: u32 = 128;
 
 /// Threads that a row of `kvm` remembers: one for all CPUs with numbers that end in the same bits.
-pub const KVM_WOKEN: usize = 8;
+pub const KVM_WOKEN: usize = 4;
+
+/// Marks a thread in `woken` that had slept: no thread has an id with this bit (`PID_MAX_LIMIT` is 2^22).
+pub const KVM_SLEPT: u32 = 1 << 31;
 
 /// What one suspect's vCPUs did under KVM: a row of `kvm`, by QEMU's pid.
 ///
@@ -48,13 +51,15 @@ pub const KVM_WOKEN: usize = 8;
 pub struct KvmRow {
     /// When that process started, in clock ticks after boot.
     pub start_ticks: u64,
-    /// The vCPU thread that was last woken from `hlt` on one of these CPUs and has not run guest code since; 0: none.
+    /// The vCPU thread that was last woken from `hlt` or `wfi` on one of these CPUs and has not run guest code since, with
+    /// [`KVM_SLEPT`] if it had slept; 0: none.
     pub woken: [u32; KVM_WOKEN],
     /// All of its vCPUs together.
     pub counters: KvmCounters,
 }
 
-/// What vCPUs did. Some of it only a guest does that takes interrupts; the rest, a dead one may do as well.
+/// What vCPUs did. Some of it only a guest does that takes interrupts; the rest, a dead one may do as well. What an
+/// architecture's KVM doesn't trace stays zero.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KvmCounters {
@@ -80,6 +85,11 @@ pub struct KvmCounters {
     pub userspace_exits: u64,
     /// Changes of interrupt lines by QEMU itself.
     pub set_irqs: u64,
+    /// Times that an arm64 guest began to wait for an interrupt (`wfi`): a parked CPU does so all the time, and goes on at
+    /// once.
+    pub waits: u64,
+    /// Of `resumed`, those behind a sleep of the vCPU's thread: what ended that was an interrupt.
+    pub awoken: u64,
 }
 
 /// One row of `taps`: which tap it is, of which VM, and the addresses that its guest was last seen to use.
@@ -294,9 +304,9 @@ pub struct ThreadTime {
 
 const _: () = {
     use core::mem::{offset_of, size_of};
-    assert!(size_of::<KvmCounters>() == 88);
+    assert!(size_of::<KvmCounters>() == 104);
     assert!(size_of::<KvmRow>() == 128);
-    assert!(offset_of!(KvmRow, counters) == 40);
+    assert!(offset_of!(KvmRow, counters) == 24);
     assert!(size_of::<TapRow>() == 48);
     assert!(offset_of!(TapRow, guest_ipv4) == 12);
     assert!(offset_of!(TapRow, guest_ipv4_mac) == 16);

@@ -5,7 +5,7 @@
 //! suspects. The programs are loaded at the first suspicion, so that they are at hand when its second round begins, and then
 //! stay loaded; most daemons never have one.
 //!
-//! Measured on Linux 6.18 with six guests competing for two cores: attaching all nine takes 2.2 ms, and so
+//! Measured on Linux 6.18 with six guests competing for two cores: attaching nine takes 2.2 ms, and so
 //! does detaching them; loading, the first time, 0.2 s more. A tracepoint that a kernel doesn't have (other
 //! processors have fewer) is no error: what it would have shown is not known then.
 
@@ -27,7 +27,7 @@ use super::{ProbeError, ProgramHealth, host::Loader, pins::Pins, slots::open};
 use flatline_qemu::{discover::VmId, text::error_chain};
 
 /// The programs, and the tracepoints that they hook into.
-pub(crate) const PROGRAMS: [(&str, &str); 9] = [
+pub(crate) const PROGRAMS: [(&str, &str); 10] = [
     ("kvm_woken", "kvm_vcpu_wakeup"),
     ("kvm_entered", "kvm_entry"),
     ("kvm_injected", "kvm_inj_virq"),
@@ -37,7 +37,22 @@ pub(crate) const PROGRAMS: [(&str, &str); 9] = [
     ("kvm_register", "kvm_msr"),
     ("kvm_left", "kvm_userspace_exit"),
     ("kvm_line", "kvm_set_irq"),
+    ("kvm_waits", "kvm_wfx_arm64"),
 ];
+
+/// Those among the tracepoints that every x86 KVM has, and no other (Linux 5.11 to 6.18).
+pub(crate) const ONLY_X86: [&str; 4] = ["kvm_inj_virq", "kvm_eoi", "kvm_pio", "kvm_msr"];
+/// The one that every arm64 KVM has, and no other (Linux 6.1 to 6.18).
+pub(crate) const ONLY_ARM64: [&str; 1] = ["kvm_wfx_arm64"];
+
+/// The tracepoints that a KVM of this architecture, by Rust's name for it, is expected to have.
+pub(crate) fn expected(architecture: &str) -> Vec<&'static str> {
+    let is_expected = |tracepoint: &&str| {
+        (architecture == "x86_64" || !ONLY_X86.contains(tracepoint))
+            && (architecture == "aarch64" || !ONLY_ARM64.contains(tracepoint))
+    };
+    PROGRAMS.into_iter().map(|(_, tracepoint)| tracepoint).filter(is_expected).collect()
+}
 
 /// Which of KVM's tracepoints are hooked into, and for which VMs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,6 +72,11 @@ impl KvmHooks {
     pub(crate) fn sees(&self, tracepoint: &str) -> bool {
         let is_on = |row: &ProgramHealth| row.hook == tracepoint && row.failure.is_none();
         self.attached && self.health.iter().any(is_on)
+    }
+
+    /// Whether this is an arm64 KVM, as far as its tracepoints say.
+    pub(crate) fn is_arm64(&self) -> bool {
+        ONLY_ARM64.into_iter().all(|tracepoint| self.sees(tracepoint))
     }
 
     /// Whether any tracepoint is counted now.
@@ -199,6 +219,15 @@ fn program<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_architecture_has_tracepoints_of_its_own() {
+        let (x86, arm64, other) = (expected("x86_64"), expected("aarch64"), expected("s390x"));
+        assert_eq!((x86.len(), arm64.len(), other.len()), (9, 6, 5));
+        assert!(x86.contains(&"kvm_eoi") && !arm64.contains(&"kvm_eoi"));
+        assert!(arm64.contains(&"kvm_wfx_arm64") && !x86.contains(&"kvm_wfx_arm64"));
+        assert!(other.contains(&"kvm_vcpu_wakeup"));
+    }
 
     #[test]
     fn a_tracepoint_is_seen_only_while_attached_and_only_where_that_worked() {

@@ -58,7 +58,7 @@ pub(crate) use host::parse_process_event;
 pub(crate) use host::{ProcessEvents, STARTS};
 pub(crate) use kernel_types::KernelTypesError;
 pub use kvm::KvmHooks;
-pub(crate) use kvm::PROGRAMS as KVM_PROGRAMS;
+pub(crate) use kvm::{ONLY_ARM64, ONLY_X86, expected as expected_of_kvm};
 pub(crate) use lock::DirectoryLock;
 pub(crate) use namespace::{namespace_of, near_namespace};
 pub(crate) use offsets::Offsets;

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use super::{Item, Verdict, facts::has_btf_name, item};
-use crate::bpf::{KVM_PROGRAMS, KernelTypesError, Offsets};
+use crate::bpf::{KernelTypesError, Offsets, expected_of_kvm};
 
 /// The module's own types, where it is not built in.
 const KVM_BTF: &str = "/sys/kernel/btf/kvm";
@@ -101,9 +101,9 @@ pub(super) fn judge_kvm(
         let name = format!("btf_trace_{tracepoint}");
         !has_btf_name(&module, &name) && !kernel.is_some_and(|types| has_btf_name(types, &name))
     };
-    let missing =
-        Vec::from_iter(KVM_PROGRAMS.map(|(_, tracepoint)| tracepoint).into_iter().filter(lacks));
-    let all = KVM_PROGRAMS.len();
+    let expected = expected_of_kvm(std::env::consts::ARCH);
+    let all = expected.len();
+    let missing = Vec::from_iter(expected.into_iter().filter(lacks));
     match missing.len() {
         0 => (Verdict::Ok, format!("all {all}")),
         count if count == all => (Verdict::Gap, format!("none of {all}")),

@@ -28,10 +28,14 @@
 //! is attached, and no VM on the host pays. A silence speaks against a guest only if that very guest was seen to take
 //! interrupts in this boot: of others nothing is known, and one that sets timers may take them where none can see it.
 //!
+//! An arm64 KVM shows other things: see [`arm64`].
+//!
 //! What it can't tell: a VM lives as soon as one of its vCPUs does; a guest that crashed and takes interrupts
 //! all the same (Linux with `nolapic`, or one that locked up with interrupts on) counts as alive. Where the
 //! processor delivers interrupts itself (APICv, AVIC), a guest that computes on a periodic timer shows
 //! nothing, so that silence there says nothing.
+
+mod arm64;
 
 use std::{fmt::Write as _, fs, sync::Arc, time::Duration};
 
@@ -43,7 +47,7 @@ use tokio::{
 
 use super::{Note, ProbeContext, Witness, of_suspects};
 use crate::{
-    bpf::KvmHooks,
+    bpf::{KvmHooks, ONLY_ARM64, ONLY_X86},
     sampler::{KvmReader, interrupts_are_hidden},
 };
 use flatline_detector::verdict::Answer;
@@ -150,6 +154,14 @@ async fn ask(context: &ProbeContext, note: &mut Note) -> Result<Answer, String> 
     Ok(answer)
 }
 
+/// What is counted of the VM where this is an arm64 KVM, and in which of its times to be counted; `None` where it isn't.
+pub(super) fn waits(context: &ProbeContext) -> Option<(u64, KvmCounters)> {
+    let hooks = context.kvm.hooks.borrow().clone();
+    let number = hooks.counted.get(&context.vm.id).copied().filter(|_| hooks.is_arm64())?;
+    let reader = context.kvm.reader.as_ref()?;
+    Some((number, reader.of(context.vm.id).ok()?))
+}
+
 /// Waits until the tracepoints count the VM. Returns them, and which of its times to be counted this is.
 ///
 /// # Errors
@@ -200,13 +212,9 @@ fn takes_interrupts(before: &KvmCounters, after: &KvmCounters) -> bool {
 /// soft lockups wakes each one every 4 s (`watchdog_thresh * 2 / 5`, kernel/watchdog.c of Linux 6.12).
 pub const SHORTEST_SILENCE: Duration = Duration::from_secs(5);
 
-/// Tracepoints whose silence means something only together: each is the only one to show some guests' life.
+/// Tracepoints of an x86 KVM whose silence means something only together: each is the only one to show some guests' life.
 const SIGNS: [&str; 6] =
     ["kvm_vcpu_wakeup", "kvm_entry", "kvm_inj_virq", "kvm_eoi", "kvm_pio", "kvm_msr"];
-
-/// Those among them that every x86 KVM has, and no other (Linux 5.11 to 6.18). Elsewhere the others mean something
-/// else: arm64's KVM lets a CPU that a panic has parked in a loop of `wfi` enter its guest 8,000 times a second and more.
-const X86_SIGNS: [&str; 4] = ["kvm_inj_virq", "kvm_eoi", "kvm_pio", "kvm_msr"];
 
 /// Why this host's KVM can't be asked for interrupts that guests take; `None` where it can, or where its tracepoints
 /// were not attached yet.
@@ -215,7 +223,7 @@ pub(crate) fn lacks_signs(hooks: &KvmHooks) -> Option<&'static str> {
     let is_lost = |sign: &str| row(sign).is_some_and(|row| row.failure.is_some());
     // Where all are lost, it isn't for want of tracepoints.
     let others = hooks.health.iter().any(|row| row.failure.is_none());
-    (others && X86_SIGNS.into_iter().all(is_lost))
+    (others && ONLY_X86.into_iter().chain(ONLY_ARM64).all(is_lost))
         .then_some("this host's KVM has none of the tracepoints that tell of interrupts taken")
 }
 
@@ -261,6 +269,9 @@ pub fn judge(look: &KvmLook<'_>) -> Answer {
         return Answer::NotAsked("its counters began anew".to_owned());
     };
     let seconds = look.elapsed.as_secs_f64();
+    if look.hooks.is_arm64() {
+        return arm64::judge(&moved, seconds);
+    }
     let signs = named(&[
         (moved.injected, "interrupts taken"),
         (moved.apic_eois + moved.pic_eois, "interrupts acknowledged"),
@@ -319,7 +330,7 @@ fn named(counts: &[(u64, &str)]) -> Option<String> {
 }
 
 /// What was counted in between; `None` where a counter went backwards.
-fn difference(before: &KvmCounters, after: &KvmCounters) -> Option<KvmCounters> {
+pub(super) fn difference(before: &KvmCounters, after: &KvmCounters) -> Option<KvmCounters> {
     let since = |counter: fn(&KvmCounters) -> u64| counter(after).checked_sub(counter(before));
     Some(KvmCounters {
         wakeups: since(|counters| counters.wakeups)?,
@@ -333,6 +344,8 @@ fn difference(before: &KvmCounters, after: &KvmCounters) -> Option<KvmCounters> 
         mmio: since(|counters| counters.mmio)?,
         userspace_exits: since(|counters| counters.userspace_exits)?,
         set_irqs: since(|counters| counters.set_irqs)?,
+        waits: since(|counters| counters.waits)?,
+        awoken: since(|counters| counters.awoken)?,
     })
 }
 

@@ -4,14 +4,20 @@ use flatline_samples::Missing;
 
 const LONG: Duration = Duration::from_secs(8);
 
+fn row(hook: &'static str, failed: &[&str]) -> ProgramHealth {
+    let failure = failed.contains(&hook).then(|| "no such tracepoint".to_owned());
+    ProgramHealth { program: "kvm", hook, required: false, failure }
+}
+
+/// Those of an x86 KVM, but for some; it has none of arm64's unless that one, too, is among those that could not be attached.
 fn hooks(failed: &[&str]) -> KvmHooks {
-    let row = |hook: &'static str| ProgramHealth {
-        program: "kvm",
-        hook,
-        required: false,
-        failure: failed.contains(&hook).then(|| "no such tracepoint".to_owned()),
-    };
-    KvmHooks { attached: true, health: SIGNS.map(row).into(), ..KvmHooks::default() }
+    let health = SIGNS.map(|hook| row(hook, failed));
+    let arm64 = row(ONLY_ARM64[0], &ONLY_ARM64);
+    KvmHooks {
+        attached: true,
+        health: health.into_iter().chain([arm64]).collect(),
+        ..KvmHooks::default()
+    }
 }
 
 /// All that a [`Look`] borrows.
@@ -75,16 +81,37 @@ fn a_guest_that_acknowledges_sets_its_timer_takes_or_resumes_lives() {
 }
 
 #[test]
-fn where_kvm_has_other_tracepoints_entries_into_the_guest_acquit_nobody() {
-    let of_arm64 = |case: &mut Case| case.hooks = hooks(&X86_SIGNS);
+fn an_arm64_kvm_is_known_by_its_tracepoint_and_judged_by_what_that_counts() {
+    let of_arm64 = |case: &mut Case| {
+        case.hooks = hooks(&ONLY_X86);
+        case.hooks.health.push(row(ONLY_ARM64[0], &[]));
+        case.hooks.health.retain(|row| row.hook != ONLY_ARM64[0] || row.failure.is_none());
+    };
+    let entries = KvmCounters { resumed: 30_000, wakeups: 30_000, entries: 30_000, ..still() };
+    for moved in [entries, KvmCounters { timers_set: 9, ..still() }, still()] {
+        let finding = judged(moved, of_arm64);
+        assert!(matches!(finding, Answer::Nothing(_)), "{moved:?}: {finding:?}");
+    }
+    let awoken = KvmCounters { awoken: 1, ..entries };
+    assert!(matches!(judged(awoken, of_arm64), Answer::Lives(_)));
+    assert!(matches!(
+        judged(KvmCounters { resumed: 1, awoken: 0, ..still() }, |_| {}),
+        Answer::Lives(_)
+    ));
+}
+
+#[test]
+fn where_kvm_has_neither_architectures_tracepoints_entries_into_the_guest_acquit_nobody() {
+    let lacking: Vec<&str> = ONLY_X86.into_iter().chain(ONLY_ARM64).collect();
+    let other = |case: &mut Case| case.hooks = hooks(&lacking);
     for moved in
         [KvmCounters { resumed: 30_000, wakeups: 30_000, entries: 30_000, ..still() }, still()]
     {
-        let finding = judged(moved, of_arm64);
+        let finding = judged(moved, other);
         assert!(matches!(finding, Answer::NotAsked(_)), "{moved:?}: {finding:?}");
     }
-    for sign in X86_SIGNS {
-        let others: Vec<&str> = X86_SIGNS.into_iter().filter(|other| *other != sign).collect();
+    for sign in ONLY_X86 {
+        let others: Vec<&str> = lacking.iter().copied().filter(|other| *other != sign).collect();
         assert_eq!(lacks_signs(&hooks(&others)), None, "with {sign}");
     }
     assert_eq!(lacks_signs(&KvmHooks::default()), None);
