@@ -55,7 +55,10 @@ pub(crate) enum Readable {
     /// [`parse_registers`].
     X86,
     /// [`parse_arm_registers`].
-    Arm,
+    Arm {
+        /// Whether the machine has what hypervisors need: then registers may be those of a guest's own guest.
+        may_nest: bool,
+    },
 }
 
 /// Why registers can't be read.
@@ -152,7 +155,7 @@ impl Insight {
         };
         let readable = match architecture.as_ref().unwrap_or(&self.0.architecture) {
             Architecture::X86 => Readable::X86,
-            Architecture::Arm => Readable::Arm,
+            Architecture::Arm => Readable::Arm { may_nest: has_virtualization(qmp).await? },
             Architecture::Other(name) => {
                 return Ok(Err(not_understood(name)));
             }
@@ -160,12 +163,22 @@ impl Insight {
         let text = qmp.human("info registers -a").await?;
         let parsed = match readable {
             Readable::X86 => parse_registers(&text).map(drop),
-            Readable::Arm => parse_arm_registers(&text).map(drop),
+            Readable::Arm { .. } => parse_arm_registers(&text).map(drop),
         };
         Ok(match parsed {
             Ok(()) => Ok(readable),
             Err(error) => Err(format!("its registers are not understood: {error}")),
         })
+    }
+}
+
+/// Whether an Arm machine has the level of hypervisors (`-machine virt,virtualization=on`); a machine without that property
+/// may have it.
+async fn has_virtualization(qmp: &QmpHandle) -> Result<bool, QmpError> {
+    match property(qmp, "/machine", "virtualization").await {
+        Ok(has) => Ok(has.as_bool().unwrap_or(true)),
+        Err(QmpError::Command { .. }) => Ok(true),
+        Err(error) => Err(error),
     }
 }
 

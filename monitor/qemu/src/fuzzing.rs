@@ -10,7 +10,7 @@ pub use crate::discover::fuzzing::{command_line, proc};
 
 use crate::{
     qmp::{
-        QmpEvent,
+        ArmLevel, QmpEvent,
         codec::{CodecError, Message, QmpCodec, SkippedKind},
         commands::fuzz as replies,
         operating_system, parse_arm_registers, parse_lapic, parse_pic, parse_registers,
@@ -90,7 +90,7 @@ pub fn registers(bytes: &[u8]) {
     if let Ok(vcpus) = parse_arm_registers(&text) {
         assert!(!vcpus.is_empty());
         // One that runs user code was started.
-        assert!(!vcpus.iter().any(|vcpu| vcpu.user && vcpu.is_off()));
+        assert!(!vcpus.iter().any(|vcpu| vcpu.level == ArmLevel::User && vcpu.is_off()));
     }
     assert_eq!(operating_system(&text), operating_system(&text));
     // Whatever it says, it is of that text alone.

@@ -15,7 +15,8 @@ use flatline_qemu::{
 };
 
 const X86: &str = "CPU#0\r\nRAX=0\r\nRIP=0000fff0 RFL=00000002 CPL=0 HLT=0\r\nCR0=60000010\r\n";
-const ARM: &str = "CPU#0\r\n PC=0000000040400004\r\nPSTATE=000003c5 ---- EL1h\r\n";
+const ARM: &str =
+    "CPU#0\r\n PC=0000000040400004 SP=0000000000000000\r\nPSTATE=000003c5 ---- EL1h\r\n";
 
 /// Commands, in the order in which they came.
 type Log = Arc<Mutex<Vec<String>>>;
@@ -114,13 +115,34 @@ async fn an_ordinary_guest_is_asked_about_once_and_its_registers_are_read() {
 async fn qemu_knows_better_what_it_executes_than_its_name() {
     let qemu = Qemu::start(|question| match question {
         "query-target" => Ok(json!({"arch": "aarch64"})),
+        "qom-get /machine virtualization" => Ok(json!(false)),
         "human-monitor-command" => Ok(json!(ARM)),
         // As a QEMU before 2.12 says.
         _ => Err("Property '.confidential-guest-support' not found"),
     })
     .await;
     let insight = Insight::begin(&vm());
-    assert_eq!(insight.registers(&qemu.handle).await.unwrap(), Readable::Arm);
+    let found = insight.registers(&qemu.handle).await.unwrap();
+    assert_eq!(found, Readable::Arm { may_nest: false });
+}
+
+#[tokio::test]
+async fn an_arm_machine_may_have_guests_of_its_own_unless_it_says_that_it_has_not() {
+    let on = Qemu::start(|question| match question {
+        "query-target" => Ok(json!({"arch": "aarch64"})),
+        "qom-get /machine virtualization" => Ok(json!(true)),
+        "human-monitor-command" => Ok(json!(ARM)),
+        _ => Err("Property not found"),
+    });
+    let unknown = Qemu::start(|question| match question {
+        "query-target" => Ok(json!({"arch": "aarch64"})),
+        "human-monitor-command" => Ok(json!(ARM)),
+        _ => Err("Property 'sbsa-ref-machine.virtualization' not found"),
+    });
+    for qemu in [on.await, unknown.await] {
+        let found = Insight::begin(&vm()).registers(&qemu.handle).await.unwrap();
+        assert_eq!(found, Readable::Arm { may_nest: true });
+    }
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
 //! The registers and pending interrupts of all vCPUs: a witness that needs nothing inside the guest, and no
-//! calibration.
+//! calibration. What follows is of x86; [`aarch64`] has Arm's.
 //!
 //! A healthy idle guest waits in `hlt` with interrupts on, and a busy one is mostly in user mode. Standing at one spot
 //! with interrupts off is no death: MWAIT with interrupts as break events waits so, and firmware polls so; a guest
@@ -68,18 +68,20 @@ async fn ask(context: &ProbeContext, note: &mut Note) -> Result<Answer, String> 
     }
     let qmp = context.qmp()?;
     let began = Instant::now();
+    match context.insight.registers(qmp).await {
+        Ok(Readable::X86) => {}
+        Ok(Readable::Arm { may_nest }) => {
+            return Ok(aarch64::ask(context, qmp, note, may_nest).await);
+        }
+        Err(Unreadable::Ever(why)) => return Ok(Answer::Opaque(why)),
+        Err(Unreadable::Now(error)) => return Ok(unavailable(error)),
+    }
     let of_this_suspicion = |before: &Before| {
         let age = began.saturating_duration_since(before.at);
         age <= ROUNDS_APART && age <= context.boot_age
     };
     let before = note.take::<Before>().filter(of_this_suspicion);
-    let looks = match context.insight.registers(qmp).await {
-        Ok(Readable::X86) => look(context, qmp).await,
-        Ok(Readable::Arm) => return Ok(aarch64::look(qmp).await),
-        Err(Unreadable::Ever(why)) => Err(Answer::Opaque(why)),
-        Err(Unreadable::Now(error)) => Err(unavailable(error)),
-    };
-    let mut looks = match looks {
+    let mut looks = match look(context, qmp).await {
         Ok(looks) => looks,
         Err(answer) => return Ok(answer),
     };

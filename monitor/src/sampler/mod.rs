@@ -34,7 +34,7 @@ pub(crate) use process_threads::ProcessThreads;
 pub use threads::ThreadReader;
 pub(crate) use threads::ThreadTimes;
 pub use vcpu_time::VcpuClocks;
-pub(crate) use vcpu_time::thread_run_ns;
+pub(crate) use vcpu_time::{thread_run_ns, thread_wanted_ns};
 
 /// So many of the kernel's ticks, in which the programs tell the time.
 pub(crate) fn ticks(jiffies: u64) -> Duration {

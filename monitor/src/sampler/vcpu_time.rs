@@ -66,6 +66,12 @@ pub(crate) fn thread_run_ns(pid: u32, tid: u32) -> Option<u64> {
     parse_schedstat(&text).map(|(run_ns, _)| run_ns)
 }
 
+/// Time for which a thread has run or wanted to, in ns; `None`: unknown.
+pub(crate) fn thread_wanted_ns(pid: u32, tid: u32) -> Option<u64> {
+    let text = std::fs::read(format!("/proc/{pid}/task/{tid}/schedstat")).ok()?;
+    parse_schedstat(&text).map(|(run_ns, wait_ns)| run_ns.saturating_add(wait_ns))
+}
+
 /// `run_ns wait_ns timeslices` (Documentation/scheduler/sched-stats.rst).
 fn parse_schedstat(text: &[u8]) -> Option<(u64, u64)> {
     let mut fields = std::str::from_utf8(text).ok()?.split_ascii_whitespace();

@@ -23,7 +23,7 @@ pub use commands::QmpCpu;
 pub use flatline_samples::{QmpEvent, RunState};
 pub use registers::{
     Lapic, Pic, RegistersError, TimerMode, VcpuRegisters, Vectors,
-    aarch64::{ArmRegisters, parse_arm_registers},
+    aarch64::{ArmLevel, ArmRegisters, parse_arm_registers},
     has_no_lapic, parse_lapic, parse_pic, parse_registers,
     system::operating_system,
 };

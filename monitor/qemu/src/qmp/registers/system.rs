@@ -1,6 +1,10 @@
 //! Whether registers are those of an operating system, whichever architecture's text it is. Pure.
 
-use super::{RegistersError, aarch64::parse_arm_registers, is_up, parse_registers};
+use super::{
+    RegistersError,
+    aarch64::{ArmLevel, parse_arm_registers},
+    is_up, parse_registers,
+};
 
 /// Whether the text of `info registers -a`, of an x86 or an Arm guest, shows that an operating system runs, and where
 /// its first vCPU stands.
@@ -17,7 +21,7 @@ pub fn operating_system(text: &str) -> Result<(bool, u64), RegistersError> {
     }
     let vcpus = parse_arm_registers(text)?;
     // Firmware has no user code, and runs at the identity-mapped addresses below.
-    let is_up = vcpus.iter().any(|vcpu| vcpu.user || vcpu.in_upper_half);
+    let is_up = vcpus.iter().any(|vcpu| vcpu.level == ArmLevel::User || vcpu.in_upper_half);
     Ok((is_up, vcpus.first().map_or(0, |vcpu| vcpu.pc)))
 }
 
@@ -31,7 +35,7 @@ mod tests {
             format!("CPU#0\nRAX=0\nRIP={ip} RFL=00000246 CPL=0 HLT=0\nCR0={cr0}\n")
         };
         let arm =
-            |pc: &str, level: &str| format!("CPU#0\n PC={pc}\nPSTATE=00000005 ---- {level}\n");
+            |pc: &str, level: &str| format!("CPU#0\n PC={pc} SP=0\nPSTATE=00000005 ---- {level}\n");
         for (text, expected) in [
             (x86("ffffffff81c0e10f", "80050033"), (true, 0xffff_ffff_81c0_e10f)),
             (x86("000000000000f09a", "00000010"), (false, 0xf09a)),
