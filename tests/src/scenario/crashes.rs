@@ -96,7 +96,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         guests: two_vcpus,
         boots: true,
         pins: 0,
-        fault: |stage| at(stage, "halt"),
+        fault: |stage| after(stage, "halt", "System halted"),
         expected: Expected::Crashed { causes: &["halted"], recovers: true },
     },
     Scenario {
