@@ -47,6 +47,9 @@ pub(crate) struct Options {
     /// Only name the hosts and the columns
     #[arg(long)]
     list: bool,
+    /// Only write the document, of what was played before
+    #[arg(long)]
+    document: bool,
 }
 
 /// What all hosts have in common.
@@ -84,6 +87,9 @@ pub(crate) fn task(options: &Options) -> Result<()> {
     if let Some(unknown) = options.only.iter().find(|name| !slugs.contains(name)) {
         bail!("no column is called {unknown}: see `cargo xtask hosts --list`");
     }
+    if options.document {
+        return write_document(&Results::new(directory().join("results"))?);
+    }
     if !rustix::process::geteuid().is_root() {
         bail!("hosts needs root, to unpack a Debian");
     }
@@ -91,20 +97,17 @@ pub(crate) fn task(options: &Options) -> Result<()> {
     let ground = Ground::new(options.daemon.as_deref())?;
     interrupt::install()?;
     let mut unplayed = Vec::new();
-    let path = workspace_root().join("docs/hosts.md");
     for host in &hosts {
         interrupt::check()?;
-        if let Err(error) = ground.play(host, &options.only.join(",")) {
+        let played = ground.play(host, &options.only.join(","));
+        // What was played counts, whatever becomes of the rest.
+        write_document(&ground.results)?;
+        if let Err(error) = played {
             interrupt::check()?;
             println!("{}: NOT PLAYED: {error:#}", host.name);
             unplayed.push(host.name);
         }
-        // What was played of the others counts, whatever becomes of the next.
-        let all = report::with_results(|host| ground.results.of(host));
-        std::fs::write(&path, report::document(&all))
-            .with_context(|| format!("cannot write {}", path.display()))?;
     }
-    heading(&format!("{} has it all", path.display()));
     if !unplayed.is_empty() {
         bail!("not played: {}", unplayed.join(", "));
     }
@@ -113,6 +116,19 @@ pub(crate) fn task(options: &Options) -> Result<()> {
         bail!("not as it is due:\n{}", failed.join("\n"));
     }
     heading(&format!("all as it is due, in {}", elapsed(ground.began.elapsed())));
+    Ok(())
+}
+
+/// Where packages, disks and results are kept.
+fn directory() -> PathBuf {
+    workspace_root().join("target/hosts")
+}
+
+fn write_document(results: &Results) -> Result<()> {
+    let path = workspace_root().join("docs/hosts.md");
+    let text = report::document(&report::with_results(|host| results.of(host)));
+    std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    heading(&format!("{} has it all", path.display()));
     Ok(())
 }
 
@@ -143,7 +159,7 @@ impl Ground {
         let tests = tests.context("cargo built no end-to-end tests")?.path;
         let images = guest::build()?;
         image::build(&images, |step| eprintln!("{step}"))?;
-        let dir = workspace_root().join("target/hosts");
+        let dir = directory();
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let packages =
             Packages::new(&dir.join("apt"), &catalogue::SUITES, &[Architecture::X86_64])?;

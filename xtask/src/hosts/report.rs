@@ -7,6 +7,10 @@ use super::cell::Cell;
 use super::results::Played;
 use crate::document::{table, wrapped};
 
+/// Letters of what is not as is due.
+const MOST_IN_A_CELL: usize = 60;
+const MOST_OF_A_FAILURE: usize = 400;
+
 /// The document, from what was played of each host.
 pub(super) fn document(played: &[(Host, Option<Played>)]) -> String {
     let mut text = format!("# Hosts\n\n{}\n\n## Kernels and QEMUs\n\n", wrapped(INTRODUCTION));
@@ -71,7 +75,7 @@ fn shown(cell: Option<&Cell>) -> String {
         Some(Cell { as_due: None, .. }) => "-".to_owned(),
         Some(Cell { as_due: Some(true), text, .. }) => plain(text),
         Some(Cell { as_due: Some(false), text, .. }) => {
-            format!("**wrong**: {}", short(&plain(text)))
+            format!("**wrong**: {}", short(&plain(text), MOST_IN_A_CELL))
         }
     }
 }
@@ -81,12 +85,11 @@ fn plain(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "/")
 }
 
-fn short(text: &str) -> String {
-    const MOST: usize = 60;
-    if text.chars().count() <= MOST {
+fn short(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
         return text.to_owned();
     }
-    text.chars().take(MOST).chain("...".chars()).collect()
+    text.chars().take(most).chain("...".chars()).collect()
 }
 
 /// What is not as is due, a line each.
@@ -95,7 +98,7 @@ pub(super) fn failures(played: &[(Host, Option<Played>)]) -> Vec<String> {
     lines(played, wrong, |cell| {
         let detail = cell.detail.as_deref().filter(|detail| !detail.is_empty());
         let first = detail.and_then(|detail| detail.lines().next()).unwrap_or_default();
-        format!("{}. {first}", plain(&cell.text))
+        format!("{}. {}", plain(&cell.text), short(first, MOST_OF_A_FAILURE))
     })
 }
 
