@@ -3,32 +3,32 @@
 //! A host is a Debian in a QEMU of this machine's, with a kernel and a QEMU of Debian's suites, and without a network: see
 //! [`machine`]. What is tried there is this program's own hidden task, [`inside`].
 
+mod arm;
 mod catalogue;
 mod cell;
 mod disks;
 mod emulator;
 pub(crate) mod inside;
 mod kernel;
+mod kit;
 mod machine;
 mod report;
 mod results;
 mod withheld;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use flatline_tests::{image, interrupt};
+use flatline_tests::interrupt;
 
-use crate::architecture::Architecture;
-use crate::packages::Packages;
-use crate::process::{capture, cargo_command, elapsed, heading, workspace_root};
-use crate::{build_ebpf, executable, guest, setup};
-use catalogue::{HOSTS, Host};
+use crate::process::{capture, elapsed, heading, workspace_root};
+use crate::setup;
+use catalogue::Host;
 use cell::Cell;
-use emulator::Emulator;
+use kit::Kit;
 use machine::Machine;
 use results::{Played, Results};
 
@@ -55,12 +55,11 @@ pub(crate) struct Options {
 /// What all hosts have in common.
 struct Ground {
     dir: PathBuf,
-    packages: Packages,
-    emulator: Emulator,
-    debian: PathBuf,
-    payload: PathBuf,
+    /// One that was built before, if it is not to be built.
+    daemon: Option<PathBuf>,
+    /// Of the architectures of hosts that were played.
+    kits: Vec<Kit>,
     results: Results,
-    daemon_crc32: u32,
     began: Instant,
 }
 
@@ -72,19 +71,15 @@ struct Ground {
 pub(crate) fn task(options: &Options) -> Result<()> {
     let hosts = chosen(&options.names)?;
     if options.list {
-        for Host { name, kernel, qemu_suite } in hosts {
-            println!(
-                "{name}: Linux {kernel}x, QEMU of {}",
-                qemu_suite.unwrap_or(crate::apt::RELEASE)
-            );
+        for host in &hosts {
+            let suite = host.qemu_suite.unwrap_or(crate::apt::RELEASE);
+            println!("{}: Linux {}x, QEMU of {suite}", host.name, host.kernel);
+            println!("  columns: {}", slugs(host).join(", "));
         }
-        let columns: Vec<String> =
-            catalogue::columns().map(|column| inside::slug(&column)).collect();
-        println!("columns: {}", columns.join(", "));
         return Ok(());
     }
-    let slugs: Vec<String> = catalogue::columns().map(|column| inside::slug(&column)).collect();
-    if let Some(unknown) = options.only.iter().find(|name| !slugs.contains(name)) {
+    let known: Vec<String> = hosts.iter().flat_map(slugs).collect();
+    if let Some(unknown) = options.only.iter().find(|name| !known.contains(name)) {
         bail!("no column is called {unknown}: see `cargo xtask hosts --list`");
     }
     if options.document {
@@ -94,7 +89,7 @@ pub(crate) fn task(options: &Options) -> Result<()> {
         bail!("hosts needs root, to unpack a Debian");
     }
     setup::ensure()?;
-    let ground = Ground::new(options.daemon.as_deref())?;
+    let mut ground = Ground::new(options.daemon.clone())?;
     interrupt::install()?;
     let mut unplayed = Vec::new();
     for host in &hosts {
@@ -134,7 +129,7 @@ fn write_document(results: &Results) -> Result<()> {
 
 fn chosen(names: &[String]) -> Result<Vec<Host>> {
     if names.is_empty() {
-        return Ok(HOSTS.to_vec());
+        return Ok(catalogue::hosts().collect());
     }
     let host = |name: &String| {
         let host = catalogue::host(name);
@@ -143,41 +138,39 @@ fn chosen(names: &[String]) -> Result<Vec<Host>> {
     names.iter().map(host).collect()
 }
 
+/// What `--only` calls a host's columns.
+fn slugs(host: &Host) -> Vec<String> {
+    catalogue::columns(host).iter().map(inside::slug).collect()
+}
+
 impl Ground {
-    fn new(daemon: Option<&Path>) -> Result<Self> {
+    fn new(daemon: Option<PathBuf>) -> Result<Self> {
         let began = Instant::now();
-        let daemon = match daemon {
-            Some(daemon) => daemon.to_owned(),
-            None => {
-                build_ebpf::build()?;
-                executable::build("the daemon", &["--package", "flatline"])?
-            }
-        };
-        let mut command = cargo_command(["test", "--workspace", "--no-run", "--test", "e2e"]);
-        heading("building the end-to-end tests");
-        let tests = executable::built(&mut command)?.into_iter().find(|test| test.name == "e2e");
-        let tests = tests.context("cargo built no end-to-end tests")?.path;
-        let images = guest::build()?;
-        image::build(&images, |step| eprintln!("{step}"))?;
         let dir = directory();
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let packages =
-            Packages::new(&dir.join("apt"), &catalogue::SUITES, &[Architecture::X86_64])?;
-        let emulator = Emulator::find(&packages, &dir)?;
-        let debian = disks::debian(&dir)?;
-        let daemon_crc32 = crc32fast::hash(&std::fs::read(&daemon)?);
-        let payload = payload(&dir, daemon, tests, &images)?;
         let results = Results::new(dir.join("results"))?;
-        Ok(Self { dir, packages, emulator, debian, payload, results, daemon_crc32, began })
+        Ok(Self { dir, daemon, kits: Vec::new(), results, began })
+    }
+
+    /// What a host's architecture needs, made once.
+    fn kit(&mut self, host: &Host) -> Result<usize> {
+        let is_its = |kit: &Kit| kit.architecture == host.architecture;
+        if let Some(at) = self.kits.iter().position(is_its) {
+            return Ok(at);
+        }
+        self.kits.push(Kit::new(host.architecture, &self.dir, self.daemon.as_deref())?);
+        Ok(self.kits.len() - 1)
     }
 
     /// Boots a host, says each cell as it comes, and keeps them.
-    fn play(&self, host: &Host, columns: &str) -> Result<()> {
-        let kernel = self.packages.kernel(host.kernel)?;
-        let kernel = kernel::prepare(&self.packages, &kernel, &self.dir.join("kernels"))?;
-        let mut disks = vec![self.debian.clone(), self.payload.clone()];
+    fn play(&mut self, host: &Host, columns: &str) -> Result<()> {
+        let at = self.kit(host)?;
+        let kit = &self.kits[at];
+        let kernel = kit.packages.kernel(host.kernel)?;
+        let kernel = &kernel::prepare(&kit.packages, &kernel, &self.dir.join("kernels"))?;
+        let mut disks = vec![kit.debian.clone(), kit.payload.clone()];
         if let Some(suite) = host.qemu_suite {
-            disks.push(disks::qemu(&self.packages, suite, &self.dir)?);
+            disks.push(disks::qemu(&kit.packages, suite, &self.dir)?);
         }
         heading(&format!("{}: Linux {}", host.name, kernel.version));
         let place = tempfile::Builder::new().prefix(".host-").tempdir_in(&self.dir)?;
@@ -187,14 +180,13 @@ impl Ground {
             println!("{:>8}  {}", elapsed(self.began.elapsed()), told(host, &cell));
             cells.push(cell);
         };
-        let (emulator, kernel) = (&self.emulator, &kernel);
-        let machine = Machine { emulator, kernel, disks, dir: place.path(), console: &console };
+        let machine = Machine { kit, kernel, disks, dir: place.path(), console: &console };
         // What was tried before it ended counts.
         let broken_off = machine.play(host.name, columns, told).err();
         let qemu = cells.iter().position(|cell| cell.column == inside::QEMU);
         let qemu = qemu.map(|at| cells.remove(at).text).unwrap_or_default();
         let on = capture(Command::new("date").args(["-u", "+%F"])).unwrap_or_default();
-        let (name, daemon_crc32) = (host.name.to_owned(), self.daemon_crc32);
+        let (name, daemon_crc32) = (host.name.to_owned(), kit.daemon_crc32);
         let played =
             Played { host: name, kernel: kernel.version.clone(), qemu, on, daemon_crc32, cells };
         self.results.keep(host, &played)?;
@@ -213,25 +205,4 @@ fn told(host: &Host, cell: &Cell) -> String {
             format!("{name}, {column}: WRONG: {text}\n{}", detail.as_deref().unwrap_or_default())
         }
     }
-}
-
-/// The disk with what is tried, and with what.
-fn payload(dir: &Path, daemon: PathBuf, tests: PathBuf, images: &Path) -> Result<PathBuf> {
-    let script = dir.join("init");
-    std::fs::write(&script, machine::script())?;
-    let mut mode = Command::new("chmod");
-    crate::process::run(mode.arg("755").arg(&script))?;
-    let mut files = vec![
-        ("init", script),
-        ("flatline", daemon),
-        ("e2e", tests),
-        ("xtask", std::env::current_exe()?),
-        ("busybox", disks::busybox()?),
-    ];
-    let of_guests = ["kernel", "initramfs", "stamp", image::AGENT].map(|name| images.join(name));
-    let names = ["guest/kernel", "guest/initramfs", "guest/stamp", "guest/flatline-heartbeat"];
-    files.extend(names.into_iter().zip(of_guests).filter(|(_, path)| path.exists()));
-    let image = dir.join("payload.ext4");
-    disks::payload(&files, &image)?;
-    Ok(image)
 }

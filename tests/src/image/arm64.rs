@@ -32,7 +32,7 @@ pub fn build(cache_dir: &Path) -> Result<Images> {
         hypervisor: None,
     };
     let stamp = cache_dir.join("stamp");
-    let init = INIT.replace(CONSOLES.0, CONSOLES.1);
+    let init = init();
     let recipe = format!("{RECIPE}\n{init}");
     if std::fs::read_to_string(&stamp).is_ok_and(|built| built == recipe) {
         return Ok(images);
@@ -55,6 +55,11 @@ pub fn build(cache_dir: &Path) -> Result<Images> {
     // Last, so that an interrupted build is taken up again.
     std::fs::write(&stamp, recipe).context("cannot write the stamp")?;
     Ok(images)
+}
+
+/// What the guest runs as its first process.
+pub fn init() -> String {
+    INIT.replace(CONSOLES.0, CONSOLES.1)
 }
 
 /// What images are made of, unpacked.
@@ -86,7 +91,7 @@ impl Parts<'_> {
     }
 
     fn write(self, images: &Images) -> Result<()> {
-        let init = INIT.replace(CONSOLES.0, CONSOLES.1);
+        let init = init();
         // Since Linux 6.9, the network card's stands on it.
         let modules = ["dim"].iter().chain(&MODULES).copied().collect::<Vec<_>>();
         let mut archive = initramfs(&init, self.busybox, self.modules, &modules, None)?;

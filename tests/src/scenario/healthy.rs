@@ -14,7 +14,7 @@ use crate::interrupt;
 
 pub(super) const ALIVE: Expected = Expected::LeftAlone { states: &["alive"] };
 /// What cannot be asked may stay suspected.
-pub(super) const UNASKED: Expected = Expected::LeftAlone { states: &["alive", "suspect"] };
+const UNASKED: Expected = Expected::LeftAlone { states: &["alive", "suspect"] };
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -220,7 +220,7 @@ pub(super) fn takes_interrupts(stage: &Stage) -> Result<SystemTime> {
 }
 
 /// Time alone may tell.
-pub(super) fn nothing(_stage: &Stage) -> Result<SystemTime> {
+fn nothing(_stage: &Stage) -> Result<SystemTime> {
     interrupt::sleep(Duration::from_secs(5))?;
     Ok(SystemTime::now())
 }

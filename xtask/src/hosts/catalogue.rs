@@ -1,5 +1,9 @@
 //! The hosts that there are, and what is tried on each.
 
+use crate::architecture::Architecture;
+
+pub(super) mod arm;
+
 /// A host: a kernel, and a QEMU that runs its guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Host {
@@ -9,6 +13,12 @@ pub(super) struct Host {
     pub(super) kernel: &'static str,
     /// The suite of its guests' QEMU; `None`: the one that the host itself has, of Debian 12.
     pub(super) qemu_suite: Option<&'static str>,
+    /// Its CPUs', and its guests'.
+    pub(super) architecture: Architecture,
+}
+
+const fn x86(name: &'static str, kernel: &'static str, qemu_suite: Option<&'static str>) -> Host {
+    Host { name, kernel, qemu_suite, architecture: Architecture::X86_64 }
 }
 
 impl Host {
@@ -30,15 +40,15 @@ const KERNELS_OWN: [&str; 2] = ["idle-poll", "masked-wait"];
 
 /// In the order in which they are played, and stand in the document.
 pub(super) const HOSTS: [Host; 9] = [
-    Host { name: "linux-5.10", kernel: "5.10.", qemu_suite: None },
-    Host { name: "linux-6.1", kernel: "6.1.", qemu_suite: None },
-    Host { name: "linux-6.12", kernel: "6.12.", qemu_suite: None },
-    Host { name: "linux-6", kernel: "6.", qemu_suite: None },
-    Host { name: "linux-7.2", kernel: "7.2.", qemu_suite: None },
-    Host { name: "linux-7", kernel: "7.", qemu_suite: None },
-    Host { name: "qemu-5.2", kernel: "6.12.", qemu_suite: Some("bullseye") },
-    Host { name: "qemu-10", kernel: "6.12.", qemu_suite: Some("trixie") },
-    Host { name: "qemu-11", kernel: "6.12.", qemu_suite: Some("trixie-backports") },
+    x86("linux-5.10", "5.10.", None),
+    x86("linux-6.1", "6.1.", None),
+    x86("linux-6.12", "6.12.", None),
+    x86("linux-6", "6.", None),
+    x86("linux-7.2", "7.2.", None),
+    x86("linux-7", "7.", None),
+    x86("qemu-5.2", "6.12.", Some("bullseye")),
+    x86("qemu-10", "6.12.", Some("trixie")),
+    x86("qemu-11", "6.12.", Some("trixie-backports")),
 ];
 
 /// Suites in which kernels and QEMUs are looked for, beside Debian 12's own.
@@ -55,6 +65,10 @@ pub(super) enum Trial {
     Shared,
     /// A scenario of the tests, by its name.
     Scenario(&'static str),
+    /// A scenario, with guests of such a kernel.
+    Guest(arm::Guests, &'static str),
+    /// A healthy guest of a stage that it shares with others, by its name, with guests of such a kernel.
+    Beside(arm::Guests, &'static str),
     /// End-to-end tests, by their names.
     Tests(&'static [&'static str]),
 }
@@ -119,14 +133,23 @@ pub(super) const COUNTS: [Column; 4] = [
     ),
 ];
 
-/// All columns, in the order in which they are shown.
-pub(super) fn columns() -> impl Iterator<Item = Column> {
-    OFFERS.into_iter().chain(CRASHES).chain(HEALTHY).chain(COUNTS)
+/// All columns of a host, in the order in which they are shown.
+pub(super) fn columns(host: &Host) -> Vec<Column> {
+    let rest: Vec<Column> = match host.architecture {
+        Architecture::X86_64 => CRASHES.into_iter().chain(HEALTHY).chain(COUNTS).collect(),
+        Architecture::Aarch64 => arm::ROWS.into_iter().flat_map(|(_, columns)| columns).collect(),
+    };
+    OFFERS.into_iter().chain(rest).collect()
+}
+
+/// All hosts, in the order in which they are played.
+pub(super) fn hosts() -> impl Iterator<Item = Host> {
+    HOSTS.into_iter().chain(arm::HOSTS)
 }
 
 /// The host of that name.
 pub(super) fn host(name: &str) -> Option<Host> {
-    HOSTS.into_iter().find(|host| host.name == name)
+    hosts().find(|host| host.name == name)
 }
 
 #[cfg(test)]
@@ -139,18 +162,20 @@ mod tests {
 
     #[test]
     fn hosts_and_columns_have_names_of_their_own_and_scenarios_are_known() {
-        let names: BTreeSet<&str> = HOSTS.iter().map(|host| host.name).collect();
-        assert_eq!(names.len(), HOSTS.len());
-        let names: BTreeSet<&str> = columns().map(|column| column.name).collect();
-        assert_eq!(names.len(), columns().count());
-        let scenarios = scenario::all();
-        for column in columns() {
-            if let Trial::Scenario(name) = column.trial {
+        let names: BTreeSet<&str> = hosts().map(|host| host.name).collect();
+        assert_eq!(names.len(), hosts().count());
+        let scenarios = [scenario::all(), scenario::arm_host::scenarios()].concat();
+        for host in hosts() {
+            let columns = columns(&host);
+            let names: BTreeSet<&str> = columns.iter().map(|column| column.name).collect();
+            assert_eq!(names.len(), columns.len());
+            for column in columns {
+                let (Trial::Scenario(name) | Trial::Guest(_, name)) = column.trial else {
+                    continue;
+                };
                 assert!(scenarios.iter().any(|scenario| scenario.name == name), "{name}");
             }
         }
-        assert!(
-            HOSTS.iter().all(|host| host.qemu_suite.is_none_or(|suite| SUITES.contains(&suite)))
-        );
+        assert!(hosts().all(|host| host.qemu_suite.is_none_or(|suite| SUITES.contains(&suite))));
     }
 }

@@ -38,15 +38,24 @@ pub(super) fn debian(dir: &Path) -> Result<PathBuf> {
     let root = place.path().join("root");
     std::fs::create_dir(&root)?;
     apt::debootstrap(&root, INCLUDED)?;
+    finish(&root, &image)?;
+    Ok(image)
+}
+
+/// Makes a disk of such a root, without what no host needs, and with the places where others are mounted.
+///
+/// # Errors
+///
+/// If it can't be made.
+pub(super) fn finish(root: &Path, image: &Path) -> Result<()> {
     for name in PRUNED {
-        std::fs::remove_dir_all(root.join(name))
-            .with_context(|| format!("cannot remove {name}"))?;
+        let _ = std::fs::remove_dir_all(root.join(name));
     }
-    for mount_point in [PAYLOAD, QEMU_ROOT] {
+    let mounts = [PAYLOAD, QEMU_ROOT, "/proc", "/sys", "/dev", "/run", "/tmp", "/root"];
+    for mount_point in mounts {
         std::fs::create_dir_all(root.join(&mount_point[1..]))?;
     }
-    make(&root, &image, DEBIAN_BYTES)?;
-    Ok(image)
+    make(root, image, DEBIAN_BYTES)
 }
 
 /// A suite's QEMU with all that it needs, made once in `dir`.
@@ -79,7 +88,7 @@ pub(super) fn qemu(packages: &Packages, suite: &str, dir: &Path) -> Result<PathB
 /// # Errors
 ///
 /// If it can't be made.
-pub(super) fn payload(files: &[(&str, PathBuf)], image: &Path) -> Result<()> {
+pub(super) fn payload(files: &[(String, PathBuf)], image: &Path) -> Result<()> {
     let dir = image.parent().context("an image is in a directory")?;
     let place = tempfile::Builder::new().prefix(".payload-").tempdir_in(dir)?;
     for (name, from) in files {

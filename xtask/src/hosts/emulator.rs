@@ -24,8 +24,8 @@ const FIRMWARE: [&str; 3] = ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipx
 /// How that QEMU is called.
 #[derive(Debug)]
 pub(super) enum Emulator {
-    /// As any program of this machine's.
-    Installed,
+    /// As any program of this machine's, wherever that is.
+    Installed(PathBuf),
     /// By its own loader, with all that it needs below this directory.
     Unpacked(PathBuf),
 }
@@ -39,7 +39,7 @@ impl Emulator {
     pub(super) fn find(packages: &Packages, dir: &Path) -> Result<Self> {
         let version = capture(Command::new(PROGRAM).arg("--version"));
         if version.as_deref().and_then(version_in).is_some_and(|version| version >= OLDEST) {
-            return Ok(Self::Installed);
+            return Ok(Self::Installed(PROGRAM.into()));
         }
         let root = dir.join(format!("emulator-{SUITE}"));
         if !root.exists() {
@@ -54,7 +54,10 @@ impl Emulator {
 
     /// What its machine's arguments are added to.
     pub(super) fn command(&self) -> Command {
-        let Self::Unpacked(root) = self else { return Command::new(PROGRAM) };
+        let root = match self {
+            Self::Installed(program) => return Command::new(program),
+            Self::Unpacked(root) => root,
+        };
         let mut command = Command::new(root.join(LOADER));
         command.arg("--library-path").arg(root.join(LIBRARIES));
         command.arg(root.join("usr/bin").join(PROGRAM));

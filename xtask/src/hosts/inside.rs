@@ -15,8 +15,10 @@ use flatline_tests::{image, interrupt};
 use super::catalogue::{self, Column, Host, Trial};
 use super::cell::{Cell, Overdue};
 use super::disks::PAYLOAD;
+use crate::architecture::Architecture;
 use crate::matrix::report;
 
+mod arm;
 mod offers;
 mod shared;
 
@@ -61,15 +63,20 @@ pub(crate) fn task() -> Result<()> {
     let daemon = payload.join("flatline");
     if catalogue::OFFERS.iter().any(wanted) && !offers::check(&daemon, &mut tell)? {
         let why = "the daemon refuses this kernel";
-        catalogue::columns()
+        catalogue::columns(&host)
+            .iter()
             .skip(1)
-            .filter(wanted)
+            .filter(|each| wanted(each))
             .for_each(|each| tell(&Cell::empty(each.name, why)));
         return Ok(());
     }
+    if host.architecture == Architecture::Aarch64 {
+        return arm::play(&host, &daemon, wanted, &mut tell);
+    }
     let images = image::build(&payload.join("guest"), |step| eprintln!("{step}"))?;
     let programs = Programs { daemon, images };
-    let by_name = |name: &str| catalogue::columns().any(|each| each.name == name && wanted(&each));
+    let columns = catalogue::columns(&host);
+    let by_name = |name: &str| columns.iter().any(|each| each.name == name && wanted(each));
     shared::play(&programs, by_name, &mut tell);
     let scenarios = catalogue::CRASHES.iter().chain(&catalogue::HEALTHY);
     play(scenarios.filter(|each| wanted(each)), &host, &programs)?;
@@ -80,6 +87,11 @@ pub(crate) fn task() -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// Where the payload has the images of guests of such a kernel, if not of the one that all have.
+pub(super) fn images_of(kernel: &str) -> String {
+    format!("guest-{}", kernel.trim_end_matches('.'))
 }
 
 /// As the guests' QEMU says it.
@@ -211,7 +223,8 @@ mod tests {
 
     #[test]
     fn a_column_is_named_by_a_word_of_the_command_line() {
-        let slugs: Vec<String> = catalogue::columns().map(|column| slug(&column)).collect();
+        let slugs: Vec<String> =
+            catalogue::columns(&catalogue::HOSTS[0]).iter().map(slug).collect();
         assert!(
             slugs.contains(&"panic-1-vcpu".to_owned()) && slugs.contains(&"idle-poll".to_owned())
         );

@@ -12,7 +12,7 @@ use crate::packages::{Kernel, Packages};
 use crate::process::heading;
 
 /// Modules that the host loads before it has a root, with what they depend on; a kernel may have some built in.
-const MODULES: [&str; 15] = [
+const MODULES: [&str; 16] = [
     "virtio_pci",
     "virtio_blk",
     // What ext4 asks the kernel for by another name.
@@ -29,6 +29,8 @@ const MODULES: [&str; 15] = [
     "kvm",
     "kvm_amd",
     "vhost_net",
+    // The line for cells, where a machine has one serial line only.
+    "virtio_console",
 ];
 /// Another with each change of what is kept.
 const EDITION: &str = "modules-1.cpio";
@@ -38,10 +40,38 @@ const EDITION: &str = "modules-1.cpio";
 pub(super) struct Bootable {
     /// As `uname -r` prints it.
     pub(super) version: String,
-    /// The ELF file, which QEMU enters without unpacking it under emulation.
+    /// The ELF file, which QEMU enters without unpacking it under emulation; of Arm, the image, which is not packed.
     pub(super) vmlinux: PathBuf,
     /// The modules, numbered in the order in which they load.
     pub(super) modules: PathBuf,
+}
+
+/// A kernel's packages, unpacked.
+#[derive(Debug)]
+pub(super) struct Unpacked {
+    /// What boot loaders load.
+    pub(super) image: PathBuf,
+    /// The directory of its modules.
+    pub(super) modules: PathBuf,
+}
+
+/// Unpacks them into a directory.
+///
+/// # Errors
+///
+/// If a package can't be had, or holds no kernel.
+pub(super) fn unpacked(packages: &Packages, kernel: &Kernel, into: &Path) -> Result<Unpacked> {
+    for package in &kernel.packages {
+        packages.unpack(package, into)?;
+    }
+    let beside =
+        ["lib/modules", "usr/lib/modules"].map(|place| into.join(place).join(&kernel.version));
+    let modules = beside.iter().find(|path| path.join("kernel").is_dir()).cloned();
+    let modules = modules.context("its packages hold no modules")?;
+    let boot = into.join("boot").join(format!("vmlinuz-{}", kernel.version));
+    let images = beside.iter().map(|path| path.join("vmlinuz")).chain([boot]);
+    let image = images.into_iter().find(|path| path.exists());
+    Ok(Unpacked { image: image.context("its packages hold no kernel")?, modules })
 }
 
 /// Makes it below `dir`, or finds it there.
@@ -58,21 +88,17 @@ pub(super) fn prepare(packages: &Packages, kernel: &Kernel, dir: &Path) -> Resul
     }
     heading(&format!("Linux {}", kernel.version));
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let unpacked = tempfile::Builder::new().prefix(".unpacked-").tempdir_in(&dir)?;
-    for package in &kernel.packages {
-        packages.unpack(package, unpacked.path())?;
-    }
-    let beside = ["lib/modules", "usr/lib/modules"]
-        .map(|place| unpacked.path().join(place).join(&kernel.version));
-    let directory = beside.iter().find(|path| path.join("kernel").is_dir());
-    let directory = directory.context("its packages hold no modules")?;
-    let boot = unpacked.path().join("boot").join(format!("vmlinuz-{}", kernel.version));
-    let images = beside.iter().map(|path| path.join("vmlinuz")).chain([boot]);
-    let image = images.into_iter().find(|path| path.exists());
-    let image = std::fs::read(image.context("its packages hold no kernel")?)?;
-    std::fs::write(&bootable.modules, archive(directory)?.finish())?;
-    // Last, as what says that all is there.
-    std::fs::write(&bootable.vmlinux, unpack_image(&image)?)?;
+    let place = tempfile::Builder::new().prefix(".unpacked-").tempdir_in(&dir)?;
+    let unpacked = unpacked(packages, kernel, place.path())?;
+    let image = std::fs::read(unpacked.image)?;
+    std::fs::write(&bootable.modules, archive(&unpacked.modules)?.finish())?;
+    // Last, as what says that all is there. What is of another architecture is an image of its own kind, perhaps packed whole.
+    let entered = if image.get(0x202..0x206) == Some(b"HdrS") {
+        unpack_image(&image)?
+    } else {
+        unpack(&image)?
+    };
+    std::fs::write(&bootable.vmlinux, entered)?;
     Ok(bootable)
 }
 

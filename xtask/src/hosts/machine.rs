@@ -1,4 +1,5 @@
-//! A host of virtual machines: QEMU's emulation of an AMD machine with SVM, without a network.
+//! A host of virtual machines: QEMU's emulation of an AMD machine with SVM, or of a 64-bit Arm machine that begins at EL2, without
+//! a network.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -12,17 +13,24 @@ use flatline_tests::guest::{ACCELERATOR_VARIABLE, GLOBAL_VARIABLE, ROOT_VARIABLE
 use flatline_tests::interrupt;
 
 use super::cell::Cell;
-use super::disks::{PAYLOAD, QEMU_ROOT, busybox};
-use super::emulator::Emulator;
+use super::disks::{PAYLOAD, QEMU_ROOT};
 use super::inside;
 use super::kernel::Bootable;
+use super::kit::Kit;
 use super::withheld::Withheld;
+use crate::architecture::Architecture;
 
-/// Nested paging under emulation has four levels at most.
-const CPU: &str = "max,-la57";
+/// The machine and its CPUs. Nested paging under emulation has four levels at most; Arm's pointer authentication is quick only
+/// where it is not the architecture's own.
+const X86: [&str; 4] = ["-machine", "q35", "-cpu", "max,-la57"];
+const ARM: [&str; 4] =
+    ["-machine", "virt,virtualization=on,gic-version=3", "-cpu", "max,sve=off,pauth-impdef=on"];
+/// Of each, its kernel's console, and the line for cells.
+const X86_LINES: [&str; 2] = ["ttyS0", "ttyS1"];
+const ARM_LINES: [&str; 2] = ["ttyAMA0", "hvc0"];
 const CPUS: &str = "2";
 const MEMORY_MIB: &str = "4096";
-/// Makes virtio devices tell by ports that they are to look, not by memory. QEMU's emulation leaves the kind of the last exception
+/// On x86, makes virtio devices tell by ports that they are to look, not by memory. QEMU's emulation leaves the kind of the last exception
 /// where KVM of Linux 6.15 and newer takes it for one that is being delivered, and gives up on an access to a device's memory.
 const PORTS: &str = "virtio-pci.disable-modern=on";
 /// What it prints when it begins to try things.
@@ -37,7 +45,7 @@ const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// What it consists of.
 #[derive(Debug)]
 pub(super) struct Machine<'a> {
-    pub(super) emulator: &'a Emulator,
+    pub(super) kit: &'a Kit,
     pub(super) kernel: &'a Bootable,
     /// Debian, what this task brings, and perhaps a QEMU in a root of its own; none is changed.
     pub(super) disks: Vec<PathBuf>,
@@ -100,16 +108,21 @@ impl Machine<'_> {
     }
 
     fn command(&self, host: &str, columns: &str, initrd: &Path) -> Command {
-        let mut command = self.emulator.command();
+        let (machine, lines) = match self.kit.architecture {
+            Architecture::X86_64 => (X86, X86_LINES),
+            Architecture::Aarch64 => (ARM, ARM_LINES),
+        };
+        let mut command = self.kit.emulator.command();
         command.args(["-name", &format!("host-{host}"), "-nodefaults", "-no-user-config"]);
-        command.args(["-display", "none", "-no-reboot", "-nic", "none", "-machine", "q35"]);
-        command.args(["-accel", "tcg,thread=multi,tb-size=1024", "-cpu", CPU, "-smp", CPUS]);
+        command.args(["-display", "none", "-no-reboot", "-nic", "none"]).args(machine);
+        command.args(["-accel", "tcg,thread=multi,tb-size=1024", "-smp", CPUS]);
         command.args(["-m", MEMORY_MIB, "-kernel"]).arg(&self.kernel.vmlinux);
         command.arg("-initrd").arg(initrd);
-        // Its clock is the time stamp counter's: under emulation, timers to compare it with are late.
+        // On x86 its clock is the time stamp counter's: under emulation, timers to compare it with are late.
         let words = format!(
-            "console=ttyS0 quiet mitigations=off nokaslr clocksource=tsc tsc=reliable nowatchdog panic=-1 \
+            "console={} quiet mitigations=off nokaslr clocksource=tsc tsc=reliable nowatchdog panic=-1 \
              {}={host} {}={columns}",
+            lines[0],
             inside::HOST_WORD,
             inside::COLUMNS_WORD
         );
@@ -118,7 +131,14 @@ impl Machine<'_> {
             let drive = format!("file={},format=raw,if=virtio,snapshot=on", disk.display());
             command.args(["-drive", &drive]);
         }
-        command.args(["-serial", &format!("file:{}", self.console.display()), "-serial", "stdio"]);
+        command.args(["-serial", &format!("file:{}", self.console.display())]);
+        match self.kit.architecture {
+            Architecture::X86_64 => command.args(["-serial", "stdio"]),
+            // It has one serial line.
+            Architecture::Aarch64 => command
+                .args(["-chardev", "stdio,id=cells", "-device", "virtio-serial-pci"])
+                .args(["-device", "virtconsole,chardev=cells"]),
+        };
         // What it writes to its disks, until it ends.
         command.env("TMPDIR", self.dir);
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped());
@@ -131,7 +151,7 @@ impl Machine<'_> {
         for name in ["bin", "dev", "proc", "sys", "root"] {
             archive.directory(name);
         }
-        archive.file("bin/busybox", 0o755, &std::fs::read(busybox()?)?);
+        archive.file("bin/busybox", 0o755, &std::fs::read(&self.kit.busybox)?);
         archive.file("init", 0o755, INIT.as_bytes());
         let mut file = std::fs::File::create(path)?;
         file.write_all(&std::fs::read(&self.kernel.modules)?)?;
@@ -150,9 +170,16 @@ fn tail(console: &Path) -> String {
 }
 
 /// The script that the host runs from the payload once its root is there.
-pub(super) fn script() -> String {
+pub(super) fn script(architecture: Architecture) -> String {
+    let ([console, cells], notifies) = match architecture {
+        Architecture::X86_64 => (X86_LINES, "GLOBAL=VIRTIO"),
+        Architecture::Aarch64 => (ARM_LINES, ""),
+    };
     SCRIPT
         .replace("PAYLOAD", PAYLOAD)
+        .replace("CONSOLE", console)
+        .replace("CELLS", cells)
+        .replace("NOTIFIES", notifies)
         .replace("READY", READY)
         .replace("DONE", DONE)
         .replace("TASK", inside::TASK)
@@ -192,10 +219,10 @@ mount -t tracefs none /sys/kernel/tracing
 mount --bind PAYLOAD/busybox /usr/bin/busybox
 ip link set lo up
 hostname host
-stty -F /dev/ttyS1 raw
-export ON_KVM=kvm GLOBAL=VIRTIO PATIENCE=3
+stty -F /dev/CELLS raw
+export ON_KVM=kvm PATIENCE=3 NOTIFIES
 [ -b /dev/vdc ] && export IN_ROOT=OTHERS FLATLINE_QEMU=OTHERS/usr/bin/qemu-system-x86_64
-echo READY >/dev/ttyS1
-PAYLOAD/xtask TASK >/dev/ttyS1 2>/dev/ttyS0 </dev/null && echo DONE >/dev/ttyS1
+echo READY >/dev/CELLS
+PAYLOAD/xtask TASK >/dev/CELLS 2>/dev/CONSOLE </dev/null && echo DONE >/dev/CELLS
 busybox poweroff -f
 ";

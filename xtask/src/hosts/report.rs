@@ -2,9 +2,10 @@
 
 use std::fmt::Write as _;
 
-use super::catalogue::{self, Column, HOSTS, Host};
+use super::catalogue::{self, Column, Host, arm};
 use super::cell::Cell;
 use super::results::Played;
+use crate::architecture::Architecture;
 use crate::document::{table, wrapped};
 
 /// Letters of what is not as is due.
@@ -28,9 +29,15 @@ pub(super) fn document(played: &[(Host, Option<Played>)]) -> String {
     }
     text.push_str(&table(&lines));
     section::<4>(&mut text, "What they offer", OFFERS, played, &catalogue::OFFERS);
-    section::<6>(&mut text, "Guests that crash", CRASHES, played, &catalogue::CRASHES);
-    section::<5>(&mut text, "Guests that are left alone", HEALTHY, played, &catalogue::HEALTHY);
-    section::<5>(&mut text, "Counts, and a restart", COUNTS, played, &catalogue::COUNTS);
+    let is_x86 = |(host, _): &&(Host, _)| host.architecture == Architecture::X86_64;
+    let (x86, others): (Vec<_>, Vec<_>) = played.iter().partition(is_x86);
+    let x86: Vec<_> = x86.into_iter().cloned().collect();
+    section::<6>(&mut text, "Guests that crash", CRASHES, &x86, &catalogue::CRASHES);
+    section::<5>(&mut text, "Guests that are left alone", HEALTHY, &x86, &catalogue::HEALTHY);
+    section::<5>(&mut text, "Counts, and a restart", COUNTS, &x86, &catalogue::COUNTS);
+    for (host, played) in others {
+        on_arm(&mut text, host, played.as_ref());
+    }
     let failures = failures(played);
     if !failures.is_empty() {
         let items: Vec<String> = failures.iter().map(|line| wrapped(line)).collect();
@@ -54,14 +61,30 @@ fn section<const COLUMNS: usize>(
 ) {
     let _ = write!(text, "\n## {title}\n\n{}\n\n", wrapped(words));
     let row = |first: &str, cell: &dyn Fn(&Column) -> String| -> [String; COLUMNS] {
-        let mut cells = [first.to_owned()].into_iter().chain(columns.iter().map(cell));
-        std::array::from_fn(|_| cells.next().unwrap_or_default())
+        row_of([first.to_owned()].into_iter().chain(columns.iter().map(cell)))
     };
     let mut rows = vec![row("host", &|column| column.name.to_owned())];
     rows.extend(played.iter().map(|(host, played)| {
         row(host.name, &|column| shown(cell_of(played.as_ref(), column.name)))
     }));
     text.push_str(&table(&rows));
+}
+
+/// A table of a host of 64-bit Arm, with a row for each thing that is tried.
+fn on_arm(text: &mut String, host: &Host, played: Option<&Played>) {
+    let _ = write!(text, "\n## 64-bit Arm: {}\n\n{}\n\n", host.name, wrapped(ON_ARM));
+    let heading = [host.name].into_iter().chain(arm::HEADINGS).map(str::to_owned);
+    let mut lines: Vec<[String; 5]> = vec![row_of(heading)];
+    for (what, columns) in &arm::ROWS {
+        let cells = columns.iter().map(|column| shown(cell_of(played, column.name)));
+        lines.push(row_of([(*what).to_owned()].into_iter().chain(cells)));
+    }
+    text.push_str(&table(&lines));
+}
+
+/// So many cells; what is missing is empty.
+fn row_of<const COLUMNS: usize>(mut cells: impl Iterator<Item = String>) -> [String; COLUMNS] {
+    std::array::from_fn(|_| cells.next().unwrap_or_default())
 }
 
 fn cell_of<'a>(played: Option<&'a Played>, column: &str) -> Option<&'a Cell> {
@@ -106,7 +129,7 @@ pub(super) fn failures(played: &[(Host, Option<Played>)]) -> Vec<String> {
 fn reasons(played: &[(Host, Option<Played>)]) -> Vec<String> {
     let mut all: Vec<(String, Vec<String>, String)> = Vec::new();
     for (host, played) in played {
-        let names = catalogue::columns().map(|column| column.name);
+        let names: Vec<&str> = catalogue::columns(host).iter().map(|each| each.name).collect();
         for name in names {
             let why = match cell_of(played.as_ref(), name) {
                 None if played.is_none() => "this host was not played yet".to_owned(),
@@ -120,9 +143,10 @@ fn reasons(played: &[(Host, Option<Played>)]) -> Vec<String> {
             }
         }
     }
-    let whole = catalogue::columns().count();
     let line = |(host, names, why): &(String, Vec<String>, String)| {
-        let names = if names.len() == whole { "all".to_owned() } else { names.join("; ") };
+        let is_whole =
+            catalogue::host(host).is_some_and(|of| catalogue::columns(&of).len() == names.len());
+        let names = if is_whole { "all".to_owned() } else { names.join("; ") };
         format!("- {host}, {names}: {why}.")
     };
     all.iter().map(line).collect()
@@ -144,11 +168,11 @@ fn lines(
 
 /// All hosts with what was played of them.
 pub(super) fn with_results(of: impl Fn(&Host) -> Option<Played>) -> Vec<(Host, Option<Played>)> {
-    HOSTS.into_iter().map(|host| (host, of(&host))).collect()
+    catalogue::hosts().map(|host| (host, of(&host))).collect()
 }
 
 const INTRODUCTION: &str = "Written by `cargo xtask hosts`: real KVM hosts, each a Debian 12 with a kernel of Debian's own, in \
-    a QEMU (8.1 or newer) that emulates an AMD machine with SVM and two CPUs. flatline runs inside, and so do its guests: \
+    a QEMU (8.1 or newer) that emulates an AMD machine with SVM and two CPUs, or a 64-bit Arm machine. flatline runs inside, and so do its guests: \
     unmodified 64-bit Linux 6.1 under `-accel kvm` with `-cpu host`, and boot sectors. Emulation makes all of it many times \
     slower than such a host is, and no clock with it. A cell that is *wrong* is told of below, and so is why a cell is empty.";
 const OFFERS: &str = "*check*: what `flatline check` says, and its exit code; where it refuses the host, `flatline run` must too. \
@@ -161,6 +185,11 @@ const CRASHES: &str = "The scenarios of [verdicts.md](verdicts.md), each with a 
     CPU meanwhile; each guest is reset once, and no other.";
 const HEALTHY: &str = "Each is watched for 40 s, and may not be reset; *idle*, on two vCPUs, and *busy* beside each other. *idle=poll* and *masked wait* have no address to be asked \
     at, and may stay suspected.";
+const ON_ARM: &str = "A host of 64-bit Arm (QEMU's `virt` with GICv3), and its guests: unmodified Linux of Debian's under `-accel \
+    kvm` with `-cpu host`. flatline and its tests are built for it on another machine, as `cargo xtask dist --target \
+    aarch64-unknown-linux-gnu` builds them. With a *console log*, QEMU also writes the serial console to a file. Crashes are to \
+    be found as above. The healthy ones run beside each other; *idle, no address* has no agent and no disk either, and may stay \
+    suspected.";
 const COUNTS: &str = "End-to-end tests that are played inside of the host with its guests: packets and bytes of taps equal the \
     kernel's own, through each hook; requests of disks equal QEMU's; pages that the host writes back later are counted once, \
     for their VM; and nothing is lost while the daemon is killed and started three times under load.";

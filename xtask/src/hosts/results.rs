@@ -79,6 +79,7 @@ fn merged(before: Played, played: &Played) -> Played {
 
 #[cfg(test)]
 mod tests {
+    use super::super::catalogue;
     use super::*;
 
     fn played(kernel: &str, cells: &[(&str, &str)]) -> Played {
@@ -106,7 +107,7 @@ mod tests {
     fn hosts_whose_versions_begin_alike_are_kept_apart() {
         let dir = tempfile::tempdir().unwrap();
         let results = Results::new(dir.path().to_owned()).unwrap();
-        let host = |name| Host { name, kernel: "6.", qemu_suite: None };
+        let host = |name| Host { name, ..catalogue::HOSTS[0] };
         results.keep(&host("linux-6.12"), &played("6.12", &[("halt", "a")])).unwrap();
         assert_eq!(results.of(&host("linux-6.12")).map(|played| played.cells.len()), Some(1));
         assert_eq!(results.of(&host("linux-6.1")), None);

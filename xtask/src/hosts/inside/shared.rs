@@ -63,25 +63,37 @@ pub(super) fn play(
     if wants(&GUESTS) {
         let played = scenario::run(&SCENARIO, &stage);
         tell(&cell("idle", &SCENARIO, &played));
-        let busy = played.context("the stage broke").and_then(|outcome| busy(&stage, &outcome));
+        let busy = played
+            .context("the stage broke")
+            .and_then(|outcome| beside(BUSY, BUSY, &[ALIVE], &stage, &outcome));
         tell(&busy.unwrap_or_else(|error| Cell::empty(BUSY, format!("not played: {error:#}"))));
     }
 }
 
-/// The other guest's cell, once the first has been watched.
-fn busy(stage: &Stage, outcome: &Outcome) -> Result<Cell> {
+/// Another guest's cell, once the first has been watched: it is to be in one of these states.
+///
+/// # Errors
+///
+/// If the daemon says nothing of it.
+pub(super) fn beside(
+    column: &str,
+    guest: &str,
+    states: &[&str],
+    stage: &Stage,
+    outcome: &Outcome,
+) -> Result<Cell> {
     let state = || -> Result<String> {
-        let row = stage.row(BUSY)?;
+        let row = stage.row(guest)?;
         let state = row.as_ref().and_then(|row| row["state"].as_str());
         Ok(state.unwrap_or("gone").to_owned())
     };
-    let alive = interrupt::wait_until("the busy guest's answer", ANSWERS_WITHIN, || {
-        Ok((state()? == ALIVE).then_some(()))
+    let is_so = interrupt::wait_until("the other guest's answer", ANSWERS_WITHIN, || {
+        Ok(states.contains(&state()?.as_str()).then_some(()))
     });
-    let is_convicted = |incident: &Value| incident["vm"] == BUSY;
+    let is_convicted = |incident: &Value| incident["vm"] == guest;
     let convicted = stage.daemon.incidents()?.into_iter().find(is_convicted);
-    let is_due = alive.is_ok() && convicted.is_none() && outcome.wrong_resets == 0;
+    let is_due = is_so.is_ok() && convicted.is_none() && outcome.wrong_resets == 0;
     let detail = convicted.map_or_else(|| outcome.reason.clone(), |incident| incident.to_string());
-    let cell = Cell::played(BUSY, format!("left alone ({})", state()?), is_due);
+    let cell = Cell::played(column, format!("left alone ({})", state()?), is_due);
     Ok(cell.with_detail(detail))
 }
