@@ -14,6 +14,7 @@ use kernel::{KERNEL_VARIABLE, UNPACKED};
 
 pub mod arm64;
 mod hypervisor;
+pub mod kdump;
 pub mod kernel;
 mod lockup;
 

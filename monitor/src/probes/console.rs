@@ -3,7 +3,8 @@
 //! Only one line says for certain that a kernel is dead: `---[ end Kernel panic`, with which Linux ends its
 //! panic. The one that begins it is followed by that only if no crash kernel was started and no reboot is due
 //! (`panic` in Linux' kernel/panic.c): a guest that may be writing its dump, or will reboot in a moment, does
-//! not say it. An oops or a `BUG:` alone is survived. What the BSDs print leads to a dump, a reboot or a
+//! not say it. A silent guest that said how its panic begins, and of no end of it, has most likely jumped into its crash
+//! kernel, which may say and write nothing for long: that is no proof, but it is given the time. An oops or a `BUG:` alone is survived. What the BSDs print leads to a dump, a reboot or a
 //! debugger's prompt, and Windows prints nothing there by itself: none of that counts.
 //!
 //! Words count if they are the last, and belong to this silence:
@@ -26,6 +27,7 @@
 //! interrupt that it takes, its address or its agent acquit it.
 
 mod file;
+mod words;
 
 use std::{
     borrow::Cow,
@@ -40,7 +42,7 @@ use file::{End, Tail};
 use flatline_detector::verdict::{Answer, Questions};
 use flatline_qemu::blocking::{UnderWay, within};
 use flatline_qemu::discover::Vm;
-use flatline_samples::printable;
+use words::{begun_panic, last_words};
 
 /// The row in the table.
 pub(super) const WITNESS: Witness = Witness {
@@ -58,13 +60,9 @@ const READ_WITHIN: Duration = Duration::from_millis(300);
 /// A dead guest's requests may complete, and packets leave the host's queue, so long after its words. Not
 /// measured: far more than a request takes where the host is well.
 const SLACK: Duration = Duration::from_secs(2);
-/// A dying kernel prints on what other CPUs have to say. Not measured: a trace has some 40 lines.
-const MOST_LINES_AFTER: usize = 100;
-/// A line is cut here.
-const LINE_CHARS: usize = 160;
-const LAST_WORDS: &str = "---[ end Kernel panic - not syncing";
-/// What a boot begins with: a kernel that isn't told to be quiet, and firmware that writes to the console.
-const BANNERS: [&str; 4] = ["Linux version ", "SeaBIOS (", "BdsDxe: ", "UEFI firmware "];
+/// From when a panic without an end is first found, the guest is taken to be in its crash kernel for so long: less than the
+/// verdict leaves it to that, so that it isn't found again afterwards.
+const CRASH_KERNEL_WITHIN: Duration = Duration::from_secs(30);
 
 /// All that could be read, or why nothing could.
 type Read = Result<Vec<Tail>, String>;
@@ -76,6 +74,8 @@ struct ConsoleMemory {
     known: Vec<End>,
     /// Where the logs ended in the last round, and when that was.
     last: Option<(Instant, Vec<End>)>,
+    /// When a panic was first found that was begun and not ended.
+    begun_panic: Option<Instant>,
 }
 
 impl ConsoleMemory {
@@ -84,7 +84,7 @@ impl ConsoleMemory {
         if let Some((_, ends)) =
             self.last.take_if(|(at, _)| now.saturating_duration_since(*at) > boot_age)
         {
-            self.known = ends;
+            (self.known, self.begun_panic) = (ends, None);
         }
     }
 }
@@ -113,7 +113,23 @@ async fn question(context: &ProbeContext, memory: &mut ConsoleMemory) -> Result<
         // It lives now, whatever it said before.
         memory.known = ends;
     }
-    Ok(judge(&tails, &memory.known, since))
+    let answer = judge(&tails, &memory.known, since);
+    Ok(of_a_crash_kernel(answer, &mut memory.begun_panic, Instant::now()))
+}
+
+/// The answer; without the benefit of a crash kernel if that would have shown itself since the panic was found.
+fn of_a_crash_kernel(answer: Answer, begun: &mut Option<Instant>, now: Instant) -> Answer {
+    let Answer::OwnDump(_) = answer else {
+        *begun = None;
+        return answer;
+    };
+    let since = *begun.get_or_insert(now);
+    if now.saturating_duration_since(since) <= CRASH_KERNEL_WITHIN {
+        return answer;
+    }
+    Answer::Nothing(
+        "its console tells of a panic that has no end, and nothing came of it".to_owned(),
+    )
 }
 
 /// A log that was last written before this holds no words of this silence.
@@ -128,7 +144,13 @@ fn judge(tails: &[Tail], known: &[End], since: SystemTime) -> Answer {
             Answer::LastWords(format!("its console says: {words}"))
         }
         Some(_) => Answer::Nothing("its console has last words of another time".to_owned()),
-        None => Answer::Nothing("its console has no last words".to_owned()),
+        None => {
+            let of_now = tails.iter().filter(|tail| tail.written >= since);
+            match of_now.filter_map(|tail| begun_panic(&tail.text(known))).next() {
+                Some(words) => Answer::OwnDump(format!("its console tells of no end of: {words}")),
+                None => Answer::Nothing("its console has no last words".to_owned()),
+            }
+        }
     }
 }
 
@@ -144,53 +166,6 @@ impl Tail {
             .unwrap_or(usize::MAX);
         let from = self.bytes.len().saturating_sub(new);
         String::from_utf8_lossy(self.bytes.get(from..).unwrap_or_default())
-    }
-}
-
-/// The words with which a kernel died at the end of `text`.
-fn last_words(text: &str) -> Option<String> {
-    let lines: Vec<ConsoleLine<'_>> = text.lines().map(ConsoleLine::parse).collect();
-    let at = lines.iter().rposition(|line| line.text.starts_with(LAST_WORDS))?;
-    let (words, after) = (&lines[at], &lines[at + 1..]);
-    let goes_on = |line: &ConsoleLine<'_>| {
-        line.text.contains("login:")
-            || BANNERS.iter().any(|banner| line.text.starts_with(banner))
-            // Another boot's clock begins anew.
-            || matches!((words.clock, line.clock), (Some(then), Some(now)) if now < then)
-    };
-    let is_last = after.len() <= MOST_LINES_AFTER && !after.iter().any(goes_on);
-    is_last.then(|| printable(words.text, LINE_CHARS))
-}
-
-/// A line of a console.
-struct ConsoleLine<'a> {
-    /// Microseconds since the kernel's start, if it is a kernel's line that has them.
-    clock: Option<u64>,
-    /// Without that, and without its caller.
-    text: &'a str,
-}
-
-impl<'a> ConsoleLine<'a> {
-    /// Takes `[   12.283862] ` off, and the `[    T1] ` that CONFIG_PRINTK_CALLER adds.
-    fn parse(line: &'a str) -> Self {
-        let line = line.trim();
-        let stamped = |line: &'a str| {
-            let (stamp, text) = line.strip_prefix('[')?.split_once(']')?;
-            let (seconds, micros) = stamp.trim().split_once('.')?;
-            let (seconds, micros): (u64, u64) = (seconds.parse().ok()?, micros.parse().ok()?);
-            Some((seconds.checked_mul(1_000_000)?.checked_add(micros)?, text.trim_start()))
-        };
-        let Some((clock, text)) = stamped(line) else {
-            return Self { clock: None, text: line };
-        };
-        let caller = text.strip_prefix('[').and_then(|text| text.split_once(']'));
-        let text = match caller {
-            Some((caller, text)) if caller.trim_start().starts_with(['T', 'C']) => {
-                text.trim_start()
-            }
-            _ => text,
-        };
-        Self { clock: Some(clock), text }
     }
 }
 
@@ -221,62 +196,22 @@ pub(crate) fn tails(vm: &Vm) -> Result<Vec<(PathBuf, String)>, String> {
 mod tests {
     use rustix::fs::{FileType, Mode};
 
-    use super::*;
-
-    /// The end of a panic of Linux 6.1, as it came out of a serial port.
-    const PANIC: &str = "[   12.200000] Kernel panic - not syncing: sysrq triggered crash\r\n\
-         [   12.271233]  proc_reg_write+0x53/0xa0\r\n\
-         [   12.283381] Kernel Offset: disabled\r\n\
-         [   12.283862] ---[ end Kernel panic - not syncing: sysrq triggered crash ]---\r\n";
+    use super::{words::tests::PANIC, *};
 
     #[test]
-    fn a_panic_that_ended_is_found_with_and_without_a_clock_or_a_caller() {
-        let words = "---[ end Kernel panic - not syncing: sysrq triggered crash ]---";
-        assert_eq!(last_words(PANIC).as_deref(), Some(words));
-        assert_eq!(last_words(words).as_deref(), Some(words));
-        let caller = format!("[    1.0][    T1] x\n[    1.5][    T1] {words}\n");
-        assert_eq!(last_words(&caller).as_deref(), Some(words));
-        let warned = format!("{PANIC}[   12.290000] ------------[ cut here ]------------\r\n");
-        assert!(last_words(&warned).is_some());
-    }
-
-    #[test]
-    fn a_panic_that_may_lead_to_a_dump_or_a_reboot_is_not_the_end() {
+    fn a_panic_without_an_end_speaks_for_its_crash_kernel_for_so_long_and_if_it_is_of_this_silence()
+    {
         let begun = PANIC.lines().take(3).collect::<Vec<_>>().join("\n");
-        assert_eq!(last_words(&begun), None);
-        assert_eq!(last_words(&format!("{begun}\n[   12.3] Rebooting in 5 seconds..")), None);
-        assert_eq!(last_words("[  1.0] BUG: unable to handle page fault\n[ 1.1] Oops: 0002"), None);
-    }
-
-    #[test]
-    fn words_that_were_followed_by_life_are_not_the_last() {
-        for after in [
-            "[    0.000000] Linux version 6.1.0-37-amd64",
-            "[    0.210000] pci 0000:00:01.0: quirk",
-            "Debian GNU/Linux 12 web-1 ttyS0\n\nweb-1 login: ",
-            "SeaBIOS (version 1.16.2-debian-1.16.2-1)",
-        ] {
-            assert_eq!(last_words(&format!("{PANIC}{after}")), None, "{after}");
-        }
-        assert_eq!(last_words(&format!("{PANIC}{}", "x\n".repeat(MOST_LINES_AFTER + 1))), None);
-    }
-
-    #[test]
-    fn a_quotation_of_last_words_is_none() {
-        assert_eq!(last_words("$ grep '---[ end Kernel panic - not syncing' log"), None);
-        let journal = "Nov 24 23:50:01 web kernel: ---[ end Kernel panic - not syncing: x ]---";
-        assert_eq!(last_words(journal), None);
-    }
-
-    #[test]
-    fn hostile_text_is_taken_as_it_is() {
-        for text in ["[", "[]", "[.]", "[99999999999999999999.9] x", "[ 18446744073709551615.0] x"]
-        {
-            assert_eq!(last_words(text), None, "{text}");
-        }
-        let long = format!("{LAST_WORDS}\u{1b}[2J{}", "x".repeat(100_000));
-        let words = last_words(&long).unwrap();
-        assert!(words.len() <= LINE_CHARS && !words.contains('\u{1b}'), "{words}");
+        let (tails, begin, mut first) = ([tail(&begun)], Instant::now(), None);
+        let mut said = |tails: &[Tail], seconds| {
+            let answer = judge(tails, &[], SystemTime::UNIX_EPOCH);
+            let now = begin + Duration::from_secs(seconds);
+            matches!(of_a_crash_kernel(answer, &mut first, now), Answer::OwnDump(_))
+        };
+        assert_eq!((said(&tails, 0), said(&tails, 30), said(&tails, 31)), (true, true, false));
+        assert_eq!((said(&[tail("x")], 40), said(&tails, 41)), (false, true));
+        let lived = judge(&tails, &[], SystemTime::now() + Duration::from_secs(9));
+        assert!(matches!(lived, Answer::Nothing(_)), "{lived:?}");
     }
 
     #[test]

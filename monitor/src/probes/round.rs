@@ -127,6 +127,7 @@ fn bounded(answer: Answer) -> Answer {
         Answer::Opaque(said) => Answer::Opaque(text(said)),
         Answer::ServesInterrupts(said) => Answer::ServesInterrupts(text(said)),
         Answer::Loops(said) => Answer::Loops(text(said)),
+        Answer::OwnDump(said) => Answer::OwnDump(text(said)),
     }
 }
 

@@ -66,7 +66,13 @@ impl Supervisor {
     }
 
     /// The guest reset itself, which counts towards its limit like a restart, and outlives this daemon.
-    pub(super) fn guest_reset(&mut self, watched: &WatchedVm, times: usize, context: &Context<'_>) {
+    pub(super) fn guest_reset(
+        &mut self,
+        watched: &mut WatchedVm,
+        times: usize,
+        context: &Context<'_>,
+    ) {
+        self.own_dump_ended(watched);
         info!(vm = watched.vm.name, times, "the guest reset itself");
         self.ledger.note_reset(&watched.key, context.wall);
         if let Some(page) = self.ledger.page(context.wall) {

@@ -74,8 +74,10 @@ pub(crate) enum Stage {
     },
     /// QEMU could not be told; it will be as soon as it listens.
     WaitingForMonitor,
-    /// The guest writes its own crash dump; it is restarted once that is done.
+    /// The guest writes its own crash dump; it is restarted once that is done, unless it resets itself.
     WaitingForDump,
+    /// It did, and is to show life.
+    ResetItself,
     /// It is on hold; once that is over, it is judged anew.
     OnHold,
     /// Nothing was done, or not enough, and it may be convicted once more: of the same crash, if it shows no life before.
@@ -94,6 +96,7 @@ impl Stage {
             | Self::AwaitingLife { .. }
             | Self::WaitingForMonitor
             | Self::WaitingForDump
+            | Self::ResetItself
             | Self::OnHold
             | Self::Reopened => true,
             Self::Restarting | Self::Closed => false,

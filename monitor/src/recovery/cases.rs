@@ -193,6 +193,9 @@ impl Supervisor {
         if !(waits && heard && watched.detector.watch.state == State::Alive) {
             return;
         }
+        if case.stage == Stage::ResetItself {
+            return self.recovered_by_itself(watched, context);
+        }
         // A later crash is another one, for a later daemon as well.
         let lived_at = context.wall;
         if let (Some(last), None) = (case.incident.attempts.last(), case.incident.outcome) {

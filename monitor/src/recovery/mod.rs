@@ -19,6 +19,7 @@ mod incident_writer;
 mod journal;
 mod nmi;
 mod outcome;
+mod own_dump;
 mod places;
 mod plan;
 mod qemu_exit;

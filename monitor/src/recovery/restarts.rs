@@ -57,6 +57,7 @@ impl Supervisor {
             | Stage::WaitingForMonitor
             | Stage::Resuming
             | Stage::WaitingForDump
+            | Stage::ResetItself
             | Stage::Reopened
             | Stage::Closed => {}
         }

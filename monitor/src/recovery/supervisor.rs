@@ -2,9 +2,9 @@
 //!
 //! It owns the incidents, the ledger of holds and resets, and the VMs that wait for another QEMU. It is told of one VM at a
 //! time, with the moment that it is, and waits for nothing: what takes time is an [`Effect`], what happened an
-//! [`Event`](super::Event). `cases` goes from a conviction to its outcome, `restarts` through one restart, `resume` on
-//! where an earlier daemon was ended, `respawn` from a QEMU's end to the next one; `budget` says what may be done, `hold`
-//! what must not, and `places`, in `turns`, when.
+//! [`Event`](super::Event). `cases` goes from a conviction to its outcome, `restarts` through one restart, `own_dump` through
+//! a dump that the guest saves itself, `resume` on where an earlier daemon was ended, `respawn` from a QEMU's end to the next
+//! one; `budget` says what may be done, `hold` what must not, and `places`, in `turns`, when.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -112,6 +112,7 @@ impl Supervisor {
 
     /// A tick of a VM, before it is judged: goes on with what waited.
     pub(crate) fn tick(&mut self, watched: &mut WatchedVm, context: &Context<'_>) {
+        self.leave_to_its_dump(watched, context);
         self.retry_restart(watched, context);
         self.lives_after_all(watched, context);
     }

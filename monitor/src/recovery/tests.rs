@@ -31,6 +31,7 @@ use flatline_qemu::{
     qmp::{self, QmpError, QmpEvent, QmpState, QmpTarget, RunState, Transport},
 };
 
+mod own_dump;
 mod turns;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -334,9 +335,9 @@ async fn a_qemu_that_was_stopped_is_left_so() {
 #[tokio::test]
 async fn restarts_that_another_users_process_uses_up_are_its_own() {
     let mut rig = Rig::new("[recovery]\nmax_restarts = 2\n");
-    let stranger = watch(vm_of(2000), &rig.config, rig.now, None, RecoveryState::default());
+    let mut stranger = watch(vm_of(2000), &rig.config, rig.now, None, RecoveryState::default());
     for _ in 0..2 {
-        rig.with(|supervisor, _, context| supervisor.guest_reset(&stranger, 1, context));
+        rig.with(|supervisor, _, context| supervisor.guest_reset(&mut stranger, 1, context));
     }
     let wall = rig.wall;
     let used_up = |rig: &Rig, vm: &WatchedVm| rig.supervisor.restarts_in_window(vm, wall).len();
@@ -351,17 +352,17 @@ async fn several_of_one_user_are_counted_apart_and_with_what_was_before() {
     let mut rig = Rig::new("");
     let twin = Vm { id: VmId { pid: 1, start_ticks: 1 }, ..vm() };
     let mut twin = watch(twin, &rig.config, rig.now, None, RecoveryState::default());
-    let reset = |rig: &mut Rig, twin: &WatchedVm| {
+    let reset = |rig: &mut Rig, twin: &mut WatchedVm| {
         rig.with(|supervisor, _, context| supervisor.guest_reset(twin, 1, context));
     };
-    reset(&mut rig, &twin);
+    reset(&mut rig, &mut twin);
     rig.panic();
     rig.restart_succeeds();
     rig.with(|supervisor, watched, _| {
         supervisor.count_by_process(watched);
         supervisor.count_by_process(&mut twin);
     });
-    reset(&mut rig, &twin);
+    reset(&mut rig, &mut twin);
     let used_up = |vm: &WatchedVm| rig.supervisor.restarts_in_window(vm, rig.wall).len();
     assert_eq!((used_up(&rig.watched), used_up(&twin)), (2, 2));
 }

@@ -79,6 +79,16 @@ impl Rig {
         Ok(config)
     }
 
+    /// A Linux guest that has loaded a crash kernel, with a tap and a disk.
+    pub(crate) fn linux_with_crash_kernel(&self, name: &str, number: u8) -> Result<GuestConfig> {
+        let images = image::kdump::build(&self.images, &guest_dir()?.join("kdump"))?;
+        let mut config = self.linux(name, number)?;
+        config.kind = GuestKind::Linux(images);
+        config.memory_mib = image::kdump::MEMORY_MIB;
+        config.kernel_args.push(image::kdump::ROOM.to_owned());
+        Ok(config)
+    }
+
     /// A Linux without a tap that can have a guest of its own; or why there is none.
     pub(crate) fn hypervisor(&self, name: &str) -> Result<GuestConfig, String> {
         GuestConfig::hypervisor(name, &self.images, &self.qemu, self.dir())

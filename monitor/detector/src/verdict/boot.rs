@@ -34,7 +34,8 @@ pub struct Dump {
     pub(crate) last_write: Duration,
     /// Time for which it may write nothing.
     pub(crate) quiet_for: Duration,
-    /// QEMU's monitor could not be heard all along: the reset that ends a dump may have been missed.
+    /// QEMU's monitor could not be heard all along, so that the reset that ends a dump may have been missed; or no more than the
+    /// guest's console tells of it.
     pub(crate) unheard: bool,
 }
 

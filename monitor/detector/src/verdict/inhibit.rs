@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use super::{
-    Act, Cause, DUMP_PATIENCE, Dump, Monitor, STALLED_AFTER, State, Tick, Watch,
+    Act, Cause, DUMP_BOOTS_WITHIN, DUMP_PATIENCE, Dump, Monitor, STALLED_AFTER, State, Tick, Watch,
     outcome::{convict_suspect, hold},
 };
 use crate::{activity::Activity, policy::Policy};
 use flatline_samples::{Missing, ProcessState, RunState};
+
+/// Why a guest is left to its crash kernel.
+const SAVES_DUMP: &str = "the guest panicked, and is writing its own crash dump";
 
 /// Why this VM was stopped on purpose, so that it can show no life; `None`: it was not.
 pub(super) fn pause_reason(tick: &Tick) -> Option<String> {
@@ -92,6 +95,11 @@ pub(super) fn is_unjudged(watch: &Watch, tick: &Tick) -> bool {
 }
 
 impl Watch {
+    /// That its guest panicked, in words, and is left to the crash kernel that it started, or is taken to have started.
+    pub fn saves_own_dump(&self) -> Option<&'static str> {
+        (self.boot.dump.is_some() && !self.state.is_convicted()).then_some(SAVES_DUMP)
+    }
+
     /// Whether it is held, by what the last tick saw, because of its host: storage that stalls or failed, or CPU time that
     /// it doesn't get. A storm is told of as one.
     pub fn is_held_by_host(&self) -> bool {
@@ -127,8 +135,7 @@ pub(super) fn dumping(
     } else if now.saturating_sub(dump.last_write) >= dump.quiet_for {
         format!("has written nothing for {} s", now.saturating_sub(dump.last_write).as_secs())
     } else {
-        let reason = "the guest panicked, and is writing its own crash dump".to_owned();
-        return Some(hold(watch, reason, tick.activity.elapsed, now));
+        return Some(hold(watch, SAVES_DUMP.to_owned(), tick.activity.elapsed, now));
     };
     watch.boot.dump = None;
     if dump.unheard || watch.state.is_convicted() {
@@ -160,11 +167,17 @@ pub(super) fn pause_dump(watch: &mut Watch, elapsed: Duration, now: Duration) {
     }
 }
 
+/// Holds a guest whose kernel began to panic and has not ended it, for the time that a crash kernel takes to boot, and as long
+/// as it writes. None but its console says so: afterwards it is judged by what it shows.
+pub(super) fn may_save_dump(watch: &mut Watch, now: Duration) -> Act {
+    watch.boot.dump = Some(Dump { unheard: true, ..Dump::new(now, DUMP_BOOTS_WITHIN) });
+    hold(watch, SAVES_DUMP.to_owned(), Duration::ZERO, now)
+}
+
 /// Holds a guest that panicked, and was found to be writing still.
 pub(super) fn still_writing(watch: &mut Watch, policy: &Policy, now: Duration) {
     watch.boot.dump = Some(Dump::new(now, policy.flat_for));
-    let reason = "the guest panicked, and is writing its own crash dump".to_owned();
-    watch.enter(State::Held, reason, now);
+    watch.enter(State::Held, SAVES_DUMP.to_owned(), now);
 }
 
 /// The figure that is missing, without which silence can't be told from blindness.

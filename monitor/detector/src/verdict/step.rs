@@ -149,6 +149,9 @@ fn weigh(watch: &mut Watch, said: &Testimony, detection: &DetectionPolicy, now: 
     if let Some(sign) = acquittal {
         return lives(watch, sign, now);
     }
+    if asked && said.may_save_dump() {
+        return inhibit::may_save_dump(watch, now);
+    }
     if let Some(storm) = watch.storm.clone()
         && !said.shows_deafness()
         && watch.state.tally().is_none_or(|tally| tally.last_words == 0)

@@ -84,6 +84,8 @@ pub enum Answer {
     /// A vCPU runs on in kernel mode at one depth of its stack, with interrupts on, and no other was seen to run. So does a
     /// kernel after its last words, and so may one that computes: says nothing by itself.
     Loops(String),
+    /// Its kernel panicked and went no further, as one does that starts its crash kernel: it may be saving its dump.
+    OwnDump(String),
 }
 
 impl Answer {
@@ -112,6 +114,7 @@ impl Answer {
             Self::NotUp(_) => "not up",
             Self::Unresponsive(_) => "no answer",
             Self::Excuse(_) | Self::Starved(_) => "excuse",
+            Self::OwnDump(_) => "own dump",
         }
     }
 
@@ -134,7 +137,8 @@ impl Answer {
             | Self::Starved(text)
             | Self::Opaque(text)
             | Self::ServesInterrupts(text)
-            | Self::Loops(text) => text,
+            | Self::Loops(text)
+            | Self::OwnDump(text) => text,
         }
     }
 }
@@ -189,6 +193,11 @@ impl Testimony {
     /// ill does not look so: it waits with interrupts on, or its vCPUs don't run, can't be asked, or stand still.
     pub(crate) fn shows_deafness(&self) -> bool {
         self.proves() || self.any(|answer| *answer == Answer::Halted)
+    }
+
+    /// Whether it may be saving a dump of its own.
+    pub(crate) fn may_save_dump(&self) -> bool {
+        self.any(|answer| matches!(answer, Answer::OwnDump(_)))
     }
 
     /// Why a guest that shows life isn't up all the same.

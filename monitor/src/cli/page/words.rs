@@ -7,7 +7,8 @@ use crate::storage::incident::{Incident, Outcome};
 /// What there is to say in one line.
 pub(super) fn headline(incident: &Incident) -> &'static str {
     match (incident.outcome, &incident.action) {
-        (Some(Outcome::Recovered), _) => "crashed, was restarted, and came back",
+        (Some(Outcome::Recovered), Some(_)) => "crashed, was restarted, and came back",
+        (Some(Outcome::Recovered), None) => "crashed, saved its own dump, and came back",
         (Some(Outcome::NotRecovered), Some(_)) => "crashed, was restarted, and did not come back",
         (Some(Outcome::NotRecovered), None) => "crashed, and did not come back",
         (Some(Outcome::Observed), _) => "crashed; flatline only observed",

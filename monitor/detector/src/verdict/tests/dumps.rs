@@ -6,7 +6,7 @@ use super::rig::{
 };
 use crate::{
     activity::StorageActivity,
-    verdict::{Act, Cause, DUMP_BOOTS_WITHIN, DUMP_PATIENCE, Input, Monitor},
+    verdict::{Act, Answer, Cause, DUMP_BOOTS_WITHIN, DUMP_PATIENCE, Input, Monitor},
 };
 use flatline_samples::{QmpEvent, RunState};
 
@@ -156,4 +156,51 @@ fn what_a_convicted_guest_announces_later_keeps_its_restart_from_nobody() {
     rig.event(&QmpEvent::GuestCrashloaded);
     rig.run(2 * 600, |_, guest| guest.halt());
     assert_eq!((rig.state(), &rig.acts[..]), ("crashed", &[][..]));
+}
+
+/// A suspect that spins, and whose console tells of a panic that was not ended, when it is held for that.
+fn begun_on_its_console() -> Rig {
+    let mut rig = Rig::without_address();
+    rig.guest.spin();
+    rig.guest.requests = Answer::OwnDump("Kernel panic - not syncing: x".to_owned());
+    rig.run(FLAT_TICKS + 2, |_, _| {});
+    assert_eq!((rig.state(), rig.conviction()), ("held", None));
+    assert!(rig.watch.saves_own_dump().is_some());
+    rig.guest.requests = Answer::Nothing("nothing came of its panic".to_owned());
+    rig
+}
+
+#[test]
+fn a_panic_that_its_console_does_not_end_is_left_to_its_crash_kernel_and_then_judged_by_what_it_shows()
+ {
+    let mut rig = begun_on_its_console();
+    let begin = rig.now;
+    rig.run(90, |_, _| {});
+    let (when, cause) = rig.conviction().expect("nothing was written");
+    assert_eq!(cause, Cause::Spinning, "no word of a panic convicts it");
+    let waited = when.saturating_sub(begin);
+    let due = DUMP_BOOTS_WITHIN + TICK * FLAT_TICKS;
+    assert!((due - TICK * 2..due + TICK * 4).contains(&waited), "{waited:?}");
+    // A guest that only shows words, as a hypervisor may that has its guest's console on its own, lives on.
+    let mut rig = begun_on_its_console();
+    rig.run(300, |_, guest| *guest = Guest::idle());
+    assert_eq!((rig.state(), rig.conviction()), ("alive", None), "{}", rig.watch.reason);
+}
+
+#[test]
+fn a_guest_that_writes_after_a_panic_on_its_console_is_left_to_it_until_it_resets_itself() {
+    let mut rig = begun_on_its_console();
+    rig.run(200, |_, guest| writes(guest));
+    assert_eq!((rig.state(), rig.conviction()), ("held", None));
+    assert_eq!(rig.event(&QmpEvent::Reset { guest: true }), Act::GuestReset(1));
+    assert_eq!(rig.watch.saves_own_dump(), None);
+}
+
+#[test]
+fn a_panic_on_the_console_of_a_guest_that_another_witness_acquits_is_none_of_its_own() {
+    let mut rig = Rig::calibrated();
+    rig.guest.requests = Answer::OwnDump("Kernel panic - not syncing: x".to_owned());
+    rig.run(300, |_, _| {});
+    assert_eq!((rig.state(), rig.conviction()), ("alive", None), "{}", rig.watch.reason);
+    assert_eq!(rig.watch.saves_own_dump(), None);
 }
