@@ -62,6 +62,11 @@ impl Loader {
         Self { pins, probes, runtime, offsets: None }
     }
 
+    /// Whether KVM's tracepoints are to be used.
+    pub(super) fn wants_kvm(&self) -> bool {
+        self.probes.kvm_tracepoints
+    }
+
     fn offsets(&mut self) -> Result<&Offsets, ProbeError> {
         let offsets = match self.offsets.take() {
             Some(offsets) => offsets,

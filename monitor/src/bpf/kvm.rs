@@ -114,7 +114,7 @@ impl KvmPrograms {
     pub(super) fn load(&mut self, loader: &mut Loader) {
         if self.loaded.is_none() {
             // Why that failed is told where they are to be attached.
-            self.loaded = load(loader).ok();
+            self.loaded = loader.wants_kvm().then(|| load(loader).ok()).flatten();
             self.hooks.send_modify(|hooks| hooks.loaded = true);
         }
     }
@@ -164,6 +164,10 @@ impl KvmPrograms {
     fn attach_all(&mut self, loader: &mut Loader) -> Vec<ProgramHealth> {
         let row =
             |(program, hook), failure| ProgramHealth { program, hook, required: false, failure };
+        if !loader.wants_kvm() {
+            let why = "not wanted (`probes.kvm_tracepoints`)";
+            return PROGRAMS.map(|program| row(program, Some(why.to_owned()))).into();
+        }
         let ebpf = match self.loaded.take().map_or_else(|| load(loader), Ok) {
             Ok(ebpf) => self.loaded.insert(ebpf),
             Err(error) => {

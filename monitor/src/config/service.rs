@@ -61,6 +61,8 @@ keys! {
         probes.tap_hook: TapHook = "auto", any::<TapHook>();
         /// what the eBPF programs log: or "error", "warn", "info", "debug", "trace"
         probes.log: ProbeLog = "off", any::<ProbeLog>();
+        /// look at suspects through KVM's tracepoints; without them, through `query-stats` of QEMU 7.1 and newer
+        probes.kvm_tracepoints: bool = true, any::<bool>();
         /// on SIGTERM, leave programs and counters to the next daemon
         probes.keep: bool = false, any::<bool>();
         /// VMs counted at most; 1 KiB each, whatever the number of CPUs

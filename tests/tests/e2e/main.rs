@@ -17,8 +17,10 @@ mod heartbeats;
 mod hostile;
 mod hubs;
 mod idle_costs;
+mod kdump;
 mod killed;
 mod known_dead;
+mod kvm_stats;
 mod ladder;
 mod left_alone;
 mod lifecycle;
@@ -86,6 +88,8 @@ const SUBJECTS: &[(&str, Trials)] = &[
     ("reports", reports::trials),
     ("recordings", recordings::trials),
     ("documents", documents::trials),
+    ("kdump", kdump::trials),
+    ("kvm_stats", kvm_stats::trials),
     ("evidence", evidence::trials),
     ("answers", answers::trials),
     ("lifecycle", lifecycle::trials),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{QmpError, QmpHandle, RunState};
+use super::{QmpError, QmpHandle, RunState, stats::VcpuStats};
 use crate::text::MAX_TEXT_CHARS;
 
 /// How long a helper of this module waits. A healthy QEMU answers in 0.1 ms, one whose main loop is
@@ -13,7 +13,7 @@ use crate::text::MAX_TEXT_CHARS;
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// The most vCPUs that are taken: QEMU's own maximum (q35 since 9.0) is 4,096.
-const MAX_VCPUS: usize = 4_096;
+pub(super) const MAX_VCPUS: usize = 4_096;
 
 /// A vCPU and the host thread that runs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
@@ -72,6 +72,7 @@ pub(crate) fn fuzz(reply: &Value) {
     }
     assert!(cpus(reply).is_none_or(|cpus| cpus.len() <= MAX_VCPUS));
     requests(reply);
+    assert!(VcpuStats::of_reply(reply).is_none_or(|vcpus| vcpus.len() <= MAX_VCPUS));
 }
 
 fn malformed(command: &str) -> QmpError {

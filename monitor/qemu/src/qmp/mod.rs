@@ -17,6 +17,7 @@ pub(crate) mod codec;
 pub(crate) mod commands;
 mod registers;
 mod session;
+mod stats;
 
 pub use codec::{CodecError, Excess};
 pub use commands::QmpCpu;
@@ -31,3 +32,4 @@ pub use session::{
     LibvirtTarget, Limits, QmpError, QmpHandle, QmpNotice, QmpState, QmpTarget, Room, Transport,
     spawn,
 };
+pub use stats::VcpuStats;

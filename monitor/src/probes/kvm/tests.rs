@@ -29,6 +29,7 @@ struct Case {
     elapsed: Duration,
     waited: Option<Duration>,
     took_one: bool,
+    set_timer: bool,
     interrupts_are_hidden: bool,
 }
 
@@ -49,6 +50,7 @@ fn judged(moved: KvmCounters, change: impl FnOnce(&mut Case)) -> Answer {
         elapsed: LONG,
         waited: Some(Duration::from_secs(2)),
         took_one: true,
+        set_timer: false,
         interrupts_are_hidden: false,
     };
     change(&mut case);
@@ -60,6 +62,7 @@ fn judged(moved: KvmCounters, change: impl FnOnce(&mut Case)) -> Answer {
         elapsed: case.elapsed,
         waited: case.waited,
         took_one: case.took_one,
+        set_timer: case.set_timer,
         interrupts_are_hidden: case.interrupts_are_hidden,
     })
 }
@@ -187,6 +190,40 @@ fn silence_says_nothing_where_a_living_guest_might_not_be_seen() {
         }),
     ] {
         assert!(matches!(finding, Answer::Nothing(_)), "{finding:?}");
+    }
+}
+
+/// Judges one whose processor delivers interrupts past KVM, and that sets its timer, unless `change` has it otherwise.
+fn with_hidden(moved: KvmCounters, change: impl FnOnce(&mut Case)) -> Answer {
+    judged(moved, |case| {
+        (case.interrupts_are_hidden, case.took_one, case.set_timer) = (true, false, true);
+        case.elapsed = hidden::SHORTEST_SILENCE * 2;
+        change(case);
+    })
+}
+
+#[test]
+fn where_interrupts_are_hidden_a_guest_lives_by_its_timer_or_by_going_on_behind_hlt() {
+    for moved in [
+        KvmCounters { timers_set: 1, ..still() },
+        KvmCounters { resumed: 1, wakeups: 1, ..still() },
+        KvmCounters { apic_eois: 1, ..still() },
+    ] {
+        assert!(matches!(with_hidden(moved, |_| {}), Answer::Lives(_)), "{moved:?}");
+    }
+}
+
+#[test]
+fn where_interrupts_are_hidden_only_a_guest_that_set_its_timer_is_silent_without_and_only_for_long()
+{
+    let moved = KvmCounters { wakeups: 800, entries: 9000, set_irqs: 3, ..still() };
+    assert!(matches!(with_hidden(moved, |_| {}), Answer::Silent(_)), "a dead one is found");
+    for answer in [
+        with_hidden(moved, |case| case.set_timer = false),
+        with_hidden(moved, |case| case.elapsed = hidden::SHORTEST_SILENCE),
+        with_hidden(moved, |case| case.hooks = hooks(&["kvm_msr"])),
+    ] {
+        assert!(matches!(answer, Answer::Nothing(_)), "{answer:?}");
     }
 }
 
