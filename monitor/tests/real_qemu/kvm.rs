@@ -112,6 +112,7 @@ fn judge_all(
             waited: Some(Duration::ZERO),
             // Whether such a guest was seen to live before is another question.
             took_one: true,
+            set_timer: false,
             interrupts_are_hidden: interrupts_are_hidden(),
         });
         println!("{}: {finding:?}; {:?}", guest.name(), after[n]);

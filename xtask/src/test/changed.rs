@@ -57,7 +57,7 @@ const ROOMS: [(&str, &[&str]); 30] = [
     ("monitor-ebpf", &["counts", "network", "taps", "storage", "neighbours", "upgrade"]),
     ("notify", &["telling", "alerts"]),
     ("packaging", &["packages", "documents", "alerts"]),
-    ("probes", &["witnesses", "left_alone", "masked_wait", "kvm_stats", "network", "neighbours"]),
+    ("probes", &["witnesses", "left_alone", "masked_wait", "network", "neighbours"]),
     ("program", &["owners", "packages"]),
     ("qmp", &["hostile", "answers", "peers", "sockets", "unreadable"]),
     ("recorder", &["recordings"]),
@@ -78,7 +78,10 @@ const ROOMS: [(&str, &[&str]); 30] = [
     ),
     ("sampler", &["counts", "storage", "memory", "overcommitted", "idle_costs"]),
     ("storage", &["evidence", "state_dir", "version_before", "reports", "tenants_quotas"]),
-    ("verdict", &["brought_back", "left_alone", "masked_wait", "known_dead", "kdump", "recordings"]),
+    (
+        "verdict",
+        &["brought_back", "left_alone", "masked_wait", "known_dead", "kdump", "recordings"],
+    ),
     ("vm", &BASIC),
     ("web", &["page", "web_access", "metrics", "tenants_http"]),
 ];
