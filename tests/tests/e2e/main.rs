@@ -20,6 +20,7 @@ mod idle_costs;
 mod kdump;
 mod killed;
 mod known_dead;
+mod kvm_stats;
 mod ladder;
 mod left_alone;
 mod lifecycle;
@@ -88,6 +89,7 @@ const SUBJECTS: &[(&str, Trials)] = &[
     ("recordings", recordings::trials),
     ("documents", documents::trials),
     ("kdump", kdump::trials),
+    ("kvm_stats", kvm_stats::trials),
     ("evidence", evidence::trials),
     ("answers", answers::trials),
     ("lifecycle", lifecycle::trials),

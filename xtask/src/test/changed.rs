@@ -57,7 +57,7 @@ const ROOMS: [(&str, &[&str]); 30] = [
     ("monitor-ebpf", &["counts", "network", "taps", "storage", "neighbours", "upgrade"]),
     ("notify", &["telling", "alerts"]),
     ("packaging", &["packages", "documents", "alerts"]),
-    ("probes", &["witnesses", "left_alone", "masked_wait", "network", "neighbours"]),
+    ("probes", &["witnesses", "left_alone", "masked_wait", "kvm_stats", "network", "neighbours"]),
     ("program", &["owners", "packages"]),
     ("qmp", &["hostile", "answers", "peers", "sockets", "unreadable"]),
     ("recorder", &["recordings"]),
