@@ -14,6 +14,7 @@ pub use media::{lacks, needs};
 pub use run::{Outcome, run};
 pub use stage::{Place, Programs, Stage};
 
+mod arm;
 pub mod arm_host;
 mod crashes;
 mod healthy;
@@ -97,6 +98,7 @@ pub fn all() -> Vec<Scenario> {
         crashes::SCENARIOS,
         lockups::SCENARIOS,
         healthy::SCENARIOS,
+        arm::SCENARIOS,
         media::SCENARIOS,
         lifecycle::SCENARIOS,
         host::SCENARIOS,

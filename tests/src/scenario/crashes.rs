@@ -41,15 +41,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         expected: SPINS,
     },
     Scenario {
-        name: "panic-arm",
-        what: "Linux panics on a 64-bit Arm machine, emulated; nothing in its registers counts against it",
-        guests: |place| Ok(vec![place.arm_linux("guest")?]),
-        boots: true,
-        pins: 1,
-        fault: panic,
-        expected: Expected::Crashed { causes: &["silent"], recovers: true },
-    },
-    Scenario {
         name: "panic-in-broadcasts",
         what: "Linux panics, and 100 broadcasts a second go on into its tap",
         guests: one,

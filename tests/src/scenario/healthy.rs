@@ -9,7 +9,6 @@ use super::stage::BOOT_LIMIT;
 use super::{Expected, Scenario, Stage};
 use crate::boot_sector::BootSector;
 use crate::broadcast::Broadcast;
-use crate::guest::GuestConfig;
 use crate::interrupt;
 
 pub(super) const ALIVE: Expected = Expected::LeftAlone { states: &["alive"] };
@@ -34,27 +33,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         pins: 0,
         fault: nothing,
         expected: ALIVE,
-    },
-    Scenario {
-        name: "idle-arm",
-        what: "Linux idles on a 64-bit Arm machine, emulated",
-        guests: |place| Ok(vec![place.arm_linux("guest")?]),
-        boots: true,
-        pins: 0,
-        fault: nothing,
-        expected: ALIVE,
-    },
-    Scenario {
-        name: "idle-arm-unasked",
-        what: "Linux idles on a 64-bit Arm machine, emulated, without an address, an agent or a disk",
-        guests: |place| {
-            let linux = place.arm_linux("guest")?;
-            Ok(vec![GuestConfig { tap: None, ip: None, disk: None, ..linux }])
-        },
-        boots: true,
-        pins: 0,
-        fault: nothing,
-        expected: UNASKED,
     },
     Scenario {
         name: "idle-unasked",
