@@ -102,6 +102,11 @@ fn suspicion(watch: &Watch, said: Option<&Testimony>, now: Duration) -> String {
     }
 }
 
+/// Rounds since a kernel's last words that convict it.
+fn rounds_of_last_words(said: &Testimony) -> u32 {
+    if said.serves_interrupts() { SILENT_ROUNDS_TO_CONVICT } else { ROUNDS_TO_CONVICT }
+}
+
 /// Whether the evidence is complete, and what it convicts the guest of.
 fn conviction(
     watch: &Watch,
@@ -120,9 +125,7 @@ fn conviction(
     let seen = suspicion(watch, Some(said), now);
     // A kernel that ended its panic has nothing left to do by itself, however little the host lets it run. Where its interrupt
     // handlers answer, more rounds have to agree.
-    let rounds =
-        if said.serves_interrupts() { SILENT_ROUNDS_TO_CONVICT } else { ROUNDS_TO_CONVICT };
-    if tally.last_words >= rounds
+    if tally.last_words >= rounds_of_last_words(said)
         && all_along(Some(silence.since), policy.flat_for)
         && all_along(liveness.pinned_since, policy.flat_for)
     {
