@@ -13,7 +13,7 @@ use crate::interrupt;
 
 pub(super) const ALIVE: Expected = Expected::LeftAlone { states: &["alive"] };
 /// What cannot be asked may stay suspected.
-const UNASKED: Expected = Expected::LeftAlone { states: &["alive", "suspect"] };
+pub(super) const UNASKED: Expected = Expected::LeftAlone { states: &["alive", "suspect"] };
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -198,7 +198,7 @@ pub(super) fn takes_interrupts(stage: &Stage) -> Result<SystemTime> {
 }
 
 /// Time alone may tell.
-fn nothing(_stage: &Stage) -> Result<SystemTime> {
+pub(super) fn nothing(_stage: &Stage) -> Result<SystemTime> {
     interrupt::sleep(Duration::from_secs(5))?;
     Ok(SystemTime::now())
 }
