@@ -252,7 +252,8 @@ fn crashed(stage: &Stage, fault: SystemTime, causes: &[&str], recovers: bool) ->
         let verdict = Instant::now();
         let recovered =
             |now: &Look| now.incidents.iter().any(|incident| incident["outcome"] == "recovered");
-        let (back, last) = look_until(stage, BACK_WITHIN, |now| Ok(recovered(now)))?;
+        let limit = interrupt::patient(BACK_WITHIN);
+        let (back, last) = look_until(stage, limit, |now| Ok(recovered(now)))?;
         outcome.recover = back.then(|| verdict.elapsed());
         outcome.as_expected &= back && last.incidents.len() == 1;
         if !back {

@@ -18,12 +18,14 @@ pub(super) struct Cell {
     pub(super) overdue: Option<Overdue>,
 }
 
-/// When a crash was and when it was found, in seconds before its cell was told, and by how many seconds that is too late.
+/// When a crash was and when it was found, both in seconds before its cell was told; by how many seconds that is too late, and
+/// how many of them the host kept the daemon and the guest from its CPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Overdue {
     pub(super) fault_ago: f64,
     pub(super) verdict_ago: f64,
     pub(super) by: f64,
+    pub(super) withheld: f64,
 }
 
 impl Cell {
@@ -46,8 +48,9 @@ impl Cell {
     /// Judges what is overdue by how long this machine kept the host from its CPUs between two moments, both in seconds ago:
     /// the host takes that for time like any other.
     pub(super) fn settled(mut self, withheld: impl FnOnce(f64, f64) -> f64) -> Self {
-        let Some(Overdue { fault_ago, verdict_ago, by }) = self.overdue.take() else { return self };
-        let withheld = withheld(fault_ago, verdict_ago);
+        let Some(overdue) = self.overdue.take() else { return self };
+        let Overdue { fault_ago, verdict_ago, by, withheld: inside } = overdue;
+        let withheld = inside + withheld(fault_ago, verdict_ago);
         self.text.push_str(&format!("; {withheld:.1} s of it without a CPU"));
         self.as_due = self.as_due.map(|as_due| as_due && withheld >= by);
         self
@@ -67,12 +70,12 @@ mod tests {
 
     #[test]
     fn what_is_overdue_is_excused_by_what_was_withheld_and_by_no_less() {
-        let overdue = Overdue { fault_ago: 20.0, verdict_ago: 5.0, by: 2.0 };
+        let overdue = Overdue { fault_ago: 20.0, verdict_ago: 5.0, by: 2.5, withheld: 0.5 };
         let cell = Cell { overdue: Some(overdue), ..Cell::played("halt", "15.0 s", true) };
         let settled = |withheld: f64| cell.clone().settled(|_, _| withheld);
         assert_eq!(settled(1.9).as_due, Some(false));
         assert_eq!(settled(2.0).as_due, Some(true));
-        assert_eq!(settled(2.0).text, "15.0 s; 2.0 s of it without a CPU");
+        assert_eq!(settled(2.0).text, "15.0 s; 2.5 s of it without a CPU");
         let in_time = Cell::played("halt", "10.2 s", true);
         assert_eq!(in_time.clone().settled(|_, _| 9.0), in_time);
     }

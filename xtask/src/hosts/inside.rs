@@ -162,12 +162,13 @@ fn cell(column: &str, scenario: &Scenario, played: &Result<Outcome>) -> Cell {
         && !matches!(outcome.cause.as_deref(), Some("panicked" | "watchdog"))
         && let (Some(detect), Some(found_at)) = (outcome.detect, outcome.found_at)
     {
-        let limit = FLAT_FOR + SOON + outcome.withheld.unwrap_or_default();
+        let limit = FLAT_FOR + SOON;
         let verdict_ago = found_at.elapsed().unwrap_or_default();
         cell.overdue = (detect > limit).then(|| Overdue {
             fault_ago: (verdict_ago + detect).as_secs_f64(),
             verdict_ago: verdict_ago.as_secs_f64(),
             by: (detect - limit).as_secs_f64(),
+            withheld: outcome.withheld.unwrap_or_default().as_secs_f64(),
         });
     }
     cell.with_detail(detail)
