@@ -291,8 +291,10 @@ impl Parked {
     fn alone(self, waits: Waits) -> Answer {
         match self.count {
             0 => Answer::Neither("no vCPU was started".to_owned()),
+            // So dead ones stand, and so does a kernel whose debugger waits for a key.
             _ if self.burn && waits != Waits::Woke => {
-                Answer::Stuck("every vCPU is parked with all masked, and burns its CPU".to_owned())
+                let text = "every vCPU is parked with all masked, and burns its CPU";
+                Answer::Motionless(text.to_owned())
             }
             // As powered-off ones look.
             _ => Answer::Neither("every vCPU stands with all masked".to_owned()),
