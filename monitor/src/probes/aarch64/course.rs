@@ -57,7 +57,8 @@ pub(super) enum Course {
         /// Whether its thread ran all along.
         runs: bool,
     },
-    /// It runs at one spot in its kernel with interrupts masked: a wait would not take its thread's time.
+    /// It runs at one spot in its kernel with interrupts masked: a wait would not take its thread's time. Below the kernel's
+    /// half firmware does so that waits for a key.
     Stands(Place),
     /// It runs on in its kernel at one depth of its stack, with interrupts on.
     Loops(Place),
@@ -86,7 +87,9 @@ pub(super) fn course(looks: &[&ArmSnapshot]) -> Course {
         let place = Place { index, pc, sp, digest: Some(general_digest) };
         return match (all(|look| look.all_masked && look.in_upper_half), runs_all_along(looks)) {
             (true, runs) => Course::Parked { runs },
-            (false, true) if all(|look| look.irqs_masked) => Course::Stands(place),
+            (false, true) if all(|look| look.irqs_masked && look.in_upper_half) => {
+                Course::Stands(place)
+            }
             (false, _) => Course::Waits(place),
         };
     }

@@ -136,6 +136,9 @@ fn firmware_loops_and_parks_below_and_a_hypervisor_above() {
             let found = after(&other, still(LONG), LONG);
             assert!(is_neither(&found), "{found:?}");
         }
+        let mut waits_for_a_key = looks(HALT_2, &[0.99, 0.99]);
+        change(&mut waits_for_a_key);
+        assert!(is_neither(&answer(&waits_for_a_key)));
     }
     // Its registers may be those of its own guest.
     let panicked = looks(PANIC_2, &[0.99, 0.99]);
