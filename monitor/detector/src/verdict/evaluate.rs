@@ -107,6 +107,17 @@ fn rounds_of_last_words(said: &Testimony) -> u32 {
     if said.serves_interrupts() { SILENT_ROUNDS_TO_CONVICT } else { ROUNDS_TO_CONVICT }
 }
 
+/// What a guest that answers no more died of, as far as its registers tell.
+fn cause_of_silence(said: &Testimony) -> Cause {
+    if said.any(|answer| *answer == Answer::Halted) {
+        Cause::Halted
+    } else if said.any(|answer| matches!(answer, Answer::Stuck(_))) {
+        Cause::Spinning
+    } else {
+        Cause::Silent
+    }
+}
+
 /// Whether the evidence is complete, and what it convicts the guest of.
 fn conviction(
     watch: &Watch,
@@ -164,14 +175,8 @@ fn conviction(
         || all_along(liveness.pinned_since, policy.flat_for)
         || all_along(tally.silent_since, policy.flat_for);
     if tally.silent >= SILENT_ROUNDS_TO_CONVICT && lasted && !frozen_maybe {
-        let cause = if said.any(|answer| *answer == Answer::Halted) {
-            Cause::Halted
-        } else if said.any(|answer| matches!(answer, Answer::Stuck(_))) {
-            Cause::Spinning
-        } else {
-            Cause::Silent
-        };
-        return Some((of(cause), format!("{seen}; it had answered before in this boot")));
+        let cause = of(cause_of_silence(said));
+        return Some((cause, format!("{seen}; it had answered before in this boot")));
     }
     let no_answers = tally.unseen == tally.rounds && tally.silent == 0;
     let long = policy.unconfirmed_flat_for;

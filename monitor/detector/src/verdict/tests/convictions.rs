@@ -278,7 +278,7 @@ fn figures_that_were_missing_while_qemu_said_that_it_crashed_are_no_silence() {
 }
 
 #[test]
-fn last_words_convict_a_silent_guest_in_the_second_round_and_nobody_who_answers() {
+fn last_words_convict_a_silent_guest_in_the_second_round_and_none_that_answers() {
     let dies = || Answer::LastWords("Kernel panic - not syncing: Fatal exception".to_owned());
     let (after, cause) = convicted(Rig::without_address(), |guest| {
         guest.level(&[(0.95, 0.0)]);
@@ -313,22 +313,6 @@ fn last_words_convict_a_silent_guest_in_the_second_round_and_nobody_who_answers(
     rig.guest.registers = inconclusive();
     rig.run(2 * FLAT_TICKS, |_, _| {});
     assert_eq!((rig.state(), rig.conviction()), ("suspect", None));
-}
-
-#[test]
-fn a_guest_that_said_its_last_words_is_convicted_of_them_whichever_evidence_is_complete_first() {
-    let dies = || Answer::LastWords("Kernel panic - not syncing: Fatal exception".to_owned());
-    let shapes: [fn(&mut Guest); 2] = [Guest::halt, Guest::spin];
-    for shape in shapes {
-        // Its console could not be read in the first round.
-        let mut rig = Rig::without_address();
-        rig.run(FLAT_TICKS, |_, guest| shape(guest));
-        rig.next_round();
-        rig.guest.requests = dies();
-        rig.next_round();
-        assert_eq!(rig.conviction(), Some((rig.now, Cause::Panicked)));
-        assert!(rig.watch.reason.contains("Kernel panic"), "{}", rig.watch.reason);
-    }
 }
 
 #[test]

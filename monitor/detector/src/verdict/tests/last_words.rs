@@ -195,3 +195,18 @@ fn a_round_that_is_answered_and_fits_nothing_begins_the_count_anew() {
     // Nor is one that answers unseen.
     assert_eq!(count(tally, unavailable(), serves()).unseen, 0);
 }
+
+#[test]
+fn a_guest_that_said_its_last_words_is_convicted_of_them_whichever_evidence_is_complete_first() {
+    let shapes: [fn(&mut Guest); 2] = [Guest::halt, Guest::spin];
+    for shape in shapes {
+        // Its console could not be read in the first round.
+        let mut rig = Rig::without_address();
+        rig.run(FLAT_TICKS, |_, guest| shape(guest));
+        rig.next_round();
+        rig.guest.requests = last_words();
+        rig.next_round();
+        assert_eq!(rig.conviction(), Some((rig.now, Cause::Panicked)));
+        assert!(rig.watch.reason.contains("Kernel panic"), "{}", rig.watch.reason);
+    }
+}
