@@ -24,6 +24,7 @@ use flatline_tests::{
 use libtest_mimic::Trial;
 use serde_json::Value;
 
+use crate::programs;
 use crate::rig::{OFTEN, Rig, binary, boot_all, trial, trial_that_may_skip, vm, wait_for_vm};
 
 /// Longer than [`OFTEN`] by what a busy machine needs.
@@ -37,7 +38,13 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
-        trial("a_taps_packets_and_bytes_equal_the_kernels_through_tcx", || taps("tcx")),
+        trial_that_may_skip("a_taps_packets_and_bytes_equal_the_kernels_through_tcx", || {
+            let why = programs::why_no_tcx()?;
+            if why.is_none() {
+                taps("tcx")?;
+            }
+            Ok(why)
+        }),
         trial("a_taps_packets_and_bytes_equal_the_kernels_through_clsact", || taps("clsact")),
         trial_that_may_skip("a_disks_requests_equal_qemus_with_aio_native", || disk("native")),
         trial_that_may_skip("a_disks_requests_equal_qemus_with_aio_threads", || disk("threads")),

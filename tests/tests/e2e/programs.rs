@@ -53,7 +53,7 @@ pub(crate) fn on_tap(tap: &Tap) -> Result<Vec<u64>> {
         ensure!(index != 0, "{name}: {}", std::io::Error::last_os_error());
         let mut ids = Vec::new();
         for direction in TCX {
-            ids.extend(through_tcx(index, direction)?);
+            ids.extend(through_tcx(index, direction)?.into_iter().flatten());
         }
         // bpftool knows nothing of tcx before 7.3, hence the question above; of clsact it does.
         let output = command::run("bpftool", ["-j", "net", "show", "dev", name.as_str()])?;
@@ -67,7 +67,16 @@ pub(crate) fn on_tap(tap: &Tap) -> Result<Vec<u64>> {
     })?
 }
 
-fn through_tcx(index: u32, direction: u32) -> Result<Vec<u64>> {
+/// Why taps can't be counted through tcx here; `None`: they can.
+pub(crate) fn why_no_tcx() -> Result<Option<String>> {
+    // The loopback interface of every network namespace.
+    const LOOPBACK: u32 = 1;
+    let why = || "no tcx in this kernel (Linux 6.6)".to_owned();
+    Ok(through_tcx(LOOPBACK, TCX[0])?.is_none().then(why))
+}
+
+/// Ids of the programs there; `None`: this kernel knows no tcx.
+fn through_tcx(index: u32, direction: u32) -> Result<Option<Vec<u64>>> {
     let mut ids = [0_u32; MOST_PROGRAMS];
     let mut query = ProgramQuery {
         target_ifindex: index,
@@ -87,9 +96,13 @@ fn through_tcx(index: u32, direction: u32) -> Result<Vec<u64>> {
         )
     };
     if answer != 0 {
-        return Err(std::io::Error::last_os_error()).context("BPF_PROG_QUERY");
+        let error = std::io::Error::last_os_error();
+        return match error.raw_os_error() {
+            Some(libc::EINVAL) => Ok(None),
+            _ => Err(error).context("BPF_PROG_QUERY"),
+        };
     }
-    Ok(ids.iter().take(query.count as usize).map(|id| u64::from(*id)).collect())
+    Ok(Some(ids.iter().take(query.count as usize).map(|id| u64::from(*id)).collect()))
 }
 
 impl Holdings {

@@ -177,16 +177,21 @@ fn cell(column: &str, scenario: &Scenario, played: &Result<Outcome>) -> Cell {
 /// Runs end-to-end tests, as they are played on any machine.
 fn test(column: &Column, runner: &Path, daemon: &Path) -> Cell {
     let Trial::Tests(names) = column.trial else { return Cell::empty(column.name, "no test") };
-    let (mut passed, mut why) = (0, Vec::new());
+    let (mut passed, mut skipped, mut why) = (0, Vec::new(), Vec::new());
     for name in names {
         match run_test(name, runner, daemon) {
             Ok(Verdict::Passed) => passed += 1,
-            Ok(Verdict::Skipped(reason)) => why.push(format!("{name}: skipped: {reason}")),
+            Ok(Verdict::Skipped(reason)) => skipped.push(reason),
             Err(error) => why.push(format!("{name}: {error:#}")),
         }
     }
-    let text = format!("{passed} of {} tests", names.len());
-    Cell::played(column.name, text, passed == names.len()).with_detail(why.join("\n"))
+    let is_due = passed + skipped.len() == names.len();
+    if passed == 0 && is_due {
+        return Cell::empty(column.name, skipped.join("; "));
+    }
+    let left_out: String = skipped.iter().map(|reason| format!("; {reason}")).collect();
+    let text = format!("{passed} of {} tests{left_out}", names.len());
+    Cell::played(column.name, text, is_due).with_detail(why.join("\n"))
 }
 
 enum Verdict {
