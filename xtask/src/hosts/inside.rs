@@ -208,7 +208,9 @@ fn run_test(name: &str, runner: &Path, daemon: &Path) -> Result<Verdict> {
     let Output { status, stdout, stderr } = command.output().context("cannot run the tests")?;
     let text = [stdout, stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     if let Some((_, reason)) = text.split_once("skipped: ") {
-        return Ok(Verdict::Skipped(reason.lines().next().unwrap_or_default().to_owned()));
+        // The runner puts it in parentheses.
+        let reason = reason.lines().next().unwrap_or_default();
+        return Ok(Verdict::Skipped(reason.strip_suffix(')').unwrap_or(reason).to_owned()));
     }
     if !status.success() {
         bail!("{status}: {}", end_of(&text));
