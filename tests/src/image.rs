@@ -99,11 +99,7 @@ impl Images {
 /// If there is no kernel (neither `FLATLINE_GUEST_KERNEL`, nor a package that `apt-get` can
 /// download, nor an installed one), no busybox, or `cache_dir` cannot be written.
 pub fn build(cache_dir: &Path, mut progress: impl FnMut(&str)) -> Result<Images> {
-    std::fs::create_dir_all(cache_dir)
-        .with_context(|| format!("cannot make {}", cache_dir.display()))?;
-    let cache_dir = std::path::absolute(cache_dir)?;
-    let lock = File::create(cache_dir.join("lock")).context("cannot make the lock file")?;
-    lock.lock().context("cannot lock the image cache")?;
+    let (cache_dir, _lock) = locked(cache_dir)?;
 
     let with_hypervisor = cache_dir.join("initramfs-hypervisor");
     let mut images = Images {
@@ -172,6 +168,17 @@ pub fn build(cache_dir: &Path, mut progress: impl FnMut(&str)) -> Result<Images>
         _ => {}
     }
     Ok(images)
+}
+
+/// Makes a directory of images, if it isn't there, and waits for other builds in it. Its absolute path, and what keeps the
+/// others out until it is dropped.
+fn locked(cache_dir: &Path) -> Result<(PathBuf, File)> {
+    std::fs::create_dir_all(cache_dir)
+        .with_context(|| format!("cannot make {}", cache_dir.display()))?;
+    let cache_dir = std::path::absolute(cache_dir)?;
+    let lock = File::create(cache_dir.join("lock")).context("cannot make the lock file")?;
+    lock.lock().context("cannot lock the image cache")?;
+    Ok((cache_dir, lock))
 }
 
 /// Writes the kernel to `to`, unpacked where that can be done.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::{AGENT, INIT, Images, MODULES, initramfs, kernel};
+use super::{AGENT, INIT, Images, MODULES, initramfs, kernel, locked};
 use crate::{command, deb};
 
 /// Bump it where what is built changes.
@@ -20,12 +20,7 @@ const CONSOLES: (&str, &str) = ("ttyS0", "ttyAMA0");
 ///
 /// If Debian's packages can't be downloaded, or `cache_dir` cannot be written.
 pub fn build(cache_dir: &Path) -> Result<Images> {
-    std::fs::create_dir_all(cache_dir)
-        .with_context(|| format!("cannot make {}", cache_dir.display()))?;
-    let cache_dir = std::path::absolute(cache_dir)?;
-    let lock =
-        std::fs::File::create(cache_dir.join("lock")).context("cannot make the lock file")?;
-    lock.lock().context("cannot lock the image cache")?;
+    let (cache_dir, _lock) = locked(cache_dir)?;
     let images = Images {
         kernel: cache_dir.join("kernel"),
         initramfs: cache_dir.join("initramfs"),

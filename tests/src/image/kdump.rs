@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use super::{INIT, Images, MODULES, find_busybox, initramfs, kernel};
+use super::{INIT, Images, MODULES, find_busybox, initramfs, kernel, locked};
 use crate::command;
 use crate::cpio::Archive;
 
@@ -32,12 +32,7 @@ const CRASH_MODULES: usize = 6;
 ///
 /// If Debian's kernel can't be had, gcc or the static C library is missing, or `cache_dir` cannot be written.
 pub fn build(base: &Images, cache_dir: &Path) -> Result<Images> {
-    std::fs::create_dir_all(cache_dir)
-        .with_context(|| format!("cannot make {}", cache_dir.display()))?;
-    let cache_dir = std::path::absolute(cache_dir)?;
-    let lock =
-        std::fs::File::create(cache_dir.join("lock")).context("cannot make the lock file")?;
-    lock.lock().context("cannot lock the image cache")?;
+    let (cache_dir, _lock) = locked(cache_dir)?;
     let (added, whole) = (cache_dir.join("added"), cache_dir.join("initramfs"));
     let stamp = cache_dir.join("stamp");
     let recipe = [SOURCES.concat(), INIT.to_owned()].concat();
