@@ -41,6 +41,11 @@ impl Cell {
         Self { column, text: why.into(), as_due: None, detail: None, overdue: None }
     }
 
+    /// One that could not be played, and why.
+    pub(super) fn unplayed(column: &str, error: &anyhow::Error) -> Self {
+        Self::empty(column, format!("not played: {error:#}"))
+    }
+
     pub(super) fn with_detail(self, detail: impl Into<String>) -> Self {
         Self { detail: Some(detail.into()), ..self }
     }

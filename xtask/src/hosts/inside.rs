@@ -135,9 +135,7 @@ fn play<'a>(
         if name == PAUSES {
             scenario.guests = pauses_at_a_panic;
         }
-        let played =
-            Stage::set_up(&scenario, programs).and_then(|stage| scenario::run(&scenario, &stage));
-        tell(&cell(column.name, &scenario, &played));
+        tell(&played(column, &scenario, programs));
     }
     Ok(())
 }
@@ -149,12 +147,19 @@ fn pauses_at_a_panic(place: &mut Place) -> Result<Vec<GuestConfig>> {
     Ok(vec![config])
 }
 
+/// Plays a scenario on a stage of its own.
+fn played(column: &Column, scenario: &Scenario, programs: &Programs) -> Cell {
+    let played =
+        Stage::set_up(scenario, programs).and_then(|stage| scenario::run(scenario, &stage));
+    cell(column.name, scenario, &played)
+}
+
 /// What came of a scenario. A crash that was not announced is to be found within [`SOON`], and the time that the host kept the
 /// daemon and the guest from its CPUs.
 fn cell(column: &str, scenario: &Scenario, played: &Result<Outcome>) -> Cell {
     let outcome = match played {
         Ok(outcome) => outcome,
-        Err(error) => return Cell::empty(column, format!("not played: {error:#}")),
+        Err(error) => return Cell::unplayed(column, error),
     };
     let detail = format!("{}{}", report::told(outcome), report::log(played));
     let mut cell = Cell::played(column, report::brief(outcome), report::is_right(outcome));

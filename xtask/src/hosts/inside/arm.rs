@@ -8,7 +8,7 @@ use flatline_tests::interrupt;
 use flatline_tests::scenario::arm_host::{self, UNASKED};
 use flatline_tests::scenario::{self, Programs, Scenario, Stage};
 
-use super::{cell, images_of, shared};
+use super::{cell, images_of, played, shared};
 use crate::hosts::catalogue::{self, Column, Host, Trial, arm};
 use crate::hosts::cell::Cell;
 use crate::hosts::disks::PAYLOAD;
@@ -41,10 +41,7 @@ pub(super) fn play(
             interrupt::check()?;
             let Trial::Guest(guests, name) = column.trial else { continue };
             if guests.kernel == kernel {
-                let scenario = named(name)?;
-                let played = Stage::set_up(&scenario, &programs)
-                    .and_then(|stage| scenario::run(&scenario, &stage));
-                tell(&cell(column.name, &scenario, &played));
+                tell(&played(column, &named(name)?, &programs));
             }
         }
         for (console_log, name) in [false, true].into_iter().zip(HEALTHY) {
@@ -83,8 +80,7 @@ fn watch(
     let (outcome, stage) = match played {
         Ok(played) => played,
         Err(error) => {
-            let why = format!("not played: {error:#}");
-            columns.iter().for_each(|(column, _)| tell(&Cell::empty(column.name, why.as_str())));
+            columns.iter().for_each(|(column, _)| tell(&Cell::unplayed(column.name, &error)));
             return;
         }
     };
@@ -95,9 +91,8 @@ fn watch(
                 // What can't be asked may stay suspected.
                 let states: &[&str] =
                     if other == UNASKED { &["alive", "suspect"] } else { &["alive"] };
-                shared::beside(column.name, other, states, &stage, &outcome).unwrap_or_else(
-                    |error| Cell::empty(column.name, format!("not played: {error:#}")),
-                )
+                shared::beside(column.name, other, states, &stage, &outcome)
+                    .unwrap_or_else(|error| Cell::unplayed(column.name, &error))
             }
         });
     }

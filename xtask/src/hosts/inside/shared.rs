@@ -48,16 +48,14 @@ pub(super) fn play(
         Ok(stage) => stage,
         Err(error) => {
             let columns = SAID.iter().chain(&GUESTS).filter(|name| wanted(name));
-            columns.for_each(|name| tell(&Cell::empty(name, format!("not played: {error:#}"))));
+            columns.for_each(|name| tell(&Cell::unplayed(name, &error)));
             return;
         }
     };
     if wants(&SAID) {
         match offers::programs(&stage) {
             Ok(cells) => cells.iter().for_each(&mut *tell),
-            Err(error) => SAID
-                .iter()
-                .for_each(|name| tell(&Cell::empty(name, format!("not played: {error:#}")))),
+            Err(error) => SAID.iter().for_each(|name| tell(&Cell::unplayed(name, &error))),
         }
     }
     if wants(&GUESTS) {
@@ -66,7 +64,7 @@ pub(super) fn play(
         let busy = played
             .context("the stage broke")
             .and_then(|outcome| beside(BUSY, BUSY, &[ALIVE], &stage, &outcome));
-        tell(&busy.unwrap_or_else(|error| Cell::empty(BUSY, format!("not played: {error:#}"))));
+        tell(&busy.unwrap_or_else(|error| Cell::unplayed(BUSY, &error)));
     }
 }
 
