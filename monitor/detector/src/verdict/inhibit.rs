@@ -168,7 +168,7 @@ pub(super) fn pause_dump(watch: &mut Watch, elapsed: Duration, now: Duration) {
 }
 
 /// Holds a guest whose kernel began to panic and has not ended it, for the time that a crash kernel takes to boot, and as long
-/// as it writes. None but its console says so: afterwards it is judged by what it shows.
+/// as it writes. Its console alone says so: afterwards it is judged by what it shows.
 pub(super) fn may_save_dump(watch: &mut Watch, now: Duration) -> Act {
     watch.boot.dump = Some(Dump { unheard: true, ..Dump::new(now, DUMP_BOOTS_WITHIN) });
     hold(watch, SAVES_DUMP.to_owned(), Duration::ZERO, now)

@@ -51,7 +51,7 @@ impl Place {
 pub(super) enum Course {
     /// It was never started, or is powered off.
     Off,
-    /// It waits at one spot in its kernel with all masked, and may burn time there, as one does whose timer is pending: no
+    /// It waits at one spot in its kernel with all masked, and may burn time there, as one does while its timer is pending: no
     /// kernel that lives does that.
     Parked {
         /// Whether its thread ran all along.

@@ -34,7 +34,7 @@ fn still(span: Duration) -> Waits {
     Waits::Still { span, woke_before: true, none_began: true }
 }
 
-/// What looks say whose vCPU was where it is for so long.
+/// What looks say of vCPUs of which the last one was where it is for so long.
 fn after(looks: &[Vec<ArmSnapshot>], waits: Waits, span: Duration) -> Answer {
     let (_, place) = classify(looks, Waits::Unknown, None, false);
     classify(looks, waits, place.map(|place| (place, span)), false).0
@@ -102,7 +102,7 @@ fn a_single_vcpu_that_loops_is_stuck_only_if_it_waited_before_and_has_not_for_lo
         (still(short), LONG),
         (still(LONG), short),
         (Waits::Woke, LONG),
-        // As of one whose waits KVM doesn't see.
+        // As of a guest with waits that KVM doesn't see.
         (Waits::Still { span: LONG, woke_before: false, none_began: true }, LONG),
         (Waits::Still { span: LONG, woke_before: true, none_began: false }, LONG),
     ] {
