@@ -80,7 +80,7 @@ pub(super) struct Filter {
     chain: u32,
     pub(super) priority: u16,
     /// 0 for what only says that there is a classifier of this priority.
-    handle: u32,
+    pub(super) handle: u32,
     /// That of a BPF filter.
     name: Option<Vec<u8>>,
 }
@@ -135,12 +135,12 @@ pub(super) fn add(ifindex: u32) -> io::Result<()> {
 }
 
 /// Removes the filters called one of `names`, and the clsact discipline if it was ours, or `made` says so, and
-/// nothing else is in it. Returns whether it was ours.
+/// nothing else is in it.
 ///
 /// # Errors
 /// What the kernel said.
-pub(super) fn remove(ifindex: u32, names: &[&str], made: bool, keep: bool) -> io::Result<bool> {
-    let Some(discipline) = discipline(ifindex)? else { return Ok(false) };
+pub(super) fn remove(ifindex: u32, names: &[&str], made: bool) -> io::Result<()> {
+    let Some(discipline) = discipline(ifindex)? else { return Ok(()) };
     let mut made = made;
     let mut are_others = false;
     for direction in discipline.directions() {
@@ -150,19 +150,29 @@ pub(super) fn remove(ifindex: u32, names: &[&str], made: bool, keep: bool) -> io
                 are_others |= filter.handle != 0;
                 continue;
             }
-            made |= filter.handle == u32::from(IN_OURS);
-            let info = u32::from(filter.priority) << 16 | u32::from(ALL_PROTOCOLS.to_be());
-            let body = body(ifindex, filter.handle, parent(*direction), info);
-            told(RTM_DELTFILTER, NLM_F_ACK, &body)?;
+            made |= filter.is_in_ours();
+            remove_filter(ifindex, *direction, &filter)?;
         }
     }
-    let made = made && discipline == Discipline::Clsact;
-    if made && !are_others && !keep {
+    if made && discipline == Discipline::Clsact && !are_others {
         let kind = attribute(TCA_KIND, discipline.name());
         let body = [body(ifindex, HANDLE, PARENT, 0).as_slice(), &kind].concat();
         told(RTM_DELQDISC, NLM_F_ACK, &body)?;
     }
-    Ok(made)
+    Ok(())
+}
+
+/// Removes one filter of a direction.
+///
+/// # Errors
+/// What the kernel said.
+pub(super) fn remove_filter(
+    ifindex: u32,
+    direction: TcAttachType,
+    filter: &Filter,
+) -> io::Result<()> {
+    let info = u32::from(filter.priority) << 16 | u32::from(ALL_PROTOCOLS.to_be());
+    told(RTM_DELTFILTER, NLM_F_ACK, &body(ifindex, filter.handle, parent(direction), info))
 }
 
 /// The filters of a direction; of an interface without a discipline, none.
@@ -208,6 +218,17 @@ impl Filter {
     pub(super) fn is_called(&self, name: &str) -> bool {
         self.name.as_ref().is_some_and(|own| own.strip_suffix(b"\0") == Some(name.as_bytes()))
     }
+
+    /// Of one of ours: whether it says that its discipline is ours, too.
+    pub(super) fn is_in_ours(&self) -> bool {
+        self.handle == u32::from(IN_OURS)
+    }
+}
+
+/// The filter called `name` whose program can be exchanged for another: one of chain 0 before which no other stands.
+pub(super) fn exchangeable<'a>(filters: &'a [Filter], name: &str) -> Option<&'a Filter> {
+    let ours = filters.iter().find(|filter| filter.is_called(name))?;
+    (ours.chain == 0 && first_before(filters, name).is_none()).then_some(ours)
 }
 
 /// From a `struct tcmsg` (its `tcm_handle`, and the upper half of its `tcm_info`) and the attributes behind it.
@@ -294,5 +315,16 @@ mod tests {
         assert_eq!(first_before(&[at(10), ours.clone(), elsewhere], "ours"), None);
         assert_eq!(first_before(&[at(10), ours, at(8)], "ours"), Some(8));
         assert_eq!(first_before(&[at(8)], "ours"), None);
+    }
+
+    #[test]
+    fn a_filter_is_exchanged_where_it_is_the_first() {
+        let at = |priority| Filter { priority, handle: 1, ..Filter::default() };
+        let ours = Filter { name: Some(b"ours\0".to_vec()), ..at(9) };
+        let second = Filter { handle: 2, ..ours.clone() };
+        assert_eq!(exchangeable(&[at(10), ours.clone(), second], "ours"), Some(&ours));
+        assert_eq!(exchangeable(&[at(8), ours.clone()], "ours"), None);
+        assert_eq!(exchangeable(&[at(8)], "ours"), None);
+        assert_eq!(exchangeable(&[Filter { chain: 5, ..ours }], "ours"), None);
     }
 }

@@ -19,7 +19,7 @@ use tracing::debug;
 
 use super::{
     ProbeError,
-    clsact::{self, Discipline},
+    clsact::{self, Discipline, Filter},
     host::Loader,
     netlink,
     tap_probe::AttachError,
@@ -191,7 +191,7 @@ fn try_tcx(ebpf: &mut Ebpf, loader: &Loader, tap: &Tap) -> Result<Hook, AttachEr
 }
 
 /// Attaches the programs as filters of the discipline that stands there, or of a clsact one of ours. They stay
-/// when we end.
+/// when we end. Where an earlier daemon's are, their programs are exchanged for ours in place, so that no packet is missed.
 pub(super) fn attach_filters(
     ebpf: &mut Ebpf,
     loader: &Loader,
@@ -199,11 +199,10 @@ pub(super) fn attach_filters(
 ) -> Result<Hook, AttachError> {
     // An earlier daemon's count into maps that are gone, or were made from other programs.
     remove_links(loader, (tap.netns, tap.ifindex))?;
-    let mut made =
-        clsact::remove(tap.ifindex, &PROGRAMS, false, true).map_err(AttachError::Discipline)?;
+    let mut made = false;
     let attached = try_filters(ebpf, tap, &mut made);
     if attached.is_err() {
-        let _ = clsact::remove(tap.ifindex, &PROGRAMS, made, false);
+        let _ = clsact::remove(tap.ifindex, &PROGRAMS, made);
     }
     attached
 }
@@ -228,26 +227,54 @@ fn try_filters(ebpf: &mut Ebpf, tap: &Tap, made: &mut bool) -> Result<Hook, Atta
         if hook == Hook::Ingress && direction == TcAttachType::Egress {
             continue;
         }
-        let failed = |source| AttachError::Attach { program, hook: hook.as_str(), source };
-        let others = clsact::filters(tap.ifindex, direction).map_err(AttachError::Discipline)?;
-        let handle = if *made { clsact::IN_OURS } else { clsact::IN_ANOTHERS };
-        let options = TcAttachOptions::Netlink(NlOptions {
-            priority: clsact::priority_before(&others),
-            handle: TcHandle::new(0, handle),
-            ..NlOptions::default()
-        });
-        let classifier = classifier(ebpf, program)?;
-        let interface = interface(tap)?;
-        let id = classifier.attach_with_options(&interface, direction, options).map_err(failed)?;
-        // Dropping a link of this kind would detach it.
-        std::mem::forget(classifier.take_link(id).map_err(failed)?);
+        put_filter(ebpf, tap, hook, program, direction, made)?;
     }
     Ok(hook)
 }
 
+/// Puts one program into the place of an earlier daemon's, or before all other filters. `made` says whether the discipline is
+/// ours, which the earlier one's may say, too.
+fn put_filter(
+    ebpf: &mut Ebpf,
+    tap: &Tap,
+    hook: Hook,
+    program: &'static str,
+    direction: TcAttachType,
+    made: &mut bool,
+) -> Result<(), AttachError> {
+    let standing = clsact::filters(tap.ifindex, direction).map_err(AttachError::Discipline)?;
+    *made |= standing.iter().any(|filter| filter.is_called(program) && filter.is_in_ours());
+    let earlier = clsact::exchangeable(&standing, program);
+    for filter in standing.iter().filter(|each| each.is_called(program)) {
+        if Some(filter) != earlier {
+            let removed = clsact::remove_filter(tap.ifindex, direction, filter);
+            removed.map_err(AttachError::Discipline)?;
+        }
+    }
+    let failed = |source| AttachError::Attach { program, hook: hook.as_str(), source };
+    let interface = interface(tap)?;
+    let classifier = classifier(ebpf, program)?;
+    let attached = if let Some(Filter { priority, handle, .. }) = earlier {
+        let handle = TcHandle::from(*handle);
+        let link = SchedClassifierLink::attached(&interface, direction, *priority, handle, None);
+        classifier.attach_to_link(link.map_err(AttachError::Interface)?)
+    } else {
+        let handle = if *made { clsact::IN_OURS } else { clsact::IN_ANOTHERS };
+        let options = TcAttachOptions::Netlink(NlOptions {
+            priority: clsact::priority_before(&standing),
+            handle: TcHandle::new(0, handle),
+            ..NlOptions::default()
+        });
+        classifier.attach_with_options(&interface, direction, options)
+    };
+    // Dropping a link of this kind would detach it.
+    std::mem::forget(classifier.take_link(attached.map_err(failed)?).map_err(failed)?);
+    Ok(())
+}
+
 /// Removes our filters, and the discipline if it was ours and is used by no other program.
 pub(super) fn remove_filters(ifindex: u32) -> Result<(), AttachError> {
-    clsact::remove(ifindex, &PROGRAMS, false, false).map_err(AttachError::Discipline).map(drop)
+    clsact::remove(ifindex, &PROGRAMS, false).map_err(AttachError::Discipline)
 }
 
 /// Removes a tap's links, in whichever namespace it is.

@@ -1,13 +1,20 @@
 //! A daemon takes over from another one: with other programs, with another layout, and out of room.
 
 use std::{
-    path::PathBuf,
+    fs::File,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use flatline_tests::{command, daemon::Daemon, guest::was_killed, interrupt};
+use flatline_tests::{
+    command,
+    daemon::{Daemon, DaemonConfig},
+    guest::was_killed,
+    interrupt,
+    netns::Tap,
+};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
@@ -19,7 +26,12 @@ use crate::{
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
-        trial("programs_that_changed_are_exchanged_under_load_without_a_loss", programs_exchanged),
+        trial("programs_that_changed_are_exchanged_under_load_without_a_loss", || {
+            programs_exchanged("auto")
+        }),
+        trial("programs_in_filters_are_exchanged_under_load_without_a_loss", || {
+            programs_exchanged("clsact")
+        }),
         trial("a_layout_that_changed_is_replaced_and_said", layout_replaced),
         trial("a_vm_for_which_there_is_no_room_is_named", no_room),
     ]
@@ -69,14 +81,15 @@ impl Layout {
     }
 }
 
-fn programs_exchanged() -> Result<()> {
+fn programs_exchanged(hook: &str) -> Result<()> {
     let rig = Rig::new()?;
     let config = rig.linux("works-on", 1)?;
     let tap = config.tap.clone().context("it has a tap")?;
     fill_disk(&config)?;
     let guests = boot_all(&[config])?;
     let guest = &guests[0];
-    let mut daemon = rig.daemon(&rig.daemon_config()?)?;
+    let extra_toml = format!("[probes]\ntap_hook = \"{hook}\"");
+    let mut daemon = rig.daemon(&DaemonConfig { extra_toml, ..rig.daemon_config()? })?;
     wait_for_vm(&daemon, "works-on", "its figures", BOOT_LIMIT, |row| {
         row["network"].is_object() && row["storage"].is_object()
     })?;
@@ -84,6 +97,8 @@ fn programs_exchanged() -> Result<()> {
     let traffic = (Traffic::of_daemon(&daemon, "works-on")?, Traffic::of_kernel(&tap)?);
     let requests = (Requests::of_daemon(&daemon, "works-on")?, Requests::of_qemu(guest)?);
     let before = programs::on_tap(&tap)?;
+    let news = rig.dir().join("filters");
+    let _monitor = write_down_filters(&tap, &news)?;
 
     guest.run("disk", Duration::from_secs(5))?;
     let mark = guest.mark();
@@ -122,6 +137,9 @@ fn programs_exchanged() -> Result<()> {
         ensure!(Instant::now() < end, "never quiet");
     };
     println!("works-on: {ours:?}; kernel: {kernels:?}");
+    let news = std::fs::read_to_string(news)?;
+    ensure!(!news.contains("deleted"), "there was no program in between: {news}");
+    ensure!(hook != "clsact" || news.matches("tap_from_guest").count() >= 3, "{news}");
     ensure!(ours == kernels && ours.figures()[0] >= 3000, "{ours:?}, kernel {kernels:?}");
     let ours = Requests::of_daemon(&daemon, "works-on")?.since(requests.0);
     let qemus = Requests::of_qemu(guest)?.since(requests.1);
@@ -162,16 +180,25 @@ fn layout_replaced() -> Result<()> {
     Ok(())
 }
 
-/// Processes that pose as QEMUs; killed when dropped.
-struct Fakes(Vec<Child>);
+/// Processes that end with the test: such that pose as QEMUs, or write down what the kernel says.
+struct Processes(Vec<Child>);
 
-impl Drop for Fakes {
+impl Drop for Processes {
     fn drop(&mut self) {
         for child in &mut self.0 {
             let _ = child.kill();
             let _ = child.wait();
         }
     }
+}
+
+/// Writes down which filters come to the tap's namespace and which go.
+fn write_down_filters(tap: &Tap, into: &Path) -> Result<Processes> {
+    let [program, namespace] = tap.enter_prefix();
+    let mut command = Command::new(program);
+    command.arg(namespace).args(["tc", "monitor"]).stdout(File::create(into)?);
+    let child = command.spawn().context("cannot start tc")?;
+    Ok(Processes(vec![child]))
 }
 
 fn uncounted(daemon: &Daemon) -> Result<Vec<String>> {
@@ -199,7 +226,7 @@ fn no_room() -> Result<()> {
             .spawn()
             .context("cannot start a fake QEMU")
     };
-    let mut fakes = Fakes(Vec::new());
+    let mut fakes = Processes(Vec::new());
     for number in 0..17 {
         fakes.0.push(start(number)?);
     }
