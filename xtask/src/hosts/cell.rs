@@ -51,11 +51,12 @@ impl Cell {
     }
 
     /// Judges what is overdue by how long this machine kept the host from its CPUs between two moments, both in seconds ago:
-    /// the host takes that for time like any other.
+    /// the host takes that for time like any other. The greater of both counts: a program that waits inside does so on a CPU
+    /// that may wait itself.
     pub(super) fn settled(mut self, withheld: impl FnOnce(f64, f64) -> f64) -> Self {
         let Some(overdue) = self.overdue.take() else { return self };
         let Overdue { fault_ago, verdict_ago, by, withheld: inside } = overdue;
-        let withheld = inside + withheld(fault_ago, verdict_ago);
+        let withheld = inside.max(withheld(fault_ago, verdict_ago));
         self.text.push_str(&format!("; {withheld:.1} s of it without a CPU"));
         self.as_due = self.as_due.map(|as_due| as_due && withheld >= by);
         self
@@ -78,9 +79,10 @@ mod tests {
         let overdue = Overdue { fault_ago: 20.0, verdict_ago: 5.0, by: 2.5, withheld: 0.5 };
         let cell = Cell { overdue: Some(overdue), ..Cell::played("halt", "15.0 s", true) };
         let settled = |withheld: f64| cell.clone().settled(|_, _| withheld);
-        assert_eq!(settled(1.9).as_due, Some(false));
-        assert_eq!(settled(2.0).as_due, Some(true));
-        assert_eq!(settled(2.0).text, "15.0 s; 2.5 s of it without a CPU");
+        assert_eq!(settled(2.4).as_due, Some(false), "what was withheld inside is not added");
+        assert_eq!(settled(2.5).as_due, Some(true));
+        assert_eq!(settled(2.5).text, "15.0 s; 2.5 s of it without a CPU");
+        assert_eq!(settled(0.1).text, "15.0 s; 0.5 s of it without a CPU");
         let in_time = Cell::played("halt", "10.2 s", true);
         assert_eq!(in_time.clone().settled(|_, _| 9.0), in_time);
     }
