@@ -123,11 +123,19 @@ pub(super) fn dumping(
 ) -> Option<Act> {
     let mut dump = watch.boot.dump?;
     dump.unheard |= !matches!(tick.monitor, Monitor::Answers(_));
-    if writes(&tick.activity) {
+    // A tick without a write was between: what its dead kernel had asked for has ended, and this is another's.
+    let was_quiet = now.saturating_sub(dump.last_write) > tick.activity.elapsed.mul_f64(1.5);
+    match writes(&tick.activity) {
         // It has booted its other kernel: from now on a pause is the end.
-        dump = Dump { last_write: now, quiet_for: policy.flat_for, ..dump };
-    } else if watch.storm.is_some() || host_fault(watch, tick).is_some() {
-        dump.last_write = now;
+        Some(true) if was_quiet => {
+            dump = Dump { last_write: now, quiet_for: policy.flat_for, ..dump };
+        }
+        // What isn't known is no silence; the patience with it has its end all the same.
+        Some(true) | None => dump.last_write = now,
+        Some(false) if watch.storm.is_some() || host_fault(watch, tick).is_some() => {
+            dump.last_write = now;
+        }
+        Some(false) => {}
     }
     watch.boot.dump = Some(dump);
     let ended = if now.saturating_sub(dump.since) >= DUMP_PATIENCE {
@@ -146,17 +154,19 @@ pub(super) fn dumping(
     Some(convict_suspect(watch, Cause::Panicked, reason, now))
 }
 
-/// Whether a dump is being written, to a disk or over the network. What isn't known is no silence; the patience with it has
-/// its end all the same.
-fn writes(activity: &Activity) -> bool {
-    let stores = activity.storage.as_ref().map_or(true, |storage| {
-        storage.submitted > 0 || storage.completed > 0 || storage.in_flight > 0
-    });
-    let sends = match &activity.network {
-        Ok(network) => network.is_some_and(|network| network.guest_packets > 0),
-        Err(_) => true,
-    };
-    stores || sends
+/// Whether a dump is being written, to a disk or over the network, or a request is in flight; `None` where that is not known.
+fn writes(activity: &Activity) -> Option<bool> {
+    let stores = activity
+        .storage
+        .as_ref()
+        .map(|storage| storage.submitted > 0 || storage.completed > 0 || storage.in_flight > 0);
+    let network = activity.network.as_ref();
+    let sends = network.map(|network| network.is_some_and(|network| network.guest_packets > 0));
+    match (stores, sends) {
+        (Ok(true), _) | (_, Ok(true)) => Some(true),
+        (Ok(false), Ok(false)) => Some(false),
+        (Err(_), _) | (_, Err(_)) => None,
+    }
 }
 
 /// Leaves out of a dump's time that in which the VM was stopped.

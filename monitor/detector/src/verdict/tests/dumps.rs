@@ -50,6 +50,42 @@ fn a_guest_that_stops_writing_its_dump_has_as_long_as_any_silent_guest() {
     assert_eq!(rig.conviction(), Some((last_write + TICK * FLAT_TICKS, Cause::Panicked)));
 }
 
+/// The same, once it has begun to write.
+fn writing() -> Rig {
+    let mut rig = announced();
+    rig.run(2, |_, guest| writes_nothing(guest));
+    rig.run(5, |_, guest| writes(guest));
+    rig
+}
+
+#[test]
+fn what_its_dead_kernel_had_asked_for_is_no_sign_of_its_crash_kernel() {
+    let in_flight: fn(&mut Guest) = |guest| {
+        guest.activity.storage = Ok(StorageActivity { in_flight: 1, ..StorageActivity::default() });
+    };
+    let unknown: fn(&mut Guest) = |guest| guest.activity.storage = Err(missing("storage"));
+    let sent: fn(&mut Guest) = |guest| guest.activity.network = Ok(Some(packets(1, 1)));
+    for before in [writes, in_flight, unknown, sent] {
+        let mut rig = announced();
+        rig.run(3, |_, guest| before(guest));
+        let last_write = rig.now;
+        rig.guest.activity.network = Ok(None);
+        rig.run(60 - 1, |_, guest| writes_nothing(guest));
+        assert_eq!((rig.state(), rig.conviction()), ("held", None));
+        rig.tick();
+        assert_eq!(rig.conviction(), Some((last_write + DUMP_BOOTS_WITHIN, Cause::Panicked)));
+    }
+}
+
+#[test]
+fn a_figure_that_is_missing_is_no_sign_of_its_crash_kernel() {
+    let mut rig = announced();
+    rig.run(2, |_, guest| writes_nothing(guest));
+    rig.run(1, |_, guest| guest.activity.storage = Err(missing("storage")));
+    rig.run(2 * FLAT_TICKS, |_, guest| writes_nothing(guest));
+    assert_eq!((rig.state(), rig.conviction()), ("held", None));
+}
+
 #[test]
 fn a_dump_that_never_ends_is_waited_for_so_long_and_no_longer() {
     let sends: fn(&mut Guest) = |guest| guest.activity.network = Ok(Some(packets(7, 7)));
@@ -75,8 +111,7 @@ fn a_dump_whose_progress_is_not_known_is_no_silence() {
 
 #[test]
 fn time_in_which_somebody_paused_it_is_none_of_its_dumps() {
-    let mut rig = announced();
-    rig.run(5, |_, guest| writes(guest));
+    let mut rig = writing();
     rig.run(2 * 600, |_, guest| {
         writes_nothing(guest);
         guest.monitor = Monitor::Answers(RunState::Paused);
@@ -91,8 +126,7 @@ fn time_in_which_somebody_paused_it_is_none_of_its_dumps() {
 
 #[test]
 fn a_dump_that_the_host_holds_up_has_not_ended() {
-    let mut rig = announced();
-    rig.run(5, |_, guest| writes(guest));
+    let mut rig = writing();
     writes_nothing(&mut rig.guest);
     rig.feed(&Input::Storm(Some("9 of 10 VMs fell silent at once".to_owned())));
     rig.run(3 * FLAT_TICKS, |_, _| {});
@@ -104,8 +138,7 @@ fn a_dump_that_the_host_holds_up_has_not_ended() {
 
 #[test]
 fn a_guest_whose_reset_after_its_dump_may_have_been_missed_is_judged_by_what_it_shows() {
-    let mut rig = announced();
-    rig.run(5, |_, guest| writes(guest));
+    let mut rig = writing();
     rig.run(1, |_, guest| guest.monitor = busy_monitor());
     // It has booted, and works; its reset was not told.
     rig.guest.monitor = running();
