@@ -7,6 +7,7 @@ mod history;
 mod lines;
 mod link;
 mod memory;
+mod peer;
 mod policy;
 
 use std::time::SystemTime;
@@ -17,6 +18,7 @@ pub(crate) use history::{HistoryView, MarkKind, MarkView};
 pub(crate) use lines::{LineView, LinesView};
 pub(crate) use link::LinkView;
 pub(crate) use memory::{MemoryMomentView, MemoryView};
+pub(crate) use peer::PeerView;
 pub(crate) use policy::PolicyView;
 
 use crate::rfc3339;
@@ -260,6 +262,9 @@ pub(crate) struct ShowView {
     /// What its owner was told by, a sentence each.
     #[serde(default)]
     pub owner_evidence: Vec<String>,
+    /// What else restarts it by itself.
+    #[serde(default)]
+    pub also_restarted_by: Vec<PeerView>,
     /// The QMP connection's state in words.
     pub qmp: String,
     /// Its taps.

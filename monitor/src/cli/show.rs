@@ -3,7 +3,9 @@
 mod memory;
 
 use crate::api::Request;
-use crate::api::view::{DumpView, NetworkView, OwnerView, ShowView, StorageView, VcpuView};
+use crate::api::view::{
+    DumpView, NetworkView, OwnerView, PeerView, ShowView, StorageView, VcpuView,
+};
 use crate::config::Config;
 
 use super::ask::ask;
@@ -59,7 +61,7 @@ fn text(view: &ShowView, style: Style) -> String {
 pub(super) fn facts(view: &ShowView) -> Vec<(&'static str, String)> {
     let vm = &view.vm;
     let policy = &view.policy;
-    vec![
+    let mut rows = vec![
         ("name", vm.name.clone()),
         ("uuid", or_dash(vm.uuid.as_ref())),
         ("state", vm.state.clone()),
@@ -74,6 +76,9 @@ pub(super) fn facts(view: &ShowView) -> Vec<(&'static str, String)> {
         ("accelerator", vm.accelerator.clone()),
         ("owner", owner(&vm.owner)),
         ("told by", view.owner_evidence.join("; ")),
+    ];
+    rows.extend(view.also_restarted_by.iter().map(|peer| ("also acts", also_acts(peer))));
+    rows.extend([
         ("vCPUs", vm.vcpus.iter().map(vcpu).collect::<Vec<_>>().join(", ")),
         ("network", vm.network.as_ref().map_or_else(unreadable, network)),
         ("unseen networks", or_dash(view.unseen_networks.as_ref())),
@@ -103,7 +108,8 @@ pub(super) fn facts(view: &ShowView) -> Vec<(&'static str, String)> {
                 duration(policy.boot_grace)
             ),
         ),
-    ]
+    ]);
+    rows
 }
 
 fn process(view: &ShowView) -> String {
@@ -138,6 +144,11 @@ fn owner(owner: &OwnerView) -> String {
     };
     let command = command_refusal.as_ref().map_or_else(String::new, |why| format!("; {why}"));
     format!("{kind}{name}{claimed}; {by}{command}")
+}
+
+fn also_acts(peer: &PeerView) -> String {
+    let PeerView { peer, acts, flatline, known_by } = peer;
+    format!("{peer}: {acts}. flatline {flatline} ({known_by})")
 }
 
 fn vcpu(vcpu: &VcpuView) -> String {

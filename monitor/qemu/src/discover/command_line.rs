@@ -111,6 +111,9 @@ impl Collected {
                 if let Some(maker) = members.get("manufacturer") {
                     self.told.traces.manufacturer = Some(maker.to_owned());
                 }
+                if let Some(product) = members.get("product") {
+                    self.told.traces.product = Some(product.to_owned());
+                }
             }
             "id" => self.told.traces.id = Some(value),
             "pidfile" => self.told.traces.pidfile = Some(value),

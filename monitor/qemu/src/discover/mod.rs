@@ -62,7 +62,7 @@ pub(crate) use listening::listening_socket;
 pub use listening::{Found, ListeningSocket, NotFound, SocketAt};
 pub use netns::{find_netns, in_netns};
 pub use origin::{Origin, is_there};
-pub use owner::{LibvirtScope, Owner, Ownership};
+pub use owner::{LibvirtScope, Owner, Ownership, Peer, peers};
 pub use proc::{
     ThreadIds, VcpuThread, VcpuThreads, cgroup_lines, has_thread, process_state, start_ticks,
     statm, status, vcpu_threads,

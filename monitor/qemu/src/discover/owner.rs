@@ -15,12 +15,15 @@
 mod cgroup;
 mod claims;
 mod names;
+mod peers;
 #[cfg(test)]
 mod tests;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use peers::{Peer, peers};
 
 use super::common::Common;
 
@@ -141,12 +144,15 @@ pub struct Ownership {
     pub is_certain: bool,
     /// What it was told by, a sentence each, fit for display.
     pub evidence: Vec<String>,
+    /// How it is told that OpenStack's nova has it made; `None`: it isn't.
+    #[serde(default)]
+    pub openstack: Option<String>,
 }
 
 impl Ownership {
     /// None that is known, and no evidence.
     pub fn bare() -> Self {
-        Self { owner: Owner::Bare, is_certain: false, evidence: Vec::new() }
+        Self { owner: Owner::Bare, is_certain: false, evidence: Vec::new(), openstack: None }
     }
 }
 
@@ -176,6 +182,8 @@ pub(super) struct Told {
     pub(super) readconfig: Option<String>,
     /// `manufacturer` of `-smbios type=1`.
     pub(super) manufacturer: Option<String>,
+    /// `product` of the same.
+    pub(super) product: Option<String>,
     /// The path of libvirt's `-object secret,id=masterKey0`.
     pub(super) master_key: Option<String>,
     /// There is a `-chardev socket,id=charmonitor`, as only libvirt calls it.
@@ -212,6 +220,7 @@ pub(super) fn classify(traces: &Traces) -> Ownership {
         .into_iter()
         .find_map(|claim| claim(traces, &groups))
         .unwrap_or_else(Ownership::bare);
+    ownership.openstack = peers::openstack(&traces.told);
     if ownership.owner == Owner::Bare {
         ownership.evidence.extend(claims::circumstances(traces, &groups));
     }

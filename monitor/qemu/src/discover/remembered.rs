@@ -96,8 +96,12 @@ mod tests {
 
     /// Ourselves, as if we were a VM.
     fn ourselves(owner: Owner) -> Vm {
-        let ownership =
-            Ownership { owner, is_certain: true, evidence: vec!["it is so".to_owned()] };
+        let ownership = Ownership {
+            owner,
+            is_certain: true,
+            evidence: vec!["it is so".to_owned()],
+            openstack: Some("by its product".to_owned()),
+        };
         let mut vm = Vm::stand_in(ownership, &["/run/a\nb.qmp"]);
         let pid = std::process::id();
         vm.id = VmId { pid, start_ticks: start_ticks(pid).expect("our own") };

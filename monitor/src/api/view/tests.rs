@@ -53,6 +53,10 @@ fn show_is_one_flat_object_with_the_fields_of_status_and_more() {
         ("executable", json!("/usr/bin/kvm")),
         ("start_ticks", json!(12)),
         ("owner_evidence", json!(["it is in the control group /qemu.slice/100.scope"])),
+        (
+            "also_restarted_by",
+            json!([{"peer": "pve-ha-lrm", "acts": "a", "flatline": "f", "known_by": "k"}]),
+        ),
         ("qmp", json!("connected")),
         (
             "taps",

@@ -16,12 +16,14 @@ use std::time::Duration;
 
 use super::{host_sampler::HostSampler, registry::Registry};
 use crate::{
-    api::view::{DumpView, HistoryView, HostView, ProbeState, ProbeView, ShowView, TapView},
+    api::view::{
+        DumpView, HistoryView, HostView, PeerView, ProbeState, ProbeView, ShowView, TapView,
+    },
     recovery::{Supervisor, evidence::dump},
     vm::{Context, WatchedVm},
 };
 use flatline_detector::verdict::Monitor;
-use flatline_qemu::discover::{Vm, VmId};
+use flatline_qemu::discover::{Vm, VmId, peers};
 
 pub(super) use facts::VmFacts;
 pub(super) use kept_clocks::KeptClocks;
@@ -92,6 +94,7 @@ impl Views<'_> {
             executable: watched.vm.executable.display().to_string(),
             start_ticks: watched.vm.id.start_ticks,
             owner_evidence: watched.vm.ownership.evidence.clone(),
+            also_restarted_by: peers(&watched.vm).into_iter().map(PeerView::from).collect(),
             qmp,
             taps: taps.collect(),
             disks: watched.vm.disks.iter().map(|disk| disk.path.clone()).collect(),

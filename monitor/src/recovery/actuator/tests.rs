@@ -36,7 +36,7 @@ fn restart(
     monitor: MonitorSays,
     reboot_action: ResetAction,
 ) -> Result<ActuatorPlan, String> {
-    let ownership = Ownership { owner, is_certain: true, evidence: Vec::new() };
+    let ownership = Ownership { owner, is_certain: true, ..Ownership::bare() };
     again(&ownership, actuation, monitor, reboot_action, 0)
 }
 
@@ -92,7 +92,7 @@ fn without_a_word_each_owner_has_its_own_way() {
 #[test]
 fn a_number_that_a_qemu_gave_itself_resets_and_ends_no_vm_but_itself() {
     let owner = Owner::Proxmox { vmid: 100 };
-    let ownership = Ownership { owner, is_certain: false, evidence: Vec::new() };
+    let ownership = Ownership { owner, is_certain: false, ..Ownership::bare() };
     let plan = |actuation: &ActuatorConfig| {
         again(&ownership, actuation, MonitorSays::Is(RunState::Running), ResetAction::Reset, 1)
     };
@@ -143,7 +143,7 @@ fn an_owner_without_a_way_is_refused_with_what_to_configure_and_done_by_a_comman
 #[test]
 fn after_restarts_without_life_its_owner_ends_it_and_starts_it_again_where_that_is_wanted() {
     let after = |owner: &Owner, actuation: &ActuatorConfig, attempts| {
-        let ownership = Ownership { owner: owner.clone(), is_certain: true, evidence: Vec::new() };
+        let ownership = Ownership { owner: owner.clone(), is_certain: true, ..Ownership::bare() };
         let monitor = MonitorSays::Is(RunState::Running);
         again(&ownership, actuation, monitor, ResetAction::Reset, attempts)
     };
@@ -312,7 +312,7 @@ fn an_actuator_of_another_owner_and_none_at_all_are_refused() {
 }
 
 fn start(owner: Owner, is_certain: bool, actuation: ActuatorConfig) -> Result<Vec<String>, String> {
-    let ownership = Ownership { owner, is_certain, evidence: Vec::new() };
+    let ownership = Ownership { owner, is_certain, ..Ownership::bare() };
     let actuation = ActuatorConfig { start_exited: true, ..actuation };
     let vm = Vm::stand_in(ownership, &[]);
     start_plan(&vm, &actuation).map(|steps| lines(&steps)).map_err(|why| why.to_string())
@@ -347,7 +347,7 @@ fn a_qemu_that_is_gone_is_started_by_its_owner_s_name_for_it() {
 
 #[test]
 fn nothing_that_is_gone_is_started_on_its_own_word_or_without_being_configured() {
-    let ownership = Ownership { owner: unit(), is_certain: true, evidence: Vec::new() };
+    let ownership = Ownership { owner: unit(), is_certain: true, ..Ownership::bare() };
     let vm = Vm::stand_in(ownership, &[]);
     let refusal = start_plan(&vm, &ActuatorConfig::default()).unwrap_err();
     assert!(refusal.to_string().contains("recovery.start_exited"), "{refusal}");

@@ -90,7 +90,7 @@ mod tests {
     use flatline_samples::RunState;
 
     fn vm(owner: Owner, is_certain: bool, uid: u32) -> Vm {
-        let ownership = Ownership { owner, is_certain, evidence: Vec::new() };
+        let ownership = Ownership { owner, is_certain, ..Ownership::bare() };
         Vm { origin: Origin { uid, ..Origin::default() }, ..Vm::stand_in(ownership, &[]) }
     }
 

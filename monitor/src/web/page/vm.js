@@ -113,6 +113,7 @@ function facts(vm) {
     ["Executable", vm.executable],
     ["Owner", `${owner.kind}${owner.name ? ` ${owner.name}` : ""}${owner.certain || owner.kind === "bare" ? "" : " (as it says itself)"}; ${by}`],
     ["Told by", vm.owner_evidence.join("; ")],
+    ["Also acts", vm.also_restarted_by.map((peer) => peer.peer).join(", ")],
     ["vCPUs", vm.vcpus.map((vcpu) => `${vcpu.id}: ${percent(vcpu.busy_ratio)}`).join(", ")],
     ["Network", network && `guest sent ${figure(network.guest_tx_packets)} packets, ${bytes(network.guest_tx_bytes)}; ${network.guest_rx_packets === null ? "what it was sent is not counted" : `was sent ${figure(network.guest_rx_packets)}, ${bytes(network.guest_rx_bytes)}`}`],
     ["Unseen networks", vm.unseen_networks],

@@ -137,6 +137,7 @@ pub(super) const SHOW: Shape = Both(
         ("uid", Unsigned),
         ("start_ticks", Unsigned),
         ("owner_evidence", List(&Text)),
+        ("also_restarted_by", List(&PEER)),
         ("qmp", Text),
         ("taps", List(&TAP)),
         ("disks", List(&Text)),
@@ -148,6 +149,9 @@ pub(super) const SHOW: Shape = Both(
         ("notes", List(&Text)),
     ]),
 );
+
+const PEER: Shape =
+    Object(&[("peer", Text), ("acts", Text), ("flatline", Text), ("known_by", Text)]);
 
 const TAP: Shape = Object(&[
     ("name", Text),

@@ -14,7 +14,7 @@ fn named(
     evidence: Vec<String>,
 ) -> Option<Ownership> {
     let owner = owner.unwrap_or_else(|why| Owner::Unclear { product, why });
-    Some(Ownership { owner, is_certain, evidence })
+    Some(Ownership { owner, is_certain, evidence, openstack: None })
 }
 
 fn in_group(path: &str) -> String {
