@@ -83,7 +83,7 @@ pub(crate) fn task(options: &Options) -> Result<()> {
         bail!("no column is called {unknown}: see `cargo xtask hosts --list`");
     }
     if options.document {
-        return write_document(&Results::new(directory().join("results"))?);
+        return write_document(&Results::new(results())?);
     }
     if !rustix::process::geteuid().is_root() {
         bail!("hosts needs root, to unpack a Debian");
@@ -114,9 +114,14 @@ pub(crate) fn task(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Where packages, disks and results are kept.
+/// Where packages and disks are kept.
 fn directory() -> PathBuf {
     workspace_root().join("target/hosts")
+}
+
+/// Where results are: beside the document, so that a host can be played anew without the others.
+fn results() -> PathBuf {
+    workspace_root().join("docs/hosts")
 }
 
 fn write_document(results: &Results) -> Result<()> {
@@ -148,7 +153,7 @@ impl Ground {
         let began = Instant::now();
         let dir = directory();
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let results = Results::new(dir.join("results"))?;
+        let results = Results::new(results())?;
         Ok(Self { dir, daemon, kits: Vec::new(), results, began })
     }
 

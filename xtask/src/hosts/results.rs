@@ -53,10 +53,14 @@ impl Results {
     /// If it can't be written.
     pub(super) fn keep(&self, host: &Host, played: &Played) -> Result<()> {
         let path = self.path(host.name);
-        let whole = match self.of(host) {
+        let mut whole = match self.of(host) {
             Some(before) => merged(before, played),
             None => played.clone(),
         };
+        // What is as is due needs no explanation.
+        for cell in whole.cells.iter_mut().filter(|cell| cell.as_due != Some(false)) {
+            cell.detail = None;
+        }
         std::fs::write(&path, serde_json::to_string_pretty(&whole)?)
             .with_context(|| format!("cannot write {}", path.display()))
     }
