@@ -65,21 +65,41 @@ impl Libvirtd {
         Ok(libvirtd)
     }
 
-    /// Starts a domain with this name and UUID, which boots a sector.
+    /// Starts a domain with this name and UUID, which boots a sector and is left as it is when it panics. It is gone once it
+    /// ends.
     ///
     /// # Errors
     ///
     /// If libvirt refuses: with its log.
-    pub fn create(&mut self, (name, uuid): (&str, &str), sector: BootSector) -> Result<()> {
-        let image = self.dir.join("home").join(format!("{uuid}.img"));
+    pub fn create(&mut self, id: (&str, &str), sector: BootSector) -> Result<()> {
+        let xml = self.describe(id, sector, "preserve")?;
+        self.virsh(&["create", &xml]).with_context(|| self.log())?;
+        self.domains.push(id.1.to_owned());
+        Ok(())
+    }
+
+    /// Starts a domain likewise, with which libvirt does `on_crash` when it panics, and which can be started again.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    pub fn define(&mut self, id: (&str, &str), sector: BootSector, on_crash: &str) -> Result<()> {
+        let xml = self.describe(id, sector, on_crash)?;
+        self.virsh(&["define", &xml]).with_context(|| self.log())?;
+        self.virsh(&["start", id.1]).with_context(|| self.log())?;
+        self.domains.push(id.1.to_owned());
+        Ok(())
+    }
+
+    /// Writes a domain's disk and XML; returns the path of the latter.
+    fn describe(&self, id: (&str, &str), sector: BootSector, on_crash: &str) -> Result<String> {
+        let image = self.dir.join("home").join(format!("{}.img", id.1));
         sector.write(&image)?;
         chown(&image, Some(NOBODY), Some(NOBODY))?;
         let xml = self.dir.join("domain.xml");
-        std::fs::write(&xml, domain((name, uuid), &self.dir.join("emulator"), &image))?;
-        let xml = xml.to_str().context("no UTF-8")?;
-        self.virsh(&["create", xml]).with_context(|| self.log())?;
-        self.domains.push(uuid.to_owned());
-        Ok(())
+        let (emulator, serial) = (self.dir.join("emulator"), self.serial(id.1));
+        std::fs::write(&xml, domain(id, &emulator, &image, (&serial, on_crash)))?;
+        Ok(xml.to_str().context("no UTF-8")?.to_owned())
     }
 
     /// What `virsh` prints.
@@ -93,6 +113,11 @@ impl Libvirtd {
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         ensure!(output.status.success(), "{arguments:?}: {said}{output:?}");
         Ok(said)
+    }
+
+    /// The socket of a domain's serial line.
+    pub fn serial(&self, uuid: &str) -> PathBuf {
+        self.dir.join("home").join(format!("{uuid}.tty"))
     }
 
     /// How clients reach it.
@@ -135,7 +160,12 @@ fn as_nobody(dir: &Path, program: &str) -> Command {
     command
 }
 
-fn domain((name, uuid): (&str, &str), qemu: &Path, image: &Path) -> String {
+fn domain(
+    (name, uuid): (&str, &str),
+    qemu: &Path,
+    image: &Path,
+    (serial, on_crash): (&Path, &str),
+) -> String {
     format!(
         "<domain type='qemu'>
   <name>{name}</name>
@@ -143,7 +173,7 @@ fn domain((name, uuid): (&str, &str), qemu: &Path, image: &Path) -> String {
   <memory unit='MiB'>32</memory>
   <vcpu>1</vcpu>
   <os><type arch='x86_64' machine='pc'>hvm</type></os>
-  <on_crash>preserve</on_crash>
+  <on_crash>{on_crash}</on_crash>
   <devices>
     <emulator>{}</emulator>
     <disk type='file' device='disk'>
@@ -151,12 +181,14 @@ fn domain((name, uuid): (&str, &str), qemu: &Path, image: &Path) -> String {
       <source file='{}'/>
       <target dev='vda' bus='virtio'/>
     </disk>
+    <serial type='unix'><source mode='bind' path='{}'/></serial>
     <panic model='isa'/>
   </devices>
 </domain>
 ",
         qemu.display(),
-        image.display()
+        image.display(),
+        serial.display()
     )
 }
 

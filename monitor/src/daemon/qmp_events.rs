@@ -97,6 +97,9 @@ pub(super) fn on_event(
         ask_run_state(watched, inboxes);
     }
     let is_reset = matches!(event, QmpEvent::Reset { .. });
+    if let QmpEvent::Reset { guest } = event {
+        watched.recovery.overtaken.note(guest);
+    }
     if watched.recovery.is_restarting() || watched.recovery.is_resuming() && is_reset {
         // What it says now belongs to the crash or to our own reset.
         return Act::Nothing;

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use super::Overtaken;
 use crate::{identity::Key, storage::incident::Incident};
 use flatline_detector::verdict::DetectionPolicy;
 use flatline_qemu::discover::Vm;
@@ -76,8 +77,10 @@ pub(crate) enum Stage {
     WaitingForMonitor,
     /// The guest writes its own crash dump; it is restarted once that is done, unless it resets itself.
     WaitingForDump,
-    /// It did, and is to show life.
+    /// It did, or reset itself before it was restarted, and is to show life.
     ResetItself,
+    /// Another reset it before flatline did, and it is to show life.
+    ResetByAnother,
     /// It is on hold; once that is over, it is judged anew.
     OnHold,
     /// Nothing was done, or not enough, and it may be convicted once more: of the same crash, if it shows no life before.
@@ -97,6 +100,7 @@ impl Stage {
             | Self::WaitingForMonitor
             | Self::WaitingForDump
             | Self::ResetItself
+            | Self::ResetByAnother
             | Self::OnHold
             | Self::Reopened => true,
             Self::Restarting | Self::Closed => false,
@@ -113,6 +117,8 @@ pub(crate) struct RecoveryState {
     pub(crate) reported: Option<Incident>,
     /// Restarts that this daemon began.
     pub(crate) restarts: u64,
+    /// Resets that came while its last restart was prepared.
+    pub(crate) overtaken: Overtaken,
     /// An earlier daemon restarted it, and may not have told QEMU again what to do at a reset.
     pub(crate) put_back: bool,
 }

@@ -193,7 +193,7 @@ impl Supervisor {
         if !(waits && heard && watched.detector.watch.state == State::Alive) {
             return;
         }
-        if case.stage == Stage::ResetItself {
+        if matches!(case.stage, Stage::ResetItself | Stage::ResetByAnother) {
             return self.recovered_by_itself(watched, context);
         }
         // A later crash is another one, for a later daemon as well.

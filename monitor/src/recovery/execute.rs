@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::json;
 
 use super::{
-    Restart, RestartError, Step,
+    Overtaken, Restart, RestartError, Step,
     evidence::{self, Wanted},
     nmi, plan,
 };
@@ -53,6 +53,7 @@ pub(crate) async fn restart(
     qmp: &QmpHandle,
     configured: ResetAction,
     wanted: &Wanted,
+    overtaken: &Overtaken,
     writes: impl Fn() -> Option<u64>,
     journal: &mut impl Journal,
 ) -> Result<Restart, RestartError> {
@@ -78,6 +79,9 @@ pub(crate) async fn restart(
             return Err(RestartError::Lost { kept: Box::new(evidence.keep().await), source });
         }
     };
+    if let Err(error) = overtaken.none_yet() {
+        return Err(error.with(evidence.keep().await));
+    }
     let steps = plan(&now).map_err(RestartError::Refused)?;
     let mut words: Vec<String> = steps.iter().map(|step| step.words()).collect();
     if configured == ResetAction::Shutdown {

@@ -19,6 +19,7 @@ mod incident_writer;
 mod journal;
 mod nmi;
 mod outcome;
+mod overtaken;
 mod own_dump;
 mod places;
 mod plan;
@@ -44,6 +45,7 @@ pub(crate) use event::{Event, EventKind, EventSink};
 pub(crate) use execute::{finish, put_back};
 pub(crate) use incident_writer::IncidentWriter;
 pub(crate) use outcome::{Restart, RestartError};
+pub(crate) use overtaken::Overtaken;
 pub(crate) use plan::PUT_BACK_AFTER;
 pub(crate) use supervisor::Supervisor;
 

@@ -51,6 +51,12 @@ pub(crate) enum RestartError {
     /// The run state couldn't be learned; nothing was touched.
     #[error("QEMU does not tell its run state")]
     Unknown(#[source] QmpError),
+    /// The guest was reset while this was prepared, by itself or by another; nothing was touched.
+    #[error("it was reset meanwhile")]
+    Overtaken {
+        /// What was learned by then.
+        kept: Box<Kept>,
+    },
     /// QEMU did not answer any more once it had been asked for evidence; nothing was touched.
     #[error("QEMU does not tell its run state since it was asked for evidence")]
     Lost {
@@ -136,7 +142,8 @@ impl RestartError {
 
     fn kept(&mut self) -> Option<&mut Box<Kept>> {
         match self {
-            Self::Lost { kept, .. }
+            Self::Overtaken { kept }
+            | Self::Lost { kept, .. }
             | Self::Step { kept, .. }
             | Self::Owner { kept, .. }
             | Self::NotRunning { kept, .. } => Some(kept),
@@ -151,6 +158,7 @@ impl RestartError {
             Self::Refused(_)
             | Self::StillWriting
             | Self::Unknown(_)
+            | Self::Overtaken { .. }
             | Self::Lost { .. }
             | Self::NotAsked(_)
             | Self::Owner { reset_at: None, .. }
@@ -178,6 +186,7 @@ impl RestartError {
             Self::Refused(_)
             | Self::StillWriting
             | Self::Unknown(_)
+            | Self::Overtaken { .. }
             | Self::NotAsked(_)
             | Self::Owner { .. }
             | Self::NotRunning { .. } => false,

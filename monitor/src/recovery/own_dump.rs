@@ -38,11 +38,14 @@ impl Supervisor {
         }
     }
 
-    /// A guest that reset itself after its dump shows life.
+    /// A guest that reset itself, after its dump or before it was restarted, or that another reset, shows life.
     pub(super) fn recovered_by_itself(&mut self, watched: &mut WatchedVm, context: &Context<'_>) {
-        if let Some(case) = &mut watched.recovery.case {
-            case.incident.recovered_at = Some(context.wall);
-        }
-        self.close(watched, Outcome::Recovered, Some("after that it reset itself"));
+        let Some(case) = &mut watched.recovery.case else { return };
+        case.incident.recovered_at = Some(context.wall);
+        let why = match case.stage {
+            Stage::ResetByAnother => "another reset it before flatline did",
+            _ => "after that it reset itself",
+        };
+        self.close(watched, Outcome::Recovered, Some(why));
     }
 }

@@ -160,6 +160,7 @@ impl Supervisor {
                 let outcome = match error {
                     RestartError::Refused(_) | RestartError::NotAsked(_) => Outcome::Refused,
                     RestartError::StillWriting
+                    | RestartError::Overtaken { .. }
                     | RestartError::Unknown(_)
                     | RestartError::Lost { .. }
                     | RestartError::Step { .. }

@@ -1,7 +1,7 @@
 //! Builds what a restart may use: its owner's actuation, the monitor, and what is to be gathered before.
 
 use super::{
-    Refusal, Stage, Supervisor,
+    Overtaken, Refusal, Stage, Supervisor,
     actuator::{MonitorSays, RestartContext, Situation, chosen, restart_plan},
     evidence::{Wanted, dump},
 };
@@ -90,5 +90,6 @@ pub(super) fn context_of(
     let attempts = attempts.len();
     let hangs = cause == Cause::QemuUnresponsive.as_str();
     let (vm, incident) = (evidence.vm.clone(), (id.clone(), cause.clone(), reason.clone()));
-    RestartContext { vm, actuation, monitor, attempts, hangs, incident, evidence }
+    let overtaken = Overtaken::default();
+    RestartContext { vm, actuation, monitor, attempts, hangs, incident, evidence, overtaken }
 }

@@ -25,6 +25,7 @@ impl Supervisor {
         };
         let Some(case) = &mut watched.recovery.case else { return };
         case.stage = Stage::Restarting;
+        watched.recovery.overtaken = restart.overtaken.clone();
         watched.memory.give_up();
         case.incident.outcome = None;
         // What became of a try before this one is over.
@@ -58,6 +59,7 @@ impl Supervisor {
             | Stage::Resuming
             | Stage::WaitingForDump
             | Stage::ResetItself
+            | Stage::ResetByAnother
             | Stage::Reopened
             | Stage::Closed => {}
         }
@@ -88,10 +90,15 @@ impl Supervisor {
         &mut self,
         watched: &mut WatchedVm,
         attempts: Vec<Attempt>,
-        result: Result<Restart, RestartError>,
+        mut result: Result<Restart, RestartError>,
         context: &Context<'_>,
     ) {
         let (id, now) = (watched.vm.id, context.now);
+        if let Err(error) = &mut result
+            && self.was_overtaken(watched, &attempts, error, context)
+        {
+            return;
+        }
         let cause = watched.detector.watch.state.cause();
         let (Some(case), Some(cause)) = (&mut watched.recovery.case, cause) else { return };
         case.incident.attempts = attempts;

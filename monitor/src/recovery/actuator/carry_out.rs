@@ -2,8 +2,8 @@
 
 use super::{
     ActuatorPlan, ActuatorStep, MonitorSays, RestartContext, Situation,
-    checks::{check_all, reboot_action},
-    chosen, is_power_cycle, restart_plan, start_plan,
+    checks::{Domain, check_all, domain},
+    chosen, is_power_cycle, on_crash, restart_plan, start_plan,
     steps::take_all,
 };
 use crate::{
@@ -46,14 +46,18 @@ pub(crate) async fn restart(
             if matches!(chosen, Ok(Actuator::Qmp)) && !is_power_cycle(vm, actuation, *attempts) =>
         {
             let wanted = &context.evidence;
-            return execute::restart(qmp, vm.reboot_action, wanted, writes, journal).await;
+            let (action, overtaken) = (vm.reboot_action, &context.overtaken);
+            return execute::restart(qmp, action, wanted, overtaken, writes, journal).await;
         }
         Ok(qmp) => MonitorSays::Is(qmp.query_status().await.map_err(RestartError::Unknown)?),
         Err(_) if context.hangs => MonitorSays::Hangs,
         Err(Some(why)) => MonitorSays::Nothing(why.clone()),
         Err(None) => MonitorSays::IsNotThere,
     };
-    let reboot_action = reboot_action(context).await?;
+    let Domain { reboot_action, on_crash } = domain(context).await?;
+    if let (Ok(qmp), MonitorSays::Is(before)) = (&context.monitor, &says) {
+        on_crash::leave_to_libvirt(context, qmp, before, on_crash.as_deref()).await?;
+    }
     let checked = checked(context, says.clone(), reboot_action).await?;
     let before = match says {
         MonitorSays::Is(run_state) => run_state,
@@ -64,6 +68,9 @@ pub(crate) async fn restart(
         Err(_) => (checked, Evidence::default()),
     };
     let Checked { steps, replaces_qemu, told } = checked;
+    if let Err(error) = context.overtaken.none_yet() {
+        return Err(error.with(evidence.keep().await));
+    }
     journal.begun(&before, steps.iter().map(ActuatorStep::words).collect()).await;
     // Pictures are compressed while its owner acts.
     let kept = evidence.keep();
@@ -196,7 +203,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::{config::ActuatorConfig, recovery::evidence::Wanted};
+    use crate::{
+        config::ActuatorConfig,
+        recovery::{Overtaken, evidence::Wanted},
+    };
     use flatline_qemu::{
         discover::{Ownership, Vm},
         text::error_chain,
@@ -235,6 +245,7 @@ mod tests {
             attempts: 0,
             hangs: false,
             incident: (text("20261122T100001Z-web-1"), text("halted"), text("why\nnot $(id)")),
+            overtaken: Overtaken::default(),
         }
     }
 

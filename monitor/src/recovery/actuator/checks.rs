@@ -80,27 +80,43 @@ fn threads(reply: &str) -> Option<Vec<u32>> {
     vcpus.iter().map(thread).collect()
 }
 
-/// What a reset leads to. libvirt tells QEMU only once it runs (`qemuProcessSetupLifecycleActions` in its
-/// src/qemu/qemu_process.c), so that the command line doesn't say, and the domain's XML does.
-pub(super) async fn reboot_action(context: &RestartContext) -> Result<ResetAction, RestartError> {
+/// What a VM's owner has said that is done with its guest.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Domain {
+    /// What a reset leads to.
+    pub(super) reboot_action: ResetAction,
+    /// What libvirt does by itself at a panic that the guest announces; `None`: it isn't libvirt's, or doesn't say.
+    pub(super) on_crash: Option<String>,
+}
+
+/// What is to become of a guest at a reset and a panic. libvirt tells QEMU only once it runs
+/// (`qemuProcessSetupLifecycleActions` in its src/qemu/qemu_process.c), so that the command line doesn't say, and the domain's XML
+/// does.
+pub(super) async fn domain(context: &RestartContext) -> Result<Domain, RestartError> {
     let told = context.vm.reboot_action;
-    let Owner::Libvirt { uuid, scope, .. } = &context.vm.ownership.owner else { return Ok(told) };
+    let of_command_line = Domain { reboot_action: told, on_crash: None };
+    let Owner::Libvirt { uuid, scope, .. } = &context.vm.ownership.owner else {
+        return Ok(of_command_line);
+    };
     if !matches!(chosen(&context.vm, &context.actuation), Ok(Actuator::Libvirt)) {
-        return Ok(told);
+        return Ok(of_command_line);
     }
     let uri = libvirt_uri(*scope, &context.actuation).map_err(RestartError::Refused)?;
     let xml = run(&Virsh::new(&uri, uuid).on_domain("dumpxml"), &[], CHECK_LIMIT).await;
     let xml = xml.map_err(RestartError::NotAsked)?;
-    Ok(match on_reboot(&String::from_utf8_lossy(&xml.stdout)) {
+    let xml = String::from_utf8_lossy(&xml.stdout);
+    let reboot_action = match lifecycle(&xml, "on_reboot") {
         Some("restart") | None => told,
         Some(_) => ResetAction::Shutdown,
-    })
+    };
+    Ok(Domain { reboot_action, on_crash: lifecycle(&xml, "on_crash").map(str::to_owned) })
 }
 
-/// The domain's `<on_reboot>`. Text in a domain's description is escaped, so that nothing else can look like it.
-fn on_reboot(xml: &str) -> Option<&str> {
-    let (_, rest) = xml.split_once("<on_reboot>")?;
-    rest.split_once("</on_reboot>").map(|(action, _)| action)
+/// What a domain's XML says in such an element, as `<on_reboot>` is. Text in a domain's description is escaped, so that nothing
+/// else can look like it.
+fn lifecycle<'a>(xml: &'a str, element: &str) -> Option<&'a str> {
+    let (_, rest) = xml.split_once(&format!("<{element}>"))?;
+    rest.split_once(&format!("</{element}>")).map(|(action, _)| action)
 }
 
 #[cfg(test)]
@@ -175,7 +191,9 @@ mod tests {
     fn what_a_domain_does_on_a_reboot_is_read_from_its_xml() {
         let xml =
             "<domain>\n  <on_poweroff>destroy</on_poweroff>\n  <on_reboot>destroy</on_reboot>";
-        assert_eq!(on_reboot(xml), Some("destroy"));
-        assert_eq!(on_reboot("<domain><description>&lt;on_reboot&gt;x</description>"), None);
+        assert_eq!(lifecycle(xml, "on_reboot"), Some("destroy"));
+        assert_eq!(lifecycle(xml, "on_crash"), None);
+        let escaped = "<domain><description>&lt;on_reboot&gt;x</description>";
+        assert_eq!(lifecycle(escaped, "on_reboot"), None);
     }
 }

@@ -7,7 +7,7 @@ use tracing::warn;
 use super::ActuatorStep;
 use crate::{
     config::{ActuatorConfig, CommandUser},
-    recovery::evidence::Wanted,
+    recovery::{Overtaken, evidence::Wanted},
 };
 use flatline_qemu::{
     discover::{Vm, is_there},
@@ -35,6 +35,8 @@ pub(crate) struct RestartContext {
     pub(crate) incident: (String, String, String),
     /// What is to be gathered of the guest before it is restarted.
     pub(crate) evidence: Wanted,
+    /// Resets that came while this was prepared.
+    pub(crate) overtaken: Overtaken,
 }
 
 impl RestartContext {

@@ -17,6 +17,7 @@ mod carry_out;
 mod checks;
 mod choice;
 mod context;
+mod on_crash;
 mod plan;
 mod programs;
 mod replace;

@@ -28,7 +28,10 @@ impl Journal for Noted {
 }
 
 /// Restarts a guest whose QEMU tells one of `states` for each question for it, the last one from then on.
-async fn restart_through(states: &[&'static str]) -> (Result<Restart, RestartError>, Noted, Done) {
+async fn restart_through(
+    states: &[&'static str],
+    overtaken: &Overtaken,
+) -> (Result<Restart, RestartError>, Noted, Done) {
     let done = Done::default();
     let (seen, mut left) = (done.clone(), states.to_vec());
     let qemu = qemu(move |command, arguments, descriptor| match command {
@@ -46,7 +49,7 @@ async fn restart_through(states: &[&'static str]) -> (Result<Restart, RestartErr
     let wanted = wanted(&qemu, Duration::from_secs(20));
     let mut noted = Noted::default();
     let reset = ResetAction::Reset;
-    let result = restart(&qemu.handle, reset, &wanted, || None, &mut noted).await;
+    let result = restart(&qemu.handle, reset, &wanted, overtaken, || None, &mut noted).await;
     (result, noted, done)
 }
 
@@ -54,7 +57,9 @@ async fn restart_through(states: &[&'static str]) -> (Result<Restart, RestartErr
 async fn the_plan_is_made_of_the_run_state_after_the_evidence() {
     // One for the session itself, one before the evidence, one after it.
     let panicked = ["guest-panicked", "guest-panicked"];
-    let (result, noted, done) = restart_through(&[&panicked[..], &["paused"]].concat()).await;
+    let none = Overtaken::default();
+    let states = [&panicked[..], &["paused"]].concat();
+    let (result, noted, done) = restart_through(&states, &none).await;
     let error = result.unwrap_err();
     assert!(
         matches!(&error, RestartError::Refused(why) if why.0.contains("on purpose")),
@@ -64,13 +69,27 @@ async fn the_plan_is_made_of_the_run_state_after_the_evidence() {
     assert!(noted.0.is_empty() && done.lock().unwrap().is_empty(), "{done:?}");
 
     let states = ["guest-panicked", "prelaunch", "running"];
-    let (result, noted, done) = restart_through(&[&panicked[..], &states].concat()).await;
+    let (result, noted, done) = restart_through(&[&panicked[..], &states].concat(), &none).await;
     let restart = result.unwrap();
     assert_eq!(restart.action, "system_reset, cont");
     assert_eq!(restart.run_states, (RunState::GuestPanicked, RunState::Running));
     assert!(restart.kept.files.iter().any(|(name, _)| *name == "registers.txt"));
     assert_eq!(noted.0, ["begun", "told"]);
     assert_eq!(*done.lock().unwrap(), ["set-action", "system_reset", "cont"]);
+}
+
+#[tokio::test]
+async fn a_guest_that_was_reset_meanwhile_is_not_reset_again_and_its_evidence_is_kept() {
+    let overtaken = Overtaken::default();
+    overtaken.note(false);
+    let states = ["guest-panicked", "guest-panicked", "running"];
+    let (result, noted, done) = restart_through(&states, &overtaken).await;
+    let mut error = result.unwrap_err();
+    assert!(matches!(error, RestartError::Overtaken { .. }), "{error:?}");
+    assert_eq!((error.stand(), error.is_silence()), (Stand::Untouched, false));
+    assert!(noted.0.is_empty() && done.lock().unwrap().is_empty(), "{done:?}");
+    let files = error.take_kept().files;
+    assert!(files.iter().any(|(name, _)| *name == "registers.txt"), "{files:?}");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 mod ended;
 mod hangs;
 mod libvirt;
+mod on_crash;
 
 use std::path::Path;
 use std::process::Command;
@@ -56,6 +57,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             hangs::test,
         ),
         trial_that_may_skip("a_libvirt_domain_that_panics_is_reset_through_virsh", libvirt::test),
+        trial_that_may_skip("what_libvirt_does_itself_at_a_panic_is_left_to_it", on_crash::test),
     ]
 }
 
