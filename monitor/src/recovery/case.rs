@@ -20,12 +20,14 @@ pub(crate) struct Case {
     /// Why it was convicted, without what came of that.
     pub(crate) grounds: String,
     pub(crate) tries: Tries,
+    /// Why its owner has it locked, as it was told, since it was tried to restart it.
+    pub(crate) locked: Option<String>,
 }
 
 impl Case {
     pub(crate) fn new(incident: Incident, stage: Stage, since: Duration) -> Self {
         let grounds = incident.reason.clone();
-        Self { incident, stage, since, grounds, tries: Tries::default() }
+        Self { incident, stage, since, grounds, tries: Tries::default(), locked: None }
     }
 }
 

@@ -17,6 +17,7 @@ mod exit_reason;
 mod hold;
 mod incident_writer;
 mod journal;
+mod locked;
 mod nmi;
 mod outcome;
 mod overtaken;

@@ -45,6 +45,12 @@ pub(crate) enum RestartError {
     /// There is a reason not to; nothing was touched.
     #[error("{0}")]
     Refused(Refusal),
+    /// Its owner has it locked, or doesn't tell; nothing was touched, and it is to be tried again.
+    #[error("{0}")]
+    Locked(String),
+    /// Its owner no longer has it locked, and nothing was touched so far: it is to be judged anew.
+    #[error("its owner has unlocked it")]
+    Unlocked,
     /// It panicked, and goes on writing to its disk: it saves a dump of its own. Nothing was touched.
     #[error("the guest is still writing")]
     StillWriting,
@@ -147,7 +153,12 @@ impl RestartError {
             | Self::Step { kept, .. }
             | Self::Owner { kept, .. }
             | Self::NotRunning { kept, .. } => Some(kept),
-            Self::Refused(_) | Self::StillWriting | Self::Unknown(_) | Self::NotAsked(_) => None,
+            Self::Refused(_)
+            | Self::Locked(_)
+            | Self::Unlocked
+            | Self::StillWriting
+            | Self::Unknown(_)
+            | Self::NotAsked(_) => None,
         }
     }
 
@@ -156,6 +167,8 @@ impl RestartError {
         const RESET: &str = "system_reset";
         match self {
             Self::Refused(_)
+            | Self::Locked(_)
+            | Self::Unlocked
             | Self::StillWriting
             | Self::Unknown(_)
             | Self::Overtaken { .. }
@@ -184,6 +197,8 @@ impl RestartError {
             Self::Step { source, .. } => !source.is_answer(),
             Self::Owner { source: OwnerError::Qmp(source), .. } => !source.is_answer(),
             Self::Refused(_)
+            | Self::Locked(_)
+            | Self::Unlocked
             | Self::StillWriting
             | Self::Unknown(_)
             | Self::Overtaken { .. }

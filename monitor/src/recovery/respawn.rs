@@ -11,6 +11,7 @@ use super::{
     Case, Clearance, Effect, EventKind, Restart, RestartError, Stage, Supervisor,
     case::{Progress, Respawn},
     evidence::Wanted,
+    locked::LOOKED_AT_EVERY,
     places::Place,
     restart_context::context_of,
 };
@@ -27,6 +28,8 @@ use flatline_qemu::{
 
 /// After its owner's program ended well, the new QEMU has so long to be found: a sweep comes every 10 s.
 pub(super) const FOUND_WITHIN: Duration = Duration::from_secs(30);
+/// Once its QEMU is gone, a VM's lock has so long to go: Proxmox VE's freeze of a guest's file systems waits ten minutes for it.
+const UNLOCKED_WITHIN: Duration = Duration::from_secs(15 * 60);
 
 impl Supervisor {
     /// Starts the VMs whose pause is over, and gives up those of which no QEMU was found.
@@ -146,19 +149,30 @@ impl Supervisor {
                 respawn.progress = Progress::Expected(context.now + FOUND_WITHIN);
                 self.respawns.push(respawn);
             }
+            Err(RestartError::Locked(why)) if may_be_unlocked(&respawn.incident, context) => {
+                info!(vm = respawn.vm.name, "not started yet: {why}");
+                respawn.progress = Progress::Pausing(context.now + LOOKED_AT_EVERY);
+                self.respawns.push(respawn);
+            }
             Err(error) => {
                 let why = error_chain(&error);
                 warn!(vm = respawn.vm.name, "start: {why}");
                 respawn.incident.reason = format!("{}; {why}", respawn.incident.reason);
-                let is_unit = matches!(respawn.vm.ownership.owner, Owner::SystemdUnit { .. });
-                if is_unit && matches!(error, RestartError::Refused(_)) {
-                    // systemd may be starting it by itself.
+                let starts_itself = matches!(
+                    respawn.vm.ownership.owner,
+                    Owner::SystemdUnit { .. } | Owner::Proxmox { .. }
+                );
+                if starts_itself && matches!(error, RestartError::Refused(_)) {
+                    // systemd, or HA, may be starting it by itself.
                     respawn.progress = Progress::Expected(context.now + FOUND_WITHIN);
                     self.respawns.push(respawn);
                     return;
                 }
                 let outcome = match error {
-                    RestartError::Refused(_) | RestartError::NotAsked(_) => Outcome::Refused,
+                    RestartError::Refused(_)
+                    | RestartError::Locked(_)
+                    | RestartError::Unlocked
+                    | RestartError::NotAsked(_) => Outcome::Refused,
                     RestartError::StillWriting
                     | RestartError::Overtaken { .. }
                     | RestartError::Unknown(_)
@@ -228,6 +242,13 @@ impl Supervisor {
         let stage = Stage::AwaitingLife { since };
         Some(((state, reason), Case::new(incident, stage, now)))
     }
+}
+
+/// Whether the lock of a VM that is to be started is waited for: what worked on it ends soon once its QEMU is gone, and a lock
+/// that stays is one that was left behind.
+fn may_be_unlocked(incident: &Incident, context: &Context<'_>) -> bool {
+    let waited = context.wall.duration_since(incident.detected_at);
+    waited.is_ok_and(|waited| waited < UNLOCKED_WITHIN)
 }
 
 /// Whether a QEMU with the key `found` may be the one that is expected. One that root started may give its rights up later

@@ -46,7 +46,9 @@ impl Supervisor {
             Err(_) => is_planned(MonitorSays::IsNotThere).map(|()| Err(None))?,
         };
         let wanted = self.wanted(watched, &case.incident, context);
-        Ok(context_of(wanted, actuation, monitor, &case.incident))
+        let was_locked = case.locked.is_some();
+        let context = context_of(wanted, actuation, monitor, &case.incident);
+        Ok(RestartContext { was_locked, ..context })
     }
 
     /// What is to be gathered of a VM that is about to be restarted. What is shown of it is added where that is known.
@@ -90,6 +92,16 @@ pub(super) fn context_of(
     let attempts = attempts.len();
     let hangs = cause == Cause::QemuUnresponsive.as_str();
     let (vm, incident) = (evidence.vm.clone(), (id.clone(), cause.clone(), reason.clone()));
-    let overtaken = Overtaken::default();
-    RestartContext { vm, actuation, monitor, attempts, hangs, incident, evidence, overtaken }
+    let (was_locked, overtaken) = (false, Overtaken::default());
+    RestartContext {
+        vm,
+        actuation,
+        monitor,
+        attempts,
+        hangs,
+        was_locked,
+        incident,
+        evidence,
+        overtaken,
+    }
 }

@@ -137,6 +137,8 @@ impl Supervisor {
                 watched.step(&Input::SetAside(format!("not restarted: {why}")), now);
                 self.refuse(watched, &why.to_string(), Stage::Reopened);
             }
+            Err(RestartError::Locked(why)) => self.leave_locked(watched, why, context),
+            Err(RestartError::Unlocked) => self.end_lock(watched, context),
             Err(error) => self.restart_failed(watched, cause, error, context),
         }
     }

@@ -31,6 +31,7 @@ use flatline_qemu::{
     qmp::{self, QmpError, QmpEvent, QmpState, QmpTarget, RunState, Transport},
 };
 
+mod locked;
 mod overtaken;
 mod own_dump;
 mod turns;

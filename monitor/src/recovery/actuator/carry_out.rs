@@ -3,7 +3,7 @@
 use super::{
     ActuatorPlan, ActuatorStep, MonitorSays, RestartContext, Situation,
     checks::{Domain, check_all, domain},
-    chosen, is_power_cycle, on_crash, restart_plan, start_plan,
+    chosen, is_power_cycle, on_crash, proxmox, restart_plan, start_plan,
     steps::take_all,
 };
 use crate::{
@@ -32,12 +32,13 @@ struct Checked {
 /// as for [`execute::restart`], which does it where QMP is the way.
 ///
 /// # Errors
-/// As there; [`RestartError::Refused`] leaves the guest untouched.
+/// As there; [`RestartError::Refused`], [`RestartError::Locked`] and [`RestartError::Unlocked`] leave the guest untouched.
 pub(crate) async fn restart(
     context: &RestartContext,
     writes: impl Fn() -> Option<u64>,
     journal: &mut impl Journal,
 ) -> Result<Restart, RestartError> {
+    let context = &proxmox::cleared(context).await?;
     let RestartContext { vm, actuation, attempts, .. } = context;
     let chosen = chosen(vm, actuation);
     let says = match &context.monitor {
@@ -68,6 +69,8 @@ pub(crate) async fn restart(
         Err(_) => (checked, Evidence::default()),
     };
     let Checked { steps, replaces_qemu, told } = checked;
+    // Gathering took its time.
+    proxmox::still_unlocked(vm).await?;
     if let Err(error) = context.overtaken.none_yet() {
         return Err(error.with(evidence.keep().await));
     }
@@ -173,12 +176,13 @@ fn refused(why: &str) -> RestartError {
 /// Starts a VM whose QEMU is gone by what its owner has for that.
 ///
 /// # Errors
-/// [`RestartError::Refused`] where nothing was tried.
+/// [`RestartError::Refused`] and [`RestartError::Locked`] where nothing was tried.
 pub(crate) async fn start(
     context: &RestartContext,
     journal: &mut impl Journal,
 ) -> Result<Restart, RestartError> {
     let steps = start_plan(&context.vm, &context.actuation).map_err(RestartError::Refused)?;
+    proxmox::may_start(context).await?;
     let told = check_all(&steps).await?;
     journal.begun(&unknown(), steps.iter().map(ActuatorStep::words).collect()).await;
     let done = take_all(context, &steps, "start", told, journal).await?;
@@ -244,6 +248,7 @@ mod tests {
             monitor: Err(None),
             attempts: 0,
             hangs: false,
+            was_locked: false,
             incident: (text("20261122T100001Z-web-1"), text("halted"), text("why\nnot $(id)")),
             overtaken: Overtaken::default(),
         }

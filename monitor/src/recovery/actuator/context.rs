@@ -31,6 +31,8 @@ pub(crate) struct RestartContext {
     pub(crate) attempts: usize,
     /// QEMU itself stands convicted of hanging.
     pub(crate) hangs: bool,
+    /// Its owner had it locked when this was tried last.
+    pub(crate) was_locked: bool,
     /// The incident's id, cause and reason, for the configured command.
     pub(crate) incident: (String, String, String),
     /// What is to be gathered of the guest before it is restarted.

@@ -12,6 +12,7 @@
 //! is asked by checks that stand in it: that a unit's main process, or a domain's vCPUs, are those of the very QEMU
 //! that was convicted. They come first of all, and one that fails ends the plan before anything is touched, written
 //! down or counted. A program that runs as root is run by a VM's name only where something [vouches](vouch) for that.
+//! A guest that its owner has locked is left alone by every means, and its HA is not worked against ([`proxmox`]).
 
 mod carry_out;
 mod checks;
@@ -20,6 +21,7 @@ mod context;
 mod on_crash;
 mod plan;
 mod programs;
+mod proxmox;
 mod replace;
 mod steps;
 #[cfg(test)]
