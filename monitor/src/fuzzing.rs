@@ -5,7 +5,7 @@
 //! one is a function here with a row in the table, and in `fuzz/` a target of one line with a few seeds.
 
 pub use flatline_detector::recording::fuzzing::recording;
-pub use flatline_qemu::fuzzing::{command_line, proc, qmp, registers};
+pub use flatline_qemu::fuzzing::{command_line, libvirt, proc, qmp, registers};
 
 use crate::config::{Config, ConfigError};
 use flatline_samples::{GuestMemory, Strain};

@@ -24,6 +24,7 @@ pub struct Libvirtd {
     child: Child,
     dir: PathBuf,
     uri: String,
+    socket: PathBuf,
     domains: Vec<String>,
 }
 
@@ -49,20 +50,56 @@ impl Libvirtd {
         let emulator = dir.join("emulator");
         std::fs::write(&emulator, emulator_script(qemu))?;
         std::fs::set_permissions(&emulator, std::fs::Permissions::from_mode(0o755))?;
-        let child = as_nobody(dir, "libvirtd")
-            .args(["--timeout", "300"])
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(dir.join("libvirtd.log"))?)
-            .spawn()
-            .context("cannot start libvirtd")?;
+        let child = spawn(dir)?;
         let socket = dir.join("run/libvirt/libvirt-sock");
         let uri = format!("qemu+unix:///session?socket={}", socket.display());
-        let libvirtd = Self { child, dir: dir.to_owned(), uri, domains: Vec::new() };
-        wait_until("libvirtd's socket", WITHIN, || {
-            Ok(libvirtd.virsh(&["version"]).is_ok().then_some(()))
-        })
-        .with_context(|| libvirtd.log())?;
+        let libvirtd = Self { child, dir: dir.to_owned(), uri, socket, domains: Vec::new() };
+        libvirtd.wait_until_it_answers()?;
         Ok(libvirtd)
+    }
+
+    fn wait_until_it_answers(&self) -> Result<()> {
+        wait_until("libvirtd's socket", WITHIN, || {
+            Ok(self.virsh(&["version"]).is_ok().then_some(()))
+        })
+        .with_context(|| self.log())
+    }
+
+    /// Kills it; its domains go on without it.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be killed.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Starts it again after it was killed.
+    ///
+    /// # Errors
+    ///
+    /// If it doesn't answer: with its log.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.child = spawn(&self.dir)?;
+        self.wait_until_it_answers()
+    }
+
+    /// How many connections to its socket there are.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel's list can't be read.
+    pub fn connections(&self) -> Result<usize> {
+        let path = self.socket.display().to_string();
+        let sockets = std::fs::read_to_string("/proc/net/unix")?;
+        // The sixth word is the state, of which 03 is connected; only the end that took the connection has the path.
+        let is_one = |line: &&str| {
+            let mut words = line.split_whitespace();
+            words.nth(5) == Some("03") && line.ends_with(&path)
+        };
+        Ok(sockets.lines().filter(is_one).count())
     }
 
     /// Starts a domain with this name and UUID, which boots a sector and is left as it is when it panics. It is gone once it
@@ -145,6 +182,13 @@ impl Drop for Libvirtd {
     }
 }
 
+fn spawn(dir: &Path) -> Result<Child> {
+    let log = std::fs::File::options().create(true).append(true).open(dir.join("libvirtd.log"))?;
+    let mut command = as_nobody(dir, "libvirtd");
+    command.args(["--timeout", "300"]).stdout(Stdio::null()).stderr(log);
+    command.spawn().context("cannot start libvirtd")
+}
+
 /// A program of that user, which has nothing outside of `dir`.
 fn as_nobody(dir: &Path, program: &str) -> Command {
     let mut command = Command::new(program);
@@ -182,6 +226,7 @@ fn domain(
       <target dev='vda' bus='virtio'/>
     </disk>
     <serial type='unix'><source mode='bind' path='{}'/></serial>
+    <video><model type='vga'/></video>
     <panic model='isa'/>
   </devices>
 </domain>

@@ -7,6 +7,7 @@ use bytes::BytesMut;
 use tokio_util::codec::Decoder;
 
 pub use crate::discover::fuzzing::{command_line, proc};
+use crate::libvirt::fuzz as parts;
 
 use crate::{
     qmp::{
@@ -79,6 +80,14 @@ fn check_event(event: &QmpEvent) {
         | QmpEvent::DeviceDeleted => "",
     };
     assert!(text.len() <= MAX_TEXT_CHARS && text.bytes().all(|byte| matches!(byte, b' '..=b'~')));
+}
+
+/// The bodies of libvirt's messages: an answer, an event, a refusal.
+pub fn libvirt(bytes: &[u8]) {
+    if let Some((event, words)) = parts(bytes) {
+        event.iter().for_each(check_event);
+        assert!(words.bytes().all(|byte| matches!(byte, b' '..=b'~')), "{words:?}");
+    }
 }
 
 /// The text of `info registers -a`, of `info lapic`, and of `info pic`.

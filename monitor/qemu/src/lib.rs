@@ -6,7 +6,9 @@
 
 pub mod blocking;
 pub mod discover;
+pub mod libvirt;
 mod other_end;
+mod outgoing;
 pub mod peer;
 pub mod program;
 pub mod qmp;

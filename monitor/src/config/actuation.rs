@@ -45,7 +45,7 @@ words! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum QmpTransport {
-    /// As fits its owner: brief for Proxmox VE and Ganeti, through `virsh` for libvirt, else kept.
+    /// As fits its owner: brief for Proxmox VE and Ganeti, through libvirt for its domains, else kept.
     Auto,
     /// One connection, kept open, by which events are heard.
     Keep,

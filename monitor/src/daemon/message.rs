@@ -15,6 +15,7 @@ use crate::{
 use flatline_detector::verdict::Testimony;
 use flatline_qemu::{
     discover::{ResetAction, Vm, VmId},
+    libvirt::Links,
     qmp::{QmpNotice, Room},
 };
 use flatline_samples::RunState;
@@ -56,6 +57,8 @@ pub(super) struct Inboxes {
     pub(super) notices: Sender<(VmId, QmpNotice)>,
     /// What all sessions hold of unfinished messages.
     pub(super) room: Room,
+    /// The connections to libvirt, which the sessions of its domains share.
+    pub(super) links: Links,
     /// Which of the processes that start may be looked at one by one.
     pub(super) starts: Starts,
 }

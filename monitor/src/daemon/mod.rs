@@ -64,6 +64,7 @@ use clients::Clients;
 use event_loop::EventLoop;
 use flatline_qemu::{
     discover::{Vm, VmId},
+    libvirt::Links,
     qmp::{QmpNotice, Room},
 };
 use host_sampler::HostSampler;
@@ -156,7 +157,8 @@ pub(crate) async fn run(
             if processes.is_some() && sampler.hears_of_starts() {
                 starts.are_told();
             }
-            let inboxes = Inboxes { messages, notices, room: Room::default(), starts };
+            let (room, links) = (Room::default(), Links::default());
+            let inboxes = Inboxes { messages, notices, room, links, starts };
             let mut event_loop = EventLoop::new((config, source), store, sampler, inboxes, clients);
             let (remembered, recalled) = recalled;
             event_loop.taking_over = TakingOver::new(remembered);

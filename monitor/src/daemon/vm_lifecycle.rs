@@ -122,7 +122,7 @@ impl EventLoop {
             info!(vm = vm.name, "not asked for: {why}");
         }
         let age = watchers::age(id).unwrap_or_default();
-        let transport = transport_to(&vm, &self.config);
+        let transport = transport_to(&vm, &self.config, &self.inboxes.links);
         let hears_late = matches!(transport, Some(Transport::Brief(_) | Transport::Libvirt(_)));
         let every = self.config.memory_every_for(&vm.name, vm.origin.uid);
         let memory = MemoryWatch::new(every, transport.as_ref(), now);

@@ -3,8 +3,6 @@
 //! A domain is named by its UUID, which `virsh` takes for a name (`virshLookupDomainInternal` in libvirt's
 //! tools/virsh-util.c), and which can be nothing else: a domain's own name may have any character.
 
-use serde_json::Value;
-
 use super::Program;
 
 /// `virsh` for one domain.
@@ -41,10 +39,10 @@ impl Virsh {
         program
     }
 
-    /// A QMP command, answered with QEMU's own reply. libvirt marks the domain as tainted by that.
-    pub fn monitor_command(&self, qmp: &Value) -> Program {
+    /// A QMP command in JSON, answered with QEMU's own reply. libvirt marks the domain as tainted by that.
+    pub fn monitor_command(&self, qmp: &str) -> Program {
         let mut program = self.on_domain("qemu-monitor-command");
-        program.words.extend(["--".to_owned(), qmp.to_string()]);
+        program.words.extend(["--".to_owned(), qmp.to_owned()]);
         program
     }
 

@@ -34,7 +34,6 @@ mod flood;
 mod limits;
 mod notice;
 mod outbox;
-mod outgoing;
 mod reading;
 mod requests;
 mod room;
@@ -60,6 +59,7 @@ use requests::{Ended, Inbox};
 
 use crate::{
     discover::{ListeningSocket, ThreadsTold, VmId},
+    libvirt::{Domain, Link},
     program::virsh::Virsh,
 };
 
@@ -95,7 +95,7 @@ pub enum Transport {
     Keep(QmpTarget),
     /// A connection for each batch of commands; events are not heard.
     Brief(QmpTarget),
-    /// `virsh`, while libvirt holds the monitor.
+    /// libvirt, which holds the monitor.
     Libvirt(LibvirtTarget),
 }
 
@@ -119,6 +119,10 @@ pub struct LibvirtTarget {
     pub virsh: Virsh,
     /// The domain's name, which stands in each event's line.
     pub domain: String,
+    /// The same libvirt by its own protocol, and the domain; `None` where it is no socket of this host.
+    pub link: Option<(Link, Domain)>,
+    /// Its user, of which a libvirt that is not root's must be.
+    pub uid: u32,
 }
 
 /// Starts a session's task, on the current tokio runtime. What it holds of unfinished messages is in `room`.

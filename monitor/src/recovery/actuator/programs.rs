@@ -9,7 +9,7 @@ use flatline_qemu::program::{Program, virsh::Virsh};
 /// Tells QEMU through libvirt that a reset resets, and doesn't end it.
 pub(super) fn reset_on_reboot(virsh: &Virsh) -> ActuatorStep {
     let qmp = json!({ "execute": "set-action", "arguments": { "reboot": "reset" } });
-    ActuatorStep::Tell(virsh.monitor_command(&qmp))
+    ActuatorStep::Tell(virsh.monitor_command(&qmp.to_string()))
 }
 
 /// `virsh` on a domain.
@@ -20,7 +20,7 @@ pub(super) fn virsh(virsh: &Virsh, command: &str) -> ActuatorStep {
 /// Makes sure that the vCPUs of libvirt's domain are this QEMU's.
 pub(super) fn threads_of(virsh: &Virsh, pid: u32) -> ActuatorStep {
     let threads = json!({ "execute": "query-cpus-fast" });
-    ActuatorStep::Check(virsh.monitor_command(&threads), Check::AreThreadsOf(pid))
+    ActuatorStep::Check(virsh.monitor_command(&threads.to_string()), Check::AreThreadsOf(pid))
 }
 
 /// `qm`, which takes a VM's number as its first argument.

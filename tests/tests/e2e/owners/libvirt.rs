@@ -53,6 +53,10 @@ pub(super) fn test() -> Result<Option<String>> {
     // It crashes after each boot: the second time, its limit is reached.
     let failed = |row: &Value| row["state"] == "failed";
     wait_for_vm(&daemon, name, "failed", WITHIN, failed)?;
+    let incidents = incidents_of(&daemon, name)?;
+    for kept in ["registers.txt", "screen.png"] {
+        ensure!(incidents[0]["evidence"].to_string().contains(kept), "no {kept}: {incidents:?}");
+    }
 
     // What was done on purpose stays done.
     for (name, _) in [SUSPENDED, DESTROYED] {

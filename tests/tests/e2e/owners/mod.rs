@@ -6,6 +6,7 @@
 mod ended;
 mod hangs;
 mod libvirt;
+mod libvirt_away;
 mod on_crash;
 
 use std::path::Path;
@@ -58,6 +59,14 @@ pub(crate) fn trials() -> Vec<Trial> {
         ),
         trial_that_may_skip("a_libvirt_domain_that_panics_is_reset_through_virsh", libvirt::test),
         trial_that_may_skip("what_libvirt_does_itself_at_a_panic_is_left_to_it", on_crash::test),
+        trial_that_may_skip(
+            "idle_domains_of_libvirt_share_one_connection_and_start_no_program",
+            libvirt_away::idle,
+        ),
+        trial_that_may_skip(
+            "a_libvirtd_that_hangs_or_is_killed_costs_its_domains_their_monitor_and_no_more",
+            libvirt_away::away,
+        ),
     ]
 }
 

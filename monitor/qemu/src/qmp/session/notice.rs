@@ -108,8 +108,14 @@ pub enum QmpError {
         source: CodecError,
     },
     /// A command that hands QEMU a file descriptor, where it goes through a program; nothing was sent.
-    #[error("{command} hands over a file descriptor, which libvirt does not pass on")]
+    #[error("{command} hands over a file descriptor, which virsh does not pass on")]
     NoDescriptors {
+        /// The command's name.
+        command: String,
+    },
+    /// A command that libvirt's daemon does not survive; nothing was sent.
+    #[error("{command} is not passed on through libvirt, whose daemon may end by it")]
+    Withheld {
         /// The command's name.
         command: String,
     },
@@ -129,6 +135,7 @@ impl QmpError {
             | Self::Disconnected { .. }
             | Self::Unsendable { .. }
             | Self::NoDescriptors { .. }
+            | Self::Withheld { .. }
             | Self::SessionClosed => false,
         }
     }
@@ -143,7 +150,8 @@ impl QmpError {
             | Self::Skipped { .. }
             | Self::Malformed { .. }
             | Self::Unsendable { .. }
-            | Self::NoDescriptors { .. } => false,
+            | Self::NoDescriptors { .. }
+            | Self::Withheld { .. } => false,
         }
     }
 }

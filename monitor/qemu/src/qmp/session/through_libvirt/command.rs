@@ -1,6 +1,6 @@
-//! One command through libvirt, and what is read of what `virsh` says to it.
+//! One command through libvirt, over its socket or by a `virsh`, and what is read of the answer.
 
-use std::time::Duration;
+use std::{os::fd::OwnedFd, time::Duration};
 
 use bytes::BytesMut;
 use serde_json::{Value, json};
@@ -11,9 +11,10 @@ use tokio::{
 use tokio_util::codec::Decoder as _;
 
 use crate::{
-    program::{Place, RunError, run_bounded},
+    libvirt::{CallError, Domain, Link},
+    program::{Place, RunError, run_bounded, virsh::Virsh},
     qmp::{
-        LibvirtTarget, QmpError,
+        QmpError,
         codec::{CodecError, Excess, MAX_COMMAND_BYTES, MAX_MESSAGE_BYTES, Message, QmpCodec},
     },
     text::{MAX_TEXT_CHARS, error_chain, printable},
@@ -23,24 +24,91 @@ use crate::{
 /// once would be a storm of flatline's own making.
 static AT_ONCE: Semaphore = Semaphore::const_new(16);
 
+/// Commands that are not passed on: libvirtd 9.0 ends at the completion of a dump that it did not begin itself.
+const WITHHELD: [&str; 1] = ["dump-guest-memory"];
+
+/// How libvirt is spoken to.
+#[derive(Clone, Debug)]
+pub(super) enum Way {
+    /// Over its socket, by the connection of this number.
+    Link(Link, Domain, u64),
+    /// By a program.
+    Virsh(Virsh),
+}
+
+/// A command that is to be passed on.
+pub(super) struct Command<'a> {
+    pub(super) name: &'a str,
+    pub(super) arguments: Option<&'a Value>,
+    /// Handed over with it, where that can be done.
+    pub(super) file: Option<OwnedFd>,
+    pub(super) limit: Duration,
+}
+
+impl<'a> Command<'a> {
+    /// One without arguments.
+    pub(super) fn bare(name: &'a str, limit: Duration) -> Self {
+        Self { name, arguments: None, file: None, limit }
+    }
+}
+
+impl Way {
+    /// Has libvirt pass a command on to the domain's monitor.
+    pub(super) async fn execute(&self, command: Command<'_>) -> Result<Value, QmpError> {
+        let Command { name, arguments, file, limit } = command;
+        let named = || name.to_owned();
+        if WITHHELD.contains(&name) {
+            return Err(QmpError::Withheld { command: named() });
+        }
+        let mut message = json!({ "execute": name });
+        if let Some(arguments) = arguments {
+            message["arguments"] = arguments.clone();
+        }
+        let message = message.to_string();
+        if message.len() > MAX_COMMAND_BYTES {
+            let source = CodecError::CommandTooLarge { bytes: message.len() };
+            return Err(QmpError::Unsendable { command: named(), source });
+        }
+        match self {
+            Self::Link(link, domain, _) => {
+                let answered = link.execute(domain, message, file, limit).await;
+                answered
+                    .map_err(|error| of_a_call(name, limit, error))
+                    .and_then(|reply| reply_in(name, &reply))
+            }
+            Self::Virsh(_) if file.is_some() => Err(QmpError::NoDescriptors { command: named() }),
+            Self::Virsh(virsh) => by_program(virsh, name, &message, limit).await,
+        }
+    }
+}
+
+/// What became of a call, in the words of a session.
+fn of_a_call(command: &str, limit: Duration, error: CallError) -> QmpError {
+    let command = command.to_owned();
+    match error {
+        CallError::NotConnected(reason) | CallError::Gone(reason) => {
+            QmpError::NotConnected { reason }
+        }
+        CallError::Busy => QmpError::Busy,
+        CallError::Timeout => QmpError::Timeout { command, limit },
+        CallError::Disconnected => QmpError::Disconnected { command },
+        CallError::Refused(desc) => {
+            QmpError::Command { command, class: "libvirt".to_owned(), desc }
+        }
+        CallError::TooLong => QmpError::Skipped { command, excess: Excess::Bytes },
+        CallError::Malformed => QmpError::Malformed { command },
+    }
+}
+
 /// One command through a `virsh` of its own.
-pub(super) async fn execute(
-    target: &LibvirtTarget,
+async fn by_program(
+    virsh: &Virsh,
     command: &str,
-    arguments: Option<&Value>,
+    message: &str,
     limit: Duration,
 ) -> Result<Value, QmpError> {
     let name = || command.to_owned();
-    let mut message = json!({ "execute": command });
-    if let Some(arguments) = arguments {
-        message["arguments"] = arguments.clone();
-    }
-    let program = target.virsh.monitor_command(&message);
-    let bytes = program.words.last().map_or(0, String::len);
-    if bytes > MAX_COMMAND_BYTES {
-        let source = CodecError::CommandTooLarge { bytes };
-        return Err(QmpError::Unsendable { command: name(), source });
-    }
+    let program = virsh.monitor_command(message);
     let deadline = Instant::now() + limit;
     // Never closed.
     let Ok(Ok(_turn)) = timeout_at(deadline, AT_ONCE.acquire()).await else {

@@ -1,4 +1,4 @@
-//! QEMU's events, as a `virsh` that stays prints them.
+//! QEMU's events, as they come over libvirt's socket, or as a `virsh` that stays prints them.
 
 use std::time::Duration;
 
@@ -9,9 +9,11 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+use super::command::Way;
 use crate::{
-    program::{self, Place},
-    qmp::{LibvirtTarget, QmpEvent},
+    libvirt::Hearing,
+    program::{self, Place, virsh::Virsh},
+    qmp::QmpEvent,
 };
 
 /// The longest line of an event that is read: QEMU's own are below a few hundred bytes.
@@ -19,25 +21,61 @@ pub(super) const LINE_BYTES: usize = 16 << 10;
 /// The pause before the `virsh` for the events is begun anew.
 const EVENTS_PAUSE: Duration = Duration::from_secs(5);
 
-/// The `virsh` that prints events.
-pub(super) struct Events {
+/// The events of a domain.
+pub(super) enum Events {
+    Link(Hearing),
+    Virsh(Box<Printed>),
+}
+
+impl Events {
+    pub(super) fn begin(way: &Way, domain: &str) -> Self {
+        match way {
+            Way::Link(link, domain, _) => Self::Link(link.hear(domain)),
+            Way::Virsh(virsh) => {
+                Self::Virsh(Box::new(Printed::begin(virsh.clone(), domain.to_owned())))
+            }
+        }
+    }
+
+    /// The next event; `None` where something else came. Nothing is lost if it is not waited for to the end.
+    pub(super) async fn next(&mut self) -> Option<QmpEvent> {
+        match self {
+            Self::Link(hearing) => hearing.next().await,
+            Self::Virsh(printed) => printed.next().await,
+        }
+    }
+
+    /// Whether some were left out since this was asked last, so that what they told is to be asked for.
+    pub(super) fn were_lost(&self) -> bool {
+        match self {
+            Self::Link(hearing) => hearing.were_lost(),
+            Self::Virsh(_) => false,
+        }
+    }
+}
+
+/// What a `virsh` prints of events.
+pub(super) struct Printed {
+    virsh: Virsh,
+    domain: String,
     /// It, and what it prints; `None` until it is begun anew.
     child: Option<(Child, BufReader<ChildStdout>)>,
     begins_at: Instant,
     line: Vec<u8>,
 }
 
-impl Events {
-    pub(super) fn begin(target: &LibvirtTarget) -> Self {
-        let mut events = Self { child: None, begins_at: Instant::now(), line: Vec::new() };
-        events.begin_anew(target);
+impl Printed {
+    fn begin(virsh: Virsh, domain: String) -> Self {
+        let (begins_at, line) = (Instant::now(), Vec::new());
+        let mut events = Self { virsh, domain, child: None, begins_at, line };
+        events.begin_anew();
         events
     }
 
-    fn begin_anew(&mut self, target: &LibvirtTarget) {
+    fn begin_anew(&mut self) {
         self.line.clear();
         self.begins_at = Instant::now() + EVENTS_PAUSE;
-        let program = target.virsh.events();
+        let program = self.virsh.events();
         let name = program.words.first().map_or("", String::as_str);
         let child = program::find(name)
             .and_then(|path| program::spawn(&path, &program, &[], &Place::default()).ok());
@@ -49,16 +87,15 @@ impl Events {
         });
     }
 
-    /// The next event; `None` where something else was printed, or the program has ended. Nothing is lost if it is
-    /// not waited for to the end.
-    pub(super) async fn next(&mut self, target: &LibvirtTarget) -> Option<QmpEvent> {
+    /// The next event; `None` where something else was printed, or the program has ended.
+    async fn next(&mut self) -> Option<QmpEvent> {
         let Some((_, stdout)) = &mut self.child else {
             sleep_until(self.begins_at).await;
-            self.begin_anew(target);
+            self.begin_anew();
             return None;
         };
         let goes_on = read_line(stdout, &mut self.line).await;
-        let event = event_in(&String::from_utf8_lossy(&self.line), &target.domain);
+        let event = event_in(&String::from_utf8_lossy(&self.line), &self.domain);
         self.line.clear();
         if !goes_on {
             // Killed, should it not have ended.

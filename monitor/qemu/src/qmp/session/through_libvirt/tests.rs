@@ -38,7 +38,7 @@ fn session(dir: &Path, cases: &str) -> (QmpHandle, Notices) {
     let vm = VmId { pid: own, start_ticks: discover::start_ticks(own).unwrap() };
     let virsh = Virsh::new("qemu:///system", "c7a5fdbd-edaf-9455-926a-d65c16db1809")
         .by(&["/bin/sh", script.to_str().unwrap()]);
-    let target = LibvirtTarget { vm, virsh, domain: "d".to_owned() };
+    let target = LibvirtTarget { vm, virsh, domain: "d".to_owned(), link: None, uid: 0 };
     let (sender, notices) = mpsc::channel(64);
     (spawn(Transport::Libvirt(target), sender, Limits::default(), Room::default()), notices)
 }

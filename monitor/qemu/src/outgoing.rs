@@ -18,19 +18,19 @@ use tokio::{io::Interest, net::UnixStream};
 
 /// Bytes and descriptors in the order in which they go.
 #[derive(Debug, Default)]
-pub(super) struct Outgoing {
+pub(crate) struct Outgoing {
     bytes: BytesMut,
     /// Each with how many bytes go before it.
     descriptors: VecDeque<(usize, OwnedFd)>,
 }
 
 impl Outgoing {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
     /// Has `encode` append bytes, and `descriptor` go with the first of them.
-    pub(super) fn append<E>(
+    pub(crate) fn append<E>(
         &mut self,
         descriptor: Option<OwnedFd>,
         encode: impl FnOnce(&mut BytesMut) -> Result<(), E>,
@@ -46,7 +46,7 @@ impl Outgoing {
     }
 
     /// Sends some of it. Nothing is lost if this is dropped before it ends.
-    pub(super) async fn send(&mut self, socket: &UnixStream) -> io::Result<()> {
+    pub(crate) async fn send(&mut self, socket: &UnixStream) -> io::Result<()> {
         let (length, descriptor) = match self.descriptors.front() {
             Some((0, descriptor)) => {
                 let next = self.descriptors.get(1).map_or(self.bytes.len(), |(at, _)| *at);
