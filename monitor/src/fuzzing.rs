@@ -20,6 +20,7 @@ pub const ENTRIES: &[Entry] = &[
     ("config", config),
     ("incident", incident),
     ("ledger", ledger),
+    ("libvirt", libvirt),
     ("picture", picture),
     ("port", port),
     ("proc", proc),

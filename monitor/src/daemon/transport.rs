@@ -95,8 +95,8 @@ mod tests {
         assert_eq!(way(Owner::Proxmox { vmid: 100 }, sockets, ""), Some("brief"));
         assert_eq!(way(Owner::Ganeti { instance: "a".to_owned() }, sockets, ""), Some("brief"));
         assert_eq!(way(libvirt(LibvirtScope::System), &[], ""), Some("socket"));
-        let elsewhere = "[recovery]\nlibvirt_uri = \"qemu+ssh://host/system\"\n";
-        assert_eq!(way(libvirt(LibvirtScope::System), &[], elsewhere), Some("virsh"));
+        let escaped = "[recovery]\nlibvirt_uri = \"qemu+unix:///system?socket=/run/a%20b\"\n";
+        assert_eq!(way(libvirt(LibvirtScope::System), &[], escaped), Some("virsh"));
         assert_eq!(way(Owner::Bare, &[], ""), None);
     }
 

@@ -52,6 +52,7 @@ const ROOMS: [(&str, &[&str]); 30] = [
     ("heartbeat", &["heartbeats"]),
     ("history", &["top", "page"]),
     ("insight", &["unreadable"]),
+    ("libvirt", &["owners"]),
     ("memory", &["memory"]),
     ("metrics", &["metrics", "alerts"]),
     ("monitor-ebpf", &["counts", "network", "taps", "storage", "neighbours", "upgrade"]),

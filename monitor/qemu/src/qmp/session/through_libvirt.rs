@@ -1,6 +1,6 @@
 //! Sessions through libvirt, which holds the monitor of its domains: over its socket, on the one connection that all
-//! sessions share; or, where it is on another machine or asks for authentication, by a `virsh` for each command and one
-//! that stays for the events.
+//! sessions share; or, where its URI is more than a plain socket's or it asks for authentication, by a `virsh` for each
+//! command and one that stays for the events.
 //!
 //! A domain is talked to only after its vCPUs were shown to be threads of the very QEMU that was found: the UUID
 //! that led to it is from that QEMU's own command line. libvirt passes commands on one after the other, and its
