@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use crate::process::{capture, workspace_root};
 
 /// The end-to-end tests of a room: of a module, wherever it stands, or of a directory.
-const ROOMS: [(&str, &[&str]); 30] = [
+const ROOMS: [(&str, &[&str]); 31] = [
     ("activity", &["brought_back", "left_alone", "overcommitted"]),
     ("api", &["reports", "metrics", "page", "web_access", "top", "hostile", "tenants_http"]),
     ("balloon", &["memory", "witnesses"]),
