@@ -225,7 +225,7 @@ impl Filter {
     }
 }
 
-/// The filter called `name` whose program can be exchanged for another: one of chain 0 before which no other stands.
+/// The filter called `name`, if its program can be exchanged for another: it is of chain 0, and no other stands before it.
 pub(super) fn exchangeable<'a>(filters: &'a [Filter], name: &str) -> Option<&'a Filter> {
     let ours = filters.iter().find(|filter| filter.is_called(name))?;
     (ours.chain == 0 && first_before(filters, name).is_none()).then_some(ours)

@@ -38,7 +38,7 @@ impl Endpoint {
         let sockets = match socket {
             Some(path) => vec![PathBuf::from(Some(path).filter(is_path)?)],
             None if is_system => SYSTEM.map(PathBuf::from).to_vec(),
-            // Whose session is meant depends on the caller.
+            // Which user's session is meant depends on the caller.
             None => return None,
         };
         Some(Self { sockets, name, is_system })

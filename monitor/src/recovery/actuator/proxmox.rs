@@ -60,7 +60,7 @@ pub(super) async fn cleared(context: &RestartContext) -> Result<RestartContext, 
     Ok(without_has(context, &standing))
 }
 
-/// That a VM whose QEMU is gone may be started by `qm`, or by what is configured instead.
+/// That a VM without a QEMU may be started by `qm`, or by what is configured instead.
 ///
 /// # Errors
 /// [`RestartError::Locked`], and [`RestartError::Refused`] where HA starts it.

@@ -7,7 +7,7 @@
 use super::{Owner, Ownership, Product, Told};
 use crate::discover::{Vm, display_text};
 
-/// Another one that acts on a VM whose guest crashed, or whose QEMU ended.
+/// Another program that acts on a VM after its guest crashed, or its QEMU ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     /// One word for it, as it stands in JSON.
